@@ -1,0 +1,190 @@
+"""The one place that reads a dataset: hub, local files or generated, all brought to one form.
+
+`prepare` turns any source into parquet files, one a role, beside a `dataset.json` record; everything after it reads
+those through `load`. The roles: `train` is trained on, `selection` scores candidates, `report` is what reports use.
+Selection and report never share a row: where the source has no split of its own for selection, a fixed sample of
+train serves, else (if asked for) a fixed part of the report rows, which the report then leaves out and says so.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from . import records
+from .errors import DataError
+
+logger = logging.getLogger("coppice.data")
+
+ROLES = ("train", "selection", "report")
+SELECTION_ROWS = 1000  # rows of train that stand in for a selection split
+SELECTION_SHARE = 5  # one report row in five goes to selection where there is nothing else
+MAPPING = {"json": ("*.json", "*.jsonl"), "csv": ("*.csv",), "parquet": ("*.parquet",), "text": ("*.txt", "*.txt.gz")}
+
+TASK_COLUMNS = {
+    "boolq": ("question", "passage", "label"),
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "winogrande": ("sentence", "option1", "option2", "answer"),
+    "arc_easy": ("question", "choices", "answerKey"),
+    "arc_challenge": ("question", "choices", "answerKey"),
+    "openbookqa": ("question_stem", "choices", "answerKey"),
+}
+
+
+def prepare(name, entry, folder, needs_selection=True, required=(), limit=None):
+    """Read the dataset `name` from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
+
+    `entry` is its resolved configuration (path, name, revision, format, columns, splits: role -> split or file).
+    Raises DataError where a split, file or column is missing or a role has no rows.
+    """
+    splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
+    tables = {}
+    for role, split in splits.items():
+        table = _read(name, entry, split)
+        if table is not None:
+            tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
+    if not tables:
+        raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
+    if limit:
+        tables = {role: table.select(range(min(limit, len(table)))) for role, table in tables.items()}
+    notes = _add_selection(tables, needs_selection)
+    write(name, tables, folder, splits=splits, source=_public(entry), notes=notes)
+
+
+def _public(entry):
+    return {key: entry.get(key) for key in ("path", "name", "revision", "format", "columns")}
+
+
+def _read(name, entry, split):
+    """One split as a `datasets.Dataset`, or None where a local folder does not have it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    if not entry.get("format"):
+        try:
+            return datasets.load_dataset(entry["path"], entry.get("name"), revision=entry.get("revision"), split=split)
+        except ValueError as error:
+            if "Unknown split" in str(error):
+                return None
+            raise DataError(f"datasets.{name}: {entry['path']} does not load: {error}") from error
+        except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
+            raise DataError(f"datasets.{name}: {entry['path']} cannot be fetched: {error}") from error
+    files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
+    if not files:
+        return None
+    try:
+        table = datasets.load_dataset(entry["format"], data_files={"rows": [str(f) for f in files]}, split="rows")
+    except Exception as error:  # a garbled file raises whatever the parser of its format raises
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(
+            f"datasets.{name}: {', '.join(map(str, files))}: is not valid {entry['format']}: {reason}"
+        ) from error
+    return table.map(lambda row: {"text": row["text"].strip()}) if entry["format"] == "text" else table
+
+
+def _local_files(path, form, split):
+    """The files that hold `split`: the file itself, one named so in the folder, or those whose name has the split's."""
+    path = path.absolute()
+    if path.is_file():
+        return [path]
+    if (path / split).is_file():
+        return [path / split]
+    found = sorted(file for pattern in MAPPING[form] for file in path.glob(pattern))
+    return [file for file in found if split in _words(file.name)]
+
+
+def _words(filename):
+    """The parts of a file name between dots, dashes, underscores: `ptb.train.txt.gz` has `train`."""
+    for separator in "-_":
+        filename = filename.replace(separator, ".")
+    return filename.split(".")
+
+
+def _rename(name, table, columns, required, split):
+    """Bring the columns to their canonical names and check that the required ones are there."""
+    for canonical, actual in columns.items():
+        if actual not in table.column_names:
+            raise DataError(
+                f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' (it has {', '.join(table.column_names)})"
+            )
+        if actual != canonical:
+            if canonical in table.column_names:
+                table = table.remove_columns(canonical)
+            table = table.rename_column(actual, canonical)
+    missing = [column for column in required if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"datasets.{name}: split {split} lacks the column {', '.join(missing)} (it has {', '.join(table.column_names)}); map it with datasets.{name}.columns"
+        )
+    return table
+
+
+def _add_selection(tables, needed):
+    """Give `tables` a selection role where it lacks one, by the rules of the module's head; returns what was done."""
+    if "selection" in tables or not needed:
+        return []
+    if "train" in tables:
+        order = sorted(range(len(tables["train"])), key=lambda i: _row_digest(tables["train"][i]))
+        chosen = sorted(order[:SELECTION_ROWS])
+        tables["selection"] = tables["train"].select(chosen)
+        return [f"selection: a fixed sample of {len(chosen)} rows of train"]
+    if "report" not in tables:
+        return []
+    report = tables["report"]
+    marks = [int(_row_digest(row), 16) % SELECTION_SHARE == 0 for row in report]
+    tables["selection"] = report.select([i for i, mark in enumerate(marks) if mark])
+    tables["report"] = report.select([i for i, mark in enumerate(marks) if not mark])
+    kept = len(tables["report"])
+    return [f"selection: a fixed part of the report split ({len(report) - kept} rows), which reports leave out"]
+
+
+def _row_digest(row):
+    return hashlib.sha256(records.canonical(row).encode()).hexdigest()
+
+
+def write(name, tables, folder, splits, source, notes=()):
+    """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows."""
+    import datasets
+
+    folder = Path(folder)
+    roles = {}
+    for role, table in tables.items():
+        if not len(table):
+            raise DataError(f"datasets.{name}: its {role} split has no rows")
+        table = table if isinstance(table, datasets.Dataset) else datasets.Dataset.from_list(table)
+        content = hashlib.sha256()
+        for row in table:
+            content.update(records.canonical(row).encode())
+        with records.atomic(folder / f"{role}.parquet", "wb") as file:
+            table.to_parquet(file)
+        roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": content.hexdigest()}
+    records.write(folder / "dataset.json", {"name": name, "roles": roles, "source": source, "notes": list(notes)})
+
+
+def load(record, role):
+    """The rows of one role of a prepared dataset, as a `datasets.Dataset`; `record` is the path of its dataset.json."""
+    import datasets
+    import pyarrow.parquet
+
+    facts(record, role)
+    path = Path(record).parent / f"{role}.parquet"
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete {record} and run snakemake again") from error
+    return datasets.Dataset(table)
+
+
+def facts(record, role):
+    """{rows, split, fingerprint, notes} of one role of a prepared dataset, for provenance."""
+    content = records.read(record)
+    if role not in content["roles"]:
+        raise DataError(
+            f"dataset {content['name']} has no rows for {role} (it has {', '.join(content['roles'])}); add datasets.{content['name']}.splits.{role}"
+        )
+    return content["roles"][role] | {"notes": content["notes"]}
+
+
+def texts(record, role):
+    """The `text` column of one role, as a list of strings."""
+    return load(record, role)["text"]

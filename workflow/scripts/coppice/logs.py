@@ -1,0 +1,141 @@
+"""What a person follows while jobs run: the log of each job, its progress and its status file.
+
+`job` is the frame of every script: it sets the thread count before torch is imported, sends log lines to the rule's
+log file and the terminal, keeps a small status file up to date for `coppice show`, and ends a job that failed for a
+reason the user can mend with that reason instead of a traceback.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import CoppiceError
+from .records import atomic
+
+LINE = "%(asctime)s %(levelname)s %(message)s"
+SECONDS_BETWEEN_LINES = 10
+
+
+@contextmanager
+def job(log, threads=1, status=None, title=""):
+    """Run one job of the workflow: logging to `log`, torch bound to `threads`, `status` kept while it runs.
+
+    Raises SystemExit(1) after a `CoppiceError`, with its message in the log and on the terminal.
+    """
+    limit_threads(threads)
+    start_logging(log)
+    keep = _Status(status, title)
+    keep("running")
+    try:
+        yield
+    except CoppiceError as error:
+        logging.getLogger("coppice").error("%s", error)
+        keep("failed", reason=str(error))
+        raise SystemExit(1) from None
+    except BaseException as error:
+        logging.getLogger("coppice").error("%s", traceback.format_exc())
+        keep("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    keep("done")
+
+
+def limit_threads(threads):
+    """Bind every numerical library to `threads`, or to the cores this process may use where those are fewer.
+
+    Has to run before torch is imported: OpenMP reads the environment once.
+    """
+    count = str(max(1, min(int(threads), len(os.sched_getaffinity(0)))))
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "RAYON_NUM_THREADS",
+    ):
+        os.environ[name] = count
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(count))
+
+
+def start_logging(log=None):
+    """Log lines of level INFO and above to the file `log` and to stderr; warnings of libraries go to the file."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    if log:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log, mode="w", encoding="utf-8")
+        file.setFormatter(logging.Formatter(LINE))
+        root.addHandler(file)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.addFilter(lambda record: record.name.startswith("coppice") or record.levelno >= logging.ERROR)
+    root.addHandler(terminal)
+    logging.captureWarnings(True)
+    for noisy in ("httpx", "fsspec", "filelock", "urllib3", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def progress(items, label, total=None, unit="it"):
+    """Iterate over `items`: a bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
+    from tqdm import tqdm
+
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    with (
+        ProgressLines(label, total, unit) as lines,
+        tqdm(
+            items, desc=label, total=total, unit=unit, file=sys.stderr, leave=False, disable=not sys.stderr.isatty()
+        ) as bar,
+    ):
+        for item in bar:
+            yield item
+            lines.advance()
+
+
+class ProgressLines:
+    """Plain progress lines in the log: how far, how fast, how long it will still take; at most one in ten seconds."""
+
+    def __init__(self, label, total=None, unit="it"):
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.started, self.spoken = 0, time.monotonic(), time.monotonic()
+        self.logger = logging.getLogger("progress")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if exception[0] is None:
+            self.logger.info("%s: %d %s in %.1f s", self.label, self.done, self.unit, time.monotonic() - self.started)
+
+    def advance(self, count=1):
+        """Count `count` more units as done, and say so when the last line is ten seconds old."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.spoken < SECONDS_BETWEEN_LINES:
+            return
+        self.spoken = now
+        rate = self.done / (now - self.started)
+        of = f"/{self.total}, {(self.total - self.done) / rate:.0f} s left" if self.total else ""
+        self.logger.info("%s: %d%s (%.1f %s/s)", self.label, self.done, of, rate, self.unit)
+
+
+class _Status:
+    """The status file of one job: {title, state, reason, started, updated, host, pid}."""
+
+    def __init__(self, path, title):
+        self.path, self.title, self.started = path, title, time.time()
+
+    def __call__(self, state, reason=None):
+        if not self.path:
+            return
+        facts = {"title": self.title, "state": state, "reason": reason, "started": self.started, "updated": time.time()}
+        with atomic(self.path) as file:
+            json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)

@@ -1,0 +1,161 @@
+"""The one place that loads a model: from a checkpoint folder, with or without an adapter, checked for silent mismatch.
+
+transformers re-initialises what a checkpoint lacks and only logs it; here a missing, unexpected or misshapen tensor is
+an error that lists the tensors. Models come from folders alone: the fetch rules are the only ones that know the hub.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CheckpointError
+
+logger = logging.getLogger("coppice.models")
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies and how it is to be loaded; the JSON-able form travels through rule parameters."""
+
+    path: str
+    dtype: str | None = None
+    quantize: str | None = None
+    trust_remote_code: bool = False
+    device_map: str | None = None
+
+
+def device():
+    """The torch device of this process: the first visible GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(name):
+    """The torch dtype called `name`; where it is None, bfloat16 on a GPU that has it and float32 elsewhere."""
+    import torch
+
+    if name is not None:
+        return getattr(torch, name)
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load(source, adapter=None, train=False):
+    """Load the causal language model of `source`, and put `adapter` (a folder) on it where one is given.
+
+    Returns the model on this process's device, in evaluation mode unless `train`. Raises CheckpointError where the
+    folder does not hold exactly the tensors that the model has.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = Path(source.path)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
+    options = {"device_map": source.device_map} if source.device_map else {}
+    if source.quantize:
+        options["quantization_config"] = _quantization(source.quantize, dtype_of(source.dtype))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype_of(source.dtype),
+            trust_remote_code=source.trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not load as a causal language model: {error}") from error
+    _check_complete(path, model, info)
+    if not source.device_map and not source.quantize:
+        model = model.to(device())
+    if adapter is not None:
+        model = load_adapter(model, adapter, train)
+    return model.train(train)
+
+
+def _quantization(kind, compute_dtype):
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+
+
+def _check_complete(path, model, info):
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    wrong = {
+        "missing": [key for key in sorted(info["missing_keys"]) if key not in tied],
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+    }
+    for what, keys in wrong.items():
+        if keys:
+            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+            raise CheckpointError(
+                f"{path}: tensors {what}: {', '.join(keys[:SHOWN])}{more}; its config.json and its weights do not belong together"
+            )
+
+
+def load_adapter(model, folder, train=False):
+    """Put the LoRA adapter in `folder` on `model`; an adapter of which nothing arrives on the model is an error."""
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder}: is not an adapter folder (it has no adapter_config.json)")
+    try:
+        model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {error}") from error
+    if not _adapter_acts(model):
+        raise CheckpointError(f"{folder}: the adapter changes nothing (all of its B matrices are zero or unmatched)")
+    return model
+
+
+def _adapter_acts(model):
+    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
+
+
+def load_tokenizer(path, trust_remote_code=False):
+    """The tokenizer in a checkpoint folder; with the end-of-sequence token for padding where it has none of its own."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its tokenizer does not load: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(model, tokenizer, path):
+    """Refuse a tokenizer that yields ids for which `model` has no embedding row (more rows than tokens is normal)."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    top = max(tokenizer.get_vocab().values())
+    if top >= rows:
+        raise CheckpointError(f"{path}: its tokenizer yields ids up to {top}, its embedding has only {rows} rows")
+
+
+def context_length(model):
+    """The number of tokens that `model` was made for."""
+    return int(model.config.max_position_embeddings)
+
+
+def parameters(model):
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def output_layer(model):
+    """(hidden state function, output embedding) of a causal LM, for applying the output layer only where it is needed.
+
+    The first maps input ids (and keyword arguments of the body) to the last hidden state [batch, length, width],
+    through the adapter where there is one.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.model, causal.get_output_embeddings()

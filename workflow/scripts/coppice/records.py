@@ -1,0 +1,165 @@
+"""The one place that writes and reads records: small JSON files that carry results and their provenance.
+
+A record is written atomically (temporary file in the same folder, fsync, rename) and carries a checksum of its own
+content, so that a reader never takes half a record, or one that was damaged later, for a whole one. NaN and infinity
+are refused: a number that is not one is an error where it arises, never a value in a table.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import CoppiceError
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "peft", "datasets", "lm_eval", "tokenizers", "safetensors", "numpy")
+
+
+class RecordError(CoppiceError):
+    """A record is missing, damaged or of another schema; the message names the file and the remedy."""
+
+
+def canonical(content):
+    """Canonical JSON text of `content`: sorted keys, no spaces; what checksums and settings keys are made of."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(content):
+    """Hex SHA-256 of the canonical JSON of `content`."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+@contextmanager
+def atomic(path, mode="w"):
+    """A file object beside `path` that takes its place only if the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, the name is needed for the rename
+        mode, dir=path.parent, prefix=".partial-", delete=False, encoding=None if "b" in mode else "utf-8"
+    )
+    try:
+        with handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(handle.name, 0o666 & ~_umask())  # temporary files are 0600: others of the group read results too
+        os.replace(handle.name, path)
+    except BaseException:
+        Path(handle.name).unlink(missing_ok=True)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write(path, record):
+    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically."""
+    content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in record.items() if k != "checksum"}
+    try:
+        checksum = digest(content)
+    except ValueError as error:
+        raise RecordError(
+            f"{path}: not written, it holds a number that is not finite ({_not_finite(content)})"
+        ) from error
+    with atomic(path) as file:
+        json.dump(content | {"checksum": checksum}, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def _not_finite(content, path=""):
+    """Dotted path of the first non-finite number in `content`."""
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list | tuple):
+        items = enumerate(content)
+    else:
+        finite = not isinstance(content, float) or abs(content) < float("inf")
+        return None if finite else path
+    return next((found for key, value in items if (found := _not_finite(value, f"{path}.{key}".lstrip(".")))), None)
+
+
+def read(path, remedy="delete it and run snakemake again"):
+    """The record at `path`, its checksum verified. Raises `RecordError` with `remedy` where it cannot be trusted."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: there is no such record") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
+    try:
+        record = json.loads(text)
+        checksum = record.pop("checksum")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: is not a whole record; {remedy}") from error
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise RecordError(f"{path}: schema version {record.get('schema_version')}, not {SCHEMA_VERSION}; {remedy}")
+    if digest(record) != checksum:
+        raise RecordError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
+    return record
+
+
+class Clock:
+    """Wall time and peak memory of a job, from its creation to `provenance`."""
+
+    def __init__(self):
+        self.started = time.time()
+
+    def provenance(self, settings=None, seed=None, **fingerprints):
+        """What a number rests on: resolved settings, seed, fingerprints, versions, device, seconds, peak bytes."""
+        return {
+            "settings": settings,
+            "seed": seed,
+            "fingerprints": fingerprints,
+            "versions": versions(),
+            "device": device_name(),
+            "threads": _threads(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "seconds": round(time.time() - self.started, 3),
+            "peak_memory_bytes": peak_memory(),
+        }
+
+
+def versions():
+    """Versions of Python, Coppice and the packages that numbers depend on; those not installed are left out."""
+    from . import __version__
+
+    found = {"python": platform.python_version(), "coppice": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory():
+    """Peak resident bytes of this process and, where a GPU was used, peak allocated bytes on it."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak["gpu"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return peak
+
+
+def device_name():
+    """The device that torch computes on in this process; the host's processor where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"cpu ({platform.machine()})"
+
+
+def _threads():
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch is not None else 1
