@@ -1,0 +1,12 @@
+"""Zero-shot evaluation by lm-eval's official tasks."""
+
+from .tasks import measure, official_source, task
+
+__all__ = ["language_model", "measure", "official_source", "task"]
+
+
+def language_model(model, tokenizer, engine, batch_size):
+    """The `lm_eval.api.model.LM` that scores `model`: the one function that decides which engine does."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
