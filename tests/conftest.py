@@ -1,0 +1,70 @@
+"""Fixtures for all tests: no network, one thread, and tiny models of the real architectures."""
+
+import os
+
+# Before anything imports transformers or torch: they read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """`tiny_model(architecture, seed=0, **overrides)` builds a new random model, the same for the same arguments.
+
+    architecture: llama, qwen2, qwen3 or mistral. Vocabulary 128, hidden 32, MLP 48, 4 layers, 8 query heads in 4
+    KV groups, head_dim 4, untied embeddings; overrides are configuration keys. In eval mode, float32. Weights are
+    large, and biases and norms random, so that logits spread widely and a lost bias shows.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+
+    def build(architecture, seed=0, **overrides):
+        settings = {
+            "vocab_size": 128,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 4,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        if architecture == "qwen2":
+            del settings["head_dim"]  # not a key of its configuration; hidden / heads gives the same 4
+        config = AutoConfig.for_model(architecture, **{**settings, **overrides})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config).eval()
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    torch.nn.init.normal_(parameter, 0.0, 0.2)
+                elif "norm" in name:
+                    torch.nn.init.normal_(parameter, 1.0, 0.2)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def token_batches():
+    """`token_batches(count=3, rows=2, length=16, seed=0)`: random calibration batches of ids 3...127."""
+    import torch
+
+    def build(count=3, rows=2, length=16, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randint(3, 128, (rows, length), generator=generator) for _ in range(count)]
+
+    return build

@@ -1,0 +1,78 @@
+"""Prunes a causal language model in memory so that what remains is an ordinary checkpoint.
+
+`prune` takes a loaded model and a point of the grid, removes whole blocks (`depth`) or MLP channels and
+KV groups (`width`), and updates the configuration with it: after `save_pretrained` plain
+`AutoModelForCausalLM.from_pretrained` loads the folder. Loading models, reading calibration data and writing
+`pruning.json` are done elsewhere.
+
+`points`: a point of the grid, checked against a model's configuration alone (imports no torch);
+`anatomy`: which tensors of Llama, Qwen2, Qwen3 and Mistral belong to one structure; `importance`: how much a
+structure matters; `methods`: what is removed; `measures`: sizes before and after.
+
+Torch-Pruning is not used: these families need two couplings, a few lines each, while its dependency graph is
+traced through a forward and backward graph of the whole model and so needs all of it in memory at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coppice.pruning.points import Plan, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Plan", "PruneResult", "prune", "resolve"]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned model (the same object that was passed in) and the facts for `pruning.json`, ready for JSON."""
+
+    model: Any
+    facts: dict[str, Any]
+
+
+def prune(
+    model,
+    point: dict[str, Any],
+    batches: Iterable[torch.Tensor],
+    *,
+    context_length: int | None = None,
+    layers_per_pass: int | None = None,
+) -> PruneResult:
+    """Prune `model` in place as `point` says.
+
+    point: see `points.resolve`. batches: token ids, each LongTensor [B, T] without padding; deterministic given
+    these; `magnitude` needs none. context_length: keys that a token attends to in the MACs of attention
+    (default: 2048 or the model's own length, if shorter). layers_per_pass: how many blocks' gradients `taylor`
+    holds at once (default all); fewer take less memory and as many more passes over the batches.
+
+    Raises SettingsError for a point the model cannot take, DataError for unusable batches, CheckpointError for a
+    model that cannot be pruned here. The model is unchanged when an error is raised before `apply`.
+    """
+    from coppice.pruning import anatomy, measures, methods  # these import torch; `resolve` must not
+
+    plan = resolve(point, model.config)
+    anatomy.check(model)
+    batches = measures.checked_batches(batches, required=plan.needs_batches)
+    before = measures.measure(model, context_length)
+    method = methods.METHODS[plan.method](plan, layers_per_pass=layers_per_pass)
+    importance = method.score(model, batches)
+    measures.check_finite(importance)
+    removed = method.choose(importance)
+    model = method.apply(model, importance)
+    after = measures.measure(model, before["context_length"])
+    facts = {
+        "method": plan.method,
+        "settings": plan.settings,
+        "removed": removed,
+        "per_layer_shapes": measures.per_layer_shapes(model),
+        **measures.facts_of_sizes(before, after),
+        "importance": method.summary(importance),
+        "calibration": {"sequences": sum(len(b) for b in batches), "tokens": sum(b.numel() for b in batches)},
+        "warnings": plan.warnings,
+    }
+    return PruneResult(model, facts)
