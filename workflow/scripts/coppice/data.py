@@ -105,7 +105,8 @@ def _rename(name, table, columns, required, split):
     for canonical, actual in columns.items():
         if actual not in table.column_names:
             raise DataError(
-                f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' (it has {', '.join(table.column_names)})"
+                f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' "
+                f"(it has {', '.join(table.column_names)})"
             )
         if actual != canonical:
             if canonical in table.column_names:
@@ -114,7 +115,8 @@ def _rename(name, table, columns, required, split):
     missing = [column for column in required if column not in table.column_names]
     if missing:
         raise DataError(
-            f"datasets.{name}: split {split} lacks the column {', '.join(missing)} (it has {', '.join(table.column_names)}); map it with datasets.{name}.columns"
+            f"datasets.{name}: split {split} lacks the column {', '.join(missing)} "
+            f"(it has {', '.join(table.column_names)}); map it with datasets.{name}.columns"
         )
     return table
 
@@ -180,7 +182,8 @@ def facts(record, role):
     content = records.read(record)
     if role not in content["roles"]:
         raise DataError(
-            f"dataset {content['name']} has no rows for {role} (it has {', '.join(content['roles'])}); add datasets.{content['name']}.splits.{role}"
+            f"dataset {content['name']} has no rows for {role} (it has {', '.join(content['roles'])}); "
+            f"add datasets.{content['name']}.splits.{role}"
         )
     return content["roles"][role] | {"notes": content["notes"]}
 

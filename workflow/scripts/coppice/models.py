@@ -96,7 +96,8 @@ def _check_complete(path, model, info):
         if keys:
             more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
             raise CheckpointError(
-                f"{path}: tensors {what}: {', '.join(keys[:SHOWN])}{more}; its config.json and its weights do not belong together"
+                f"{path}: tensors {what}: {', '.join(keys[:SHOWN])}{more}; "
+                "its config.json and its weights do not belong together"
             )
 
 
@@ -149,13 +150,3 @@ def context_length(model):
 def parameters(model):
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
-
-
-def output_layer(model):
-    """(hidden state function, output embedding) of a causal LM, for applying the output layer only where it is needed.
-
-    The first maps input ids (and keyword arguments of the body) to the last hidden state [batch, length, width],
-    through the adapter where there is one.
-    """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.model, causal.get_output_embeddings()

@@ -1,0 +1,125 @@
+"""The prune stage: make one candidate here, or take in one of the user's, as a checkpoint with its `pruning.json`.
+
+A candidate's folder holds an ordinary Hugging Face checkpoint (a user's own is linked, never copied or written to).
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from . import data, fingerprints, models, records
+from .errors import CheckpointError, DataError
+
+logger = logging.getLogger("coppice.candidates")
+
+
+def prune(identity, source, point, calibration, output, seed=0):
+    """Prune the dense model `source` at `point` of the grid and write the checkpoint and `pruning.json` to `output`.
+
+    identity: {model, candidate}; calibration: {record (path of a dataset.json), dataset, samples, length}.
+    """
+    from . import pruning
+
+    clock = records.Clock()
+    source = models.Source(**source)
+    model = models.load(source)
+    tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
+    batches, used = calibration_batches(tokenizer, calibration, models.context_length(model), seed)
+    device = models.device()
+    result = pruning.prune(model, point, [batch.to(device) for batch in batches])
+    save(result.model, tokenizer, output)
+    _write_record(identity | {"origin": "pruned here"} | result.facts, point, output, source.path, clock, seed, used)
+
+
+def calibration_batches(tokenizer, calibration, context, seed):
+    """`samples` windows of `length` tokens from the train rows of the calibration data, as LongTensors [B, T].
+
+    Returns them with the data's fingerprint. The windows are spread evenly over the text.
+    """
+    import torch
+
+    from .perplexity import encode
+
+    facts = data.facts(calibration["record"], "train")
+    rows = data.texts(calibration["record"], "train")
+    length = min(calibration["length"], context)
+    picks = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    ids, needed = [], calibration["samples"] * length
+    for start in range(0, len(picks), 256):
+        ids.extend(encode(tokenizer, [rows[i] for i in picks[start : start + 256]], "\n\n").tolist())
+        if len(ids) >= needed:
+            break
+    count = min(calibration["samples"], len(ids) // length)
+    if not count:
+        raise DataError(f"dataset {calibration['dataset']}: too short to calibrate on (under {length} tokens)")
+    windows = torch.tensor(ids[: count * length]).view(count, length)
+    return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
+
+
+def save(model, tokenizer, folder):
+    """Write model and tokenizer to `folder`: complete files replace older ones, nothing else in it is touched."""
+    folder = Path(folder)
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
+    for file in sorted(partial.iterdir()):
+        file.replace(folder / file.name)
+    partial.rmdir()
+
+
+def take_in(identity, path, given, output):
+    """Link the user's checkpoint folder `path` as a candidate and write its `pruning.json`, with the `given` columns."""
+    clock = records.Clock()
+    path, output = Path(path).expanduser().absolute(), Path(output)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
+    fingerprints.weights_files(path)
+    link(path, output)
+    facts = identity | {"origin": str(path), "given": given, "parameters": count_parameters(path)}
+    _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
+
+
+def link(source, folder):
+    """Fill `folder` with relative symbolic links to the files of `source`; links of an earlier call go."""
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_symlink():
+            old.unlink()
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name != "pruning.json" and not file.name.startswith("."):
+            (folder / file.name).symlink_to(os.path.relpath(file.absolute(), folder.absolute()))
+
+
+def count_parameters(folder):
+    """Number of parameters in a checkpoint's safetensors, from the files' headers; None for other formats."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in fingerprints.weights_files(folder):
+        if path.suffix != ".safetensors":
+            return None
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for length in file.get_slice(key).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _write_record(facts, settings, output, source, clock, seed, calibration):
+    output = Path(output)
+    print_ = fingerprints.weights(output)
+    dense = fingerprints.weights(source)
+    if settings["method"] != "imported" and print_ == dense:
+        raise CheckpointError(f"{output}: the pruned checkpoint has the dense one's fingerprint: nothing was pruned")
+    provenance = clock.provenance(settings, seed, source=dense, calibration=calibration)
+    records.write(
+        output / "pruning.json",
+        facts | {"settings": settings, "weights_fingerprint": print_, "provenance": provenance},
+    )
