@@ -1,0 +1,13 @@
+"""The configuration: read, checked and completed before any job starts.
+
+Imported while Snakemake parses the workflow, so it needs nothing heavier than yaml and jsonschema.
+
+    study = settings.load(config, configfiles=["config/config.yaml"])
+    study.pairs()      # [("Llama", "best_acc"), ...]
+"""
+
+from ..errors import SettingsError
+from .study import Study, load
+from .targets import check_targets
+
+__all__ = ["SettingsError", "Study", "check_targets", "load"]

@@ -1,0 +1,148 @@
+"""The candidates of a study: points of a pruning grid, or rows of the user's own table."""
+
+import csv
+import math
+from pathlib import Path
+
+from ..errors import SettingsError, nearest
+from .sources import absolute, check_name
+
+PARTS = ("mlp", "attention")
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
+REQUIRED = ("model", "candidate", "path")
+RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
+
+
+def grid(points, key):
+    """Candidates by name of the grid `points`; each is its point with importance, parts and name worked out."""
+    candidates = {}
+    for i, point in enumerate(points):
+        where = f"config key {key}[{i}]"
+        spec = _completed(point, where)
+        check_name(spec["name"], f"{where}.name")
+        if spec["name"] in candidates:
+            raise SettingsError(f"{where}: there is already a candidate '{spec['name']}'; drop one or give it a name")
+        candidates[spec["name"]] = spec
+    return candidates
+
+
+def _completed(point, where):
+    spec = dict(point)
+    if spec["method"] == "depth":
+        for setting in ("importance", "parts"):
+            if spec[setting] is not None:
+                raise SettingsError(f"{where}.{setting}: is for method width only, and this point's method is depth")
+    else:
+        spec["importance"] = spec["importance"] or "taylor"
+        spec["parts"] = [part for part in PARTS if part in (spec["parts"] or PARTS)]
+    spec["name"] = spec["name"] or _name(spec)
+    return spec
+
+
+def _name(spec):
+    words = [spec["method"], f"{spec['ratio']:g}"]
+    if spec["method"] == "width":
+        words.append(spec["importance"])
+        words += [] if spec["parts"] == list(PARTS) else spec["parts"]
+    return "-".join(words)
+
+
+def table(path, workdir):
+    """(columns, rows) of the table `path`: each row checked, with acc, ppl (or None) and `columns` for the rest.
+
+    SettingsError names the file, the row (line of the file) and the column.
+    """
+    file = Path(absolute(path, workdir))
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise SettingsError(f"config key candidates.table: there is no file {path} (looked at {file})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"config key candidates.table: {path} cannot be read as a text table ({error})") from error
+    lines = text.splitlines()
+    reader = csv.reader(lines, delimiter="\t" if "\t" in (lines[0] if lines else "") else ",")
+    header = _header(path, next(reader, []))
+    rows, seen = [], {}
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        where = f"{path}, row {reader.line_num}"
+        row = _row(header, cells, where, workdir)
+        pair = (row["model"], row["candidate"])
+        if pair in seen:
+            raise SettingsError(
+                f"{where}, column candidate: model '{pair[0]}' already has a candidate '{pair[1]}', in row {seen[pair]}"
+            )
+        seen[pair] = reader.line_num
+        rows.append({**row, "row": reader.line_num})
+    if not rows:
+        raise SettingsError(f"{path}: the table has no rows")
+    return header, rows
+
+
+def _header(path, cells):
+    header = [cell.strip() for cell in cells]
+    for column in REQUIRED:
+        if column not in header:
+            raise SettingsError(
+                f"{path}, row 1: the column {column} is missing (found {', '.join(header) or 'none'})"
+                f"{nearest(column, header)}"
+            )
+    for column in header:
+        if header.count(column) > 1:
+            raise SettingsError(f"{path}, row 1: the column '{column}' is there twice")
+    return header
+
+
+def _row(header, cells, where, workdir):
+    if len(cells) != len(header):
+        raise SettingsError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
+    values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    for column in REQUIRED:
+        if not values[column]:
+            raise SettingsError(f"{where}, column {column}: is empty")
+    check_name(values["candidate"], f"{where}, column candidate")
+    return {
+        "model": values.pop("model"),
+        "candidate": values.pop("candidate"),
+        "path": _checkpoint(values.pop("path"), f"{where}, column path", workdir),
+        **{metric: _metric(values.pop(metric, ""), metric, where) for metric in RANGES},
+        "columns": {column: _number_or_text(value) for column, value in values.items()},
+    }
+
+
+def _checkpoint(text, where, workdir):
+    path = Path(absolute(text, workdir))
+    if path.suffix.lower() in PICKLES:
+        raise SettingsError(
+            f"{where}: {text} is a pickle, which can run any code when it is loaded, so it is not; "
+            f"turn it into a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
+        )
+    if not path.exists():
+        raise SettingsError(f"{where}: there is no {text} (looked at {path})")
+    if not (path / "config.json").is_file():
+        raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
+    return str(path)
+
+
+def _metric(text, metric, where):
+    """The number in a metric's cell, None where the cell is empty."""
+    if not text:
+        return None
+    low, high = RANGES[metric]
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and low <= value <= high):
+        valid = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number of at least {low:g}"
+        raise SettingsError(f"{where}, column {metric}: found '{text}', must be {valid} (or empty: not known)")
+    return value
+
+
+def _number_or_text(text):
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text

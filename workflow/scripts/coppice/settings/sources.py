@@ -1,0 +1,140 @@
+"""Where models and data sets come from: the hub, a local folder, or the miniatures; and the names they go by."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from ..errors import SettingsError, nearest
+from . import known
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
+
+
+def check_name(name, where):
+    """Raise SettingsError unless `name` can be part of a path: letters, digits and . _ + - only."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise SettingsError(
+            f"{where}: the name '{name}' cannot be part of a path; use letters, digits and . _ + - only, "
+            "begin with a letter or digit, and leave out '..'"
+        )
+
+
+def absolute(path, workdir):
+    """`path` as an absolute one: ~ expanded, relative to `workdir`."""
+    return os.path.abspath(os.path.join(workdir, os.path.expanduser(path)))
+
+
+def locate(text, key, workdir, miniatures, notices):
+    """{kind: hub|local|miniature, path} of a base or data-set path; `key` names it in a SettingsError."""
+    if text.startswith("miniature/"):
+        name = text.removeprefix("miniature/")
+        if name not in miniatures:
+            raise SettingsError(
+                f"config key {key}: there is no miniature '{name}'; valid are "
+                f"{', '.join('miniature/' + m for m in miniatures)}{nearest(name, miniatures)}"
+            )
+        return {"kind": "miniature", "path": name}
+    if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
+        return {"kind": "local", "path": absolute(text, workdir)}
+    if not HUB_ID.fullmatch(text) or ".." in text:
+        raise SettingsError(
+            f"config key {key}: '{text}' is neither a hub id (org/name), nor a local path (which begins with /, ./, "
+            f"../ or ~/), nor a miniature (miniature/{miniatures[0]}, ...)"
+        )
+    if Path(workdir, text).exists():
+        notices.append(
+            f"config key {key}: '{text}' is taken for a hub id; write './{text}' for the folder of that name"
+        )
+    return {"kind": "hub", "path": text}
+
+
+def resolve_model(name, entry, workdir, notices):
+    """The model's settings with its source, family and prompt worked out; SettingsError where they do not fit."""
+    key = f"models.{name}"
+    source = locate(entry["base"], f"{key}.base", workdir, known.MINIATURE_MODELS, notices)
+    model = {setting: value for setting, value in entry.items() if setting != "prune"}
+    model.update(source=source, prompt=entry["prompt"] or {"base": "alpaca", "instruct": "chat"}[entry["variant"]])
+    if source["kind"] == "miniature":
+        family, _, suffix = source["path"].partition("-")
+        _check_miniature(key, entry, family, suffix or "base")
+    elif source["kind"] == "local":
+        family = _family_of(_local_config(source["path"], entry["base"], f"{key}.base").get("model_type", ""))
+    else:
+        family = _family_of(source["path"])
+    model["family"] = entry["family"] or family
+    if model["family"] is None:
+        raise SettingsError(
+            f"config key {key}.family: the base '{entry['base']}' does not say which family it is of; "
+            f"set it to {', '.join(known.FAMILIES[:-1])} or {known.FAMILIES[-1]}"
+        )
+    return model
+
+
+def _check_miniature(key, entry, family, variant):
+    for setting, value in (("family", family), ("variant", variant)):
+        if entry[setting] not in (None, value):
+            raise SettingsError(
+                f"config key {key}.{setting}: found '{entry[setting]}', but {entry['base']} is '{value}'"
+            )
+
+
+def _family_of(text):
+    return next((family for family in known.FAMILIES if family in text.lower()), None)
+
+
+def _local_config(folder, base, key):
+    """The content of the checkpoint's config.json; SettingsError where `folder` is not a checkpoint."""
+    file = Path(folder, "config.json")
+    if not Path(folder).is_dir():
+        raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")
+    if not file.is_file():
+        raise SettingsError(
+            f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"config key {key}: {file} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"config key {key}: {file} does not hold a model's configuration")
+    return content
+
+
+def resolve_dataset(name, entry, data_root, workdir, notices):
+    """The data set's settings with its source worked out, local paths absolute; SettingsError if it is not there."""
+    key = f"datasets.{name}"
+    if entry["path"] is None:
+        raise SettingsError(
+            f"config key {key}.path is missing: '{name}' has no official data set, so say where it lies"
+        )
+    text = _under_data_root(entry["path"], f"{key}.path", data_root, workdir)
+    if entry["format"]:
+        source = {"kind": "local", "path": absolute(text, workdir)}
+    else:
+        source = locate(text, f"{key}.path", workdir, tuple(known.DATASETS), notices)
+    if source["kind"] != "local":
+        return {**entry, "source": source}
+    if not os.path.exists(source["path"]):
+        raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
+    for role, split in entry["splits"].items():
+        named = split and split.endswith(DATA_SUFFIXES)
+        if named and os.path.isdir(source["path"]) and not os.path.isfile(os.path.join(source["path"], split)):
+            raise SettingsError(f"config key {key}.splits.{role}: there is no file {split} in {source['path']}")
+    return {**entry, "path": source["path"], "source": source}
+
+
+def _under_data_root(text, key, data_root, workdir):
+    marker = "{data_root}"
+    if text != marker and not text.startswith(marker + "/"):
+        return text
+    if data_root is None:
+        raise SettingsError(
+            f"config key data_root is not set, but {key} is '{text}'; set it to the folder of your data"
+        )
+    root = absolute(data_root, workdir)
+    if not os.path.isdir(root):
+        raise SettingsError(f"config key data_root: there is no folder {data_root} (looked at {root})")
+    return root + text.removeprefix(marker)

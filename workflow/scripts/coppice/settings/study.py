@@ -1,0 +1,267 @@
+"""A study: the configuration resolved into models, criteria, candidates and data sets that fit together."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import SettingsError, nearest
+from . import candidates as candidate_lists
+from . import configfiles as strict
+from . import known, schema
+from .sources import check_name, resolve_dataset, resolve_model
+
+PRESETS = {
+    "light": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
+    "standard": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
+    "full": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
+    "aggressive": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
+}
+LORA = {
+    "r": 8,
+    "alpha": 16,
+    "dropout": 0.05,
+    "target_modules": "all-linear",
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "init": "default",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `load` makes of a configuration; every mapping keeps the order of the configuration.
+
+    `models`, `configs` and `datasets` hold plain dictionaries by name. A model or data set also has
+    `source: {kind: hub|local|miniature, path}`. `notices` are sentences for the user about what was left out.
+    """
+
+    config: dict
+    models: dict
+    configs: dict
+    datasets: dict
+    workdir: str
+    notices: list = field(default_factory=list)
+    _candidates: dict = field(default_factory=dict)
+
+    results = property(lambda self: self.config["results"])
+    resources = property(lambda self: self.config["resources"])
+    seed = property(lambda self: self.config["seed"])
+    finetune = property(lambda self: self.config["finetune"])
+    evaluate = property(lambda self: self.config["evaluate"])
+    select = property(lambda self: self.config["select"])
+    miniature = property(lambda self: self.config["miniature"])
+    calibration = property(lambda self: self.config["candidates"]["calibration"])
+    resources_per_job = property(lambda self: self.config["resources_per_job"])
+    threads_per_job = property(lambda self: self.config["threads_per_job"])
+
+    def active_models(self):
+        """Names of the models to run: those of `only.models`, else all."""
+        only = self.config["only"]["models"]
+        return [name for name in self.models if only is None or name in only]
+
+    def active_configs(self):
+        """Names of the criteria to run: those of `only.configs`, else all."""
+        only = self.config["only"]["configs"]
+        return [name for name in self.configs if only is None or name in only]
+
+    def pairs(self):
+        """(model, config) of everything to run."""
+        return [(model, config) for model in self.active_models() for config in self.active_configs()]
+
+    def candidates(self, model):
+        """The model's candidates by name: a grid point (with `method`), or a row of the table (with `path`)."""
+        return self._candidates[model]
+
+    def dataset(self, name):
+        """The resolved entry of a data set in use; None for a task whose data lm-eval itself knows best."""
+        return self.datasets.get(name)
+
+
+def load(raw_config, configfiles=(), workdir=None):
+    """The study that `raw_config` describes, checked and completed.
+
+    `configfiles` are read again for keys given twice. Relative paths resolve against `workdir` (default: the current
+    one). Raises SettingsError with one message that names the key, what was found and what is valid.
+    """
+    for file in configfiles:
+        strict.check(file)
+    workdir = os.path.abspath(workdir or Path.cwd())
+    config = schema.checked(raw_config)
+    config["datasets"] = {name: known.with_official(name, e) for name, e in config.get("datasets", {}).items()}
+    config = schema.filled(config)
+    notices = []
+    _check_names(config)
+    _restrict(config, raw_config, notices)
+    _check_training(config["finetune"])
+    config["finetune"]["lora"] = resolve_lora(config["finetune"]["lora"])
+    models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
+    _check_tasks(config["evaluate"]["zero_shot"], notices)
+    datasets = _resolve_datasets(config, workdir, notices)
+    candidates, rows, columns = _candidates(config, workdir, notices)
+    study = Study(config, models, config["select"]["configs"], datasets, workdir, notices, candidates)
+    _check_candidates(study)
+    _check_criteria(study, rows, columns)
+    return study
+
+
+def _check_names(config):
+    for section, entries in (
+        ("models", config["models"]),
+        ("select.configs", config["select"]["configs"]),
+        ("datasets", config["datasets"]),
+    ):
+        for name in entries:
+            check_name(name, f"config key {section}")
+    if not config["models"]:
+        raise SettingsError("the study has no model: add one under config key models")
+    if not config["select"]["configs"]:
+        raise SettingsError("the study has no config: add one under config key select.configs")
+
+
+def _restrict(config, raw, notices):
+    """Check `only`: names that were dropped from the study are left out with a notice, unknown ones are errors."""
+    raw_configs = (raw.get("select") or {}).get("configs") or {}
+    for key, entries, given in (
+        ("models", config["models"], raw.get("models") or {}),
+        ("configs", config["select"]["configs"], raw_configs),
+    ):
+        names = config["only"][key]
+        if names is None:
+            continue
+        for name in names:
+            if name not in entries and name not in given:
+                raise SettingsError(
+                    f"config key only.{key}: '{name}' is not in the study; it has {', '.join(entries)}"
+                    f"{nearest(name, entries)}"
+                )
+            if name not in entries:
+                notices.append(f"config key only.{key}: '{name}' was dropped from the study and is left out")
+        config["only"][key] = [name for name in names if name in entries]
+        if not config["only"][key]:
+            raise SettingsError(f"config key only.{key}: leaves the study without any; it has {', '.join(entries)}")
+
+
+def _check_training(finetune):
+    batch, micro = finetune["batch_size"], finetune["micro_batch_size"]
+    if micro < batch and batch % micro:
+        raise SettingsError(
+            f"config key finetune.batch_size: {batch} is not a multiple of finetune.micro_batch_size, which is {micro}"
+        )
+
+
+def resolve_lora(lora):
+    """The adapter's settings with nothing left open: a key that is set wins, else the preset's, else the default."""
+    preset = PRESETS.get(lora["preset"], {})
+    resolved = {key: preset.get(key, default) if lora[key] is None else lora[key] for key, default in LORA.items()}
+    return {"preset": lora["preset"], **resolved}
+
+
+def _check_tasks(zero_shot, notices):
+    for task in zero_shot["tasks"]:
+        check_name(task, "config key evaluate.zero_shot.tasks")
+        if task in known.TASKS or task in known.harness_tasks():
+            continue
+        if not known.harness_tasks():
+            notices.append(
+                f"config key evaluate.zero_shot.tasks: '{task}' is not checked, lm-eval is not installed here"
+            )
+            continue
+        close = nearest(task, known.TASKS) or nearest(task, known.harness_tasks())
+        raise SettingsError(f"config key evaluate.zero_shot.tasks: lm-eval has no task '{task}'{close}")
+    valid = {*zero_shot["tasks"], *known.TASKS}
+    for task in zero_shot["metric"]:
+        if task not in valid:
+            raise SettingsError(
+                f"config key evaluate.zero_shot.metric.{task}: '{task}' is not among evaluate.zero_shot.tasks"
+                f"{nearest(task, valid)}"
+            )
+
+
+def _uses(config):
+    """(data set, role, key that asks for it) of everything the study reads."""
+    yield config["finetune"]["data"]["dataset"], "train", "finetune.data.dataset"
+    for name in config["evaluate"]["perplexity"]["datasets"]:
+        yield name, "report", "evaluate.perplexity.datasets"
+    if config["candidates"]["table"] is None:
+        yield config["candidates"]["calibration"]["dataset"], "train", "candidates.calibration.dataset"
+    if config["miniature"]["corpus"] != "world":
+        yield config["miniature"]["corpus"], "train", "miniature.corpus"
+    for task in config["evaluate"]["zero_shot"]["tasks"]:
+        if task in config["datasets"] or task in known.TASKS:
+            yield task, "report", "evaluate.zero_shot.tasks"
+
+
+def _resolve_datasets(config, workdir, notices):
+    resolved, entries = {}, config["datasets"]
+    node = schema.schema()["properties"]["datasets"]["additionalProperties"]
+    valid = [*entries, *(name for name in known.DATASETS if name not in entries)]
+    for name, role, key in _uses(config):
+        if name not in valid:
+            raise SettingsError(
+                f"config key {key}: there is no data set '{name}' under datasets; there are {', '.join(valid)}"
+                f"{nearest(name, valid)}"
+            )
+        if name not in resolved:
+            entry = entries.get(name) or schema.filled(known.with_official(name, {}), node)
+            resolved[name] = resolve_dataset(name, entry, config["data_root"], workdir, notices)
+        if resolved[name]["splits"][role] is None:
+            raise SettingsError(f"config key datasets.{name}.splits.{role} is null, but {key} needs it")
+    return resolved
+
+
+def _candidates(config, workdir, notices):
+    """Candidates by model, and the rows and columns of the table (none where there is none)."""
+    settings, models = config["candidates"], config["models"]
+    if settings["table"] is None:
+        grids = {}
+        for name, model in models.items():
+            own = model["prune"] is not None
+            key = f"models.{name}.prune" if own else "candidates.prune"
+            grids[name] = candidate_lists.grid(model["prune"] if own else settings["prune"], key)
+        return grids, [], []
+    columns, rows = candidate_lists.table(settings["table"], workdir)
+    for name in dict.fromkeys(row["model"] for row in rows if row["model"] not in models):
+        notices.append(
+            f"{settings['table']}: '{name}' is not in the study, its rows are left out{nearest(name, models)}"
+        )
+    rows = [row for row in rows if row["model"] in models]
+    return {name: {row["candidate"]: row for row in rows if row["model"] == name} for name in models}, rows, columns
+
+
+def _check_candidates(study):
+    settings = study.config["candidates"]
+    for name in study.active_models():
+        if study.candidates(name):
+            continue
+        if settings["table"] is None:
+            raise SettingsError(f"config key candidates.prune: is empty, so model '{name}' has no candidate")
+        raise SettingsError(
+            f"{settings['table']}: has no row for model '{name}'; add one, or leave the model out with only.models"
+        )
+
+
+def _check_criteria(study, rows, columns):
+    evaluate = study.evaluate
+    measured = ["average_acc"] if evaluate["zero_shot"]["tasks"] else []
+    measured += [f"ppl.{name}" for name in evaluate["perplexity"]["datasets"]] + evaluate["zero_shot"]["tasks"]
+    own = [column for column in columns if column not in candidate_lists.REQUIRED]
+    for name, criterion in study.configs.items():
+        metric, key = criterion["metric"], f"config key select.configs.{name}.metric"
+        if metric not in measured + own:
+            valid = measured + own
+            raise SettingsError(
+                f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)}{nearest(metric, valid)}"
+            )
+        if metric in measured:
+            continue
+        for row in rows:
+            if not isinstance(row["columns"].get(metric, row.get(metric)), float):
+                raise SettingsError(
+                    f"{study.config['candidates']['table']}, row {row['row']}, column {metric}: must be a finite "
+                    f"number, since select.configs.{name} chooses by it"
+                )
+    if study.select["split"] == "report":
+        study.notices.append(
+            "config key select.split: candidates are chosen on the data that the reports use, which flatters the chosen"
+        )

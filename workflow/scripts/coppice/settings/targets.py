@@ -1,0 +1,46 @@
+"""Targets named on the command line: a mistyped model, config or candidate is told before Snakemake looks for rules."""
+
+import os
+
+from ..errors import SettingsError, nearest
+
+CONFIG_FOLDERS = ("for_finetuning", "pruned_evaluation")
+FINETUNED_FOLDERS = ("finetuned", "finetuned_evaluation")
+CANDIDATE_FOLDERS = ("candidates", "candidate_evaluation")
+FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, "dense_evaluation")
+SUFFIX = "_finetuned"
+
+
+def check_targets(study, targets):
+    """Raise SettingsError if a target path under the results names a model, config or candidate not in the study."""
+    root = os.path.join(study.workdir, study.results)
+    for target in targets:
+        path = os.path.relpath(os.path.join(study.workdir, target), root)
+        folder, *parts = path.split(os.sep)
+        # a file directly in a stage's folder, such as SUMMARY.md, is about no single model
+        if folder in FOLDERS and not (len(parts) == 1 and "." in parts[0] and parts[0] not in study.models):
+            _check(study, target, folder, parts)
+
+
+def _check(study, target, folder, parts):
+    if not parts:
+        return
+    model = parts[0]
+    if model not in study.models:
+        _refuse(target, "model", model, study.models)
+    if len(parts) < 2:
+        return
+    if folder in CANDIDATE_FOLDERS and parts[1] not in study.candidates(model):
+        _refuse(target, f"candidate of {model}", parts[1], study.candidates(model))
+    if folder in CONFIG_FOLDERS and parts[1] not in study.configs:
+        _refuse(target, "config", parts[1], study.configs)
+    if folder in FINETUNED_FOLDERS:
+        valid = [config + SUFFIX for config in study.configs]
+        if parts[1] not in valid:
+            _refuse(target, "fine-tuned config", parts[1], valid)
+
+
+def _refuse(target, kind, name, valid):
+    raise SettingsError(
+        f"target {target}: there is no {kind} '{name}' in the study; valid are {', '.join(valid)}{nearest(name, valid)}"
+    )
