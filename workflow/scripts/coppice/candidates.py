@@ -72,7 +72,7 @@ def save(model, tokenizer, folder):
 
 
 def take_in(identity, path, given, output):
-    """Link the user's checkpoint folder `path` as a candidate and write its `pruning.json`, with the `given` columns."""
+    """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns."""
     clock = records.Clock()
     path, output = Path(path).expanduser().absolute(), Path(output)
     if not (path / "config.json").is_file():

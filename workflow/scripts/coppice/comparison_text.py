@@ -1,0 +1,158 @@
+"""The plain text of `comparison_report.txt`, from the record of a comparison."""
+
+import io
+
+WIDTH = 100
+
+
+def render(record):
+    """The report as text, at most 100 columns wide."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    console.print(f"{record['model']} / {record['config']}: before and after fine-tuning")
+    console.print("=" * (len(record["model"]) + len(record["config"]) + 33))
+    console.print(_subject(record))
+    console.print("\nPerplexity (lower is better)", _perplexity(record))
+    if record["zero_shot"]:
+        console.print("Zero-shot accuracy (higher is better)", _zero_shot(record))
+        console.print(_mean(record))
+    console.print(_cost(record["cost"]))
+    for warning in record["warnings"]:
+        console.print(f"WARNING: {warning}")
+    console.print(
+        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks; a change\n"
+        'with p of 0.05 or more is "no clear change". Recovered: (finetuned - pruned) / (dense - pruned).'
+    )
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _subject(record):
+    """What was compared: candidate, how it was chosen and pruned, size."""
+    dense, pruned = record["parameters"]["dense"], record["parameters"]["pruned"]
+    chosen = record["selection"]
+    second = chosen["runner_up"]
+    behind = f"; next: {second['candidate']}, {second['margin']:.4g} behind" if second else ""
+    criterion = chosen["criterion"]
+    how = ", ".join(f"{key} {_plain(value)}" for key, value in record["pruning"].items() if value is not None)
+    return (
+        f"Candidate   {record['candidate']} ({how})\n"
+        f"Chosen by   {criterion['mode']} {criterion['metric']} = {chosen['value']:.4g} on the "
+        f"{criterion.get('split', 'selection')} rows{behind}\n"
+        f"Parameters  {pruned:,} of {dense:,} ({100 * pruned / dense:.1f} % of the dense model)"
+    )
+
+
+def _plain(value):
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(*columns):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=True)
+    return table
+
+
+def _perplexity(record):
+    table = _table(
+        ("text", "left"),
+        ("dense", "right"),
+        ("pruned", "right"),
+        ("finetuned", "right"),
+        ("change", "right"),
+        ("%", "right"),
+        ("recovered", "right"),
+        ("verdict", "left"),
+    )
+    for name, text in record["perplexity"].items():
+        table.add_row(
+            name,
+            *(f"{text[stage]:.2f}" for stage in ("dense", "pruned", "finetuned")),
+            f"{text['change']['value']:+.2f} {_bounds(text['change']['interval'], '.2f')}",
+            f"{text['change_percent']:+.1f}",
+            _share(text["recovered"]),
+            text["verdict"],
+        )
+    protocol = next(iter(record["perplexity"].values()), {}).get("protocol")
+    if protocol:
+        table.caption = f"protocol {protocol['name']}: windows of {protocol['seq_len']}, stride {protocol['stride']}"
+        table.caption_justify = "left"
+    return table
+
+
+def _zero_shot(record):
+    table = _table(
+        ("task", "left"),
+        ("metric", "left"),
+        ("n", "right"),
+        ("dense", "right"),
+        ("pruned", "right"),
+        ("finetuned", "right"),
+        ("change in points", "right"),
+        ("p", "right"),
+        ("verdict", "left"),
+    )
+    for name, task in record["zero_shot"].items():
+        table.add_row(
+            name,
+            task["metric"],
+            str(task["n"]),
+            *(f"{100 * task[stage]:.1f}" for stage in ("dense", "pruned", "finetuned")),
+            _points(task["change"]),
+            f"{task['p_holm']:.3f}" if task["p_holm"] >= 0.001 else "<.001",
+            task["verdict"],
+        )
+    mean = record["average_acc"]
+    table.add_section()
+    table.add_row(
+        "mean",
+        "",
+        "",
+        *(f"{100 * mean[stage]:.1f}" for stage in ("dense", "pruned", "finetuned")),
+        _points(mean["change"]),
+        "",
+        mean["verdict"],
+    )
+    return table
+
+
+def _mean(record):
+    mean, extremes = record["average_acc"], record["extremes"]
+    changes = {name: record["zero_shot"][name]["change"]["value"] * 100 for name in extremes.values()}
+    return (
+        f"Recovered of what pruning lost in mean accuracy: {_share(mean['recovered'])}\n"
+        f"Largest change {extremes['largest']} {changes[extremes['largest']]:+.1f}, "
+        f"smallest {extremes['smallest']} {changes[extremes['smallest']]:+.1f} points\n"
+    )
+
+
+def _points(change):
+    low, high = change["interval"]
+    return f"{100 * change['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _bounds(bounds, spec):
+    return f"[{bounds[0]:+{spec}}, {bounds[1]:+{spec}}]"
+
+
+def _share(recovered):
+    if recovered["value"] is None:
+        return f"undefined ({recovered['note']})"
+    text = f"{100 * recovered['value']:.0f} %"
+    if recovered["interval"] is None:
+        return f"{text} ({recovered['note']})"
+    return f"{text} [{100 * recovered['interval'][0]:.0f}, {100 * recovered['interval'][1]:.0f}]"
+
+
+def _cost(cost):
+    memory = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in cost["training_peak_memory_bytes"].items())
+    evaluations = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["evaluation_seconds"].items())
+    return (
+        f"Cost        training {cost['training_seconds']:.0f} s, {cost['training_tokens']:,} tokens, "
+        f"{cost['trainable_parameters']:,} trainable parameters, peak {memory}\n"
+        f"            evaluation {evaluations}"
+    )
