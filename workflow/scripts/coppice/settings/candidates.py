@@ -8,13 +8,14 @@ from ..errors import SettingsError, nearest
 from .sources import absolute, check_name
 
 PARTS = ("mlp", "attention")
+OF_METHOD = {"depth": ("consecutive",), "width": ("importance", "parts")}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 REQUIRED = ("model", "candidate", "path")
 RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
 
 
 def grid(points, key):
-    """Candidates by name of the grid `points`; each is its point with importance, parts and name worked out."""
+    """Candidates by name of the grid `points`; each is its point with name and defaults worked out."""
     candidates = {}
     for i, point in enumerate(points):
         where = f"config key {key}[{i}]"
@@ -27,16 +28,16 @@ def grid(points, key):
 
 
 def _completed(point, where):
-    spec = dict(point)
-    if spec["method"] == "depth":
-        for setting in ("importance", "parts"):
-            if spec[setting] is not None:
-                raise SettingsError(f"{where}.{setting}: is for method width only, and this point's method is depth")
-    else:
-        spec["importance"] = spec["importance"] or "taylor"
-        spec["parts"] = [part for part in PARTS if part in (spec["parts"] or PARTS)]
-    spec["name"] = spec["name"] or _name(spec)
-    return spec
+    """The point with the keys of its method and no other, each with a value."""
+    spec = {key: value for key, value in point.items() if value is not None}
+    for key in OF_METHOD[{"depth": "width", "width": "depth"}[spec["method"]]]:
+        if key in spec:
+            raise SettingsError(f"{where}.{key}: is not a setting of method {spec['method']}, which this point has")
+    defaults = {"importance": "taylor", "parts": list(PARTS)} if spec["method"] == "width" else {"consecutive": False}
+    spec = {**defaults, **spec}
+    if "parts" in spec:
+        spec["parts"] = [part for part in PARTS if part in spec["parts"]]
+    return {**spec, "name": spec.get("name") or _name(spec)}
 
 
 def _name(spec):
@@ -44,11 +45,11 @@ def _name(spec):
     if spec["method"] == "width":
         words.append(spec["importance"])
         words += [] if spec["parts"] == list(PARTS) else spec["parts"]
-    return "-".join(words)
+    return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 
 def table(path, workdir):
-    """(columns, rows) of the table `path`: each row checked, with acc, ppl (or None) and `columns` for the rest.
+    """(columns, rows) of the table `path`: each row checked, with acc, ppl (or None) and all values `given`.
 
     SettingsError names the file, the row (line of the file) and the column.
     """
@@ -102,13 +103,12 @@ def _row(header, cells, where, workdir):
         if not values[column]:
             raise SettingsError(f"{where}, column {column}: is empty")
     check_name(values["candidate"], f"{where}, column candidate")
-    return {
-        "model": values.pop("model"),
-        "candidate": values.pop("candidate"),
-        "path": _checkpoint(values.pop("path"), f"{where}, column path", workdir),
-        **{metric: _metric(values.pop(metric, ""), metric, where) for metric in RANGES},
-        "columns": {column: _number_or_text(value) for column, value in values.items()},
-    }
+    model, candidate, path = (values.pop(column) for column in REQUIRED)
+    path = _checkpoint(path, f"{where}, column path", workdir)
+    metrics = {metric: _metric(values.get(metric, ""), metric, where) for metric in RANGES}
+    given = {**{column: _number_or_text(value) for column, value in values.items() if value}, **metrics}
+    given = {column: value for column, value in given.items() if value is not None}
+    return {"model": model, "candidate": candidate, "path": path, **metrics, "given": given}
 
 
 def _checkpoint(text, where, workdir):

@@ -12,8 +12,10 @@ MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("
 _TESTED = {"train": "train", "selection": "validation", "report": "test"}
 # Their test labels are not public, so the literature reports on validation; candidates are scored on a sample of train.
 _VALIDATED = {"train": "train", "selection": None, "report": "validation"}
+_TRAIN_ONLY = {"train": "train", "selection": None, "report": None}
+_BY_ROLE = {"train": "train", "selection": "selection", "report": "report"}
 
-# Ids that load without a loading script.
+# Ids that load without a loading script. The tasks' own stand in lm-eval's definitions.
 DATASETS = {
     "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "splits": _TESTED},
     "ptb": {
@@ -22,27 +24,23 @@ DATASETS = {
         "columns": {"text": "sentence"},
         "splits": _TESTED,
     },
-    "alpaca": {"path": "yahma/alpaca-cleaned", "splits": {"train": "train", "selection": None, "report": None}},
-    "boolq": {"path": "aps/super_glue", "name": "boolq", "splits": _VALIDATED},
-    "piqa": {"path": "baber/piqa", "splits": _VALIDATED},
-    "hellaswag": {"path": "Rowan/hellaswag", "splits": _VALIDATED},
-    "winogrande": {"path": "allenai/winogrande", "name": "winogrande_xl", "splits": _VALIDATED},
-    "arc_easy": {"path": "allenai/ai2_arc", "name": "ARC-Easy", "splits": _TESTED},
-    "arc_challenge": {"path": "allenai/ai2_arc", "name": "ARC-Challenge", "splits": _TESTED},
-    "openbookqa": {"path": "allenai/openbookqa", "name": "main", "splits": _TESTED},
+    "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
+MINIATURE_DATASETS = (*DATASETS, *TASKS)
 
 
-def with_official(name, entry):
-    """The configured `entry` of data set `name`, completed with what is known of it; `entry` has no defaults yet."""
-    official = DATASETS.get(name, {})
-    if entry.get("path") not in (None, official.get("path")):
-        # somebody else's copy: only the habit of which split serves what carries over
-        official = {} if entry["path"].startswith("miniature/") and name != "alpaca" else official
-        official = {"splits": official.get("splits", {})}
-    merged = {**official, **entry}
-    merged["splits"] = {**official.get("splits", {}), **entry.get("splits", {})}
-    return merged
+def with_known(name, entry):
+    """The configured `entry` of data set `name`, completed with what is known of that name; it has no defaults yet."""
+    official, path = DATASETS.get(name, {}), entry.get("path")
+    splits = _VALIDATED if name in ("boolq", "piqa", "hellaswag", "winogrande") else official.get("splits", {})
+    if path is not None and path.startswith("miniature/"):
+        of = path.removeprefix("miniature/")
+        known = {key: value for key, value in DATASETS.get(of, {}).items() if key == "columns"}
+        splits = _TRAIN_ONLY if of == "alpaca" else _BY_ROLE
+    else:
+        # of somebody else's copy, only the habit of which split serves what is known
+        known = official if path in (None, official.get("path")) else {}
+    return {**known, **entry, "splits": {**splits, **entry.get("splits", {})}}
 
 
 @cache

@@ -112,6 +112,11 @@ def types_of(node):
     return {types} if isinstance(types, str) else set(types)
 
 
+def is_mapping(node):
+    """Whether `node` is a section or a mapping, not a value."""
+    return types_of(node) == {"object"}
+
+
 def _coerced(value, node, path):
     if isinstance(value, Mapping) and "object" in types_of(node):
         return _coerced_mapping(value, node, path)

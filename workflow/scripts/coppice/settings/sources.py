@@ -107,15 +107,15 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
     """The data set's settings with its source worked out, local paths absolute; SettingsError if it is not there."""
     key = f"datasets.{name}"
     if entry["path"] is None:
-        raise SettingsError(
-            f"config key {key}.path is missing: '{name}' has no official data set, so say where it lies"
-        )
+        raise SettingsError(f"config key {key}.path is missing: say where '{name}' lies")
     text = _under_data_root(entry["path"], f"{key}.path", data_root, workdir)
     if entry["format"]:
         source = {"kind": "local", "path": absolute(text, workdir)}
     else:
-        source = locate(text, f"{key}.path", workdir, tuple(known.DATASETS), notices)
+        source = locate(text, f"{key}.path", workdir, known.MINIATURE_DATASETS, notices)
     if source["kind"] != "local":
+        if source["kind"] == "miniature":
+            _check_roles(key, entry["splits"])
         return {**entry, "source": source}
     if not os.path.exists(source["path"]):
         raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
@@ -124,6 +124,14 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
         if named and os.path.isdir(source["path"]) and not os.path.isfile(os.path.join(source["path"], split)):
             raise SettingsError(f"config key {key}.splits.{role}: there is no file {split} in {source['path']}")
     return {**entry, "path": source["path"], "source": source}
+
+
+def _check_roles(key, splits):
+    for role, split in splits.items():
+        if split not in (None, *splits):
+            raise SettingsError(
+                f"config key {key}.splits.{role}: found '{split}', but a miniature's splits are {', '.join(splits)}"
+            )
 
 
 def _under_data_root(text, key, data_root, workdir):

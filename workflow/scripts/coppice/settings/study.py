@@ -10,23 +10,6 @@ from . import configfiles as strict
 from . import known, schema
 from .sources import check_name, resolve_dataset, resolve_model
 
-PRESETS = {
-    "light": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
-    "standard": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
-    "full": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
-    "aggressive": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
-}
-LORA = {
-    "r": 8,
-    "alpha": 16,
-    "dropout": 0.05,
-    "target_modules": "all-linear",
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "init": "default",
-}
-
 
 @dataclass(frozen=True)
 class Study:
@@ -74,7 +57,7 @@ class Study:
         return self._candidates[model]
 
     def dataset(self, name):
-        """The resolved entry of a data set in use; None for a task whose data lm-eval itself knows best."""
+        """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
 
 
@@ -88,13 +71,12 @@ def load(raw_config, configfiles=(), workdir=None):
         strict.check(file)
     workdir = os.path.abspath(workdir or Path.cwd())
     config = schema.checked(raw_config)
-    config["datasets"] = {name: known.with_official(name, e) for name, e in config.get("datasets", {}).items()}
+    config["datasets"] = {name: known.with_known(name, e) for name, e in config.get("datasets", {}).items()}
     config = schema.filled(config)
     notices = []
     _check_names(config)
     _restrict(config, raw_config, notices)
     _check_training(config["finetune"])
-    config["finetune"]["lora"] = resolve_lora(config["finetune"]["lora"])
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
     _check_tasks(config["evaluate"]["zero_shot"], notices)
     datasets = _resolve_datasets(config, workdir, notices)
@@ -150,13 +132,6 @@ def _check_training(finetune):
         )
 
 
-def resolve_lora(lora):
-    """The adapter's settings with nothing left open: a key that is set wins, else the preset's, else the default."""
-    preset = PRESETS.get(lora["preset"], {})
-    resolved = {key: preset.get(key, default) if lora[key] is None else lora[key] for key, default in LORA.items()}
-    return {"preset": lora["preset"], **resolved}
-
-
 def _check_tasks(zero_shot, notices):
     for task in zero_shot["tasks"]:
         check_name(task, "config key evaluate.zero_shot.tasks")
@@ -188,7 +163,7 @@ def _uses(config):
     if config["miniature"]["corpus"] != "world":
         yield config["miniature"]["corpus"], "train", "miniature.corpus"
     for task in config["evaluate"]["zero_shot"]["tasks"]:
-        if task in config["datasets"] or task in known.TASKS:
+        if task in config["datasets"]:
             yield task, "report", "evaluate.zero_shot.tasks"
 
 
@@ -203,7 +178,7 @@ def _resolve_datasets(config, workdir, notices):
                 f"{nearest(name, valid)}"
             )
         if name not in resolved:
-            entry = entries.get(name) or schema.filled(known.with_official(name, {}), node)
+            entry = entries.get(name) or schema.filled(known.with_known(name, {}), node)
             resolved[name] = resolve_dataset(name, entry, config["data_root"], workdir, notices)
         if resolved[name]["splits"][role] is None:
             raise SettingsError(f"config key datasets.{name}.splits.{role} is null, but {key} needs it")
@@ -256,7 +231,7 @@ def _check_criteria(study, rows, columns):
         if metric in measured:
             continue
         for row in rows:
-            if not isinstance(row["columns"].get(metric, row.get(metric)), float):
+            if not isinstance(row["given"].get(metric), float):
                 raise SettingsError(
                     f"{study.config['candidates']['table']}, row {row['row']}, column {metric}: must be a finite "
                     f"number, since select.configs.{name} chooses by it"

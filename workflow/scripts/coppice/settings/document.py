@@ -1,0 +1,64 @@
+"""The tables of config/README.md, made from the schema: `python -m coppice.settings.document` rewrites them."""
+
+import json
+import sys
+from itertools import groupby
+
+from . import schema
+
+PAGE = schema.SCHEMA_FILE.parents[2] / "config" / "README.md"
+BEGIN, END = "<!-- keys: begin, made by python -m coppice.settings.document -->", "<!-- keys: end -->"
+
+
+def tables():
+    """The Markdown tables of all keys, one for each top-level section."""
+    rows = [(path, node) for path, node in schema.key_paths() if path[:3] != ("models", "<name>", "prune[]")]
+    plain = [row for row in rows if len(row[0]) == 1 and not schema.is_mapping(row[1])]
+    parts = ["### Top level\n", _table(plain)]
+    for section, group in groupby(rows, key=lambda row: row[0][0].removesuffix("[]")):
+        (_, head), *keys = group
+        if keys:
+            parts += [f"### `{section}`\n", _described(head) + "\n", _table(keys)]
+    return "\n".join(parts)
+
+
+def page(text):
+    """The page `text` with its tables replaced by fresh ones."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}"
+
+
+def _table(rows):
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for path, node in rows:
+        cells = (f"`{schema.dotted(path)}`", _type(node), _default(node), _described(node))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(node):
+    if "enum" in node:
+        return ", ".join("null" if value is None else f"`{value}`" for value in node["enum"])
+    types = [kind for kind in schema.KINDS if kind in schema.types_of(node)]
+    text = " or ".join(schema.KINDS[kind].split(" ")[-1] if kind != "boolean" else "true or false" for kind in types)
+    bounds = [f"{word} {node[limit]}" for limit, word in schema.LIMITS.items() if limit in node]
+    return text + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+def _default(node):
+    if "default" in node:
+        return f"`{json.dumps(node['default'])}`".replace('"', "")
+    return "" if schema.is_mapping(node) else "must be given"
+
+
+def _described(node):
+    return " ".join(node["description"].split())
+
+
+def main():
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
