@@ -12,7 +12,7 @@ BEGIN, END = "<!-- keys: begin, made by python -m coppice.settings.document -->"
 
 def tables():
     """The Markdown tables of all keys, one for each top-level section."""
-    rows = [(path, node) for path, node in schema.key_paths() if path[:3] != ("models", "<name>", "prune[]")]
+    rows = [row for row in schema.key_paths() if not _is_told_elsewhere(*row)]
     plain = [row for row in rows if len(row[0]) == 1 and not schema.is_mapping(row[1])]
     parts = ["### Top level\n", _table(plain)]
     for section, group in groupby(rows, key=lambda row: row[0][0].removesuffix("[]")):
@@ -20,6 +20,11 @@ def tables():
         if keys:
             parts += [f"### `{section}`\n", _described(head) + "\n", _table(keys)]
     return "\n".join(parts)
+
+
+def _is_told_elsewhere(path, node):
+    """Whether a key's row would add nothing: a user's own entry as such, a model's own grid (as candidates.prune)."""
+    return path[:3] == ("models", "<name>", "prune[]") or (path[-1] == "<name>" and schema.is_mapping(node))
 
 
 def page(text):
