@@ -15,14 +15,13 @@ logger = logging.getLogger("coppice.candidates")
 
 
 def prune(identity, source, point, calibration, output, seed=0):
-    """Prune the dense model `source` at `point` of the grid and write the checkpoint and `pruning.json` to `output`.
+    """Prune the dense model `source` (a models.Source) at a `point` of the grid; writes checkpoint and `pruning.json`.
 
     identity: {model, candidate}; calibration: {record (path of a dataset.json), dataset, samples, length}.
     """
     from . import pruning
 
     clock = records.Clock()
-    source = models.Source(**source)
     model = models.load(source)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
     batches, used = calibration_batches(tokenizer, calibration, models.context_length(model), seed)

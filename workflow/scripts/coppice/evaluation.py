@@ -14,15 +14,13 @@ logger = logging.getLogger("coppice.evaluation")
 
 
 def evaluate(identity, source, settings, datasets, output, adapter=None, purpose="report", seed=0):
-    """Evaluate the checkpoint `source` (models.Source fields, a dict), with the LoRA `adapter` on it where given.
+    """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
 
     identity: {model, config or candidate, stage}; settings: {perplexity: {datasets, protocol, bos}, zero_shot:
-    {tasks, metric, limit}, engine, batch_size}; datasets: name -> path of its dataset.json; output:
-    {evaluation, perplexity, samples}, paths of the two records and the folder of the samples. `purpose` is "report" or
-    "selection", which decides the rows that are used.
+    {tasks, metric, limit}, engine, batch_size}; datasets: name -> path of its dataset.json; output: the folder that
+    takes the records and samples. `purpose` is "report" or "selection", which decides the rows that are used.
     """
-    clock = records.Clock()
-    source = models.Source(**source)
+    clock, output = records.Clock(), Path(output)
     model = models.load(source, adapter)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
     models.check_vocabulary(model, tokenizer, source.path)
@@ -43,9 +41,11 @@ def evaluate(identity, source, settings, datasets, output, adapter=None, purpose
         "provenance": provenance,
     }
     for name, rows in samples.items():
-        _write_samples(Path(output["samples"]) / f"{name}.parquet", rows)
-    records.write(output["perplexity"], identity | {"perplexity": _with(texts, losses), "provenance": provenance})
-    records.write(output["evaluation"], record)
+        _write_samples(output / "samples" / f"{name}.parquet", rows)
+    records.write(
+        output / "ppl_results.json", identity | {"perplexity": _with(texts, losses), "provenance": provenance}
+    )
+    records.write(output / "evaluation_results.json", record)
     logger.info("%s", summary(record))
 
 

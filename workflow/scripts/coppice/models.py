@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -17,13 +18,18 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies and how it is to be loaded; the JSON-able form travels through rule parameters."""
+    """Where a model lies (a folder) and how it is to be loaded."""
 
     path: str
     dtype: str | None = None
     quantize: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+
+    @classmethod
+    def of_record(cls, record, loading):
+        """The source that a `model.json` record points to, with the `loading` options of the configuration."""
+        return cls(path=records.read(record)["path"], **loading)
 
 
 def device():

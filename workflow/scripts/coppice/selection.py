@@ -29,6 +29,14 @@ def metrics_of(evaluation=None, given=None):
     return {name: value for name, value in metrics.items() if value is not None}
 
 
+def needs_scoring(candidate, criteria):
+    """Whether a candidate (grid point, or row of the table) lacks a metric that one of the `criteria` asks for."""
+    if "path" not in candidate:
+        return True
+    given = metrics_of(given=candidate["given"])
+    return any(value_of(given, criterion["metric"]) is None for criterion in criteria.values())
+
+
 def value_of(metrics, metric):
     """The value of `metric` among a candidate's metrics, or None; a table's `ppl` serves for every perplexity."""
     if metric in metrics:

@@ -1,40 +1,11 @@
-"""The LoRA settings: presets, what they resolve to, and the model's linear layers that they name."""
+"""The LoRA settings as peft takes them, and the model's linear layers that they name."""
 
-from ..errors import SettingsError, nearest
+from ..errors import SettingsError
 
-DEFAULTS = {
-    "r": 8,
-    "alpha": 16,
-    "dropout": 0.05,
-    "target_modules": "all-linear",
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "init": "default",
-}
-PRESETS = {
-    "light": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
-    "standard": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
-    "full": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": "attention+mlp"},
-    "aggressive": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": "attention+mlp"},
-}
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
 }
-GROUPS["attention+mlp"] = GROUPS["attention"] + GROUPS["mlp"]
-
-
-def resolve(settings):
-    """`finetune.lora` with every key filled: a key that is set wins, else the preset's, else the default."""
-    preset = settings.get("preset")
-    if preset is not None and preset not in PRESETS:
-        raise SettingsError(
-            f"finetune.lora.preset: there is no preset '{preset}'{nearest(preset, PRESETS)} "
-            f"(known: {', '.join(PRESETS)})"
-        )
-    given = {key: value for key, value in settings.items() if value is not None}
-    return DEFAULTS | PRESETS.get(preset, {}) | given | {"preset": preset}
 
 
 def linear_layers(model):
@@ -46,23 +17,24 @@ def linear_layers(model):
 
 
 def target_modules(model, wanted):
-    """What peft takes for `wanted`: "all-linear", or the module names of a group or list, each found in `model`."""
+    """What peft takes for `wanted`: "all-linear", or module names, each found in `model`.
+
+    `wanted` is "all-linear", a group (`attention`, `mlp`), a module name, or a list of groups and names.
+    """
     if wanted == "all-linear":
         return wanted
     layers = linear_layers(model)
-    if isinstance(wanted, str) and wanted in GROUPS:
-        found = [name for name in GROUPS[wanted] if any(_matches(layer, name) for layer in layers)]
-        if found:
-            return found
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in names:
-        if not any(_matches(layer, name) for layer in layers):
+    found = []
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        matching = [member for member in GROUPS.get(name, (name,)) if any(_matches(layer, member) for layer in layers)]
+        if not matching:
             known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
             raise SettingsError(
                 f"finetune.lora.target_modules: '{name}' matches no linear layer of the model "
                 f"(it has {', '.join(known)})"
             )
-    return names
+        found += [member for member in matching if member not in found]
+    return found
 
 
 def _matches(layer, name):

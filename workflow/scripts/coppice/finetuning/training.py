@@ -23,7 +23,7 @@ KEY = ".training_key.json"
 
 
 def finetune(identity, source, dataset, settings, prompt, output, seed=0):
-    """Fine-tune the checkpoint `source` (models.Source fields) by LoRA on the prepared dataset record `dataset`.
+    """Fine-tune the checkpoint `source` (a models.Source) by LoRA on the prepared dataset record `dataset`.
 
     identity: {model, config}; settings: the `finetune` part of the configuration; prompt: alpaca | chat | none;
     output: the folder to write. Raises CoppiceError for a loss that is not a number and for an adapter without effect.
@@ -31,10 +31,8 @@ def finetune(identity, source, dataset, settings, prompt, output, seed=0):
     clock = records.Clock()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    source = models.Source(**source)
     facts = data.facts(dataset, "train")
-    lora = recipe.resolve(settings["lora"])
-    resolved = settings | {"lora": lora, "prompt": prompt}
+    resolved = settings | {"prompt": prompt}
     prints = {"weights": fingerprints.weights(source.path), "dataset": facts["fingerprint"]}
     resume = _checkpoint_to_resume(output, records.digest([resolved, prints, seed]))
 
@@ -47,7 +45,7 @@ def finetune(identity, source, dataset, settings, prompt, output, seed=0):
     rows = data.load(dataset, "train")
     formatter = examples.Formatter(prompt, tokenizer)
     train, validation, counts = examples.prepare(rows, formatter, tokenizer, settings["data"], seed)
-    model = _with_lora(model, lora)
+    model = _with_lora(model, settings["lora"])
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(
         "trainable params: %s || all params: %s || trainable%%: %.4f", trainable, total, 100 * trainable / total

@@ -16,7 +16,6 @@ from torch import nn
 
 from coppice.errors import CheckpointError
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 LINEARS = {"mlp": ("gate_proj", "up_proj", "down_proj"), "attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
@@ -99,11 +98,6 @@ def keep(block, part: str, structures: torch.Tensor) -> None:
 def check(model) -> None:
     """Refuse a model that this package would prune wrongly; CheckpointError says why and what to do."""
     config, name = model.config, model.config.name_or_path or type(model).__name__
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{name}: models of type '{config.model_type}' cannot be pruned here, only {', '.join(FAMILIES)}; "
-            "prune it with another tool and give the result in candidates.table"
-        )
     if len(blocks(model)) != config.num_hidden_layers:
         raise CheckpointError(
             f"{name}: the configuration has {config.num_hidden_layers} layers, the model {len(blocks(model))}"

@@ -108,7 +108,6 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
     try:
         with _calibrating(model), torch.no_grad():
             for batch in batches:
-                inputs.clear()
                 model.base_model(input_ids=batch.to(model.get_input_embeddings().weight.device), use_cache=False)
     finally:
         for hook in hooks:

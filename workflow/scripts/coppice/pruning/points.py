@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from coppice.errors import SettingsError, nearest
+from coppice.errors import CheckpointError, SettingsError, nearest
 
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 KEYS = {"depth": {"ratio", "consecutive"}, "width": {"ratio", "importance", "parts"}}
 IMPORTANCES = ("taylor", "magnitude")
 PARTS = ("mlp", "attention")
@@ -46,7 +47,7 @@ def resolve(point: dict[str, Any], config) -> Plan:
     round(ratio * intermediate_size) channels, the kept width rounded to a multiple of 8 from 1024 on, and
     floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer.
 
-    Raises SettingsError naming the key, the value and what would work.
+    Raises SettingsError naming the key, the value and what would work; CheckpointError for another architecture.
     """
     method = point.get("method")
     if method not in KEYS:
@@ -60,6 +61,11 @@ def resolve(point: dict[str, Any], config) -> Plan:
     ratio = point.get("ratio")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise SettingsError(f"prune point {point}: 'ratio' is {ratio!r}, but must be a number between 0 and 1")
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{config.name_or_path or type(config).__name__}: models of type '{config.model_type}' cannot be pruned "
+            f"here, only {', '.join(FAMILIES)}; prune it with another tool and give the result in candidates.table"
+        )
     return _depth(point, ratio, config) if method == "depth" else _width(point, ratio, config)
 
 

@@ -36,7 +36,7 @@ def page(text):
 def _table(rows):
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for path, node in rows:
-        cells = (f"`{schema.dotted(path)}`", _type(node), _default(node), _described(node))
+        cells = (f"`{schema.dotted(path)}`", _type(node), _default(path, node), _described(node))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -50,10 +50,10 @@ def _type(node):
     return text + (f", {' and '.join(bounds)}" if bounds else "")
 
 
-def _default(node):
+def _default(path, node):
     if "default" in node:
         return f"`{json.dumps(node['default'])}`".replace('"', "")
-    return "" if schema.is_mapping(node) else "must be given"
+    return "" if schema.is_mapping(node) or path[-1] == "<name>" else "must be given"
 
 
 def _described(node):

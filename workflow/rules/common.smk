@@ -1,0 +1,154 @@
+"""What the rules share: the study, wildcard constraints, resources, and the words at a run's start and end.
+
+The configuration is checked here, once, in the main process: a job that Snakemake starts on its own (a cluster's, or
+one in a group) trusts it.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.current_basedir).parent / "scripts"))
+
+from coppice import miniature, selection, settings
+from coppice.errors import CoppiceError
+
+try:
+    study = settings.load(config, workflow.configfiles)
+    settings.check_targets(study, workflow.dag_settings.targets if workflow.dag_settings else [])
+except CoppiceError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS, RESOURCES = study.results, study.resources
+LOGS = "logs"
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, study.models)),
+    config="|".join(map(re.escape, study.configs)),
+    candidate=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
+    dataset=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
+
+
+def pairs(pattern, **more):
+    """`pattern` for every model and config of the run."""
+    return [
+        path
+        for model, config in study.pairs()
+        for path in expand(pattern, model=model, config=config, **more)
+    ]
+
+
+def dataset_record(name):
+    """The record of the prepared dataset `name`: generated ones share one folder, others have their own."""
+    entry = study.dataset(name)
+    if entry and entry["source"]["kind"] == "miniature":
+        return f"{RESOURCES}/miniature/{Path(entry['source']['path']).name}/dataset.json"
+    return f"{RESOURCES}/datasets/{name}/dataset.json"
+
+
+def dataset_records(names):
+    """Records of several datasets, as a list of inputs."""
+    return [dataset_record(name) for name in names]
+
+
+def by_name(names):
+    """name -> record path, as a rule parameter."""
+    return {name: dataset_record(name) for name in names}
+
+
+def model_record(model):
+    """The record of a dense model's folder."""
+    source = study.models[model]["source"]
+    if source["kind"] == "miniature":
+        return f"{RESOURCES}/miniature/models/{Path(source['path']).name}/model.json"
+    return f"{RESOURCES}/models/{model}/model.json"
+
+
+def loading(model):
+    """How a model and all its pruned forms are loaded, as a rule parameter."""
+    return {key: study.models[model][key] for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
+
+
+def memory(stage):
+    """Host memory in MB of a job of `stage`: as configured, else by the model's size, half as much again a retry."""
+
+    def mem_mb(wildcards, attempt):
+        given = study.resources_per_job[stage]["mem_mb"]
+        parameters = study.models[wildcards.model]["parameters"] or 10**9
+        return int((given or 4000 + 3 * parameters / 10**6) * (1 + 0.5 * (attempt - 1)))
+
+    return mem_mb
+
+
+def runtime(stage):
+    """Minutes of a job of `stage`: as configured, else by the model's size, twice as many a retry."""
+    minutes = {"finetune": 60, "evaluate": 30, "prune": 20}[stage]
+
+    def runtime_minutes(wildcards, attempt):
+        given = study.resources_per_job[stage]["runtime"]
+        parameters = study.models[wildcards.model]["parameters"] or 10**9
+        return int((given or minutes * (1 + parameters / 10**9)) * attempt)
+
+    return runtime_minutes
+
+
+def gpus(stage):
+    """GPUs of a job of `stage`."""
+    return study.resources_per_job[stage]["gpu"]
+
+
+def status(stage, *key):
+    """The status file of a job."""
+    return f"{RESULTS}/.status/{stage}/{'.'.join(key)}.json"
+
+
+TASKS = study.evaluate["zero_shot"]["tasks"]
+EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
+
+
+def scoring_settings():
+    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for."""
+    asked = [criterion["metric"].removeprefix("ppl.") for criterion in study.configs.values()]
+    texts = study.evaluate["perplexity"]
+    chosen = [name for name in texts["datasets"] if name in asked] or texts["datasets"]
+    return study.evaluate | {"perplexity": texts | {"datasets": chosen}}
+
+
+def scored_datasets():
+    """Names of the datasets that candidates are scored on."""
+    return list(dict.fromkeys([*scoring_settings()["perplexity"]["datasets"], *TASKS]))
+
+
+def needs_selection(dataset):
+    """Whether candidates are scored here on rows of `dataset`."""
+    scored = any(
+        selection.needs_scoring(candidate, study.configs)
+        for model in study.active_models()
+        for candidate in study.candidates(model).values()
+    )
+    return scored and dataset in scored_datasets()
+
+
+def local_files(source):
+    """The files of a local model or dataset, as inputs: a change of theirs is noticed."""
+    if source is None or source["kind"] != "local":
+        return []
+    path = Path(source["path"])
+    return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+
+
+def miniature_corpus():
+    """The record of the text that the miniature models are trained on."""
+    corpus = study.miniature["corpus"]
+    return f"{RESOURCES}/miniature/pretraining/dataset.json" if corpus == "world" else dataset_record(corpus)
+
+
+def miniature_parents(name):
+    """What a miniature model is built from beside the corpus: for an instruct one its base and the instructions."""
+    if not name.endswith("-instruct"):
+        return []
+    base = f"{RESOURCES}/miniature/models/{name.removesuffix('-instruct')}/model.json"
+    return [base, dataset_record(study.finetune["data"]["dataset"])]

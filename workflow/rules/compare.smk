@@ -1,0 +1,35 @@
+"""Before against after, for one model and config.
+
+Takes the three evaluations, the selection and the finetuning record; gives `comparison_report.txt` for people and
+`comparison.json` for programs.
+"""
+
+
+rule compare:
+    input:
+        pairs(f"{REPORTED}/comparison_report.txt"),
+
+
+rule compare_stages:
+    input:
+        **{f"dense_{kind}": paths for kind, paths in evaluated(DENSE).items()},
+        **{f"pruned_{kind}": paths for kind, paths in evaluated(PRUNED).items()},
+        **{f"finetuned_{kind}": paths for kind, paths in evaluated(REPORTED).items()},
+        selection=SELECTION,
+        finetuning=f"{FINETUNED}/finetuning_config.json",
+    output:
+        report=report(
+            f"{REPORTED}/comparison_report.txt",
+            category="comparison",
+            caption="../report/comparison.rst",
+            labels={"model": "{model}", "config": "{config}"},
+        ),
+        record=f"{REPORTED}/comparison.json",
+    log:
+        f"{LOGS}/compare/{{model}}.{{config}}.log",
+    params:
+        seed=study.seed,
+        status=lambda wildcards: status("compare", wildcards.model, wildcards.config),
+        protocol=1,
+    script:
+        "../scripts/compare_stages.py"

@@ -1,0 +1,87 @@
+"""Models and datasets, each brought to one form under `resources`.
+
+Takes hub ids, local folders or `miniature/...` names; gives a `model.json` a model and a `dataset.json` a dataset,
+beside the files. The fetch rules are the only ones that ever touch the network.
+"""
+
+
+localrules:
+    fetch_model,
+    fetch_dataset,
+    fetch,
+
+
+rule fetch:
+    """Everything that comes from outside: run this where there is a network."""
+    input:
+        [model_record(model) for model in study.active_models()],
+        dataset_records(list(dict.fromkeys([*study.datasets, *TASKS]))),
+
+
+rule fetch_model:
+    input:
+        lambda wildcards: local_files(study.models[wildcards.model]["source"]),
+    output:
+        f"{RESOURCES}/models/{{model}}/model.json",
+    log:
+        f"{LOGS}/data/fetch_model.{{model}}.log",
+    params:
+        source=lambda wildcards: study.models[wildcards.model]["source"],
+        revision=lambda wildcards: study.models[wildcards.model]["revision"],
+    script:
+        "../scripts/fetch_model.py"
+
+
+rule fetch_dataset:
+    input:
+        lambda wildcards: local_files((study.dataset(wildcards.dataset) or {}).get("source")),
+    output:
+        f"{RESOURCES}/datasets/{{dataset}}/dataset.json",
+    log:
+        f"{LOGS}/data/fetch_dataset.{{dataset}}.log",
+    params:
+        entry=lambda wildcards: study.dataset(wildcards.dataset),
+        needs_selection=lambda wildcards: needs_selection(wildcards.dataset),
+        protocol=1,
+    script:
+        "../scripts/fetch_dataset.py"
+
+
+rule build_miniature_world:
+    output:
+        expand(f"{RESOURCES}/miniature/{{dataset}}/dataset.json", dataset=miniature.DATASETS),
+    log:
+        f"{LOGS}/data/build_miniature_world.log",
+    benchmark:
+        f"{LOGS}/data/build_miniature_world.benchmark.tsv"
+    params:
+        folder=f"{RESOURCES}/miniature",
+        seed=study.seed,
+        protocol=miniature.PROTOCOL,
+    script:
+        "../scripts/build_miniature_world.py"
+
+
+rule build_miniature_model:
+    input:
+        corpus=miniature_corpus(),
+        parents=lambda wildcards: miniature_parents(wildcards.miniature),
+    output:
+        f"{RESOURCES}/miniature/models/{{miniature}}/model.json",
+    log:
+        f"{LOGS}/data/build_miniature_model.{{miniature}}.log",
+    benchmark:
+        f"{LOGS}/data/build_miniature_model.{{miniature}}.benchmark.tsv"
+    threads: study.threads_per_job["build"]
+    resources:
+        cpus_per_task=study.threads_per_job["build"],
+        mem_mb=2000,
+        runtime=30,
+    wildcard_constraints:
+        miniature=r"(llama|qwen|mistral)(-instruct)?",
+    params:
+        steps=study.miniature["steps"],
+        seed=study.seed,
+        protocol=miniature.PROTOCOL,
+    script:
+        "../scripts/build_miniature_model.py"

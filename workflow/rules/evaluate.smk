@@ -1,0 +1,95 @@
+"""Evaluation of dense, pruned and finetuned models, by one script with the same settings.
+
+Takes a model's record, a selection or a finetuning, and the report rows of every dataset; gives in
+`{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json`, `ppl_results.json`, `samples/{task}.parquet`.
+"""
+
+DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
+PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
+REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
+
+
+def evaluated(folder):
+    """The three kinds of output of an evaluation into `folder`."""
+    return {
+        "evaluation": f"{folder}/evaluation_results.json",
+        "perplexity": f"{folder}/ppl_results.json",
+        "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
+    }
+
+
+rule evaluate:
+    input:
+        expand(f"{DENSE}/evaluation_results.json", model=study.active_models()),
+        pairs(f"{PRUNED}/evaluation_results.json"),
+        pairs(f"{REPORTED}/evaluation_results.json"),
+
+
+rule evaluate_dense:
+    input:
+        model=lambda wildcards: model_record(wildcards.model),
+        datasets=dataset_records(EVALUATED),
+    output:
+        **evaluated(DENSE),
+    log:
+        f"{LOGS}/evaluate/dense.{{model}}.log",
+    benchmark:
+        f"{LOGS}/evaluate/dense.{{model}}.benchmark.tsv"
+    threads: study.threads_per_job["evaluate"]
+    resources:
+        gpu=gpus("evaluate"),
+        cpus_per_task=study.threads_per_job["evaluate"],
+        mem_mb=memory("evaluate"),
+        runtime=runtime("evaluate"),
+    params:
+        stage="dense",
+        settings=study.evaluate,
+        datasets=by_name(EVALUATED),
+        loading=lambda wildcards: loading(wildcards.model),
+        seed=study.seed,
+        status=lambda wildcards: status("evaluate", "dense", wildcards.model),
+        protocol=1,
+    script:
+        "../scripts/evaluate_model.py"
+
+
+use rule evaluate_dense as evaluate_pruned with:
+    input:
+        selection=SELECTION,
+        datasets=dataset_records(EVALUATED),
+    output:
+        **evaluated(PRUNED),
+    log:
+        f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.log",
+    benchmark:
+        f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.benchmark.tsv"
+    params:
+        stage="pruned",
+        settings=study.evaluate,
+        datasets=by_name(EVALUATED),
+        loading=lambda wildcards: loading(wildcards.model),
+        seed=study.seed,
+        status=lambda wildcards: status("evaluate", "pruned", wildcards.model, wildcards.config),
+        protocol=1,
+
+
+use rule evaluate_dense as evaluate_finetuned with:
+    input:
+        selection=SELECTION,
+        adapter=f"{FINETUNED}/adapter_model.safetensors",
+        record=f"{FINETUNED}/finetuning_config.json",
+        datasets=dataset_records(EVALUATED),
+    output:
+        **evaluated(REPORTED),
+    log:
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}.log",
+    benchmark:
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}.benchmark.tsv"
+    params:
+        stage="finetuned",
+        settings=study.evaluate,
+        datasets=by_name(EVALUATED),
+        loading=lambda wildcards: loading(wildcards.model),
+        seed=study.seed,
+        status=lambda wildcards: status("evaluate", "finetuned", wildcards.model, wildcards.config),
+        protocol=1,

@@ -1,0 +1,44 @@
+"""Recovery: LoRA fine-tuning of each chosen checkpoint.
+
+Takes a selection and the instruction data; gives `finetuned/{model}/{config}_finetuned/`: the adapter with its
+configuration and tokenizer, `finetuning_config.json`, `training_log.txt`, `training_state.json`. The checkpoints of
+the training stay beside them undeclared, so that a killed job resumes.
+"""
+
+FINETUNED = f"{RESULTS}/finetuned/{{model}}/{{config}}_finetuned"
+
+
+rule finetune:
+    input:
+        pairs(f"{FINETUNED}/finetuning_config.json"),
+
+
+rule finetune_lora:
+    input:
+        selection=SELECTION,
+        dataset=dataset_record(study.finetune["data"]["dataset"]),
+    output:
+        adapter=f"{FINETUNED}/adapter_model.safetensors",
+        adapter_config=f"{FINETUNED}/adapter_config.json",
+        record=f"{FINETUNED}/finetuning_config.json",
+        log=f"{FINETUNED}/training_log.txt",
+        state=f"{FINETUNED}/training_state.json",
+    log:
+        f"{LOGS}/finetune/{{model}}.{{config}}.log",
+    benchmark:
+        f"{LOGS}/finetune/{{model}}.{{config}}.benchmark.tsv"
+    threads: study.threads_per_job["finetune"]
+    resources:
+        gpu=gpus("finetune"),
+        cpus_per_task=study.threads_per_job["finetune"],
+        mem_mb=memory("finetune"),
+        runtime=runtime("finetune"),
+    params:
+        settings=study.finetune,
+        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
+        loading=lambda wildcards: loading(wildcards.model),
+        seed=study.seed,
+        status=lambda wildcards: status("finetune", wildcards.model, wildcards.config),
+        protocol=1,
+    script:
+        "../scripts/finetune_lora.py"

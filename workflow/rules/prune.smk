@@ -1,0 +1,61 @@
+"""Candidates: pruned here by the grid, or taken in from the user's table.
+
+Takes the dense model's record and calibration text (or the user's folder); gives `{results}/candidates/{model}/
+{candidate}/pruning.json`, beside which the checkpoint lies.
+"""
+
+CANDIDATE = f"{RESULTS}/candidates/{{model}}/{{candidate}}/pruning.json"
+
+
+rule candidates:
+    input:
+        [
+            CANDIDATE.format(model=model, candidate=candidate)
+            for model in study.active_models()
+            for candidate in study.candidates(model)
+        ],
+
+
+if study.config["candidates"]["table"] is None:
+
+    rule prune_candidate:
+        input:
+            model=lambda wildcards: model_record(wildcards.model),
+            calibration=dataset_record(study.calibration["dataset"]),
+        output:
+            CANDIDATE,
+        log:
+            f"{LOGS}/prune/{{model}}.{{candidate}}.log",
+        benchmark:
+            f"{LOGS}/prune/{{model}}.{{candidate}}.benchmark.tsv"
+        threads: study.threads_per_job["prune"]
+        resources:
+            gpu=gpus("prune"),
+            cpus_per_task=study.threads_per_job["prune"],
+            mem_mb=memory("prune"),
+            runtime=runtime("prune"),
+        params:
+            point=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
+            calibration=study.calibration,
+            loading=lambda wildcards: loading(wildcards.model),
+            seed=study.seed,
+            status=lambda wildcards: status("prune", wildcards.model, wildcards.candidate),
+            protocol=1,
+        script:
+            "../scripts/prune_candidate.py"
+
+else:
+
+    rule import_candidate:
+        input:
+            lambda wildcards: f"{study.candidates(wildcards.model)[wildcards.candidate]['path']}/config.json",
+        output:
+            CANDIDATE,
+        log:
+            f"{LOGS}/prune/{{model}}.{{candidate}}.log",
+        params:
+            row=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
+            status=lambda wildcards: status("prune", wildcards.model, wildcards.candidate),
+            protocol=1,
+        script:
+            "../scripts/import_candidate.py"

@@ -1,0 +1,43 @@
+"""The study's report: the answers, tables and figures, rendered from records alone.
+
+Takes every comparison and the table of candidates; gives `report/study_report.{html,md}`, `*.csv` and `figures/`.
+"""
+
+from coppice import reporting
+
+REPORT = f"{RESULTS}/report"
+
+
+rule report:
+    input:
+        f"{REPORT}/study_report.html",
+
+
+rule write_report:
+    input:
+        pairs(f"{REPORTED}/comparison.json"),
+        table=f"{RESULTS}/candidates.tsv",
+        summary=f"{RESULTS}/for_finetuning/SUMMARY.md",
+    output:
+        html=report(f"{REPORT}/study_report.html", category="study", caption="../report/study.rst"),
+        page=f"{REPORT}/study_report.md",
+        tables=expand(f"{REPORT}/{{table}}.csv", table=reporting.TABLES),
+        figures=report(
+            expand(f"{REPORT}/figures/{{figure}}.{{kind}}", figure=reporting.FIGURES, kind=["png", "svg"]),
+            category="figures",
+            caption="../report/figure.rst",
+        ),
+    log:
+        f"{LOGS}/report/write_report.log",
+    params:
+        results=RESULTS,
+        pairs=study.pairs(),
+        models={
+            name: {key: study.models[name][key] for key in ("variant", "family", "base")}
+            for name in study.active_models()
+        },
+        seed=study.seed,
+        status=status("report", "study"),
+        protocol=1,
+    script:
+        "../scripts/write_report.py"

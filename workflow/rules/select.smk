@@ -1,0 +1,101 @@
+"""The choice: candidates are scored on rows that the reports never use, and each config picks its best.
+
+Takes the candidates' records; gives `candidate_evaluation/{model}/{candidate}/evaluation_results.json` for those
+without numbers of their own, `for_finetuning/{model}/{config}/` (`selection_info.json` and the linked checkpoint),
+`candidates.tsv` and `for_finetuning/SUMMARY.md`.
+"""
+
+SCORES = f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/evaluation_results.json"
+SELECTION = f"{RESULTS}/for_finetuning/{{model}}/{{config}}/selection_info.json"
+
+
+def folders(model):
+    """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
+    return {
+        name: (
+            CANDIDATE.format(model=model, candidate=name),
+            SCORES.format(model=model, candidate=name)
+            if selection.needs_scoring(candidate, study.configs)
+            else None,
+        )
+        for name, candidate in study.candidates(model).items()
+    }
+
+
+def candidate_records(model):
+    """All records that a choice among a model's candidates rests on."""
+    return [path for paths in folders(model).values() for path in paths if path]
+
+
+rule select:
+    input:
+        pairs(SELECTION),
+        f"{RESULTS}/candidates.tsv",
+        f"{RESULTS}/for_finetuning/SUMMARY.md",
+
+
+rule score_candidate:
+    input:
+        pruning=CANDIDATE,
+        datasets=dataset_records(scored_datasets()),
+    output:
+        evaluation=SCORES,
+        perplexity=f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/ppl_results.json",
+        samples=expand(
+            f"{RESULTS}/candidate_evaluation/{{{{model}}}}/{{{{candidate}}}}/samples/{{task}}.parquet",
+            task=TASKS,
+        ),
+    log:
+        f"{LOGS}/select/score.{{model}}.{{candidate}}.log",
+    benchmark:
+        f"{LOGS}/select/score.{{model}}.{{candidate}}.benchmark.tsv"
+    threads: study.threads_per_job["evaluate"]
+    resources:
+        gpu=gpus("evaluate"),
+        cpus_per_task=study.threads_per_job["evaluate"],
+        mem_mb=memory("evaluate"),
+        runtime=runtime("evaluate"),
+    params:
+        settings=scoring_settings(),
+        datasets=by_name(scored_datasets()),
+        purpose=study.select["split"],
+        loading=lambda wildcards: loading(wildcards.model),
+        seed=study.seed,
+        status=lambda wildcards: status("select", wildcards.model, wildcards.candidate),
+        protocol=1,
+    script:
+        "../scripts/score_candidate.py"
+
+
+rule select_best:
+    input:
+        lambda wildcards: candidate_records(wildcards.model),
+    output:
+        SELECTION,
+    log:
+        f"{LOGS}/select/{{model}}.{{config}}.log",
+    params:
+        criterion=lambda wildcards: study.configs[wildcards.config] | {"split": study.select["split"]},
+        folders=lambda wildcards: folders(wildcards.model),
+        status=lambda wildcards: status("select", wildcards.model, wildcards.config),
+        protocol=1,
+    script:
+        "../scripts/select_best.py"
+
+
+rule summarize_selection:
+    input:
+        candidates=[path for model in study.active_models() for path in candidate_records(model)],
+        selections=pairs(SELECTION),
+    output:
+        table=f"{RESULTS}/candidates.tsv",
+        page=report(
+            f"{RESULTS}/for_finetuning/SUMMARY.md", category="selection", caption="../report/selection.rst"
+        ),
+    log:
+        f"{LOGS}/select/summarize.log",
+    params:
+        folders={model: folders(model) for model in study.active_models()},
+        protocol=1,
+    script:
+        "../scripts/summarize_selection.py"

@@ -1,0 +1,15 @@
+"""Train one tiny model of the miniature study, or its instruct version from the base one."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice.miniature import prepare
+
+    prepare.prepare_model(
+        name=snakemake.wildcards.miniature,
+        corpus=snakemake.input.corpus,
+        parents=list(snakemake.input.parents),
+        record=snakemake.output[0],
+        seed=snakemake.params.seed,
+        steps=snakemake.params.steps,
+    )

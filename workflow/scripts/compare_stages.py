@@ -1,0 +1,20 @@
+"""Compare a model and config before and after fine-tuning."""
+
+from pathlib import Path
+
+from coppice import logs
+
+model, config = snakemake.wildcards.model, snakemake.wildcards.config
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"compare {model} {config}"):
+    from coppice import comparison
+
+    comparison.compare(
+        identity={"model": model, "config": config},
+        evaluations={
+            stage: Path(snakemake.input[f"{stage}_evaluation"]).parent for stage in ("dense", "pruned", "finetuned")
+        },
+        selection=snakemake.input.selection,
+        finetuning=snakemake.input.finetuning,
+        output={"record": snakemake.output.record, "report": snakemake.output.report},
+        seed=snakemake.params.seed,
+    )

@@ -1,0 +1,63 @@
+"""The fetch rules: the only part of the study that touches the network.
+
+Models come as whole snapshots under `resources/models/{model}/snapshot`, datasets as parquet beside their record; a
+local folder is registered as it stands, never copied or written to.
+"""
+
+import logging
+from pathlib import Path
+
+from . import data, fingerprints, records
+from .errors import CheckpointError, CoppiceError
+
+logger = logging.getLogger("coppice.fetching")
+
+# Weights of other frameworks, and pickles beside safetensors, are not fetched.
+WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+
+
+def fetch_model(name, source, revision, record):
+    """Fetch or register the model `source` ({kind, path}) and write `record`: {model, path, fingerprint, ...}."""
+    if source["kind"] == "hub":
+        folder = _download(name, source["path"], revision, Path(record).parent / "snapshot")
+    else:
+        folder = Path(source["path"])
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
+    facts = {"model": name, "source": source, "revision": revision, "path": str(folder)}
+    records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
+
+
+def _download(name, repository, revision, folder):
+    """Download a snapshot, resuming what an earlier call left; returns its folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+    except GatedRepoError as error:
+        raise CoppiceError(
+            f"models.{name}.base: {repository} is gated: ask for access on its page, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CoppiceError(
+            f"models.{name}.base: the hub has no {repository}, or it is private and HF_TOKEN is not set"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CoppiceError(f"models.{name}.base: {repository} cannot be fetched from the hub: {error}") from error
+    return folder
+
+
+def fetch_dataset(name, entry, needs_selection, record):
+    """Fetch or read the dataset `name` into the form that every stage reads; `entry` None means lm-eval's own data."""
+    if entry is None:
+        from .zero_shot import official_source
+
+        entry = official_source(name)
+    elif entry["source"]["kind"] == "local":
+        entry = entry | {"path": entry["source"]["path"]}
+    required = data.TASK_COLUMNS.get(name, ())
+    data.prepare(name, entry, Path(record).parent, needs_selection, required)
+    for role, facts in records.read(record)["roles"].items():
+        logger.info("%s %s: %d rows of split %s", name, role, facts["rows"], facts["split"])

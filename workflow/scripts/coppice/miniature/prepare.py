@@ -1,0 +1,51 @@
+"""The miniature world and its models in the form that every stage reads: datasets with records, models with records."""
+
+import json
+import logging
+from pathlib import Path
+
+from .. import data, fingerprints, records
+from . import training
+from .build import DATASETS, build_world
+
+logger = logging.getLogger("coppice.miniature")
+
+
+def prepare_world(folder, seed):
+    """Generate the world into `folder` and write a `dataset.json` record for each of its datasets."""
+    folder = Path(folder)
+    build_world(folder, seed)
+    for name, roles in DATASETS.items():
+        tables = {role: _rows(folder / name / f"{role}.jsonl") for role in roles}
+        if name == "ptb":
+            tables = {role: [{"text": row["sentence"]} for row in rows] for role, rows in tables.items()}
+        source = {"path": f"miniature/{name}", "seed": seed}
+        data.write(name, tables, folder / name, splits={}, source=source)
+        logger.info("%s: %s", name, ", ".join(f"{role} {len(rows)}" for role, rows in tables.items()))
+
+
+def _rows(path):
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def prepare_model(name, corpus, parents, record, seed, steps=None):
+    """Train the miniature model `name` (`llama`, `llama-instruct`, ...) and write its model.json to `record`.
+
+    corpus: record of the text it is trained on; parents: for an instruct model the records of its base and of the
+    instructions; steps: optimizer steps in place of the recipe's.
+    """
+    family, _, instruct = name.partition("-")
+    folder = Path(record).parent / "checkpoint"
+    if instruct:
+        base, instructions = parents
+        text = training.Text.of_records(corpus, instructions)
+        facts = training.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps)
+    else:
+        facts = training.train_base(family, training.Text.of_records(corpus), folder, seed, steps)
+    source = {"kind": "miniature", "path": name}
+    records.write(
+        record,
+        {"model": name, "source": source, "path": str(folder), "training": facts}
+        | {"weights_fingerprint": fingerprints.weights(folder)},
+    )

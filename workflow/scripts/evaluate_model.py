@@ -1,0 +1,25 @@
+"""Evaluate a dense, pruned or finetuned model on the rows that reports use."""
+
+from pathlib import Path
+
+from coppice import logs, models
+
+stage = snakemake.params.stage
+model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
+title = " ".join(filter(None, ("evaluate", stage, model, config)))
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
+    from coppice import evaluation
+
+    if stage == "dense":
+        source = models.Source.of_record(snakemake.input.model, snakemake.params.loading)
+    else:
+        source = models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading)
+    evaluation.evaluate(
+        identity={"model": model, "config": config, "stage": stage},
+        source=source,
+        settings=snakemake.params.settings,
+        datasets=snakemake.params.datasets,
+        output=Path(snakemake.output.evaluation).parent,
+        adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
+        seed=snakemake.params.seed,
+    )

@@ -1,0 +1,10 @@
+"""Fetch a dataset from the hub, or read a local one: writes its roles as parquet beside dataset.json."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import fetching
+
+    fetching.fetch_dataset(
+        snakemake.wildcards.dataset, snakemake.params.entry, snakemake.params.needs_selection, snakemake.output[0]
+    )

@@ -1,0 +1,10 @@
+"""Fetch a model from the hub, or register a local folder: writes its model.json."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import fetching
+
+    fetching.fetch_model(
+        snakemake.wildcards.model, snakemake.params.source, snakemake.params.revision, snakemake.output[0]
+    )

@@ -1,0 +1,19 @@
+"""Fine-tune one chosen checkpoint with LoRA."""
+
+from pathlib import Path
+
+from coppice import logs, models
+
+model, config = snakemake.wildcards.model, snakemake.wildcards.config
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"finetune {model} {config}"):
+    from coppice import finetuning
+
+    finetuning.finetune(
+        identity={"model": model, "config": config},
+        source=models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading),
+        dataset=snakemake.input.dataset,
+        settings=snakemake.params.settings,
+        prompt=snakemake.params.prompt,
+        output=Path(snakemake.output.record).parent,
+        seed=snakemake.params.seed,
+    )

@@ -1,0 +1,16 @@
+"""Take in one of the user's pruned checkpoints: linked, with its pruning.json."""
+
+from pathlib import Path
+
+from coppice import logs
+
+model, candidate = snakemake.wildcards.model, snakemake.wildcards.candidate
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"import {model} {candidate}"):
+    from coppice import candidates
+
+    candidates.take_in(
+        identity={"model": model, "candidate": candidate},
+        path=snakemake.params.row["path"],
+        given=snakemake.params.row["given"],
+        output=Path(snakemake.output[0]).parent,
+    )

@@ -1,0 +1,16 @@
+"""Choose the best candidate of a model by one criterion."""
+
+from pathlib import Path
+
+from coppice import logs
+
+model, config = snakemake.wildcards.model, snakemake.wildcards.config
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"select {model} {config}"):
+    from coppice import selection
+
+    selection.select_best(
+        identity={"model": model, "config": config},
+        criterion=snakemake.params.criterion,
+        folders=snakemake.params.folders,
+        output=Path(snakemake.output[0]).parent,
+    )

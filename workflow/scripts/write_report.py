@@ -1,0 +1,16 @@
+"""Render the study's report from its records."""
+
+from pathlib import Path
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, "report"):
+    from coppice import reporting
+
+    reporting.write_report(
+        results=snakemake.params.results,
+        pairs=snakemake.params.pairs,
+        models=snakemake.params.models,
+        output=Path(snakemake.output.html).parent,
+        metadata={"seed": snakemake.params.seed},
+    )
