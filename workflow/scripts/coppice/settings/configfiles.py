@@ -1,6 +1,5 @@
 """A second, strict reading of the configuration files: a key given twice is an error, where YAML takes the last."""
 
-import json
 from pathlib import Path
 
 import yaml
@@ -18,29 +17,10 @@ def check(path):
     try:
         root = yaml.compose(text, Loader=loader)
     except yaml.YAMLError as error:
-        if not _is_json(path, text):
-            mark = getattr(error, "problem_mark", None)
-            where = f", line {mark.line + 1}" if mark else ""
-            raise SettingsError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', error)})") from error
-        return
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', error)})") from error
     _check_node(path, root, (), set())
-
-
-def _is_json(path, text):
-    """Whether `text` is JSON (which may hold tabs that YAML refuses), its keys checked."""
-
-    def check_pairs(pairs):
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise SettingsError(f"{path}: key '{key}' is given twice")
-        return dict(pairs)
-
-    try:
-        json.loads(text, object_pairs_hook=check_pairs)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_node(path, node, keys, seen):

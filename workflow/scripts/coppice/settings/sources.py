@@ -17,7 +17,7 @@ def check_name(name, where):
     """Raise SettingsError unless `name` can be part of a path: letters, digits and . _ + - only."""
     if not NAME.fullmatch(name) or ".." in name:
         raise SettingsError(
-            f"{where}: the name '{name}' cannot be part of a path; use letters, digits and . _ + - only, "
+            f"{where}: the name {name!r} cannot be part of a path; use letters, digits and . _ + - only, "
             "begin with a letter or digit, and leave out '..'"
         )
 

@@ -1,0 +1,359 @@
+"""The configuration: what a user may write, what it becomes, and what is said where it is wrong."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coppice import settings
+from coppice.settings import document, schema
+
+CONFIG = Path(__file__).parents[2] / "config"
+MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
+
+
+def merged(*layers):
+    """Layers laid over each other as Snakemake does: mappings merged, all else replaced."""
+    result = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = result.get(key)
+            result[key] = merged(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return result
+
+
+def file(name):
+    return yaml.safe_load((CONFIG / name).read_text(encoding="utf-8"))
+
+
+def load(*layers, **options):
+    return settings.load(merged(MODEL, *layers), **options)
+
+
+def message(*layers, **options):
+    with pytest.raises(settings.SettingsError) as raised:
+        load(*layers, **options)
+    return str(raised.value)
+
+
+def leaves(value, path=()):
+    """(path, value) of everything in nested mappings that is not a mapping."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from leaves(item, (*path, key))
+        else:
+            yield (*path, key), item
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    return folder
+
+
+def test_the_miniature_study_is_six_models_by_two_criteria():
+    study = settings.load(file("config.yaml"), [CONFIG / "config.yaml"])
+    assert len(study.models) == 6 and len(study.pairs()) == 12
+    assert study.models["Qwen-Instruct"]["prompt"] == "chat" and study.models["Qwen"]["prompt"] == "alpaca"
+    assert {m["source"]["kind"] for m in study.models.values()} == {"miniature"}
+    assert {d["source"]["kind"] for d in study.datasets.values()} == {"miniature"}
+    assert list(study.candidates("Llama")) == [
+        "depth-0.25",
+        "width-0.5-taylor",
+        "width-0.5-magnitude",
+        "width-0.7-taylor-mlp",
+    ]
+    assert not study.notices
+
+
+def test_the_real_study_laid_over_the_miniature_has_nothing_miniature_left():
+    study = settings.load(merged(file("config.yaml"), file("full.yaml")), [CONFIG / "full.yaml"])
+    assert len(study.pairs()) == 12
+    assert {m["source"]["kind"] for m in study.models.values()} == {"hub"}
+    assert {d["source"]["kind"] for d in study.datasets.values()} == {"hub"}
+    assert study.dataset("boolq")["splits"] == {"train": "train", "selection": None, "report": "validation"}
+    assert settings.load(file("full.yaml")).config == study.config
+
+
+def test_full_yaml_sets_back_every_key_that_config_yaml_changes():
+    real, defaults = dict(leaves(file("full.yaml"))), load().config
+    for path, value in leaves(file("config.yaml")):
+        if path[0] in ("models", "datasets"):
+            assert path in real, path
+            continue
+        default = defaults
+        for key in path:
+            default = default[key]
+        if value != default:
+            assert path in real, path
+            assert path == ("candidates", "prune") or real[path] == default, path
+
+
+@pytest.fixture
+def local_data(tmp_path):
+    for name, entry in file("local_data.yaml")["datasets"].items():
+        folder = tmp_path / "somewhere" / entry["path"].removeprefix("{data_root}/")
+        folder.mkdir(parents=True)
+        for split in filter(None, entry["splits"].values()):
+            (folder / split).write_text("")
+        assert name in settings.load(file("config.yaml")).datasets
+    return tmp_path / "somewhere"
+
+
+@pytest.mark.parametrize("below", [["config.yaml"], ["config.yaml", "full.yaml"]])
+def test_local_data_replaces_every_data_set_of_either_study(local_data, below):
+    place = {"data_root": str(local_data)}
+    study = settings.load(merged(*(file(name) for name in below), file("local_data.yaml"), place))
+    assert {d["source"]["kind"] for d in study.datasets.values()} == {"local"}
+    ptb = study.dataset("ptb")
+    assert ptb["path"] == str(local_data / "ptb") and ptb["columns"] == {"text": "text"}
+    assert (ptb["name"], ptb["revision"], ptb["format"]) == (None, None, "text")
+    assert study.miniature["corpus"] == "wikitext2"
+
+
+def test_local_data_without_its_folder_names_data_root(tmp_path):
+    config = merged(file("config.yaml"), file("local_data.yaml"), {"data_root": "nowhere"})
+    with pytest.raises(settings.SettingsError, match="data_root: there is no folder nowhere"):
+        settings.load(config, workdir=tmp_path)
+    assert "data_root is not set" in message({"datasets": {"ptb": {"path": "{data_root}/ptb", "format": "text"}}})
+
+
+def test_a_file_named_as_a_split_must_be_there(local_data):
+    (local_data / "ptb" / "ptb.test.txt").unlink()
+    with pytest.raises(settings.SettingsError, match=r"datasets\.ptb\.splits\.report: there is no file ptb\.test\.txt"):
+        settings.load(merged(file("config.yaml"), file("local_data.yaml"), {"data_root": str(local_data)}))
+
+
+WRONG = {
+    "a misspelt key": ({"finetune": {"epoch": 3}}, "finetune.epoch is unknown; did you mean 'finetune.epochs'?"),
+    "a key in the wrong place": ({"batch_size": 8}, "batch_size is unknown; did you mean 'finetune.batch_size'?"),
+    "a misspelt key of a model": ({"models": {"A": {"bass": "x"}}}, "did you mean 'models.A.base'?"),
+    "a key of nothing": ({"zzzz": 1}, "config key zzzz is unknown; valid are results, "),
+    "words for a number": ({"finetune": {"epochs": "three"}}, "finetune.epochs: found 'three', but a number"),
+    "half a step": ({"finetune": {"max_steps": 1.5}}, "finetune.max_steps: found 1.5, but an integer or null"),
+    "not a number": ({"finetune": {"learning_rate": float("nan")}}, "finetune.learning_rate: found nan"),
+    "a negative number": ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps: found -1, must be at least 0"),
+    "a truth for a number": ({"seed": True}, "seed: found true, but an integer"),
+    "a number for text": ({"models": {"A": {"base": "a/b", "revision": 12}}}, "revision: found 12, but text or null"),
+    "a word for a list": ({"only": {"models": "Llama"}}, "only.models: found 'Llama', but a list or null is needed"),
+    "a value for a section": ({"finetune": 3}, "finetune: found 3, but a mapping"),
+    "null for a value": ({"finetune": {"epochs": None}}, "finetune.epochs: found null"),
+    "an unknown choice": ({"candidates": {"keep": "selectd"}}, "did you mean 'selected'?"),
+    "a thing twice in a list": ({"evaluate": {"zero_shot": {"tasks": ["piqa", "piqa"]}}}, "'piqa' is listed twice"),
+    "a model without a base": ({"models": {"A": {"family": "llama"}}}, "models.A.base is missing"),
+    "a name with a slash": ({"models": {"a/b": {"base": "a/b"}}}, "models: the name 'a/b' cannot be part of a path"),
+    "a name with dots": ({"models": {"a..b": {"base": "a/b"}}}, "models: the name 'a..b'"),
+    "a config's name with a line": ({"select": {"configs": {"a\n": {"metric": "piqa", "mode": "max"}}}}, "the name 'a"),
+    "a candidate's name": ({"candidates": {"prune": [{"method": "depth", "ratio": 0.5, "name": "../x"}]}}, "'../x'"),
+    "a number for a name": ({"models": {1: {"base": "a/b"}}}, "models.1: the name 1 is not text; put it in quotes"),
+    "no model": ({"models": {"Llama": None}}, "the study has no model"),
+    "no config": ({"select": {"configs": {}}}, "the study has no config"),
+    "no such model folder": ({"models": {"A": {"base": "./nope"}}}, "models.A.base: there is no folder ./nope"),
+    "no such miniature": ({"models": {"A": {"base": "miniature/lama"}}}, "did you mean 'llama'?"),
+    "a miniature of another family": ({"models": {"Llama": {"family": "qwen"}}}, "but miniature/llama is 'llama'"),
+    "a bare model id": ({"models": {"A": {"base": "gpt2"}}}, "models.A.base: 'gpt2' is neither a hub id"),
+    "an unheard-of family": ({"models": {"A": {"base": "me/thing"}}}, "models.A.family: the base 'me/thing'"),
+    "an unknown model in only": ({"only": {"models": ["Lama"]}}, "only.models: 'Lama' is not in the study"),
+    "an unknown config in only": ({"only": {"configs": ["best_ac"]}}, "did you mean 'best_acc'?"),
+    "an unknown task": ({"evaluate": {"zero_shot": {"tasks": ["pica"]}}}, "lm-eval has no task 'pica'; did you mean"),
+    "a metric of no task": ({"evaluate": {"zero_shot": {"metric": {"helaswag": "acc"}}}}, "did you mean 'hellaswag'?"),
+    "unknown text": ({"evaluate": {"perplexity": {"datasets": ["wikitext"]}}}, "did you mean 'wikitext2'?"),
+    "unknown instructions": ({"finetune": {"data": {"dataset": "alpacca"}}}, "did you mean 'alpaca'?"),
+    "unknown corpus": ({"miniature": {"corpus": "word"}}, "miniature.corpus: there is no data set 'word'"),
+    "no such data": ({"datasets": {"ptb": {"path": "nope", "format": "text"}}}, "datasets.ptb.path: there is no nope"),
+    "data with no report part": (
+        {"datasets": {"ptb": {"splits": {"report": None}}}},
+        "datasets.ptb.splits.report is null",
+    ),
+    "a miniature's odd split": (
+        {"datasets": {"ptb": {"path": "miniature/ptb", "splits": {"train": "x"}}}},
+        "found 'x'",
+    ),
+    "a criterion without a mode": ({"select": {"configs": {"x": {"metric": "piqa"}}}}, "configs.x.mode is missing"),
+    "an unknown criterion": ({"select": {"configs": {"x": {"metric": "ppl.c4", "mode": "min"}}}}, "no metric 'ppl.c4'"),
+    "a ratio of one": (
+        {"candidates": {"prune": [{"method": "depth", "ratio": 1}]}},
+        "prune[0].ratio: found 1, must be",
+    ),
+    "a point without ratio": ({"candidates": {"prune": [{"method": "depth"}]}}, "candidates.prune[0].ratio is missing"),
+    "a width's key on depth": (
+        {"models": {"Llama": {"prune": [{"method": "depth", "ratio": 0.5, "parts": ["mlp"]}]}}},
+        "models.Llama.prune[0].parts: is not a setting of method depth",
+    ),
+    "the same candidate twice": (
+        {"candidates": {"prune": [{"method": "depth", "ratio": 0.5}, {"method": "depth", "ratio": "0.50"}]}},
+        "candidates.prune[1]: there is already a candidate 'depth-0.5'",
+    ),
+    "an empty grid": ({"candidates": {"prune": []}}, "candidates.prune: is empty, so model 'Llama' has no candidate"),
+    "an uneven batch": ({"finetune": {"batch_size": 10}}, "10 is not a multiple of finetune.micro_batch_size"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_configuration_is_told_in_one_message(wrong, told):
+    said = message(wrong)
+    assert told in said and "\n" not in said
+
+
+def test_a_model_folder_that_is_no_checkpoint(tmp_path, checkpoint):
+    local = {"models": {"Mine": {"base": str(checkpoint)}}}
+    assert load(local).models["Mine"]["source"] == {"kind": "local", "path": str(checkpoint)}
+    assert load(local).models["Mine"]["family"] == "qwen"
+    assert load({"models": {"M": {"base": "./checkpoint"}}}, workdir=tmp_path).models["M"]["source"]["kind"] == "local"
+    (checkpoint / "config.json").unlink()
+    assert "models.Mine.base" in message(local) and "no config.json" in message(local)
+
+
+def test_any_task_of_the_harness_is_accepted():
+    study = load({"evaluate": {"zero_shot": {"tasks": ["sciq", "mmlu_anatomy"], "metric": {"sciq": "acc_norm"}}}})
+    assert study.dataset("sciq") is None
+
+
+def test_values_given_on_the_command_line_are_accepted():
+    given = {"epochs": "3", "max_steps": "null", "merge": "true", "learning_rate": "1e-4", "seeds": ["1", "2"]}
+    finetune = load({"finetune": given, "seed": 7}).finetune
+    assert [finetune[key] for key in given] == [3, None, True, 0.0001, [1, 2]]
+    assert load({"models": {"Llama": {"parameters": "8.03e9"}}}).models["Llama"]["parameters"] == 8030000000
+
+
+@given(st.integers(0, 2**70) | st.floats(1e-300, 1e300) | st.booleans())
+def test_a_number_or_truth_means_the_same_written_as_text(value):
+    kind = {int: ["integer", "null"], float: "number", bool: "boolean"}[type(value)]
+    coerced = schema._coerced(str(value), {"type": kind}, ())
+    assert coerced == value
+
+
+@given(st.text())
+def test_text_stays_text_where_text_is_wanted(text):
+    assert schema._coerced(text, {"type": "string"}, ()) == text
+
+
+LEAVES = [path for path, node in schema.key_paths() if not schema.is_mapping(node) and "[]" not in "".join(path)]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(LEAVES), ANYTHING)
+def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
+    names = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa"}
+    keys = [names[path[0]] if key == "<name>" else key for key in path]
+    config = node = copy.deepcopy(MODEL)
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+    node[keys[-1]] = value
+    try:
+        settings.load(config)
+    except settings.SettingsError as error:
+        assert keys[0] in str(error) or "study has no" in str(error)
+
+
+def test_null_drops_an_entry_and_what_refers_to_it_is_left_out_with_a_notice():
+    dropped = {"models": {"Qwen": None, "Mistral": "null"}, "only": {"models": ["Llama", "Qwen"]}}
+    study = settings.load(merged(file("config.yaml"), dropped))
+    assert "Qwen" not in study.models and "Mistral" not in study.models
+    assert study.active_models() == ["Llama"]
+    assert study.notices == ["config key only.models: 'Qwen' was dropped from the study and is left out"]
+
+
+def test_an_emptied_section_has_its_defaults():
+    assert load({"finetune": None}).finetune == load().finetune
+
+
+def test_only_restricts_the_run_and_not_the_study():
+    study = settings.load(merged(file("config.yaml"), {"only": {"models": ["Qwen", "Llama"], "configs": ["best_ppl"]}}))
+    assert study.pairs() == [("Llama", "best_ppl"), ("Qwen", "best_ppl")]
+    assert len(study.models) == 6
+
+
+def test_a_model_may_have_its_own_grid():
+    grid = [{"method": "width", "ratio": 0.3, "name": "light"}, {"method": "depth", "ratio": 0.5, "consecutive": True}]
+    study = load({"models": {"Mine": {"base": "miniature/qwen", "prune": grid}}})
+    assert list(study.candidates("Mine")) == ["light", "depth-0.5-consecutive"]
+    light = study.candidates("Mine")["light"]
+    assert (light["importance"], light["parts"]) == ("taylor", ["mlp", "attention"])
+    assert list(study.candidates("Llama")) == ["depth-0.25", "width-0.25-taylor"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "models:\n  A: {base: a/b}\n  B: {base: a/c}\n  A: {base: a/d}\n",
+            "models.A is given twice, in lines 2 and 4",
+        ),
+        ("seed: 1\nfinetune: {epochs: 1, epochs: 2}\n", "finetune.epochs is given twice, in lines 2 and 2"),
+        ("candidates:\n  prune:\n    - {ratio: 1, ratio: 2}\n", "candidates.prune.0.ratio is given twice"),
+        ('{\n\t"seed": 1,\n\t"seed": 2\n}', "key seed is given twice, in lines 2 and 3"),
+        ("seed: [1\n", "line 2: is not valid YAML"),
+    ],
+)
+def test_a_key_given_twice_in_a_file_is_an_error(tmp_path, text, told):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    said = message(configfiles=[path])
+    assert told in said and str(path) in said
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt",
+        "results/finetuned/Llama/best_ppl_finetuned/seed-43/finetuning_config.json",
+        "./results/candidates/Llama/depth-0.25/pruning.json",
+        "results/for_finetuning/SUMMARY.md",
+        "results/candidates.tsv",
+        "results/dense_evaluation/Llama/evaluation_results.json",
+        "elsewhere/candidates/Nobody/x",
+        "evaluate",
+    ],
+)
+def test_targets_of_the_study_pass(target):
+    settings.check_targets(load(), [target])
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("results/finetuned_evaluation/Lama/best_acc_finetuned/comparison_report.txt", "no model 'Lama'"),
+        ("results/finetuned/Llama/best_ac_finetuned/training_log.txt", "did you mean 'best_acc_finetuned'?"),
+        ("results/for_finetuning/Llama/best_pp/selection_info.json", "did you mean 'best_ppl'?"),
+        ("results/candidates/Llama/depth-0.3/pruning.json", "no candidate of Llama 'depth-0.3'"),
+        ("{absolute}/results/dense_evaluation/Qwen/ppl_results.json", "valid are Llama"),
+    ],
+)
+def test_a_target_of_an_unknown_model_config_or_candidate_is_refused(tmp_path, target, told):
+    target = target.format(absolute=tmp_path)
+    with pytest.raises(settings.SettingsError) as raised:
+        settings.check_targets(load(workdir=tmp_path), ["all", target])
+    assert told in str(raised.value) and target in str(raised.value)
+
+
+def test_the_page_documents_every_key_as_the_schema_has_it():
+    text = (CONFIG / "README.md").read_text(encoding="utf-8")
+    assert document.page(text) == text, "run: python -m coppice.settings.document"
+    for path in LEAVES:
+        if "prune[]" not in path:
+            assert f"`{schema.dotted(path)}`" in text
+    for path, node in schema.key_paths():
+        assert node.get("description"), path
+        required = {"base", "method", "ratio", "metric", "mode", "<name>"}
+        assert "default" in node or schema.is_mapping(node) or path[-1] in required, path
+
+
+def test_reading_the_configuration_loads_nothing_heavy():
+    code = "import sys; from coppice import settings; print(*sys.modules)"
+    folder = Path(settings.__file__).parents[2]
+    modules = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "transformers", "pandas", "numpy", "datasets", "lm_eval"} & set(modules.split())
