@@ -257,6 +257,22 @@ def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
         assert keys[0] in str(error) or "study has no" in str(error)
 
 
+def test_a_key_of_the_adapter_wins_over_its_preset_and_that_over_the_default():
+    lora = load({"finetune": {"lora": {"preset": "full", "r": "24", "use_dora": "true"}}}).finetune["lora"]
+    assert (lora["r"], lora["alpha"], lora["use_dora"], lora["bias"]) == (24, 64, True, "none")
+    assert load().finetune["lora"] == {
+        "preset": None,
+        "r": 8,
+        "alpha": 16,
+        "dropout": 0.05,
+        "target_modules": "all-linear",
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "init": "default",
+    }
+
+
 def test_null_drops_an_entry_and_what_refers_to_it_is_left_out_with_a_notice():
     dropped = {"models": {"Qwen": None, "Mistral": "null"}, "only": {"models": ["Llama", "Qwen"]}}
     study = settings.load(merged(file("config.yaml"), dropped))

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import SettingsError, nearest
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from . import known, schema
+from . import known, lora, schema
 from .sources import check_name, resolve_dataset, resolve_model
 
 
@@ -77,6 +77,7 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_names(config)
     _restrict(config, raw_config, notices)
     _check_training(config["finetune"])
+    config["finetune"]["lora"] = lora.resolve(config["finetune"]["lora"])
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
     _check_tasks(config["evaluate"]["zero_shot"], notices)
     datasets = _resolve_datasets(config, workdir, notices)

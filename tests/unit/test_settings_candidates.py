@@ -1,0 +1,111 @@
+"""A user's own table of candidates, and what settings must agree on with the stages that use them."""
+
+import pytest
+from test_settings import load, message
+
+from coppice import miniature, perplexity, settings
+from coppice.pruning import points
+from coppice.settings import known, lora, schema
+
+
+@pytest.fixture
+def table(tmp_path):
+    """`table(text, name)` writes a table beside three checkpoint folders a, b and c; returns its configuration."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+
+    def write(text, name="mine.tsv"):
+        text = text if name.endswith(".csv") else text.replace(",", "\t")
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        return {"candidates": {"table": name}}
+
+    return write
+
+
+HEADER = "model,candidate,path,acc,ppl,sparsity\n"
+
+
+@pytest.mark.parametrize("name", ["mine.tsv", "mine.csv"])
+def test_a_table_of_checkpoints_takes_the_place_of_the_grid(tmp_path, table, name):
+    study = load(table(HEADER + "Llama,wide,a,0.61,11.8,0.5\n\nLlama,deep,./b,,,0.25\n", name), workdir=tmp_path)
+    wide, deep = study.candidates("Llama").values()
+    assert (wide["candidate"], wide["path"], wide["acc"], wide["ppl"]) == ("wide", str(tmp_path / "a"), 0.61, 11.8)
+    assert wide["given"] == {"acc": 0.61, "ppl": 11.8, "sparsity": 0.5}
+    assert (deep["path"], deep["acc"], deep["ppl"], deep["given"]) == (
+        str(tmp_path / "b"),
+        None,
+        None,
+        {"sparsity": 0.25},
+    )
+
+
+def test_a_column_of_the_table_can_be_a_criterion(tmp_path, table):
+    criterion = {"select": {"configs": {"sparsest": {"metric": "sparsity", "mode": "max"}}}}
+    rows = HEADER + "Llama,wide,a,,,0.5\nLlama,deep,b,,,{}\n"
+    assert load(table(rows.format("0.25")), criterion, workdir=tmp_path).pairs() == [("Llama", "sparsest")]
+    assert "mine.tsv, row 3, column sparsity: must be a finite number" in message(
+        table(rows.format("")), criterion, workdir=tmp_path
+    )
+
+
+def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, table):
+    study = load(table(HEADER + "Llama,wide,a,,,\nLlamma,wide,b,,,\n"), workdir=tmp_path)
+    assert study.notices == ["mine.tsv: 'Llamma' is not in the study, its rows are left out; did you mean 'Llama'?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "model,candidat,path\nLlama,x,a\n",
+            "row 1: the column candidate is missing (found model, candidat, path); did",
+        ),
+        ("model,candidate,path,acc,acc\nLlama,x,a,1,1\n", "row 1: the column 'acc' is there twice"),
+        (HEADER + "Llama,x,a,,,\nLlama,y,b,,,\nLlama,x,c,,,\n", "row 4, column candidate: model 'Llama' already has a"),
+        (HEADER + "Llama,x,nowhere,,,\n", "row 2, column path: there is no nowhere"),
+        (HEADER + "Llama,x,.,,,\n", "row 2, column path: . is not a checkpoint folder, it has no config.json"),
+        (HEADER + "Llama,x,model.pt,,,\n", "coppice import-pickle model.pt OUT --i-trust-this-file"),
+        (HEADER + "Llama,x,a,nan,,\n", "row 2, column acc: found 'nan', must be a number from 0 to 1"),
+        (HEADER + "Llama,x,a,61,,\n", "row 2, column acc: found '61'"),
+        (HEADER + "Llama,x,a,high,,\n", "row 2, column acc: found 'high'"),
+        (HEADER + "Llama,x,a,,inf,\n", "row 2, column ppl: found 'inf', must be a finite number of at least 1"),
+        (HEADER + "Llama,x,a,,0.9,\n", "row 2, column ppl: found '0.9'"),
+        (HEADER + "Llama,x,a\n", "row 2: has 3 cells, but the header has 6"),
+        (HEADER + "Llama,,a,,,\n", "row 2, column candidate: is empty"),
+        (HEADER + "Llama,x/y,a,,,\n", "row 2, column candidate: the name 'x/y' cannot be part of a path"),
+        (HEADER + "Qwen,x,a,,,\n", "has no row for model 'Llama'"),
+        (HEADER, "the table has no rows"),
+        ("", "row 1: the column model is missing (found none)"),
+    ],
+)
+def test_a_wrong_row_is_told_with_its_row_and_column(tmp_path, table, text, told):
+    said = message(table(text), workdir=tmp_path)
+    assert told in said and "mine.tsv" in said and "\n" not in said
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    assert "candidates.table: there is no file no.tsv" in message({"candidates": {"table": "no.tsv"}}, workdir=tmp_path)
+
+
+def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
+    study = load(table(HEADER + "Llama,wide,a,,,\n"), workdir=tmp_path)
+    settings.check_targets(study, ["results/candidates/Llama/wide/pruning.json"])
+    with pytest.raises(settings.SettingsError, match="did you mean 'wide'"):
+        settings.check_targets(study, ["results/candidates/Llama/wid/pruning.json"])
+
+
+def test_what_the_schema_offers_is_what_the_stages_have():
+    choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
+    assert set(choices["evaluate.perplexity.protocol"]) == set(perplexity.PROTOCOLS)
+    assert set(choices["finetune.lora.preset"]) == {*lora.PRESETS, None}
+    assert set(known.MINIATURE_DATASETS) <= set(miniature.DATASETS)
+
+
+def test_every_point_of_a_grid_is_one_that_pruning_takes():
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(num_hidden_layers=4, intermediate_size=64, num_attention_heads=8, num_key_value_heads=4)
+    grid = [{"method": "depth", "ratio": 0.25}, {"method": "width", "ratio": 0.5}]
+    for point in load({"candidates": {"prune": grid}}).candidates("Llama").values():
+        assert points.resolve(point, config).settings == {key: value for key, value in point.items() if key != "name"}
