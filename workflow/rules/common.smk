@@ -17,7 +17,9 @@ from coppice.errors import CoppiceError
 
 try:
     study = settings.load(config, workflow.configfiles)
-    settings.check_targets(study, workflow.dag_settings.targets if workflow.dag_settings else [])
+    settings.check_targets(
+        study, workflow.dag_settings.targets if workflow.dag_settings else []
+    )
 except CoppiceError as error:
     raise WorkflowError(str(error)) from None
 
@@ -45,7 +47,9 @@ def dataset_record(name):
     """The record of the prepared dataset `name`: generated ones share one folder, others have their own."""
     entry = study.dataset(name)
     if entry and entry["source"]["kind"] == "miniature":
-        return f"{RESOURCES}/miniature/{Path(entry['source']['path']).name}/dataset.json"
+        return (
+            f"{RESOURCES}/miniature/{Path(entry['source']['path']).name}/dataset.json"
+        )
     return f"{RESOURCES}/datasets/{name}/dataset.json"
 
 
@@ -69,7 +73,10 @@ def model_record(model):
 
 def loading(model):
     """How a model and all its pruned forms are loaded, as a rule parameter."""
-    return {key: study.models[model][key] for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
+    return {
+        key: study.models[model][key]
+        for key in ("dtype", "quantize", "trust_remote_code", "device_map")
+    }
 
 
 def memory(stage):
@@ -111,7 +118,9 @@ EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASK
 
 def scoring_settings():
     """How candidates are scored: as reports are, but of the texts only those that a criterion asks for."""
-    asked = [criterion["metric"].removeprefix("ppl.") for criterion in study.configs.values()]
+    asked = [
+        criterion["metric"].removeprefix("ppl.") for criterion in study.configs.values()
+    ]
     texts = study.evaluate["perplexity"]
     chosen = [name for name in texts["datasets"] if name in asked] or texts["datasets"]
     return study.evaluate | {"perplexity": texts | {"datasets": chosen}}
@@ -137,13 +146,21 @@ def local_files(source):
     if source is None or source["kind"] != "local":
         return []
     path = Path(source["path"])
-    return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+    return (
+        sorted(str(file) for file in path.iterdir() if file.is_file())
+        if path.is_dir()
+        else [str(path)]
+    )
 
 
 def miniature_corpus():
     """The record of the text that the miniature models are trained on."""
     corpus = study.miniature["corpus"]
-    return f"{RESOURCES}/miniature/pretraining/dataset.json" if corpus == "world" else dataset_record(corpus)
+    return (
+        f"{RESOURCES}/miniature/pretraining/dataset.json"
+        if corpus == "world"
+        else dataset_record(corpus)
+    )
 
 
 def miniature_parents(name):

@@ -27,6 +27,8 @@ rule compare_stages:
         record=f"{REPORTED}/comparison.json",
     log:
         f"{LOGS}/compare/{{model}}.{{config}}.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
         seed=study.seed,
         status=lambda wildcards: status("compare", wildcards.model, wildcards.config),

@@ -25,6 +25,8 @@ rule fetch_model:
         f"{RESOURCES}/models/{{model}}/model.json",
     log:
         f"{LOGS}/data/fetch_model.{{model}}.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
@@ -34,11 +36,15 @@ rule fetch_model:
 
 rule fetch_dataset:
     input:
-        lambda wildcards: local_files((study.dataset(wildcards.dataset) or {}).get("source")),
+        lambda wildcards: local_files(
+            (study.dataset(wildcards.dataset) or {}).get("source")
+        ),
     output:
         f"{RESOURCES}/datasets/{{dataset}}/dataset.json",
     log:
         f"{LOGS}/data/fetch_dataset.{{dataset}}.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
         entry=lambda wildcards: study.dataset(wildcards.dataset),
         needs_selection=lambda wildcards: needs_selection(wildcards.dataset),
@@ -49,11 +55,16 @@ rule fetch_dataset:
 
 rule build_miniature_world:
     output:
-        expand(f"{RESOURCES}/miniature/{{dataset}}/dataset.json", dataset=miniature.DATASETS),
+        expand(
+            f"{RESOURCES}/miniature/{{dataset}}/dataset.json",
+            dataset=miniature.DATASETS,
+        ),
     log:
         f"{LOGS}/data/build_miniature_world.log",
     benchmark:
         f"{LOGS}/data/build_miniature_world.benchmark.tsv"
+    conda:
+        "../../envs/coppice.yaml"
     params:
         folder=f"{RESOURCES}/miniature",
         seed=study.seed,
@@ -72,13 +83,15 @@ rule build_miniature_model:
         f"{LOGS}/data/build_miniature_model.{{miniature}}.log",
     benchmark:
         f"{LOGS}/data/build_miniature_model.{{miniature}}.benchmark.tsv"
+    wildcard_constraints:
+        miniature=r"(llama|qwen|mistral)(-instruct)?",
+    conda:
+        "../../envs/coppice.yaml"
     threads: study.threads_per_job["build"]
     resources:
         cpus_per_task=study.threads_per_job["build"],
         mem_mb=2000,
         runtime=30,
-    wildcard_constraints:
-        miniature=r"(llama|qwen|mistral)(-instruct)?",
     params:
         steps=study.miniature["steps"],
         seed=study.seed,

@@ -35,6 +35,8 @@ rule evaluate_dense:
         f"{LOGS}/evaluate/dense.{{model}}.log",
     benchmark:
         f"{LOGS}/evaluate/dense.{{model}}.benchmark.tsv"
+    conda:
+        "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
         gpu=gpus("evaluate"),
@@ -69,7 +71,9 @@ use rule evaluate_dense as evaluate_pruned with:
         datasets=by_name(EVALUATED),
         loading=lambda wildcards: loading(wildcards.model),
         seed=study.seed,
-        status=lambda wildcards: status("evaluate", "pruned", wildcards.model, wildcards.config),
+        status=lambda wildcards: status(
+            "evaluate", "pruned", wildcards.model, wildcards.config
+        ),
         protocol=1,
 
 
@@ -91,5 +95,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         datasets=by_name(EVALUATED),
         loading=lambda wildcards: loading(wildcards.model),
         seed=study.seed,
-        status=lambda wildcards: status("evaluate", "finetuned", wildcards.model, wildcards.config),
+        status=lambda wildcards: status(
+            "evaluate", "finetuned", wildcards.model, wildcards.config
+        ),
         protocol=1,

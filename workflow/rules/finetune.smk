@@ -27,6 +27,8 @@ rule finetune_lora:
         f"{LOGS}/finetune/{{model}}.{{config}}.log",
     benchmark:
         f"{LOGS}/finetune/{{model}}.{{config}}.benchmark.tsv"
+    conda:
+        "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
         gpu=gpus("finetune"),

@@ -28,6 +28,8 @@ if study.config["candidates"]["table"] is None:
             f"{LOGS}/prune/{{model}}.{{candidate}}.log",
         benchmark:
             f"{LOGS}/prune/{{model}}.{{candidate}}.benchmark.tsv"
+        conda:
+            "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
         resources:
             gpu=gpus("prune"),
@@ -35,11 +37,15 @@ if study.config["candidates"]["table"] is None:
             mem_mb=memory("prune"),
             runtime=runtime("prune"),
         params:
-            point=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
+            point=lambda wildcards: study.candidates(wildcards.model)[
+                wildcards.candidate
+            ],
             calibration=study.calibration,
             loading=lambda wildcards: loading(wildcards.model),
             seed=study.seed,
-            status=lambda wildcards: status("prune", wildcards.model, wildcards.candidate),
+            status=lambda wildcards: status(
+                "prune", wildcards.model, wildcards.candidate
+            ),
             protocol=1,
         script:
             "../scripts/prune_candidate.py"
@@ -53,9 +59,13 @@ else:
             CANDIDATE,
         log:
             f"{LOGS}/prune/{{model}}.{{candidate}}.log",
+        conda:
+            "../../envs/coppice.yaml"
         params:
             row=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
-            status=lambda wildcards: status("prune", wildcards.model, wildcards.candidate),
+            status=lambda wildcards: status(
+                "prune", wildcards.model, wildcards.candidate
+            ),
             protocol=1,
         script:
             "../scripts/import_candidate.py"

@@ -19,21 +19,33 @@ rule write_report:
         table=f"{RESULTS}/candidates.tsv",
         summary=f"{RESULTS}/for_finetuning/SUMMARY.md",
     output:
-        html=report(f"{REPORT}/study_report.html", category="study", caption="../report/study.rst"),
+        html=report(
+            f"{REPORT}/study_report.html",
+            category="study",
+            caption="../report/study.rst",
+        ),
         page=f"{REPORT}/study_report.md",
         tables=expand(f"{REPORT}/{{table}}.csv", table=reporting.TABLES),
         figures=report(
-            expand(f"{REPORT}/figures/{{figure}}.{{kind}}", figure=reporting.FIGURES, kind=["png", "svg"]),
+            expand(
+                f"{REPORT}/figures/{{figure}}.{{kind}}",
+                figure=reporting.FIGURES,
+                kind=["png", "svg"],
+            ),
             category="figures",
             caption="../report/figure.rst",
         ),
     log:
         f"{LOGS}/report/write_report.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
         results=RESULTS,
         pairs=study.pairs(),
         models={
-            name: {key: study.models[name][key] for key in ("variant", "family", "base")}
+            name: {
+                key: study.models[name][key] for key in ("variant", "family", "base")
+            }
             for name in study.active_models()
         },
         seed=study.seed,

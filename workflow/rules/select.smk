@@ -5,7 +5,9 @@ without numbers of their own, `for_finetuning/{model}/{config}/` (`selection_inf
 `candidates.tsv` and `for_finetuning/SUMMARY.md`.
 """
 
-SCORES = f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/evaluation_results.json"
+SCORES = (
+    f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/evaluation_results.json"
+)
 SELECTION = f"{RESULTS}/for_finetuning/{{model}}/{{config}}/selection_info.json"
 
 
@@ -14,9 +16,11 @@ def folders(model):
     return {
         name: (
             CANDIDATE.format(model=model, candidate=name),
-            SCORES.format(model=model, candidate=name)
-            if selection.needs_scoring(candidate, study.configs)
-            else None,
+            (
+                SCORES.format(model=model, candidate=name)
+                if selection.needs_scoring(candidate, study.configs)
+                else None
+            ),
         )
         for name, candidate in study.candidates(model).items()
     }
@@ -49,6 +53,8 @@ rule score_candidate:
         f"{LOGS}/select/score.{{model}}.{{candidate}}.log",
     benchmark:
         f"{LOGS}/select/score.{{model}}.{{candidate}}.benchmark.tsv"
+    conda:
+        "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
         gpu=gpus("evaluate"),
@@ -74,8 +80,11 @@ rule select_best:
         SELECTION,
     log:
         f"{LOGS}/select/{{model}}.{{config}}.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
-        criterion=lambda wildcards: study.configs[wildcards.config] | {"split": study.select["split"]},
+        criterion=lambda wildcards: study.configs[wildcards.config]
+        | {"split": study.select["split"]},
         folders=lambda wildcards: folders(wildcards.model),
         status=lambda wildcards: status("select", wildcards.model, wildcards.config),
         protocol=1,
@@ -85,15 +94,23 @@ rule select_best:
 
 rule summarize_selection:
     input:
-        candidates=[path for model in study.active_models() for path in candidate_records(model)],
+        candidates=[
+            path
+            for model in study.active_models()
+            for path in candidate_records(model)
+        ],
         selections=pairs(SELECTION),
     output:
         table=f"{RESULTS}/candidates.tsv",
         page=report(
-            f"{RESULTS}/for_finetuning/SUMMARY.md", category="selection", caption="../report/selection.rst"
+            f"{RESULTS}/for_finetuning/SUMMARY.md",
+            category="selection",
+            caption="../report/selection.rst",
         ),
     log:
         f"{LOGS}/select/summarize.log",
+    conda:
+        "../../envs/coppice.yaml"
     params:
         folders={model: folders(model) for model in study.active_models()},
         protocol=1,

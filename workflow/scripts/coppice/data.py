@@ -148,6 +148,7 @@ def write(name, tables, folder, splits, source, notes=()):
     """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows."""
     import datasets
 
+    datasets.disable_progress_bars()
     folder = Path(folder)
     roles = {}
     for role, table in tables.items():

@@ -1,0 +1,45 @@
+# Everything a person runs by hand. Each target does its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing here needs the hub: the miniature study is generated on the spot.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help env demo test test-unit test-workflow bench lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: $(INSTALLED)  ## create .venv with the pinned dependencies
+
+$(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Coppice needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements.txt -r envs/requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: env  ## run the whole miniature study (about ten minutes on two cores)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
+
+test: test-unit test-workflow  ## run all tests
+
+test-unit: env  ## unit tests: seconds each
+	$(BIN)/python -m pytest tests/unit -n 2 -q
+
+test-workflow: env  ## workflow tests: the DAG for real
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/workflow -q
+
+bench: env  ## speed against the peers, with figures
+	$(BIN)/python benchmarks/evaluate.py
+
+lint: env  ## what the pre-commit hooks check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+clean:  ## remove what runs left behind, but no results
+	rm -rf .snakemake logs .pytest_cache .ruff_cache
