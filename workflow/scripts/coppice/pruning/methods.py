@@ -69,7 +69,6 @@ class Depth(Method):
                     module.layer_idx = index
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = [config.layer_types[index] for index in kept]
-            base.has_sliding_layers = "sliding_attention" in config.layer_types
         return _configured(model, self.plan)
 
     def summary(self, importance):
