@@ -49,6 +49,12 @@ def test_a_column_of_the_table_can_be_a_criterion(tmp_path, table):
     )
 
 
+def test_a_row_added_above_changes_nothing_of_a_candidate(tmp_path, table):
+    row, other = "Llama,wide,a,,,\n", "Llama,deep,b,,,\n"
+    before = load(table(HEADER + row), workdir=tmp_path).candidates("Llama")["wide"]
+    assert load(table(HEADER + other + row), workdir=tmp_path).candidates("Llama")["wide"] == before
+
+
 def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, table):
     study = load(table(HEADER + "Llama,wide,a,,,\nLlamma,wide,b,,,\n"), workdir=tmp_path)
     assert study.notices == ["mine.tsv: 'Llamma' is not in the study, its rows are left out; did you mean 'Llama'?"]

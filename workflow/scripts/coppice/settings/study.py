@@ -202,7 +202,11 @@ def _candidates(config, workdir, notices):
             f"{settings['table']}: '{name}' is not in the study, its rows are left out{nearest(name, models)}"
         )
     rows = [row for row in rows if row["model"] in models]
-    return {name: {row["candidate"]: row for row in rows if row["model"] == name} for name in models}, rows, columns
+    by_model = {name: {} for name in models}
+    for row in rows:
+        # where it stands in the table is no property of a candidate: a row added above must not make it anew
+        by_model[row["model"]][row["candidate"]] = {key: value for key, value in row.items() if key != "row"}
+    return by_model, rows, columns
 
 
 def _check_candidates(study):
