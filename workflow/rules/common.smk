@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.current_basedir).parent / "scripts"))
 
-from coppice import miniature, selection, settings
+from coppice import miniature, reporting, selection, settings
 from coppice.errors import CoppiceError
 
 try:
@@ -25,6 +25,16 @@ except CoppiceError as error:
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
+
+# The record or folder of each stage
+CANDIDATE = f"{RESULTS}/candidates/{{model}}/{{candidate}}/pruning.json"
+SCORED = f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}"
+SELECTION = f"{RESULTS}/for_finetuning/{{model}}/{{config}}/selection_info.json"
+FINETUNED = f"{RESULTS}/finetuned/{{model}}/{{config}}_finetuned"
+DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
+PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
+REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
+REPORT = f"{RESULTS}/report"
 
 
 wildcard_constraints:
@@ -169,3 +179,32 @@ def miniature_parents(name):
         return []
     base = f"{RESOURCES}/miniature/models/{name.removesuffix('-instruct')}/model.json"
     return [base, dataset_record(study.finetune["data"]["dataset"])]
+
+
+def folders(model):
+    """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
+    return {
+        name: (
+            CANDIDATE.format(model=model, candidate=name),
+            (
+                f"{SCORED}/evaluation_results.json".format(model=model, candidate=name)
+                if selection.needs_scoring(candidate, study.configs)
+                else None
+            ),
+        )
+        for name, candidate in study.candidates(model).items()
+    }
+
+
+def candidate_records(model):
+    """All records that a choice among a model's candidates rests on."""
+    return [path for paths in folders(model).values() for path in paths if path]
+
+
+def evaluated(folder):
+    """The three kinds of output of an evaluation into `folder`."""
+    return {
+        "evaluation": f"{folder}/evaluation_results.json",
+        "perplexity": f"{folder}/ppl_results.json",
+        "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
+    }

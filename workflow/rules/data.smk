@@ -66,7 +66,6 @@ rule build_miniature_world:
     conda:
         "../../envs/coppice.yaml"
     params:
-        folder=f"{RESOURCES}/miniature",
         seed=study.seed,
         protocol=miniature.PROTOCOL,
     script:

@@ -4,19 +4,6 @@ Takes a model's record, a selection or a finetuning, and the report rows of ever
 `{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json`, `ppl_results.json`, `samples/{task}.parquet`.
 """
 
-DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
-PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
-REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
-
-
-def evaluated(folder):
-    """The three kinds of output of an evaluation into `folder`."""
-    return {
-        "evaluation": f"{folder}/evaluation_results.json",
-        "perplexity": f"{folder}/ppl_results.json",
-        "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
-    }
-
 
 rule evaluate:
     input:

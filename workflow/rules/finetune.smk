@@ -5,8 +5,6 @@ configuration and tokenizer, `finetuning_config.json`, `training_log.txt`, `trai
 the training stay beside them undeclared, so that a killed job resumes.
 """
 
-FINETUNED = f"{RESULTS}/finetuned/{{model}}/{{config}}_finetuned"
-
 
 rule finetune:
     input:

@@ -4,8 +4,6 @@ Takes the dense model's record and calibration text (or the user's folder); give
 {candidate}/pruning.json`, beside which the checkpoint lies.
 """
 
-CANDIDATE = f"{RESULTS}/candidates/{{model}}/{{candidate}}/pruning.json"
-
 
 rule candidates:
     input:

@@ -3,10 +3,6 @@
 Takes every comparison and the table of candidates; gives `report/study_report.{html,md}`, `*.csv` and `figures/`.
 """
 
-from coppice import reporting
-
-REPORT = f"{RESULTS}/report"
-
 
 rule report:
     input:
@@ -40,7 +36,6 @@ rule write_report:
     conda:
         "../../envs/coppice.yaml"
     params:
-        results=RESULTS,
         pairs=study.pairs(),
         models={
             name: {

@@ -5,31 +5,6 @@ without numbers of their own, `for_finetuning/{model}/{config}/` (`selection_inf
 `candidates.tsv` and `for_finetuning/SUMMARY.md`.
 """
 
-SCORES = (
-    f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/evaluation_results.json"
-)
-SELECTION = f"{RESULTS}/for_finetuning/{{model}}/{{config}}/selection_info.json"
-
-
-def folders(model):
-    """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
-    return {
-        name: (
-            CANDIDATE.format(model=model, candidate=name),
-            (
-                SCORES.format(model=model, candidate=name)
-                if selection.needs_scoring(candidate, study.configs)
-                else None
-            ),
-        )
-        for name, candidate in study.candidates(model).items()
-    }
-
-
-def candidate_records(model):
-    """All records that a choice among a model's candidates rests on."""
-    return [path for paths in folders(model).values() for path in paths if path]
-
 
 rule select:
     input:
@@ -43,16 +18,9 @@ rule score_candidate:
         pruning=CANDIDATE,
         datasets=dataset_records(scored_datasets()),
     output:
-        evaluation=SCORES,
-        perplexity=f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}/ppl_results.json",
-        samples=expand(
-            f"{RESULTS}/candidate_evaluation/{{{{model}}}}/{{{{candidate}}}}/samples/{{task}}.parquet",
-            task=TASKS,
-        ),
+        **evaluated(SCORED),
     log:
         f"{LOGS}/select/score.{{model}}.{{candidate}}.log",
-    benchmark:
-        f"{LOGS}/select/score.{{model}}.{{candidate}}.benchmark.tsv"
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]

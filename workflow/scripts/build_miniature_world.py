@@ -1,8 +1,10 @@
 """Generate the miniature study's world: corpora, instructions and task items."""
 
+from pathlib import Path
+
 from coppice import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
     from coppice.miniature import prepare
 
-    prepare.prepare_world(snakemake.params.folder, snakemake.params.seed)
+    prepare.prepare_world(Path(snakemake.output[0]).parent.parent, snakemake.params.seed)

@@ -8,7 +8,7 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, "rep
     from coppice import reporting
 
     reporting.write_report(
-        results=snakemake.params.results,
+        results=Path(snakemake.output.html).parent.parent,
         pairs=snakemake.params.pairs,
         models=snakemake.params.models,
         output=Path(snakemake.output.html).parent,
