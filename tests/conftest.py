@@ -68,3 +68,32 @@ def token_batches():
         return [torch.randint(3, 128, (rows, length), generator=generator) for _ in range(count)]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A word-level tokenizer of 128 ids (`w3` ... `w127` and three special ones), with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 128)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w3"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="w3"
+    )
+    tokenizer.chat_template = "{% for m in messages %}w4 {{ m['content'] }} w5 {% endfor %}"
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """`tiny_checkpoint(architecture, **overrides)`: the folder of a tiny model saved with its tokenizer."""
+
+    def build(architecture="llama", **overrides):
+        folder = tmp_path_factory.mktemp(architecture)
+        tiny_model(architecture, **overrides).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return build

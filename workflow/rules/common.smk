@@ -17,9 +17,8 @@ from coppice.errors import CoppiceError
 
 try:
     study = settings.load(config, workflow.configfiles)
-    settings.check_targets(
-        study, workflow.dag_settings.targets if workflow.dag_settings else []
-    )
+    # Snakemake knows its targets only after parsing; what on the command line is no target is ignored
+    settings.check_targets(study, sys.argv[1:])
 except CoppiceError as error:
     raise WorkflowError(str(error)) from None
 

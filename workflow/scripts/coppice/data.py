@@ -75,7 +75,7 @@ def _read(name, entry, split):
     try:
         table = datasets.load_dataset(entry["format"], data_files={"rows": [str(f) for f in files]}, split="rows")
     except Exception as error:  # a garbled file raises whatever the parser of its format raises
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
         raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: is not valid {entry['format']}: {reason}"
         ) from error

@@ -1,0 +1,92 @@
+"""Datasets: any local form becomes roles with fingerprints; selection and report never share a row."""
+
+import json
+
+import pytest
+from coppice import data, records
+from coppice.errors import DataError
+
+
+def entry(path, form="json", columns=None, **splits):
+    return {"path": str(path), "format": form, "columns": columns or {}, "splits": splits}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_json_files_of_a_folder_are_matched_to_their_splits(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"t{i}"} for i in range(5)])
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "report"}])
+    data.prepare("mine", entry(tmp_path, train="train", report="test"), tmp_path / "out", needs_selection=False)
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["report"]
+    assert data.facts(tmp_path / "out/dataset.json", "train")["rows"] == 5
+
+
+def test_text_rows_are_stripped_and_compressed_files_read(tmp_path):
+    import gzip
+
+    with gzip.open(tmp_path / "ptb.train.txt.gz", "wt") as file:
+        file.write(" one \n two \n")
+    (tmp_path / "ptb.test.txt").write_text(" three \n")
+    data.prepare("ptb", entry(tmp_path, "text", train="train", report="test"), tmp_path / "out", needs_selection=False)
+    assert data.texts(tmp_path / "out/dataset.json", "train")[:] == ["one", "two"]
+
+
+def test_columns_are_mapped_to_their_canonical_names(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"sentence": "a"}])
+    data.prepare("ptb", entry(tmp_path, columns={"text": "sentence"}, report="test"), tmp_path / "out", False)
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"goal": "a", "sol1": "b"}])
+    with pytest.raises(DataError, match="piqa.*sol2.*goal, sol1"):
+        data.prepare("piqa", entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS["piqa"])
+
+
+def test_a_garbled_file_is_named(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"test\.jsonl"):
+        data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", False)
+
+
+def test_an_empty_split_is_an_error(tmp_path):
+    (tmp_path / "test.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"mine"):
+        data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", False)
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_selection_is_a_sample_of_train_where_there_is_no_split_for_it(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"t{i}"} for i in range(1500)])
+    write_jsonl(tmp_path / "validation.jsonl", [{"text": f"r{i}"} for i in range(9)])
+    data.prepare("mine", entry(tmp_path, train="train", report="validation"), tmp_path / "out", needs_selection=True)
+    chosen = data.texts(tmp_path / "out/dataset.json", "selection")[:]
+    assert len(set(chosen)) == data.SELECTION_ROWS and all(text.startswith("t") for text in chosen)
+    assert data.facts(tmp_path / "out/dataset.json", "report")["rows"] == 9
+
+
+def test_selection_takes_a_fixed_part_of_the_report_where_nothing_else_exists_and_says_so(tmp_path):
+    rows = [{"text": f"r{i}"} for i in range(500)]
+    write_jsonl(tmp_path / "validation.jsonl", rows)
+    record = tmp_path / "out/dataset.json"
+    data.prepare("mine", entry(tmp_path, report="validation"), tmp_path / "out", needs_selection=True)
+    report, selection = data.texts(record, "report")[:], data.texts(record, "selection")[:]
+    assert not set(report) & set(selection) and len(report) + len(selection) == 500
+    assert 60 < len(selection) < 140
+    assert "leave out" in records.read(record)["notes"][0]
+    data.prepare("mine", entry(tmp_path, report="validation"), tmp_path / "whole", needs_selection=False)
+    assert data.facts(tmp_path / "whole/dataset.json", "report")["rows"] == 500
+
+
+def test_the_fingerprint_is_of_the_rows_and_not_of_the_file(tmp_path):
+    rows = [{"text": "a"}, {"text": "b"}]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    import pandas
+
+    pandas.DataFrame(rows).to_csv(tmp_path / "test.csv", index=False)
+    for form in ("json", "csv"):
+        data.prepare("mine", entry(tmp_path, form, report="test"), tmp_path / form, False)
+    prints = [data.facts(tmp_path / form / "dataset.json", "report")["fingerprint"] for form in ("json", "csv")]
+    assert prints[0] == prints[1]

@@ -1,0 +1,65 @@
+"""Records: written whole or not at all, and never taken for good when they were damaged."""
+
+import json
+
+import pytest
+from coppice import fingerprints, records
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    records.write(tmp_path / "a.json", {"value": 1.5, "name": "Grüße"})
+    assert records.read(tmp_path / "a.json") == {"schema_version": 1, "value": 1.5, "name": "Grüße"}
+
+
+def test_a_number_that_is_not_finite_is_refused_with_its_place_and_leaves_no_file(tmp_path):
+    with pytest.raises(records.RecordError, match=r"perplexity\.ptb\.value"):
+        records.write(tmp_path / "a.json", {"perplexity": {"ptb": {"value": float("nan")}}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_record(tmp_path):
+    path = tmp_path / "a.json"
+    records.write(path, {"value": 1})
+    with pytest.raises(RuntimeError), records.atomic(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert records.read(path)["value"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"value": 1', '"value": 2'),
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: json.dumps({"schema_version": 1, "value": 1}),
+    ],
+    ids=["truncated", "edited", "empty", "not an object", "no checksum"],
+)
+def test_a_damaged_record_is_an_error_that_names_file_and_remedy(tmp_path, damage):
+    path = tmp_path / "a.json"
+    records.write(path, {"value": 1})
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(records.RecordError, match=r"a\.json.*delete it"):
+        records.read(path)
+
+
+def test_a_file_is_hashed_again_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    first = fingerprints.file_digest(path)
+    assert fingerprints.file_digest(path) == first
+    path.write_bytes(b"two")
+    assert fingerprints.file_digest(path) != first
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    first = fingerprints.file_digest(path)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
+    assert fingerprints.file_digest(path) == first
