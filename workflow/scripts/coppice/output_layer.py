@@ -4,6 +4,7 @@ The full `[batch, length, vocabulary]` logits of a 128k-vocabulary model are the
 and most of it is never looked at. Here the body gives hidden states, and the head is applied to the rows asked for.
 """
 
+import itertools
 import logging
 
 import torch
@@ -11,6 +12,7 @@ import torch
 logger = logging.getLogger("coppice.output_layer")
 
 CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time
+TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}  # what stays in cache on a CPU, what fills a GPU
 
 
 def causal_lm(model):
@@ -51,3 +53,88 @@ def token_losses(head, hidden, targets):
         logits = head(hidden[start : start + rows]).float()
         losses.append(torch.nn.functional.cross_entropy(logits, targets[start : start + rows], reduction="none"))
     return torch.cat(losses)
+
+
+def score(head, hidden, rows, targets):
+    """Log-likelihood of tokens, and whether each is the likeliest: (float32 [P], bool [P]).
+
+    hidden [N, width]: states before the head; rows [P]: the row of `hidden` that predicts each token, targets [P].
+    Several tokens may be asked of one row. The vocabulary is gone through in tiles, with the logarithm of the summed
+    exponentials carried along (Milakov & Gimelshein 2018, arXiv:1805.02867); where the head is more than a weight and
+    a bias (an adapter on it, a quantised one), the module itself is called on chunks of rows.
+    """
+    if not is_plain(head):
+        return _score_by_rows(lambda part: head(part), hidden, rows, targets)
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(0, dtype=torch.float32), rows.new_zeros(0, dtype=torch.bool)
+    order = torch.argsort(targets)
+    found, greedy = _score_by_tiles(head.weight, head.bias, hidden.to(head.weight.dtype), rows[order], targets[order])
+    back = torch.argsort(order)
+    return found[back], greedy[back]
+
+
+def is_plain(head):
+    """Whether `head` computes weight @ x + bias and nothing else, so that its weight can be read in its place."""
+    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
+    return type(head) is torch.nn.Linear and not hooked and head.weight.is_floating_point()
+
+
+def score_logits(logits, rows, targets):
+    """As `score`, from full logits [N, vocabulary]: for models that change their logits after the head."""
+    return _score_by_rows(lambda part: part, logits, rows, targets)
+
+
+def _score_by_rows(apply, states, rows, targets):
+    """Score chunks of consecutive `states`, to each of which `apply` gives logits."""
+    order = torch.argsort(rows)
+    rows, targets = rows[order], targets[order]
+    size = None
+    found, greedy, start = [], [], 0
+    while start < len(states):
+        size = size or 1
+        logits = apply(states[start : start + size]).float()
+        low, high = torch.searchsorted(rows, torch.tensor([start, start + size], device=rows.device)).tolist()
+        local, target = rows[low:high] - start, targets[low:high]
+        found.append(logits[local, target] - logits.logsumexp(-1)[local])
+        greedy.append(logits.argmax(-1)[local] == target)
+        start += size
+        size = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+    back = torch.argsort(order)
+    return torch.cat(found)[back], torch.cat(greedy)[back]
+
+
+def _score_by_tiles(weight, bias, hidden, rows, targets):
+    """`score` for ascending `targets`: one pass over tiles of the vocabulary."""
+    count, vocabulary = hidden.shape[0], weight.shape[0]
+    width = max(256, TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"]) // (4 * count))
+    edges = torch.arange(0, vocabulary + width, width).clamp(max=vocabulary)
+    bounds = torch.searchsorted(targets, edges.to(targets.device)).tolist()
+    edges = edges.tolist()
+    peak = torch.full((count, 1), float("-inf"), device=hidden.device)
+    total = torch.zeros(count, 1, device=hidden.device)
+    picked = torch.empty(len(targets), device=hidden.device)
+    greedy = torch.zeros(len(targets), dtype=torch.bool, device=hidden.device)
+    for tile, (start, stop) in enumerate(itertools.pairwise(edges)):
+        logits = torch.nn.functional.linear(hidden, weight[start:stop], None if bias is None else bias[start:stop])
+        logits = logits.float()
+        top = logits.amax(1, keepdim=True)
+        here = slice(bounds[tile], bounds[tile + 1])
+        if here.start < here.stop:
+            picked[here] = logits[rows[here], targets[here] - start]
+            greedy[here] = _first_of_all(logits, rows[here], targets[here] - start, top, peak)
+        raised = torch.maximum(peak, top)
+        total.mul_(torch.exp(peak - raised)).add_(logits.sub_(raised).exp_().sum(1, keepdim=True))
+        peak = raised
+    return picked - (peak + total.log())[rows, 0], greedy & (picked >= peak[rows, 0])
+
+
+def _first_of_all(logits, rows, targets, top, peak):
+    """Whether each target has the largest logit so far, and no smaller id has the same: ties go as argmax has them.
+
+    logits [N, tile]; rows, targets [P] into it; top [N, 1] is the tile's largest logit, peak that of the tiles before.
+    """
+    value = logits[rows, targets]
+    first = (value >= top[rows, 0]) & (value > peak[rows, 0])
+    able = first.nonzero()[:, 0]
+    first[able] = logits[rows[able]].argmax(1) == targets[able]
+    return first

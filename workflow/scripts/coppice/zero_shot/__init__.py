@@ -6,7 +6,14 @@ __all__ = ["language_model", "measure", "official_source", "task"]
 
 
 def language_model(model, tokenizer, engine, batch_size):
-    """The `lm_eval.api.model.LM` that scores `model`: the one function that decides which engine does."""
+    """The `lm_eval.api.model.LM` that scores `model`: the one function that decides which engine does.
+
+    engine: "prefix-tree", this package's own, or "lm-eval", the harness's HF backend.
+    """
+    if engine == "prefix-tree":
+        from .engine import PrefixTreeLM
+
+        return PrefixTreeLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
