@@ -1,0 +1,38 @@
+"""Keeps held-out text out of training text.
+
+Texts are compared as sequences of lower-case words without the labels "question" and "answer", so that neither case,
+punctuation, spacing nor another question-and-answer form hides a copy.
+"""
+
+import re
+from collections.abc import Iterable
+
+_WORD = re.compile(r"[a-z0-9]+")
+_LABELS = frozenset(("question", "answer"))
+_KEY_WORDS = 5
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text as they are compared."""
+    return tuple(word for word in _WORD.findall(text.lower()) if word not in _LABELS)
+
+
+class HeldOut:
+    """An index of held-out texts, to ask of any training text whether it contains one of them."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for text in texts:
+            words = words_of(text)
+            if len(words) < _KEY_WORDS:
+                raise ValueError(f"held-out text is too short to be told from any other: {text!r}")
+            self._by_start.setdefault(words[:_KEY_WORDS], []).append(words)
+
+    def inside(self, text: str) -> bool:
+        """Whether the text contains a held-out text, word for word."""
+        words = words_of(text)
+        for i in range(len(words) - _KEY_WORDS + 1):
+            for held in self._by_start.get(words[i : i + _KEY_WORDS], ()):
+                if words[i : i + len(held)] == held:
+                    return True
+        return False

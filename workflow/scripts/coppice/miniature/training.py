@@ -1,0 +1,229 @@
+"""Trains the tiny models of the miniature study: a base model of each family, and its instruct version.
+
+Hidden matrices are trained by Muon, the rest by AdamW: in the same time, on models this small, far better than AdamW
+alone. The number of steps is fixed, so that a slow machine trains the same model, only later.
+"""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .tokenizer import CHAT_TEMPLATE, train_tokenizer
+
+CONTEXT = 256
+_TOKENIZER_DOCUMENTS = 4000
+_LOG_EVERY = 50
+# Rows are halved until the last part of a training: short rows train faster, and long positions are learnt quickly.
+_LONG_PART = 0.2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and training of one family. Rates are peak learning rates; `rows` are sequences of `CONTEXT` tokens."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    steps: int = 800
+    rows: int = 2
+    muon_rate: float = 0.02
+    adamw_rate: float = 8e-3
+    instruct_steps: int = 200
+    instruct_scale: float = 0.3
+
+
+RECIPES = {
+    "llama": Recipe(intermediate_size=344, layers=4),
+    "qwen": Recipe(),
+    "mistral": Recipe(),
+}
+
+
+def train_base(family: str, world: Path, output: Path, seed: int, log: Callable[[str], Any] | None = None) -> dict:
+    """Trains a base model on the pre-training documents and both corpora, and saves it as a checkpoint folder.
+
+    `world` is a folder written by `build_world`; `log` takes a line of progress (the module's logger by default).
+    Returns the facts of the training: steps, tokens, the mean loss of the last steps in nats a token, seconds.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    recipe, rng = RECIPES[family], random.Random(f"base {family} {seed}")
+    documents = _column(world, "pretraining", "text")
+    encyclopedia = "\n\n".join(_column(world, "wikitext2", "text"))
+    newspaper = " ".join(_column(world, "ptb", "sentence"))
+    sample = [*documents[:_TOKENIZER_DOCUMENTS], encyclopedia[:200_000], newspaper[:200_000]]
+    tokenizer = train_tokenizer(sample, recipe.vocab_size, CONTEXT)
+    model = _new_model(family, recipe, tokenizer)
+
+    rows = _packed(tokenizer, documents, rng)
+    rows += _windows(tokenizer, encyclopedia) + _windows(tokenizer, newspaper)
+    facts = _train(
+        model, _batches(rows, recipe, rng), recipe.steps, recipe, 1.0, log or logging.getLogger(__name__).info
+    )
+    _save(model, tokenizer, output)
+    return {"family": family, "variant": "base", **facts}
+
+
+def train_instruct(
+    family: str, base: Path, world: Path, output: Path, seed: int, log: Callable[[str], Any] | None = None
+) -> dict:
+    """Fine-tunes a base checkpoint on the instructions in its chat template, mixed with pre-training text.
+
+    The mixture is half and half, so that the model keeps what it knows. Returns the same facts as `train_base`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    recipe, rng = RECIPES[family], random.Random(f"instruct {family} {seed}")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    chats = [_chat(tokenizer, row) for row in _rows(world, "alpaca")]
+    documents = _column(world, "pretraining", "text")
+    rows = _packed(tokenizer, chats + rng.sample(documents, len(chats)), rng)
+    rows += _windows(tokenizer, "\n\n".join(_column(world, "wikitext2", "text")))[::4]
+    rows += _windows(tokenizer, " ".join(_column(world, "ptb", "sentence")))[::4]
+    batches = _batches(rows, recipe, rng)
+    write = log or logging.getLogger(__name__).info
+    facts = _train(model, batches, recipe.instruct_steps, recipe, recipe.instruct_scale, write)
+    _save(model, tokenizer, output)
+    return {"family": family, "variant": "instruct", **facts}
+
+
+def _rows(world: Path, dataset: str) -> list[dict]:
+    with (Path(world) / dataset / "train.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _column(world: Path, dataset: str, column: str) -> list[str]:
+    return [row[column] for row in _rows(world, dataset)]
+
+
+def _chat(tokenizer, row: dict) -> str:
+    asked = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+    return tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def _new_model(family: str, recipe: Recipe, tokenizer):
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen": (Qwen2Config, Qwen2ForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }[family]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.hidden_size // recipe.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"sliding_window": None} if family == "mistral" else {}),
+    )
+    return model_class(config)
+
+
+def _packed(tokenizer, documents: Iterable[str], rng: random.Random) -> list[list[int]]:
+    """Rows that start at the start of a document; what does not fit into a row is cut off."""
+    ids = tokenizer(list(documents))["input_ids"]
+    rng.shuffle(ids)
+    rows, row = [], []
+    for document in ids:
+        row += [*document, tokenizer.eos_token_id]
+        if len(row) >= CONTEXT:
+            rows.append(row[:CONTEXT])
+            row = []
+    return rows
+
+
+def _windows(tokenizer, text: str) -> list[list[int]]:
+    """Running text cut into windows, as perplexity is measured."""
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return [ids[i : i + CONTEXT] for i in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
+
+
+def _batches(rows: list[list[int]], recipe: Recipe, rng: random.Random) -> Iterator[list[list[int]]]:
+    """Endless batches; every row once before any comes again."""
+    while True:
+        rng.shuffle(rows)
+        for i in range(0, len(rows) - recipe.rows + 1, recipe.rows):
+            yield rows[i : i + recipe.rows]
+
+
+def _optimizers(model, recipe: Recipe, scale: float) -> list:
+    import torch
+
+    from .optimizer import Muon
+
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, lr=recipe.muon_rate * scale),
+        torch.optim.AdamW(others, lr=recipe.adamw_rate * scale, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _train(model, batches: Iterator, steps: int, recipe: Recipe, scale: float, log: Callable[[str], Any]) -> dict:
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizers = _optimizers(model, recipe, scale)
+    schedules = [get_cosine_schedule_with_warmup(o, min(20, steps // 5), steps) for o in optimizers]
+    model.train()
+    start, losses = time.perf_counter(), []
+    for step in range(1, steps + 1):
+        ids = torch.tensor(next(batches))
+        if step <= steps * (1 - _LONG_PART):
+            ids = ids.view(-1, CONTEXT // 2)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for each in (*optimizers, *schedules):
+            each.step()
+        model.zero_grad()
+        losses.append(loss.item())
+        if step % _LOG_EVERY == 0 or step == steps:
+            recent, seconds = losses[-_LOG_EVERY:], time.perf_counter() - start
+            log(
+                f"step {step}/{steps}, loss {sum(recent) / len(recent):.3f}, "
+                f"{step * ids.numel() / seconds:.0f} tokens/s, {seconds / step * (steps - step):.0f} s left"
+            )
+    recent = losses[-_LOG_EVERY:]
+    return {
+        "steps": steps,
+        "tokens": steps * recipe.rows * CONTEXT,
+        "final_loss": sum(recent) / len(recent),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _save(model, tokenizer, output: Path) -> None:
+    model.eval()
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
