@@ -38,7 +38,8 @@ class PrefixTreeLM(HFLM):
     pretrained: a loaded model (then `tokenizer` is its tokenizer), or the folder of a checkpoint, loaded by
     `coppice.models` with `peft`, an adapter's folder, on it. dtype: a torch dtype's name, "auto" for the checkpoint's;
     the default is bfloat16 on a GPU and float32 elsewhere. quantize: "8bit" or "4bit". The batch sizes are those of
-    generation; scoring finds its own. Raises SettingsError for an option that neither this class nor HFLM knows.
+    generation; scoring finds its own. `shares_prefixes` says whether the model takes the tree. Raises SettingsError for
+    an option that neither this class nor HFLM knows.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class PrefixTreeLM(HFLM):
             **options,
         )
         self._packer = Packer(self.model, self.mixed_precision_dtype)
-        if not self._packer.usable():
+        self.shares_prefixes = self._packer.usable()
+        if not self.shares_prefixes:
             logger.warning(
                 "%s cannot take a prefix tree's attention mask: the harness's own backend scores it",
                 type(self.model).__name__,
             )
-            self._packer = None
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Log-likelihood of whole texts, in the harness's disjoint windows; all windows are scored together."""
@@ -104,7 +105,7 @@ class PrefixTreeLM(HFLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         for request in requests:
             self._check(*request)
-        if self._packer is None or not requests:
+        if not self.shares_prefixes or not requests:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         longest = self.max_length
         cut = [((context + ending)[-(longest + 1) :][:-1], ending) for _, context, ending in requests]
