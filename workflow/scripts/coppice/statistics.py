@@ -8,6 +8,9 @@ Formulas and sources:
   windows) are resampled jointly for all stages, tasks are strata that are resampled on their own;
 - Holm's step-down correction (Holm 1979), by `statsmodels`;
 - recovered fraction = (finetuned - pruned) / (dense - pruned), undefined where pruning lost nothing.
+
+What compares several models (which start is better, do families differ) is a contrast of means over the same items:
+see `coppice.contrasts`.
 """
 
 from dataclasses import dataclass
@@ -33,15 +36,18 @@ class Paired:
 def paired_means(samples, seed=0, weights=None):
     """Means of `samples` [stages, items] under a bootstrap that draws the same items for every stage.
 
-    With `weights` [items] (tokens of a window), weighted means.
+    With `weights` [items] (tokens of a window), weighted means. One item alone cannot be resampled: its distribution
+    is NaN, and every interval made of it None. Raises ValueError without an item.
     """
     from scipy.stats import bootstrap
 
     samples = numpy.asarray(samples, dtype=float)
+    if not samples.size:
+        raise ValueError("there is no item to compare")
     weights = numpy.ones(samples.shape[1]) if weights is None else numpy.asarray(weights, dtype=float)
     values = samples @ weights / weights.sum()
     if samples.shape[1] < 2:
-        return Paired(values, numpy.repeat(values[:, None], RESAMPLES, axis=1))
+        return Paired(values, numpy.full((len(samples), RESAMPLES), numpy.nan))
 
     def means(*columns, axis):
         *stages, weight = columns
@@ -68,7 +74,9 @@ def mean_of(parts):
 
 
 def interval(draws, level=LEVEL):
-    """Percentile interval [low, high] of bootstrap draws."""
+    """Percentile interval [low, high] of bootstrap draws; None where they hold a value that is not finite."""
+    if not numpy.isfinite(draws).all():
+        return None
     tail = (1 - level) / 2
     low, high = numpy.quantile(draws, [tail, 1 - tail])
     return [float(low), float(high)]
@@ -92,6 +100,8 @@ def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
         return {"value": None, "interval": None, "note": "pruning lost nothing"}
     value = float(sign * (paired.values[finetuned] - paired.values[pruned]) / lost)
     losses = sign * (paired.distribution[dense] - paired.distribution[pruned])
+    if not numpy.isfinite(losses).all():
+        return {"value": value, "interval": None, "note": "a single item has no interval"}
     if (losses <= 0).mean() > (1 - LEVEL) / 2:
         return {"value": value, "interval": None, "note": "what pruning lost is within noise"}
     gains = sign * (paired.distribution[finetuned] - paired.distribution[pruned])
@@ -100,15 +110,16 @@ def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
 
 
 def mcnemar(before, after):
-    """Exact McNemar test of two boolean arrays over the same items: {p, gained (wrong to right), lost}."""
+    """Exact McNemar test of two boolean arrays over the same items: {p, gained_items, lost_items}.
+
+    gained_items went from wrong to right, lost_items from right to wrong; items that did not change say nothing.
+    """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
     before, after = numpy.asarray(before, dtype=bool), numpy.asarray(after, dtype=bool)
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
-    if gained + lost == 0:
-        return {"p": 1.0, "gained": 0, "lost": 0}
-    p = float(test([[0, lost], [gained, 0]], exact=True).pvalue)
-    return {"p": min(p, 1.0), "gained": gained, "lost": lost}
+    p = float(test([[0, lost], [gained, 0]], exact=True).pvalue) if gained + lost else 1.0
+    return {"p": min(p, 1.0), "gained_items": gained, "lost_items": lost}
 
 
 def holm(pvalues):
@@ -126,8 +137,78 @@ def verdict(change_value, corrected_p, alpha=1 - LEVEL):
 
 
 def verdict_of_interval(bounds, higher_is_better=True):
-    """The same from an interval of the change: clear where zero lies outside it."""
+    """The same from an interval of the change: clear where zero lies outside it; never without an interval."""
+    if bounds is None:
+        return "no clear change"
     low, high = bounds
     if low <= 0 <= high:
         return "no clear change"
     return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def apart(first, second):
+    """{value, p} of the difference of two independent estimates with intervals, each taken as normal."""
+    from scipy.stats import norm
+
+    width = 2 * norm.ppf(0.5 + LEVEL / 2)
+    errors = [(high - low) / width for low, high in (first["interval"], second["interval"])]
+    value = first["value"] - second["value"]
+    spread = float(numpy.hypot(*errors))
+    return {"value": value, "p": float(2 * norm.sf(abs(value) / spread)) if spread else float(value == 0)}
+
+
+def over_seeds(values, level=LEVEL):
+    """The spread over repeated runs: {n, mean, sd, interval, values}; sd and interval None for a single run.
+
+    The interval of the mean is Student's t with n - 1 degrees of freedom (`scipy.stats.ttest_1samp`): the seeds are a
+    sample of all seeds, which is what makes them a random factor.
+    """
+    from scipy.stats import ttest_1samp
+
+    values = [float(value) for value in values]
+    summary = {"n": len(values), "mean": float(numpy.mean(values)), "sd": None, "interval": None, "values": values}
+    if len(values) > 1:
+        low, high = ttest_1samp(values, 0.0).confidence_interval(level) if numpy.ptp(values) else (values[0], values[0])
+        summary |= {"sd": float(numpy.std(values, ddof=1)), "interval": [float(low), float(high)]}
+    return summary
+
+
+def sign_flip(differences, seed=0):
+    """Two-sided p-value that paired differences have mean zero, each sign as likely: a permutation test of units.
+
+    Exact up to 13 units (Fisher 1935, ch. 21), by `scipy.stats.permutation_test`. None for fewer than two.
+    """
+    from scipy.stats import permutation_test
+
+    differences = numpy.asarray(differences, dtype=float)
+    if len(differences) < 2:
+        return None
+    found = permutation_test(
+        (differences, numpy.zeros(len(differences))),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=numpy.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def groups_differ(groups, seed=0):
+    """p-value that several groups of units share one mean: permutation test of the one-way F (Anderson 2001).
+
+    None where no group has two units, or there is only one group. By `scipy.stats.permutation_test`.
+    """
+    from scipy.stats import f_oneway, permutation_test
+
+    groups = [numpy.asarray(group, dtype=float) for group in groups if len(group)]
+    if len(groups) < 2 or max(len(group) for group in groups) < 2:
+        return None
+    found = permutation_test(
+        groups,
+        lambda *samples, axis: f_oneway(*samples, axis=axis).statistic,
+        permutation_type="independent",
+        alternative="greater",
+        vectorized=True,
+        rng=numpy.random.default_rng(seed),
+    )
+    return float(found.pvalue)

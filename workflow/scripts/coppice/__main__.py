@@ -1,0 +1,7 @@
+"""`python -m coppice`, the same as the command `coppice`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

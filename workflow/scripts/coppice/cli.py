@@ -1,0 +1,114 @@
+"""The command `coppice`: what a person does beside the workflow. Imports are made by the subcommand that needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import __version__
+from .errors import CoppiceError
+
+
+def main(argv=None):
+    """Run one subcommand; returns the exit status. A `CoppiceError` is told in one line, without a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except CoppiceError as error:
+        print(f"coppice {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `coppice show | head`
+        sys.stderr.close()
+        return 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="coppice", description="Prune-then-finetune studies of language models.")
+    parser.add_argument("--version", action="version", version=f"coppice {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    show = commands.add_parser("show", help="where the study stands, as a table in the terminal")
+    _study_arguments(show)
+    show.set_defaults(run=_show)
+    report = commands.add_parser("report", help="render the report of what is there, without running anything")
+    _study_arguments(report)
+    report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _study_arguments(parser):
+    parser.add_argument("results", nargs="?", default="results", help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--configfile",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="configuration files of the study, later ones laid over earlier ones; without them, models and configs "
+        "are those of which a record exists, and what they are is read off their names",
+    )
+
+
+def _study(arguments):
+    """(pairs, models, notice): what the study consists of, from its configuration or else from its records."""
+    from .reporting import study
+
+    results = Path(arguments.results)
+    if not results.is_dir():
+        raise CoppiceError(f"{results}: there is no such folder; name the study's results folder")
+    if not arguments.configfile:
+        pairs, models = study.discover(results)
+        return pairs, models, "models and configs found from the records; variants and families from the names"
+    configured = _configured(arguments.configfile)
+    keys = ("variant", "family", "base")
+    models = {name: {key: model[key] for key in keys} for name, model in configured.models.items()}
+    return configured.pairs(), models, None
+
+
+def _configured(files):
+    import yaml
+
+    from . import settings
+
+    merged = {}
+    for file in files:
+        settings.configfiles.check(file)
+        _lay_over(merged, yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {})
+    return settings.load(merged, files)
+
+
+def _lay_over(below, above):
+    """Merge mapping `above` into `below` as Snakemake merges configuration files."""
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _lay_over(below[key], value)
+        else:
+            below[key] = value
+
+
+def _show(arguments):
+    from rich.console import Console
+
+    from .reporting import study, terminal
+
+    pairs, models, _ = _study(arguments)
+    found = study.read(arguments.results, pairs, models)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if found.pairs:
+        console.print(terminal.table(found))
+    console.print(terminal.tally(found))
+    for what, why in found.failed:
+        console.print(f"failed: {what}: {why}", style="red", soft_wrap=True)
+
+
+def _report(arguments):
+    from . import reporting
+
+    pairs, models, notice = _study(arguments)
+    if not pairs:
+        raise CoppiceError(f"{arguments.results}: holds no record of any model and config; run snakemake first")
+    output = Path(arguments.output or Path(arguments.results) / "report")
+    reporting.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
+    print(output / "study_report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

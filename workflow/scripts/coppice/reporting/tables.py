@@ -1,0 +1,127 @@
+"""The tables of the report as pandas frames: one row a pair, one a task of a pair, one a candidate."""
+
+from .. import records
+from .study import STAGES
+
+JOBS = (
+    ("prune", "candidates", "pruning.json"),
+    ("score candidates", "candidate_evaluation", "evaluation_results.json"),
+    ("fine-tune", "finetuned", "finetuning_config.json"),
+    ("evaluate dense", "dense_evaluation", "evaluation_results.json"),
+    ("evaluate pruned", "pruned_evaluation", "evaluation_results.json"),
+    ("evaluate fine-tuned", "finetuned_evaluation", "evaluation_results.json"),
+    ("compare", "finetuned_evaluation", "comparison.json"),
+)
+
+
+def comparisons(study):
+    """One row a model and config: every metric at each stage, its change and what was recovered, with intervals."""
+    import pandas
+
+    rows = []
+    for pair in study.pairs:
+        facts = study.models[pair.model]
+        row = {"model": pair.model, "config": pair.config, "family": facts["family"], "variant": facts["variant"]}
+        row |= {"state": pair.state, "candidate": pair.candidate, "selected_by": _criterion(pair)}
+        for stage in ("dense", "pruned"):
+            row[f"parameters_{stage}"] = (getattr(pair, stage) or {}).get("parameters")
+        for metric in study.metrics:
+            row |= {f"{metric.key}_{stage}": value for stage, value in pair.values(metric).items()}
+            known = pair.measured(metric) or {}
+            row |= _bounded(f"{metric.key}_change", known.get("change"))
+            row |= _bounded(f"{metric.key}_recovered", known.get("recovered"))
+            row[f"{metric.key}_verdict"] = known.get("verdict")
+        row["training_seconds"] = (pair.training or {}).get("seconds")
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def tasks(study):
+    """One row a task of a compared pair: accuracy at each stage (shares of 1), change with interval, p-values."""
+    import pandas
+
+    columns = ["model", "config", "task", "metric", "n", *STAGES, *(f"change{end}" for end in ("", "_low", "_high"))]
+    rows = [
+        {"model": pair.model, "config": pair.config, "task": name, "metric": task["metric"], "n": task["n"]}
+        | {stage: task[stage] for stage in STAGES}
+        | _bounded("change", task["change"])
+        | {key: task.get(key) for key in ("gained_items", "lost_items", "p", "p_holm", "verdict")}
+        for pair in study.compared
+        for name, task in pair.tasks.items()
+    ]
+    return pandas.DataFrame(rows, columns=[*columns, "gained_items", "lost_items", "p", "p_holm", "verdict"])
+
+
+def candidates(study):
+    """`candidates.tsv` of the selection, models of the study first in their order; empty where there is none.
+
+    A table that cannot be read is noted as failed.
+    """
+    import pandas
+
+    path = study.results / "candidates.tsv"
+    empty = pandas.DataFrame(columns=["model", "candidate", "parameters", "chosen_as"])
+    if not path.is_file():
+        study.absent.append(("table of candidates", str(path)))
+        return empty
+    try:
+        frame = pandas.read_csv(path, sep="\t", dtype={"model": str, "candidate": str, "chosen_as": str})
+        frame["chosen_as"] = frame["chosen_as"].fillna("")
+        order = {name: place for place, name in enumerate(study.models)}
+        return frame.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    except (ValueError, KeyError, OSError) as error:
+        study.failed.append(("table of candidates", f"{path}: {error}"))
+        return empty
+
+
+def jobs(study):
+    """One row a job that left a record: stage, seconds, and peak bytes of host and GPU memory."""
+    import pandas
+
+    rows = []
+    for stage, folder, name in JOBS:
+        for path in sorted((study.results / folder).rglob(name)):
+            provenance = _provenance(path)
+            if provenance.get("seconds") is not None:
+                memory = provenance.get("peak_memory_bytes") or {}
+                row = {"stage": stage, "job": str(path.parent.relative_to(study.results))}
+                rows.append(
+                    row | {"seconds": provenance["seconds"], "host": memory.get("host"), "gpu": memory.get("gpu")}
+                )
+    return pandas.DataFrame(rows, columns=["stage", "job", "seconds", "host", "gpu"])
+
+
+def _provenance(path):
+    """The provenance in a record, {} where the record is damaged: the study's reading says so, if it is part of it."""
+    try:
+        return records.read(path).get("provenance") or {}
+    except (records.RecordError, ValueError):
+        return {}
+
+
+def accuracy_and_perplexity(frame):
+    """The columns of a candidates' table that hold accuracy and perplexity, each None where there is none."""
+    accuracy = next((name for name in ("average_acc", "acc") if name in frame), None)
+    texts = [name for name in frame.columns if name.startswith("ppl.")] + (["ppl"] if "ppl" in frame else [])
+    return accuracy, texts[0] if texts else None
+
+
+def pareto(accuracy, perplexity):
+    """Booleans: which of the points no other one beats in accuracy (higher) and perplexity (lower) at once."""
+    points = list(zip(accuracy, perplexity, strict=True))
+    return [
+        all(acc == acc and ppl == ppl for acc, ppl in [point])
+        and not any(a >= point[0] and p <= point[1] and (a, p) != point for a, p in points)
+        for point in points
+    ]
+
+
+def _bounded(name, estimate):
+    value = (estimate or {}).get("value")
+    low, high = (estimate or {}).get("interval") or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _criterion(pair):
+    criterion = (pair.selection or {}).get("criterion")
+    return f"{criterion['mode']} {criterion['metric']}" if criterion else None

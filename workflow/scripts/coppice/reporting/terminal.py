@@ -1,0 +1,65 @@
+"""The study in the terminal: one row a model and config, at any time during a run."""
+
+from . import study as studies
+
+STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
+
+
+def overview(results, pairs):
+    """The `rich.table.Table` of `pairs`: accuracy and perplexity at each stage, what was recovered, and the state."""
+    return table(studies.read(results, pairs))
+
+
+def table(study):
+    """The same of a study that was read already."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    metrics = study.metrics[:2]
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=_caption(metrics), caption_justify="left")
+    grid.add_column("model", no_wrap=True)
+    grid.add_column("config", no_wrap=True)
+    for metric in metrics:
+        grid.add_column("acc %" if metric.is_accuracy else "ppl", justify="right", no_wrap=True)
+        grid.add_column("pruned", justify="right", no_wrap=True)
+        grid.add_column("tuned", justify="right", no_wrap=True)
+        grid.add_column("recov.", justify="right", no_wrap=True)
+    grid.add_column("state", overflow="fold")
+    for model in study.models:
+        for pair in study.pairs_of(model):
+            cells = [cell for metric in metrics for cell in _cells(pair, metric)]
+            state = Text(pair.state, style=STYLES.get(pair.state, ""))
+            if pair.detail:
+                state.append(f" ({_short(pair.detail)})", style="dim")
+            grid.add_row(Text(pair.model), Text(pair.config), *cells, state)
+        grid.add_section()
+    return grid
+
+
+def _caption(metrics):
+    names = " and ".join(metric.label for metric in metrics)
+    return f"{names}: dense, pruned, fine-tuned; recovered share of what pruning lost" if names else None
+
+
+def _cells(pair, metric):
+    values = [_number(value, metric) for value in pair.values(metric).values()]
+    recovered = ((pair.measured(metric) or {}).get("recovered") or {}).get("value")
+    return [*values, "" if recovered is None else f"{100 * recovered:.0f} %"]
+
+
+def _number(value, metric):
+    return "" if value is None else f"{metric.scale * value:.{metric.digits}f}"
+
+
+def _short(text, limit=60):
+    """The first sentence or so: the log has the rest."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def tally(study):
+    """One line: how many pairs are done, running, waiting, failed."""
+    states = [pair.state for pair in study.pairs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
+    return f"{len(states)} model and config pairs: {counts}" if states else "no model and config pair"
