@@ -21,6 +21,8 @@ rule score_candidate:
         **evaluated(SCORED),
     log:
         f"{LOGS}/select/score.{{model}}.{{candidate}}.log",
+    benchmark:
+        f"{LOGS}/select/score.{{model}}.{{candidate}}.benchmark.tsv"
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]

@@ -29,7 +29,7 @@ def job(log, threads=1, status=None, title=""):
     Raises SystemExit(1) after a `CoppiceError`, with its message in the log and on the terminal.
     """
     limit_threads(threads)
-    start_logging(log)
+    start_logging(log, own_terminal=True)
     keep = _Status(status, title)
     keep("running")
     try:
@@ -64,40 +64,57 @@ def limit_threads(threads):
         torch.set_num_threads(int(count))
 
 
-def start_logging(log=None):
-    """Log lines of level INFO and above to the file `log` and to stderr; warnings of libraries go to the file."""
+def start_logging(log=None, own_terminal=False):
+    """Log lines of level INFO and above to the file `log`, Coppice's own lines to the terminal too.
+
+    With `own_terminal`, whatever else is written to stderr (libraries' warnings and progress bars, native code) goes
+    to the log file alone: several jobs share one terminal, and their bars would write over each other.
+    """
+    terminal = sys.stderr
+    if log and own_terminal:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        terminal = os.fdopen(os.dup(2), "w", buffering=1)
+        captured = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+        os.dup2(captured, 2)
+        os.close(captured)
+        os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     for handler in list(root.handlers):
         root.removeHandler(handler)
     if log:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log, mode="w", encoding="utf-8")
+        file = logging.FileHandler(log, mode="a" if own_terminal else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter(LINE))
         root.addHandler(file)
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    terminal.addFilter(lambda record: record.name.startswith("coppice") or record.levelno >= logging.ERROR)
-    root.addHandler(terminal)
+    lines = logging.StreamHandler(terminal)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    lines.addFilter(lambda record: record.name.startswith("coppice") or record.levelno >= logging.ERROR)
+    root.addHandler(lines)
     logging.captureWarnings(True)
     for noisy in ("httpx", "fsspec", "filelock", "urllib3", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def progress(items, label, total=None, unit="it"):
-    """Iterate over `items`: a bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
+    """Iterate over `items`: a bar with rate and time left on a terminal, a plain line every ten seconds in the log."""
     from tqdm import tqdm
 
     total = len(items) if total is None and hasattr(items, "__len__") else total
+    screen = _terminal()
     with (
         ProgressLines(label, total, unit) as lines,
-        tqdm(
-            items, desc=label, total=total, unit=unit, file=sys.stderr, leave=False, disable=not sys.stderr.isatty()
-        ) as bar,
+        tqdm(items, desc=label, total=total, unit=unit, file=screen, leave=False, disable=not screen.isatty()) as bar,
     ):
         for item in bar:
             yield item
             lines.advance()
+
+
+def _terminal():
+    """The stream of the terminal's log lines; stderr where logging was not started."""
+    streams = [h.stream for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]
+    return streams[0] if streams else sys.stderr
 
 
 class ProgressLines:

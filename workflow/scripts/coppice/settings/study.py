@@ -131,6 +131,11 @@ def _check_training(finetune):
         raise SettingsError(
             f"config key finetune.batch_size: {batch} is not a multiple of finetune.micro_batch_size, which is {micro}"
         )
+    if finetune["data"]["val_size"] and finetune["save_steps"] % finetune["eval_steps"]:
+        raise SettingsError(
+            f"config key finetune.save_steps: {finetune['save_steps']} is not a multiple of finetune.eval_steps, which "
+            f"is {finetune['eval_steps']}: the checkpoint of the best validation loss must be one that was saved"
+        )
 
 
 def _check_tasks(zero_shot, notices):
