@@ -27,7 +27,10 @@ ATTENTION_RATE = 0.8  # speed of masked attention relative to that of the linear
 
 
 class Packer:
-    """Scores continuations under a causal LM, computing once what they have in common."""
+    """Scores continuations under a causal LM, computing once what they have in common.
+
+    `budget` is the number of tokens a batch, `tokens_run` that of all forward passes so far, padding included.
+    """
 
     def __init__(self, model, autocast_dtype=None):
         self.model = model
@@ -37,6 +40,7 @@ class Packer:
         self.masks = TreeMasks(model)
         self.crossover = _crossover(model, self.masks.config)
         self.budget = self._token_budget()
+        self.tokens_run = 0
 
     def usable(self):
         """Whether a small tree gives what its paths give one by one, and no branch sees the tokens of another."""
@@ -143,6 +147,7 @@ class Packer:
             nodes = numpy.concatenate([trie.ancestors(row.start), numpy.arange(row.start, row.stop)])
             tokens[line, : len(nodes)], depth[line, : len(nodes)] = trie.token[nodes], trie.depth[nodes]
             end[line, : len(nodes)] = numpy.minimum(trie.end[nodes], row.stop) - row.start + row.lead
+        self.tokens_run += tokens.size
         tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in (tokens, depth, end))
         return self._call(tokens, attention_mask=self.masks(depth, end), position_ids=depth)
 

@@ -1,0 +1,364 @@
+"""Zero-shot scoring: this package's engine against the harness's own HF backend, on the same model and requests.
+
+Both are given the same lm-eval requests, task by task and in alternation; the harness runs at the batch size at which
+it is fastest here. On one thread, time is the process's CPU time, so that other work on the machine counts little.
+Models are random, in the shapes of Llama (32k vocabulary), Qwen2 (128k vocabulary, grouped KV heads) and Mistral
+(sliding window). The floor is what the matrix products that cannot be avoided would take at the speed of a single
+large one: unique tokens times 2 x the body's parameters, and unique scored positions times 2 x width x vocabulary.
+
+    python benchmarks/evaluate.py --data FOLDER --check --json evaluate.json
+
+FOLDER holds real rows, `{task}/test.jsonl` or `{task}/validation.jsonl` in the columns of the hub's data sets; without
+one the rows are the miniature study's.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+
+from coppice import logs
+
+# Items of the official evaluation splits, which weight the overall figures
+SIZES = {
+    "boolq": 3270,
+    "piqa": 1838,
+    "hellaswag": 10042,
+    "winogrande": 1267,
+    "arc_easy": 2376,
+    "arc_challenge": 1172,
+    "openbookqa": 500,
+}
+SMALL = {
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+LARGE = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+SHAPES = {
+    "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
+    "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
+    "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
+    "llama-1b": (
+        "llama",
+        LARGE
+        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        | {"tie_word_embeddings": True},
+    ),
+    "llama-8b": (
+        "llama",
+        LARGE | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+}
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+BARS = {"ratio": 2.5, "ratio_large_vocabulary": 4.0, "difference": 1e-3, "floor_share": 0.75}
+LARGE_VOCABULARY = 100_000
+
+
+def main():
+    arguments = parse_arguments()
+    logs.limit_threads(arguments.threads)
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    import lm_eval.models.huggingface  # noqa: F401  -- before the level is set, which it sets anew
+
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as scratch:
+        records = prepare_rows(arguments.data, Path(scratch), arguments.limit)
+        tokenizer = train_tokenizer(arguments.data, Path(scratch))
+        results = {name: measure_model(name, records, tokenizer, arguments) for name in arguments.models}
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    failures = [failure for name, result in results.items() for failure in below_bars(name, result)]
+    for name, result in results.items():
+        show(name, result)
+    for failure in failures:
+        print(f"below the bar: {failure}")
+    print(summary(results, failures))
+    return 1 if arguments.check and failures else 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=16, help="items of each task (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each engine, of which the fastest counts")
+    parser.add_argument("--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="real rows")
+    default = ["llama-42m", "qwen-88m", "mistral-39m"]
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=default, help="shapes (default: the small ones)")
+    return parser.parse_args()
+
+
+def prepare_rows(folder, scratch, limit):
+    """Records of `limit` random rows of each task: name -> path of its dataset.json."""
+    from coppice import data
+
+    if not folder:
+        from coppice.miniature.prepare import prepare_world
+
+        prepare_world(scratch / "rows", seed=0)
+        return {name: scratch / "rows" / name / "dataset.json" for name in SIZES}
+    for name in SIZES:
+        file = next(path for role in ("test", "validation") if (path := Path(folder, name, f"{role}.jsonl")).is_file())
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = random.Random(0).sample(rows, min(limit, len(rows)))
+        data.write(name, {"report": rows}, scratch / "rows" / name, splits={}, source={})
+    return {name: scratch / "rows" / name / "dataset.json" for name in SIZES}
+
+
+def train_tokenizer(folder, scratch):
+    """A byte-level BPE tokenizer of ordinary text, none of it a task's."""
+    from coppice import data
+    from coppice.miniature.tokenizer import train_tokenizer
+
+    if folder:
+        texts = []
+        for file in sorted(Path(folder).glob("*/train*.jsonl")):
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            texts += [" ".join(str(value) for value in row.values()) for row in rows]
+    else:
+        record = scratch / "rows" / "wikitext2" / "dataset.json"
+        texts = data.load(record, "train")["text"]
+    return train_tokenizer(texts, 32000, 2048)
+
+
+def build_model(name):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from coppice import models
+
+    architecture, shape = SHAPES[name]
+    config = AutoConfig.for_model(architecture, **shape)
+    torch.manual_seed(0)
+    with models.device():
+        return AutoModelForCausalLM.from_config(config, dtype=models.dtype_of(None)).eval()
+
+
+def measure_model(name, records, tokenizer, arguments):
+    """All figures of one model: {batch_size, gemm_gflops, tasks: name -> figures, overall: figures}."""
+    from lm_eval.models.huggingface import HFLM
+
+    from coppice import zero_shot
+
+    model = build_model(name)
+    engine = zero_shot.language_model(model, tokenizer, "prefix-tree", 1)
+    reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    requests = {task: task_requests(task, record, arguments.limit) for task, record in records.items()}
+    engine.loglikelihood(requests["winogrande"][:8], disable_tqdm=True)  # warm up
+    reference.batch_size_per_gpu, searched = best_batch_size(reference, requests)
+    rate = gemm_rate(model)
+    tasks = {}
+    for task, asked in requests.items():
+        tasks[task] = compare(engine, reference, asked, arguments)
+        tasks[task] |= floor(engine, model, asked, rate)
+        print(f"{name} {task}: {tasks[task]['ratio']:.2f}x", file=sys.stderr, flush=True)
+    facts = {"vocabulary": model.config.vocab_size, "dtype": str(model.dtype), "device": str(model.device)}
+    facts |= {"batch_size": reference.batch_size, "batch_sizes_tried": searched, "gemm_gflops": rate / 1e9}
+    return facts | {"tasks": tasks, "overall": overall(tasks)}
+
+
+def task_requests(name, record, limit):
+    from coppice import zero_shot
+
+    task = zero_shot.task(name, record, "report")
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    return task.instances
+
+
+def seconds(function, threads=1):
+    """(result, seconds of `function`): CPU time on one thread, wall time on several or on a GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    clock = time.perf_counter if cuda or threads > 1 else time.process_time
+    if cuda:
+        torch.cuda.synchronize()
+    start = clock()
+    result = function()
+    if cuda:
+        torch.cuda.synchronize()
+    return result, clock() - start
+
+
+def best_batch_size(reference, requests, items=3):
+    """The batch size at which the harness is fastest on a few items of each task, and the seconds of those tried.
+
+    It starts at 4 and goes on to larger or smaller ones as long as they gain.
+    """
+    import torch
+
+    tried = {}
+
+    def cost(place):
+        size = BATCH_SIZES[place]
+        if size not in tried:
+            reference.batch_size_per_gpu = size
+            tried[size] = 0.0
+            for task, asked in requests.items():
+                few = [request for request in asked if request.doc_id < items]
+                _, spent = seconds(lambda few=few: reference.loglikelihood(few, disable_tqdm=True))
+                tried[size] += spent * SIZES[task]
+        return tried[size]
+
+    place = 5 if torch.cuda.is_available() else 2
+    for step in (1, -1):
+        while 0 <= place + step < len(BATCH_SIZES) and cost(place + step) < cost(place):
+            place += step
+    scale = items * sum(SIZES.values())
+    return BATCH_SIZES[place], {size: spent / scale for size, spent in sorted(tried.items())}
+
+
+def gemm_rate(model):
+    """Operations a second of the fastest of the model's own matrix products, on 512 tokens (8192 on a GPU)."""
+    import torch
+
+    weights = {p.shape: p for p in model.parameters() if p.dim() == 2 and min(p.shape) >= 256}
+    rows = 8192 if model.device.type == "cuda" else 512
+    best = 0.0
+    with torch.inference_mode():
+        for shape, weight in weights.items():
+            states = torch.randn(rows, shape[1], dtype=weight.dtype, device=weight.device)
+            part = weight[:4096]
+            for _ in range(6):
+                _, spent = seconds(lambda x=states, w=part: [x @ w.T for _ in range(5)])
+                best = max(best, 5 * 2 * rows * part.numel() / spent)
+    return best
+
+
+def compare(engine, reference, asked, arguments):
+    """Seconds of both engines, and how far their answers differ, on the requests of one task."""
+    import torch
+
+    asked = asked[:]
+    times, answers = {"engine": [], "harness": []}, {}
+    before = engine._packer.tokens_run
+    for _ in range(arguments.repeats):
+        for label, lm in (("engine", engine), ("harness", reference)):
+            answers[label], spent = seconds(lambda lm=lm: lm.loglikelihood(asked, disable_tqdm=True), arguments.threads)
+            times[label].append(spent)
+    run = (engine._packer.tokens_run - before) // arguments.repeats
+    values = {label: torch.tensor([value for value, _ in found]) for label, found in answers.items()}
+    ours, theirs = min(times["engine"]), min(times["harness"])
+    agree = [a == b for a, b in zip(picks(asked, values["engine"]), picks(asked, values["harness"]), strict=True)]
+    return {
+        "items": len({request.doc_id for request in asked}),
+        "requests": len(asked),
+        "seconds": ours,
+        "harness_seconds": theirs,
+        "ratio": theirs / ours,
+        "tokens_run": run,
+        "difference": float((values["engine"] - values["harness"]).abs().max()),
+        "greedy_equal": [g for _, g in answers["engine"]] == [g for _, g in answers["harness"]],
+        "picks_equal": sum(agree) / len(agree),
+    }
+
+
+def picks(asked, values):
+    """What each item's likeliest choice is, as it stands and by character."""
+    items = {}
+    for request, value in zip(asked, values.tolist(), strict=True):
+        items.setdefault(request.doc_id, []).append((value, value / max(1, len(request.args[1].strip()))))
+    best = []
+    for choices in items.values():
+        best += [max(range(len(choices)), key=lambda i, k=kind, c=choices: c[i][k]) for kind in (0, 1)]
+    return best
+
+
+def floor(engine, model, asked, rate):
+    """The least work for these requests, counted without the engine's tree, and its time at `rate` operations a second.
+
+    Sequences as prefixes: each distinct one is a token that has to be run, each distinct one before a scored token a
+    position at which the output layer has to be.
+    """
+    run, scored, harness = set(), set(), 0
+    for request in asked:
+        context, ending = engine._encode_pair(*request.args)
+        tokens = tuple(context + ending)[:-1]
+        run.update(tokens[: end + 1] for end in range(len(tokens)))
+        scored.update(tokens[: end + 1] for end in range(len(tokens) - len(ending), len(tokens)))
+        harness += len(tokens)
+    config = model.config
+    body = sum(p.numel() for p in model.model.layers.parameters())
+    work = 2 * len(run) * body + 2 * len(scored) * config.hidden_size * config.vocab_size
+    counts = {"tokens_unique": len(run), "tokens_scored": len(scored), "tokens_requested": harness}
+    return counts | {"floor_seconds": work / rate}
+
+
+def overall(tasks):
+    """The figures of all tasks as one run over their real sizes."""
+
+    def total(key):
+        return sum(SIZES[task] * result[key] / result["items"] for task, result in tasks.items())
+
+    return {
+        "ratio": total("harness_seconds") / total("seconds"),
+        "floor_share": total("floor_seconds") / total("seconds"),
+        "hours_at_real_size": total("seconds") / 3600,
+        "harness_hours_at_real_size": total("harness_seconds") / 3600,
+        "difference": max(result["difference"] for result in tasks.values()),
+        "greedy_equal": all(result["greedy_equal"] for result in tasks.values()),
+        "picks_equal": min(result["picks_equal"] for result in tasks.values()),
+    }
+
+
+def below_bars(name, result):
+    """What is below its bar, in words. Differences are bounded in float32 only: bfloat16 differs from itself by 1."""
+    found = result["overall"]
+    bar = BARS["ratio_large_vocabulary" if result["vocabulary"] > LARGE_VOCABULARY else "ratio"]
+    if found["ratio"] < bar:
+        yield f"{name}: {found['ratio']:.2f} times as fast as the harness, the bar is {bar}"
+    if result["dtype"] == "torch.float32" and found["difference"] > BARS["difference"]:
+        yield f"{name}: log-likelihoods differ by {found['difference']:.1e}, the bar is {BARS['difference']:.0e}"
+    if result["dtype"] == "torch.float32" and (found["picks_equal"] < 1 or not found["greedy_equal"]):
+        yield f"{name}: {found['picks_equal']:.1%} of the picks are equal, greedy answers {found['greedy_equal']}"
+    if found["floor_share"] < BARS["floor_share"]:
+        yield f"{name}: {found['floor_share']:.0%} of the floor's speed, the bar is {BARS['floor_share']:.0%}"
+
+
+def show(name, result):
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{name}, {result['dtype'].removeprefix('torch.')}: harness at batch size {result['batch_size']}"
+    table = Table(title=f"{title}; matrix products {result['gemm_gflops']:.0f} GFLOP/s", title_justify="left")
+    for column in ("task", "items", "tokens asked", "unique", "run", "s", "harness s", "ratio", "of floor"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("difference", justify="right")
+    table.add_column("picks equal", justify="right")
+    for task, found in result["tasks"].items():
+        counts = (found[key] for key in ("items", "tokens_requested", "tokens_unique", "tokens_run"))
+        times = (f"{found['seconds']:.2f}", f"{found['harness_seconds']:.2f}", f"{found['ratio']:.2f}")
+        share = f"{found['floor_seconds'] / found['seconds']:.0%}"
+        table.add_row(
+            task, *map(str, counts), *times, share, f"{found['difference']:.0e}", f"{found['picks_equal']:.0%}"
+        )
+    found = result["overall"]
+    table.add_section()
+    last = (f"{found['ratio']:.2f}", f"{found['floor_share']:.0%}", f"{found['difference']:.0e}")
+    table.add_row("all, at real sizes", "", "", "", "", "", "", *last, f"{found['picks_equal']:.0%}")
+    Console(width=130).print(table)
+
+
+def summary(results, failures):
+    parts = [
+        f"{name} {result['overall']['ratio']:.2f}x ({result['overall']['floor_share']:.0%} of the floor's speed)"
+        for name, result in results.items()
+    ]
+    worst = max(result["overall"]["difference"] for result in results.values())
+    return f"evaluate: {', '.join(parts)}; largest difference {worst:.0e}; {'FAIL' if failures else 'pass'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
