@@ -115,7 +115,7 @@ def _two_starts(evidence, first, second, models, same):
     ahead = sum(value > 0 for value in each)
     lines.append(
         f"{first} ends ahead of {second} in {ahead} of {wording.count(len(models), 'model')}; before fine-tuning it "
-        f"was {wording.points(leads['pruned'])} of {second}."
+        f"was {wording.points(leads['pruned'])} {second}."
     )
     lines += _text_leads(evidence, first, second, models)
     lines.append(wording.beyond(statistics.sign_flip(each), len(models), "models"))
@@ -150,7 +150,7 @@ def _text_leads(evidence, first, second, models):
         terms = {(m, first, "finetuned"): 1 / len(named) for m in named}
         terms |= {(m, second, "finetuned"): -1 / len(named) for m in named}
         lead = losses.contrast(terms)
-        lines.append(f"Perplexity on {text} after fine-tuning: {first} against {second} {wording.times(lead)}.")
+        lines.append(f"After fine-tuning, {first} has {wording.times(lead)} the perplexity of {second} on {text}.")
     return lines
 
 
@@ -171,7 +171,7 @@ def _recovery(study, evidence):
         dense, _, finetuned = _columns(pair)
         below[finetuned] = below.get(finetuned, 0) + 1 / len(pairs)
         below[dense] = below.get(dense, 0) - 1 / len(pairs)
-    lines.append(f"After fine-tuning the models stand {wording.points(means.contrast(below))} of the dense ones.")
+    lines.append(f"After fine-tuning the models stand {wording.points(means.contrast(below))} the dense ones.")
     lines += [line for _, line in text_shares(study, evidence)]
     if ratio["interval"] is None:
         why = "pruning lost nothing" if ratio["value"] is None else "what pruning lost is within noise"
@@ -250,12 +250,13 @@ def _tradeoff(study, evidence):
         lines.append(f"Perplexity comes back further in {sum(value > 0 for value in both)} of {len(both)} pairs.")
     clear = apart["p"] < ALPHA
     more, less = ("perplexity", "accuracy") if apart["value"] > 0 else ("accuracy", "perplexity")
-    facts = f"{wording.share(loss)} of the lost log-perplexity on {text} comes back and {wording.share(accuracy)} of the lost accuracy"
-    sentence = (
-        f"It moves towards better {more}: {facts}, so fine-tuned models have better {more} for their {less} than pruning left."
-        if clear
-        else f"Not enough evidence that it moves: {facts}, which do not differ beyond noise."
+    facts = (
+        f"{wording.share(loss)} of the lost log-perplexity on {text} comes back, and {wording.share(accuracy)} of the "
+        "lost accuracy"
     )
+    sentence = f"Not enough evidence that it moves: {facts}, which do not differ beyond noise."
+    if clear:
+        sentence = f"It moves towards {more}: {facts}, so fine-tuning mends {more} further than {less}."
     return Answer("tradeoff", question, CLEAR if clear else UNDECIDED, sentence, lines)
 
 

@@ -157,7 +157,8 @@ def candidates(figure, study, frames):
     names = [name for name in study.models if (frame["model"] == name).any()]
     if not names or not accuracy or not perplexity:
         return "No candidates with accuracy and perplexity are listed by now."
-    for axes, name in _panels(figure, names):
+    labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
+    for axes, name in _panels(figure, names, *labels):
         rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
         x, y = rows[perplexity].to_numpy(), 100 * rows[accuracy].to_numpy()
         axes.plot(x, y, "o", color=FAINT, markersize=5)
@@ -175,7 +176,6 @@ def candidates(figure, study, frames):
                 markeredgewidth=1.8,
             )
         axes.margins(0.12)
-    _outer(figure, f"perplexity ({perplexity}), selection data", "mean accuracy (%), selection data")
     handles = [_handle(FAINT, "o", "candidate, line: Pareto front")]
     handles += [
         _handle(_config_colour(i), MARKERS[i % len(MARKERS)], f"chosen as {config}", hollow=True)
@@ -200,7 +200,7 @@ def ranks(figure, study, frames):
         before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
         found = kendalltau(before, after)
         sure = "" if math.isnan(found.pvalue) else f", p = {found.pvalue:.3f}"
-        axes.set_title(f"{metric.label}: Kendall's tau {found.statistic:.2f}{sure}")
+        axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
         for pair, b, a in ranked:
             place = study.configs.index(pair.config)
             colour, marker = _config_colour(place), MARKERS[place % len(MARKERS)]
@@ -276,7 +276,7 @@ def training(figure, study, frames):
     names = [name for name in study.models if any(pair.history for pair in study.pairs_of(name))]
     if not names:
         return "No training has ended by now."
-    for axes, name in _panels(figure, names):
+    for axes, name in _panels(figure, names, "optimizer step", "loss (nats a target token)"):
         for pair in study.pairs_of(name):
             place = study.configs.index(pair.config)
             colour, marker = _config_colour(place), MARKERS[place % len(MARKERS)]
@@ -287,7 +287,6 @@ def training(figure, study, frames):
                 steps = [(entry["step"], entry[key]) for entry in pair.history or [] if key in entry]
                 if steps:
                     axes.plot(*zip(*steps, strict=True), color=colour, **style)
-    _outer(figure, "optimizer step", "loss (nats a target token)")
     handles = [
         _handle(_config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-")
         for i, c in enumerate(study.configs)
@@ -357,27 +356,35 @@ def _handle(colour, marker, label, hollow=False, line=""):
     return Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=label)
 
 
-def _panels(figure, names):
-    """(axes, name) of a grid with a panel a model, three in a row; those beyond `PANELS` are named as left out."""
+def _stage_handles():
+    return [
+        _handle(FAINT, "o", "pruned", hollow=True),
+        _handle(FAINT, "o", "fine-tuned"),
+        _handle(FAINT, "*", "dense"),
+    ]
+
+
+def _panels(figure, names, x, y):
+    """(axes, name) of a grid with a panel a model, three in a row; those beyond `PANELS` are said to be left out.
+
+    `x` and `y` name the axes, below the lowest panel of each column and left of each row.
+    """
     shown = names[:PANELS]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure.set_size_inches(WIDTH, 1.0 + 2.1 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, name in zip(grid, shown, strict=False):
+    figure.set_size_inches(WIDTH, 1.1 + 2.1 * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place, (axes, name) in enumerate(zip(grid, shown, strict=False)):
         axes.set_title(name)
+        if place % columns == 0:
+            axes.set_ylabel(y)
+        if place + columns >= len(shown):
+            axes.set_xlabel(x)
         yield axes, name
-    for axes in list(grid):
-        axes.set_visible(False)
-    for axes in figure.axes[len(shown) :]:
-        axes.set_visible(False)
+    for axes in grid[len(shown) :]:
+        axes.remove()
     if len(names) > len(shown):
         figure.suptitle(f"the first {len(shown)} of {len(names)} models; the tables have all")
-
-
-def _outer(figure, x, y):
-    figure.supxlabel(x, fontsize=9)
-    figure.supylabel(y, fontsize=9)
 
 
 def _log(axis, set_scale):

@@ -23,7 +23,7 @@ CAPTIONS = {
     ),
     "ranks": (
         "Rank before and after fine-tuning",
-        "1 is best. Kendall's tau is 1 where fine-tuning keeps the order of the pruned models, 0 where it says nothing.",
+        "1 is best. Kendall's tau is 1 where fine-tuning keeps the order of the pruned models, 0 where none is kept.",
     ),
     "size": ("Accuracy against size", "Dense, pruned and fine-tuned models (LoRA's own weights are not counted)."),
     "training": ("Training curves", "Validation loss (marks) and training loss (plain) of every fine-tuning."),

@@ -1,6 +1,7 @@
-"""The jobs' status files, `{results}/.status/{stage}/{key}.json`: which job runs, waits, failed or was killed.
+"""The jobs' status files, `{results}/.status/{stage}/*.json`: which job runs, waits, failed or was killed.
 
-`key` is the job's wildcards joined by "/": `finetune/Llama/best_acc.json`, `evaluate_dense/Llama.json`.
+A job's title says what it is about: its stage, then the names: "finetune Llama best_acc", "evaluate dense Llama",
+"score Llama depth-0.25". Names hold no spaces.
 """
 
 import json
@@ -11,24 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = ".status"
-
-
-def path_of(results, stage, *wildcards):
-    """Where the job of `stage` with these wildcards keeps its status file."""
-    return Path(results, FOLDER, stage, *wildcards[:-1], f"{wildcards[-1] if wildcards else stage}.json")
+CANDIDATE = ("prune", "import", "score")
 
 
 @dataclass(frozen=True)
 class Status:
-    """One job: its stage, the key in its path, title, state, reason of a failure, and times in seconds since 1970."""
+    """One job: its stage, the names it is about, state, reason of a failure, and times in seconds since 1970."""
 
     stage: str
-    key: str
-    title: str
+    names: tuple
     state: str
     reason: str | None
     started: float
     updated: float
+
+    def concerns(self, model, config):
+        """Whether the pair needs this job: one of its own, of its dense model, or of the model's candidates."""
+        return self.names in ((model,), (model, config)) or (self.stage in CANDIDATE and self.names[:1] == (model,))
 
     def describe(self, now=None):
         """A few words: what runs and for how long, or why it failed."""
@@ -43,26 +43,21 @@ class Statuses:
 
     def __init__(self, results):
         folder = Path(results) / FOLDER
-        self.jobs = [status for path in sorted(folder.rglob("*.json")) if (status := _read(folder, path))]
+        self.jobs = [status for path in sorted(folder.rglob("*.json")) if (status := _read(path))]
 
     def of_pair(self, model, config, done=False):
-        """(state, detail) of a pair: the newest job about it decides, unless its comparison is there and newer jobs rest.
+        """(state, detail) of a pair, from all jobs that it waits for: its own, its model's, its candidates'.
 
+        A running job decides, then a failed or stopped one; once the pair is compared (`done`), only a running one.
         States: done, running, waiting, failed, stopped (its process is gone without an end).
         """
-        keys = _keys(model, config)
-        own = [job for job in self.jobs if job.key in keys or job.key == model or _of_candidate(job, model)]
+        own = [job for job in self.jobs if job.concerns(model, config)]
         for state in ("running", "failed", "stopped"):
             found = [job for job in own if job.state == state]
             if found and (state == "running" or not done):
                 newest = max(found, key=lambda job: job.updated)
                 return state, newest.describe()
         return ("done", "") if done else ("waiting", _waiting(own))
-
-
-def _of_candidate(job, model):
-    """Whether the job prunes or scores one of the model's candidates, for which all its pairs wait."""
-    return job.key.startswith(f"{model}/") and ("candidate" in job.stage or job.stage in ("prune", "score"))
 
 
 def _waiting(jobs):
@@ -74,12 +69,7 @@ def _waiting(jobs):
     return f"after {max(finished, key=lambda job: job.updated).stage}" if finished else ""
 
 
-def _keys(model, config):
-    tuned = f"{config}_finetuned"
-    return {f"{model}{between}{name}" for between in ("/", "-", "_", ".") for name in (config, tuned)}
-
-
-def _read(folder, path):
+def _read(path):
     """The Status in a file; None for one that is no status file (it is being replaced, or not ours)."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -89,9 +79,10 @@ def _read(folder, path):
         return None
     if state == "running" and _gone(facts):
         state = "stopped"
-    stage, _, key = str(path.relative_to(folder).with_suffix("")).partition("/")
-    title = str(facts.get("title") or "")
-    return Status(stage, key, title, str(state), facts.get("reason"), started, updated)
+    stage, *names = str(facts.get("title") or path.parent.name).split()
+    if stage == "evaluate" and names:
+        stage, names = f"evaluate {names[0]}", names[1:]
+    return Status(stage, tuple(names), str(state), facts.get("reason"), started, updated)
 
 
 def _gone(facts):

@@ -1,6 +1,7 @@
 """The study in the terminal: one row a model and config, at any time during a run."""
 
 from . import study as studies
+from . import wording
 
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
 
@@ -25,13 +26,13 @@ def table(study):
         grid.add_column("pruned", justify="right", no_wrap=True)
         grid.add_column("tuned", justify="right", no_wrap=True)
         grid.add_column("recov.", justify="right", no_wrap=True)
-    grid.add_column("state", overflow="fold")
+    grid.add_column("state", min_width=7, overflow="fold")
     for model in study.models:
         for pair in study.pairs_of(model):
             cells = [cell for metric in metrics for cell in _cells(pair, metric)]
             state = Text(pair.state, style=STYLES.get(pair.state, ""))
             if pair.detail:
-                state.append(f" ({_short(pair.detail)})", style="dim")
+                state.append(f" ({wording.shortened(pair.detail)})", style="dim")
             grid.add_row(Text(pair.model), Text(pair.config), *cells, state)
         grid.add_section()
     return grid
@@ -50,12 +51,6 @@ def _cells(pair, metric):
 
 def _number(value, metric):
     return "" if value is None else f"{metric.scale * value:.{metric.digits}f}"
-
-
-def _short(text, limit=60):
-    """The first sentence or so: the log has the rest."""
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def tally(study):

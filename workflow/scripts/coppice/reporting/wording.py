@@ -42,7 +42,7 @@ def bounds(interval, scale=100, digits=1, signed=False):
 
 
 def points(estimate, signed=False, size=False):
-    """A difference of accuracies: "1.2 points [0.4, 2.0] ahead"; `signed` with its sign; `size` as a plain amount."""
+    """A difference of accuracies: "1.2 points [0.4, 2.0] ahead of"; `signed` with its sign; `size` as an amount."""
     value, interval = estimate["value"], estimate["interval"]
     if signed:
         return f"{100 * value:+.1f} points{bounds(interval, signed=True)}"
@@ -50,7 +50,7 @@ def points(estimate, signed=False, size=False):
         value, interval = -value, interval and [-interval[1], -interval[0]]
         side = "behind"
     else:
-        side = "ahead"
+        side = "ahead of"
     text = f"{100 * value:.1f} points{bounds(interval)}"
     return text if size else f"{text} {side}"
 
@@ -75,9 +75,9 @@ def share_points(estimate):
 
 
 def times(estimate):
-    """A difference of losses as a ratio of perplexities: "0.93 times [0.90, 0.96] as high"."""
+    """A difference of losses as a ratio of perplexities: "0.93 times [0.90, 0.96]"."""
     interval = estimate["interval"] and [math.exp(bound) for bound in estimate["interval"]]
-    return f"{math.exp(estimate['value']):.2f} times{bounds(interval, scale=1, digits=2)} as high"
+    return f"{math.exp(estimate['value']):.2f} times{bounds(interval, scale=1, digits=2)}"
 
 
 def probability(p):
@@ -88,9 +88,8 @@ def beyond(p, units, noun):
     """What may be said of other models, from a permutation test over models."""
     if p is None:
         return f"Of other models nothing can be said: there are too few {noun}."
-    if p < 0.05:
-        return f"The models agree enough to expect it of others like them (permutation test over models, {probability(p)})."
-    return f"The models do not agree enough to expect it of others (permutation test over models, {probability(p)})."
+    agree = "agree enough to expect the same" if p < 0.05 else "do not agree enough to expect the same"
+    return f"The models {agree} of others like them (permutation test over models, {probability(p)})."
 
 
 def ratio_of(means, gained, lost):
@@ -108,14 +107,14 @@ def by_model(means, found, shares):
 def exchange(accuracy, losses, text, columns):
     """Where pruned and fine-tuned models stand from the dense ones, in points and in times the perplexity."""
     stands = []
-    for label, place in (("Pruned", 1), ("fine-tuned", 2)):
+    for label, place in (("pruned models", 1), ("fine-tuned ones", 2)):
         terms = {}
         for row in columns:
             terms[row[place]] = terms.get(row[place], 0) + 1 / len(columns)
             terms[row[0]] = terms.get(row[0], 0) - 1 / len(columns)
         stand, level = accuracy.contrast(terms), losses.contrast(terms)
-        stands.append(f"{label} models stand at {points(stand, signed=True)} and {times(level)} a perplexity on {text}")
-    return " as the dense ones; ".join(stands) + "."
+        stands.append(f"{label} stand at {points(stand, signed=True)} and {times(level)} the perplexity")
+    return f"From the dense models, {stands[0]} on {text}; {stands[1]}."
 
 
 def plain_probability(p):
