@@ -61,7 +61,7 @@ def checkpoint(tmp_path):
 def test_the_miniature_study_is_six_models_by_two_criteria():
     study = settings.load(file("config.yaml"), [CONFIG / "config.yaml"])
     assert len(study.models) == 6 and len(study.pairs()) == 12
-    assert study.models["Qwen-Instruct"]["prompt"] == "chat" and study.models["Qwen"]["prompt"] == "alpaca"
+    assert study.models["Qwen-Instruct"]["prompt"] == "chat" and study.models["Qwen"]["prompt"] == "none"
     assert {m["source"]["kind"] for m in study.models.values()} == {"miniature"}
     assert {d["source"]["kind"] for d in study.datasets.values()} == {"miniature"}
     assert list(study.candidates("Llama")) == [

@@ -207,3 +207,25 @@ def evaluated(folder):
         "perplexity": f"{folder}/ppl_results.json",
         "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
     }
+
+
+def introduction():
+    """What this run works on, said before its first job."""
+    models, configs = study.active_models(), study.active_configs()
+    made = sum(len(study.candidates(model)) for model in models)
+    lines = [
+        f"Coppice: {len(models)} models x {len(configs)} configs = {len(study.pairs())} fine-tunings, "
+        f"{made} candidates to choose from; results in {RESULTS}/",
+        f"  models: {', '.join(models)}; configs: {', '.join(configs)}",
+        "  jobs per stage: the table of job stats above",
+    ]
+    return "\n".join([*lines, *(f"  note: {notice}" for notice in study.notices)])
+
+
+def tell(*words):
+    """Print to the terminal, beside Snakemake's own lines."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    for word in words:
+        console.print(word)
