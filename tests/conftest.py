@@ -10,7 +10,13 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
+import hypothesis
 import pytest
+
+# A machine that only says yes or no tries the same examples each time; a developer's tries new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,8 @@ def status(stage, *key):
 
 
 TASKS = study.evaluate["zero_shot"]["tasks"]
+SHARED = study.config["candidates"]["per_job"] == "all"
+CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
 
 
@@ -193,6 +195,22 @@ def folders(model):
         )
         for name, candidate in study.candidates(model).items()
     }
+
+
+def produced(pattern):
+    """The outputs of one candidate job: of one candidate, or of a model's whole grid where its jobs are shared."""
+    if not SHARED:
+        return [pattern]
+    return [
+        pattern.replace("{candidate}", name)
+        for name in study.candidates(study.active_models()[0])
+    ]
+
+
+def job_candidates(wildcards):
+    """name -> grid point or table row of the candidates that one job makes or scores."""
+    every = study.candidates(wildcards.model)
+    return every if SHARED else {wildcards.candidate: every[wildcards.candidate]}
 
 
 def candidate_records(model):

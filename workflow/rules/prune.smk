@@ -21,11 +21,11 @@ if study.config["candidates"]["table"] is None:
             model=lambda wildcards: model_record(wildcards.model),
             calibration=dataset_record(study.calibration["dataset"]),
         output:
-            CANDIDATE,
+            produced(CANDIDATE),
         log:
-            f"{LOGS}/prune/{{model}}.{{candidate}}.log",
+            f"{LOGS}/prune/{CANDIDATE_JOB}.log",
         benchmark:
-            f"{LOGS}/prune/{{model}}.{{candidate}}.benchmark.tsv"
+            f"{LOGS}/prune/{CANDIDATE_JOB}.benchmark.tsv"
         conda:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
@@ -35,15 +35,11 @@ if study.config["candidates"]["table"] is None:
             mem_mb=memory("prune"),
             runtime=runtime("prune"),
         params:
-            point=lambda wildcards: study.candidates(wildcards.model)[
-                wildcards.candidate
-            ],
+            candidates=job_candidates,
             calibration=study.calibration,
             loading=lambda wildcards: loading(wildcards.model),
             seed=study.seed,
-            status=lambda wildcards: status(
-                "prune", wildcards.model, wildcards.candidate
-            ),
+            status=lambda wildcards: status("prune", *wildcards),
             protocol=1,
         script:
             "../scripts/prune_candidate.py"

@@ -15,14 +15,20 @@ rule select:
 
 rule score_candidate:
     input:
-        pruning=CANDIDATE,
+        pruning=produced(CANDIDATE),
         datasets=dataset_records(scored_datasets()),
     output:
-        **evaluated(SCORED),
+        evaluation=produced(f"{SCORED}/evaluation_results.json"),
+        perplexity=produced(f"{SCORED}/ppl_results.json"),
+        samples=[
+            path
+            for task in TASKS
+            for path in produced(f"{SCORED}/samples/{task}.parquet")
+        ],
     log:
-        f"{LOGS}/select/score.{{model}}.{{candidate}}.log",
+        f"{LOGS}/select/score.{CANDIDATE_JOB}.log",
     benchmark:
-        f"{LOGS}/select/score.{{model}}.{{candidate}}.benchmark.tsv"
+        f"{LOGS}/select/score.{CANDIDATE_JOB}.benchmark.tsv"
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
@@ -37,7 +43,8 @@ rule score_candidate:
         purpose=study.select["split"],
         loading=lambda wildcards: loading(wildcards.model),
         seed=study.seed,
-        status=lambda wildcards: status("select", wildcards.model, wildcards.candidate),
+        candidates=lambda wildcards: list(job_candidates(wildcards)),
+        status=lambda wildcards: status("select", *wildcards),
         protocol=1,
     script:
         "../scripts/score_candidate.py"

@@ -216,6 +216,12 @@ def _candidates(config, workdir, notices):
 
 def _check_candidates(study):
     settings = study.config["candidates"]
+    grids = {tuple(study.candidates(name)) for name in study.active_models()}
+    if settings["per_job"] == "all" and len(grids) > 1:
+        raise SettingsError(
+            "config key candidates.per_job: 'all' needs the same candidates for every model; set it to 'one', or "
+            "leave out models.*.prune"
+        )
     for name in study.active_models():
         if study.candidates(name):
             continue
@@ -236,7 +242,8 @@ def _check_criteria(study, rows, columns):
         if metric not in measured + own:
             valid = measured + own
             raise SettingsError(
-                f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)}{nearest(metric, valid)}"
+                f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
+                f"evaluate.perplexity.datasets and the table's columns){nearest(metric, valid)}"
             )
         if metric in measured:
             continue
