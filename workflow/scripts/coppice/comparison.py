@@ -7,6 +7,8 @@ Reads records and samples alone, pairs them item by item, and writes `comparison
 import logging
 from pathlib import Path
 
+import numpy
+
 from . import records, statistics
 from .comparison_text import render
 from .errors import CoppiceError
@@ -15,19 +17,24 @@ logger = logging.getLogger("coppice.comparison")
 
 STAGES = ("dense", "pruned", "finetuned")
 DENSE, PRUNED, FINETUNED = range(3)
+FEW_WINDOWS = 20
+AGAIN = "delete that evaluation and run snakemake again"
 
 
-def compare(identity, evaluations, selection, finetuning, output, seed=0):
+def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=None):
     """Compare the three evaluations of one model and config and write both files.
 
     identity: {model, config}; evaluations: stage -> folder of its evaluation; selection, finetuning: paths of the
-    records of those stages; output: {record, report}. Raises CoppiceError where the stages were not evaluated alike.
+    records of those stages; output: {record, report}; seeds: seed -> folder of the evaluation of the model that was
+    fine-tuned with it, the first one's included, where the training was repeated. Raises CoppiceError where the stages
+    were not evaluated alike, or where one of them was not the model that it should be.
     """
     clock = records.Clock()
     results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
     losses = {stage: records.read(Path(evaluations[stage]) / "ppl_results.json") for stage in STAGES}
     chosen, trained = records.read(selection), records.read(finetuning)
     _check_alike(results)
+    _check_models(results, chosen, trained)
     tasks, parts = _tasks(results, evaluations, seed)
     record = identity | {
         "candidate": chosen["candidate"],
@@ -40,7 +47,9 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0):
         "extremes": _extremes(tasks),
         "cost": _cost(results, trained),
     }
-    record["warnings"] = _warnings(record, trained)
+    if seeds:
+        record["seeds"] = _over_seeds(results, seeds)
+    record["warnings"] = _warnings(record, results, trained)
     inputs = {stage: results[stage]["provenance"]["fingerprints"] for stage in STAGES}
     record["provenance"] = clock.provenance({"level": statistics.LEVEL}, seed, **inputs)
     records.write(output["record"], record)
@@ -55,29 +64,58 @@ def _check_alike(results):
     for stage, result in results.items():
         for part in ("perplexity", "zero_shot"):
             if list(result[part]) != list(first[part]):
-                raise CoppiceError(f"{stage} was evaluated on other {part} data than dense: run the evaluations again")
+                raise CoppiceError(f"{stage} was evaluated on other {part} data than dense: {AGAIN}")
         for name, text in result["perplexity"].items():
             if text["protocol"] != first["perplexity"][name]["protocol"]:
-                raise CoppiceError(f"perplexity on {name}: {stage} and dense were measured under different protocols")
+                raise CoppiceError(
+                    f"perplexity on {name}: {stage} and dense were measured under different protocols: {AGAIN}"
+                )
+        for name, task in result["zero_shot"].items():
+            for key in ("metric", "version"):
+                if task[key] != first["zero_shot"][name][key]:
+                    raise CoppiceError(
+                        f"task {name}: {stage} was scored with {key} {task[key]}, dense with "
+                        f"{first['zero_shot'][name][key]}: {AGAIN}"
+                    )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
-            raise CoppiceError(f"{stage} was evaluated on other rows than dense: run the evaluations again")
+            raise CoppiceError(f"{stage} was evaluated on other rows than dense: {AGAIN}")
+
+
+def _check_models(results, chosen, trained):
+    """Each stage has to be the model that it is taken for: by the fingerprints of weights and adapter."""
+    prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
+    weights = {stage: known["weights"] for stage, known in prints.items()}
+    if weights["pruned"] == weights["dense"]:
+        raise CoppiceError(f"the model evaluated as pruned has the dense model's weights: {AGAIN}")
+    for what, found in (
+        ("evaluated as pruned", weights["pruned"]),
+        ("evaluated as finetuned", weights["finetuned"]),
+        ("fine-tuned", trained["provenance"]["fingerprints"]["weights"]),
+    ):
+        if found != chosen["weights_fingerprint"]:
+            raise CoppiceError(
+                f"the checkpoint that was {what} is not the selected one ({chosen['candidate']}): delete that result "
+                "and run snakemake again"
+            )
+    if not prints["finetuned"]["adapter"]:
+        raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
 
 
 def _perplexity(losses, name, seed):
     """The three perplexities on one text, their change with interval, and what was recovered."""
     texts = [losses[stage]["perplexity"][name] for stage in STAGES]
     windows = [[window["nll_per_token"] for window in text["window_losses"]] for text in texts]
-    tokens = [window["tokens"] for window in texts[0]["window_losses"]]
-    if len({len(row) for row in windows}) != 1:
-        raise CoppiceError(f"perplexity on {name}: the stages have different numbers of windows")
-    import numpy
-
+    counts = [[window["tokens"] for window in text["window_losses"]] for text in texts]
+    if any(count != counts[0] for count in counts):
+        raise CoppiceError(f"perplexity on {name}: the stages were measured over different windows: {AGAIN}")
+    tokens = counts[0]
     paired = statistics.paired_means(windows, seed, tokens).map(numpy.exp)
     change = statistics.change(paired, PRUNED, FINETUNED)
     return {
         **{stage: text["value"] for stage, text in zip(STAGES, texts, strict=True)},
         "protocol": texts[0]["protocol"],
         "tokens": texts[0]["tokens"],
+        "windows": len(tokens),
         "change": change,
         "change_percent": 100 * change["value"] / texts[PRUNED]["value"],
         "lost": statistics.change(paired, DENSE, PRUNED),
@@ -95,7 +133,7 @@ def _tasks(results, evaluations, seed):
         frames = [pandas.read_parquet(Path(evaluations[stage]) / "samples" / f"{name}.parquet") for stage in STAGES]
         frames = [frame.set_index("doc_id").sort_index() for frame in frames]
         if any(list(frame["doc_hash"]) != list(frames[0]["doc_hash"]) for frame in frames):
-            raise CoppiceError(f"task {name}: the stages were scored on different items: run the evaluations again")
+            raise CoppiceError(f"task {name}: the stages were scored on different items: {AGAIN}")
         correct = [frame["correct"].to_numpy(dtype=float) for frame in frames]
         paired = statistics.paired_means(correct, seed)
         parts.append(paired)
@@ -136,6 +174,31 @@ def _extremes(tasks):
     return {"largest": ordered[-1], "smallest": ordered[0]}
 
 
+def _over_seeds(results, folders):
+    """Mean and spread of every metric over repeated trainings, the seed as a random factor.
+
+    {seeds, metrics: metric -> statistics.over_seeds of the fine-tuned values, with `recovered` for that of the shares
+    recovered, None where pruning lost nothing}.
+    """
+    repeats = {seed: records.read(Path(folder) / "evaluation_results.json") for seed, folder in folders.items()}
+    for repeat in repeats.values():
+        _check_alike({"dense": results["dense"], "finetuned": repeat})
+    metrics = {}
+    for name in (*(f"ppl.{text}" for text in results["dense"]["perplexity"]), "average_acc"):
+        dense, pruned = _value(results["dense"], name), _value(results["pruned"], name)
+        values = [_value(repeat, name) for repeat in repeats.values()]
+        if dense is None:
+            continue
+        lost = dense - pruned if name == "average_acc" else pruned - dense
+        shares = [(value - pruned) / (dense - pruned) for value in values] if lost > 0 else None
+        metrics[name] = statistics.over_seeds(values) | {"recovered": shares and statistics.over_seeds(shares)}
+    return {"seeds": list(folders), "metrics": metrics}
+
+
+def _value(result, name):
+    return result["average_acc"] if name == "average_acc" else result["perplexity"][name.removeprefix("ppl.")]["value"]
+
+
 def _cost(results, trained):
     """Seconds, tokens and memory of training and of the three evaluations."""
     return {
@@ -144,22 +207,44 @@ def _cost(results, trained):
         "training_peak_memory_bytes": trained["provenance"]["peak_memory_bytes"],
         "trainable_parameters": trained["trainable_parameters"],
         "evaluation_seconds": {stage: results[stage]["provenance"]["seconds"] for stage in STAGES},
+        "evaluation_peak_memory_bytes": {stage: results[stage]["provenance"]["peak_memory_bytes"] for stage in STAGES},
     }
 
 
-def _warnings(record, trained):
+def _warnings(record, results, trained):
     """What a reader has to know before trusting or quoting the numbers."""
-    found = []
-    first, best = trained.get("first_validation_loss"), trained.get("validation_loss")
-    if first is not None and best >= first:
-        found.append(f"the validation loss did not fall (first {first:.4f}, best {best:.4f})")
+    found = _training_warnings(trained)
     for name, text in record["perplexity"].items():
         if text["verdict"] == "worse":
             found.append(f"fine-tuning made the perplexity on {name} worse")
+        if text["windows"] < FEW_WINDOWS:
+            found.append(
+                f"perplexity on {name}: only {text['windows']} windows of text, too few for a bootstrap interval to be "
+                "relied on"
+            )
         if "requested_seq_len" in text["protocol"]:
             facts = text["protocol"]
             found.append(
                 f"perplexity on {name}: windows of {facts['seq_len']}, the model's context, "
                 f"not {facts['requested_seq_len']}: do not compare it with other models' published values"
             )
+    if record["average_acc"] and record["average_acc"]["verdict"] == "worse":
+        found.append("fine-tuning made the mean accuracy worse")
+    for name in record["zero_shot"]:
+        engines = {results[stage]["zero_shot"][name]["engine"] for stage in STAGES}
+        if len(engines) > 1:
+            found.append(f"task {name}: the stages were scored by different engines ({', '.join(sorted(engines))})")
+    if record["selection"]["criterion"].get("split") == "report":
+        found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
+    if len({results[stage]["provenance"]["device"] for stage in STAGES}) > 1:
+        found.append("the stages were evaluated on different devices, whose rounding differs a little")
     return found
+
+
+def _training_warnings(trained):
+    first, best = trained.get("first_validation_loss"), trained.get("validation_loss")
+    if first is None:
+        return ["no validation loss was measured: the last state of the training is the one evaluated"]
+    if best >= first and trained["best_step"] < trained["steps"]:
+        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
+    return []

@@ -17,12 +17,15 @@ def render(record):
     if record["zero_shot"]:
         console.print("Zero-shot accuracy (higher is better)", _zero_shot(record))
         console.print(_mean(record))
+    if "seeds" in record:
+        console.print("Over seeds (fine-tuned; bracket: 95 % interval of the mean over seeds)", _seeds(record["seeds"]))
     console.print(_cost(record["cost"]))
     for warning in record["warnings"]:
         console.print(f"WARNING: {warning}")
     console.print(
-        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks; a change\n"
-        'with p of 0.05 or more is "no clear change". Recovered: (finetuned - pruned) / (dense - pruned).'
+        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks. A change is\n"
+        '"no clear change" where p is 0.05 or more, and for perplexity and the mean where the interval holds 0.\n'
+        "Recovered: (tuned - pruned) / (dense - pruned)."
     )
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
@@ -51,9 +54,10 @@ def _table(*columns):
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, (name, justify) in enumerate(columns):
+        # a long name may take two lines; a number never does
+        table.add_column(name, justify=justify, no_wrap=place > 0, overflow="fold")
     return table
 
 
@@ -62,7 +66,7 @@ def _perplexity(record):
         ("text", "left"),
         ("dense", "right"),
         ("pruned", "right"),
-        ("finetuned", "right"),
+        ("tuned", "right"),
         ("change", "right"),
         ("%", "right"),
         ("recovered", "right"),
@@ -71,8 +75,8 @@ def _perplexity(record):
     for name, text in record["perplexity"].items():
         table.add_row(
             name,
-            *(f"{text[stage]:.2f}" for stage in ("dense", "pruned", "finetuned")),
-            f"{text['change']['value']:+.2f} {_bounds(text['change']['interval'], '.2f')}",
+            *(_level(text[stage]) for stage in ("dense", "pruned", "finetuned")),
+            _steps(text["change"]),
             f"{text['change_percent']:+.1f}",
             _share(text["recovered"]),
             text["verdict"],
@@ -91,7 +95,7 @@ def _zero_shot(record):
         ("n", "right"),
         ("dense", "right"),
         ("pruned", "right"),
-        ("finetuned", "right"),
+        ("tuned", "right"),
         ("change in points", "right"),
         ("p", "right"),
         ("verdict", "left"),
@@ -130,13 +134,37 @@ def _mean(record):
     )
 
 
+def _level(value, sign=""):
+    """A perplexity, with fewer digits after the point the larger it is."""
+    digits = 2 if abs(value) < 1000 else 0
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1e6 else f"{value:{sign}.1e}"
+
+
+def _steps(change):
+    """A change of perplexity with its interval, where it has one."""
+    bounds = change["interval"]
+    return _level(change["value"], "+") + (f" [{_level(bounds[0], '+')}, {_level(bounds[1], '+')}]" if bounds else "")
+
+
+def _seeds(seeds):
+    """Mean and standard deviation of every metric over the seeds."""
+    columns = [(f"seed {seed}", "right") for seed in seeds["seeds"]]
+    table = _table(("metric", "left"), *columns, ("mean", "right"), ("sd", "right"))
+    for name, part in seeds["metrics"].items():
+        scale = 100 if name == "average_acc" else 1
+        bounds = part["interval"]
+        mean = _level(scale * part["mean"])
+        if bounds:
+            mean += f" [{_level(scale * bounds[0])}, {_level(scale * bounds[1])}]"
+        spread = "" if part["sd"] is None else _level(scale * part["sd"])
+        table.add_row(name, *(_level(scale * value) for value in part["values"]), mean, spread)
+    return table
+
+
 def _points(change):
-    low, high = change["interval"]
-    return f"{100 * change['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def _bounds(bounds, spec):
-    return f"[{bounds[0]:+{spec}}, {bounds[1]:+{spec}}]"
+    bounds = change["interval"]
+    value = f"{100 * change['value']:+.1f}"
+    return f"{value} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else value
 
 
 def _share(recovered):

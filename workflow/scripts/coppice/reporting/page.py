@@ -76,11 +76,11 @@ def _slug(text):
 
 
 def _choice(item, picked):
-    """What was picked, in words where the item's choices were kept, else its number."""
-    choices = item.get("choices")
-    if choices and str(picked).isdigit() and int(picked) < len(choices):
-        return choices[int(picked)]
-    return picked
+    """What was picked, in words where the item's choices were kept, else the choice's number, from 1."""
+    if not str(picked).isdigit():
+        return picked
+    choices, place = item.get("choices") or [], int(picked)
+    return choices[place] if place < len(choices) else f"choice {place + 1}"
 
 
 def _flat(cell):

@@ -108,7 +108,7 @@ def pair_section(pair, evidence):
 def _numbers(pair):
     """Every number of the comparison with its interval, a row a quantity."""
     comparison = pair.comparison or {}
-    columns = ["quantity", "n", *STAGES, "change", "lost by pruning", "recovered", "p (Holm)", "verdict"]
+    columns = ["quantity", "n", *STAGES, "fine-tuned − pruned", "pruned − dense", "recovered", "p (Holm)", "verdict"]
     rows = []
     for name, text in (comparison.get("perplexity") or {}).items():
         values = [f"{text[stage]:.2f}" for stage in STAGES]

@@ -18,7 +18,9 @@ def table(study):
     from rich.text import Text
 
     metrics = study.metrics[:2]
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=_caption(metrics), caption_justify="left")
+    grid = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=_caption(metrics), caption_justify="left"
+    )
     grid.add_column("model", no_wrap=True)
     grid.add_column("config", no_wrap=True)
     for metric in metrics:
