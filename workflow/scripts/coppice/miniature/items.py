@@ -58,15 +58,10 @@ def values(entities, aspect: str) -> list[str]:
 
 def scene(world: World, rng: random.Random, noun: str) -> str:
     """A sentence that sets a question somewhere in the valley, and makes it one of many."""
-    person, place = rng.choice(world.people), rng.choice(PLACES)
-    verb = rng.choice(("saw", "found", "looked at", "talked about", "drew"))
-    return rng.choice(
-        (
-            f"{person.name} {verb} {a(noun)} near the {place}.",
-            f"On {rng.choice(DAYS)} {person.name} {verb} {a(noun)} in {rng.choice(VILLAGES)}.",
-            f"Near the {place} of {rng.choice(VILLAGES)}, {person.name} {verb} {a(noun)}.",
-        )
-    )
+    person = rng.choice(world.people)
+    if rng.random() < 0.5:
+        return f"{person.name} saw {a(noun)} near the {rng.choice(PLACES)} of {rng.choice(VILLAGES)}."
+    return f"On {rng.choice(DAYS)} {person.name} saw {a(noun)} in {rng.choice(VILLAGES)}."
 
 
 def who_where(world: World, rng: random.Random, person: Person) -> str:

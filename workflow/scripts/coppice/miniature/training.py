@@ -26,13 +26,13 @@ _LONG_PART = 0.2
 class Recipe:
     """Sizes and training of one family. Rates are peak learning rates; `rows` are sequences of `CONTEXT` tokens."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 1536
     hidden_size: int = 128
-    intermediate_size: int = 384
+    intermediate_size: int = 256
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    steps: int = 800
+    steps: int = 900
     rows: int = 2
     muon_rate: float = 0.02
     adamw_rate: float = 8e-3
@@ -41,9 +41,9 @@ class Recipe:
 
 
 RECIPES = {
-    "llama": Recipe(intermediate_size=344, layers=4),
+    "llama": Recipe(layers=4, intermediate_size=224, steps=800),
     "qwen": Recipe(),
-    "mistral": Recipe(),
+    "mistral": Recipe(intermediate_size=288),
 }
 
 
