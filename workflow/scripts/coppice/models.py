@@ -56,6 +56,7 @@ def load(source, adapter=None, train=False):
     Returns the model on this process's device, in evaluation mode unless `train`. Raises CheckpointError where the
     folder does not hold exactly the tensors that the model has.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     path = Path(source.path)
@@ -71,9 +72,10 @@ def load(source, adapter=None, train=False):
             trust_remote_code=source.trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed: `_check_complete` refuses them
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: does not load as a causal language model: {error}") from error
     _check_complete(path, model, info)
     if not source.device_map and not source.quantize:
@@ -110,13 +112,14 @@ def _check_complete(path, model, info):
 def load_adapter(model, folder, train=False):
     """Put the LoRA adapter in `folder` on `model`; an adapter of which nothing arrives on the model is an error."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder}: is not an adapter folder (it has no adapter_config.json)")
     try:
         model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the adapter does not fit its base model: {error}") from error
     if not _adapter_acts(model):
         raise CheckpointError(f"{folder}: the adapter changes nothing (all of its B matrices are zero or unmatched)")

@@ -1,0 +1,176 @@
+"""Fine-tuning: what is learnt from, what is written, what a second call does, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from coppice import data, finetuning, models, records
+from coppice.errors import CoppiceError, DataError, SettingsError
+from coppice.finetuning import examples, recipe
+
+SETTINGS = {
+    "data": {"dataset": "mine", "val_size": 8, "cutoff_len": 32, "train_on_inputs": False},
+    "lora": {
+        "preset": None,
+        "r": 4,
+        "alpha": 8,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "init": "default",
+    },
+    "epochs": 1,
+    "max_steps": 6,
+    "learning_rate": 1e-2,
+    "schedule": "linear",
+    "weight_decay": 0.0,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "warmup_steps": 1,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "report_to": [],
+    "merge": False,
+    "seeds": None,
+}
+
+
+def instruction_rows(count=64):
+    return [{"instruction": f"w{5 + i % 50} w6", "input": "", "output": f"w{5 + i % 50} w9 w10"} for i in range(count)]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    data.write("mine", {"train": instruction_rows()}, tmp_path / "data", splits={}, source={})
+    return tmp_path / "data/dataset.json"
+
+
+def train(folder, dataset, output, settings=SETTINGS, prompt="none"):
+    finetuning.finetune(
+        {"model": "M", "config": "c"}, models.Source(str(folder)), dataset, settings, prompt, output, seed=3
+    )
+    return records.read(output / "finetuning_config.json")
+
+
+def adapter_of(output):
+    from safetensors.torch import load_file
+
+    return load_file(output / "adapter_model.safetensors")
+
+
+def test_it_writes_the_adapter_with_tokenizer_and_records_and_the_loss_falls(tiny_checkpoint, dataset, tmp_path):
+    output = tmp_path / "out"
+    record = train(tiny_checkpoint("llama"), dataset, output)
+    assert record["steps"] == 6 and record["train_rows"] == 56 and record["validation_rows"] == 8
+    assert record["validation_loss"] < record["first_validation_loss"]
+    assert record["trainable_parameters"] == sum(t.numel() for t in adapter_of(output).values())
+    history = records.read(output / "training_state.json")["history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 6]
+    assert "validation" in (output / "training_log.txt").read_text()
+    assert {"tokenizer.json", "adapter_config.json"} <= {path.name for path in output.iterdir()}
+
+
+def test_the_same_settings_restore_the_same_adapter_from_the_last_checkpoint(tiny_checkpoint, dataset, tmp_path):
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output)
+    first = adapter_of(output)
+    (output / "adapter_model.safetensors").unlink()  # as Snakemake does before a rerun
+    train(folder, dataset, output)
+    assert all(torch.equal(first[name], tensor) for name, tensor in adapter_of(output).items())
+
+
+def test_checkpoints_of_other_settings_are_moved_aside_and_not_continued(tiny_checkpoint, dataset, tmp_path):
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, SETTINGS | {"max_steps": 4})
+    train(folder, dataset, output, SETTINGS | {"learning_rate": 1e-3})
+    assert [path.name[:11] for path in output.glob("superseded-*")]
+    train(folder, dataset, tmp_path / "fresh", SETTINGS | {"learning_rate": 1e-3})
+    fresh = adapter_of(tmp_path / "fresh")
+    assert all(torch.equal(fresh[name], tensor) for name, tensor in adapter_of(output).items())
+
+
+def test_a_merged_checkpoint_gives_the_adapters_logits(tiny_checkpoint, dataset, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder, output = tiny_checkpoint("mistral"), tmp_path / "out"
+    train(folder, dataset, output, SETTINGS | {"merge": True})
+    ids = torch.tensor([[5, 6, 9]])
+    merged = AutoModelForCausalLM.from_pretrained(output / "merged").eval()(ids).logits
+    assert torch.allclose(merged, models.load(models.Source(str(folder)), output)(ids).logits, atol=1e-4)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_job_with_advice(tiny_checkpoint, dataset, tmp_path):
+    with pytest.raises(CoppiceError, match=r"step .*learning_rate"):
+        train(
+            tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"learning_rate": 1e30, "warmup_steps": 0}
+        )
+    assert not (tmp_path / "out/finetuning_config.json").exists()
+
+
+def test_the_loss_counts_the_response_and_its_end_alone(tiny_tokenizer):
+    formatter = examples.Formatter("none", tiny_tokenizer)
+    [example], skipped = examples.encode(instruction_rows(1), formatter, tiny_tokenizer, 32)
+    ids = tiny_tokenizer("w5 w6")["input_ids"]
+    assert example["input_ids"] == [*ids, 5, 9, 10, 2] and skipped == 0
+    assert example["labels"] == [examples.IGNORED] * len(ids) + [5, 9, 10, 2]
+
+
+def test_rows_whose_response_is_cut_off_or_empty_are_left_out_and_counted(tiny_tokenizer):
+    formatter = examples.Formatter("none", tiny_tokenizer)
+    rows = [{"instruction": "w5 " * 40, "output": "w6"}, {"instruction": "w5", "output": " "}, *instruction_rows(1)]
+    kept, skipped = examples.encode(rows, formatter, tiny_tokenizer, 32)
+    assert len(kept) == 1 and skipped == 2
+
+
+def test_chat_prompts_come_from_the_models_own_template(tiny_tokenizer):
+    prompt, response = examples.Formatter("chat", tiny_tokenizer)({"instruction": "w7", "input": "", "output": "w8"})
+    assert prompt == "w4 w7 w5 " and response == "w8"
+
+
+def test_chat_without_a_template_is_refused(tiny_tokenizer):
+    import copy
+
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    with pytest.raises(SettingsError, match="chat template"):
+        examples.Formatter("chat", plain)
+
+
+def test_a_missing_column_is_named(tiny_checkpoint, tmp_path):
+    data.write("mine", {"train": [{"question": "w5", "output": "w6"}]}, tmp_path / "data", splits={}, source={})
+    with pytest.raises(DataError, match="instruction"):
+        train(tiny_checkpoint("llama"), tmp_path / "data/dataset.json", tmp_path / "out")
+
+
+def test_more_validation_rows_than_rows_are_refused(tiny_checkpoint, dataset, tmp_path):
+    settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 64}}
+    with pytest.raises(SettingsError, match=r"val_size.*64"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+
+
+def test_a_module_name_that_matches_nothing_lists_the_models_layers(tiny_model):
+    with pytest.raises(SettingsError, match=r"q_porj.*down_proj.*q_proj"):
+        recipe.target_modules(tiny_model("llama"), ["q_porj"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        (["attention", "mlp"], {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (["mlp.up_proj"], {"mlp.up_proj"}),
+    ],
+)
+def test_groups_and_dotted_names_are_understood(tiny_model, wanted, found):
+    assert set(recipe.target_modules(tiny_model("qwen2"), wanted)) == found
+
+
+def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"eval_steps": 3, "save_steps": 3})
+    head, *lines = (tmp_path / "out/training_log.txt").read_text().splitlines()
+    assert "tokens/s" in head and "time left" in head
+    assert lines[-1].split()[0] == "6/6"
+    assert json.loads((tmp_path / "out/.training_key.json").read_text())["key"]
