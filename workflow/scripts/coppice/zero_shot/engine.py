@@ -9,6 +9,7 @@ import logging
 from lm_eval import utils
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
 
 from .. import models
 from ..errors import DataError, SettingsError, nearest
@@ -67,6 +68,7 @@ class PrefixTreeLM(HFLM):
             tokenizer = tokenizer or folder
         if isinstance(tokenizer, str):
             tokenizer = models.load_tokenizer(tokenizer, trust_remote_code)
+        self._encoded = {}
         super().__init__(
             pretrained=pretrained,
             backend="causal",
@@ -82,6 +84,32 @@ class PrefixTreeLM(HFLM):
                 "%s cannot take a prefix tree's attention mask: the harness's own backend scores it",
                 type(self.model).__name__,
             )
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        """(log-likelihood, is the greedy continuation) of each (context, continuation), as HFLM encodes them."""
+        self._encoded = self._encode_together({text for request in requests for text in _texts(*request.args)})
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._encoded = {}
+
+    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **options):
+        """Token ids of a text; from what was encoded together where it was."""
+        if add_special_tokens is None and not left_truncate_len and string in self._encoded:
+            return list(self._encoded[string])
+        return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
+
+    def _encode_together(self, texts):
+        """Token ids of many texts, by text: one call of the tokenizer instead of one for each and each choice.
+
+        Those that begin with the BOS token by themselves are left to `HFLM.tok_encode`, which treats them apart.
+        """
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        texts = sorted(text for text in texts if text and not has_bos_prefix(text, prefix))
+        if not texts or not self.tokenizer.is_fast:
+            return {}
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        return dict(zip(texts, self.tokenizer(texts, verbose=False, **special)["input_ids"], strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Log-likelihood of whole texts, in the harness's disjoint windows; all windows are scored together."""
@@ -127,6 +155,11 @@ class PrefixTreeLM(HFLM):
         if not context:
             raise DataError(f"the continuation {text} has no context; the tokenizer gives no token to begin with")
         raise DataError(f"the continuation {text} has {len(ending)} tokens, the model's context is {self.max_length}")
+
+
+def _texts(context, continuation):
+    """What `TemplateLM._encode_pair` encodes for a request: the context without spaces at its end, and the whole."""
+    return (context.rstrip(), context + continuation) if context else ()
 
 
 def _dtype_name(folder, dtype):

@@ -1,8 +1,8 @@
 """Rows of a prefix tree through a model: masks, positions, batches by a token budget, and the scores that were asked.
 
-A batch is rows of nearly equal length, each with a 4D attention mask that lets a token see its ancestors alone, and
-with depths for positions. The last hidden states are kept where a token is predicted and go through the output layer
-some hundred at a time.
+A batch is rows of nearly equal length, with a 4D attention mask that lets a token see its ancestors alone, and with
+depths for positions. The last hidden states are kept where a token is predicted and go through the output layer some
+hundred at a time.
 """
 
 import logging
@@ -21,7 +21,6 @@ HEAD_ROWS = 1024  # hidden states that go through the output layer together
 CPU_TOKENS = 512  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
 GPU_TOKENS = 16384
 LONGEST_ROW = {"sdpa": 8192, "eager": 2048}  # eager attention holds [heads, length, length] scores
-ROW_OVERHEAD = 8  # what a row costs beside its tokens, in tokens
 LOGITS_BYTES = 2**30  # of full logits, for models that change them after the head
 ATTENTION_RATE = 0.8  # speed of masked attention relative to that of the linear layers
 
@@ -95,48 +94,48 @@ class Packer:
         return max(1, int(budget))
 
     def _rows(self, trie, limit, first=0, last=None):
-        return tries.rows(trie, limit, self.crossover, ROW_OVERHEAD, first, last)
+        return tries.rows(trie, limit, self.crossover, first, last)
 
     def _run(self, trie, rows, wanted):
         """Score everything that is `wanted` at the nodes of `rows`, and yield each row that is done."""
-        rows = sorted(rows, key=len)
+        pending = tries.batches(rows, self.budget)[::-1]  # the longest last, and run first: memory runs out at once
         states, slices = [], []
-        while rows:
-            size = min(len(rows), max(1, self.budget // len(rows[-1])))
-            batch = [rows.pop() for _ in range(size)]  # the longest ones, so that memory runs out at once or not at all
+        while pending:
+            batch = pending.pop()
             hidden = self._wanted_states(trie, batch, wanted)
             if hidden is None:
-                rows = sorted(rows + self._smaller(trie, batch), key=len)
+                smaller = self._smaller(trie, batch)
+                left = [row for other in pending for row in other]
+                pending = tries.batches(left + smaller, self.budget)[::-1]
                 continue
             states.append(hidden)
             slices.extend(map(wanted.slice_of, batch))
-            if not rows or sum(map(len, states)) >= HEAD_ROWS or self.head is None:
+            if not pending or sum(map(len, states)) >= HEAD_ROWS or self.head is None:
                 wanted.score(self.head, torch.cat(states), slices)
                 states, slices = [], []
             yield from batch
 
-    def _smaller(self, trie, batch):
-        """The rows of a `batch` that did not fit in memory, for half the token budget."""
+    def _smaller(self, trie, rows):
+        """The rows of a batch that did not fit in memory, for half the token budget."""
         torch.cuda.empty_cache()
-        length = sum(map(len, batch))
+        length = sum(map(len, rows))
         self.budget = max(1, min(self.budget, length) // 2)
-        cut = [piece for row in batch for piece in self._rows(trie, self.budget, row.start, row.stop)]
-        if len(batch) == 1 and len(cut) == 1:
+        cut = [piece for row in rows for piece in self._rows(trie, self.budget, row.start, row.stop)]
+        if len(rows) == 1 and len(cut) == 1:
             raise CoppiceError(f"a single request of {length} tokens does not fit in the device's memory")
         logger.warning("out of memory: going on with %d tokens a batch", self.budget)
         return cut
 
     def _wanted_states(self, trie, batch, wanted):
         """What the model gives at the wanted nodes of a batch [N, width], or None where memory does not suffice."""
-        slices = [wanted.slice_of(row) for row in batch]
-        line = [numpy.full(found.stop - found.start, index) for index, found in enumerate(slices)]
-        place = [wanted.nodes[found] - row.start + row.lead for row, found in zip(batch, slices, strict=True)]
+        nodes = [wanted.nodes[wanted.slice_of(row)] for row in batch]
+        line = numpy.repeat(numpy.arange(len(batch)), [len(found) for found in nodes])
+        place = numpy.concatenate([found - row.start + row.lead for row, found in zip(batch, nodes, strict=True)])
         try:
             outputs = self._forward(trie, batch)
         except torch.OutOfMemoryError:
             return None
-        index = [torch.from_numpy(numpy.concatenate(part)).to(outputs.device) for part in (line, place)]
-        return outputs[index[0], index[1]]
+        return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
 
     def _forward(self, trie, batch):
         """Last hidden states (or logits) [B, T, width] of rows, padded to the longest of them."""

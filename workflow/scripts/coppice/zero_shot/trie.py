@@ -46,7 +46,7 @@ class Trie:
 
 @dataclass(frozen=True)
 class Row:
-    """Nodes `start` to `stop` of a trie, after the `lead` ancestors of the first."""
+    """Nodes `start` to `stop` of a trie, after the `lead` ancestors of the first; `len` counts both."""
 
     start: int
     stop: int
@@ -90,29 +90,61 @@ def _common_prefix(a, b):
     return int(differ.argmax()) if differ.any() else length
 
 
-def rows(trie, limit, crossover, overhead, first=0, last=None):
+def rows(trie, limit, crossover, first=0, last=None):
     """Cut nodes `first` to `last` of `trie` into rows of least cost, none above `limit` nodes where a cut can help.
 
-    A row of n nodes costs n + n^2 / crossover + overhead: `crossover` is the length at which attention costs as much as
-    all the rest, `overhead` what a row costs beside its nodes, in nodes. The cheapest of all divisions at the trie's
-    cuts is found by dynamic programming.
+    A row of n nodes costs n + n^2 / crossover: `crossover` is the length at which attention costs as much as all the
+    rest.
     """
     last = len(trie) if last is None else last
     inner = trie.cuts[(trie.cuts > first) & (trie.cuts < last)]
     places = numpy.concatenate([[first], inner, [last]])
     lead = trie.depth[places[:-1]]
     origin = places[:-1] - lead  # a row from place i to place j has places[j] - origin[i] nodes; ascending in i
-    best = numpy.zeros(len(places))
-    back = numpy.zeros(len(places), dtype=numpy.int64)
-    for j in range(1, len(places)):
-        low = min(int(numpy.searchsorted(origin[:j], places[j] - limit)), j - 1)
-        length = (places[j] - origin[low:j]).astype(float)
-        cost = best[low:j] + length + length * length / crossover + overhead
-        pick = int(cost.argmin())
-        best[j], back[j] = cost[pick], low + pick
-    found, j = [], len(places) - 1
-    while j > 0:
-        i = int(back[j])
-        found.append(Row(int(places[i]), int(places[j]), int(lead[i])))
-        j = i
-    return found[::-1]
+
+    def lowest(stop):
+        return numpy.searchsorted(origin[:stop], places[stop] - limit)
+
+    def cost(low, stop):
+        length = (places[stop] - origin[low:stop]).astype(float)
+        return length + length * length / crossover
+
+    runs = _cheapest_runs(len(places) - 1, lowest, cost)
+    return [Row(int(places[start]), int(places[stop]), int(lead[start])) for start, stop in runs]
+
+
+def batches(rows, budget):
+    """Group rows into batches of at most `budget` tokens, padding included, the longest first: lists of Row.
+
+    Each row is padded to the longest of its batch; a batch costs its tokens and 1/16 of the budget.
+    """
+    rows = sorted(rows, key=len)
+    lengths = numpy.array([len(row) for row in rows])
+
+    def lowest(stop):
+        return stop - budget // lengths[stop - 1]
+
+    def cost(low, stop):
+        return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + budget / 16
+
+    return [rows[start:stop] for start, stop in _cheapest_runs(len(rows), lowest, cost)][::-1]
+
+
+def _cheapest_runs(count, lowest, cost):
+    """Divide 0 ... count into runs (start, stop) of least total cost, by dynamic programming.
+
+    A run that ends at `stop` begins at `lowest(stop)` or later, if only at stop - 1; `cost(low, stop)` gives the costs
+    of the runs from low, low + 1, ... stop - 1 to stop.
+    """
+    best = numpy.zeros(count + 1)
+    back = numpy.zeros(count + 1, dtype=numpy.int64)
+    for stop in range(1, count + 1):
+        low = max(0, min(int(lowest(stop)), stop - 1))
+        total = best[low:stop] + cost(low, stop)
+        pick = int(total.argmin())
+        best[stop], back[stop] = total[pick], low + pick
+    runs = []
+    while count > 0:
+        runs.append((int(back[count]), count))
+        count = int(back[count])
+    return runs[::-1]
