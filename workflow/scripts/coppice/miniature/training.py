@@ -32,17 +32,17 @@ class Recipe:
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    steps: int = 900
+    steps: int = 800
     rows: int = 2
     muon_rate: float = 0.02
-    adamw_rate: float = 8e-3
-    instruct_steps: int = 200
+    adamw_rate: float = 1.6e-2
+    instruct_steps: int = 160
     instruct_scale: float = 0.3
 
 
 RECIPES = {
-    "llama": Recipe(layers=4, intermediate_size=224, steps=800),
-    "qwen": Recipe(),
+    "llama": Recipe(),
+    "qwen": Recipe(intermediate_size=272),
     "mistral": Recipe(intermediate_size=288),
 }
 
