@@ -165,12 +165,13 @@ def local_files(source):
 
 
 def miniature_corpus():
-    """The record of the text that the miniature models are trained on."""
+    """The records of the text that the miniature models are trained on."""
     corpus = study.miniature["corpus"]
-    return (
-        f"{RESOURCES}/miniature/pretraining/dataset.json"
-        if corpus == "world"
-        else dataset_record(corpus)
+    if corpus != "world":
+        return [dataset_record(corpus)]
+    return expand(
+        f"{RESOURCES}/miniature/{{dataset}}/dataset.json",
+        dataset=["pretraining", "wikitext2", "ptb"],
     )
 
 

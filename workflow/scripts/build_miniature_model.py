@@ -7,7 +7,7 @@ with logs.job(snakemake.log[0], snakemake.threads):
 
     prepare.prepare_model(
         name=snakemake.wildcards.miniature,
-        corpus=snakemake.input.corpus,
+        corpus=list(snakemake.input.corpus),
         parents=list(snakemake.input.parents),
         record=snakemake.output[0],
         seed=snakemake.params.seed,

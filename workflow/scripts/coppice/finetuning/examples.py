@@ -40,7 +40,7 @@ class Formatter:
         if self.kind == "alpaca":
             template = ALPACA_WITH_INPUT if extra else ALPACA
             return template.format(instruction=instruction, input=extra), response
-        asked = f"{instruction}\n{extra}" if extra else instruction
+        asked = f"{instruction}\n\n{extra}" if extra else instruction
         if self.kind == "none":
             return f"{asked}\n", response
         message = [{"role": "user", "content": asked}]

@@ -32,7 +32,7 @@ def _rows(path):
 def prepare_model(name, corpus, parents, record, seed, steps=None):
     """Train the miniature model `name` (`llama`, `llama-instruct`, ...) and write its model.json to `record`.
 
-    corpus: record of the text it is trained on; parents: for an instruct model the records of its base and of the
+    corpus: records of the text it is trained on; parents: for an instruct model the records of its base and of the
     instructions; steps: optimizer steps in place of the recipe's.
     """
     family, _, instruct = name.partition("-")

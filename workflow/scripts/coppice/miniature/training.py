@@ -4,7 +4,6 @@ Hidden matrices are trained by Muon, the rest by AdamW: in the same time, on mod
 alone. The number of steps is fixed, so that a slow machine trains the same model, only later.
 """
 
-import json
 import logging
 import random
 import time
@@ -13,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import data
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
+
+logger = logging.getLogger("coppice.miniature")
 
 CONTEXT = 256
 _TOKENIZER_DOCUMENTS = 4000
@@ -47,38 +49,54 @@ RECIPES = {
 }
 
 
-def train_base(family: str, world: Path, output: Path, seed: int, log: Callable[[str], Any] | None = None) -> dict:
-    """Trains a base model on the pre-training documents and both corpora, and saves it as a checkpoint folder.
+@dataclass(frozen=True)
+class Text:
+    """What a tiny model is trained on: short documents, long running texts, and instructions for an instruct model."""
 
-    `world` is a folder written by `build_world`; `log` takes a line of progress (the module's logger by default).
-    Returns the facts of the training: steps, tokens, the mean loss of the last steps in nats a token, seconds.
+    documents: list[str]
+    running: list[str]
+    instructions: list[dict]
+
+    @classmethod
+    def of_records(cls, corpus: list[str], instructions: str | None = None) -> "Text":
+        """The train rows of prepared data sets, by their records: generated documents, else one running text each."""
+        documents, running = [], []
+        for record in corpus:
+            rows = data.texts(record, "train")
+            if Path(record).parent.name == "pretraining":
+                documents += rows
+            else:
+                running.append((" " if Path(record).parent.name == "ptb" else "\n\n").join(rows))
+        rows = data.load(instructions, "train").to_list() if instructions else []
+        return cls(documents, running, rows)
+
+
+def train_base(family: str, text: Text, output: Path, seed: int, steps: int | None = None) -> dict:
+    """Trains a base model of `family` with its own tokenizer on `text`, and saves it as a checkpoint folder.
+
+    `steps` takes the place of the recipe's number of optimizer steps. Returns the facts of the training: steps, tokens,
+    the mean loss of the last steps in nats a token, seconds.
     """
     import torch
 
     torch.manual_seed(seed)
     recipe, rng = RECIPES[family], random.Random(f"base {family} {seed}")
-    documents = _column(world, "pretraining", "text")
-    encyclopedia = "\n\n".join(_column(world, "wikitext2", "text"))
-    newspaper = " ".join(_column(world, "ptb", "sentence"))
-    sample = [*documents[:_TOKENIZER_DOCUMENTS], encyclopedia[:200_000], newspaper[:200_000]]
+    sample = [*text.documents[:_TOKENIZER_DOCUMENTS], *(running[:200_000] for running in text.running)]
     tokenizer = train_tokenizer(sample, recipe.vocab_size, CONTEXT)
     model = _new_model(family, recipe, tokenizer)
-
-    rows = _packed(tokenizer, documents, rng)
-    rows += _windows(tokenizer, encyclopedia) + _windows(tokenizer, newspaper)
-    facts = _train(
-        model, _batches(rows, recipe, rng), recipe.steps, recipe, 1.0, log or logging.getLogger(__name__).info
-    )
+    rows = _packed(tokenizer, text.documents, rng)
+    for running in text.running:
+        rows += _windows(tokenizer, running)
+    facts = _train(model, _batches(rows, recipe, rng), steps or recipe.steps, recipe, 1.0, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "base", **facts}
 
 
-def train_instruct(
-    family: str, base: Path, world: Path, output: Path, seed: int, log: Callable[[str], Any] | None = None
-) -> dict:
-    """Fine-tunes a base checkpoint on the instructions in its chat template, mixed with pre-training text.
+def train_instruct(family: str, base: Path, text: Text, output: Path, seed: int, steps: int | None = None) -> dict:
+    """Fine-tunes a base checkpoint on the instructions in its chat template, mixed with as much of the other text.
 
-    The mixture is half and half, so that the model keeps what it knows. Returns the same facts as `train_base`.
+    The mixture lets the model keep what it knows. `steps` is the base's number of steps, of which this takes a share.
+    Returns the same facts as `train_base`.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,25 +106,16 @@ def train_instruct(
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = CHAT_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    chats = [_chat(tokenizer, row) for row in _rows(world, "alpaca")]
-    documents = _column(world, "pretraining", "text")
-    rows = _packed(tokenizer, chats + rng.sample(documents, len(chats)), rng)
-    rows += _windows(tokenizer, "\n\n".join(_column(world, "wikitext2", "text")))[::4]
-    rows += _windows(tokenizer, " ".join(_column(world, "ptb", "sentence")))[::4]
-    batches = _batches(rows, recipe, rng)
-    write = log or logging.getLogger(__name__).info
-    facts = _train(model, batches, recipe.instruct_steps, recipe, recipe.instruct_scale, write)
+    chats = [_chat(tokenizer, row) for row in text.instructions]
+    documents = rng.sample(text.documents, min(len(chats), len(text.documents)))
+    rows = _packed(tokenizer, chats + documents, rng)
+    for running in text.running:
+        rows += _windows(tokenizer, running)[::4]
+    share = recipe.instruct_steps / recipe.steps
+    steps = max(1, round(steps * share)) if steps else recipe.instruct_steps
+    facts = _train(model, _batches(rows, recipe, rng), steps, recipe, recipe.instruct_scale, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "instruct", **facts}
-
-
-def _rows(world: Path, dataset: str) -> list[dict]:
-    with (Path(world) / dataset / "train.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _column(world: Path, dataset: str, column: str) -> list[str]:
-    return [row[column] for row in _rows(world, dataset)]
 
 
 def _chat(tokenizer, row: dict) -> str:
