@@ -1,0 +1,75 @@
+"""The default study, by the README's own command: it ends with twelve reports, and it means something.
+
+The bars are loose on purpose: they tell a world that works from one that does not, not one machine from another.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+MODELS = ("Llama", "Llama-Instruct", "Qwen", "Qwen-Instruct", "Mistral", "Mistral-Instruct")
+CHANCE = math.fsum((0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.25)) / 7
+
+
+@pytest.fixture(scope="module")
+def study(new_checkout):
+    checkout = new_checkout("miniature")
+    checkout.run("--cores", "8", "--resources", "gpu=2", timeout=3000)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def comparisons(study):
+    paths = (study.folder / "results").glob("finetuned_evaluation/*/*/comparison.json")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_it_ends_with_twelve_comparison_reports_and_a_study_report(study, comparisons):
+    reports = list((study.folder / "results").glob("finetuned_evaluation/*/*_finetuned/comparison_report.txt"))
+    assert len(reports) == len(comparisons) == 12
+    assert {record["model"] for record in comparisons} == set(MODELS)
+    page = (study.folder / "results/report/study_report.html").read_text()
+    assert all(model in page for model in MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_dense_model_is_far_above_chance(study, model):
+    record = json.loads((study.folder / f"results/dense_evaluation/{model}/evaluation_results.json").read_text())
+    assert record["average_acc"] > CHANCE + 0.25
+
+
+def test_pruning_visibly_hurts_somewhere(study):
+    dense = {m: accuracy(study, f"results/dense_evaluation/{m}/evaluation_results.json") for m in MODELS}
+    losses = [
+        dense[path.parts[-3]] - json.loads(path.read_text())["average_acc"]
+        for path in (study.folder / "results/candidate_evaluation").glob("*/*/evaluation_results.json")
+    ]
+    assert max(losses) > 0.10
+
+
+def test_finetuning_visibly_recovers_on_most(comparisons):
+    better = [record["perplexity"]["wikitext2"]["change"]["value"] < 0 for record in comparisons]
+    gained = [record["average_acc"]["change"]["value"] > 0 for record in comparisons]
+    assert sum(better) >= 7 and sum(gained) >= 7
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    assert "Nothing to be done" in study.run("--cores", "8", "--resources", "gpu=2").stdout
+
+
+def test_the_card_s_second_command_runs_with_no_flag_and_rebuilds_one_report(study):
+    target = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
+    (study.folder / target).unlink()
+    done = study.run(target)
+    assert (study.folder / target).exists() and "1 of 1 steps" in done.stdout
+
+
+def test_no_record_points_outside_the_study(study):
+    for path in (study.folder / "results").rglob("*.json"):
+        assert str(Path.home()) not in path.read_text()
+
+
+def accuracy(study, path):
+    return json.loads((study.folder / path).read_text())["average_acc"]
