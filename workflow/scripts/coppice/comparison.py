@@ -219,8 +219,8 @@ def _warnings(record, results, trained):
             found.append(f"fine-tuning made the perplexity on {name} worse")
         if text["windows"] < FEW_WINDOWS:
             found.append(
-                f"perplexity on {name}: only {text['windows']} windows of text, too few for a bootstrap interval to be "
-                "relied on"
+                f"perplexity on {name}: fewer than {FEW_WINDOWS} windows of text ({text['windows']}), too few for its "
+                "interval to be relied on"
             )
         if "requested_seq_len" in text["protocol"]:
             facts = text["protocol"]

@@ -13,10 +13,13 @@ Intervals are normal ones: thousands of items stand behind each mean.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy
 
 from .statistics import LEVEL
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,19 @@ class Means:
     values: numpy.ndarray
     covariance: numpy.ndarray
 
+    @cached_property
+    def places(self):
+        """Column name -> its place."""
+        return {name: place for place, name in enumerate(self.names)}
+
     def __contains__(self, name):
-        return name in self.names
+        return name in self.places
 
     def weights(self, terms):
         """The vector [k] of a linear combination, given as name -> weight."""
         vector = numpy.zeros(len(self.names))
-        places = {name: place for place, name in enumerate(self.names)}
         for name, weight in terms.items():
-            vector[places[name]] += weight
+            vector[self.places[name]] += weight
         return vector
 
     def contrast(self, terms):
@@ -119,8 +126,8 @@ def _estimate(value, variance):
 
     if not numpy.isfinite(variance):
         return {"value": value, "interval": None, "p": None}
-    if variance <= 0:
-        return {"value": value, "interval": [value, value], "p": 1.0 if value == 0 else 0.0}
+    if variance < ROUNDING**2:  # the same answers to every item
+        return {"value": value, "interval": [value, value], "p": 1.0 if abs(value) < ROUNDING else 0.0}
     error = numpy.sqrt(variance)
     half = _z() * error
     p = float(2 * norm.sf(abs(value) / error))

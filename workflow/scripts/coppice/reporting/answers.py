@@ -18,6 +18,7 @@ UNDECIDED = "not enough evidence"
 CLEAR = "clear"
 ABSENT = "not asked"
 ALPHA = 1 - LEVEL
+NAMED = 3
 
 
 @dataclass
@@ -90,54 +91,60 @@ def _start(study, evidence):
         return Answer(
             "start", question, UNDECIDED, "Not enough evidence: no model has two different starts measured by now."
         )
-    corrected = statistics.holm([entry["p"] for entry in compared if entry["p"] is not None])
-    for entry, p in zip([entry for entry in compared if entry["p"] is not None], corrected, strict=True):
+    for entry, p in zip(compared, statistics.holm([entry["lead"]["p"] for entry in compared]), strict=True):
         entry["clear"] = p < ALPHA
-    sentence = " ".join(entry["sentence"](entry.get("clear", False)) for entry in compared)
-    verdict = CLEAR if any(entry.get("clear") for entry in compared) else UNDECIDED
-    return Answer("start", question, verdict, sentence, [line for entry in compared for line in entry["lines"]])
+    closest = _closest_rival(compared)
+    lines = closest["lines"] + [
+        line for entry in compared if entry is not closest for line in (_start_sentence(entry), *entry["lines"])
+    ]
+    return Answer("start", question, CLEAR if closest["clear"] else UNDECIDED, _start_sentence(closest), lines)
+
+
+def _closest_rival(compared):
+    """Of the comparisons that the best config takes part in, the one with the smallest lead."""
+    leads = {}
+    for entry in compared:
+        for config, sign in zip(entry["configs"], (1, -1), strict=True):
+            leads[config] = leads.get(config, 0) + sign * entry["lead"]["value"]
+    best = max(leads, key=leads.get)
+    return min((entry for entry in compared if best in entry["configs"]), key=lambda entry: abs(entry["lead"]["value"]))
 
 
 def _two_starts(evidence, first, second, models, same):
     """Two configs over the models for which they chose different candidates; None where there is no such model."""
-    lines = []
-    if same:
-        lines.append(f"{first} and {second} chose the same candidate for {wording.listed(same)}: no difference there.")
     if not models:
-        return None if not same else {"p": None, "lines": lines, "sentence": lambda clear: _no_choice(first, second)}
+        return None
     means, share = evidence.accuracy, 1 / len(models)
     leads = {}
     for stage in ("pruned", "finetuned"):
         terms = {(name, first, stage): share for name in models} | {(name, second, stage): -share for name in models}
         leads[stage] = means.contrast(terms)
     each = [means.contrast({(m, first, "finetuned"): 1, (m, second, "finetuned"): -1})["value"] for m in models]
-    lead = leads["finetuned"]
-    ahead = sum(value > 0 for value in each)
-    lines.append(
-        f"{first} ends ahead of {second} in {ahead} of {wording.count(len(models), 'model')}; before fine-tuning it "
-        f"was {wording.points(leads['pruned'])} {second}."
-    )
+    lines = [
+        f"{first} ends ahead of {second} in {sum(value > 0 for value in each)} of "
+        f"{wording.count(len(models), 'model')}; before fine-tuning it was {wording.points(leads['pruned'])} {second}."
+    ]
+    if same:
+        lines.append(f"They chose the same candidate for {wording.listed(same)}: no difference there.")
     lines += _text_leads(evidence, first, second, models)
-    lines.append(wording.beyond(statistics.sign_flip(each), len(models), "models"))
+    lines.append(wording.beyond(statistics.sign_flip(each), "models"))
+    return {"configs": (first, second), "lead": leads["finetuned"], "models": len(models), "lines": lines}
 
-    def sentence(clear):
-        if not clear:
-            return (
-                f"Not enough evidence: after fine-tuning, {first} and {second} differ by "
-                f"{wording.points(lead, signed=True)} of mean accuracy over {wording.count(len(models), 'model')}, "
-                "which is within noise."
-            )
-        winner, loser = (first, second) if lead["value"] > 0 else (second, first)
+
+def _start_sentence(entry):
+    """Which of two configs is ahead after fine-tuning, and by how much."""
+    first, second = entry["configs"]
+    lead, over = entry["lead"], wording.count(entry["models"], "model")
+    if not entry["clear"]:
         return (
-            f"{winner} is the better start: after fine-tuning its mean accuracy is {wording.points(lead, size=True)} "
-            f"above that of {loser}, over {wording.count(len(models), 'model')}."
+            f"Not enough evidence: after fine-tuning, {first} and {second} differ by "
+            f"{wording.points(lead, signed=True)} of mean accuracy over {over}, which is within noise."
         )
-
-    return {"p": lead["p"], "lines": lines, "sentence": sentence}
-
-
-def _no_choice(first, second):
-    return f"{first} and {second} chose the same candidates, so neither can be the better start."
+    winner, loser = (first, second) if lead["value"] > 0 else (second, first)
+    return (
+        f"{winner} is the better start: after fine-tuning its mean accuracy is {wording.points(lead, size=True)} "
+        f"above that of {loser}, over {over}."
+    )
 
 
 def _text_leads(evidence, first, second, models):
@@ -298,7 +305,7 @@ def _groups_differ(key, question, means, groups):
         if found and found["p"] is not None:
             tests.append((first, second, found))
     by_model = [wording.by_model(means, pairs, shares) for pairs in groups.values()]
-    lines.append(wording.beyond(statistics.groups_differ(by_model), min(map(len, by_model)), "models in a group"))
+    lines.append(wording.beyond(statistics.groups_differ(by_model), "models in a group"))
     corrected = statistics.holm([found["p"] for *_, found in tests])
     clear = [test for test, p in zip(tests, corrected, strict=True) if p < ALPHA]
     if not clear:
@@ -308,6 +315,11 @@ def _groups_differ(key, question, means, groups):
             else "what pruning lost is within noise in all groups but one."
         )
         return Answer(key, question, UNDECIDED, sentence, lines)
+    if len(clear) > NAMED:
+        order = sorted(ratios, key=lambda name: ratios[name]["value"])
+        least, most = (f"{name} {wording.share(ratios[name])}" for name in (order[0], order[-1]))
+        sentence = f"Yes, in these models: {len(clear)} of {len(tests)} pairs of groups differ, from {least} to {most}."
+        return Answer(key, question, CLEAR, sentence, lines)
     named = []
     for first, second, found in clear:
         more, less = (first, second) if found["value"] > 0 else (second, first)

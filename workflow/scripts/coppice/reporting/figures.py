@@ -48,14 +48,15 @@ def draw(study, frames, folder):
     """Draw every figure of `FIGURES` into `folder` as PNG and SVG; returns name -> SVG text for the page."""
     import matplotlib
 
-    from . import pictures
+    from . import courses, pictures
 
+    drawers = {name: getattr(pictures, name, None) or getattr(courses, name) for name in FIGURES}
     inline = {}
     for name in FIGURES:
         # matplotlib makes ids from the salt: one for each figure, since the page holds them all
         with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
             figure = new_figure()
-            drawn = getattr(pictures, name)(figure, study, frames)
+            drawn = drawers[name](figure, study, frames)
             if drawn is not None:
                 figure.clear()
                 figure.set_size_inches(WIDTH, 1.2)
@@ -75,13 +76,15 @@ def new_figure():
 
 
 def _save(figure, folder, name):
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # worked out once, for both files
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     with atomic(folder / f"{name}.svg") as file:
         file.write(svg)
     with atomic(folder / f"{name}.png", "wb") as file:
-        dpi = min(150, 20000 / figure.get_size_inches().max())
+        dpi = min(150, 6000 / figure.get_size_inches().max())
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return for_page(svg, name)
 
@@ -89,7 +92,7 @@ def _save(figure, folder, name):
 def for_page(svg, name):
     """The SVG as a part of the page: no prologue, ink as the page's own colour, no paper, ids of its own."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)

@@ -84,7 +84,7 @@ def probability(p):
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def beyond(p, units, noun):
+def beyond(p, noun):
     """What may be said of other models, from a permutation test over models."""
     if p is None:
         return f"Of other models nothing can be said: there are too few {noun}."

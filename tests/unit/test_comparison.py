@@ -1,0 +1,197 @@
+"""The comparison of one model and config: its numbers, its report, and what it refuses."""
+
+import json
+
+import numpy
+import pandas
+import pytest
+from scipy import stats
+from synthetic_records import Synthetic
+
+from coppice import comparison, records
+from coppice.errors import CoppiceError
+
+ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Synthetic(tmp_path, ONE, configs=("best_acc",), items=80, windows=25).build()
+
+
+@pytest.fixture
+def record(study):
+    return records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
+
+
+def _report(study):
+    return (study.folder("finetuned", "Llama", "best_acc") / "comparison_report.txt").read_text()
+
+
+def _edit(path, change):
+    record = records.read(path)
+    change(record)
+    records.write(path, record)
+
+
+def _correct(study, stage, task):
+    return pandas.read_parquet(study.folder(stage, "Llama", "best_acc") / "samples" / f"{task}.parquet")["correct"]
+
+
+def test_tasks_hold_the_paired_change_and_the_exact_test(study, record):
+    before, after = (_correct(study, stage, "piqa") for stage in ("pruned", "finetuned"))
+    task = record["zero_shot"]["piqa"]
+    assert task["change"]["value"] == pytest.approx((after - before).mean())
+    gained, lost = int(((after - before) > 0).sum()), int(((after - before) < 0).sum())
+    assert (task["gained_items"], task["lost_items"]) == (gained, lost)
+    assert task["p"] == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+    assert task["p_holm"] >= task["p"]
+
+
+def test_what_pruning_lost_stands_beside_what_came_back(study, record):
+    dense, pruned = (_correct(study, stage, "boolq") for stage in ("dense", "pruned"))
+    assert record["zero_shot"]["boolq"]["lost"]["value"] == pytest.approx((pruned - dense).mean())
+
+
+def test_average_and_extremes_follow_from_the_tasks(record):
+    changes = {name: task["change"]["value"] for name, task in record["zero_shot"].items()}
+    mean = record["average_acc"]
+    assert mean["change"]["value"] == pytest.approx(numpy.mean(list(changes.values())))
+    fraction = (mean["finetuned"] - mean["pruned"]) / (mean["dense"] - mean["pruned"])
+    assert mean["recovered"]["value"] == pytest.approx(fraction)
+    assert record["extremes"] == {
+        "largest": max(changes, key=changes.get),
+        "smallest": min(changes, key=changes.get),
+    }
+
+
+def test_perplexity_is_the_evaluations_own(study, record):
+    for stage in ("dense", "pruned", "finetuned"):
+        evaluated = records.read(study.folder(stage, "Llama", "best_acc") / "evaluation_results.json")
+        for name, text in record["perplexity"].items():
+            assert text[stage] == evaluated["perplexity"][name]["value"]
+    text = record["perplexity"]["wikitext2"]
+    assert text["change"]["value"] == pytest.approx(text["finetuned"] - text["pruned"])
+    assert text["change_percent"] == pytest.approx(100 * (text["finetuned"] / text["pruned"] - 1))
+
+
+def test_the_report_fits_a_terminal_and_says_everything(study, record):
+    text = _report(study)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    words = ("candidate-0", "width", "760,000", "gptq-2048", "wikitext2", "ptb", "mean", "Largest change", "training")
+    for word in (*words, *record["zero_shot"]):
+        assert word in text
+
+
+def test_wide_numbers_and_long_names_are_not_cut(study, record):
+    record["perplexity"]["wikitext2"] |= {"dense": 9.5, "pruned": 123456.7, "finetuned": 4.2e9}
+    record["perplexity"]["wikitext2"]["change"] = {"value": -123456.7, "interval": [-1.5e8, -1000.5]}
+    record["zero_shot"]["a_task_with_quite_a_long_name_of_its_own"] = record["zero_shot"]["piqa"] | {"n": 10042}
+    from coppice.comparison_text import render
+
+    text = render(record)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text and "-123457" in text and "4.2e+09" in text
+
+
+def test_evaluations_on_other_items_are_refused(study):
+    path = study.folder("finetuned", "Llama", "best_acc") / "samples" / "piqa.parquet"
+    frame = pandas.read_parquet(path)
+    frame["doc_hash"] = frame["doc_hash"] + "x"
+    frame.to_parquet(path, index=False)
+    with pytest.raises(CoppiceError, match=r"piqa.*different items"):
+        study.compare("Llama", "best_acc")
+
+
+def _other_protocol(record):
+    record["perplexity"]["ptb"]["protocol"]["seq_len"] = 128
+
+
+def _other_metric(record):
+    record["zero_shot"]["piqa"]["metric"] = "acc_norm"
+
+
+def _other_rows(record):
+    record["provenance"]["fingerprints"]["datasets"]["piqa"] = "0"
+
+
+def _no_task(record):
+    del record["zero_shot"]["piqa"]
+
+
+def _no_adapter(record):
+    record["provenance"]["fingerprints"]["adapter"] = None
+
+
+def _other_weights(record):
+    record["provenance"]["fingerprints"]["weights"] = "0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other_protocol, "ptb: finetuned and dense were measured under different protocols"),
+        (_other_metric, "piqa: finetuned was scored with metric acc_norm, dense with acc"),
+        (_other_rows, "other rows than dense"),
+        (_no_task, "other zero_shot data"),
+        (_no_adapter, "without its adapter"),
+        (_other_weights, "evaluated as finetuned is not the selected one"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_compared_is_refused(study, change, message):
+    _edit(study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json", change)
+    with pytest.raises(CoppiceError, match=message):
+        study.compare("Llama", "best_acc")
+
+
+def test_a_pruned_checkpoint_that_is_the_dense_one_is_refused(study):
+    dense = records.read(study.folder("dense", "Llama") / "evaluation_results.json")
+
+    def become_dense(record):
+        record["provenance"]["fingerprints"]["weights"] = dense["provenance"]["fingerprints"]["weights"]
+
+    _edit(study.folder("pruned", "Llama", "best_acc") / "evaluation_results.json", become_dense)
+    with pytest.raises(CoppiceError, match="has the dense model's weights"):
+        study.compare("Llama", "best_acc")
+
+
+def test_warnings_are_in_the_record_and_in_the_report(study):
+    def never_fell(record):
+        record["validation_loss"], record["best_step"] = record["first_validation_loss"], 40
+
+    _edit(study.folder("trained", "Llama", "best_acc") / "finetuning_config.json", never_fell)
+    study.compare("Llama", "best_acc")
+    assert "WARNING: the validation loss never fell" in _report(study)
+
+
+def test_few_windows_are_warned_of(tmp_path):
+    study = Synthetic(tmp_path, ONE, configs=("best_acc",), items=30, windows=1).build()
+    record = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
+    assert record["perplexity"]["ptb"]["change"]["interval"] is None
+    assert record["perplexity"]["ptb"]["verdict"] == "no clear change"
+    assert any("fewer than 20 windows of text (1)" in warning for warning in record["warnings"])
+    assert json.loads(json.dumps(record, allow_nan=False))
+
+
+def test_repeated_training_is_reported_with_its_spread(study):
+    tuned = study.folder("finetuned", "Llama", "best_acc")
+    folders = {42: tuned}
+    for seed, accuracy in ((43, 0.6), (44, 0.7)):
+        repeat = records.read(tuned / "evaluation_results.json") | {"average_acc": accuracy}
+        folders[seed] = tuned / f"seed-{seed}"
+        records.write(folders[seed] / "evaluation_results.json", repeat)
+    comparison.compare(
+        {"model": "Llama", "config": "best_acc"},
+        {stage: study.folder(stage, "Llama", "best_acc") for stage in comparison.STAGES},
+        study.folder("selected", "Llama", "best_acc") / "selection_info.json",
+        study.folder("trained", "Llama", "best_acc") / "finetuning_config.json",
+        {"record": tuned / "comparison.json", "report": tuned / "comparison_report.txt"},
+        seeds=folders,
+    )
+    seeds = records.read(tuned / "comparison.json")["seeds"]
+    values = seeds["metrics"]["average_acc"]["values"]
+    assert (seeds["seeds"], values[1:]) == ([42, 43, 44], [0.6, 0.7])
+    assert seeds["metrics"]["average_acc"]["sd"] == pytest.approx(numpy.std(values, ddof=1))
+    assert seeds["metrics"]["ppl.ptb"]["sd"] == 0
+    assert "seed 43" in _report(study)

@@ -1,0 +1,443 @@
+"""The study's report and its table in the terminal, from records that no model was run for."""
+
+import html
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas
+import pytest
+from synthetic_records import SIX, Synthetic
+
+from coppice import cli, records, reporting
+from coppice.reporting import answers, evidence, tables
+from coppice.reporting import study as studies
+
+SMALL = {"items": 40, "windows": 20}
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A whole study of 6 x 2 with its report."""
+    study = Synthetic(tmp_path_factory.mktemp("whole"), **SMALL).build()
+    reporting.write_report(study.results, study.pairs, study.models, study.results / "report", {"seed": 42})
+    return study
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The same study to be damaged, without a report."""
+    shutil.copytree(whole.results, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
+    other = Synthetic(tmp_path / "results", whole.models, whole.configs, **SMALL)
+    return other
+
+
+def _render(study, pairs=None, models=None, metadata=None):
+    output = study.results / "report"
+    reporting.write_report(study.results, pairs or study.pairs, models or study.models, output, metadata)
+    return (output / "study_report.html").read_text(), (output / "study_report.md").read_text()
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave the drawing out where a test is about text: it is most of the time."""
+    from coppice.reporting import figures
+
+    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(reporting.FIGURES, ""))
+
+
+def _answers(study, pairs=None, models=None):
+    found = studies.read(study.results, pairs or study.pairs, models or study.models)
+    return {answer.key: answer for answer in answers.answers(found, evidence.gather(found))}
+
+
+class _Page(HTMLParser):
+    """Tags, outside addresses, ids and scripts of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.ids, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.addresses.append(value)
+            assert not name.startswith("on"), f"<{tag} {name}>"
+
+
+def test_every_promised_file_is_written(whole):
+    report = whole.results / "report"
+    names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
+    figures = {f"figures/{name}.{kind}" for name in reporting.FIGURES for kind in ("png", "svg")}
+    expected = {"study_report.html", "study_report.md", *(f"{name}.csv" for name in reporting.TABLES), *figures}
+    assert names == expected
+
+
+def test_the_page_needs_nothing_from_outside(whole):
+    text = (whole.results / "report" / "study_report.html").read_text()
+    page = _Page(text)
+    assert page.addresses == []
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert page.tags.count("svg") == len(reporting.FIGURES)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_and_the_markdown_hold_all_five_answers_and_all_pairs(whole):
+    for name in ("study_report.html", "study_report.md"):
+        text = (whole.results / "report" / name).read_text()
+        for answer in _answers(whole).values():
+            assert answer.question in text
+        for model, config in whole.pairs:
+            assert model in text and config in text
+        for word in ("gptq-2048", "2.13.0", "openbookqa", "candidate-0", "wrong to right", "alpha 16"):
+            assert word in text or (name.endswith("md") and word == "wrong to right")
+
+
+def test_numbers_of_the_tables_are_those_of_the_records(whole):
+    frame = pandas.read_csv(whole.results / "report" / "comparisons.csv").set_index(["model", "config"])
+    assert len(frame) == 12
+    record = records.read(whole.folder("finetuned", "Qwen", "best_ppl") / "comparison.json")
+    row = frame.loc["Qwen", "best_ppl"]
+    assert row["average_acc_finetuned"] == pytest.approx(record["average_acc"]["finetuned"])
+    assert row["average_acc_recovered_low"] == pytest.approx(record["average_acc"]["recovered"]["interval"][0])
+    assert row["ppl.ptb_dense"] == pytest.approx(record["perplexity"]["ptb"]["dense"])
+    tasks = pandas.read_csv(whole.results / "report" / "tasks.csv")
+    assert len(tasks) == 12 * 7
+    shown = tasks[(tasks.model == "Qwen") & (tasks.config == "best_ppl") & (tasks.task == "piqa")].iloc[0]
+    assert shown["p_holm"] == pytest.approx(record["zero_shot"]["piqa"]["p_holm"])
+
+
+def test_answers_follow_the_effects_that_were_put_in(tmp_path):
+    study = Synthetic(tmp_path, items=200, windows=20).build()  # best_ppl was made the worse start
+    found = _answers(study)
+    assert found["start"].verdict == answers.CLEAR
+    assert found["start"].sentence.startswith("best_acc is the better start")
+    assert found["recovery"].verdict == answers.CLEAR
+    share = re.search(r"(\d+) %", found["recovery"].sentence)
+    assert 45 < int(share[1]) < 75  # skill 0.35 to 0.75, of 1.0, less for best_ppl
+    assert found["variants"].verdict in (answers.CLEAR, answers.UNDECIDED)
+
+
+def test_one_architecture_made_better_is_found(tmp_path):
+    study = Synthetic(tmp_path, items=200, windows=20)
+    plain = study._evaluation
+
+    def better_qwen(folder, identity, skill):
+        gift = 0.2 if identity["model"].startswith("Qwen") and identity["stage"] == "finetuned" else 0
+        plain(folder, identity, skill + gift)
+
+    study._evaluation = better_qwen
+    found = _answers(study.build())["families"]
+    assert found.verdict == answers.CLEAR
+    assert "qwen recovers" in found.sentence and "more than llama" in found.sentence
+
+
+def test_a_difference_inside_the_noise_is_not_called_one(tmp_path):
+    study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), **SMALL)
+    model = study._model
+
+    def alike(name):  # both configs get the same skill
+        study.configs, both = study.configs[:1], study.configs
+        model(name)
+        study.configs = both[1:]
+        model(name)
+        study.configs = both
+
+    study._model = alike
+    found = _answers(study.build())
+    assert found["start"].verdict == answers.UNDECIDED
+    assert found["start"].sentence.startswith("Not enough evidence")
+
+
+def test_a_study_of_one_model_and_one_config_makes_sense(tmp_path):
+    study = Synthetic(tmp_path, {"Solo": SIX["Llama"]}, configs=("best_acc",), **SMALL).build()
+    found = _answers(study)
+    assert {key for key, answer in found.items() if answer.verdict == answers.ABSENT} == {
+        "start",
+        "families",
+        "variants",
+    }
+    page, _ = _render(study)
+    assert "Solo" in page and "0 models" not in page
+
+
+def test_three_configs_are_compared_two_by_two(tmp_path):
+    study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), ("best_acc", "best_ppl", "smallest"), **SMALL).build()
+    start = _answers(study)["start"]
+    assert "best_acc, best_ppl or smallest" in start.question
+    lines = " ".join([start.sentence, *start.evidence])
+    for config in study.configs:
+        assert config in lines
+    page, _ = _render(study)
+    assert page.count("chosen by") == 6
+
+
+def test_a_model_without_its_partner_is_left_out_of_the_last_question(copied):
+    models = {name: facts for name, facts in SIX.items() if name != "Qwen"}
+    pairs = [(model, config) for model in models for config in copied.configs]
+    evidence_of = " ".join(_answers(copied, pairs, models)["variants"].evidence)
+    assert "4 pairs of 2 models" in evidence_of
+
+
+def test_what_is_missing_is_listed_and_the_rest_is_rendered(copied):
+    shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))
+    shutil.rmtree(copied.folder("trained", "Mistral", "best_acc"))
+    shutil.rmtree(copied.folder("dense", "Qwen"))
+    (copied.results / "candidates.tsv").unlink()
+    shutil.rmtree(copied.folder("finetuned", "Llama", "best_ppl") / "samples")
+    page, text = _render(copied)
+    for document in (page, text):
+        assert "Mistral / best_acc: comparison" in document
+        assert "Qwen: dense evaluation" in document
+        assert "table of candidates" in document
+        assert "no usable samples of boolq" in document
+    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv").set_index(["model", "config"])
+    row = frame.loc["Mistral", "best_acc"]
+    assert row["state"] == "waiting" and pandas.isna(row["average_acc_finetuned"])
+    assert row["average_acc_pruned"] > 0
+
+
+def test_nothing_done_yet_is_a_report_too(tmp_path):
+    study = Synthetic(tmp_path / "results")
+    study.results.mkdir()
+    page, _ = _render(study)
+    assert page.count("not enough evidence") >= 5
+    assert _Page(page).tags.count("svg") == len(reporting.FIGURES)
+
+
+def test_damaged_records_and_numbers_that_are_none_are_failures(copied):
+    torn = copied.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+    torn.write_text(torn.read_text()[:500])
+    spoiled = copied.folder("pruned", "Qwen", "best_ppl") / "evaluation_results.json"
+    spoiled.write_text(re.sub(r'"average_acc": [\d.]+', '"average_acc": NaN', spoiled.read_text()))
+    changed = copied.folder("trained", "Mistral", "best_acc") / "finetuning_config.json"
+    changed.write_text(changed.read_text().replace('"steps": 120', '"steps": 121'))
+    (copied.results / "candidates.tsv").write_text("\0\0")
+    page, _ = _render(copied)
+    for what in ("comparison.json", "evaluation_results.json", "finetuning_config.json", "candidates.tsv"):
+        assert re.search(rf"<li>[^<]*<span[^>]*>[^<]*{what}", page), what
+    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv").set_index(["model", "config"])
+    assert frame.loc["Llama", "best_acc"]["state"] == "failed"
+    assert not re.search(r">\s*nan\b", page, re.IGNORECASE)
+
+
+def test_samples_that_are_no_parquet_are_left_out_and_named(copied):
+    (copied.folder("finetuned", "Llama", "best_ppl") / "samples" / "piqa.parquet").write_text("not parquet")
+    found = studies.read(copied.results, copied.pairs, copied.models)
+    assert evidence.gather(found).notes == ["Llama best_ppl finetuned: no usable samples of piqa"]
+
+
+def test_a_name_that_is_markup_is_shown_and_not_run(tmp_path):
+    models = {EVIL: SIX["Llama"], "$a_b$ | c": SIX["Llama-Instruct"]}
+    study = Synthetic(tmp_path, models, **SMALL).build()
+    page, text = _render(study, metadata={"<b>note": "<img src=x onerror=alert(2)>"})
+    parsed = _Page(page)
+    assert parsed.tags.count("script") == 1  # the one that sorts
+    assert "img" not in parsed.tags and parsed.addresses == []
+    assert EVIL not in page and EVIL not in text and "<img" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for path in (study.results / "report" / "figures").glob("*.svg"):
+        assert "<script" not in re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+
+
+def test_later_records_are_shown_where_they_are(copied, no_figures):
+    path = copied.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+    samples = [{"prompt": "Once & once", "dense": "upon", "pruned": "a", "finetuned": "time"}]
+    records.write(path, records.read(path) | {"generations": samples})
+    evaluated = copied.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
+    records.write(evaluated, records.read(evaluated) | {"cost": {"latency_ms_per_token": 12.5}})
+    page, _ = _render(copied)
+    assert "Once &amp; once" in page and "latency_ms_per_token 12.5" in page
+
+
+def test_the_pareto_front_by_hand():
+    accuracy, perplexity = [0.5, 0.6, 0.4, 0.6, float("nan")], [10, 20, 30, 25, 5]
+    assert tables.pareto(accuracy, perplexity) == [True, True, False, False, False]
+
+
+def test_rendering_imports_neither_torch_nor_transformers(whole, tmp_path):
+    code = (
+        "import sys; from coppice import reporting\n"
+        f"reporting.write_report({str(whole.results)!r}, [('Llama', 'best_acc')], {{}}, {str(tmp_path)!r}, {{}})\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    scripts = Path(reporting.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(scripts)}, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+@pytest.mark.slow
+def test_a_hundred_models_by_four_configs_render_in_a_minute(tmp_path):
+    models = {f"Model-{i}": {"variant": "base", "family": f"family-{i % 5}", "base": None} for i in range(100)}
+    study = Synthetic(tmp_path, models, ("a", "b", "c", "d"), items=60, windows=20).build(distinct=2)
+    started = time.process_time()  # of this process: other work on the machine does not count
+    _render(study)
+    assert time.process_time() - started < 60
+
+
+# The terminal
+
+
+def _status(results, name, title, state, **facts):
+    path = Path(results) / ".status" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {"title": title, "state": state, "reason": None, "started": time.time() - 300, "updated": time.time()}
+    known |= {"host": socket.gethostname(), "pid": os.getpid()} | facts
+    path.write_text(json.dumps(known))
+
+
+def _shown(capsys, *arguments):
+    assert cli.main(["show", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_show_tells_done_running_waiting_and_failed(copied, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    for model, config in (("Llama", "best_ppl"), ("Qwen", "best_acc"), ("Mistral", "best_acc"), ("Qwen", "best_ppl")):
+        shutil.rmtree(copied.folder("finetuned", model, config))
+    _status(copied.results, "finetune/Llama.best_ppl", "finetune Llama best_ppl", "running")
+    _status(copied.results, "finetune/Qwen.best_acc", "finetune Qwen best_acc", "failed", reason="loss is not a number")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    _status(copied.results, "evaluate/x", "evaluate finetuned Mistral best_acc", "running", pid=dead.pid)
+    rows = {tuple(line.split()[:2]): line for line in _shown(capsys, copied.results).splitlines() if line.split()}
+    assert "running (finetune, 5 min)" in rows["Llama", "best_ppl"]
+    assert "failed" in rows["Qwen", "best_acc"]
+    assert "stopped" in rows["Mistral", "best_acc"]
+    assert "waiting" in rows["Qwen", "best_ppl"]
+    assert rows["Llama", "best_acc"].split()[-1] == "done"
+
+
+def test_show_names_every_failure_with_its_reason(copied, capsys):
+    shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
+    _status(copied.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="the training loss is not finite")
+    text = _shown(capsys, copied.results)
+    assert "failed: Qwen / best_acc: finetune: the training loss is not finite" in text
+    assert "12 model and config pairs: 11 done, 1 failed" in text
+
+
+def test_a_failure_that_was_mended_is_no_longer_shown(copied, capsys):
+    _status(copied.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="out of memory")
+    assert "out of memory" not in _shown(capsys, copied.results)
+
+
+def test_all_pairs_wait_for_a_candidate_that_failed(copied, capsys):
+    for config in copied.configs:
+        shutil.rmtree(copied.folder("finetuned", "Llama", config))
+    _status(copied.results, "prune/a", "prune Llama depth-0.25", "failed", reason="disk is full")
+    _status(copied.results, "prune/b", "prune Llama-Instruct depth-0.25", "failed", reason="of no concern: it is done")
+    assert _shown(capsys, copied.results).count("prune: disk is full") == 2
+
+
+def test_the_table_fits_a_hundred_columns(whole, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = _shown(capsys, whole.results).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.rstrip().endswith(" done") and line.split()[0] in whole.models for line in lines) == 12
+
+
+def test_overview_is_a_table_of_all_pairs(whole):
+    assert reporting.overview(whole.results, whole.pairs).row_count == 12
+
+
+def test_pairs_and_models_are_found_from_the_records(whole):
+    pairs, models = studies.discover(whole.results)
+    assert sorted(pairs) == sorted(whole.pairs)
+    assert models["Qwen-Instruct"] == {"variant": "instruct", "family": "qwen", "base": None}
+    assert models["Qwen"]["variant"] == "base"
+
+
+def test_coppice_report_renders_a_partial_study(copied, capsys, no_figures):
+    shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))
+    assert cli.main(["report", str(copied.results)]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert "Mistral / best_acc: comparison" in page.read_text()
+
+
+def test_coppice_report_takes_the_study_from_its_configuration(copied, tmp_path, capsys, no_figures):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "models:\n  Llama: {base: miniature/llama}\nselect:\n  configs: {best_acc: {metric: average_acc, mode: max}}\n"
+    )
+    assert cli.main(["report", str(copied.results), "--configfile", str(config)]) == 0
+    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv")
+    assert frame[["model", "config"]].to_numpy().tolist() == [["Llama", "best_acc"]]
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_a_folder_that_is_not_there_is_told_in_a_line(command, tmp_path, capsys):
+    assert cli.main([command, str(tmp_path / "none")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, coppice.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(len(sys.modules))"
+    scripts = Path(reporting.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(scripts)}, capture_output=True, text=True
+    )
+    assert int(run.stdout.split()[-1]) < 250, run.stderr
+
+
+# The browser
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+WATCH = """<script>
+const told = [];
+window.alert = () => told.push("alert");
+addEventListener("error", (event) => told.push(event.message));
+addEventListener("load", () => {
+  const table = document.getElementById("main-table");
+  const column = Array.from(table.tHead.rows[1].cells).findIndex((cell) => cell.innerText.trim() === "finetuned");
+  const read = () => Array.from(table.tBodies[0].rows).map((row) => row.cells[column].dataset.sort);
+  const press = () => { table.tHead.rows[1].cells[column].querySelector("button").click(); return read(); };
+  const sizes = Array.from(document.querySelectorAll("figure svg")).map((svg) => svg.getBoundingClientRect());
+  const facts = {
+    up: press(), down: press(), told,
+    drawn: sizes.filter((size) => size.width > 100 && size.height > 50).length,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  };
+  document.documentElement.dataset.facts = JSON.stringify(facts);
+});
+</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_page_works_in_a_browser(whole, tmp_path, width):
+    page = (whole.results / "report" / "study_report.html").read_text()
+    watched = tmp_path / "watched.html"
+    watched.write_text(page.replace("<body>", "<body>" + WATCH, 1))
+    run = subprocess.run(
+        [
+            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--dump-dom"),
+            watched.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in run.stderr
+
+    facts = json.loads(html.unescape(re.search(r'data-facts="([^"]*)"', run.stdout)[1]))
+    assert facts["told"] == []
+    assert facts["drawn"] == len(reporting.FIGURES)
+    assert facts["up"] == sorted(facts["up"], key=float) and facts["down"] == facts["up"][::-1]
+    assert facts["overflow"] <= 0  # wide parts scroll by themselves, the page does not

@@ -1,0 +1,101 @@
+"""The figures of how it came about: candidates, training, cost. As in `pictures`."""
+
+from . import drawing, tables
+from .figures import BLUE, FAINT, INK, MARKERS, ORANGE, PURPLE, WIDTH
+
+
+def candidates(figure, study, frames):
+    """Every candidate of each model by accuracy and perplexity, the Pareto front and the chosen ones."""
+    frame = frames["candidates"]
+    accuracy, perplexity = tables.accuracy_and_perplexity(frame)
+    names = [name for name in study.models if (frame["model"] == name).any()]
+    if not names or not accuracy or not perplexity:
+        return "No candidates with accuracy and perplexity are listed by now."
+    labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
+    for axes, name in drawing.panels(figure, names, *labels):
+        rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
+        x, y = rows[perplexity].to_numpy(), 100 * rows[accuracy].to_numpy()
+        axes.plot(x, y, "o", color=FAINT, markersize=5)
+        front = sorted((a, b) for a, b, best in zip(x, y, tables.pareto(y, x), strict=True) if best)
+        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1) if front else None
+        for place, config in enumerate(study.configs):
+            chosen = rows[[config in names_.split(",") for names_ in rows["chosen_as"]]]
+            axes.plot(
+                chosen[perplexity],
+                100 * chosen[accuracy],
+                MARKERS[place % len(MARKERS)],
+                color=drawing.config_colour(place),
+                markersize=9 + 3 * place,
+                markerfacecolor="none",
+                markeredgewidth=1.8,
+            )
+        axes.margins(0.12)
+    handles = [drawing.handle(FAINT, "o", "candidate, line: Pareto front")]
+    handles += [
+        drawing.handle(drawing.config_colour(i), MARKERS[i % len(MARKERS)], f"chosen as {config}", hollow=True)
+        for i, config in enumerate(study.configs)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    return None
+
+
+def training(figure, study, frames):
+    """Training and validation loss of every pair, a panel a model."""
+    names = [name for name in study.models if any(pair.history for pair in study.pairs_of(name))]
+    if not names:
+        return "No training has ended by now."
+    for axes, name in drawing.panels(figure, names, "optimizer step", "loss (nats a target token)"):
+        for pair in study.pairs_of(name):
+            place = study.configs.index(pair.config)
+            colour, marker = drawing.config_colour(place), MARKERS[place % len(MARKERS)]
+            for key, style in (
+                ("loss", {"alpha": 0.6, "linewidth": 1}),
+                ("eval_loss", {"marker": marker, "markersize": 4}),
+            ):
+                steps = [(entry["step"], entry[key]) for entry in pair.history or [] if key in entry]
+                if steps:
+                    axes.plot(*zip(*steps, strict=True), color=colour, **style)
+    handles = [
+        drawing.handle(
+            drawing.config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-"
+        )
+        for i, c in enumerate(study.configs)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2))
+    return None
+
+
+def cost(figure, study, frames):
+    """Time and peak memory of every stage: the sum over its jobs, and the largest of them."""
+    jobs = frames["jobs"]
+    if jobs.empty:
+        return "No job has left its time and memory by now."
+    stages = list(dict.fromkeys(jobs["stage"]))
+    figure.set_size_inches(WIDTH, 1.3 + 0.42 * len(stages))
+    left, right = figure.subplots(1, 2, sharey=True)
+    totals = jobs.groupby("stage", sort=False)["seconds"].sum().reindex(stages)
+    unit, scale = ("hours", 3600) if totals.max() > 7200 else ("minutes", 60)
+    bars = left.barh(range(len(stages)), totals / scale, color=BLUE, height=0.6)
+    counts = [f" {total / scale:.2g} in {(jobs['stage'] == s).sum()} jobs" for s, total in totals.items()]
+    left.bar_label(bars, counts, fontsize=8, color=INK)
+    left.margins(x=0.45)
+    left.set_xlabel(f"time, sum over jobs ({unit})")
+    left.set_yticks(range(len(stages)), stages)
+    left.invert_yaxis()
+    for kind, colour, offset in (("host", ORANGE, -0.15), ("gpu", PURPLE, 0.15)):
+        rows = jobs.dropna(subset=[kind])
+        y = [stages.index(stage) + offset for stage in rows["stage"]]
+        if len(rows):
+            right.plot(
+                rows[kind] / 2**30,
+                y,
+                "o",
+                color=colour,
+                markersize=5,
+                alpha=0.7,
+                label=f"{kind.replace('gpu', 'GPU')} memory",
+            )
+    right.set_xlim(left=0)
+    right.set_xlabel("peak memory of each job (GiB)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return None

@@ -1,0 +1,74 @@
+"""What the figures share: who has which colour and mark, legends, a grid with a panel a model, plain log axes."""
+
+import math
+
+from .figures import BLUE, COLOURS, FAINT, GREEN, ORANGE, PURPLE, WIDTH
+
+PANELS = 18
+LABELLED = 40
+
+
+def colours(study):
+    """(model -> colour, legend name -> colour): by model up to six, else by family, the rest alike."""
+    names = list(study.models)
+    if len(names) <= len(COLOURS):
+        colours = dict(zip(names, COLOURS, strict=False))
+        return colours, colours
+    families = list(dict.fromkeys(study.models[name]["family"] or "other" for name in names))
+    kinds = {family: COLOURS[i] if i < len(COLOURS) else FAINT for i, family in enumerate(families)}
+    if len(families) > len(COLOURS):
+        legend = dict(list(kinds.items())[: len(COLOURS)]) | {"other families": FAINT}
+        return {name: kinds[study.models[name]["family"] or "other"] for name in names}, legend
+    return {name: kinds[study.models[name]["family"] or "other"] for name in names}, kinds
+
+
+def config_colour(place):
+    return (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
+
+
+def handle(colour, marker, label, hollow=False, line=""):
+    from matplotlib.lines import Line2D
+
+    face = "none" if hollow else colour
+    return Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=label)
+
+
+def stage_handles():
+    return [
+        handle(FAINT, "o", "pruned", hollow=True),
+        handle(FAINT, "o", "fine-tuned"),
+        handle(FAINT, "*", "dense"),
+    ]
+
+
+def panels(figure, names, x, y):
+    """(axes, name) of a grid with a panel a model, three in a row; those beyond `PANELS` are said to be left out.
+
+    `x` and `y` name the axes, below the lowest panel of each column and left of each row.
+    """
+    shown = names[:PANELS]
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure.set_size_inches(WIDTH, 1.1 + 2.1 * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place, (axes, name) in enumerate(zip(grid, shown, strict=False)):
+        axes.set_title(name)
+        if place % columns == 0:
+            axes.set_ylabel(y)
+        if place + columns >= len(shown):
+            axes.set_xlabel(x)
+        yield axes, name
+    for axes in grid[len(shown) :]:
+        axes.remove()
+    if len(names) > len(shown):
+        figure.suptitle(f"the first {len(shown)} of {len(names)} models; the tables have all")
+
+
+def log(axis, set_scale):
+    """A logarithmic axis with plain numbers."""
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter("")
