@@ -77,6 +77,8 @@ def _start(study, evidence):
     configs = study.configs
     question = f"Which is the better start for fine-tuning: {wording.either(configs)}?"
     if len(configs) < 2:
+        question = "Which config is the better start for fine-tuning?"
+    if len(configs) < 2:
         return _absent(
             "start", question, f"The study has one config, {configs[0]}: there is nothing to compare it with."
         )

@@ -1,6 +1,6 @@
 """The figures of how it came about: candidates, training, cost. As in `pictures`."""
 
-from . import drawing, tables
+from . import drawing, tables, wording
 from .figures import BLUE, FAINT, INK, MARKERS, ORANGE, PURPLE, WIDTH
 
 
@@ -76,7 +76,10 @@ def cost(figure, study, frames):
     totals = jobs.groupby("stage", sort=False)["seconds"].sum().reindex(stages)
     unit, scale = ("hours", 3600) if totals.max() > 7200 else ("minutes", 60)
     bars = left.barh(range(len(stages)), totals / scale, color=BLUE, height=0.6)
-    counts = [f" {total / scale:.2g} in {(jobs['stage'] == s).sum()} jobs" for s, total in totals.items()]
+    numbers = jobs.groupby("stage", sort=False).size().reindex(stages)
+    counts = [
+        f" {total / scale:.2g} in {wording.count(number, 'job')}" for total, number in zip(totals, numbers, strict=True)
+    ]
     left.bar_label(bars, counts, fontsize=8, color=INK)
     left.margins(x=0.45)
     left.set_xlabel(f"time, sum over jobs ({unit})")
@@ -95,7 +98,7 @@ def cost(figure, study, frames):
                 alpha=0.7,
                 label=f"{kind.replace('gpu', 'GPU')} memory",
             )
-    right.set_xlim(left=0)
+    right.set_xlim(0, 1.08 * right.get_xlim()[1])
     right.set_xlabel("peak memory of each job (GiB)")
     figure.legend(loc="outside lower center", ncols=2)
     return None

@@ -59,4 +59,4 @@ def tally(study):
     """One line: how many pairs are done, running, waiting, failed."""
     states = [pair.state for pair in study.pairs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
-    return f"{len(states)} model and config pairs: {counts}" if states else "no model and config pair"
+    return f"{wording.count(len(states), 'model and config pair')}: {counts}" if states else "no model and config pair"
