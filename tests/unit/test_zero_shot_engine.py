@@ -288,7 +288,7 @@ def test_out_of_memory_halves_the_batches_and_changes_no_answer(tiny_model, tiny
 
 def test_equal_logits_are_greedy_at_the_first_only(monkeypatch):
     """As argmax has it, within a tile of the vocabulary and across tiles."""
-    monkeypatch.setitem(output_layer.TILE_BYTES, "cpu", 1)  # tiles of 256
+    monkeypatch.setattr(output_layer, "CPU_TILE", 256)  # tiles of 256
     head = torch.nn.Linear(4, 600, bias=False)
     torch.nn.init.zeros_(head.weight)
     head.weight.data[[10, 20, 300]] = 1.0
@@ -303,7 +303,7 @@ def test_equal_logits_are_greedy_at_the_first_only(monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_the_tiled_output_layer_equals_log_softmax(monkeypatch, bias, scale):
-    monkeypatch.setitem(output_layer.TILE_BYTES, "cpu", 1)
+    monkeypatch.setattr(output_layer, "CPU_TILE", 256)
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 1000, bias=bias), torch.randn(9, 16) * scale
     rows, targets = torch.randint(9, (40,)), torch.randint(1000, (40,))

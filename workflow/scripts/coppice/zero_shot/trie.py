@@ -116,7 +116,7 @@ def rows(trie, limit, crossover, first=0, last=None):
 def batches(rows, budget):
     """Group rows into batches of at most `budget` tokens, padding included, the longest first: lists of Row.
 
-    Each row is padded to the longest of its batch; a batch costs its tokens and 1/16 of the budget.
+    Each row is padded to the longest of its batch; a batch costs its tokens and 1/32 of the budget.
     """
     rows = sorted(rows, key=len)
     lengths = numpy.array([len(row) for row in rows])
@@ -125,7 +125,7 @@ def batches(rows, budget):
         return stop - budget // lengths[stop - 1]
 
     def cost(low, stop):
-        return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + budget / 16
+        return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + budget / 32
 
     return [rows[start:stop] for start, stop in _cheapest_runs(len(rows), lowest, cost)][::-1]
 
