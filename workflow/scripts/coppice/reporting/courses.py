@@ -25,7 +25,8 @@ def candidates(figure, study, frames):
                 100 * chosen[accuracy],
                 MARKERS[place % len(MARKERS)],
                 color=drawing.config_colour(place),
-                markersize=9 + 3 * place,
+                markersize=min(9 + 3 * place, 18),
+                clip_on=False,
                 markerfacecolor="none",
                 markeredgewidth=1.8,
             )

@@ -41,6 +41,8 @@ STYLE = {
     "text.parse_math": False,  # a model may be named with a dollar sign
     "svg.fonttype": "path",
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "text.hinting": "none",  # text then takes the same room at every resolution and in every format
 }
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from . import drawing
+from . import drawing, wording
 from .drawing import LABELLED
 from .figures import FAINT, MARKERS, WIDTH
 from .study import ACCURACY
@@ -189,26 +189,42 @@ def ranks(figure, study, frames):
     for axes, (metric, ranked) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
         found = kendalltau(before, after)
-        sure = "" if math.isnan(found.pvalue) else f", p = {found.pvalue:.3f}"
+        sure = "" if math.isnan(found.pvalue) else f", {wording.probability(found.pvalue)}"
         axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
-        for pair, b, a in ranked:
-            place = study.configs.index(pair.config)
-            colour, marker = drawing.config_colour(place), MARKERS[place % len(MARKERS)]
-            axes.plot([0, 1] if labelled else b, [b, a] if labelled else a, marker=marker, color=colour, markersize=5)
+        (_slopes if labelled else _rank_scatter)(axes, study, ranked)
         axes.invert_yaxis()
-        axes.set_ylabel("rank before fine-tuning" if labelled else "rank after fine-tuning")
-        if labelled:
-            axes.set_xticks([0, 1], ["pruned", "fine-tuned"])
-            axes.set_xlim(-0.1, 1.1)
-            axes.set_yticks(before, [f"{pair.model} / {pair.config}  {b:g}" for pair, b, _ in ranked], fontsize=7.5)
-            axes.grid(axis="y", visible=False)
-        else:
-            axes.set_xlabel("rank before fine-tuning")
     handles = [
         drawing.handle(drawing.config_colour(i), MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
+
+
+def _slopes(axes, study, ranked):
+    """A line a pair from its rank before to its rank after; ties stand one below the other, under the same number."""
+    from scipy.stats import rankdata
+
+    places = [rankdata([row[side] for row in ranked], method="ordinal") for side in (1, 2)]
+    for (pair, *_), before, after in zip(ranked, *places, strict=True):
+        place = study.configs.index(pair.config)
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot([0, 1], [before, after], marker=marker, color=drawing.config_colour(place), markersize=5)
+    axes.set_xticks([0, 1], ["pruned", "fine-tuned"])
+    axes.set_xlim(-0.1, 1.1)
+    axes.set_yticks(places[0], [f"{pair.model} / {pair.config}  {rank:g}" for pair, rank, _ in ranked], fontsize=7.5)
+    axes.set_ylabel("rank before fine-tuning")
+    axes.grid(axis="y", visible=False)
+
+
+def _rank_scatter(axes, study, ranked):
+    """Rank after against rank before, where there are too many pairs to name."""
+    for place, config in enumerate(study.configs):
+        points = [(before, after) for pair, before, after in ranked if pair.config == config]
+        if points:
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(*zip(*points, strict=True), marker, color=drawing.config_colour(place), markersize=5)
+    axes.set_xlabel("rank before fine-tuning")
+    axes.set_ylabel("rank after fine-tuning")
 
 
 def _ranked(study, metric):
