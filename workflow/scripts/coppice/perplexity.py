@@ -110,7 +110,7 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=False, split=None):
     }
     if seq_len < protocol.seq_len:
         facts["requested_seq_len"] = protocol.seq_len
-    value = math.exp(nll) if nll < 700 else math.inf
+    value = math.exp(nll) if not nll >= 700 else math.inf  # NaN stays NaN
     result = {"value": value, "nll_per_token": nll, "tokens": tokens, "windows": len(pieces), "protocol": facts}
     return result, [{"nll_per_token": loss, "tokens": scored} for loss, (_, scored) in zip(losses, pieces, strict=True)]
 

@@ -84,6 +84,7 @@ def train_base(family: str, text: Text, output: Path, seed: int, steps: int | No
     sample = [*text.documents[:_TOKENIZER_DOCUMENTS], *(running[:200_000] for running in text.running)]
     tokenizer = train_tokenizer(sample, recipe.vocab_size, CONTEXT)
     model = _new_model(family, recipe, tokenizer)
+    tokenizer = _as_users_get_it(tokenizer, model, output)
     rows = _packed(tokenizer, text.documents, rng)
     for running in text.running:
         rows += _windows(tokenizer, running)
@@ -116,6 +117,18 @@ def train_instruct(family: str, base: Path, text: Text, output: Path, seed: int,
     facts = _train(model, _batches(rows, recipe, rng), steps, recipe, recipe.instruct_scale, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "instruct", **facts}
+
+
+def _as_users_get_it(tokenizer, model, output: Path):
+    """The tokenizer that `AutoTokenizer` makes of the saved one: for Qwen2 it splits text in its own way.
+
+    Trained with the other one, the model would see other tokens in every evaluation than in its training.
+    """
+    from transformers import AutoTokenizer
+
+    model.config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return AutoTokenizer.from_pretrained(output)
 
 
 def _chat(tokenizer, row: dict) -> str:

@@ -1,0 +1,131 @@
+"""Evaluation as the workflow calls it: the fields of the record, the rows by purpose, and what is refused."""
+
+import json
+
+import pandas
+import pytest
+
+from coppice import data, evaluation, models, records
+from coppice.errors import DataError, SettingsError
+
+SETTINGS = {
+    "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
+    "zero_shot": {"tasks": ["piqa", "arc_easy"], "metric": {"arc_easy": "acc_norm"}, "limit": None},
+    "engine": "prefix-tree",
+    "batch_size": 4,
+}
+
+
+def piqa(count, start=5):
+    words = [f"w{start + i % 90}" for i in range(count + 3)]
+    return [
+        {"goal": words[i], "sol1": f"{words[i + 1]} w6", "sol2": f"{words[i + 2]} w7 w8", "label": i % 2}
+        for i in range(count)
+    ]
+
+
+def arc(count):
+    choices = {"text": ["w5", "w6 w7", "w8 w9 w10"], "label": ["A", "B", "C"]}
+    return [
+        {"id": str(i), "question": f"w{10 + i % 80}", "choices": choices, "answerKey": "ABC"[i % 3]}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    text = [{"text": " ".join(f"w{3 + (i * j) % 120}" for j in range(50))} for i in range(20)]
+    tables = {
+        "wikitext2": {"report": text, "selection": text[:5]},
+        "piqa": {"report": piqa(12), "selection": piqa(4, 40)},
+        "arc_easy": {"report": arc(9), "selection": arc(3)},
+    }
+    for name, roles in tables.items():
+        data.write(name, roles, folder / name, splits={"report": "test"}, source={})
+    return {name: str(folder / name / "dataset.json") for name in tables}
+
+
+def evaluate(folder, datasets, output, settings=SETTINGS, **more):
+    identity = {"model": "M", "config": None, "stage": "dense"}
+    evaluation.evaluate(identity, models.Source(str(folder)), settings, datasets, output, **more)
+    return records.read(output / "evaluation_results.json")
+
+
+def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_its_provenance(
+    tiny_checkpoint, datasets, tmp_path
+):
+    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path)
+    task = record["zero_shot"]["arc_easy"]
+    assert task["metric"] == "acc_norm" and task["value"] == task["acc_norm"] and "acc" in task
+    assert record["average_acc"] == pytest.approx((record["zero_shot"]["piqa"]["acc"] + task["acc_norm"]) / 2)
+    assert record["provenance"]["fingerprints"]["weights"] and record["provenance"]["versions"]["torch"]
+    assert set(record["provenance"]["fingerprints"]["datasets"]) == {"wikitext2", "piqa", "arc_easy"}
+    assert record["perplexity"]["wikitext2"]["protocol"]["split"] == "test"
+
+
+def test_samples_say_item_by_item_what_was_picked(tiny_checkpoint, datasets, tmp_path):
+    record = evaluate(tiny_checkpoint("mistral"), datasets, tmp_path)
+    rows = pandas.read_parquet(tmp_path / "samples/arc_easy.parquet")
+    assert (
+        list(rows["doc_id"]) == list(range(9)) and rows["correct"].mean() == record["zero_shot"]["arc_easy"]["acc_norm"]
+    )
+    lengths = [len(text) for text in ("w5", "w6 w7", "w8 w9 w10")]
+    picked = [max(range(3), key=lambda i, s=scores: s[i] / lengths[i]) for scores in rows["loglikelihoods"]]
+    assert [str(p) for p in picked] == list(rows["prediction"])
+    assert [p == int(t) for p, t in zip(picked, rows["target"], strict=True)] == [bool(c) for c in rows["correct"]]
+
+
+def test_both_engines_give_the_same_result(tiny_checkpoint, datasets, tmp_path):
+    folder = tiny_checkpoint("mistral")
+    ours = evaluate(folder, datasets, tmp_path / "a")
+    theirs = evaluate(folder, datasets, tmp_path / "b", SETTINGS | {"engine": "lm-eval"})
+    assert ours["average_acc"] == theirs["average_acc"]
+    for name in ("piqa", "arc_easy"):
+        mine = pandas.read_parquet(tmp_path / "a/samples" / f"{name}.parquet")
+        other = pandas.read_parquet(tmp_path / "b/samples" / f"{name}.parquet")
+        assert list(mine["prediction"]) == list(other["prediction"])
+        for left, right in zip(mine["loglikelihoods"], other["loglikelihoods"], strict=True):
+            assert left == pytest.approx(right, abs=1e-3)
+
+
+def test_selection_uses_its_own_rows(tiny_checkpoint, datasets, tmp_path):
+    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path, purpose="selection")
+    assert (
+        record["zero_shot"]["piqa"]["n"] == 4 and record["perplexity"]["wikitext2"]["protocol"]["split"] == "selection"
+    )
+
+
+def test_window_losses_explain_the_perplexity(tiny_checkpoint, datasets, tmp_path):
+    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path)
+    windows = json.loads((tmp_path / "ppl_results.json").read_text())["perplexity"]["wikitext2"]["window_losses"]
+    total = sum(window["nll_per_token"] * window["tokens"] for window in windows)
+    assert total / sum(w["tokens"] for w in windows) == pytest.approx(
+        record["perplexity"]["wikitext2"]["nll_per_token"]
+    )
+
+
+def test_a_model_that_gives_nan_leaves_no_record(tiny_model, tiny_tokenizer, datasets, tmp_path):
+    import torch
+
+    from coppice.errors import CoppiceError
+
+    model = tiny_model("llama")
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer.save_pretrained(tmp_path / "broken")
+    with pytest.raises(CoppiceError, match=r"wikitext2 is nan.*broken"):
+        evaluate(tmp_path / "broken", datasets, tmp_path / "out")
+    assert not (tmp_path / "out/evaluation_results.json").exists()
+
+
+def test_a_metric_that_a_task_does_not_have_is_named(tiny_checkpoint, datasets, tmp_path):
+    settings = SETTINGS | {"zero_shot": SETTINGS["zero_shot"] | {"metric": {"piqa": "f1"}}}
+    with pytest.raises(SettingsError, match=r"metric\.piqa.*'f1'.*acc"):
+        evaluate(tiny_checkpoint("llama"), datasets, tmp_path, settings)
+
+
+def test_a_role_that_a_dataset_lacks_is_named(tiny_checkpoint, datasets, tmp_path):
+    data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa", splits={}, source={})
+    with pytest.raises(DataError, match="piqa has no rows for report"):
+        evaluate(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
