@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from coppice import data, records
 from coppice.errors import DataError
 
@@ -41,7 +42,7 @@ def test_columns_are_mapped_to_their_canonical_names(tmp_path):
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"goal": "a", "sol1": "b"}])
-    with pytest.raises(DataError, match="piqa.*sol2.*goal, sol1"):
+    with pytest.raises(DataError, match=r"piqa.*sol2.*goal, sol1"):
         data.prepare("piqa", entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS["piqa"])
 
 

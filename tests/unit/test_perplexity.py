@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from coppice import perplexity
-from coppice.errors import DataError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from coppice import perplexity
+from coppice.errors import DataError
 
 
 def reference(model, ids, seq_len, bos=None):
