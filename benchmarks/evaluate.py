@@ -93,7 +93,7 @@ def parse_arguments():
     parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=16, help="items of each task (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=20, help="items of each task (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each engine, of which the fastest counts")
     parser.add_argument("--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="real rows")
     default = ["llama-42m", "qwen-88m", "mistral-39m"]
@@ -111,7 +111,10 @@ def prepare_rows(folder, scratch, limit):
         prepare_world(scratch / "rows", seed=0)
         return {name: scratch / "rows" / name / "dataset.json" for name in SIZES}
     for name in SIZES:
-        file = next(path for role in ("test", "validation") if (path := Path(folder, name, f"{role}.jsonl")).is_file())
+        files = [Path(folder, name, f"{split}.jsonl") for split in ("test", "validation")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            sys.exit(f"evaluate: neither {files[0]} nor {files[1]} is there")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         rows = random.Random(0).sample(rows, min(limit, len(rows)))
         data.write(name, {"report": rows}, scratch / "rows" / name, splits={}, source={})
