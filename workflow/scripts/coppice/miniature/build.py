@@ -11,7 +11,7 @@ from . import corpus, instructions, items
 from .leakage import HeldOut, words_of
 from .world import World
 
-TASK_ROWS = {"report": 400, "selection": 200, "train": 400}
+TASK_ROWS = {"report": 300, "selection": 150, "train": 400}
 ARTICLES = {"report": 320, "selection": 120, "train": 700}
 SENTENCES = {"report": 2600, "selection": 1000, "train": 6000}
 INSTRUCTIONS = 6000
