@@ -226,7 +226,8 @@ def _check_candidates(study):
         if study.candidates(name):
             continue
         if settings["table"] is None:
-            raise SettingsError(f"config key candidates.prune: is empty, so model '{name}' has no candidate")
+            key = "candidates.prune" if study.config["models"][name]["prune"] is None else f"models.{name}.prune"
+            raise SettingsError(f"config key {key}: is empty, so model '{name}' has no candidate")
         raise SettingsError(
             f"{settings['table']}: has no row for model '{name}'; add one, or leave the model out with only.models"
         )
