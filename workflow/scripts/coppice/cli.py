@@ -32,6 +32,15 @@ def _parser():
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
     report.set_defaults(run=_report)
+    # every word of it is the harness's, options too: hence no prefix character of its own
+    harness = commands.add_parser(
+        "lm-eval",
+        help="lm-eval's own command line with --model coppice: the prefix-tree engine",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    harness.add_argument("words", nargs="*")
+    harness.set_defaults(run=_harness)
     return parser
 
 
@@ -108,6 +117,16 @@ def _report(arguments):
     output = Path(arguments.output or Path(arguments.results) / "report")
     reporting.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
     print(output / "study_report.html")
+
+
+def _harness(arguments):
+    """Pass everything on to lm-eval, which by itself discovers no outside models."""
+    from lm_eval.__main__ import cli_evaluate
+
+    from .zero_shot import engine  # noqa: F401 - registers the model `coppice`
+
+    sys.argv = ["coppice lm-eval", *arguments.words]
+    cli_evaluate()
 
 
 if __name__ == "__main__":
