@@ -63,9 +63,10 @@ def test_no_target_is_scored_twice_and_none_inside_is_left_out(length, seq_len, 
     stride = data.draw(st.integers(1, width))
     ids = torch.arange(10, 10 + length)
     scored = []
-    for piece, count in perplexity.windows(ids, seq_len, stride, 1 if bos else None):
+    for piece, count, end in perplexity.windows(ids, seq_len, stride, 1 if bos else None):
         assert len(piece) <= seq_len and count <= len(piece) - 1
         scored += piece[len(piece) - count :].tolist()
+        assert scored[-1] == end + 9
     assert len(scored) == len(set(scored))
     if stride < width and not bos:
         assert scored == list(range(scored[0], scored[-1] + 1))
