@@ -210,7 +210,7 @@ def scored_text(text, spans, pieces):
 
 def _exp(value):
     """exp of `value`, or None where it overflows."""
-    return math.exp(value) if value < LARGEST_EXPONENT else None
+    return None if value >= LARGEST_EXPONENT else math.exp(value)
 
 
 def _window_losses(model, pieces, label):
