@@ -1,13 +1,17 @@
 """Perplexity agrees with a ten-line float64 loop, and its windows with what the protocols define."""
 
+import json
 import math
+import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppice import perplexity
+from coppice import data, output_layer, perplexity
 from coppice.errors import DataError
 
 
@@ -38,6 +42,174 @@ def test_it_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture,
     assert result["tokens"] == tokens == sum(window["tokens"] for window in windows)
 
 
+def overlapping_reference(model, ids, seq_len, stride):
+    """Strided windows in float64: each token is scored once, in the first window that reaches it."""
+    model, losses = model.double(), {}
+    for start in range(0, len(ids) - seq_len + 1, stride):
+        window = ids[start : start + seq_len]
+        logits = model(input_ids=torch.tensor([window])).logits[0].log_softmax(-1)
+        for place in range(1, seq_len):
+            losses.setdefault(start + place, -logits[place - 1, window[place]].item())
+    return losses
+
+
+@pytest.mark.parametrize("stride", [64, 48, 16, 1])
+def test_overlapping_windows_agree_with_a_float64_loop(tiny_model, tiny_tokenizer, stride):
+    rows = ROWS[:6]
+    protocol = perplexity.Protocol("test", 64, stride, join={"": " "})
+    result, _ = perplexity.measure(tiny_model("qwen2"), tiny_tokenizer, rows, "x", protocol)
+    ids = tiny_tokenizer(" ".join(rows), add_special_tokens=False)["input_ids"]
+    losses = overlapping_reference(tiny_model("qwen2"), ids, 64, stride)
+    assert result["tokens"] == len(losses)
+    assert result["value"] == pytest.approx(math.exp(math.fsum(losses.values()) / len(losses)), rel=1e-5)
+
+
+def test_values_a_word_and_a_byte_divide_the_same_loss_by_the_scored_text(tiny_model, tiny_tokenizer):
+    rows = ["w5 w66 w7 w120", "w9 w10 w11 w12", "w3 w4"]
+    protocol = perplexity.Protocol("test", 4, 4, join={"": "\n"})
+    result, _ = perplexity.measure(tiny_model("llama"), tiny_tokenizer, rows, "x", protocol)
+    # a token is a word here; two windows of four fit, of each of which the first is not scored, nor the space before
+    # it; to each of the others belongs the space before it
+    scored = [" w66", " w7", " w120", " w10", " w11", " w12"]
+    total = result["nll_per_token"] * result["tokens"]
+    assert (result["tokens"], result["words"], result["bytes"]) == (6, 6, sum(map(len, scored)))
+    assert result["word_perplexity"] == pytest.approx(math.exp(total / 6))
+    assert result["byte_perplexity"] == pytest.approx(math.exp(total / result["bytes"]))
+    assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / result["bytes"])
+
+
+def test_bytes_are_those_of_utf8_and_a_word_belongs_to_the_token_that_ends_it():
+    text = "né 汉字 ab\u2003c 😀"
+    spans = [(0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (11, 12)]
+    everything = [perplexity.Window(None, 8, 8)]
+    assert perplexity.scored_text(text, spans, everything) == (len(text.split()), len(text.encode()))
+    all_but_first = [perplexity.Window(None, 7, 8)]
+    assert perplexity.scored_text(text, spans, all_but_first) == (len(text.split()), len(text[1:].encode()))
+    assert perplexity.scored_text(text, spans, [perplexity.Window(None, 1, 3)]) == (0, len(" 汉".encode()))
+
+
+@given(text=st.text(st.sampled_from("ab é\n汉"), min_size=2, max_size=80), seq_len=st.integers(2, 9), data=st.data())
+def test_overlapping_windows_score_all_words_and_bytes_after_the_first_token(text, seq_len, data):
+    stride = data.draw(st.integers(1, max(1, seq_len - 1)))
+    spans = [(i, i + 1) for i in range(len(text))]  # a token is a character
+    pieces = list(perplexity.windows(torch.arange(len(text)), seq_len, stride))
+    words, size = perplexity.scored_text(text, spans, pieces)
+    seen = text[1 : pieces[-1].end]
+    assert size == len(seen.encode())
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    assert words == sum(1 < end <= pieces[-1].end for end in ends)
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and not any(tensor is given for given in arguments):
+                view = tensor._is_view() if hasattr(tensor, "_is_view") else False
+                size = 0 if view else tensor.numel() * tensor.element_size()
+                self.largest = max(self.largest, size)
+        return made
+
+
+@pytest.mark.parametrize("vocab_size", [128, 30000])
+def test_memory_does_not_grow_with_the_vocabulary(tiny_model, tiny_tokenizer, monkeypatch, vocab_size):
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 2**20)
+    model = tiny_model("llama", vocab_size=vocab_size)
+    protocol = perplexity.Protocol("test", 128, 128, join={"": " "})
+    with LargestTensor() as seen:
+        perplexity.measure(model, tiny_tokenizer, ROWS, "x", protocol)
+    weight = model.lm_head.weight
+    transposed = weight.numel() * weight.element_size()  # some kernels copy it
+    assert seen.largest <= max(2 * 2**20, transposed)
+    assert vocab_size == 128 or seen.largest < 1200 * vocab_size * 4 / 10, "all the text's logits, a tenth of them"
+
+
+def test_a_model_with_a_shorter_context_keeps_the_share_of_overlap(tiny_model, tiny_tokenizer):
+    protocol = perplexity.Protocol("half", 1024, 512, join={"": " "})
+    result, _ = perplexity.measure(tiny_model("llama"), tiny_tokenizer, ROWS, "x", protocol)
+    assert (result["protocol"]["seq_len"], result["protocol"]["stride"]) == (256, 128)
+
+
+def test_protocols_come_by_name_or_from_the_configuration():
+    own = {"mine": {"seq_len": 64, "stride": 32, "join": "", "role": "train", "bos": None}}
+    found = perplexity.protocols({"protocol": ["mine", "gptq-2048"], "bos": True, "protocols": own})
+    assert [(p.name, p.seq_len, p.stride, p.bos) for p in found] == [
+        ("mine", 64, 32, True),
+        ("gptq-2048", 2048, 2048, True),
+    ]
+    assert found[0].join_of("c4") == "" and found[0].role_of("c4", "report") == "train"
+    assert found[0].role_of("c4", "selection") == "selection"
+    assert (
+        perplexity.protocols({"protocol": "mine", "protocols": {"mine": own["mine"] | {"bos": False}}})[0].bos is False
+    )
+
+
+REALDATA = Path(os.environ.get("COPPICE_REALDATA", Path(__file__).parents[3] / "shared/realdata"))
+# protocol and text -> file, what joins its rows, window length; written out here from the protocols' papers
+REAL = {
+    ("gptq-2048", "wikitext2"): ("wikitext2/test.jsonl", "\n\n", 2048),
+    ("gptq-2048", "ptb"): ("ptb/ptb.test.txt", " ", 2048),
+    ("llmpruner-128", "wikitext2"): ("wikitext2/test.jsonl", "\n\n", 128),
+    ("llmpruner-128", "ptb"): ("ptb/ptb.valid.txt", "\n\n", 128),
+}
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A tokenizer that makes each character one token: what a text's tokens are needs no counting of its own."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {"\uffff": 0} | {chr(code): 1 + code for code in range(127)}  # PTB holds the usual "<unk>"
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="\uffff"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="\uffff")
+
+
+@pytest.mark.skipif(not REALDATA.is_dir(), reason=f"no real data at {REALDATA} (set COPPICE_REALDATA)")
+@pytest.mark.parametrize(("name", "dataset"), REAL)
+def test_real_texts_give_the_windows_that_the_definitions_imply(letters, monkeypatch, tmp_path, name, dataset):
+    source = {"wikitext2": {"format": "json", "path": str(REALDATA / "wikitext2")}}.get(
+        dataset, {"format": "text", "path": str(REALDATA / "ptb")}
+    )
+    names = {"wikitext2": ("validation.jsonl", "test.jsonl"), "ptb": ("ptb.valid.txt", "ptb.test.txt")}[dataset]
+    data.prepare(dataset, source | {"splits": {"selection": names[0], "report": names[1]}}, tmp_path)
+    protocol = perplexity.PROTOCOLS[name]
+    role = protocol.role_of(dataset, "report")
+    rows, split = data.texts(tmp_path / "dataset.json", role), data.facts(tmp_path / "dataset.json", role)["split"]
+
+    file, join, length = REAL[name, dataset]
+    raw = (REALDATA / file).read_text(encoding="utf-8")
+    lines = raw.split("\n")[:-1]
+    expected = join.join(json.loads(line)["text"] if file.endswith("jsonl") else line.strip() for line in lines)
+    assert split == Path(file).name and join.join(rows) == expected
+
+    count = len(expected) // length
+    monkeypatch.setattr(perplexity, "_window_losses", lambda model, pieces, label: [1.0] * len(pieces))
+    monkeypatch.setattr(perplexity.models, "context_length", lambda model: 8192)
+    result, _ = perplexity.measure(None, letters, rows, dataset, protocol, split=split)
+    assert (result["windows"], result["tokens"]) == (count, count * (length - 1))
+    assert result["protocol"] == {
+        "name": name,
+        "split": split,
+        "join": join,
+        "seq_len": length,
+        "stride": length,
+        "bos": False,
+    }
+    kept = expected[: count * length]
+    unscored = kept[::length]
+    assert result["bytes"] == len(kept.encode()) - len(unscored.encode())
+    ends = [match.end() - 1 for match in re.finditer(r"\S+", expected)]
+    assert result["words"] == sum(end < len(kept) and end % length != 0 for end in ends)
+    with_bos = list(perplexity.windows(torch.zeros(len(expected)), length, length - 1, bos=1))
+    assert len(with_bos) == len(expected) // (length - 1) and {window.scored for window in with_bos} == {length - 1}
+
+
 def test_a_model_with_a_shorter_context_uses_its_own_length_and_says_so(tiny_model, tiny_tokenizer):
     result, _ = perplexity.measure(
         tiny_model("llama"), tiny_tokenizer, ROWS, "wikitext2", perplexity.PROTOCOLS["gptq-2048"]
@@ -63,9 +235,10 @@ def test_no_target_is_scored_twice_and_none_inside_is_left_out(length, seq_len, 
     stride = data.draw(st.integers(1, width))
     ids = torch.arange(10, 10 + length)
     scored = []
-    for piece, count in perplexity.windows(ids, seq_len, stride, 1 if bos else None):
+    for piece, count, end in perplexity.windows(ids, seq_len, stride, 1 if bos else None):
         assert len(piece) <= seq_len and count <= len(piece) - 1
         scored += piece[len(piece) - count :].tolist()
+        assert scored[-1] == end + 9
     assert len(scored) == len(set(scored))
     if stride < width and not bos:
         assert scored == list(range(scored[0], scored[-1] + 1))

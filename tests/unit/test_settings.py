@@ -362,7 +362,7 @@ def test_the_page_documents_every_key_as_the_schema_has_it():
             assert f"`{schema.dotted(path)}`" in text
     for path, node in schema.key_paths():
         assert node.get("description"), path
-        required = {"base", "method", "ratio", "metric", "mode", "<name>"}
+        required = {"base", "method", "ratio", "metric", "mode", "seq_len", "<name>"}
         assert "default" in node or schema.is_mapping(node) or path[-1] in required, path
 
 

@@ -103,7 +103,7 @@ def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
 
 def test_what_the_schema_offers_is_what_the_stages_have():
     choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
-    assert set(choices["evaluate.perplexity.protocol"]) == set(perplexity.PROTOCOLS)
+    assert set(known.PROTOCOLS) == set(perplexity.PROTOCOLS)
     assert set(choices["finetune.lora.preset"]) == {*lora.PRESETS, None}
     assert set(known.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 

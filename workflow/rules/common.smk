@@ -128,18 +128,31 @@ EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASK
 
 
 def scoring_settings():
-    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for."""
+    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for, under the
+    protocol that stands for a model, and without its cost."""
     asked = [
         criterion["metric"].removeprefix("ppl.") for criterion in study.configs.values()
     ]
     texts = study.evaluate["perplexity"]
     chosen = [name for name in texts["datasets"] if name in asked] or texts["datasets"]
-    return study.evaluate | {"perplexity": texts | {"datasets": chosen}}
+    names = texts["protocol"]
+    first = names if isinstance(names, str) else names[0]
+    return study.evaluate | {
+        "perplexity": texts | {"datasets": chosen, "protocol": first},
+        "cost": study.evaluate["cost"] | {"enabled": False},
+    }
 
 
 def scored_datasets():
     """Names of the datasets that candidates are scored on."""
     return list(dict.fromkeys([*scoring_settings()["perplexity"]["datasets"], *TASKS]))
+
+
+def own_tasks():
+    """The files of the user's own task definitions, as inputs: a change of theirs is noticed."""
+    folder = study.evaluate["zero_shot"]["include_path"]
+    files = Path(folder).rglob("*") if folder else []
+    return sorted(str(file) for file in files if file.suffix in (".yaml", ".py"))
 
 
 def needs_selection(dataset):

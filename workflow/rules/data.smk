@@ -48,6 +48,11 @@ rule fetch_dataset:
     params:
         entry=lambda wildcards: study.dataset(wildcards.dataset),
         needs_selection=lambda wildcards: needs_selection(wildcards.dataset),
+        include_path=lambda wildcards: (
+            study.evaluate["zero_shot"]["include_path"]
+            if study.dataset(wildcards.dataset) is None
+            else None
+        ),
         protocol=1,
     script:
         "../scripts/fetch_dataset.py"

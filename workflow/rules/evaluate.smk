@@ -2,6 +2,7 @@
 
 Takes a model's record, a selection or a finetuning, and the report rows of every dataset; gives in
 `{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json`, `ppl_results.json`, `samples/{task}.parquet`.
+Beside them, undeclared, `.parts/`: what is finished of an evaluation, by which a killed or extended one goes on.
 """
 
 
@@ -16,6 +17,7 @@ rule evaluate_dense:
     input:
         model=lambda wildcards: model_record(wildcards.model),
         datasets=dataset_records(EVALUATED),
+        definitions=own_tasks(),
     output:
         **evaluated(DENSE),
     log:
@@ -44,8 +46,10 @@ rule evaluate_dense:
 
 use rule evaluate_dense as evaluate_pruned with:
     input:
+        dense=lambda wildcards: model_record(wildcards.model),
         selection=SELECTION,
         datasets=dataset_records(EVALUATED),
+        definitions=own_tasks(),
     output:
         **evaluated(PRUNED),
     log:
@@ -66,10 +70,12 @@ use rule evaluate_dense as evaluate_pruned with:
 
 use rule evaluate_dense as evaluate_finetuned with:
     input:
+        dense=lambda wildcards: model_record(wildcards.model),
         selection=SELECTION,
         adapter=f"{FINETUNED}/adapter_model.safetensors",
         record=f"{FINETUNED}/finetuning_config.json",
         datasets=dataset_records(EVALUATED),
+        definitions=own_tasks(),
     output:
         **evaluated(REPORTED),
     log:

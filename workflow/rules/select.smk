@@ -17,6 +17,7 @@ rule score_candidate:
     input:
         pruning=produced(CANDIDATE),
         datasets=dataset_records(scored_datasets()),
+        definitions=own_tasks(),
     output:
         evaluation=produced(f"{SCORED}/evaluation_results.json"),
         perplexity=produced(f"{SCORED}/ppl_results.json"),

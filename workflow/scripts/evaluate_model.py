@@ -20,6 +20,8 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, titl
         settings=snakemake.params.settings,
         datasets=snakemake.params.datasets,
         output=Path(snakemake.output.evaluation).parent,
+        dense=snakemake.input.get("dense"),
+        selection=snakemake.input.get("selection"),
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
         seed=snakemake.params.seed,
     )

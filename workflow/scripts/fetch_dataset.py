@@ -6,5 +6,9 @@ with logs.job(snakemake.log[0], snakemake.threads):
     from coppice import fetching
 
     fetching.fetch_dataset(
-        snakemake.wildcards.dataset, snakemake.params.entry, snakemake.params.needs_selection, snakemake.output[0]
+        snakemake.wildcards.dataset,
+        snakemake.params.entry,
+        snakemake.params.needs_selection,
+        snakemake.output[0],
+        snakemake.params.include_path,
     )

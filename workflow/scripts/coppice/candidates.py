@@ -78,7 +78,7 @@ def take_in(identity, path, given, output):
         raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
     fingerprints.weights_files(path)
     link(path, output)
-    facts = identity | {"origin": str(path), "given": given, "parameters": count_parameters(path)}
+    facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
 
 
@@ -92,23 +92,6 @@ def link(source, folder):
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name != "pruning.json" and not file.name.startswith("."):
             (folder / file.name).symlink_to(os.path.relpath(file.absolute(), folder.absolute()))
-
-
-def count_parameters(folder):
-    """Number of parameters in a checkpoint's safetensors, from the files' headers; None for other formats."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in fingerprints.weights_files(folder):
-        if path.suffix != ".safetensors":
-            return None
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for length in file.get_slice(key).get_shape():
-                    size *= length
-                total += size
-    return total
 
 
 def _write_record(facts, settings, output, source, clock, seed, calibration):

@@ -62,7 +62,8 @@ def _read(name, entry, split):
     datasets.disable_progress_bars()
     if not entry.get("format"):
         try:
-            return datasets.load_dataset(entry["path"], entry.get("name"), revision=entry.get("revision"), split=split)
+            options = {"revision": entry.get("revision"), "split": split} | (entry.get("options") or {})
+            return datasets.load_dataset(entry["path"], entry.get("name"), **options)
         except ValueError as error:
             if "Unknown split" in str(error):
                 return None
@@ -187,6 +188,11 @@ def facts(record, role):
             f"add datasets.{content['name']}.splits.{role}"
         )
     return content["roles"][role] | {"notes": content["notes"]}
+
+
+def fingerprint(record, role):
+    """Fingerprint of one role's rows; None where the dataset has no such role."""
+    return records.read(record)["roles"].get(role, {}).get("fingerprint")
 
 
 def texts(record, role):

@@ -49,12 +49,15 @@ def _download(name, repository, revision, folder):
     return folder
 
 
-def fetch_dataset(name, entry, needs_selection, record):
-    """Fetch or read the dataset `name` into the form that every stage reads; `entry` None means lm-eval's own data."""
+def fetch_dataset(name, entry, needs_selection, record, include_path=None):
+    """Fetch or read the dataset `name` into the form that every stage reads.
+
+    `entry` None means the data that the task's definition names, which is looked for in `include_path` first.
+    """
     if entry is None:
         from .zero_shot import official_source
 
-        entry = official_source(name)
+        entry = official_source(name, include_path)
     elif entry["source"]["kind"] == "local":
         entry = entry | {"path": entry["source"]["path"]}
     required = data.TASK_COLUMNS.get(name, ())

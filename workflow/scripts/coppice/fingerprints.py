@@ -13,6 +13,15 @@ from .errors import CheckpointError
 from .records import atomic, digest
 
 WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = (
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
 
 
 def file_digest(path):
@@ -61,6 +70,12 @@ def weights(folder):
         if (p := Path(folder) / name).is_file()
     ]
     return digest([[p.name, file_digest(p)] for p in [*files, *extra]])
+
+
+def tokenizer(folder):
+    """Fingerprint of the tokenizer in a checkpoint folder: of every file that can decide what it does."""
+    found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
+    return digest([[path.name, file_digest(path)] for path in found])
 
 
 def files(paths):

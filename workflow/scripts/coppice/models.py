@@ -4,11 +4,13 @@ transformers re-initialises what a checkpoint lacks and only logs it; here a mis
 an error that lists the tensors. Models come from folders alone: the fetch rules are the only ones that know the hub.
 """
 
+import ctypes
+import importlib.metadata
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import records
+from . import fingerprints, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -37,6 +39,24 @@ def device():
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_kind():
+    """ "cuda" or "cpu": what `device` will be, found without importing torch (seconds)."""
+    build = importlib.metadata.version("torch")
+    return "cuda" if "+cpu" not in build and _cuda_devices() else "cpu"
+
+
+def _cuda_devices():
+    """The number of GPUs that the driver shows to this process; 0 where there is no driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
 
 
 def dtype_of(name):
@@ -159,3 +179,20 @@ def context_length(model):
 def parameters(model):
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def count_parameters(folder):
+    """Number of parameters in a checkpoint's safetensors, from the files' headers; None for other formats."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in fingerprints.weights_files(folder):
+        if path.suffix != ".safetensors":
+            return None
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for length in file.get_slice(key).get_shape():
+                    size *= length
+                total += size
+    return total

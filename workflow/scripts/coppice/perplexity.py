@@ -6,17 +6,28 @@ window length, stride, and whether each window begins with BOS. A window's first
 `gptq-2048` is what GPTQ (Frantar et al. 2022, arXiv:2210.17323) and most pruning papers since report: WikiText2 test
 joined by blank lines, PTB test joined by spaces, non-overlapping windows of 2048 tokens, the incomplete last one left
 out. `llmpruner-128` is LLM-Pruner's (Ma et al. 2023, arXiv:2305.11627): WikiText2 test and PTB *validation*, blank
-lines, windows of 128.
+lines, windows of 128. Others come from the configuration.
+
+A value a token depends on the tokenizer; those a word and a byte compare models of different vocabularies. They divide
+the same summed loss by the words (runs of non-space, Python's `str.split`) and the UTF-8 bytes of the *scored* text: a
+character belongs to the token that covers it (a space between two tokens to the later one), a word to the token that
+covers its last character, so what the unscored first tokens of windows hold is counted neither above nor below.
 """
 
 import logging
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from . import logs, models
 from .errors import DataError
 
 logger = logging.getLogger("coppice.perplexity")
+
+# What stands in for a protocol's rows when candidates are scored: never the rows that the reports use.
+OTHER_ROLE = {"report": "selection", "selection": "train", "train": "selection"}
+LARGEST_EXPONENT = 700  # exp of more overflows
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Protocol:
     stride: int
     join: dict = field(default_factory=lambda: {"": "\n\n"})
     role: dict = field(default_factory=lambda: {"": "report"})
+    bos: bool = False
 
     def join_of(self, dataset):
         """The string between two rows of `dataset`."""
@@ -36,9 +48,18 @@ class Protocol:
     def role_of(self, dataset, purpose):
         """The role of `dataset` to score: for the report what the protocol says, for selection never that one."""
         report = self.role.get(dataset, self.role[""])
-        if purpose == "report":
-            return report
-        return "selection" if report == "report" else "train"
+        return report if purpose == "report" else OTHER_ROLE[report]
+
+    def facts(self, dataset, purpose="report"):
+        """All that decides what is scored of `dataset`, for a key."""
+        return {
+            "protocol": self.name,
+            "seq_len": self.seq_len,
+            "stride": self.stride,
+            "join": self.join_of(dataset),
+            "role": self.role_of(dataset, purpose),
+            "bos": self.bos,
+        }
 
 
 PROTOCOLS = {
@@ -50,6 +71,24 @@ PROTOCOLS = {
 }
 
 
+def protocols(settings):
+    """The protocols to measure under, the first of which stands for the model: a list of `Protocol`.
+
+    settings: {protocol: a name or a list of names, bos, protocols: name -> {seq_len, stride, join, role, bos}}.
+    """
+    names = settings["protocol"]
+    own, bos = settings.get("protocols") or {}, bool(settings.get("bos"))
+    return [_protocol(name, own.get(name), bos) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _protocol(name, own, bos):
+    if own is None:
+        return replace(PROTOCOLS[name], bos=bos)
+    begins = bos if own.get("bos") is None else own["bos"]
+    stride = own.get("stride") or own["seq_len"]
+    return Protocol(name, own["seq_len"], stride, {"": own["join"]}, {"": own["role"]}, begins)
+
+
 def encode(tokenizer, rows, join):
     """Token ids [T] of `rows` joined by `join`; no special tokens, which the windows add where the protocol asks."""
     import torch
@@ -58,8 +97,16 @@ def encode(tokenizer, rows, join):
     return torch.tensor(ids, dtype=torch.long)
 
 
+class Window(NamedTuple):
+    """Input ids [L], how many of the last targets are scored, and where in the text's tokens the window ends."""
+
+    ids: object
+    scored: int
+    end: int
+
+
 def windows(ids, seq_len, stride, bos=None):
-    """Cut token ids [T] into (input ids [L], number of scored targets) windows.
+    """Cut token ids [T] into windows (`Window`).
 
     Each scores the targets that no window before it scored. A text shorter than one window is one window by itself.
     With `bos`, each window begins with that id, at the cost of one token of text.
@@ -76,43 +123,94 @@ def windows(ids, seq_len, stride, bos=None):
         first = start + 1 if bos is None else start
         scored = end - max(first, reached)
         reached = end
-        yield piece, scored
+        yield Window(piece, scored, end)
 
 
-def measure(model, tokenizer, rows, dataset, protocol, bos=False, split=None):
+def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
     """Perplexity of `rows` (strings) under `protocol`; returns the result and its per-window losses.
 
-    The result: {value, nll_per_token (nats), tokens (scored), windows, protocol}. Raises DataError where the text has
-    too few tokens to score one.
+    The result: {value, nll_per_token (nats), tokens (scored), windows, words, bytes (of the scored text),
+    word_perplexity, byte_perplexity, bits_per_byte, protocol}; those a word and a byte are None for a tokenizer that
+    does not tell where its tokens lie. bos overrides the protocol's. Raises DataError where the text has too few tokens
+    to score one.
     """
-    limit = models.context_length(model)
-    seq_len = min(protocol.seq_len, limit)
-    if seq_len < protocol.seq_len:
-        logger.info("%s: windows of %d, the model's context, instead of %d", dataset, seq_len, protocol.seq_len)
-    stride = min(protocol.stride, seq_len) - bool(bos)
-    join = protocol.join_of(dataset)
-    ids = encode(tokenizer, rows, join)
-    if len(ids) < 2:
-        raise DataError(f"dataset {dataset}: its text has {len(ids)} tokens, too few for a perplexity")
+    bos = protocol.bos if bos is None else bos
     if bos and tokenizer.bos_token_id is None:
         raise DataError("evaluate.perplexity.bos: the model's tokenizer has no BOS token")
-    pieces = list(windows(ids, seq_len, stride, tokenizer.bos_token_id if bos else None))
+    join = protocol.join_of(dataset)
+    facts = {"name": protocol.name, "split": split, "join": join}
+    facts |= _geometry(protocol, models.context_length(model), bos, dataset)
+    text = join.join(rows)
+    ids, spans = _encode(tokenizer, text)
+    if len(ids) < 2:
+        raise DataError(f"dataset {dataset}: its text has {len(ids)} tokens, too few for a perplexity")
+    first = tokenizer.bos_token_id if bos else None
+    pieces = list(windows(ids, facts["seq_len"], facts["stride"], first))
     losses = _window_losses(model, pieces, f"perplexity {dataset}")
-    tokens = sum(scored for _, scored in pieces)
-    nll = math.fsum(loss * scored for loss, (_, scored) in zip(losses, pieces, strict=True)) / tokens
-    facts = {
-        "name": protocol.name,
-        "split": split,
-        "join": join,
-        "seq_len": seq_len,
-        "stride": stride,
-        "bos": bool(bos),
+    tokens = sum(piece.scored for piece in pieces)
+    total = math.fsum(loss * piece.scored for loss, piece in zip(losses, pieces, strict=True))
+    result = {"value": _exp(total / tokens) or math.inf, "nll_per_token": total / tokens, "tokens": tokens}
+    result |= {"windows": len(pieces)} | _normalised(total, text, spans, pieces) | {"protocol": facts}
+    each = zip(losses, pieces, strict=True)
+    return result, [{"nll_per_token": loss, "tokens": piece.scored} for loss, piece in each]
+
+
+def _geometry(protocol, context, bos, dataset):
+    """{seq_len, stride, bos} as used, with `requested_seq_len` where the model's context is shorter.
+
+    The stride shrinks with the length, so that the overlap stays the same share of a window.
+    """
+    seq_len = min(protocol.seq_len, context)
+    stride = max(1, min(protocol.stride * seq_len // protocol.seq_len, seq_len - bool(bos)))
+    used = {"seq_len": seq_len, "stride": stride, "bos": bool(bos)}
+    if seq_len == protocol.seq_len:
+        return used
+    logger.info("%s: windows of %d, the model's context, instead of %d", dataset, seq_len, protocol.seq_len)
+    return used | {"requested_seq_len": protocol.seq_len}
+
+
+def _encode(tokenizer, text):
+    """Token ids [T] of a text and the (begin, end) characters of each; None for the latter where unknown."""
+    import torch
+
+    known = bool(getattr(tokenizer, "is_fast", False))
+    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=known)
+    return torch.tensor(found["input_ids"], dtype=torch.long), found["offset_mapping"] if known else None
+
+
+def _normalised(total, text, spans, pieces):
+    """What the summed loss `total` (nats) is a word and a byte of the scored text; see the module's head."""
+    keys = ("words", "bytes", "word_perplexity", "byte_perplexity", "bits_per_byte")
+    if spans is None:
+        return dict.fromkeys(keys)
+    words, size = scored_text(text, spans, pieces)
+    return {
+        "words": words,
+        "bytes": size,
+        "word_perplexity": _exp(total / words) if words else None,
+        "byte_perplexity": _exp(total / size) if size else None,
+        "bits_per_byte": total / size / math.log(2) if size else None,
     }
-    if seq_len < protocol.seq_len:
-        facts["requested_seq_len"] = protocol.seq_len
-    value = math.exp(nll) if not nll >= 700 else math.inf  # NaN stays NaN
-    result = {"value": value, "nll_per_token": nll, "tokens": tokens, "windows": len(pieces), "protocol": facts}
-    return result, [{"nll_per_token": loss, "tokens": scored} for loss, (_, scored) in zip(losses, pieces, strict=True)]
+
+
+def scored_text(text, spans, pieces):
+    """(words, UTF-8 bytes) of what the windows score of `text`; spans: (begin, end) characters of each token."""
+    import numpy
+
+    ends = numpy.maximum.accumulate([end for _, end in spans])  # the characters up to a token's end are its own
+    scored = numpy.zeros(len(text), dtype=bool)
+    for piece in pieces:
+        first = piece.end - piece.scored
+        scored[ends[first - 1] if first else 0 : ends[piece.end - 1]] = True
+    codes = numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=numpy.uint32)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    lasts = numpy.fromiter((word.end() - 1 for word in re.finditer(r"\S+", text)), dtype=numpy.int64)
+    return int(scored[lasts].sum()), int(sizes[scored].sum())
+
+
+def _exp(value):
+    """exp of `value`, or None where it overflows."""
+    return None if value >= LARGEST_EXPONENT else math.exp(value)
 
 
 def _window_losses(model, pieces, label):
@@ -123,14 +221,14 @@ def _window_losses(model, pieces, label):
 
     body, head = output_layer.parts(model)
     device = model.get_input_embeddings().weight.device
-    batch = max(1, 2048 // len(pieces[0][0]))
+    batch = max(1, 2048 // len(pieces[0].ids))
     batches = [pieces[i : i + batch] for i in range(0, len(pieces), batch)]
     losses = []
     with torch.inference_mode():
         for group in logs.progress(batches, label, unit="batch"):
             for rows in _by_length(group):
-                ids = torch.stack([piece for piece, _ in rows]).to(device)
-                losses.extend(_losses(model, body, head, ids, [scored for _, scored in rows]))
+                ids = torch.stack([piece.ids for piece in rows]).to(device)
+                losses.extend(_losses(model, body, head, ids, [piece.scored for piece in rows]))
     return losses
 
 
@@ -138,7 +236,7 @@ def _by_length(group):
     """Split consecutive windows into runs of equal length (only the last window can be shorter)."""
     runs = []
     for piece in group:
-        if not runs or len(runs[-1][0][0]) != len(piece[0]):
+        if not runs or len(runs[-1][0].ids) != len(piece.ids):
             runs.append([])
         runs[-1].append(piece)
     return runs

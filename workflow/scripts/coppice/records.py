@@ -122,12 +122,15 @@ class Clock:
             "seed": seed,
             "fingerprints": fingerprints,
             "versions": versions(),
-            "device": device_name(),
-            "threads": _threads(),
+            **running(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 3),
-            "peak_memory_bytes": peak_memory(),
         }
+
+
+def running():
+    """{device, threads, peak_memory_bytes} of this process so far."""
+    return {"device": device_name(), "threads": _threads(), "peak_memory_bytes": peak_memory()}
 
 
 def versions():

@@ -23,7 +23,8 @@ def metrics_of(evaluation=None, given=None):
     if evaluation:
         metrics["average_acc"] = evaluation["average_acc"]
         metrics |= {f"ppl.{name}": result["value"] for name, result in evaluation["perplexity"].items()}
-        metrics |= {name: result["value"] for name, result in evaluation["zero_shot"].items()}
+        scored = evaluation["zero_shot"] | evaluation.get("other_tasks", {})
+        metrics |= {name: result["value"] for name, result in scored.items()}
     for name, value in (given or {}).items():
         metrics["average_acc" if name == "acc" else name] = value
     return {name: value for name, value in metrics.items() if value is not None}

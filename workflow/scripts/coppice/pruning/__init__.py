@@ -7,7 +7,7 @@ KV groups (`width`), and updates the configuration with it: after `save_pretrain
 
 `points`: a point of the grid, checked against a model's configuration alone (imports no torch);
 `anatomy`: which tensors of Llama, Qwen2, Qwen3 and Mistral belong to one structure; `importance`: how much a
-structure matters; `methods`: what is removed; `measures`: sizes before and after.
+structure matters; `methods`: what is removed; `measures`: shapes, and sizes before and after.
 
 Torch-Pruning is not used: these families need two couplings, a few lines each, while its dependency graph is
 traced through a forward and backward graph of the whole model and so needs all of it in memory at once.
@@ -53,18 +53,19 @@ def prune(
     Raises SettingsError for a point the model cannot take, DataError for unusable batches, CheckpointError for a
     model that cannot be pruned here. The model is unchanged when an error is raised before `apply`.
     """
+    from coppice import sizes
     from coppice.pruning import anatomy, measures, methods  # these import torch; `resolve` must not
 
     plan = resolve(point, model.config)
     anatomy.check(model)
     batches = measures.checked_batches(batches, required=plan.needs_batches)
-    before = measures.measure(model, context_length)
+    before = sizes.measure(model, context_length)
     method = methods.METHODS[plan.method](plan, layers_per_pass=layers_per_pass)
     importance = method.score(model, batches)
     measures.check_finite(importance)
     removed = method.choose(importance)
     model = method.apply(model, importance)
-    after = measures.measure(model, before["context_length"])
+    after = sizes.measure(model, before["context_length"])
     facts = {
         "method": plan.method,
         "settings": plan.settings,

@@ -1,4 +1,4 @@
-"""Sizes of a model (parameters, MACs, per-layer shapes) and checks of what goes into and comes out of scoring."""
+"""Per-layer shapes of a model, its sizes side by side, and checks of what goes into and comes out of scoring."""
 
 from __future__ import annotations
 
@@ -6,34 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from coppice.errors import CheckpointError, DataError
 from coppice.pruning import anatomy
-
-DEFAULT_CONTEXT = 2048
-
-
-def measure(model, context_length: int | None = None) -> dict[str, int]:
-    """Parameters (a tied tensor once) and multiply-accumulates a token.
-
-    linear_macs: weights of every linear layer, `lm_head` included also when tied (its product is computed).
-    attention_macs: scores and values of a token that attends to `context_length` keys, or to the layer's sliding
-    window where that is shorter: 2 * keys * num_attention_heads * head_dim, summed over layers.
-    """
-    context = context_length or min(DEFAULT_CONTEXT, model.config.max_position_embeddings)
-    attention_macs = 0
-    for block in anatomy.blocks(model):
-        attention = block.self_attn
-        # Qwen's layers carry their own window (None: full attention), Mistral's take the configuration's.
-        window = getattr(attention, "sliding_window", getattr(model.config, "sliding_window", None))
-        attention_macs += 2 * min(context, window or context) * attention.o_proj.weight.shape[1]
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "linear_macs": sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)),
-        "attention_macs": attention_macs,
-        "context_length": context,
-    }
 
 
 def per_layer_shapes(model) -> dict[str, dict[str, int]]:

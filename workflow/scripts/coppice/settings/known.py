@@ -4,10 +4,19 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 FAMILIES = ("llama", "qwen", "mistral")
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("", "-instruct"))
+
+# Perplexity protocols that need no definition in the configuration
+PROTOCOLS = ("gptq-2048", "llmpruner-128")
+
+_SCALAR = r"""[ \t]*:[ \t]*["']?([^\s"'#\[\]]+)"""
+_TASK = re.compile(rf"""^["']?task["']?{_SCALAR}""", re.MULTILINE)
+_GROUP = re.compile(rf"^(?:group|tag){_SCALAR}", re.MULTILINE)
+_TAGS = re.compile(r"^tag:[ \t]*\n((?:[ \t]*-[ \t]*[^\s#]+[ \t]*\n)+)", re.MULTILINE)
 
 _TESTED = {"train": "train", "selection": "validation", "report": "test"}
 # Their test labels are not public, so the literature reports on validation; candidates are scored on a sample of train.
@@ -43,14 +52,37 @@ def with_known(name, entry):
     return {**known, **entry, "splits": {**splits, **entry.get("splits", {})}}
 
 
-@cache
-def harness_tasks():
-    """Names of all lm-eval tasks, from its files without importing it (seconds); empty where it is not installed."""
+class Tasks(NamedTuple):
+    """What a folder of lm-eval definitions holds: the YAML file of each task by name; names of groups and tags."""
+
+    files: dict
+    groups: frozenset
+
+
+def harness_folder():
+    """The folder of lm-eval's own task definitions; None where lm-eval is not installed."""
     found = find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
-        return frozenset()
-    pattern = re.compile(r"""^["']?task["']?[ \t]*:[ \t]*["']?([^\s"'#\[\]]+)""", re.MULTILINE)
-    names = set()
-    for file in (Path(found.submodule_search_locations[0]) / "tasks").rglob("*.yaml"):
-        names.update(pattern.findall(file.read_text(encoding="utf-8", errors="replace")))
-    return frozenset(names)
+        return None
+    return Path(found.submodule_search_locations[0]) / "tasks"
+
+
+@cache
+def tasks_in(folder):
+    """The tasks and groups under `folder` (`Tasks`), read as text: importing lm-eval and its index take 8 s."""
+    files, groups = {}, set()
+    for file in sorted(Path(folder).rglob("*.yaml"), key=lambda path: path.as_posix()):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for name in _TASK.findall(text):
+            files.setdefault(name, file)
+        groups.update(_GROUP.findall(text))
+        for tags in _TAGS.findall(text):
+            groups.update(line.strip().lstrip("- ") for line in tags.splitlines())
+    return Tasks(files, frozenset(groups) - files.keys())
+
+
+@cache
+def harness_tasks():
+    """`tasks_in` lm-eval's own folder; empty where it is not installed."""
+    folder = harness_folder()
+    return tasks_in(folder) if folder else Tasks({}, frozenset())

@@ -8,7 +8,7 @@ from ..errors import SettingsError, nearest
 from . import candidates as candidate_lists
 from . import configfiles as strict
 from . import known, lora, schema
-from .sources import check_name, resolve_dataset, resolve_model
+from .sources import absolute, check_name, resolve_dataset, resolve_model
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_training(config["finetune"])
     config["finetune"]["lora"] = lora.resolve(config["finetune"]["lora"])
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
-    _check_tasks(config["evaluate"]["zero_shot"], notices)
+    _check_tasks(config["evaluate"]["zero_shot"], workdir, notices)
+    _check_protocols(config["evaluate"]["perplexity"])
     datasets = _resolve_datasets(config, workdir, notices)
     candidates, rows, columns = _candidates(config, workdir, notices)
     study = Study(config, models, config["select"]["configs"], datasets, workdir, notices, candidates)
@@ -138,18 +139,20 @@ def _check_training(finetune):
         )
 
 
-def _check_tasks(zero_shot, notices):
+def _check_tasks(zero_shot, workdir, notices):
+    key = "config key evaluate.zero_shot.tasks"
+    own = _included(zero_shot, workdir)
     for task in zero_shot["tasks"]:
-        check_name(task, "config key evaluate.zero_shot.tasks")
-        if task in known.TASKS or task in known.harness_tasks():
+        check_name(task, key)
+        if task in known.TASKS or task in own.files or task in known.harness_tasks().files:
             continue
-        if not known.harness_tasks():
-            notices.append(
-                f"config key evaluate.zero_shot.tasks: '{task}' is not checked, lm-eval is not installed here"
-            )
+        if task in own.groups | known.harness_tasks().groups:
+            raise SettingsError(f"{key}: '{task}' is a group of tasks; name the tasks themselves")
+        if not known.harness_tasks().files:
+            notices.append(f"{key}: '{task}' is not checked, lm-eval is not installed here")
             continue
-        close = nearest(task, known.TASKS) or nearest(task, known.harness_tasks())
-        raise SettingsError(f"config key evaluate.zero_shot.tasks: lm-eval has no task '{task}'{close}")
+        close = nearest(task, [*own.files, *known.TASKS]) or nearest(task, known.harness_tasks().files)
+        raise SettingsError(f"{key}: lm-eval has no task '{task}'{close}")
     valid = {*zero_shot["tasks"], *known.TASKS}
     for task in zero_shot["metric"]:
         if task not in valid:
@@ -157,6 +160,37 @@ def _check_tasks(zero_shot, notices):
                 f"config key evaluate.zero_shot.metric.{task}: '{task}' is not among evaluate.zero_shot.tasks"
                 f"{nearest(task, valid)}"
             )
+
+
+def _included(zero_shot, workdir):
+    """The tasks in the folder `include_path`, which becomes absolute."""
+    if zero_shot["include_path"] is None:
+        return known.Tasks({}, frozenset())
+    given, key = zero_shot["include_path"], "config key evaluate.zero_shot.include_path"
+    zero_shot["include_path"] = absolute(given, workdir)
+    if not os.path.isdir(zero_shot["include_path"]):
+        raise SettingsError(f"{key}: there is no folder {given} (looked at {zero_shot['include_path']})")
+    found = known.tasks_in(zero_shot["include_path"])
+    if not found.files:
+        raise SettingsError(f"{key}: no .yaml file in {given} defines a task")
+    return found
+
+
+def _check_protocols(perplexity):
+    own, key = perplexity["protocols"], "config key evaluate.perplexity"
+    for name, protocol in own.items():
+        check_name(name, f"{key}.protocols")
+        if name in known.PROTOCOLS:
+            raise SettingsError(f"{key}.protocols.{name}: the name is taken; give your own protocol another")
+        if (protocol["stride"] or 1) > protocol["seq_len"]:
+            raise SettingsError(
+                f"{key}.protocols.{name}.stride: found {protocol['stride']}, must be at most seq_len, which is "
+                f"{protocol['seq_len']}: tokens between two windows would be left out"
+            )
+    names, valid = perplexity["protocol"], [*known.PROTOCOLS, *own]
+    for name in [names] if isinstance(names, str) else names:
+        if name not in valid:
+            raise SettingsError(f"{key}.protocol: found '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}")
 
 
 def _uses(config):

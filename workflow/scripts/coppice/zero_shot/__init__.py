@@ -1,8 +1,9 @@
 """Zero-shot evaluation by lm-eval's official tasks."""
 
-from .tasks import measure, official_source, task
+from .definitions import facts, official_source
+from .tasks import measure, result, task
 
-__all__ = ["language_model", "measure", "official_source", "task"]
+__all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
 
 
 def language_model(model, tokenizer, engine, batch_size):

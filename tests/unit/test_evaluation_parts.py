@@ -1,0 +1,334 @@
+"""Evaluation as a whole: resumed, extended and never mistaken for another model's; guards; what it costs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from coppice import data, evaluation, models, perplexity, records, zero_shot
+from coppice.errors import CheckpointError, CoppiceError, DataError
+
+TIMES = {"started", "seconds", "peak_memory_bytes"}
+IDENTITY = {"model": "Llama", "config": "best_acc", "stage": "finetuned"}
+
+
+def words(seed, count):
+    return " ".join(f"w{3 + (seed * 37 + i * i * 11 + i) % 125}" for i in range(count))
+
+
+def piqa(seed, count):
+    return [
+        {"goal": words(seed + i, 8), "sol1": words(i, 4), "sol2": words(i + 50, 5), "label": i % 2}
+        for i in range(count)
+    ]
+
+
+def arc(seed, count):
+    choices = [{"text": [words(seed + i + k, 3 + k) for k in range(4)], "label": list("ABCD")} for i in range(count)]
+    return [{"question": words(seed + i, 9), "choices": choices[i], "answerKey": "ABCD"[i % 4]} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """name -> dataset.json of two texts and three tasks, each with three roles of other rows."""
+    folder = tmp_path_factory.mktemp("datasets")
+    makers = {
+        "wikitext2": lambda seed: [{"text": words(seed + i, 30)} for i in range(12)],
+        "ptb": lambda seed: [{"text": words(seed + 3 * i, 25)} for i in range(12)],
+        "piqa": lambda seed: piqa(seed, 12),
+        "arc_easy": lambda seed: arc(seed, 10),
+        "arc_challenge": lambda seed: arc(seed + 3, 10),
+    }
+    for name, make in makers.items():
+        tables = {role: make(100 * place) for place, role in enumerate(data.ROLES)}
+        data.write(name, tables, folder / name, {}, {})
+    return {name: str(folder / name / "dataset.json") for name in makers}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint):
+    return tiny_checkpoint("llama")
+
+
+@pytest.fixture(scope="module")
+def new_adapter(checkpoint, tmp_path_factory):
+    """`new_adapter(seed, scale)`: the folder of a LoRA adapter with random weights."""
+
+    def build(seed=0, scale=0.2):
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(models.load(models.Source(str(checkpoint))), LoraConfig(target_modules="all-linear"))
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        folder = tmp_path_factory.mktemp("adapter")
+        model.save_pretrained(folder)
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def adapter(new_adapter):
+    return new_adapter()
+
+
+def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "ptb"), cost=False, **zero_shot_options):
+    return {
+        "perplexity": {"datasets": list(texts), "protocol": "gptq-2048", "bos": False, "protocols": {}},
+        "zero_shot": {"tasks": list(tasks), "metric": {"arc_challenge": "acc_norm"}, "limit": None} | zero_shot_options,
+        "engine": "prefix-tree",
+        "batch_size": 4,
+        "cost": {"enabled": cost, "batch_sizes": [1, 2], "prompt_tokens": 16, "new_tokens": 4},
+    }
+
+
+@pytest.fixture
+def evaluate(checkpoint, datasets, adapter):
+    def run(output, choice=None, adapter=adapter, source=checkpoint, **options):
+        evaluation.evaluate(
+            IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
+        )
+        return records.read(output / "evaluation_results.json")
+
+    return run
+
+
+def measured(monkeypatch):
+    """A list that fills with the names of what is measured from now on."""
+    done = []
+    for module, position in ((zero_shot, 1), (perplexity, 3)):
+        original = module.measure
+
+        def spy(*arguments, original=original, position=position, **options):
+            found = original(*arguments, **options)
+            done.append(arguments[position])
+            return found
+
+        monkeypatch.setattr(module, "measure", spy)
+    return done
+
+
+def without_times(record):
+    return record | {"provenance": {k: v for k, v in record["provenance"].items() if k not in TIMES}}
+
+
+def contents(folder):
+    """Everything that an evaluation declares as its output, times aside."""
+    found = {
+        name: without_times(records.read(folder / name)) for name in ("evaluation_results.json", "ppl_results.json")
+    }
+    return found | {p.name: p.read_bytes() for p in sorted((folder / "samples").glob("*.parquet"))}
+
+
+def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(evaluate, monkeypatch, tmp_path):
+    evaluate(tmp_path / "undisturbed")
+    original, asked = zero_shot.measure, []
+
+    def dies(lm, name, *arguments, **options):
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return original(lm, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zero_shot, "measure", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path / "killed")
+    assert asked == ["piqa", "arc_easy", "arc_challenge"]
+    assert not (tmp_path / "killed/evaluation_results.json").exists()
+    done = measured(monkeypatch)
+    evaluate(tmp_path / "killed")
+    assert done == ["arc_challenge"]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+
+
+def test_one_more_task_and_another_metric_cost_that_task_alone(evaluate, monkeypatch, tmp_path):
+    evaluate(tmp_path, settings(tasks=["piqa"]))
+    done = measured(monkeypatch)
+    choice = settings(tasks=["piqa", "arc_easy"])
+    choice["zero_shot"]["metric"]["piqa"] = "acc_norm"
+    record = evaluate(tmp_path, choice)
+    assert done == ["arc_easy"]
+    assert record["zero_shot"]["piqa"]["metric"] == "acc_norm"
+    assert record["zero_shot"]["piqa"]["value"] == record["zero_shot"]["piqa"]["acc_norm"]
+    samples = pandas.read_parquet(tmp_path / "samples/piqa.parquet")
+    assert samples["correct"].mean() == pytest.approx(record["zero_shot"]["piqa"]["value"])
+
+
+def test_parts_that_no_setting_asks_for_any_more_go(evaluate, tmp_path):
+    evaluate(tmp_path, settings(tasks=["piqa", "arc_easy"]))
+    before = len(list((tmp_path / ".parts").iterdir()))
+    evaluate(tmp_path, settings(tasks=["piqa"]))
+    assert len(list((tmp_path / ".parts").iterdir())) == before - 2
+
+
+@pytest.mark.parametrize("what", ["adapter", "no adapter", "weights", "tokenizer", "limit", "rows", "dtype"])
+def test_a_part_of_anything_else_is_never_picked_up(
+    evaluate, new_adapter, checkpoint, tiny_checkpoint, datasets, monkeypatch, tmp_path, what
+):
+    choice = settings(tasks=["piqa"], texts=["ptb"])
+    evaluate(tmp_path / "out", choice)
+    done = measured(monkeypatch)
+    options = {}
+    if what == "adapter":
+        options["adapter"] = new_adapter(seed=1)
+    elif what == "no adapter":
+        options["adapter"] = None
+    elif what == "weights":
+        options["source"] = tiny_checkpoint("llama", seed=1)
+    elif what == "tokenizer":
+        shutil.copytree(checkpoint, tmp_path / "other")
+        file = tmp_path / "other/tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"clean_up_tokenization_spaces": True}))
+        options["source"] = tmp_path / "other"
+    elif what == "limit":
+        choice["zero_shot"]["limit"] = 5
+    elif what == "rows":
+        options["purpose"] = "selection"
+    if what == "dtype":
+        source = models.Source(str(checkpoint), dtype="float64")
+        evaluation.evaluate(IDENTITY, source, choice, datasets, tmp_path / "out")
+    else:
+        evaluate(tmp_path / "out", choice, **options)
+    assert set(done) == ({"piqa"} if what == "limit" else {"piqa", "ptb"})
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_a_damaged_part_is_computed_again(evaluate, monkeypatch, tmp_path, suffix):
+    evaluate(tmp_path, settings(tasks=["piqa"], texts=[]))
+    expected = contents(tmp_path)
+    path = next(
+        path for path in (tmp_path / ".parts").glob("*.json") if json.loads(path.read_text())["kind"] == "task"
+    ).with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[:-20])
+    done = measured(monkeypatch)
+    evaluate(tmp_path, settings(tasks=["piqa"], texts=[]))
+    assert done == ["piqa"] and contents(tmp_path) == expected
+
+
+def test_a_finished_evaluation_is_put_together_without_torch(evaluate, checkpoint, adapter, datasets, tmp_path):
+    evaluate(tmp_path, settings(cost=True))
+    expected = contents(tmp_path)
+    (tmp_path / "evaluation_results.json").unlink()
+    code = (
+        "import sys; from coppice import evaluation, models\n"
+        f"evaluation.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {settings(cost=True)!r}, {datasets!r}, "
+        f"{str(tmp_path)!r}, adapter={str(adapter)!r})\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    path = Path(evaluation.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=path)
+    assert contents(tmp_path) == expected
+
+
+def test_the_record_says_what_the_adapter_does_and_what_merging_changes(evaluate, tmp_path):
+    record = evaluate(tmp_path, settings(tasks=[], texts=[]))
+    assert record["adapter_effect"]["max_logit_difference"] > 0.1
+    assert 0 <= record["merge_drift"]["max_logit_difference"] < 1e-3 * record["merge_drift"]["max_logit"]
+    assert record["average_acc"] is None and record["cost"] is None
+    dense = evaluate(tmp_path / "dense", settings(tasks=[], texts=[]), adapter=None)
+    assert dense["adapter_effect"] is None and dense["merge_drift"] is None
+    assert dense["parameters"] == record["parameters"] and record["adapter_parameters"] > 0
+
+
+def test_an_adapter_that_changes_no_logit_is_an_error(evaluate, new_adapter, tmp_path):
+    # not zero, so that loading does not see it, but far below what float32 can add to a weight's product
+    with pytest.raises(CheckpointError, match="changes no logit"):
+        evaluate(tmp_path, settings(tasks=[], texts=[]), adapter=new_adapter(scale=1e-30))
+
+
+def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluate, checkpoint, tmp_path):
+    cost = evaluate(tmp_path, settings(tasks=[], texts=[], cost=True))["cost"]
+    plain = models.load(models.Source(str(checkpoint)))
+    assert cost["adapter_merged"] and cost["parameters"] == models.parameters(plain)
+    assert cost["weight_bytes"] == 4 * cost["parameters"] >= 4 * cost["nonzero_parameters"] > 0
+    # 4 layers of q, o 32x32, k, v 32x16, three MLP matrices 32x48, and the output layer 128x32
+    assert cost["macs_per_token"]["linear"] == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 128 * 32
+    assert [speed["batch_size"] for speed in cost["speed"]] == [1, 2]
+    for speed in cost["speed"]:
+        assert speed["prefill_tokens_per_second"] > 0 and 0 < speed["decode_seconds_per_token"] < 1
+    assert cost["peak_memory_bytes"]["host"] > 0
+
+
+def test_several_protocols_are_measured_and_the_first_one_stands(evaluate, tmp_path):
+    choice = settings(tasks=[], texts=["ptb"])
+    choice["perplexity"]["protocols"] = {"mine": {"seq_len": 32, "stride": 16, "join": " ", "role": "train"}}
+    choice["perplexity"]["protocol"] = ["llmpruner-128", "mine"]
+    record = evaluate(tmp_path, choice)
+    assert record["perplexity"]["ptb"]["protocol"]["name"] == "llmpruner-128"
+    mine = record["perplexity_more"]["mine"]["ptb"]
+    assert mine["protocol"] == {
+        "name": "mine",
+        "split": "train",
+        "join": " ",
+        "seq_len": 32,
+        "stride": 16,
+        "bos": False,
+    }
+    losses = records.read(tmp_path / "ppl_results.json")
+    assert len(losses["perplexity_more"]["mine"]["ptb"]["window_losses"]) == mine["windows"]
+    prints = record["provenance"]["fingerprints"]["datasets"]
+    assert prints["ptb"] != prints["ptb (mine)"]
+
+
+def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
+    """A selection_info.json of the checkpoint `folder` and the model.json of the `dense` one."""
+    from coppice import fingerprints
+
+    records.write(
+        tmp_path / "selection_info.json",
+        {"candidate": "c", "weights_fingerprint": fingerprint, "pruning": {"method": method}},
+    )
+    records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
+    return {"selection": tmp_path / "selection_info.json", "dense": tmp_path / "model.json"}
+
+
+@pytest.mark.parametrize("case", ["the dense model", "as many parameters", "another checkpoint", "imported", "pruned"])
+def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluate, checkpoint, tiny_checkpoint, tmp_path, case):
+    from coppice import fingerprints
+
+    layers = 3 if case in ("pruned", "another checkpoint") else 4
+    folder = checkpoint if case == "the dense model" else tiny_checkpoint("llama", seed=5, num_hidden_layers=layers)
+    fingerprint = "0" * 64 if case == "another checkpoint" else fingerprints.weights(folder)
+    options = pruned_records(tmp_path, folder, fingerprint, checkpoint, "imported" if case == "imported" else "depth")
+    run = {"choice": settings(tasks=[], texts=[]), "adapter": None, "source": folder} | options
+    if case in ("pruned", "imported"):
+        assert evaluate(tmp_path / "out", **run)["parameters"] > 0
+        return
+    told = {
+        "the dense model": "has the dense model's weights",
+        "as many parameters": "pruned by depth, but has",
+        "another checkpoint": "not those of the selected c",
+    }[case]
+    with pytest.raises(CheckpointError, match=told):
+        evaluate(tmp_path / "out", **run)
+
+
+def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for choice, told in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
+        with pytest.raises(CoppiceError, match=told):
+            evaluation.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_task_whose_filter_leaves_no_row_is_an_error(checkpoint, tmp_path, datasets, tiny_tokenizer):
+    (tmp_path / "code.py").write_text("def none(rows):\n    return rows.filter(lambda row: False)\n")
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: nowhere\ntest_split: test\noutput_type: multiple_choice\n"
+        "process_docs: !function code.none\ndoc_to_text: goal\ndoc_to_target: label\ndoc_to_choice: [a, b]\n"
+    )
+    with pytest.raises(DataError, match="no items"):
+        zero_shot.task("mine", datasets["piqa"], "report", {"include_path": str(tmp_path)})

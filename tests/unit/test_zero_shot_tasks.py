@@ -1,0 +1,209 @@
+"""Any task of lm-eval's kind: a user's own definitions, few-shot prompts, chat templates, and what is refused."""
+
+import pytest
+
+from coppice import data, evaluation, models, records, zero_shot
+from coppice.errors import DataError, SettingsError
+
+CHOICE = """
+task: {name}
+dataset_path: nowhere
+training_split: train
+test_split: test
+output_type: multiple_choice
+doc_to_text: "w100 {{{{question}}}} w101"
+doc_to_target: answer
+doc_to_choice: "{{{{choices}}}}"
+metadata: {{version: 3.5}}
+metric_list:
+  - {{metric: acc}}
+  - {{metric: acc_norm}}
+"""
+GENERATION = """
+task: generated
+dataset_path: nowhere
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["w3"], max_gen_toks: 3, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+filter_list:
+  - {name: first, filter: [{function: take_first}]}
+  - {name: again, filter: [{function: take_first}]}
+"""
+ROLLING = """
+task: rolled
+dataset_path: nowhere
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
+"""
+
+
+def rows(start, count):
+    return [
+        {"question": f"w{start + i} w{4 + i}", "choices": [f"w{20 + i}", f"w{30 + i} w9"], "answer": i % 2}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of task definitions, one of which takes the name of an official task."""
+    place = tmp_path / "definitions/deeper"
+    place.mkdir(parents=True)
+    (place / "mine.yaml").write_text(CHOICE.format(name="mine"))
+    (place / "piqa.yaml").write_text(CHOICE.format(name="piqa"))
+    (place / "generated.yaml").write_text(GENERATION)
+    (place / "rolled.yaml").write_text(ROLLING)
+    (place / "coded.yaml").write_text(CHOICE.format(name="coded") + "process_docs: !function code.same\n")
+    (place / "code.py").write_text("def same(rows):\n    return rows\n")
+    (place / "group.yaml").write_text("group: all_mine\ntask: [mine, coded]\ntag:\n  - some_tag\n")
+    return str(tmp_path / "definitions")
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A prepared dataset whose train rows are questions of w10 and up, the asked ones of w60 and up."""
+    data.write("mine", {"train": rows(10, 6), "selection": rows(40, 4), "report": rows(60, 8)}, tmp_path / "d", {}, {})
+    return tmp_path / "d/dataset.json"
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model, tiny_tokenizer):
+    return zero_shot.language_model(tiny_model("llama"), tiny_tokenizer, "prefix-tree", 4)
+
+
+def prompts(lm, monkeypatch, *arguments):
+    """The contexts that `measure` asks the language model about, and its facts."""
+    asked = []
+    original = lm.loglikelihood
+    with monkeypatch.context() as patch:
+        patch.setattr(lm, "loglikelihood", lambda requests: asked.extend(requests) or original(requests))
+        facts, _ = zero_shot.measure(lm, *arguments)
+    return [request.args[0] for request in asked], facts
+
+
+def test_a_task_of_a_users_folder_is_scored_and_goes_before_an_official_one_of_its_name(lm, folder, record):
+    for name in ("mine", "piqa"):
+        facts, items = zero_shot.measure(lm, name, record, "report", {"include_path": folder})
+        result, samples, is_accuracy = zero_shot.result(name, facts, items)
+        assert (result["metric"], result["version"], result["n"], is_accuracy) == ("acc", 3.5, 8, True)
+        assert {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} <= result.keys()
+        assert sum(row["correct"] for row in samples) / 8 == result["value"]
+
+
+def test_examples_in_prompts_come_from_the_train_rows(lm, folder, record, monkeypatch):
+    contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
+    assert facts["num_fewshot"] == 2
+    train = {row["question"] for row in rows(10, 6)}
+    for context in contexts:
+        *examples, asked = [part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")]
+        assert len(examples) == 2 and set(examples) <= train and asked not in train
+    again, _ = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
+    other, _ = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2}, 1)
+    assert contexts == again != other
+
+
+def test_a_row_that_is_asked_is_never_an_example(lm, folder, tmp_path, monkeypatch):
+    data.write("mine", {"train": rows(10, 9), "selection": rows(10, 6)}, tmp_path / "d", {}, {})
+    record = tmp_path / "d/dataset.json"
+    contexts, _ = prompts(lm, monkeypatch, "mine", record, "selection", {"include_path": folder, "num_fewshot": 3})
+    asked = {row["question"] for row in rows(10, 6)}
+    for context in contexts:
+        assert not asked & {part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")[:-1]}
+    with pytest.raises(DataError, match="none is left"):
+        data.write("mine", {"train": rows(10, 6), "report": rows(10, 6)}, tmp_path / "e", {}, {})
+        zero_shot.task("mine", tmp_path / "e/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
+
+
+def test_examples_without_train_rows_are_an_error_that_names_the_split(folder, tmp_path):
+    data.write("mine", {"report": rows(10, 6)}, tmp_path / "d", {}, {})
+    with pytest.raises(DataError, match="mine has no rows for train"):
+        zero_shot.task("mine", tmp_path / "d/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
+
+
+def test_the_chat_template_is_used_where_there_is_one_and_the_result_says_so(lm, folder, record, monkeypatch):
+    choice = {"include_path": folder, "num_fewshot": 1, "chat_template": True}
+    contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", choice)
+    assert facts["chat_template"] and all(c.startswith("w4 w100 ") and c.count(" w5 w4 ") == 2 for c in contexts)
+    monkeypatch.setattr(lm.tokenizer, "chat_template", None)
+    contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", choice)
+    assert not facts["chat_template"] and all(c.startswith("w100 ") for c in contexts)
+
+
+def test_a_task_that_generates_is_scored_by_its_first_filter(lm, folder, record):
+    facts, items = zero_shot.measure(lm, "generated", record, "report", {"include_path": folder})
+    result, samples, is_accuracy = zero_shot.result("generated", facts, items)
+    assert (result["metric"], len(samples), is_accuracy) == ("exact_match", 8, True)
+    for row, item in zip(samples, rows(60, 8), strict=True):
+        assert row["target"] == item["choices"][item["answer"]] and len(row["prediction"].split()) <= 3
+        assert row["correct"] == (row["prediction"] == row["target"])
+
+
+def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_no_accuracy(lm, folder, record):
+    import torch
+
+    facts, items = zero_shot.measure(lm, "rolled", record, "report", {"include_path": folder})
+    result, samples, is_accuracy = zero_shot.result("rolled", facts, items)
+    assert result["metric"] == "word_perplexity" and not is_accuracy and len(samples) == 8
+    total = 0.0
+    for row, item in zip(samples, rows(60, 8), strict=True):
+        ids = torch.tensor([[lm.prefix_token_id, *lm.tokenizer.encode(item["question"])]])
+        logits = lm.model(ids).logits[0].double().log_softmax(-1)
+        expected = sum(logits[i, ids[0, i + 1]].item() for i in range(ids.shape[1] - 1))
+        assert row["loglikelihoods"] == [pytest.approx(expected, abs=1e-4)]
+        total += expected
+    assert torch.tensor(result["value"]).log() == pytest.approx(-total / 16, abs=1e-4)
+
+
+def test_what_is_no_accuracy_stands_apart_from_the_average(tiny_checkpoint, folder, record, tmp_path):
+    settings = {
+        "perplexity": {"datasets": [], "protocol": "gptq-2048", "bos": False},
+        "zero_shot": {"tasks": ["mine", "rolled"], "metric": {}, "limit": None, "include_path": folder},
+        "engine": "prefix-tree",
+        "batch_size": 4,
+    }
+    source, output = models.Source(str(tiny_checkpoint("llama"))), tmp_path / "out"
+    identity = {"model": "M", "config": None, "stage": "dense"}
+    evaluation.evaluate(identity, source, settings, {"mine": str(record), "rolled": str(record)}, output)
+    result = records.read(output / "evaluation_results.json")
+    assert list(result["zero_shot"]) == ["mine"] and list(result["other_tasks"]) == ["rolled"]
+    assert result["average_acc"] == result["zero_shot"]["mine"]["value"]
+    assert (output / "samples/rolled.parquet").is_file()
+
+
+@pytest.mark.parametrize("name", ["all_mine", "some_tag", "mmlu", "ai2_arc"])
+def test_a_group_is_refused_as_such(folder, name):
+    with pytest.raises(SettingsError, match=f"'{name}' is a group of tasks"):
+        zero_shot.facts(name, folder)
+
+
+def test_a_mistyped_task_is_told_with_the_nearest(folder):
+    with pytest.raises(SettingsError, match="no task 'min'; did you mean 'mine'"):
+        zero_shot.facts("min", folder)
+
+
+def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(folder, tmp_path):
+    import shutil
+    from pathlib import Path
+
+    before = zero_shot.facts("coded", folder)
+    assert before["version"] == 3.5
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert zero_shot.facts("coded", str(moved)) == before
+    (moved / "deeper/code.py").write_text("def same(rows):\n    return rows.select([0])\n")
+    assert zero_shot.facts("coded", str(moved))["definition"] != before["definition"]
+    (Path(folder) / "deeper/coded.yaml").write_text(CHOICE.format(name="coded").replace("w100", "w102"))
+    assert zero_shot.facts("coded", folder)["definition"] != before["definition"]
+
+
+def test_the_official_definitions_have_digests_of_their_own():
+    from coppice.zero_shot.definitions import OFFICIAL
+
+    facts = {name: zero_shot.facts(name) for name in OFFICIAL}
+    assert len({fact["definition"] for fact in facts.values()}) == len(OFFICIAL)
+    assert facts["boolq"]["version"] == 2.0 and facts["piqa"]["version"] == 1.0

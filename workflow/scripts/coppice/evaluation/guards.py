@@ -1,0 +1,30 @@
+"""Checks that the model under evaluation is the one that it is taken for, made on fingerprints before it is loaded."""
+
+from pathlib import Path
+
+from .. import models, records
+from ..errors import CheckpointError
+
+IMPORTED = "imported"  # how a candidate of the user's own was made is not known
+
+
+def check_pruned(folder, weights, selection, dense):
+    """Refuse a pruned checkpoint that is the dense model, or not the one that was selected.
+
+    folder: the checkpoint's; weights: its fingerprint; selection: path of its `selection_info.json`; dense: path of the
+    dense model's `model.json`. A structurally pruned model must also have fewer parameters than the dense one.
+    """
+    chosen, whole = records.read(selection), records.read(dense)
+    again = f"delete {Path(selection).parent} and the candidate it links to, and run snakemake again"
+    if weights == whole["weights_fingerprint"]:
+        raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({whole['path']}): {again}")
+    if weights != chosen["weights_fingerprint"]:
+        raise CheckpointError(f"{folder}: its weights are not those of the selected {chosen['candidate']}: {again}")
+    if chosen["pruning"]["method"] == IMPORTED:
+        return
+    left, all_ = models.count_parameters(folder), models.count_parameters(whole["path"])
+    if left is not None and all_ is not None and left >= all_:
+        raise CheckpointError(
+            f"{folder}: was pruned by {chosen['pruning']['method']}, but has {left} parameters, the dense model "
+            f"{all_}: {again}"
+        )
