@@ -84,3 +84,9 @@ def imported(tree, parts):
 def test_every_rule_file_opens_with_its_contract():
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         assert path.read_text().startswith('"""'), path.name
+
+
+def test_the_readme_has_a_line_for_every_file_of_the_workflow():
+    text = (ROOT / "README.md").read_text()
+    names = [path.name for path in (ROOT / "workflow").rglob("*") if path.suffix in (".py", ".smk")]
+    assert not [name for name in names if name != "__init__.py" and f" {name} " not in text]

@@ -37,7 +37,7 @@ rule finetune_lora:
         settings=study.finetune,
         prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         loading=lambda wildcards: loading(wildcards.model),
-        seed=study.seed,
+        seed=(study.finetune["seeds"] or [study.seed])[0],
         status=lambda wildcards: status("finetune", wildcards.model, wildcards.config),
         protocol=1,
     script:

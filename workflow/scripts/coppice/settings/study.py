@@ -77,6 +77,7 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_names(config)
     _restrict(config, raw_config, notices)
     _check_training(config["finetune"])
+    _notice_what_is_to_come(config, notices)
     config["finetune"]["lora"] = lora.resolve(config["finetune"]["lora"])
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
     _check_tasks(config["evaluate"]["zero_shot"], workdir, notices)
@@ -137,6 +138,12 @@ def _check_training(finetune):
             f"config key finetune.save_steps: {finetune['save_steps']} is not a multiple of finetune.eval_steps, which "
             f"is {finetune['eval_steps']}: the checkpoint of the best validation loss must be one that was saved"
         )
+
+
+def _notice_what_is_to_come(config, notices):
+    """Say what a key asks for that this version does not do yet, rather than do nothing in silence."""
+    if len(config["finetune"]["seeds"] or ()) > 1:
+        notices.append("config key finetune.seeds: this version fine-tunes with the first seed alone")
 
 
 def _check_tasks(zero_shot, workdir, notices):
