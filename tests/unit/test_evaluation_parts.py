@@ -127,21 +127,35 @@ def contents(folder):
     return found | {p.name: p.read_bytes() for p in sorted((folder / "samples").glob("*.parquet"))}
 
 
-def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(evaluate, monkeypatch, tmp_path):
+KILLED = """
+import os, signal
+from coppice import zero_shot
+original, asked = zero_shot.measure, []
+def dies(lm, name, *arguments, **options):
+    asked.append(name)
+    if len(asked) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(lm, name, *arguments, **options)
+zero_shot.measure = dies
+"""
+
+
+def in_new_process(code, checkpoint, adapter, datasets, output, choice):
+    """Evaluate in a process of its own after `code` has run there; returns its exit status."""
+    call = (
+        f"evaluation.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, {datasets!r}, "
+        f"{str(output)!r}, adapter={str(adapter)!r})\n"
+    )
+    lazy = "" if code else "import sys\nassert not {'torch', 'transformers'} & sys.modules.keys()\n"
+    script = "from coppice import evaluation, models\n" + code + call + lazy
+    return subprocess.run([sys.executable, "-c", script], cwd=Path(evaluation.__file__).parents[2]).returncode
+
+
+def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(
+    evaluate, checkpoint, adapter, datasets, monkeypatch, tmp_path
+):
     evaluate(tmp_path / "undisturbed")
-    original, asked = zero_shot.measure, []
-
-    def dies(lm, name, *arguments, **options):
-        asked.append(name)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return original(lm, name, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(zero_shot, "measure", dies)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(tmp_path / "killed")
-    assert asked == ["piqa", "arc_easy", "arc_challenge"]
+    assert in_new_process(KILLED, checkpoint, adapter, datasets, tmp_path / "killed", settings()) == -9
     assert not (tmp_path / "killed/evaluation_results.json").exists()
     done = measured(monkeypatch)
     evaluate(tmp_path / "killed")
@@ -217,14 +231,7 @@ def test_a_finished_evaluation_is_put_together_without_torch(evaluate, checkpoin
     evaluate(tmp_path, settings(cost=True))
     expected = contents(tmp_path)
     (tmp_path / "evaluation_results.json").unlink()
-    code = (
-        "import sys; from coppice import evaluation, models\n"
-        f"evaluation.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {settings(cost=True)!r}, {datasets!r}, "
-        f"{str(tmp_path)!r}, adapter={str(adapter)!r})\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    path = Path(evaluation.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=path)
+    assert in_new_process("", checkpoint, adapter, datasets, tmp_path, settings(cost=True)) == 0
     assert contents(tmp_path) == expected
 
 

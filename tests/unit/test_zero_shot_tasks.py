@@ -182,6 +182,33 @@ def test_a_group_is_refused_as_such(folder, name):
         zero_shot.facts(name, folder)
 
 
+@pytest.mark.parametrize(("name", "reason"), [("humaneval", "runs the code"), ("squadv2", "is a Python class")])
+def test_a_task_that_cannot_be_scored_says_why(name, reason):
+    with pytest.raises(SettingsError, match=f"'{name}' {reason}"):
+        zero_shot.facts(name)
+
+
+def test_a_task_without_an_entry_brings_its_own_data(folder, tmp_path):
+    import json
+    from pathlib import Path
+
+    from coppice import fetching
+
+    for name, start in (("train", 10), ("test", 60)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(start, 5)))
+    files = f"{{data_files: {{train: {tmp_path}/train.jsonl, test: {tmp_path}/test.jsonl}}}}"
+    definition = CHOICE.format(name="local").replace(
+        "dataset_path: nowhere", f"dataset_path: json\ndataset_kwargs: {files}"
+    )
+    (Path(folder) / "deeper/local.yaml").write_text(definition)
+    fetching.fetch_dataset("local", None, False, tmp_path / "out/dataset.json", folder)
+    found = {role: data.load(tmp_path / "out/dataset.json", role)["question"] for role in ("train", "report")}
+    assert found == {
+        "train": [row["question"] for row in rows(10, 5)],
+        "report": [row["question"] for row in rows(60, 5)],
+    }
+
+
 def test_a_mistyped_task_is_told_with_the_nearest(folder):
     with pytest.raises(SettingsError, match="no task 'min'; did you mean 'mine'"):
         zero_shot.facts("min", folder)

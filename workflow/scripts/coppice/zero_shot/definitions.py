@@ -20,6 +20,12 @@ OFFICIAL = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 KEY = "evaluate.zero_shot.tasks"
+REFUSED = {
+    "class": "is a Python class of its own, not a definition",
+    "unsafe_code": "runs the code that the model writes",
+    "doc_to_image": "shows images",
+    "doc_to_audio": "plays sounds",
+}
 
 
 def find(name, include_path=None):
@@ -83,8 +89,9 @@ def _loaded(name, include_path, resolve_func):
         config = load_yaml(path, resolve_func=resolve_func, recursive=True)
     except Exception as error:  # a definition imports code of its own, which raises what it likes
         raise SettingsError(f"{KEY}: {path}: the definition of '{name}' does not load: {error}") from error
-    if "class" in config:
-        raise SettingsError(f"{KEY}: '{name}' is a Python class of its own, not a definition; it cannot be scored here")
+    for key, reason in REFUSED.items():
+        if config.get(key):
+            raise SettingsError(f"{KEY}: '{name}' {reason}; it cannot be scored here")
     return config
 
 

@@ -4,6 +4,7 @@ The harness supplies prompts, choices and metrics; the language model that it ca
 What is measured (`measure`) holds every metric of the task; which of them stands for it is chosen after (`result`).
 """
 
+import copy
 import logging
 import math
 
@@ -26,7 +27,7 @@ def task(name, record, role, choice=None, seed=0):
     from lm_eval.api.task import ConfigurableTask
 
     choice = choice or {}
-    config = dict(definitions.definition(name, choice.get("include_path")))
+    config = copy.deepcopy(definitions.definition(name, choice.get("include_path")))  # the harness fills it in
     split = config.get("test_split") or config.get("validation_split") or "rows"
     rows = data.load(record, role)
     shots = shots_of(name, config, choice)
