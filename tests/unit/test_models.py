@@ -71,3 +71,16 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tiny_model
     with pytest.raises(CheckpointError, match=r"127.*64 rows"):
         models.check_vocabulary(model, tiny_tokenizer, "folder")
     models.check_vocabulary(tiny_model("llama", vocab_size=256), tiny_tokenizer, "folder")
+
+
+def test_a_models_record_is_followed_from_another_working_directory(tmp_path, monkeypatch):
+    from coppice import records
+
+    (tmp_path / "study/resources/checkpoint").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "study")
+    records.write("resources/model.json", {"path": "resources/checkpoint"})
+    assert models.folder_of("resources/model.json") == "resources/checkpoint"
+    monkeypatch.chdir(tmp_path)
+    assert models.folder_of("study/resources/model.json") == "study/resources/checkpoint"
+    records.write("elsewhere.json", {"path": "/models/mine"})
+    assert models.folder_of("elsewhere.json") == "/models/mine"

@@ -31,7 +31,14 @@ class Source:
     @classmethod
     def of_record(cls, record, loading):
         """The source that a `model.json` record points to, with the `loading` options of the configuration."""
-        return cls(path=records.read(record)["path"], **loading)
+        return cls(path=folder_of(record), **loading)
+
+
+def folder_of(record):
+    """The checkpoint folder that a `model.json` points to; one that lies beside it is found from any directory."""
+    path = Path(records.read(record)["path"])
+    beside = Path(record).parent / path.name
+    return str(path if path.is_absolute() or not beside.is_dir() else beside)
 
 
 def device():

@@ -14,15 +14,15 @@ def check_pruned(folder, weights, selection, dense):
     folder: the checkpoint's; weights: its fingerprint; selection: path of its `selection_info.json`; dense: path of the
     dense model's `model.json`. A structurally pruned model must also have fewer parameters than the dense one.
     """
-    chosen, whole = records.read(selection), records.read(dense)
+    chosen, whole, place = records.read(selection), records.read(dense), models.folder_of(dense)
     again = f"delete {Path(selection).parent} and the candidate it links to, and run snakemake again"
     if weights == whole["weights_fingerprint"]:
-        raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({whole['path']}): {again}")
+        raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({place}): {again}")
     if weights != chosen["weights_fingerprint"]:
         raise CheckpointError(f"{folder}: its weights are not those of the selected {chosen['candidate']}: {again}")
     if chosen["pruning"]["method"] == IMPORTED:
         return
-    left, all_ = models.count_parameters(folder), models.count_parameters(whole["path"])
+    left, all_ = models.count_parameters(folder), models.count_parameters(place)
     if left is not None and all_ is not None and left >= all_:
         raise CheckpointError(
             f"{folder}: was pruned by {chosen['pruning']['method']}, but has {left} parameters, the dense model "
