@@ -12,8 +12,8 @@ from .leakage import HeldOut, words_of
 from .world import World
 
 TASK_ROWS = {"report": 300, "selection": 150, "train": 400}
-ARTICLES = {"report": 200, "selection": 80, "train": 700}
-SENTENCES = {"report": 1600, "selection": 600, "train": 6000}
+ARTICLES = {"report": 140, "selection": 80, "train": 700}
+SENTENCES = {"report": 1100, "selection": 600, "train": 6000}
 INSTRUCTIONS = 6000
 DOCUMENTS = 20000
 HELD_OUT = ("report", "selection")

@@ -224,7 +224,7 @@ def encyclopedia_rows(title: str, paragraphs: list[str]) -> list[str]:
 
 # How often each task is exercised; reading a passage is the hardest to learn.
 EXERCISES = {
-    "boolq": 2,
+    "boolq": 3,
     "piqa": 1,
     "hellaswag": 0.7,
     "winogrande": 0.8,
@@ -243,7 +243,7 @@ def exercise(world: World, rng: random.Random) -> str:
 
 def quiz(rng: random.Random) -> str:
     """A short question, answered: about a fact, or about the state of a thing that was just told."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         state, good = rng.choice(STATES), rng.random() < 0.5
         told = f"The {state.thing} is {rng.choice(state.good if good else state.bad)}."
         return f"{told}\nQuestion: {state.question}?\nAnswer: {'yes' if good else 'no'}"
