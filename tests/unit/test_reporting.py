@@ -23,6 +23,14 @@ from coppice.reporting import study as studies
 SMALL = {"items": 40, "windows": 20}
 EVIL = "<script>alert(1)</script>"
 
+COST = {
+    "macs_per_token": {"linear": 1000},
+    "nonzero_parameters": 90,
+    "parameters": 100,
+    "weight_bytes": 400,
+    "speed": [{"batch_size": 1, "prefill_tokens_per_second": 80.0, "decode_seconds_per_token": 0.0125}],
+}
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -257,9 +265,9 @@ def test_later_records_are_shown_where_they_are(copied, no_figures):
     samples = [{"prompt": "Once & once", "dense": "upon", "pruned": "a", "finetuned": "time"}]
     records.write(path, records.read(path) | {"generations": samples})
     evaluated = copied.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
-    records.write(evaluated, records.read(evaluated) | {"cost": {"latency_ms_per_token": 12.5}})
+    records.write(evaluated, records.read(evaluated) | {"cost": COST})
     page, _ = _render(copied)
-    assert "Once &amp; once" in page and "latency_ms_per_token 12.5" in page
+    assert "Once &amp; once" in page and "12.5 ms a new token" in page
 
 
 def test_the_pareto_front_by_hand():

@@ -244,7 +244,7 @@ def size(figure, study, frames):
     """Accuracy against the number of parameters, and against measured latency where it was measured."""
     panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
     if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
-        panels.append(("latency (ms a token)", _latency))
+        panels.append(("measured latency (ms a new token)", _latency))
     rows = [pair for pair in study.pairs if pair.values(ACCURACY)["pruned"] is not None]
     if not rows:
         return "No accuracy was measured by now."
@@ -278,4 +278,6 @@ def _millions(count):
 
 
 def _latency(record):
-    return (record.get("cost") or {}).get("latency_ms_per_token")
+    """Milliseconds of a new token at the first batch size that was measured."""
+    speed = (record.get("cost") or {}).get("speed")
+    return 1000 * speed[0]["decode_seconds_per_token"] if speed else None

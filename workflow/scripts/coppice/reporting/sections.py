@@ -198,8 +198,23 @@ def _cost(pair):
     rows.append(("evaluation", ", ".join(f"{stage} {wording.duration(seconds)}" for stage, seconds in evaluations)))
     for stage in STAGES:
         if measured := (getattr(pair, stage) or {}).get("cost"):
-            rows.append((f"measured, {stage}", settings_text(measured)))
+            rows.append((f"measured, {stage}", _measured(measured)))
     return rows
+
+
+def _measured(cost):
+    """Sizes and speed of one model in a sentence."""
+    times = [
+        f"at batch {speed['batch_size']} {speed['prefill_tokens_per_second']:,.0f} prompt tokens/s and "
+        f"{1000 * speed['decode_seconds_per_token']:.1f} ms a new token"
+        for speed in cost["speed"]
+    ]
+    sizes = (
+        f"{cost['macs_per_token']['linear']:,} MACs a token in linear layers, "
+        f"{cost['nonzero_parameters']:,} of {cost['parameters']:,} parameters not zero, "
+        f"{cost['weight_bytes'] / 2**20:,.1f} MiB of weights"
+    )
+    return "; ".join([sizes, *times])
 
 
 def _seeds(seeds):
