@@ -5,6 +5,7 @@ What is measured (`measure`) holds every metric of the task; which of them stand
 """
 
 import copy
+import functools
 import logging
 import math
 
@@ -51,6 +52,14 @@ def task(name, record, role, choice=None, seed=0):
     return built
 
 
+def _compile_templates_once():
+    """Let lm-eval keep its compiled Jinja templates: by itself it compiles each anew for every item."""
+    from lm_eval import utils
+
+    if not hasattr(utils.env.from_string, "cache_info"):
+        utils.env.from_string = functools.lru_cache(maxsize=1024)(utils.env.from_string)
+
+
 def shots_of(name, config, choice):
     """How many examples stand in a prompt: as configured, else by the definition; a definition's 0 is never changed."""
     own, wanted = config.get("num_fewshot"), choice.get("num_fewshot")
@@ -88,6 +97,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
     from lm_eval.evaluator import evaluate
 
     choice = choice or {}
+    _compile_templates_once()
     built = task(name, record, role, choice, seed)
     if not len(built.eval_docs):
         raise DataError(f"dataset {name}: the task has no items for {role}")
