@@ -26,11 +26,11 @@ demo: env  ## run the whole miniature study (about ten minutes on two cores)
 
 test: test-unit test-workflow  ## run all tests
 
-test-unit: env  ## unit tests: seconds each
-	$(BIN)/python -m pytest tests/unit -n 2 -q
+test-unit: env  ## unit tests: under two minutes
+	$(BIN)/python -m pytest tests/unit -n 2 -q -m "not slow"
 
-test-workflow: env  ## workflow tests: the DAG for real
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/workflow -q
+test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
 
 bench: env  ## speed against the peers, with figures
 	$(BIN)/python benchmarks/evaluate.py

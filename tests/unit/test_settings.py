@@ -65,7 +65,6 @@ def test_the_miniature_study_is_six_models_by_two_criteria():
     assert {m["source"]["kind"] for m in study.models.values()} == {"miniature"}
     assert {d["source"]["kind"] for d in study.datasets.values()} == {"miniature"}
     assert list(study.candidates("Llama")) == [
-        "depth-0.5",
         "width-0.5-taylor",
         "width-0.5-magnitude",
         "width-0.7-taylor-mlp",

@@ -22,6 +22,13 @@ SMALL = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Everything in this folder runs the workflow for real."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("workflow")
+
+
 @dataclass
 class Checkout:
     """A copy of the workflow in a folder of its own, and a way to run snakemake there as a user would."""

@@ -34,7 +34,7 @@ class Recipe:
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    steps: int = 1000
+    steps: int = 900
     rows: int = 2
     muon_rate: float = 0.02
     adamw_rate: float = 1.6e-2
