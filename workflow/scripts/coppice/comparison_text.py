@@ -23,8 +23,8 @@ def render(record):
     for warning in record["warnings"]:
         console.print(f"WARNING: {warning}")
     console.print(
-        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks. A change is\n"
-        '"no clear change" where p is 0.05 or more, and for perplexity and the mean where the interval holds 0.\n'
+        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks.\n"
+        '"no clear change": p of 0.05 or more; for perplexity and the mean, an interval that holds 0.\n'
         "Recovered: (tuned - pruned) / (dense - pruned)."
     )
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
@@ -37,7 +37,9 @@ def _subject(record):
     second = chosen["runner_up"]
     behind = f"; next: {second['candidate']}, {second['margin']:.4g} behind" if second else ""
     criterion = chosen["criterion"]
-    how = ", ".join(f"{key} {_plain(value)}" for key, value in record["pruning"].items() if value is not None)
+    how = ", ".join(
+        f"{key} {_plain(value)}" for key, value in record["pruning"].items() if value is not None and key != "name"
+    )
     return (
         f"Candidate   {record['candidate']} ({how})\n"
         f"Chosen by   {criterion['mode']} {criterion['metric']} = {chosen['value']:.4g} on the "
