@@ -172,7 +172,8 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
 
 def _packed(tokenizer, documents: Iterable[str], rng: random.Random) -> list[list[int]]:
     """Rows that start at the start of a document; what does not fit into a row is cut off."""
-    ids = tokenizer(list(documents))["input_ids"]
+    documents = list(documents)
+    ids = tokenizer(documents)["input_ids"] if documents else []  # the tokenizer takes no empty list
     rng.shuffle(ids)
     rows, row = [], []
     for document in ids:
