@@ -21,7 +21,7 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: env  ## run the whole miniature study (about ten minutes on two cores)
+demo: env  ## run the whole miniature study (12 to 14 minutes on two busy cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
 test: test-unit test-workflow  ## run all tests
