@@ -31,7 +31,7 @@ TASK_COLUMNS = {
 }
 
 
-def prepare(name, entry, folder, needs_selection=True, required=(), limit=None):
+def prepare(name, entry, folder, needs_selection=True, required=()):
     """Read the dataset `name` from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
 
     `entry` is its resolved configuration (path, name, revision, format, columns, splits: role -> split or file).
@@ -45,8 +45,6 @@ def prepare(name, entry, folder, needs_selection=True, required=(), limit=None):
             tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
     if not tables:
         raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
-    if limit:
-        tables = {role: table.select(range(min(limit, len(table)))) for role, table in tables.items()}
     notes = _add_selection(tables, needs_selection)
     write(name, tables, folder, splits=splits, source=_public(entry), notes=notes)
 
