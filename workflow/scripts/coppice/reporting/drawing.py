@@ -34,6 +34,7 @@ def handle(colour, marker, label, hollow=False, line=""):
 
 
 def stage_handles():
+    """Legend entries of the three stages, as every figure marks them."""
     return [
         handle(FAINT, "o", "pruned", hollow=True),
         handle(FAINT, "o", "fine-tuned"),

@@ -32,11 +32,7 @@ def tradeoff(figure, study, frames):
     panels[0].set_ylabel("mean zero-shot accuracy (%)")
     handles = [drawing.handle(c, "o", name) for name, c in kinds.items()]
     handles += [drawing.handle(FAINT, shape[config], config) for config in study.configs]
-    handles += [
-        drawing.handle(FAINT, "o", "pruned", hollow=True),
-        drawing.handle(FAINT, "o", "fine-tuned"),
-        drawing.handle(FAINT, "*", "dense"),
-    ]
+    handles += drawing.stage_handles()
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
 
@@ -264,11 +260,7 @@ def size(figure, study, frames):
         axes.set_ylabel("mean zero-shot accuracy (%)")
     handles = [drawing.handle(c, "o", name) for name, c in kinds.items()]
     handles += [drawing.handle(FAINT, MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
-    handles += [
-        drawing.handle(FAINT, "o", "pruned", hollow=True),
-        drawing.handle(FAINT, "o", "fine-tuned"),
-        drawing.handle(FAINT, "*", "dense"),
-    ]
+    handles += drawing.stage_handles()
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
 
