@@ -258,7 +258,7 @@ def compare(engine, reference, products, asked, arguments):
     import torch
 
     runs, answers = [], {}
-    before = engine._packer.tokens_run
+    before = engine._packer.tree.tokens_run
     for _ in range(arguments.repeats):
         spent, rates = {}, [products.rate()]
         for label, lm in (("engine", engine), ("harness", reference)):
@@ -267,7 +267,7 @@ def compare(engine, reference, products, asked, arguments):
             )
             rates.append(products.rate())
         runs.append((spent["engine"], spent["harness"], (rates[0] + rates[1]) / 2))
-    run = (engine._packer.tokens_run - before) // arguments.repeats
+    run = (engine._packer.tree.tokens_run - before) // arguments.repeats
     values = {label: torch.tensor([value for value, _ in found]) for label, found in answers.items()}
     ours, theirs, rate = min(run[0] for run in runs), min(run[1] for run in runs), min(runs)[2]
     agree = [a == b for a, b in zip(picks(asked, values["engine"]), picks(asked, values["harness"]), strict=True)]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
     {"errors", "records", "fingerprints", "logs", "settings", "gpus"},
-    {"models", "data", "miniature", "statistics", "output_layer", "contrasts", "sizes", "cost"},
+    {"models", "data", "miniature", "statistics", "output_layer", "contrasts", "sizes", "cost", "prefix_tree"},
     {
         "ablation",
         "candidates",

@@ -14,12 +14,23 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int):
-    """A fast tokenizer whose `bos` and `eos` are one token, put between documents."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A fast tokenizer whose `bos` and `eos` are one token, put between documents.
+
+    Text is split as Qwen2's tokenizer splits it, for every family: `AutoTokenizer` makes that one of any tokenizer that
+    lies beside a qwen2 configuration, and on these texts models learn faster with it than with GPT-2's splitting.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     bpe = Tokenizer(models.BPE(unk_token=None))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
