@@ -27,7 +27,7 @@ demo: env  ## run the whole miniature study (12 to 14 minutes on two busy cores)
 test: test-unit test-workflow  ## run all tests
 
 test-unit: env  ## unit tests: under two minutes
-	$(BIN)/python -m pytest tests/unit -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -m "not slow"
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"

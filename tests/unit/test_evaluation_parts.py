@@ -151,6 +151,7 @@ def in_new_process(code, checkpoint, adapter, datasets, output, choice):
     return subprocess.run([sys.executable, "-c", script], cwd=Path(evaluation.__file__).parents[2]).returncode
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(
     evaluate, checkpoint, adapter, datasets, monkeypatch, tmp_path
 ):

@@ -1,5 +1,6 @@
 """Fine-tuning: what is learnt from, what is written, what a second call does, and what is refused."""
 
+import copy
 import json
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from coppice import data, finetuning, models, records
 from coppice.errors import CoppiceError, DataError, SettingsError
-from coppice.finetuning import examples, recipe
+from coppice.finetuning import examples, formats, recipe
+from coppice.finetuning.examples import IGNORED
 
 SETTINGS = {
-    "data": {"dataset": "mine", "val_size": 8, "cutoff_len": 32, "train_on_inputs": False},
+    "data": {"dataset": "mine", "val_size": 8, "validation": None, "cutoff_len": 32, "train_on_inputs": False},
     "lora": {
         "preset": None,
         "r": 4,
@@ -29,6 +31,9 @@ SETTINGS = {
     "weight_decay": 0.0,
     "batch_size": 8,
     "micro_batch_size": 4,
+    "arrangement": None,
+    "gradient_checkpointing": None,
+    "early_stopping": None,
     "warmup_steps": 1,
     "eval_steps": 2,
     "save_steps": 2,
@@ -48,10 +53,9 @@ def dataset(tmp_path):
     return tmp_path / "data/dataset.json"
 
 
-def train(folder, dataset, output, settings=SETTINGS, prompt="none"):
-    finetuning.finetune(
-        {"model": "M", "config": "c"}, models.Source(str(folder)), dataset, settings, prompt, output, seed=3
-    )
+def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):
+    identity, source = {"model": "M", "config": "c"}, models.Source(str(folder))
+    finetuning.finetune(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
     return records.read(output / "finetuning_config.json")
 
 
@@ -110,33 +114,81 @@ def test_a_loss_that_is_not_a_number_stops_the_job_with_advice(tiny_checkpoint, 
     assert not (tmp_path / "out/finetuning_config.json").exists()
 
 
-def test_the_loss_counts_the_response_and_its_end_alone(tiny_tokenizer):
-    formatter = examples.Formatter("none", tiny_tokenizer)
-    [example], skipped = examples.encode(instruction_rows(1), formatter, tiny_tokenizer, 32)
+def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
+    """Training examples of `rows`, without any held out."""
+    data.write("mine", {"train": rows}, tmp_path / "rows", splits={}, source={})
+    settings = SETTINGS["data"] | {"val_size": 0} | options
+    train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, seed=3)
+    return train, facts
+
+
+def learnt(example):
+    return [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
+
+
+def test_the_loss_counts_the_response_and_its_end_alone(tiny_tokenizer, tmp_path):
+    [example], facts = prepared(instruction_rows(1), tiny_tokenizer, tmp_path)
     ids = tiny_tokenizer("w5 w6")["input_ids"]
-    assert example["input_ids"] == [*ids, 5, 9, 10, 2] and skipped == 0
-    assert example["labels"] == [examples.IGNORED] * len(ids) + [5, 9, 10, 2]
+    assert example["input_ids"] == [*ids, 5, 9, 10, 2] and facts["skipped_rows"] == 0
+    assert example["labels"] == [IGNORED] * len(ids) + [5, 9, 10, 2]
+    assert example["row"] == 0
 
 
-def test_rows_whose_response_is_cut_off_or_empty_are_left_out_and_counted(tiny_tokenizer):
-    formatter = examples.Formatter("none", tiny_tokenizer)
-    rows = [{"instruction": "w5 " * 40, "output": "w6"}, {"instruction": "w5", "output": " "}, *instruction_rows(1)]
-    kept, skipped = examples.encode(rows, formatter, tiny_tokenizer, 32)
-    assert len(kept) == 1 and skipped == 2
+def test_rows_whose_response_is_cut_off_or_empty_are_left_out_and_counted(tiny_tokenizer, tmp_path):
+    empty = {"instruction": "w5", "input": "", "output": " "}
+    rows = [{"instruction": "w5 " * 40, "input": "", "output": "w6"}, empty, *instruction_rows(1)]
+    kept, facts = prepared(rows, tiny_tokenizer, tmp_path)
+    assert len(kept) == 1 and facts["skipped_rows"] == 2
 
 
-def test_chat_prompts_come_from_the_models_own_template(tiny_tokenizer):
-    prompt, response = examples.Formatter("chat", tiny_tokenizer)({"instruction": "w7", "input": "", "output": "w8"})
-    assert prompt == "w4 w7 w5 " and response == "w8"
+def test_chats_learn_every_answer_with_the_templates_own_end_of_turn(tiny_tokenizer, tmp_path):
+    """The fixture's template puts w4 before and w5 after each turn."""
+    turns = [("user", "w10"), ("assistant", "w11"), ("user", "w12"), ("assistant", "w13 w14")]
+    rows = [{"messages": [{"role": role, "content": said} for role, said in turns]}]
+    [example], _ = prepared(rows, tiny_tokenizer, tmp_path, prompt="chat")
+    assert example["input_ids"] == [4, 10, 5, 4, 11, 5, 4, 12, 5, 4, 13, 14, 5]
+    assert learnt(example) == [4, 11, 5, 4, 13, 14, 5]
+
+
+def test_an_instruction_in_a_chat_template_ends_as_the_template_ends_it(tiny_tokenizer, tmp_path):
+    [example], _ = prepared([{"instruction": "w7", "output": "w8"}], tiny_tokenizer, tmp_path, prompt="chat")
+    assert example["input_ids"] == [4, 7, 5, 4, 8, 5] and learnt(example) == [4, 8, 5]
+
+
+def test_a_template_that_rewrites_earlier_turns_still_gives_the_last_answer(tiny_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    [example], _ = prepared([{"instruction": "w7", "output": "w8"}], tokenizer, tmp_path, prompt="chat")
+    assert learnt(example) == [8, 2]
+
+
+def test_completions_and_plain_text_are_taken_as_they_are(tiny_tokenizer, tmp_path):
+    [example], _ = prepared([{"prompt": "w7 w8", "completion": "w9"}], tiny_tokenizer, tmp_path / "a", prompt="alpaca")
+    assert example["input_ids"] == [7, 8, 9, 2] and learnt(example) == [9, 2]
+    text = " ".join(f"w{10 + i}" for i in range(11))
+    parts, _ = prepared([{"text": text}], tiny_tokenizer, tmp_path / "b", cutoff_len=8)
+    assert [part["input_ids"] for part in parts] == [list(range(10, 18)), [18, 19, 20, 2]]
+
+
+def test_a_mixture_has_the_shares_asked_for_without_repeating_a_row(tiny_tokenizer, tmp_path):
+    text = [{"text": f"w{5 + i} w9"} for i in range(100)]
+    data.write("a", {"train": instruction_rows(30)}, tmp_path / "a", splits={}, source={})
+    data.write("b", {"train": text}, tmp_path / "b", splits={}, source={})
+    records_of = {name: tmp_path / name / "dataset.json" for name in "ab"}
+    settings = SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25}
+    train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3)
+    assert facts["mixture"] == {"a": 30, "b": 10} and len(held) == 10
+    assert len({example["row"] for example in train + held}) == 40
+    settings = SETTINGS["data"] | {"dataset": "a", "validation": "b"}
+    train, held, _ = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3)
+    assert len(train) == 30 and {example["row"].split(":")[0] for example in held} == {"b"}
 
 
 def test_chat_without_a_template_is_refused(tiny_tokenizer):
-    import copy
-
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = None
     with pytest.raises(SettingsError, match="chat template"):
-        examples.Formatter("chat", plain)
+        formats.Formatter("instruction", "chat", plain)
 
 
 def test_a_missing_column_is_named(tiny_checkpoint, tmp_path):

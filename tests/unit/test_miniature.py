@@ -151,6 +151,7 @@ def test_the_held_out_index_finds_a_copy_behind_case_and_punctuation():
     assert not index.inside("Mira saw a fox. What does a fox eat?")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_another_process(valley, tmp_path):
     folder, _ = valley
     program = "import sys; from pathlib import Path; from coppice.miniature import build_world;"

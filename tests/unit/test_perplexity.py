@@ -172,6 +172,7 @@ def letters():
 
 @pytest.mark.skipif(not REALDATA.is_dir(), reason=f"no real data at {REALDATA} (set COPPICE_REALDATA)")
 @pytest.mark.parametrize(("name", "dataset"), REAL)
+@pytest.mark.slow
 def test_real_texts_give_the_windows_that_the_definitions_imply(letters, monkeypatch, tmp_path, name, dataset):
     source = {"wikitext2": {"format": "json", "path": str(REALDATA / "wikitext2")}}.get(
         dataset, {"format": "text", "path": str(REALDATA / "ptb")}

@@ -127,6 +127,7 @@ def test_numbers_of_the_tables_are_those_of_the_records(whole):
     assert shown["p_holm"] == pytest.approx(record["zero_shot"]["piqa"]["p_holm"])
 
 
+@pytest.mark.slow
 def test_answers_follow_the_effects_that_were_put_in(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20).build()  # best_ppl was made the worse start
     found = _answers(study)
@@ -138,6 +139,7 @@ def test_answers_follow_the_effects_that_were_put_in(tmp_path):
     assert found["variants"].verdict in (answers.CLEAR, answers.UNDECIDED)
 
 
+@pytest.mark.slow
 def test_one_architecture_made_better_is_found(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20)
     plain = study._evaluation
@@ -181,6 +183,7 @@ def test_a_study_of_one_model_and_one_config_makes_sense(tmp_path):
     assert "Solo" in page and "0 models" not in page
 
 
+@pytest.mark.slow
 def test_three_configs_are_compared_two_by_two(tmp_path):
     study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), ("best_acc", "best_ppl", "smallest"), **SMALL).build()
     start = _answers(study)["start"]
@@ -225,6 +228,7 @@ def test_nothing_done_yet_is_a_report_too(tmp_path):
     assert _Page(page).tags.count("svg") == len(reporting.FIGURES)
 
 
+@pytest.mark.slow
 def test_damaged_records_and_numbers_that_are_none_are_failures(copied):
     torn = copied.folder("finetuned", "Llama", "best_acc") / "comparison.json"
     torn.write_text(torn.read_text()[:500])
@@ -275,6 +279,7 @@ def test_the_pareto_front_by_hand():
     assert tables.pareto(accuracy, perplexity) == [True, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_rendering_imports_neither_torch_nor_transformers(whole, tmp_path):
     code = (
         "import sys; from coppice import reporting\n"

@@ -191,7 +191,16 @@ WRONG = {
         "candidates.prune[1]: there is already a candidate 'depth-0.5'",
     ),
     "an empty grid": ({"candidates": {"prune": []}}, "candidates.prune: is empty, so model 'Llama' has no candidate"),
-    "an uneven batch": ({"finetune": {"batch_size": 10}}, "10 is not a multiple of finetune.micro_batch_size"),
+    "part of a row": ({"finetune": {"data": {"val_size": 2.5}}}, "finetune.data.val_size: found 2.5"),
+    "patience without a loss": (
+        {"finetune": {"early_stopping": 3, "data": {"val_size": 0}}},
+        "finetune.early_stopping: needs a validation loss",
+    ),
+    "a mixture of nothing": ({"finetune": {"data": {"dataset": {}}}}, "finetune.data.dataset: names no data set"),
+    "a mixture with an unknown name": (
+        {"finetune": {"data": {"dataset": {"alpacca": 1}}}},
+        "there is no data set 'alpacca'",
+    ),
 }
 
 
@@ -244,7 +253,7 @@ ANYTHING = st.recursive(
 
 @given(st.sampled_from(LEAVES), ANYTHING)
 def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
-    names = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa"}
+    names = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa", "finetune": "alpaca"}
     keys = [names[path[0]] if key == "<name>" else key for key in path]
     config = node = copy.deepcopy(MODEL)
     for key in keys[:-1]:

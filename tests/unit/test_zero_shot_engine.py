@@ -272,7 +272,7 @@ def test_out_of_memory_halves_the_batches_and_changes_no_answer(tiny_model, tiny
     engine = PrefixTreeLM(pretrained=tiny_model("llama"), tokenizer=tiny_tokenizer)
     pairs = instances(multiple_choice(context=(40, 80)))
     expected = engine.loglikelihood(pairs)
-    whole, sizes = TreeForward._call, []
+    whole, sizes = TreeForward.run, []
 
     def scarce(self, ids, **options):
         sizes.append(ids.numel())
@@ -280,7 +280,7 @@ def test_out_of_memory_halves_the_batches_and_changes_no_answer(tiny_model, tiny
             raise torch.OutOfMemoryError("no memory")
         return whole(self, ids, **options)
 
-    monkeypatch.setattr(TreeForward, "_call", scarce)
+    monkeypatch.setattr(TreeForward, "run", scarce)
     assert [value for value, _ in engine.loglikelihood(pairs)] == pytest.approx([value for value, _ in expected])
     assert "out of memory" in caplog.text
     assert sizes[-1] <= 130 < max(sizes)

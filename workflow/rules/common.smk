@@ -193,7 +193,7 @@ def miniature_parents(name):
     if not name.endswith("-instruct"):
         return []
     base = f"{RESOURCES}/miniature/models/{name.removesuffix('-instruct')}/model.json"
-    return [base, dataset_record(study.finetune["data"]["dataset"])]
+    return [base, dataset_record(study.training_datasets()[0])]
 
 
 def folders(model):

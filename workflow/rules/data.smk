@@ -98,6 +98,7 @@ rule build_miniature_model:
         runtime=30,
     params:
         steps=study.miniature["steps"],
+        context=study.miniature["context"],
         seed=study.seed,
         protocol=miniature.PROTOCOL,
     script:

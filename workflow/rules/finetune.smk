@@ -14,7 +14,7 @@ rule finetune:
 rule finetune_lora:
     input:
         selection=SELECTION,
-        dataset=dataset_record(study.finetune["data"]["dataset"]),
+        datasets=dataset_records(study.training_datasets()),
     output:
         adapter=f"{FINETUNED}/adapter_model.safetensors",
         adapter_config=f"{FINETUNED}/adapter_config.json",
@@ -35,10 +35,12 @@ rule finetune_lora:
         runtime=runtime("finetune"),
     params:
         settings=study.finetune,
+        datasets=by_name(study.training_datasets()),
+        processes=max(1, gpus("finetune")),
         prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         loading=lambda wildcards: loading(wildcards.model),
         seed=(study.finetune["seeds"] or [study.seed])[0],
         status=lambda wildcards: status("finetune", wildcards.model, wildcards.config),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/finetune_lora.py"

@@ -12,4 +12,5 @@ with logs.job(snakemake.log[0], snakemake.threads):
         record=snakemake.output[0],
         seed=snakemake.params.seed,
         steps=snakemake.params.steps,
+        context=snakemake.params.context,
     )

@@ -11,9 +11,10 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"fi
     finetuning.finetune(
         identity={"model": model, "config": config},
         source=models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading),
-        dataset=snakemake.input.dataset,
+        datasets=snakemake.params.datasets,
         settings=snakemake.params.settings,
         prompt=snakemake.params.prompt,
         output=Path(snakemake.output.record).parent,
         seed=snakemake.params.seed,
+        world=snakemake.params.processes,
     )

@@ -24,6 +24,12 @@ TOKENIZER = (
 )
 
 
+def content_digest(path):
+    """Hex SHA-256 of a file's bytes, read now."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_digest(path):
     """Hex SHA-256 of a file's bytes, from the cache where the file is unchanged."""
     path = Path(path).resolve()
@@ -36,8 +42,7 @@ def file_digest(path):
             return cached["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged: the file is hashed again
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = content_digest(path)
     try:
         with atomic(entry) as file:
             json.dump({"path": str(path), "state": state, "sha256": sha256}, file)

@@ -64,11 +64,12 @@ def limit_threads(threads):
         torch.set_num_threads(int(count))
 
 
-def start_logging(log=None, own_terminal=False):
+def start_logging(log=None, own_terminal=False, append=False):
     """Log lines of level INFO and above to the file `log`, Coppice's own lines to the terminal too.
 
     With `own_terminal`, whatever else is written to stderr (libraries' warnings and progress bars, native code) goes
-    to the log file alone: several jobs share one terminal, and their bars would write over each other.
+    to the log file alone: several jobs share one terminal, and their bars would write over each other. `append`: the
+    file is another process's too, and goes on.
     """
     terminal = sys.stderr
     if log and own_terminal:
@@ -84,7 +85,7 @@ def start_logging(log=None, own_terminal=False):
         root.removeHandler(handler)
     if log:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log, mode="a" if own_terminal else "w", encoding="utf-8")
+        file = logging.FileHandler(log, mode="a" if own_terminal or append else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter(LINE))
         root.addHandler(file)
     lines = logging.StreamHandler(terminal)

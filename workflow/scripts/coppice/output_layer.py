@@ -8,10 +8,12 @@ import itertools
 import logging
 
 import torch
+import torch.utils.checkpoint
 
 logger = logging.getLogger("coppice.output_layer")
 
 CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time
+GPU_CHUNK_BYTES = 512 * 2**20  # a GPU needs more rows at a time to be busy
 CPU_TILE = 1024  # tokens of the vocabulary at a time: measured, with a thousand rows what stays in cache
 GPU_TILE_VALUES = 2**26
 
@@ -54,6 +56,64 @@ def token_losses(head, hidden, targets):
         logits = head(hidden[start : start + rows]).float()
         losses.append(torch.nn.functional.cross_entropy(logits, targets[start : start + rows], reduction="none"))
     return torch.cat(losses)
+
+
+def summed_loss(head, hidden, targets):
+    """Summed negative log-likelihood of `targets` [N] under `head` at the rows of `hidden` [N, width]: float32 scalar.
+
+    For training: gradients flow to `hidden`, and to the head where it is trained. No more than a chunk of logits is
+    held, forwards or backwards. torch's own `linear_cross_entropy` does the same, but a whole training step took 1.8
+    times as long with it on a CPU (width 512, vocabulary 32k).
+    """
+    if not is_plain(head) or any(p.requires_grad for p in head.parameters()):
+        return _checkpointed_loss(head, hidden, targets)
+    return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets)
+
+
+def summed_loss_of_logits(logits, targets):
+    """As `summed_loss`, from the full logits [N, vocabulary] of a model that changes them after the head."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _chunk_rows(vocabulary, device):
+    return max(1, (GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES) // (4 * vocabulary))
+
+
+def _checkpointed_loss(head, hidden, targets):
+    """By chunks of rows whose logits are computed once more in the backward pass: for heads that are trained."""
+    rows = _chunk_rows(head.weight.shape[0], hidden.device)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + torch.utils.checkpoint.checkpoint(
+            lambda x, t: summed_loss_of_logits(head(x), t), states, wanted, use_reentrant=False
+        )
+    return total
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """The loss under a head that is not trained; the gradient of `hidden` is softmax minus target, times the weight."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        rows = _chunk_rows(weight.shape[0], hidden.device)
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), rows):
+            part, wanted = slice(start, start + rows), targets[start : start + rows, None]
+            logits = torch.nn.functional.linear(hidden[part].to(weight.dtype), weight, bias).float()
+            picked = logits.gather(1, wanted)
+            peak = logits.amax(1, keepdim=True)
+            mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
+            total += (mass.log() + peak - picked).sum()
+            probabilities = logits.div_(mass).scatter_add_(1, wanted, -torch.ones_like(picked))
+            gradient[part] = torch.mm(probabilities.to(weight.dtype), weight)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None
 
 
 @torch.no_grad()

@@ -6,20 +6,15 @@ So an evaluation that was killed goes on with what it lacks, one more task costs
 another model, of other data or of another method can never be picked up: it has another key.
 """
 
-import hashlib
 import logging
 import time
 from pathlib import Path
 
-from .. import records
+from .. import fingerprints, records
 
 logger = logging.getLogger("coppice.evaluation")
 
 PROTOCOL = 1  # to be raised with a change of method that makes finished parts obsolete
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Parts:
@@ -57,7 +52,7 @@ class Parts:
 
             with records.atomic(self.folder / f"{key}.parquet", "wb") as file:
                 pandas.DataFrame(samples).to_parquet(file, index=False)
-            content["samples_sha256"] = _sha256(self.folder / f"{key}.parquet")
+            content["samples_sha256"] = fingerprints.content_digest(self.folder / f"{key}.parquet")
         records.write(self.folder / f"{key}.json", content)
         return content
 
@@ -74,7 +69,7 @@ class Parts:
         if "samples_sha256" not in content:
             return content, None
         samples = self.folder / f"{key}.parquet"
-        if not samples.is_file() or _sha256(samples) != content["samples_sha256"]:
+        if not samples.is_file() or fingerprints.content_digest(samples) != content["samples_sha256"]:
             logger.warning("computed again: %s is missing or damaged", samples)
             return None
         import pandas

@@ -1,104 +1,154 @@
-"""From instruction rows to token ids with labels: prompt formats, truncation, masking of the prompt.
-
-The Alpaca prompt is that of Stanford Alpaca (Taori et al. 2023), which LLM-Pruner's recovery uses too.
-"""
+"""The examples of a training: rows of one data set or a mixture, split, formatted, tokenised, with prompts masked."""
 
 import logging
-from dataclasses import dataclass
+import random
 
-from ..errors import CoppiceError, DataError, SettingsError
+from .. import data
+from ..errors import DataError, SettingsError
+from . import formats
 
 logger = logging.getLogger("coppice.finetuning")
 
-COLUMNS = ("instruction", "output")
 IGNORED = -100  # the label that the loss leaves out
 
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
 
+def prepare(datasets, settings, prompt, tokenizer, seed):
+    """(training examples, validation examples or None, facts) by the `finetune.data` settings.
 
-@dataclass(frozen=True)
-class Formatter:
-    """Turns a row {instruction, input, output} into (prompt, response) texts in one of the prompt formats."""
-
-    kind: str
-    tokenizer: object
-
-    def __post_init__(self):
-        if self.kind == "chat" and not self.tokenizer.chat_template:
-            raise SettingsError("prompt: chat was asked for, but the model's tokenizer has no chat template")
-
-    def __call__(self, row):
-        instruction, extra, response = row["instruction"], row.get("input") or "", row["output"]
-        if self.kind == "alpaca":
-            template = ALPACA_WITH_INPUT if extra else ALPACA
-            return template.format(instruction=instruction, input=extra), response
-        asked = f"{instruction}\n\n{extra}" if extra else instruction
-        if self.kind == "none":
-            return f"{asked}\n", response
-        message = [{"role": "user", "content": asked}]
-        return self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True), response
-
-
-def encode(rows, formatter, tokenizer, cutoff_len, train_on_inputs=False):
-    """Token ids and labels of `rows`; returns (examples, number of rows left out).
-
-    Each example is {input_ids, labels}, at most `cutoff_len` long; labels of the prompt are `IGNORED` unless
-    `train_on_inputs`. A response that was not cut ends with EOS. Rows of which no label is left are left out.
+    datasets: name -> path of its dataset.json, of all that `settings` name. Each example is {input_ids, labels, row},
+    `row` naming where it comes from. facts: {train_rows, validation_rows, skipped_rows, target_tokens, mixture}.
+    Raises DataError where nothing is left to train on or to validate with, SettingsError for sizes that do not fit.
     """
+    weights = weights_of(settings["dataset"])
+    sources = {name: _Source(name, datasets[name], prompt, tokenizer) for name in weights}
+    chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
+    mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
+    if settings["validation"]:
+        held = _Source(settings["validation"], datasets[settings["validation"]], prompt, tokenizer)
+        sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
+    else:
+        chosen, held_out = _split(chosen, settings["val_size"], seed)
+    train, skipped = _encode(chosen, sources, tokenizer, settings)
+    checks, skipped_checks = _encode(held_out, sources, tokenizer, settings)
+    names, cut = ", ".join(weights), settings["cutoff_len"]
+    if not train:
+        raise DataError(f"dataset {names}: no row is left to train on (cutoff_len {cut} masks them all)")
+    if held_out and not checks:
+        raise DataError(f"dataset {names}: no validation row has a response within cutoff_len {cut}")
+    if skipped or skipped_checks:
+        logger.warning("%d training and %d validation rows without a response token left out", skipped, skipped_checks)
+    facts = {
+        "train_rows": len(train),
+        "validation_rows": len(checks),
+        "skipped_rows": skipped + skipped_checks,
+        "mixture": mixture,
+    }
+    return train, checks or None, facts
+
+
+def weights_of(dataset):
+    """name -> share of the examples, for one data set's name or a mapping of names to weights."""
+    if isinstance(dataset, str):
+        return {dataset: 1.0}
+    total = sum(dataset.values())
+    return {name: weight / total for name, weight in dataset.items()}
+
+
+class _Source:
+    """One data set's train rows and how they are formatted."""
+
+    def __init__(self, name, record, prompt, tokenizer):
+        self.name, table = name, data.load(record, "train")
+        self.rows = table.to_list()
+        self.formatter = formats.Formatter(formats.kind_of(table.column_names, name), prompt, tokenizer)
+
+
+def _mixture(weights, sizes, seed):
+    """(name, row) pairs: as many as can be had without repeating a row, in the shares that `weights` asks for."""
+    total = min(sizes[name] / share for name, share in weights.items())
+    chosen = []
+    for name, share in weights.items():
+        count = min(sizes[name], round(total * share))
+        picked = range(sizes[name])
+        if count < sizes[name]:
+            picked = sorted(random.Random(f"mixture {name} {seed}").sample(picked, count))
+        chosen += [(name, index) for index in picked]
+    return chosen
+
+
+def _split(chosen, val_size, seed):
+    """(training rows, validation rows): so many rows, or such a share of them, are held out, chosen by `seed`."""
+    count = round(val_size * len(chosen)) if 0 < val_size < 1 else int(val_size)
+    if count >= len(chosen):
+        raise SettingsError(
+            f"finetune.data.val_size: {count} rows for validation, but the data set has only {len(chosen)}; lower it"
+        )
+    held = set(random.Random(f"validation {seed}").sample(range(len(chosen)), count))
+    parts = ([], [])
+    for place, pair in enumerate(chosen):
+        parts[place in held].append(pair)
+    return parts
+
+
+def _encode(pairs, sources, tokenizer, settings):
+    """(examples, number of rows left out because no label remains) of (name, row) pairs."""
+    formatted = [(pair, *sources[pair[0]].formatter(sources[pair[0]].rows[pair[1]])) for pair in pairs]
+    ids = _Tokens(tokenizer)
+    for (name, _), segments, _ in formatted:
+        ids.ask(segments, sources[name].formatter.add_special_tokens)
+    ids.run()
     examples, skipped = [], 0
-    for row in rows:
-        prompt, response = formatter(row)
-        ids = tokenizer(prompt, add_special_tokens=formatter.kind != "chat")["input_ids"]
-        # a tokenizer that ends every text with EOS would end the prompt before the response
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        answer = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        labels = (ids if train_on_inputs else [IGNORED] * len(ids)) + answer
-        ids, labels = (ids + answer)[:cutoff_len], labels[:cutoff_len]
-        if not response.strip() or all(label == IGNORED for label in labels[1:]):
-            skipped += 1
-            continue
-        examples.append({"input_ids": ids, "labels": labels})
+    for (name, index), segments, ends in formatted:
+        made = ids.example(segments, sources[name].formatter, ends, settings["train_on_inputs"])
+        kept = [part for part in _cut(*made, settings["cutoff_len"], sources[name].formatter.kind) if _learns(part)]
+        examples += [part | {"row": f"{name}:{index}" if len(sources) > 1 else index} for part in kept]
+        skipped += not kept
     return examples, skipped
 
 
-def split(rows, val_size, seed):
-    """(training rows, validation rows): `val_size` rows, chosen by `seed`, are kept for validation."""
-    if not val_size:
-        return rows, None
-    if val_size >= len(rows):
-        raise SettingsError(
-            f"finetune.data.val_size: {val_size} rows for validation, but the data set has only {len(rows)}; lower it"
-        )
-    parts = rows.train_test_split(test_size=val_size, seed=seed, shuffle=True)
-    return parts["train"], parts["test"]
+def _learns(example):
+    return any(label != IGNORED for label in example["labels"][1:])
 
 
-def prepare(rows, formatter, tokenizer, settings, seed):
-    """(training examples, validation examples or None, {rows, skipped...}) by `finetune.data` settings."""
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise DataError(
-            f"datasets.{settings['dataset']}: fine-tuning needs the column {', '.join(missing)} "
-            f"(it has {', '.join(rows.column_names)}); map it with datasets.{settings['dataset']}.columns"
-        )
-    train, validation = split(rows, settings["val_size"], seed)
-    cut, whole = settings["cutoff_len"], settings["train_on_inputs"]
-    examples, skipped = encode(train, formatter, tokenizer, cut, whole)
-    if not examples:
-        raise DataError(f"dataset {settings['dataset']}: no row is left to train on (cutoff_len {cut} masks them all)")
-    checks, skipped_checks = encode(validation, formatter, tokenizer, cut, whole) if validation is not None else ([], 0)
-    if skipped or skipped_checks:
-        logger.warning("%d training and %d validation rows without a response token left out", skipped, skipped_checks)
-    if validation is not None and not checks:
-        raise CoppiceError(f"dataset {settings['dataset']}: no validation row has a response within cutoff_len {cut}")
-    facts = {"train_rows": len(examples), "validation_rows": len(checks), "skipped_rows": skipped + skipped_checks}
-    return examples, checks or None, facts
+def _cut(ids, labels, length, kind):
+    """An example of at most `length` tokens; plain text goes on in further ones."""
+    stop = len(ids) if kind == "text" else min(len(ids), length)
+    return [
+        {"input_ids": ids[start : start + length], "labels": labels[start : start + length]}
+        for start in range(0, stop, length)
+    ]
+
+
+class _Tokens:
+    """Token ids of many texts, from two calls of the tokenizer: with its special tokens before the text and without."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.asked = {True: {}, False: {}}
+
+    def ask(self, segments, special):
+        """Note the texts of an example's segments."""
+        for place, segment in enumerate(segments):
+            self.asked[special and place == 0][segment.text] = None
+
+    def run(self):
+        """Tokenise all texts that were asked for."""
+        for special, texts in self.asked.items():
+            if texts:
+                found = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+                texts.update(zip(texts, found, strict=True))
+
+    def example(self, segments, formatter, ends, train_on_inputs):
+        """(ids, labels) of the segments joined, with EOS where the example `ends` by it."""
+        end = self.tokenizer.eos_token_id
+        ids, labels = [], []
+        for place, segment in enumerate(segments):
+            special = formatter.add_special_tokens and place == 0
+            part = self.asked[special][segment.text]
+            if special and part and part[-1] == end:
+                part = part[:-1]  # a tokenizer that ends every text with EOS would end the prompt before the response
+            ids = ids + part
+            labels = labels + (part if segment.learnt or train_on_inputs else [IGNORED] * len(part))
+        if segments and ends:
+            ids, labels = [*ids, end], [*labels, end]
+        return ids, labels

@@ -1,7 +1,8 @@
-"""The training log that a person reads: a line every few steps, on the terminal and in `training_log.txt`."""
+"""What is seen of a training while it runs, and how it is stopped: its log, its end at a signal."""
 
 import logging
 import math
+import signal
 import time
 
 from transformers import TrainerCallback
@@ -14,19 +15,30 @@ HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  tim
 
 
 class TrainingLog(TrainerCallback):
-    """Writes step, losses, learning rate, speed and time left; ends the training at a loss that is not finite."""
+    """Writes step, losses, learning rate, speed and time left to `training_log.txt`; ends a training whose loss is NaN.
 
-    def __init__(self, path):
-        self.path = path
+    `seconds_before` is what the training took before a resume; `seconds` what it took in all.
+    """
+
+    def __init__(self, path, batch_size, seconds_before=0.0):
+        self.path, self.batch_size, self.seconds_before = path, batch_size, seconds_before
         self.began = None
+
+    @property
+    def seconds(self):
+        """Seconds of training so far, those before a resume counted in."""
+        return self.seconds_before + (time.monotonic() - self.began[0] if self.began else 0.0)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the log, with the history of the steps before a resume."""
         self.began = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
-        lines = [
-            self._line(args, state, entry) for entry in state.log_history if "loss" in entry or "eval_loss" in entry
-        ]
-        self.path.write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")
+        if state.is_world_process_zero:
+            self.write_history(state)
+
+    def write_history(self, state):
+        """The log of what the state remembers: a line a loss, without speeds."""
+        entries = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
+        self.path.write_text("\n".join([HEAD, *(self._line(state, entry) for entry in entries)]) + "\n", "utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Append a line for a logged training or validation loss."""
@@ -34,16 +46,16 @@ class TrainingLog(TrainerCallback):
             if key in logs and not math.isfinite(logs[key]):
                 raise CoppiceError(
                     f"finetune: {key} is {logs[key]} at step {state.global_step}; "
-                    "lower finetune.learning_rate or train in another dtype (models.X.dtype)"
+                    "lower finetune.learning_rate or train in another dtype (models.X.dtype: float32)"
                 )
-        if "loss" not in logs and "eval_loss" not in logs:
+        if ("loss" not in logs and "eval_loss" not in logs) or not state.is_world_process_zero:
             return
-        line = self._line(args, state, logs | {"step": state.global_step}, timed=True)
+        line = self._line(state, logs | {"step": state.global_step}, timed=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         logger.info("%s", line)
 
-    def _line(self, args, state, entry, timed=False):
+    def _line(self, state, entry, timed=False):
         loss = f"{entry['loss']:.4f}" if "loss" in entry else ""
         validation = f"{entry['eval_loss']:.4f}" if "eval_loss" in entry else ""
         rate = f"{entry['learning_rate']:.2e}" if "learning_rate" in entry else ""
@@ -52,9 +64,39 @@ class TrainingLog(TrainerCallback):
         if not timed or self.began is None or state.global_step == self.began[1]:
             return line.rstrip()
         started, first, tokens = self.began
-        seconds = time.monotonic() - started
-        steps = state.global_step - first
-        examples = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        seconds, steps = time.monotonic() - started, state.global_step - first
         left = seconds / steps * (state.max_steps - state.global_step)
         speed = (state.num_input_tokens_seen - tokens) / seconds
-        return f"{line}  {speed:>8.0f}  {examples / seconds:>9.1f}  {left:>7.0f} s"
+        return f"{line}  {speed:>8.0f}  {steps * self.batch_size / seconds:>9.1f}  {left:>7.0f} s"
+
+
+class StopOnTerm(TrainerCallback):
+    """At SIGTERM, a scheduler's warning: finish the step, write a checkpoint, end the training. `stopped` says so.
+
+    transformers' own just-in-time checkpoint is not used: it can save between a step's forward pass and its update,
+    after which a resumed training draws other dropout masks than an undisturbed one.
+    """
+
+    def __init__(self):
+        self.stopped, self._before = False, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Take the signal over, where this is the main thread."""
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+        except ValueError:
+            logger.debug("not the main thread: SIGTERM ends the training without a checkpoint")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and stop once the signal has come."""
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Give the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _stop(self, number, frame):
+        self.stopped = True
+        logger.warning("told to stop (SIGTERM): a checkpoint follows")

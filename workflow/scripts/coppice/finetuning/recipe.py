@@ -1,11 +1,20 @@
-"""The LoRA settings as peft takes them, and the model's linear layers that they name."""
+"""The adapter: LoRA settings as peft takes them, put on a model, checked, saved so that plain peft loads it, merged."""
 
-from ..errors import SettingsError
+import logging
+import shutil
+
+from ..errors import CoppiceError, SettingsError
+
+logger = logging.getLogger("coppice.finetuning")
 
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
 }
+# Initialisations that take their share out of the base weights; peft can write what they learn as plain LoRA.
+MUTATING = ("pissa", "olora", "corda")
+EVA_ROWS = 64
+EVA_BATCH = 4
 
 
 def linear_layers(model):
@@ -43,9 +52,14 @@ def _matches(layer, name):
 
 def lora_config(model, settings):
     """The `peft.LoraConfig` of resolved `settings` for `model`."""
-    from peft import LoraConfig, TaskType
+    from peft import EvaConfig, LoftQConfig, LoraConfig, TaskType
 
     init = settings["init"]
+    more = {}
+    if init == "eva":
+        more["eva_config"] = EvaConfig()
+    if init == "loftq":
+        more["loftq_config"] = LoftQConfig(loftq_bits=4)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings["r"],
@@ -56,4 +70,114 @@ def lora_config(model, settings):
         use_rslora=settings["use_rslora"],
         use_dora=settings["use_dora"],
         init_lora_weights=True if init == "default" else init,
+        **more,
     )
+
+
+def with_lora(model, settings, quantize, train):
+    """`model` with a new adapter of `settings` (the section `finetune`), ready to be trained on `train` examples."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    checkpointing = checkpoints_activations(model, settings)
+    if quantize:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    elif checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    lora = settings["lora"]
+    try:
+        model = get_peft_model(model, lora_config(model, lora))
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise SettingsError(f"finetune.lora: peft refuses these settings: {error}") from error
+    if lora["init"] == "eva":
+        _initialize_by_activations(model, train)
+    return model
+
+
+def _initialize_by_activations(model, train):
+    """EVA: the directions in which the layers' inputs on the training data vary most."""
+    import torch
+    from peft import initialize_lora_eva_weights
+
+    device = next(model.parameters()).device
+    rows = sorted((example["input_ids"] for example in train[:EVA_ROWS]), key=len)
+    batches = []
+    for start in range(0, len(rows), EVA_BATCH):
+        part = rows[start : start + EVA_BATCH]
+        length = max(map(len, part))
+        ids = torch.tensor([row + [row[-1]] * (length - len(row)) for row in part], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in part], device=device)
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+
+
+def keep_initial(model, lora, output):
+    """The folder with the adapter as it was before training, where saving it as plain LoRA needs that; else None."""
+    if not lora["init"].startswith(MUTATING):
+        return None
+    folder = output / "initial_adapter"  # peft makes a module name of it: no dot, no dash
+    initial = model.peft_config["default"].init_lora_weights
+    model.peft_config["default"].init_lora_weights = True  # so that peft reads it back as it stands
+    model.save_pretrained(folder)
+    model.peft_config["default"].init_lora_weights = initial
+    return folder
+
+
+def check_acts(model, example):
+    """Refuse an adapter that changes no logit of an example it was trained on."""
+    import torch
+
+    device = next(model.parameters()).device
+    ids = torch.tensor([example["input_ids"]], device=device)
+    model.eval()
+    with torch.no_grad():
+        adapted = model(input_ids=ids, use_cache=False).logits
+        with model.disable_adapter():
+            plain = model(input_ids=ids, use_cache=False).logits
+    if torch.equal(adapted, plain):
+        raise CoppiceError("finetune: the trained adapter changes no logit; check finetune.lora and the learning rate")
+
+
+def save(model, tokenizer, output, initial=None):
+    """Write the adapter and the tokenizer; the adapter's files replace older ones only when they are whole.
+
+    initial: the folder of the adapter before training, by which one whose initialisation changed the base weights is
+    written as plain LoRA on the unchanged base.
+    """
+    partial = output / ".partial-adapter"
+    shutil.rmtree(partial, ignore_errors=True)
+    options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
+    model.save_pretrained(partial, **options)
+    tokenizer.save_pretrained(partial)
+    for file in sorted(partial.iterdir()):
+        file.replace(output / file.name)
+    partial.rmdir()
+
+
+def merge(model, tokenizer, folder):
+    """Write the model with the adapter merged into its weights, as an ordinary checkpoint; the last use of `model`."""
+    merged = model.merge_and_unload()
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def checkpoints_activations(model, settings):
+    """Whether to compute activations again in the backward pass: as set, else where they would not fit otherwise.
+
+    The estimate: a decoder layer keeps about 8 states of the hidden width and 4 of the MLP's for each token.
+    """
+    wanted = settings["gradient_checkpointing"]
+    if wanted is not None:
+        return wanted
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    config = model.config.get_text_config()
+    widths = 8 * config.hidden_size + 4 * config.intermediate_size
+    budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
+    needed = budget * config.num_hidden_layers * widths * next(model.parameters()).element_size()
+    free, _ = torch.cuda.mem_get_info()
+    if needed > 0.8 * free:
+        logger.info("gradient checkpointing: activations would take %.1f of %.1f GB", needed / 1e9, free / 1e9)
+    return needed > 0.8 * free

@@ -29,20 +29,20 @@ def _rows(path):
         return [json.loads(line) for line in lines]
 
 
-def prepare_model(name, corpus, parents, record, seed, steps=None):
+def prepare_model(name, corpus, parents, record, seed, steps=None, context=None):
     """Train the miniature model `name` (`llama`, `llama-instruct`, ...) and write its model.json to `record`.
 
     corpus: records of the text it is trained on; parents: for an instruct model the records of its base and of the
-    instructions; steps: optimizer steps in place of the recipe's.
+    instructions; steps: optimizer steps in place of the recipe's; context: length in tokens, likewise.
     """
     family, _, instruct = name.partition("-")
     folder = Path(record).parent / "checkpoint"
     if instruct:
         base, instructions = parents
         text = training.Text.of_records(corpus, instructions)
-        facts = training.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps)
+        facts = training.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps, context)
     else:
-        facts = training.train_base(family, training.Text.of_records(corpus), folder, seed, steps)
+        facts = training.train_base(family, training.Text.of_records(corpus), folder, seed, steps, context)
     source = {"kind": "miniature", "path": name}
     records.write(
         record,

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from .tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 logger = logging.getLogger("coppice.miniature")
 
-CONTEXT = 256
 _TOKENIZER_DOCUMENTS = 4000
 _LOG_EVERY = 50
 # Rows are halved until the last part of a training: short rows train faster, and long positions are learnt quickly.
@@ -26,7 +25,7 @@ _LONG_PART = 0.2
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and training of one family. Rates are peak learning rates; `rows` are sequences of `CONTEXT` tokens."""
+    """Sizes and training of one family. Rates are peak learning rates; a step has rows of `context` tokens."""
 
     vocab_size: int = 1536
     hidden_size: int = 128
@@ -35,7 +34,8 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     steps: int = 900
-    rows: int = 2
+    step_tokens: int = 512
+    context: int = 256
     muon_rate: float = 0.02
     adamw_rate: float = 1.6e-2
     instruct_steps: int = 160
@@ -71,29 +71,33 @@ class Text:
         return cls(documents, running, rows)
 
 
-def train_base(family: str, text: Text, output: Path, seed: int, steps: int | None = None) -> dict:
+def train_base(
+    family: str, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
+) -> dict:
     """Trains a base model of `family` with its own tokenizer on `text`, and saves it as a checkpoint folder.
 
-    `steps` takes the place of the recipe's number of optimizer steps. Returns the facts of the training: steps, tokens,
-    the mean loss of the last steps in nats a token, seconds.
+    `steps` takes the place of the recipe's number of optimizer steps, `context` that of its length in tokens. Returns
+    the facts of the training: steps, tokens, the mean loss of the last steps in nats a token, seconds.
     """
     import torch
 
     torch.manual_seed(seed)
-    recipe, rng = RECIPES[family], random.Random(f"base {family} {seed}")
+    recipe, rng = _recipe(family, context), random.Random(f"base {family} {seed}")
     sample = [*text.documents[:_TOKENIZER_DOCUMENTS], *(running[:200_000] for running in text.running)]
-    tokenizer = train_tokenizer(sample, recipe.vocab_size, CONTEXT)
+    tokenizer = train_tokenizer(sample, recipe.vocab_size, recipe.context)
     model = _new_model(family, recipe, tokenizer)
     tokenizer = _as_users_get_it(tokenizer, model, output)
-    rows = _packed(tokenizer, text.documents, rng)
+    rows = _packed(tokenizer, text.documents, recipe.context, rng)
     for running in text.running:
-        rows += _windows(tokenizer, running)
+        rows += _windows(tokenizer, running, recipe.context)
     facts = _train(model, _batches(rows, recipe, rng), steps or recipe.steps, recipe, 1.0, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "base", **facts}
 
 
-def train_instruct(family: str, base: Path, text: Text, output: Path, seed: int, steps: int | None = None) -> dict:
+def train_instruct(
+    family: str, base: Path, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
+) -> dict:
     """Fine-tunes a base checkpoint on the instructions in its chat template, mixed with as much of the other text.
 
     The mixture lets the model keep what it knows. `steps` is the base's number of steps, of which this takes a share.
@@ -103,20 +107,24 @@ def train_instruct(family: str, base: Path, text: Text, output: Path, seed: int,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    recipe, rng = RECIPES[family], random.Random(f"instruct {family} {seed}")
+    recipe, rng = _recipe(family, context), random.Random(f"instruct {family} {seed}")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = CHAT_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     chats = [_chat(tokenizer, row) for row in text.instructions]
     documents = rng.sample(text.documents, min(len(chats), len(text.documents)))
-    rows = _packed(tokenizer, chats + documents, rng)
+    rows = _packed(tokenizer, chats + documents, recipe.context, rng)
     for running in text.running:
-        rows += _windows(tokenizer, running)[::4]
+        rows += _windows(tokenizer, running, recipe.context)[::4]
     share = recipe.instruct_steps / recipe.steps
     steps = max(1, round(steps * share)) if steps else recipe.instruct_steps
     facts = _train(model, _batches(rows, recipe, rng), steps, recipe, recipe.instruct_scale, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "instruct", **facts}
+
+
+def _recipe(family: str, context: int | None) -> Recipe:
+    return replace(RECIPES[family], **({"context": context} if context else {}))
 
 
 def _as_users_get_it(tokenizer, model, output: Path):
@@ -160,7 +168,7 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         head_dim=recipe.hidden_size // recipe.heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=recipe.context,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -170,7 +178,7 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
     return model_class(config)
 
 
-def _packed(tokenizer, documents: Iterable[str], rng: random.Random) -> list[list[int]]:
+def _packed(tokenizer, documents: Iterable[str], context: int, rng: random.Random) -> list[list[int]]:
     """Rows that start at the start of a document; what does not fit into a row is cut off."""
     documents = list(documents)
     ids = tokenizer(documents)["input_ids"] if documents else []  # the tokenizer takes no empty list
@@ -178,24 +186,25 @@ def _packed(tokenizer, documents: Iterable[str], rng: random.Random) -> list[lis
     rows, row = [], []
     for document in ids:
         row += [*document, tokenizer.eos_token_id]
-        if len(row) >= CONTEXT:
-            rows.append(row[:CONTEXT])
+        if len(row) >= context:
+            rows.append(row[:context])
             row = []
     return rows
 
 
-def _windows(tokenizer, text: str) -> list[list[int]]:
+def _windows(tokenizer, text: str, context: int) -> list[list[int]]:
     """Running text cut into windows, as perplexity is measured."""
     ids = tokenizer(text, verbose=False)["input_ids"]
-    return [ids[i : i + CONTEXT] for i in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
+    return [ids[i : i + context] for i in range(0, len(ids) - context + 1, context)]
 
 
 def _batches(rows: list[list[int]], recipe: Recipe, rng: random.Random) -> Iterator[list[list[int]]]:
     """Endless batches; every row once before any comes again."""
+    size = max(1, recipe.step_tokens // recipe.context)
     while True:
         rng.shuffle(rows)
-        for i in range(0, len(rows) - recipe.rows + 1, recipe.rows):
-            yield rows[i : i + recipe.rows]
+        for i in range(0, len(rows) - size + 1, size):
+            yield rows[i : i + size]
 
 
 def _optimizers(model, recipe: Recipe, scale: float) -> list:
@@ -223,7 +232,7 @@ def _train(model, batches: Iterator, steps: int, recipe: Recipe, scale: float, l
     for step in range(1, steps + 1):
         ids = torch.tensor(next(batches))
         if step <= steps * (1 - _LONG_PART):
-            ids = ids.view(-1, CONTEXT // 2)
+            ids = ids.view(-1, recipe.context // 2)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,7 +249,7 @@ def _train(model, batches: Iterator, steps: int, recipe: Recipe, scale: float, l
     recent = losses[-_LOG_EVERY:]
     return {
         "steps": steps,
-        "tokens": steps * recipe.rows * CONTEXT,
+        "tokens": steps * max(recipe.step_tokens, recipe.context),
         "final_loss": sum(recent) / len(recent),
         "seconds": time.perf_counter() - start,
     }

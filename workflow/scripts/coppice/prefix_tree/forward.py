@@ -35,7 +35,13 @@ class TreeForward:
         """[B, T, width] of the `batch` (rows of `trie`), padded to the longest of them."""
         tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in _arrays(trie, batch))
         self.tokens_run += tokens.numel()
-        return self._call(tokens, attention_mask=self.masks(depth, end), position_ids=depth)
+        return self.run(tokens, attention_mask=self.masks(depth, end), position_ids=depth)
+
+    def run(self, ids, **options):
+        """[B, T, width] of token ids [B, T], with nothing shared: a row sees what stands left of it."""
+        if self.head is None:
+            return self.model(input_ids=ids, use_cache=False, **options).logits
+        return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def usable(self):
         """Whether a small tree gives what its paths give one by one, and no branch sees the tokens of another."""
@@ -48,7 +54,7 @@ class TreeForward:
         after = [[t % top for t in [*stem, 7, 6, 2]], *before[1:]]
         try:
             first, second = self._states(before), self._states(after)
-            plain = [self._call(torch.tensor([path], device=self.device))[0] for path in before]
+            plain = [self.run(torch.tensor([path], device=self.device))[0] for path in before]
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
             logger.info("the tree mask does not go through the model: %r", error)
             return False
@@ -58,11 +64,6 @@ class TreeForward:
     def rows(self, trie, first=0, last=None, limit=None):
         """Nodes `first` to `last` of `trie` as rows of least cost, none longer than `limit` where a cut can help."""
         return tries.rows(trie, min(limit or self.longest_row, self.longest_row), self.crossover, first, last)
-
-    def _call(self, ids, **options):
-        if self.head is None:
-            return self.model(input_ids=ids, use_cache=False, **options).logits
-        return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def _states(self, paths):
         trie, nodes = tries.build(paths)

@@ -56,6 +56,10 @@ class Study:
         """The model's candidates by name: a grid point (with `method`), or a row of the table (with `path`)."""
         return self._candidates[model]
 
+    def training_datasets(self):
+        """Names of the data sets that fine-tuning reads, the one for validation counted in."""
+        return list(_training_datasets(self.finetune["data"]))
+
     def dataset(self, name):
         """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
@@ -128,15 +132,14 @@ def _restrict(config, raw, notices):
 
 
 def _check_training(finetune):
-    batch, micro = finetune["batch_size"], finetune["micro_batch_size"]
-    if micro < batch and batch % micro:
+    size = finetune["data"]["val_size"]
+    if size >= 1 and size != int(size):
         raise SettingsError(
-            f"config key finetune.batch_size: {batch} is not a multiple of finetune.micro_batch_size, which is {micro}"
+            f"config key finetune.data.val_size: found {size}; a number of rows is whole, a share of them below 1"
         )
-    if finetune["data"]["val_size"] and finetune["save_steps"] % finetune["eval_steps"]:
+    if finetune["early_stopping"] and not (size or finetune["data"]["validation"]):
         raise SettingsError(
-            f"config key finetune.save_steps: {finetune['save_steps']} is not a multiple of finetune.eval_steps, which "
-            f"is {finetune['eval_steps']}: the checkpoint of the best validation loss must be one that was saved"
+            "config key finetune.early_stopping: needs a validation loss; set finetune.data.val_size or .validation"
         )
 
 
@@ -200,9 +203,19 @@ def _check_protocols(perplexity):
             raise SettingsError(f"{key}.protocol: found '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}")
 
 
+def _training_datasets(chosen):
+    """name -> key of the section finetune.data that names it."""
+    trained = [chosen["dataset"]] if isinstance(chosen["dataset"], str) else chosen["dataset"]
+    if not trained:
+        raise SettingsError("config key finetune.data.dataset: names no data set")
+    validation = {chosen["validation"]: "validation"} if chosen["validation"] else {}
+    return dict.fromkeys(trained, "dataset") | validation
+
+
 def _uses(config):
     """(data set, role, key that asks for it) of everything the study reads."""
-    yield config["finetune"]["data"]["dataset"], "train", "finetune.data.dataset"
+    for name, key in _training_datasets(config["finetune"]["data"]).items():
+        yield name, "train", f"finetune.data.{key}"
     for name in config["evaluate"]["perplexity"]["datasets"]:
         yield name, "report", "evaluate.perplexity.datasets"
     if config["candidates"]["table"] is None:

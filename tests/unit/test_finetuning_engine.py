@@ -1,0 +1,291 @@
+"""The training engine: textbook gradients however examples are arranged, scarce memory, and every option of peft."""
+
+import copy
+
+import pytest
+import torch
+from test_finetuning import SETTINGS, adapter_of, train
+from test_finetuning import dataset as dataset
+
+from coppice import models, output_layer
+from coppice.errors import CoppiceError, SettingsError
+from coppice.finetuning import arrangement, recipe
+from coppice.finetuning.examples import IGNORED
+
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 6},
+    "llama-tied": {"tie_word_embeddings": True},
+}
+
+
+def lora(model, dropout=0.0, targets="all-linear"):
+    """A LoRA model whose B matrices are not zero, so that A has gradients too."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets)
+    model = get_peft_model(model, config)
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, 0.0, 0.05)
+    return model.train()
+
+
+def some_examples(count=20, seed=0):
+    """Examples of many lengths, in two groups that begin alike; a part of the labels is masked."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        length = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(3, 128, (length,), generator=generator).tolist()
+
+    stems = [draw(8, 12), draw(5, 9)]
+    made = []
+    for i in range(count):
+        prompt, answer = stems[i % 2] + draw(1, 6), draw(1, 20)
+        made.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer, "row": i})
+    return made
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    return found
+
+
+def padded_gradients(model, examples, micro=4):
+    """The padded recipe: micro-batches of four in the order given, full logits, the step's targets as normaliser."""
+    total = arrangement.count_targets(examples)
+    for start in range(0, len(examples), micro):
+        part = examples[start : start + micro]
+        length = max(len(example["input_ids"]) for example in part)
+        rows = {"input_ids": 0, "labels": IGNORED}
+        batch = {k: torch.tensor([e[k] + [pad] * (length - len(e[k])) for e in part]) for k, pad in rows.items()}
+        mask = torch.tensor([[1] * len(e["input_ids"]) + [0] * (length - len(e["input_ids"])) for e in part])
+        model(**batch, attention_mask=mask, num_items_in_batch=total).loss.backward()
+    return gradients(model)
+
+
+def engine_gradients(model, examples, **options):
+    engine = arrangement.Engine(model, **{"budget": 100, **options})
+    total, losses = arrangement.count_targets(examples), []
+    for micro in engine.micro_batches(examples):
+        loss = engine.summed_loss(micro) / total
+        loss.backward()
+        losses.append(loss.item())
+    return gradients(model), sum(losses)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = float(gradient.norm()) or 1.0
+        assert float((found[name] - gradient).norm()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("how", arrangement.ARRANGEMENTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_those_of_the_padded_recipe(tiny_model, architecture, how):
+    model = lora(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
+    examples = some_examples()
+    expected = padded_gradients(model, examples)
+    for budget in (30, 100, 4000):
+        found, _ = engine_gradients(model, examples, budget=budget, arrangement=how)
+        assert_close(found, expected)
+
+
+def test_eager_attention_gives_the_same_gradients(tiny_model):
+    plain, eager = tiny_model("llama"), tiny_model("llama")
+    eager.set_attn_implementation("eager")
+    expected = padded_gradients(lora(plain), some_examples())
+    found, _ = engine_gradients(lora(eager), some_examples(), arrangement="tree")
+    assert_close(found, expected)
+
+
+def test_with_dropout_each_example_alone_has_the_padded_recipes_gradient(tiny_model):
+    """One example a micro-batch draws the same masks either way."""
+    model, [example] = lora(tiny_model("llama"), dropout=0.3), some_examples(1)
+    short = {key: value[:-1] if key != "row" else value for key, value in example.items()}
+    torch.manual_seed(5)
+    found, _ = engine_gradients(model, [example], arrangement="sorted")
+    torch.manual_seed(5)
+    hidden = model.get_base_model().model(torch.tensor([short["input_ids"]])).last_hidden_state
+    labels = torch.tensor(example["labels"][1:])
+    logits = model.get_base_model().lm_head(hidden)[0]
+    torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED).backward()
+    assert_close(found, gradients(model))
+
+
+def test_an_adapter_on_the_output_layer_is_trained_through_it(tiny_model):
+    targets = ["q_proj", "lm_head"]
+    model = lora(tiny_model("llama"), targets=targets)
+    expected = padded_gradients(model, some_examples())
+    assert any("lm_head" in name for name in expected)
+    found, _ = engine_gradients(model, some_examples(), arrangement="tree")
+    assert_close(found, expected)
+
+
+def test_layers_of_different_widths_have_the_same_gradients_too(tiny_model):
+    model = tiny_model("llama")
+    for layer, width in zip(model.model.layers, (48, 20, 33, 7), strict=True):
+        layer.mlp.gate_proj, layer.mlp.up_proj = (torch.nn.Linear(32, width, bias=False) for _ in range(2))
+        layer.mlp.down_proj = torch.nn.Linear(width, 32, bias=False)
+    model = lora(model)
+    expected = padded_gradients(model, some_examples())
+    assert_close(engine_gradients(model, some_examples(), arrangement="tree")[0], expected)
+
+
+def test_the_tree_runs_what_examples_share_once(tiny_model):
+    stem = list(range(3, 63))
+    examples = [{"input_ids": [*stem, 70 + i, 90 + i], "labels": [IGNORED] * 61 + [90 + i], "row": i} for i in range(8)]
+    model = lora(tiny_model("llama"))
+    run = {
+        how: sum(micro.tokens for micro in arrangement.Engine(model, 4000, how).micro_batches(examples))
+        for how in arrangement.ARRANGEMENTS
+    }
+    assert run == {"tree": 60 + 8, "sorted": 8 * 61}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_summed_loss_and_its_gradient_are_cross_entropys(monkeypatch, bias, trained):
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 300, bias=bias).requires_grad_(trained), torch.randn(40, 16, requires_grad=True)
+    targets = torch.randint(300, (40,))
+    loss = output_layer.summed_loss(head, hidden, targets)
+    (loss / 40).backward()
+    found, hidden.grad = [hidden.grad, head.weight.grad], None
+    head.weight.grad = None
+    expected = torch.nn.functional.cross_entropy(head(hidden).double(), targets)
+    expected.backward()
+    torch.testing.assert_close(loss.double() / 40, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[0], hidden.grad, rtol=1e-5, atol=1e-6)
+    if trained:
+        torch.testing.assert_close(found[1], head.weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch, caplog
+):
+    folder = tiny_checkpoint("llama")
+    whole = train(folder, dataset, tmp_path / "whole")
+    real = arrangement.Engine.summed_loss
+
+    def scarce(self, micro):
+        if micro.tokens > 12 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, micro)
+
+    monkeypatch.setattr(arrangement.Engine, "summed_loss", scarce)
+    record = train(folder, dataset, tmp_path / "scarce")
+    assert record["tokens_at_a_time"] < 128 and "out of memory at step 1" in caplog.text
+    assert record["steps"] == whole["steps"] and record["tokens_seen"] == whole["tokens_seen"]
+    assert record["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-4)
+
+
+OPTIONS = {
+    "light": {"lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}},
+    "standard": {"lora": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"}},
+    "full": {"lora": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]}},
+    "aggressive": {"lora": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]}},
+    "dotted name": {"lora": {"target_modules": ["mlp.down_proj"]}},
+    "all biases": {"lora": {"bias": "all"}},
+    "LoRA's biases": {"lora": {"bias": "lora_only"}},
+    "rsLoRA": {"lora": {"use_rslora": True}},
+    "DoRA": {"lora": {"use_dora": True}},
+    "gaussian": {"lora": {"init": "gaussian"}},
+    "PiSSA": {"lora": {"init": "pissa"}},
+    "fast PiSSA": {"lora": {"init": "pissa_niter_4"}},
+    "OLoRA": {"lora": {"init": "olora"}},
+    "EVA": {"lora": {"init": "eva"}},
+    "orthogonal": {"lora": {"init": "orthogonal"}},
+    "cosine": {"schedule": "cosine"},
+    "constant": {"schedule": "constant_with_warmup"},
+    "weight decay": {"weight_decay": 0.1},
+    "sorted": {"arrangement": "sorted"},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "on inputs": {"data": {"train_on_inputs": True}},
+    "a share for validation": {"data": {"val_size": 0.25}},
+    "no validation": {"data": {"val_size": 0}},
+}
+
+
+def with_options(options):
+    settings = copy.deepcopy(SETTINGS)
+    for key, value in options.items():
+        settings[key] = settings[key] | value if isinstance(value, dict) else value
+    return settings
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoint, dataset, tmp_path, name):
+    """What is trained is what plain peft puts on the unchanged base: the validation loss is the same."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, output = tiny_checkpoint("qwen2"), tmp_path / "out"
+    record = train(folder, dataset, output, with_options(OPTIONS[name]))
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    plain = base(torch.tensor([[5, 6, 9, 10]])).logits
+    loaded = PeftModel.from_pretrained(base, output).eval()
+    trained = loaded(torch.tensor([[5, 6, 9, 10]])).logits
+    assert not torch.allclose(plain, trained, atol=1e-4)
+    if record["validation_loss"] is not None:
+        assert record["validation_loss"] < record["first_validation_loss"]
+        assert validation_loss(loaded, dataset, output) == pytest.approx(record["validation_loss"], rel=1e-4)
+
+
+def validation_loss(model, dataset, output):
+    """The validation loss of `model` by transformers' own loss, over the rows that the record says were held out."""
+    from coppice import records
+    from coppice.finetuning import examples
+
+    settings = records.read(output / "finetuning_config.json")["settings"]
+    tokenizer = models.load_tokenizer(output)
+    _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3)
+    total = arrangement.count_targets(held)
+    with torch.no_grad():
+        return sum(
+            model(
+                input_ids=torch.tensor([e["input_ids"]]), labels=torch.tensor([e["labels"]]), num_items_in_batch=total
+            ).loss.item()
+            for e in held
+        )
+
+
+def test_merging_is_w_plus_scaled_ba_and_merging_twice_is_harmless(tiny_checkpoint, dataset, tmp_path):
+    from safetensors.torch import load_file
+
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, SETTINGS | {"merge": True})
+    adapter, base, merged = (
+        adapter_of(output),
+        load_file(folder / "model.safetensors"),
+        load_file(output / "merged/model.safetensors"),
+    )
+    name = "model.layers.1.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+    torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + 8 / 4 * b @ a)
+    model = models.load(models.Source(str(folder)), output).merge_and_unload()
+    again = {key: value.clone() for key, value in model.state_dict().items()}
+    assert not hasattr(model, "merge_and_unload")
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_what_peft_refuses_is_told_with_the_key(tiny_model):
+    settings = copy.deepcopy(SETTINGS)
+    settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
+    with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
+        recipe.with_lora(tiny_model("llama"), settings, None, some_examples())
+
+
+def test_a_model_that_takes_no_tree_is_told_when_the_tree_was_asked_for(tiny_model, monkeypatch):
+    monkeypatch.setattr("coppice.prefix_tree.TreeForward.usable", lambda self: False)
+    model = lora(tiny_model("llama"))
+    assert arrangement.Engine(model, 100).arrangement == "sorted"
+    with pytest.raises(CoppiceError, match="sorted"):
+        arrangement.Engine(model, 100, "tree")

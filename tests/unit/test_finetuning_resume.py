@@ -1,0 +1,179 @@
+"""A training that is killed, stopped or run in several processes ends with the adapter of an undisturbed one."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from test_finetuning import SETTINGS, adapter_of, train
+from test_finetuning import dataset as dataset
+
+from coppice import records
+from coppice.errors import CoppiceError
+from coppice.finetuning import checkpoints, progress, trainer
+
+# Dropout, so that the random state counts; several epochs, so that the order of the data does.
+RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
+
+
+def in_another_process(function, *arguments):
+    """Exit code of `function` in a fork of this process, where torch is loaded already."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def killed_after_step(step):
+    def patch():
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        progress.TrainingLog.on_step_end = on_step_end
+
+    return patch
+
+
+def killed_in_a_checkpoint():
+    """Half of the second checkpoint's optimizer state is written when the power fails."""
+    real = torch.save
+
+    def save(content, path, *arguments, **options):
+        real(content, path, *arguments, **options)
+        if "checkpoint-6" in str(path) and "optimizer" in str(path):
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save
+
+
+def killed_before_the_seal():
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, args, state, control, **kwargs)
+
+    real, checkpoints.Seal.on_save = checkpoints.Seal.on_save, on_save
+
+
+def same_adapter(first, second):
+    expected, found = adapter_of(first), adapter_of(second)
+    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in found)
+
+
+def comparable(folder):
+    record = records.read(folder / "finetuning_config.json")
+    return {key: value for key, value in record.items() if key not in TIMED}
+
+
+TIMED = ("seconds", "tokens_per_second", "peak_memory_bytes", "provenance", "checksum")
+
+
+@pytest.mark.parametrize(
+    ("patch", "resumed_from"),
+    [
+        pytest.param(killed_after_step(2), None, id="before any checkpoint", marks=pytest.mark.slow),
+        pytest.param(killed_after_step(8), "checkpoint-6", id="between checkpoints", marks=pytest.mark.slow),
+        pytest.param(killed_in_a_checkpoint, "checkpoint-3", id="inside a checkpoint"),
+        pytest.param(killed_before_the_seal, "checkpoint-6", id="before its seal", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_training_ends_with_the_identical_adapter(
+    tiny_checkpoint, dataset, tmp_path, caplog, patch, resumed_from
+):
+    folder = tiny_checkpoint("llama")
+    train(folder, dataset, tmp_path / "whole", RESUMED)
+
+    def train_until_killed():
+        patch()
+        train(folder, dataset, tmp_path / "killed", RESUMED)
+
+    assert in_another_process(train_until_killed) == -signal.SIGKILL
+    assert not (tmp_path / "killed/finetuning_config.json").exists()
+    caplog.set_level("INFO")
+    train(folder, dataset, tmp_path / "killed", RESUMED)
+    assert (f"continuing from {resumed_from}" in caplog.text) if resumed_from else "continuing" not in caplog.text
+    assert same_adapter(tmp_path / "whole", tmp_path / "killed")
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "killed")
+
+
+def test_sigterm_writes_a_checkpoint_and_the_rerun_ends_the_same(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    folder = tiny_checkpoint("llama")
+    train(folder, dataset, tmp_path / "whole", RESUMED)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
+    with pytest.raises(CoppiceError, match="stopped at step 5"):
+        train(folder, dataset, tmp_path / "stopped", RESUMED)
+    assert checkpoints.is_whole(tmp_path / "stopped/checkpoint-5")
+    monkeypatch.undo()
+    train(folder, dataset, tmp_path / "stopped", RESUMED)
+    assert same_adapter(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    """Snakemake removes the declared files before a rerun: adapter, records and log come back from the checkpoints."""
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, RESUMED)
+    shutil.copytree(output, tmp_path / "before", symlinks=True)
+    for name in ("adapter_model.safetensors", "finetuning_config.json", "training_log.txt", "training_state.json"):
+        (output / name).unlink()
+    monkeypatch.setattr(trainer.LoraTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
+    train(folder, dataset, output, RESUMED)
+    assert same_adapter(tmp_path / "before", output)
+    assert comparable(tmp_path / "before") == comparable(output)
+    assert records.read(tmp_path / "before/training_state.json") == records.read(output / "training_state.json")
+    steps = [line.split()[0] for line in (output / "training_log.txt").read_text().splitlines()[1:]]
+    assert steps[-1] == "12/12"
+
+
+def test_the_best_and_the_newest_checkpoint_stay(tiny_checkpoint, dataset, tmp_path):
+    output = tmp_path / "out"
+    record = train(tiny_checkpoint("llama"), dataset, output, RESUMED | {"learning_rate": 0.3, "eval_steps": 1})
+    kept = {path.name for path in output.glob("checkpoint-*")}
+    assert (output / "best").resolve().name == f"checkpoint-{record['best_step']}"
+    assert kept == {f"checkpoint-{record['best_step']}", "checkpoint-12"}
+
+
+def test_a_damaged_checkpoint_is_left_out(tiny_checkpoint, dataset, tmp_path, caplog):
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, RESUMED)
+    expected = adapter_of(output)
+    (output / checkpoints.FINISHED).unlink()
+    newest = max(output.glob("checkpoint-*"), key=checkpoints.step_of)
+    weights = newest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    train(folder, dataset, output, RESUMED)
+    assert f"{newest.name} was cut off" in caplog.text
+    assert all(torch.equal(expected[name], tensor) for name, tensor in adapter_of(output).items())
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(tiny_checkpoint, dataset, tmp_path):
+    settings = RESUMED | {"early_stopping": 2, "eval_steps": 1, "learning_rate": 1.0, "max_steps": 60}
+    record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+    assert record["steps"] == record["best_step"] + 2 < 60
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(tiny_checkpoint, dataset, tmp_path):
+    folder = tiny_checkpoint("llama")
+    settings = SETTINGS | {"micro_batch_size": 1, "data": SETTINGS["data"] | {"cutoff_len": 12}}
+    one = train(folder, dataset, tmp_path / "one", settings)
+    two = train(folder, dataset, tmp_path / "two", settings, world=2)
+    assert two["processes"] == 2 and two["steps"] == one["steps"]
+    assert two["tokens_seen"] == one["tokens_seen"]
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
+    expected, found = adapter_of(tmp_path / "one"), adapter_of(tmp_path / "two")
+    assert all(torch.allclose(expected[name], tensor, atol=1e-4) for name, tensor in found.items())
+
+
+@pytest.mark.slow
+def test_what_stops_one_of_two_processes_is_told(tiny_checkpoint, dataset, tmp_path):
+    with pytest.raises(CoppiceError, match=r"batch_size.*2 processes"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"batch_size": 1}, world=2)

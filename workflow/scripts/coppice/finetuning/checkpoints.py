@@ -1,0 +1,132 @@
+"""The checkpoints of a training: which one to continue from, which are another training's, which is the best.
+
+A checkpoint is whole when its `complete.json` is there and every file has the digest that stands in it: it is written
+last. Checkpoints belong to a training by its key, a digest of settings and inputs; those of another key are moved
+aside, never continued.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from .. import fingerprints, records
+
+logger = logging.getLogger("coppice.finetuning")
+
+KEY = ".training_key.json"
+FINISHED = ".finished.json"
+COMPLETE = "complete.json"
+BEST = "best"
+
+
+def to_resume(output, key):
+    """The newest whole checkpoint in `output` of the training `key`, or None; torn ones go, others' are moved aside."""
+    found = sorted(output.glob("checkpoint-*"), key=step_of)
+    known = _key_in(output)
+    if known != key:
+        if found:
+            _move_aside(found, output, known)
+        with records.atomic(output / KEY) as file:
+            json.dump({"key": key}, file)
+        return None
+    for folder in reversed(found):
+        if is_whole(folder):
+            logger.info("continuing from %s", folder.name)
+            return folder
+        logger.warning("%s was cut off while it was written, or is damaged: it is left out", folder.name)
+        shutil.rmtree(folder)
+    return None
+
+
+def finish(output, key, checkpoint, outcome):
+    """Note that the training `key` is done, with the checkpoint that holds its adapter and the facts for its record."""
+    records.write(output / FINISHED, {"key": key, "checkpoint": checkpoint.name, "outcome": outcome})
+
+
+def finished(output, key):
+    """(checkpoint with the adapter, outcome) of the training `key` where it is done and that is whole, else None."""
+    if not (output / FINISHED).is_file():
+        return None
+    try:
+        found = records.read(output / FINISHED)
+    except records.RecordError as error:
+        logger.warning("%s", error)
+        return None
+    checkpoint = output / found["checkpoint"]
+    return (checkpoint, found["outcome"]) if found["key"] == key and is_whole(checkpoint) else None
+
+
+def step_of(folder):
+    """The optimizer step after which a checkpoint was written; -1 for a folder of another name."""
+    digits = Path(folder).name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def facts_of(folder):
+    """What `Seal` was told beside Trainer's state when it sealed the checkpoint."""
+    return records.read(folder / COMPLETE)["facts"]
+
+
+def is_whole(folder):
+    """Whether every file of a checkpoint is as it was when the checkpoint was finished."""
+    try:
+        digests = records.read(folder / COMPLETE)["sha256"]
+    except (OSError, ValueError, KeyError, records.RecordError):
+        return False
+    files = {folder / name: digest for name, digest in digests.items()}
+    return all(file.is_file() and fingerprints.content_digest(file) == digest for file, digest in files.items())
+
+
+class Seal(TrainerCallback):
+    """Has every best model saved, and writes `complete.json` into each checkpoint once Trainer has written the rest.
+
+    `facts()` is what a resumed training has to know beside Trainer's own state. `best` points to the best checkpoint.
+    """
+
+    def __init__(self, output, facts):
+        self.output, self.facts = Path(output), facts
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Save at a validation loss lower than all before, whatever `save_steps` says."""
+        if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal the checkpoint of the current step."""
+        if not state.is_world_process_zero:
+            return
+        folder = self.output / f"checkpoint-{state.global_step}"
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+        digests = {str(path.relative_to(folder)): fingerprints.content_digest(path) for path in files}
+        records.write(folder / COMPLETE, {"step": state.global_step, "sha256": digests, "facts": self.facts()})
+        if state.best_model_checkpoint:
+            _point(self.output / BEST, Path(state.best_model_checkpoint).name)
+
+
+def _point(link, target):
+    """Make `link` a relative symbolic link to `target` beside it, in one step."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    os.replace(fresh, link)
+
+
+def _key_in(output):
+    try:
+        return json.loads((output / KEY).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _move_aside(found, output, known):
+    aside = output / f"superseded-{(known or 'unknown')[:8]}"
+    logger.warning("%d checkpoints of other settings are moved to %s", len(found), aside)
+    aside.mkdir(exist_ok=True)
+    (output / BEST).unlink(missing_ok=True)
+    for folder in found:
+        shutil.rmtree(aside / folder.name, ignore_errors=True)
+        folder.rename(aside / folder.name)

@@ -1,0 +1,78 @@
+"""Running one function in several processes that train together, by torch's own launcher; errors come back in words."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from .. import logs
+from ..errors import CoppiceError
+from ..records import atomic
+
+logger = logging.getLogger("coppice.finetuning")
+
+RANK, WORLD = "RANK", "WORLD_SIZE"
+
+
+def is_first():
+    """Whether this process writes what comes of the training: the only one, or the first of several."""
+    return int(os.environ.get(RANK, 0)) == 0
+
+
+def run(function, arguments, world):
+    """Call `function(**arguments)` here, or in `world` processes on this machine that know of each other.
+
+    Raises CoppiceError with the reason of the first process that failed for one that the user can mend.
+    """
+    if world <= 1:
+        function(**arguments)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="finetune",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    logger.info("training in %d processes", world)
+    with tempfile.TemporaryDirectory() as scratch:
+        reason = Path(scratch) / "reason"
+        try:
+            elastic_launch(config, _worker)(function, arguments, _log_file(), reason)
+        except ChildFailedError as error:
+            if reason.is_file():
+                raise CoppiceError(reason.read_text(encoding="utf-8")) from None
+            rank, failure = error.get_first_failure()
+            raise CoppiceError(
+                f"finetune: process {rank} of {world} ended with exit code {failure.exitcode}; the log says more"
+            ) from error
+
+
+def _log_file():
+    files = [handler.baseFilename for handler in logging.getLogger().handlers if hasattr(handler, "baseFilename")]
+    return files[0] if files else None
+
+
+def _worker(function, arguments, log, reason):
+    """One process: its log lines go where the job's go, those of all but the first only from warnings on.
+
+    A failure ends it, upon which the launcher ends the others: they would wait for its gradients for ever.
+    """
+    logs.start_logging(log, append=True)
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        function(**arguments)
+    except CoppiceError as error:
+        with atomic(reason) as file:
+            file.write(str(error))
+        raise SystemExit(1) from None
+    except Exception:
+        logger.exception("process %s failed", os.environ.get(RANK))
+        raise
