@@ -21,7 +21,7 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: env  ## run the whole miniature study (12 to 14 minutes on two busy cores)
+demo: env  ## run the whole miniature study (under ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
 test: test-unit test-workflow  ## run all tests
@@ -32,8 +32,13 @@ test-unit: env  ## unit tests: under two minutes
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
 
-bench: env  ## speed against the peers, with figures
+bench: $(VENV)/.bench  ## speed against the peers, with figures
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/finetune.py
+
+$(VENV)/.bench: $(INSTALLED) envs/requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements-bench.txt
+	touch $@
 
 lint: env  ## what the pre-commit hooks check
 	$(BIN)/ruff check .

@@ -20,10 +20,9 @@ import os
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+from common import SHAPES, MatrixProducts, build_model, seconds
 
 from coppice import logs
 
@@ -36,30 +35,6 @@ SIZES = {
     "arc_easy": 2376,
     "arc_challenge": 1172,
     "openbookqa": 500,
-}
-SMALL = {
-    "hidden_size": 512,
-    "intermediate_size": 1376,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 2048,
-}
-LARGE = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
-SHAPES = {
-    "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
-    "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
-    "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
-    "llama-1b": (
-        "llama",
-        LARGE
-        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
-        | {"tie_word_embeddings": True},
-    ),
-    "llama-8b": (
-        "llama",
-        LARGE | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    ),
 }
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 BARS = {"ratio": 2.5, "ratio_large_vocabulary": 4.0, "difference": 1e-3, "floor_share": 0.75}
@@ -137,19 +112,6 @@ def train_tokenizer(folder, scratch):
     return train_tokenizer(texts, 32000, 2048)
 
 
-def build_model(name):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from coppice import models
-
-    architecture, shape = SHAPES[name]
-    config = AutoConfig.for_model(architecture, **shape)
-    torch.manual_seed(0)
-    with models.device():
-        return AutoModelForCausalLM.from_config(config, dtype=models.dtype_of(None)).eval()
-
-
 def measure_model(name, records, tokenizer, arguments):
     """All figures of one model: {batch_size, gemm_gflops, tasks: name -> figures, overall: figures}."""
     from lm_eval.models.huggingface import HFLM
@@ -181,21 +143,6 @@ def task_requests(name, record, limit):
     return task.instances
 
 
-def seconds(function, threads=1):
-    """(result, seconds of `function`): CPU time on one thread, wall time on several or on a GPU."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda or threads > 1 else time.process_time
-    if cuda:
-        torch.cuda.synchronize()
-    start = clock()
-    result = function()
-    if cuda:
-        torch.cuda.synchronize()
-    return result, clock() - start
-
-
 def best_batch_size(reference, requests, items=3):
     """The batch size at which the harness is fastest on a few items of each task, and the seconds of those tried.
 
@@ -222,32 +169,6 @@ def best_batch_size(reference, requests, items=3):
             place += step
     scale = items * sum(SIZES.values())
     return BATCH_SIZES[place], {size: spent / scale for size, spent in sorted(tried.items())}
-
-
-class MatrixProducts:
-    """How fast a model's own matrix products are by themselves: every weight once, on 512 tokens (8192 on a GPU)."""
-
-    def __init__(self, model):
-        import torch
-
-        self.rows = 8192 if model.device.type == "cuda" else 512
-        head = model.get_output_embeddings().weight
-        self.weights = [p for p in model.model.layers.parameters() if p.dim() == 2]
-        self.weights += [head[start : start + 4096] for start in range(0, len(head), 4096)]
-        widths = {w.shape[1] for w in self.weights}
-        self.states = {n: torch.randn(self.rows, n, dtype=head.dtype, device=head.device) for n in widths}
-
-    def rate(self):
-        """Operations a second, measured now."""
-        import torch
-
-        def multiply():
-            for weight in self.weights:
-                torch.nn.functional.linear(self.states[weight.shape[1]], weight)
-
-        with torch.inference_mode():
-            _, spent = seconds(multiply)
-        return 2 * self.rows * sum(w.numel() for w in self.weights) / spent
 
 
 def compare(engine, reference, products, asked, arguments):

@@ -7,7 +7,7 @@ import torch
 from test_finetuning import SETTINGS, adapter_of, train
 from test_finetuning import dataset as dataset
 
-from coppice import models, output_layer
+from coppice import finetuning, models, output_layer, records
 from coppice.errors import CoppiceError, SettingsError
 from coppice.finetuning import arrangement, recipe
 from coppice.finetuning.examples import IGNORED
@@ -239,9 +239,23 @@ def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoi
         assert validation_loss(loaded, dataset, output) == pytest.approx(record["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantised_base_takes_an_adapter(tiny_checkpoint, dataset, tmp_path, bits):
+    source = models.Source(str(tiny_checkpoint("llama")), quantize=bits)
+    finetuning.finetune({"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3)
+    record = records.read(tmp_path / "finetuning_config.json")
+    assert record["validation_loss"] < record["first_validation_loss"]
+    assert models.load(source, tmp_path)(torch.tensor([[5, 6, 9]])).logits.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which LoftQ works")
+def test_loftq_without_a_gpu_is_told(tiny_checkpoint, dataset, tmp_path):
+    with pytest.raises(SettingsError, match=r"finetune\.lora"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path, with_options({"lora": {"init": "loftq"}}))
+
+
 def validation_loss(model, dataset, output):
     """The validation loss of `model` by transformers' own loss, over the rows that the record says were held out."""
-    from coppice import records
     from coppice.finetuning import examples
 
     settings = records.read(output / "finetuning_config.json")["settings"]

@@ -87,7 +87,7 @@ def with_lora(model, settings, quantize, train):
     lora = settings["lora"]
     try:
         model = get_peft_model(model, lora_config(model, lora))
-    except (ValueError, NotImplementedError, ImportError) as error:
+    except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
         raise SettingsError(f"finetune.lora: peft refuses these settings: {error}") from error
     if lora["init"] == "eva":
         _initialize_by_activations(model, train)

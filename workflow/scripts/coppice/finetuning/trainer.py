@@ -39,6 +39,7 @@ def build(model, tokenizer, train, validation, settings, output, seed, resume=No
     callbacks = [log, seal, StopOnTerm()]
     if settings["early_stopping"] and validation:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings["early_stopping"]))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "trackers"))
     trainer = LoraTrainer(
         engine=engine,
         batch_size=settings["batch_size"],

@@ -1,0 +1,86 @@
+"""What the benchmarks share: random models in real shapes, clocks, and the speed of a model's own matrix products."""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+
+SMALL = {
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+LARGE = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
+SHAPES = {
+    "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
+    "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
+    "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
+    "llama-1b": (
+        "llama",
+        LARGE
+        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        | {"tie_word_embeddings": True},
+    ),
+    "llama-8b": (
+        "llama",
+        LARGE | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+}
+
+
+def build_model(name):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from coppice import models
+
+    architecture, shape = SHAPES[name]
+    config = AutoConfig.for_model(architecture, **shape)
+    torch.manual_seed(0)
+    with models.device():
+        return AutoModelForCausalLM.from_config(config, dtype=models.dtype_of(None)).eval()
+
+
+def seconds(function, threads=1):
+    """(result, seconds of `function`): CPU time on one thread, wall time on several or on a GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    clock = time.perf_counter if cuda or threads > 1 else time.process_time
+    if cuda:
+        torch.cuda.synchronize()
+    start = clock()
+    result = function()
+    if cuda:
+        torch.cuda.synchronize()
+    return result, clock() - start
+
+
+class MatrixProducts:
+    """How fast a model's own matrix products are by themselves: every weight once, on 512 tokens (8192 on a GPU)."""
+
+    def __init__(self, model):
+        import torch
+
+        self.rows = 8192 if model.device.type == "cuda" else 512
+        head = model.get_output_embeddings().weight
+        self.weights = [p for p in model.model.layers.parameters() if p.dim() == 2]
+        self.weights += [head[start : start + 4096] for start in range(0, len(head), 4096)]
+        widths = {w.shape[1] for w in self.weights}
+        self.states = {n: torch.randn(self.rows, n, dtype=head.dtype, device=head.device) for n in widths}
+
+    def rate(self):
+        """Operations a second, measured now."""
+        import torch
+
+        def multiply():
+            for weight in self.weights:
+                torch.nn.functional.linear(self.states[weight.shape[1]], weight)
+
+        with torch.inference_mode():
+            _, spent = seconds(multiply)
+        return 2 * self.rows * sum(w.numel() for w in self.weights) / spent

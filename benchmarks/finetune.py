@@ -1,0 +1,329 @@
+"""One LoRA optimizer step: this package's engine against the padded recipe and against TRL, on the same model and rows.
+
+The padded recipe is LLM-Pruner's: `transformers.Trainer` with `DataCollatorForSeq2Seq` in micro-batches of four. TRL's
+`SFTTrainer` packs the rows. All three run through their own Trainer, one after another in every repeat, with the same
+learning rate of zero, so that each step starts from the same weights; the clock runs from a step's begin to its end,
+the optimizer included. On one thread, time is the process's CPU time. Models are random, in the shapes of Llama
+(vocabulary 32k) and Qwen2 (128k). The floor is what the matrix products that cannot be avoided would take at the speed
+that the model's products have by themselves: 4 x the body's parameters for each distinct token in its context, and
+4 x width x vocabulary for each target token.
+
+    python benchmarks/finetune.py --data FILE --check --json finetune.json
+
+FILE holds real rows (JSON lines with instruction, input, output); without one the rows are the miniature study's.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import resource
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from common import SHAPES, MatrixProducts, build_model, seconds
+
+from coppice import logs
+
+LORA = {"r": 16, "alpha": 32, "target_modules": "all-linear", "bias": "none", "use_rslora": False, "use_dora": False}
+BARS = {"ratio": 1.8, "ratio_large_vocabulary": 2.5, "difference": 1e-5, "trl": 1.0}
+LARGE_VOCABULARY = 100_000
+MICRO, CUTOFF = 4, 256
+NAMES = {"engine": "this engine", "padded": "padded micro-batches", "trl": "TRL, packed"}
+
+
+def main():
+    arguments = parse_arguments()
+    logs.limit_threads(arguments.threads)
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
+    logging.disable(logging.WARNING)
+    rows, tokenizer = prepare_rows(arguments)
+    results = {name: measure_model(name, rows, tokenizer, arguments) for name in arguments.models}
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    failures = [failure for name, result in results.items() for failure in below_bars(name, result)]
+    for name, result in results.items():
+        show(name, result)
+    for failure in failures:
+        print(f"below the bar: {failure}")
+    print(summary(results, failures))
+    return 1 if arguments.check and failures else 0
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="examples of the step (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="steps of each, of which the fastest counts")
+    parser.add_argument("--trl-length", type=int, default=512, help="tokens of a packed row of TRL's")
+    parser.add_argument("--data", metavar="FILE", help="real rows")
+    default = ["llama-42m", "qwen-88m"]
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=default, help="shapes (default: the small ones)")
+    parser.add_argument("--skip", nargs="*", choices=("trl",), default=[], help="leave a peer out")
+    return parser.parse_args()
+
+
+def prepare_rows(arguments):
+    """(tokenised examples of one step, tokenizer): the tokenizer is a byte-level BPE of the rows' own text."""
+    from coppice import data
+    from coppice.finetuning import examples
+    from coppice.miniature.tokenizer import train_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.data:
+            lines = Path(arguments.data).read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+        else:
+            from coppice.miniature.prepare import prepare_world
+
+            prepare_world(Path(scratch) / "world", seed=0)
+            rows = data.load(Path(scratch) / "world/alpaca/dataset.json", "train").to_list()
+        tokenizer = train_tokenizer([" ".join(map(str, row.values())) for row in rows], 32000, 2048)
+        rows = random.Random(0).sample(rows, arguments.batch)
+        data.write("alpaca", {"train": rows}, Path(scratch) / "rows", splits={}, source={})
+        settings = {"dataset": "alpaca", "val_size": 0, "validation": None, "cutoff_len": CUTOFF}
+        settings |= {"train_on_inputs": False}
+        record = Path(scratch) / "rows" / "dataset.json"
+        return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0)[0], tokenizer
+
+
+def lora_model(name):
+    """A random model with an adapter that acts, without dropout: dropout would hide differences."""
+    import torch
+    from peft import get_peft_model
+
+    from coppice.finetuning import recipe
+
+    model = build_model(name)
+    model = get_peft_model(model, recipe.lora_config(model, LORA | {"dropout": 0.0, "init": "default"}))
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, 0.0, 0.02)
+    return model
+
+
+def measure_model(name, rows, tokenizer, arguments):
+    """All figures of one model: {vocabulary, dtype, device, tokens, ..., runs: name -> figures}."""
+    model = lora_model(name)
+    products = MatrixProducts(model.get_base_model())
+    with tempfile.TemporaryDirectory() as scratch:
+        makers = {"engine": engine_trainer, "padded": padded_trainer, "trl": trl_trainer}
+        trainers = {
+            key: make(model, rows, tokenizer, Path(scratch) / key, arguments)
+            for key, make in makers.items()
+            if key not in arguments.skip
+        }
+        steps, rates = {key: [] for key in trainers}, []
+        for _ in range(arguments.repeats):
+            for key, trainer in trainers.items():
+                steps[key].append(run_step(trainer, arguments.threads))
+                if key == "engine":  # on a shared machine the speed of matrix products varies
+                    rates.append(products.rate())
+                print(f"{name} {key}: {steps[key][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        memory = {key: peak_memory(trainer) for key, trainer in trainers.items()}
+    return figures(model, rows, steps, memory, max(rates))
+
+
+def arguments_of(output, batch, accumulate, **more):
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(output),
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulate,
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "dataloader_pin_memory": False,
+        **more,
+    }
+
+
+def engine_trainer(model, rows, tokenizer, output, arguments):
+    from transformers import PrinterCallback, TrainingArguments
+
+    from coppice.finetuning.arrangement import Engine
+    from coppice.finetuning.progress import StopOnTerm
+    from coppice.finetuning.trainer import LoraTrainer
+
+    trainer = LoraTrainer(
+        engine=Engine(model, MICRO * CUTOFF),
+        batch_size=arguments.batch,
+        model=model,
+        args=TrainingArguments(**arguments_of(output, arguments.batch, 1, data_seed=0, remove_unused_columns=False)),
+        train_dataset=rows,
+        callbacks=[StopOnTerm()],
+    )
+    trainer.stop = StopOnTerm()
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def padded_trainer(model, rows, tokenizer, output, arguments):
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**arguments_of(output, MICRO, arguments.batch // MICRO)),
+        train_dataset=[{key: row[key] for key in ("input_ids", "labels")} for row in rows],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trl_trainer(model, rows, tokenizer, output, arguments):
+    """TRL's packing: best-fit decreasing into rows, block-diagonal by position, loss on completions alone."""
+    import datasets
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    table = datasets.Dataset.from_list(
+        [{"input_ids": r["input_ids"], "completion_mask": [int(label >= 0) for label in r["labels"]]} for r in rows]
+    )
+    config = partial(SFTConfig, packing=True, max_length=arguments.trl_length, completion_only_loss=True)
+    config = partial(config, gradient_checkpointing=False)
+
+    def trainer_with(accumulate):
+        settings = arguments_of(output, 1, accumulate)
+        return SFTTrainer(model=model, args=config(**settings), train_dataset=table, processing_class=tokenizer)
+
+    packed = len(trainer_with(1).train_dataset)  # all rows in one optimizer step
+    trainer = trainer_with(packed)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run_step(trainer, threads):
+    """{seconds, gradient} of one optimizer step."""
+    import torch
+    from transformers import TrainerCallback
+
+    found = {}
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            named = sorted((n.replace("modules_to_save.", ""), p) for n, p in model.named_parameters())
+            found["gradient"] = torch.cat([p.grad.flatten().float().cpu() for _, p in named if p.grad is not None])
+
+    watch = Watch()
+    trainer.add_callback(watch)
+    clock = StepClock(trainer, threads)
+    trainer.train()
+    trainer.remove_callback(watch)
+    return {"seconds": clock.seconds, "gradient": found["gradient"]}
+
+
+class StepClock:
+    """Seconds that the Trainer spends on a step's micro-batches and on the optimizer's step."""
+
+    def __init__(self, trainer, threads):
+        self.seconds = 0.0
+        step = type(trainer).training_step
+
+        def timed(*positional, **named):
+            result, spent = seconds(lambda: step(trainer, *positional, **named), threads)
+            self.seconds += spent
+            return result
+
+        trainer.training_step = timed
+
+
+def peak_memory(trainer):
+    """Bytes that one step takes beyond what is held before it: in a fork on the CPU, by the allocator on a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        trainer.train()
+        return torch.cuda.max_memory_allocated() - before
+    reader, writer = os.pipe()
+    if not os.fork():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        trainer.train()
+        os.write(writer, str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024).encode())
+        os._exit(0)
+    os.wait()
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        return int(answer.read() or 0)
+
+
+def figures(model, rows, steps, memory, rate):
+    base = model.get_base_model()
+    targets = sum(label >= 0 for row in rows for label in row["labels"][1:])
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    distinct = {tuple(row["input_ids"][: end + 1]) for row in rows for end in range(len(row["input_ids"]) - 1)}
+    body = sum(p.numel() for n, p in base.model.layers.named_parameters() if "lora_" not in n)
+    floor = 4 * (len(distinct) * body + targets * base.config.hidden_size * base.config.vocab_size) / rate
+    runs = {}
+    reference = steps["padded"][0]["gradient"].double()
+    for key, found in steps.items():
+        spent = min(step["seconds"] for step in found)
+        apart = (found[0]["gradient"].double() - reference).norm() / reference.norm()
+        runs[key] = {"seconds": spent, "steps_per_second": 1 / spent, "tokens_per_second": tokens / spent}
+        runs[key] |= {"peak_bytes": memory[key], "difference": float(apart), "floor_share": floor / spent}
+    facts = {"vocabulary": base.config.vocab_size, "dtype": str(base.dtype), "device": str(base.device)}
+    facts |= {"examples": len(rows), "tokens": tokens, "distinct_tokens": len(distinct), "targets": targets}
+    return facts | {"gemm_gflops": rate / 1e9, "floor_seconds": floor, "runs": runs}
+
+
+def below_bars(name, result):
+    """What is below its bar, in words. Gradients are bounded in float32 only."""
+    runs = result["runs"]
+    ratio = runs["padded"]["seconds"] / runs["engine"]["seconds"]
+    bar = BARS["ratio_large_vocabulary" if result["vocabulary"] > LARGE_VOCABULARY else "ratio"]
+    if ratio < bar:
+        yield f"{name}: {ratio:.2f} times as fast as the padded recipe, the bar is {bar}"
+    if result["dtype"] == "torch.float32" and runs["engine"]["difference"] > BARS["difference"]:
+        yield f"{name}: gradients differ by {runs['engine']['difference']:.1e}, the bar is {BARS['difference']:.0e}"
+    if "trl" in runs and runs["trl"]["seconds"] < BARS["trl"] * runs["engine"]["seconds"]:
+        yield f"{name}: slower than TRL ({runs['engine']['seconds']:.2f} s against {runs['trl']['seconds']:.2f} s)"
+
+
+def show(name, result):
+    from rich.console import Console
+    from rich.table import Table
+
+    title = (
+        f"{name}, {result['dtype'].removeprefix('torch.')}: {result['examples']} examples, {result['tokens']} tokens "
+        f"({result['distinct_tokens']} distinct in context), {result['targets']} targets, "
+        f"{result['gemm_gflops']:.0f} GFLOP/s"
+    )
+    table = Table(title=title, title_justify="left")
+    columns = ("", "s a step", "steps/s", "tokens/s", "peak MB", "gradient differs by", "of floor", "ratio")
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right")
+    for key, run in result["runs"].items():
+        ratio = result["runs"]["padded"]["seconds"] / run["seconds"]
+        speed = (f"{run['seconds']:.2f}", f"{run['steps_per_second']:.3f}", f"{run['tokens_per_second']:.0f}")
+        exact = (f"{run['peak_bytes'] / 1e6:.0f}", f"{run['difference']:.1e}", f"{run['floor_share']:.0%}")
+        table.add_row(NAMES[key], *speed, *exact, f"{ratio:.2f}")
+    Console(width=130).print(table)
+
+
+def summary(results, failures):
+    parts = []
+    for name, result in results.items():
+        runs = result["runs"]
+        ratios = [f"{runs['padded']['seconds'] / runs['engine']['seconds']:.2f}x the padded recipe"]
+        if "trl" in runs:
+            ratios.append(f"{runs['trl']['seconds'] / runs['engine']['seconds']:.2f}x TRL")
+        parts.append(f"{name} {', '.join(ratios)}")
+    return f"finetune: {'; '.join(parts)}; {'FAIL' if failures else 'pass'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
