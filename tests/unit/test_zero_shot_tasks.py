@@ -1,5 +1,9 @@
 """Any task of lm-eval's kind: a user's own definitions, few-shot prompts, chat templates, and what is refused."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from coppice import data, evaluation, models, records, zero_shot
@@ -234,3 +238,27 @@ def test_the_official_definitions_have_digests_of_their_own():
     facts = {name: zero_shot.facts(name) for name in OFFICIAL}
     assert len({fact["definition"] for fact in facts.values()}) == len(OFFICIAL)
     assert facts["boolq"]["version"] == 2.0 and facts["piqa"]["version"] == 1.0
+
+
+@pytest.mark.slow
+def test_the_harness_command_line_scores_with_our_model(tiny_checkpoint, tmp_path):
+    """`coppice lm-eval` with a user's task from a folder gives what the harness's own backend gives."""
+    rows = [{"q": f"w{5 + i} w9", "c": [f"w{20 + i}", f"w{40 + i} w7"], "a": i % 2} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "told.yaml").write_text(
+        "task: told\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_choice: "{{c}}"\n'
+        'doc_to_target: "{{a}}"\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n'
+    )
+    found = {}
+    for model in ("coppice", "hf"):
+        asked = ["--model", model, "--model_args", f"pretrained={tiny_checkpoint('llama')}", "--tasks", "told"]
+        asked += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / model)]
+        command = [sys.executable, "-m", "coppice", "lm-eval", *asked]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        [file] = (tmp_path / model).rglob("results_*.json")
+        found[model] = json.loads(file.read_text())["results"]["told"]
+    timed = ("alias", "name", "sample_len", "sample_count")
+    kept = [{key: value for key, value in found[model].items() if key not in timed} for model in found]
+    assert kept[0] == kept[1] and "acc_norm,none" in kept[0]

@@ -6,6 +6,7 @@ only how their log-likelihoods come about differs. Importing this module registe
 
 import logging
 
+import torch
 from lm_eval import utils
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -63,7 +64,7 @@ class PrefixTreeLM(HFLM):
         if isinstance(pretrained, str):
             source = models.Source(pretrained, _dtype_name(pretrained, dtype), quantize, trust_remote_code, device_map)
             folder, pretrained = pretrained, models.load(source, peft)
-            if device and not (quantize or device_map):
+            if _is_here(device) and not (quantize or device_map):
                 pretrained = pretrained.to(device)
             tokenizer = tokenizer or folder
         if isinstance(tokenizer, str):
@@ -169,3 +170,8 @@ def _dtype_name(folder, dtype):
 
     found = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
     return None if found is None else str(found).removeprefix("torch.")
+
+
+def _is_here(device):
+    """Whether a device was asked for that this machine has: lm-eval's command line asks for cuda:0 by itself."""
+    return bool(device) and (torch.cuda.is_available() or not str(device).startswith("cuda"))
