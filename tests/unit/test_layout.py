@@ -11,7 +11,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
     {"errors", "records", "fingerprints", "logs", "settings", "gpus"},
-    {"models", "data", "miniature", "statistics", "output_layer", "contrasts", "sizes", "cost", "prefix_tree"},
+    {
+        "models",
+        "data",
+        "miniature",
+        "statistics",
+        "output_layer",
+        "contrasts",
+        "sizes",
+        "cost",
+        "odd_shapes",
+        "prefix_tree",
+    },
     {
         "ablation",
         "candidates",

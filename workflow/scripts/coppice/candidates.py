@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from . import data, fingerprints, models, records
+from . import data, fingerprints, models, odd_shapes, records
 from .errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
@@ -63,6 +63,7 @@ def save(model, tokenizer, folder):
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    odd_shapes.write_manifest(partial, model.config)
     for file in folder.glob("*.safetensors*"):
         file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
     for file in sorted(partial.iterdir()):

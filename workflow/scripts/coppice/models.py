@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fingerprints, records
+from . import fingerprints, odd_shapes, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -83,33 +83,56 @@ def load(source, adapter=None, train=False):
     Returns the model on this process's device, in evaluation mode unless `train`. Raises CheckpointError where the
     folder does not hold exactly the tensors that the model has.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     path = Path(source.path)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
-    options = {"device_map": source.device_map} if source.device_map else {}
-    if source.quantize:
-        options["quantization_config"] = _quantization(source.quantize, dtype_of(source.dtype))
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype_of(source.dtype),
-            trust_remote_code=source.trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are listed: `_check_complete` refuses them
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
+        odd = odd_shapes.layers_of(path, config)
+        model = _load_odd(source, config, odd) if odd else _load_regular(source)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: does not load as a causal language model: {error}") from error
-    _check_complete(path, model, info)
-    if not source.device_map and not source.quantize:
-        model = model.to(device())
     if adapter is not None:
         model = load_adapter(model, adapter, train)
     return model.train(train)
+
+
+def _load_regular(source):
+    """By transformers alone, refusing what it would only log."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"device_map": source.device_map} if source.device_map else {}
+    if source.quantize:
+        options["quantization_config"] = _quantization(source.quantize, dtype_of(source.dtype))
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source.path,
+        dtype=dtype_of(source.dtype),
+        trust_remote_code=source.trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are listed: `_check_complete` refuses them
+        **options,
+    )
+    _check_complete(source.path, model, info)
+    return model if options else model.to(device())
+
+
+def _load_odd(source, config, odd):
+    """A model whose layers have widths of their own."""
+    from .odd_shapes import building
+
+    if source.quantize:
+        raise CheckpointError(f"{source.path}: its layers differ in width; such a model cannot be quantised here")
+    model = building.load(source.path, config, odd, dtype_of(source.dtype))
+    if not source.device_map:
+        return model.to(device())
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=model._no_split_modules))
 
 
 def _quantization(kind, compute_dtype):

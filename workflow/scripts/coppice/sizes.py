@@ -3,6 +3,7 @@
 from torch import nn
 
 from . import models
+from .odd_shapes.building import NoAttention
 from .output_layer import causal_lm
 
 DEFAULT_CONTEXT = 2048
@@ -37,6 +38,8 @@ def attention_macs(model, context):
     total = 0
     for block in getattr(causal_lm(model).base_model, "layers", [None]):
         attention = getattr(block, "self_attn", None)
+        if isinstance(attention, NoAttention):
+            continue
         if not hasattr(attention, "o_proj"):
             return None
         # Qwen's layers carry their own window (None: full attention), Mistral's take the configuration's.

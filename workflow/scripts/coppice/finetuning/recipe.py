@@ -3,6 +3,7 @@
 import logging
 import shutil
 
+from .. import odd_shapes
 from ..errors import CoppiceError, SettingsError
 
 logger = logging.getLogger("coppice.finetuning")
@@ -158,6 +159,7 @@ def merge(model, tokenizer, folder):
     """Write the model with the adapter merged into its weights, as an ordinary checkpoint; the last use of `model`."""
     merged = model.merge_and_unload()
     merged.save_pretrained(folder)
+    odd_shapes.write_manifest(folder, merged.config)
     tokenizer.save_pretrained(folder)
 
 
