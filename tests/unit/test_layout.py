@@ -32,6 +32,7 @@ STOREYS = [
         "fetching",
         "finetuning",
         "perplexity",
+        "pickles",
         "pruning",
         "reporting",
         "selection",

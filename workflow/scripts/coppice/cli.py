@@ -32,6 +32,16 @@ def _parser():
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
     report.set_defaults(run=_report)
+    pickled = commands.add_parser(
+        "import-pickle", help="turn LLM-Pruner's pickle into a checkpoint folder for candidates.table"
+    )
+    pickled.add_argument("pickle", metavar="IN", help="the file: torch.save({'model': ..., 'tokenizer': ...})")
+    pickled.add_argument("output", metavar="OUT", help="the folder to write")
+    pickled.add_argument("--base", metavar="FOLDER", help="the original model's folder, for its config and tokenizer")
+    pickled.add_argument(
+        "--i-trust-this-file", action="store_true", help="loading a pickle runs the code that it names: say that it may"
+    )
+    pickled.set_defaults(run=_import_pickle)
     # every word of it is the harness's, options too: hence no prefix character of its own
     harness = commands.add_parser(
         "lm-eval",
@@ -117,6 +127,16 @@ def _report(arguments):
     output = Path(arguments.output or Path(arguments.results) / "report")
     reporting.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
     print(output / "study_report.html")
+
+
+def _import_pickle(arguments):
+    from . import pickles
+
+    facts = pickles.convert(arguments.pickle, arguments.output, arguments.base, arguments.i_trust_this_file)
+    print(
+        f"{arguments.output}: {facts['tensors']} tensors, {facts['layers']} layers, "
+        f"{facts['odd_layers']} of them with widths of their own"
+    )
 
 
 def _harness(arguments):

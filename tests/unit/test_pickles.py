@@ -1,0 +1,80 @@
+"""LLM-Pruner's pickle becomes a checkpoint folder, if its user says so, and is refused everywhere else."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from test_odd_shapes import IDS, load, narrow
+from torch import nn
+
+from coppice import cli, odd_shapes, pickles
+from coppice.errors import CheckpointError
+
+
+class Pruned(nn.Module):
+    """As a tool's own class has it: not transformers', with the parts under the usual names."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.lm_head, self.config = model.model, model.lm_head, model.config
+
+
+@pytest.fixture
+def pickled(tiny_model, tiny_tokenizer, tmp_path):
+    model = tiny_model("llama")
+    narrow(model.model.layers[0], 2, 2, 20)
+    narrow(model.model.layers[3], 1, 2, 31)
+    torch.save({"model": Pruned(model), "tokenizer": tiny_tokenizer}, tmp_path / "pytorch_model.bin")
+    return model, tmp_path / "pytorch_model.bin"
+
+
+def test_it_becomes_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys):
+    model, path = pickled
+    assert cli.main(["import-pickle", str(path), str(tmp_path / "out"), "--i-trust-this-file"]) == 0
+    assert "2 of them with widths of their own" in capsys.readouterr().out
+    assert torch.equal(load(tmp_path / "out")(IDS).logits, model(IDS).logits)
+    assert (tmp_path / "out" / odd_shapes.MANIFEST).is_file()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_without_the_word_it_is_not_opened(pickled, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was unpickled"))
+    assert cli.main(["import-pickle", str(pickled[1]), str(tmp_path / "out")]) == 1
+    assert "--i-trust-this-file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(pickled, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("x")
+    with pytest.raises(CheckpointError, match="not empty"):
+        pickles.convert(pickled[1], tmp_path / "out", trusted=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [([1, 2], "without a model"), ({"model": nn.Linear(2, 2)}, "of type None"), (None, "without")]
+)
+def test_what_is_no_model_is_told(tmp_path, content, told):
+    torch.save(content, tmp_path / "in.bin")
+    with pytest.raises(CheckpointError, match=told):
+        pickles.convert(tmp_path / "in.bin", tmp_path / "out", trusted=True)
+    (tmp_path / "in.bin").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="does not unpickle"):
+        pickles.convert(tmp_path / "in.bin", tmp_path / "out", trusted=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_without_a_tokenizer_takes_the_base_models(pickled, tiny_checkpoint, tmp_path):
+    model, _ = pickled
+    torch.save({"model": Pruned(model), "tokenizer": None}, tmp_path / "bare.bin")
+    with pytest.raises(CheckpointError, match="--base"):
+        pickles.convert(tmp_path / "bare.bin", tmp_path / "out", trusted=True)
+    pickles.convert(tmp_path / "bare.bin", tmp_path / "out", base=tiny_checkpoint("llama"), trusted=True)
+    assert torch.equal(load(tmp_path / "out")(IDS).logits, model(IDS).logits)
+
+
+def test_nothing_else_in_the_project_unpickles():
+    for path in Path(pickles.__file__).parent.rglob("*.py"):
+        names = {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}
+        assert not names & {"pickle", "dill", "cloudpickle", "joblib"}, path
+        assert path.name == "pickles.py" or "weights_only=False" not in path.read_text(), path
