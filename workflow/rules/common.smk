@@ -116,6 +116,11 @@ def gpus(stage):
     return study.resources_per_job[stage]["gpu"]
 
 
+def training_processes(model):
+    """Processes that train together: one a GPU, but one for all where `device_map` spreads the model over them."""
+    return 1 if study.models[model]["device_map"] else max(1, gpus("finetune"))
+
+
 def status(stage, *key):
     """The status file of a job."""
     return f"{RESULTS}/.status/{stage}/{'.'.join(key)}.json"

@@ -36,7 +36,7 @@ rule finetune_lora:
     params:
         settings=study.finetune,
         datasets=by_name(study.training_datasets()),
-        processes=max(1, gpus("finetune")),
+        processes=lambda wildcards: training_processes(wildcards.model),
         prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         loading=lambda wildcards: loading(wildcards.model),
         seed=(study.finetune["seeds"] or [study.seed])[0],

@@ -70,10 +70,11 @@ class Engine:
 
     def summed_loss(self, micro):
         """Sum of the negative log-likelihoods of a micro-batch's targets, in nats: a float32 scalar."""
-        states = micro.states()
-        if self.forward.head is None:
-            return output_layer.summed_loss_of_logits(states, micro.targets)
-        return output_layer.summed_loss(self.forward.head, states, micro.targets)
+        states, head = micro.states(), self.forward.head
+        if head is None:
+            return output_layer.summed_loss_of_logits(states, micro.targets.to(states.device))
+        states = states.to(head.weight.device)
+        return output_layer.summed_loss(head, states, micro.targets.to(states.device))
 
     def _tree(self, examples):
         trie, paths = build([example["input_ids"][:-1] for example in examples])
@@ -116,8 +117,11 @@ class Engine:
             )
 
     def _micro_batch(self, run, line, place, targets, tokens):
-        line, place, targets = (torch.from_numpy(array).to(self.device) for array in (line, place, targets))
-        return MicroBatch(lambda: run()[line, place], targets, tokens)
+        def states():
+            outputs = run()  # with a model spread over several GPUs, not where the tokens were
+            return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
+
+        return MicroBatch(states, torch.from_numpy(targets), tokens)
 
 
 def count_targets(examples):

@@ -156,7 +156,7 @@ class LoraTrainer(Trainer):
             with self.accelerator.autocast():
                 loss = self.engine.summed_loss(micro) / targets
             self.accelerator.backward(loss)
-            total += loss.detach()
+            total += loss.detach().to(total.device)
         return total
 
     def _sum_over_processes(self, model, loss):
@@ -208,7 +208,7 @@ class LoraTrainer(Trainer):
         for start in range(0, len(examples), VALIDATION_ROWS):
             for micro in self._share(self.engine.micro_batches(examples[start : start + VALIDATION_ROWS])):
                 with self.accelerator.autocast():
-                    total += self.engine.summed_loss(micro).double()
+                    total += self.engine.summed_loss(micro).double().to(total.device)
         if self.args.world_size > 1:
             distributed.all_reduce(total)
         return total.item() / count_targets(examples)
