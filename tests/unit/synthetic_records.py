@@ -204,6 +204,8 @@ class Synthetic:
             "train_rows": 1800,
             "validation_rows": 200,
             "skipped_rows": 0,
+            "peak_memory_bytes": {"host": int(self.random.uniform(1, 2) * 2**30)},
+            "warnings": [],
         }
         lora = {"preset": None, "r": 8, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}
         settings = {"lora": lora, "learning_rate": 1e-4, "batch_size": 64, "epochs": 2, "prompt": "alpaca"}

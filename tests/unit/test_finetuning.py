@@ -226,3 +226,15 @@ def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):
     assert "tokens/s" in head and "time left" in head
     assert lines[-1].split()[0] == "6/6"
     assert json.loads((tmp_path / "out/.training_key.json").read_text())["key"]
+
+
+def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(tiny_checkpoint, dataset, tmp_path, caplog):
+    settings = SETTINGS | {"learning_rate": 3.0, "eval_steps": 1, "warmup_steps": 1}  # the first step changes nothing
+    record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+    assert "never fell below its first value" in record["warnings"][0] and record["warnings"][0] in caplog.text
+
+
+def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tmp_path):
+    settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 0}}
+    record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+    assert record["validation_loss"] is None and "no validation loss" in record["warnings"][0]

@@ -204,7 +204,7 @@ def _cost(results, trained):
     return {
         "training_seconds": trained["seconds"],
         "training_tokens": trained["tokens_seen"],
-        "training_peak_memory_bytes": trained["provenance"]["peak_memory_bytes"],
+        "training_peak_memory_bytes": trained["peak_memory_bytes"],
         "trainable_parameters": trained["trainable_parameters"],
         "evaluation_seconds": {stage: results[stage]["provenance"]["seconds"] for stage in STAGES},
         "evaluation_peak_memory_bytes": {stage: results[stage]["provenance"]["peak_memory_bytes"] for stage in STAGES},
@@ -213,7 +213,7 @@ def _cost(results, trained):
 
 def _warnings(record, results, trained):
     """What a reader has to know before trusting or quoting the numbers."""
-    found = _training_warnings(trained)
+    found = list(trained["warnings"])
     for name, text in record["perplexity"].items():
         if text["verdict"] == "worse":
             found.append(f"fine-tuning made the perplexity on {name} worse")
@@ -239,12 +239,3 @@ def _warnings(record, results, trained):
     if len({results[stage]["provenance"]["device"] for stage in STAGES}) > 1:
         found.append("the stages were evaluated on different devices, whose rounding differs a little")
     return found
-
-
-def _training_warnings(trained):
-    first, best = trained.get("first_validation_loss"), trained.get("validation_loss")
-    if first is None:
-        return ["no validation loss was measured: the last state of the training is the one evaluated"]
-    if best >= first and trained["best_step"] < trained["steps"]:
-        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
-    return []

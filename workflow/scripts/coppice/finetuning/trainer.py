@@ -251,9 +251,7 @@ class LoraTrainer(Trainer):
         seconds = self.log_file.seconds
         losses = [(entry["eval_loss"], entry["step"]) for entry in self.state.log_history if "eval_loss" in entry]
         best, step = min(losses) if losses else (None, None)
-        warnings = []
-        if losses and len(losses) > 1 and best >= losses[0][0]:
-            warnings.append(f"the validation loss never fell below its first value, {losses[0][0]:.4f}")
+        first = losses[0][0] if losses else None
         return {
             "steps": self.state.global_step,
             "tokens_seen": self.state.num_input_tokens_seen,
@@ -262,12 +260,12 @@ class LoraTrainer(Trainer):
             "train_loss": _mean_loss(self.state.log_history),
             "validation_loss": best,
             "best_step": step,
-            "first_validation_loss": losses[0][0] if losses else None,
+            "first_validation_loss": first,
             "arrangement": self.engine.arrangement,
             "tokens_at_a_time": self.engine.budget,
             "processes": self.args.world_size,
             "peak_memory_bytes": records.peak_memory(),
-            "warnings": warnings,
+            "warnings": _warnings(first, best, step, self.state.global_step),
         }
 
 
@@ -299,6 +297,15 @@ class _StepLoader(DataLoader):
     def set_epoch(self, epoch):
         """Trainer calls this before each epoch."""
         self.batch_sampler.set_epoch(epoch)
+
+
+def _warnings(first, best, best_step, steps):
+    """What the reports have to say about a training."""
+    if first is None:
+        return ["no validation loss was measured: the last state of the training is the one evaluated"]
+    if best >= first and best_step < steps:
+        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
+    return []
 
 
 def _mean_loss(history):
