@@ -265,7 +265,7 @@ class LoraTrainer(Trainer):
             "tokens_at_a_time": self.engine.budget,
             "processes": self.args.world_size,
             "peak_memory_bytes": records.peak_memory(),
-            "warnings": _warnings(first, best, step, self.state.global_step),
+            "warnings": warnings_of(first, best, step, self.state.global_step),
         }
 
 
@@ -299,7 +299,7 @@ class _StepLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-def _warnings(first, best, best_step, steps):
+def warnings_of(first, best, best_step, steps):
     """What the reports have to say about a training."""
     if first is None:
         return ["no validation loss was measured: the last state of the training is the one evaluated"]
