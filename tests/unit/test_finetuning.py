@@ -155,6 +155,34 @@ def test_an_instruction_in_a_chat_template_ends_as_the_template_ends_it(tiny_tok
     assert example["input_ids"] == [4, 7, 5, 4, 8, 5] and learnt(example) == [4, 8, 5]
 
 
+def test_a_word_gets_the_tokens_that_it_has_inside_the_text(tmp_path):
+    """A SentencePiece-like tokenizer puts a mark at a text's start: tokenised apart, answers would begin with it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.Unigram())
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    words.train_from_iterator(["ask this\nsay that"] * 9, trainers.UnigramTrainer(vocab_size=60, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="\u2581", pad_token="\u2581")
+    [example], _ = prepared([{"instruction": "ask this", "output": "say that"}], tokenizer, tmp_path)
+    assert example["input_ids"][:-1] == tokenizer("ask this\nsay that", add_special_tokens=False)["input_ids"]
+    said = "".join(tokenizer.convert_ids_to_tokens(learnt(example)[:-1]))
+    assert said.replace("\u2581", " ").strip() == "say that"
+
+
+def test_a_template_that_refuses_a_row_is_told_with_the_row(tiny_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    turns = [{"role": role, "content": "w5"} for role in ("system", "user", "assistant")]
+    with pytest.raises(DataError, match="row 0: the chat template refuses it: no system turn"):
+        prepared([{"messages": turns}], tokenizer, tmp_path, prompt="chat")
+
+
+def test_a_tracker_that_is_not_installed_is_told_with_the_key(tiny_checkpoint, dataset, tmp_path):
+    with pytest.raises(SettingsError, match=r"finetune\.report_to: nosuch"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"report_to": ["nosuch"]})
+
+
 def test_a_template_that_rewrites_earlier_turns_still_gives_the_last_answer(tiny_tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -163,7 +191,7 @@ def test_a_template_that_rewrites_earlier_turns_still_gives_the_last_answer(tiny
 
 
 def test_completions_and_plain_text_are_taken_as_they_are(tiny_tokenizer, tmp_path):
-    [example], _ = prepared([{"prompt": "w7 w8", "completion": "w9"}], tiny_tokenizer, tmp_path / "a", prompt="alpaca")
+    [example], _ = prepared([{"prompt": "w7 w8", "completion": " w9"}], tiny_tokenizer, tmp_path / "a", prompt="alpaca")
     assert example["input_ids"] == [7, 8, 9, 2] and learnt(example) == [9, 2]
     text = " ".join(f"w{10 + i}" for i in range(11))
     parts, _ = prepared([{"text": text}], tiny_tokenizer, tmp_path / "b", cutoff_len=8)

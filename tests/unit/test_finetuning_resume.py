@@ -12,7 +12,7 @@ from test_finetuning import dataset as dataset
 
 from coppice import records
 from coppice.errors import CoppiceError
-from coppice.finetuning import checkpoints, progress, trainer
+from coppice.finetuning import arrangement, checkpoints, processes, progress, trainer, training
 
 # Dropout, so that the random state counts; several epochs, so that the order of the data does.
 RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
@@ -159,6 +159,88 @@ def test_early_stopping_ends_a_training_that_gets_no_better(tiny_checkpoint, dat
     settings = RESUMED | {"early_stopping": 2, "eval_steps": 1, "learning_rate": 1.0, "max_steps": 60}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
     assert record["steps"] == record["best_step"] + 2 < 60
+
+
+def killed_before_it_says_it_is_finished():
+    checkpoints.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_the_first_vain_evaluation_after(step):
+    def patch():
+        def on_save(self, args, state, control, **kwargs):
+            real(self, args, state, control, **kwargs)
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        real, checkpoints.Seal.on_save = checkpoints.Seal.on_save, on_save
+
+    return patch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_training_killed_after_its_last_step_takes_no_other(tiny_checkpoint, dataset, tmp_path, schedule):
+    folder, settings = tiny_checkpoint("llama"), RESUMED | {"max_steps": 10, "schedule": schedule}
+    train(folder, dataset, tmp_path / "whole", settings)
+
+    def train_until_killed():
+        killed_before_it_says_it_is_finished()
+        train(folder, dataset, tmp_path / "killed", settings)
+
+    assert in_another_process(train_until_killed) == -signal.SIGKILL
+    train(folder, dataset, tmp_path / "killed", settings)
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+    assert same_adapter(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_early_stopping_counts_on_after_a_resume(tiny_checkpoint, dataset, tmp_path):
+    settings = RESUMED | {"early_stopping": 3, "eval_steps": 1, "save_steps": 1, "learning_rate": 1.0, "max_steps": 60}
+    folder = tiny_checkpoint("llama")
+    whole = train(folder, dataset, tmp_path / "whole", settings)
+
+    def train_until_killed():
+        killed_in_the_first_vain_evaluation_after(whole["best_step"] + 2)()
+        train(folder, dataset, tmp_path / "killed", settings)
+
+    assert in_another_process(train_until_killed) == -signal.SIGKILL
+    train(folder, dataset, tmp_path / "killed", settings)
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+
+
+def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, RESUMED)
+    monkeypatch.setattr(trainer.LoraTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
+    train(folder, dataset, output, RESUMED | {"merge": True, "save_steps": 6, "seeds": [3, 4]})
+    assert (output / "merged/model.safetensors").is_file()
+
+
+def scarce_memory_in_the_second_process(arguments):
+    """In place of the training: the second process has less memory than the first."""
+    real = arrangement.Engine.summed_loss
+
+    def scarce(self, micro):
+        if os.environ["RANK"] == "1" and micro.tokens > 8 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, micro)
+
+    arrangement.Engine.summed_loss = scarce
+    training._train(**arguments)
+
+
+@pytest.mark.slow
+def test_little_memory_in_one_of_two_processes_changes_nothing(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    folder = tiny_checkpoint("llama")
+    one = train(folder, dataset, tmp_path / "one")
+    real = processes.run
+    monkeypatch.setattr(
+        processes,
+        "run",
+        lambda function, job, world: real(scarce_memory_in_the_second_process, {"arguments": job}, world),
+    )
+    two = train(folder, dataset, tmp_path / "two", world=2)
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from coppice import models, odd_shapes
 from coppice.errors import CheckpointError, DataError, SettingsError
 from coppice.pruning import importance, prune, resolve
 
@@ -184,32 +185,112 @@ def test_taylor_scores_equal_autograd_by_hand_in_float64(tiny_model, token_batch
         torch.testing.assert_close(scores["attention"][index], torch.stack(groups), atol=0, rtol=1e-5)
 
 
-def test_taylor_does_not_depend_on_how_the_calibration_rows_are_batched_or_on_layers_per_pass(
-    tiny_model, token_batches
-):
+def test_taylor_does_not_depend_on_how_the_calibration_rows_are_batched(tiny_model, token_batches):
     model, batches = tiny_model("llama").double(), token_batches()
     whole = importance.taylor(model, ["mlp"], [torch.cat(batches)])
-    for scores in (
-        importance.taylor(model, ["mlp"], batches),
-        importance.taylor(model, ["mlp"], batches, layers_per_pass=3),
-    ):
-        for one, other in zip(whole["mlp"], scores["mlp"], strict=True):
-            torch.testing.assert_close(one, other, atol=0, rtol=1e-5)
+    for one, other in zip(whole["mlp"], importance.taylor(model, ["mlp"], batches)["mlp"], strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=1e-5)
 
 
-def test_taylor_holds_the_gradients_of_the_layers_of_one_pass_only(tiny_model, token_batches, monkeypatch):
-    model, held = tiny_model("llama"), []
-    gradients_of = importance._loss_gradients
+def test_what_taylor_holds_beyond_the_weights_does_not_grow_with_depth(tiny_model, token_batches):
+    """Activations that autograd keeps, and gradients: those of one block at a time."""
 
-    def counting(*args):
-        gradients = gradients_of(*args)
-        held.append(sum(g.numel() for g in gradients.values()))
-        assert all(p.grad is None for p in model.parameters())
-        return gradients
+    def peak(layers):
+        model, held, top = tiny_model("llama", num_hidden_layers=layers), [0], [0]
+        parameters = {p.data_ptr() for p in model.parameters()}
 
-    monkeypatch.setattr(importance, "_loss_gradients", counting)
-    importance.taylor(model, ["mlp"], token_batches(), layers_per_pass=1)
-    assert held == [3 * 32 * 48] * 4
+        class Kept:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor, 0 if tensor.data_ptr() in parameters else tensor.nbytes
+                held[0] += self.size
+                top[0] = max(top[0], held[0] + sum(p.grad.nbytes for p in model.parameters() if p.grad is not None))
+
+            def __del__(self):
+                held[0] -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            importance.taylor(model, ["mlp", "attention"], token_batches())
+        return top[0]
+
+    assert peak(2) == peak(8) > 0
+
+
+@each_architecture
+def test_activation_scores_are_weights_times_input_norms(tiny_model, token_batches, architecture):
+    model, batches = tiny_model(architecture), token_batches()
+    scores = importance.activation(model, ["mlp", "attention"], batches)
+    inputs = {}
+    for name, module in model.named_modules():
+        if name.endswith(("down_proj", "o_proj")):
+            module.register_forward_pre_hook(lambda m, a, n=name: inputs.setdefault(n, []).append(a[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in batches:
+            model(input_ids=batch)
+    for index, layer in enumerate(model.model.layers):
+        for part, linear, name, width in (
+            ("mlp", layer.mlp.down_proj, "mlp.down_proj", 1),
+            ("attention", layer.self_attn.o_proj, "self_attn.o_proj", 8),
+        ):
+            norms = torch.cat(inputs[f"model.layers.{index}.{name}"]).double().norm(dim=0)
+            expected = (linear.weight.double().abs() * norms).sum(0).view(-1, width).sum(1)
+            torch.testing.assert_close(scores[part][index].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("measure", ["taylor", "activation", "magnitude"])
+@each_architecture
+def test_a_global_ranking_makes_an_odd_shaped_checkpoint_that_loads(
+    tiny_model, token_batches, tiny_tokenizer, tmp_path, architecture, measure
+):
+    point = {"method": "width", "ratio": 0.4, "importance": measure, "parts": ["mlp", "attention"], "ranking": "global"}
+    dense = tiny_model(architecture)
+    for parameter in dense.model.layers[2].mlp.parameters():
+        parameter.data *= 0.2  # so that one layer loses most
+    result = prune(dense, point, token_batches())
+    widths = [shape["intermediate_size"] for shape in result.facts["per_layer_shapes"].values()]
+    groups = [shape["num_key_value_heads"] for shape in result.facts["per_layer_shapes"].values()]
+    assert sum(widths) == 4 * 48 - int(0.4 * 4 * 48) and sum(groups) == 16 - int(0.4 * 16)
+    assert min(widths) >= 1 and min(groups) >= 1 and len(set(widths)) > 1
+    models.save(result.model, tiny_tokenizer, tmp_path)
+    loaded = models.load(models.Source(str(tmp_path)))
+    assert torch.equal(logits(loaded, token_batches()[0]), logits(result.model, token_batches()[0]))
+    assert (tmp_path / odd_shapes.MANIFEST).is_file()
+
+
+def linear_weights(model):
+    return {n: m.weight for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def test_magnitude_zeroes_the_smallest_weights_of_each_matrix(tiny_model):
+    dense = {name: weight.clone() for name, weight in linear_weights(tiny_model("llama")).items()}
+    point = {"method": "unstructured", "ratio": 0.3, "importance": "magnitude"}
+    for name, weight in linear_weights(prune(tiny_model("llama"), point, []).model).items():
+        count = round(0.3 * weight.numel())
+        assert int((weight == 0).sum()) == count
+        kept = weight != 0
+        assert torch.equal(weight[kept], dense[name][kept])
+        assert dense[name][~kept].abs().max() <= dense[name][kept].abs().min()
+
+
+def test_wanda_zeroes_in_each_row_what_weight_times_input_norm_is_least(tiny_model, token_batches):
+    model, batches = tiny_model("qwen2"), token_batches()
+    name, dense = "0.self_attn.q_proj", linear_weights(tiny_model("qwen2"))
+    with torch.no_grad():
+        embedded = torch.cat([model.model.layers[0].input_layernorm(model.model.embed_tokens(b)) for b in batches])
+    scores = dense[name].abs().double() * embedded.flatten(0, 1).double().norm(dim=0)
+    weight = linear_weights(prune(model, {"method": "unstructured", "ratio": 0.5}, batches).model)[name]
+    assert ((weight == 0).sum(1) == 16).all()
+    for row in range(len(weight)):
+        zeroed = weight[row] == 0
+        assert scores[row][zeroed].max() <= scores[row][~zeroed].min()
+
+
+@pytest.mark.parametrize("measure", ["wanda", "magnitude"])
+def test_two_of_every_four_are_zero_in_the_pattern(tiny_model, token_batches, measure):
+    point = {"method": "unstructured", "ratio": 0.5, "importance": measure, "pattern": "2:4"}
+    result = prune(tiny_model("mistral"), point, token_batches())
+    for weight in linear_weights(result.model).values():
+        assert ((weight.view(len(weight), -1, 4) == 0).sum(-1) == 2).all()
+    assert result.facts["parameters"]["before"] == result.facts["parameters"]["after"]
 
 
 def test_scoring_leaves_the_model_as_it_was(tiny_model, token_batches):
@@ -356,6 +437,10 @@ def test_a_ratio_too_small_for_the_kv_groups_is_noted_not_hidden(tiny_model, tok
         ({"method": "width", "ratio": 0.2, "parts": ["attention"]}, "nothing would be removed"),
         ({"method": "width", "ratio": 1 - 1e-12, "parts": ["attention"]}, "leave none"),
         ({"method": "width", "ratio": 0.25, "parts": ["attention"]}, "0.5 or 0.75 works"),
+        ({"method": "width", "ratio": 0.5, "ranking": "globall"}, "did you mean 'global'"),
+        ({"method": "width", "ratio": 0.5, "importance": "wanda"}, "'activation'"),
+        ({"method": "unstructured", "ratio": 0.4, "pattern": "2:4"}, "set 'ratio' to 0.5"),
+        ({"method": "unstructured", "ratio": 0.5, "pattern": "4:8"}, "'2:4'"),
     ],
 )
 def test_a_point_that_the_model_cannot_take_is_refused_with_a_remedy(tiny_model, token_batches, point, words):

@@ -33,11 +33,12 @@ def test_a_failed_write_leaves_the_old_record(tmp_path):
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"value": 1', '"value": 2'),
+        lambda text: text.replace('"value": 1', '"value": NaN'),
         lambda text: "",
         lambda text: "[]",
         lambda text: json.dumps({"schema_version": 1, "value": 1}),
     ],
-    ids=["truncated", "edited", "empty", "not an object", "no checksum"],
+    ids=["truncated", "edited", "not a number", "empty", "not an object", "no checksum"],
 )
 def test_a_damaged_record_is_an_error_that_names_file_and_remedy(tmp_path, damage):
     path = tmp_path / "a.json"

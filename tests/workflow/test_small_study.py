@@ -123,3 +123,15 @@ def test_another_workflow_uses_this_one_as_a_module_with_its_own_configuration(s
 def test_each_stage_is_a_target_by_name(small_study, stage):
     done = small_study.run(stage, "-n", config=SMALL)
     assert "Nothing to be done" in done.stdout
+
+
+def test_two_processes_train_together_where_a_job_has_two_gpus(small_study):
+    """Without a GPU they compute on the CPU. Last, because it leaves the study with another adapter."""
+    together = SMALL | {
+        "resources_per_job": "{finetune: {gpu: 2}}",
+        "finetune": SMALL["finetune"].replace("max_steps: 4", "max_steps: 5"),
+    }
+    record = "results/finetuned/Mistral/best_acc_finetuned/finetuning_config.json"
+    small_study.run("--cores", "2", record, config=together)
+    found = json.loads((small_study.folder / record).read_text())
+    assert found["processes"] == 2 and found["steps"] == 5

@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
-from coppice import logs, models
+# Processes that train together are spawned, and spawning runs this file once more: hence the guard.
+if __name__ == "__main__":
+    from coppice import logs, models
 
-model, config = snakemake.wildcards.model, snakemake.wildcards.config
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"finetune {model} {config}"):
-    from coppice import finetuning
+    model, config = snakemake.wildcards.model, snakemake.wildcards.config
+    with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"finetune {model} {config}"):
+        from coppice import finetuning
 
-    finetuning.finetune(
-        identity={"model": model, "config": config},
-        source=models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading),
-        datasets=snakemake.params.datasets,
-        settings=snakemake.params.settings,
-        prompt=snakemake.params.prompt,
-        output=Path(snakemake.output.record).parent,
-        seed=snakemake.params.seed,
-        world=snakemake.params.processes,
-    )
+        finetuning.finetune(
+            identity={"model": model, "config": config},
+            source=models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading),
+            datasets=snakemake.params.datasets,
+            settings=snakemake.params.settings,
+            prompt=snakemake.params.prompt,
+            output=Path(snakemake.output.record).parent,
+            seed=snakemake.params.seed,
+            world=snakemake.params.processes,
+        )

@@ -5,10 +5,9 @@ A candidate's folder holds an ordinary Hugging Face checkpoint (a user's own is 
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
-from . import data, fingerprints, models, odd_shapes, records
+from . import data, fingerprints, models, records
 from .errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
@@ -27,7 +26,7 @@ def prune(identity, source, point, calibration, output, seed=0):
     batches, used = calibration_batches(tokenizer, calibration, models.context_length(model), seed)
     device = models.device()
     result = pruning.prune(model, point, [batch.to(device) for batch in batches])
-    save(result.model, tokenizer, output)
+    models.save(result.model, tokenizer, output)
     _write_record(identity | {"origin": "pruned here"} | result.facts, point, output, source.path, clock, seed, used)
 
 
@@ -54,21 +53,6 @@ def calibration_batches(tokenizer, calibration, context, seed):
         raise DataError(f"dataset {calibration['dataset']}: too short to calibrate on (under {length} tokens)")
     windows = torch.tensor(ids[: count * length]).view(count, length)
     return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
-
-
-def save(model, tokenizer, folder):
-    """Write model and tokenizer to `folder`: complete files replace older ones, nothing else in it is touched."""
-    folder = Path(folder)
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    odd_shapes.write_manifest(partial, model.config)
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
-    for file in sorted(partial.iterdir()):
-        file.replace(folder / file.name)
-    partial.rmdir()
 
 
 def take_in(identity, path, given, output):

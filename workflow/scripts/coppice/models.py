@@ -7,6 +7,7 @@ an error that lists the tensors. Models come from folders alone: the fetch rules
 import ctypes
 import importlib.metadata
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,21 @@ def load_adapter(model, folder, train=False):
 
 def _adapter_acts(model):
     return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
+
+
+def save(model, tokenizer, folder):
+    """Write model and tokenizer to `folder`: complete files replace older ones, nothing else in it is touched."""
+    folder = Path(folder)
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    odd_shapes.write_manifest(partial, model.config)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
+    for file in sorted(partial.iterdir()):
+        file.replace(folder / file.name)
+    partial.rmdir()
 
 
 def load_tokenizer(path, trust_remote_code=False):

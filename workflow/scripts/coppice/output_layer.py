@@ -105,6 +105,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
             peak = logits.amax(1, keepdim=True)
             mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
             total += (mass.log() + peak - picked).sum()
+            if not ctx.needs_input_grad[0]:  # a validation loss
+                continue
             probabilities = logits.div_(mass).scatter_add_(1, wanted, -torch.ones_like(picked))
             gradient[part] = torch.mm(probabilities.to(weight.dtype), weight)
         ctx.save_for_backward(gradient)

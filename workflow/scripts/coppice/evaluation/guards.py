@@ -5,7 +5,7 @@ from pathlib import Path
 from .. import models, records
 from ..errors import CheckpointError
 
-IMPORTED = "imported"  # how a candidate of the user's own was made is not known
+SAME_SIZE = ("imported", "unstructured")  # how a user's own was made is not known; zeros are parameters too
 
 
 def check_pruned(folder, weights, selection, dense):
@@ -20,7 +20,7 @@ def check_pruned(folder, weights, selection, dense):
         raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({place}): {again}")
     if weights != chosen["weights_fingerprint"]:
         raise CheckpointError(f"{folder}: its weights are not those of the selected {chosen['candidate']}: {again}")
-    if chosen["pruning"]["method"] == IMPORTED:
+    if chosen["pruning"]["method"] in SAME_SIZE:
         return
     left, all_ = models.count_parameters(folder), models.count_parameters(place)
     if left is not None and all_ is not None and left >= all_:

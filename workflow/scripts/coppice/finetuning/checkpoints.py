@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+from torch import distributed
 from transformers import TrainerCallback
 
 from .. import fingerprints, records
@@ -96,15 +97,28 @@ class Seal(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        """Seal the checkpoint of the current step."""
-        if not state.is_world_process_zero:
-            return
+        """Seal the checkpoint of the current step; only then do older ones go, all but the best."""
+        _wait_for_all()  # the other processes' random states are files of the checkpoint too
+        if state.is_world_process_zero:
+            self._seal(state)
+        _wait_for_all()
+
+    def _seal(self, state):
         folder = self.output / f"checkpoint-{state.global_step}"
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
         digests = {str(path.relative_to(folder)): fingerprints.content_digest(path) for path in files}
         records.write(folder / COMPLETE, {"step": state.global_step, "sha256": digests, "facts": self.facts()})
+        best = Path(state.best_model_checkpoint or folder).name
         if state.best_model_checkpoint:
-            _point(self.output / BEST, Path(state.best_model_checkpoint).name)
+            _point(self.output / BEST, best)
+        for old in self.output.glob("checkpoint-*"):
+            if old.name not in (folder.name, best):
+                shutil.rmtree(old)
+
+
+def _wait_for_all():
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def _point(link, target):
@@ -127,6 +141,7 @@ def _move_aside(found, output, known):
     logger.warning("%d checkpoints of other settings are moved to %s", len(found), aside)
     aside.mkdir(exist_ok=True)
     (output / BEST).unlink(missing_ok=True)
-    for folder in found:
+    merged = output / "merged"
+    for folder in [*found, *([merged] if merged.is_dir() else [])]:
         shutil.rmtree(aside / folder.name, ignore_errors=True)
         folder.rename(aside / folder.name)

@@ -3,6 +3,9 @@
 import logging
 import random
 
+import jinja2
+import numpy
+
 from .. import data
 from ..errors import DataError, SettingsError
 from . import formats
@@ -61,6 +64,15 @@ class _Source:
         self.name, table = name, data.load(record, "train")
         self.rows = table.to_list()
         self.formatter = formats.Formatter(formats.kind_of(table.column_names, name), prompt, tokenizer)
+        if not tokenizer.is_fast:
+            raise SettingsError("the model's tokenizer says not where its tokens lie in a text; use its fast version")
+
+    def formatted(self, index):
+        """(segments, whether EOS ends them) of one row."""
+        try:
+            return self.formatter(self.rows[index])
+        except jinja2.TemplateError as error:
+            raise DataError(f"dataset {self.name}, row {index}: the chat template refuses it: {error}") from error
 
 
 def _mixture(weights, sizes, seed):
@@ -92,14 +104,15 @@ def _split(chosen, val_size, seed):
 
 def _encode(pairs, sources, tokenizer, settings):
     """(examples, number of rows left out because no label remains) of (name, row) pairs."""
-    formatted = [(pair, *sources[pair[0]].formatter(sources[pair[0]].rows[pair[1]])) for pair in pairs]
+    formatted = [(pair, *sources[pair[0]].formatted(pair[1])) for pair in pairs]
     ids = _Tokens(tokenizer)
     for (name, _), segments, _ in formatted:
         ids.ask(segments, sources[name].formatter.add_special_tokens)
     ids.run()
     examples, skipped = [], 0
     for (name, index), segments, ends in formatted:
-        made = ids.example(segments, sources[name].formatter, ends, settings["train_on_inputs"])
+        special = sources[name].formatter.add_special_tokens
+        made = ids.example(segments, special, ends, settings["train_on_inputs"])
         kept = [part for part in _cut(*made, settings["cutoff_len"], sources[name].formatter.kind) if _learns(part)]
         examples += [part | {"row": f"{name}:{index}" if len(sources) > 1 else index} for part in kept]
         skipped += not kept
@@ -120,35 +133,55 @@ def _cut(ids, labels, length, kind):
 
 
 class _Tokens:
-    """Token ids of many texts, from two calls of the tokenizer: with its special tokens before the text and without."""
+    """Token ids of many examples' texts, from two calls of the tokenizer: with its special tokens and without.
+
+    An example's segments are tokenised as one text: a tokenizer may give a word other tokens where a text begins.
+    """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.asked = {True: {}, False: {}}
 
     def ask(self, segments, special):
-        """Note the texts of an example's segments."""
-        for place, segment in enumerate(segments):
-            self.asked[special and place == 0][segment.text] = None
+        """Note an example."""
+        self.asked[special][_joined(segments)] = None
 
     def run(self):
         """Tokenise all texts that were asked for."""
         for special, texts in self.asked.items():
             if texts:
-                found = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-                texts.update(zip(texts, found, strict=True))
+                found = self.tokenizer(
+                    list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+                )
+                pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+                texts.update(zip(texts, pairs, strict=True))
 
-    def example(self, segments, formatter, ends, train_on_inputs):
-        """(ids, labels) of the segments joined, with EOS where the example `ends` by it."""
+    def example(self, segments, special, ends, train_on_inputs):
+        """(ids, labels) of an example, with EOS where it `ends` by it; prompts' labels are `IGNORED`."""
+        if not segments:
+            return [], []
         end = self.tokenizer.eos_token_id
-        ids, labels = [], []
-        for place, segment in enumerate(segments):
-            special = formatter.add_special_tokens and place == 0
-            part = self.asked[special][segment.text]
-            if special and part and part[-1] == end:
-                part = part[:-1]  # a tokenizer that ends every text with EOS would end the prompt before the response
-            ids = ids + part
-            labels = labels + (part if segment.learnt or train_on_inputs else [IGNORED] * len(part))
-        if segments and ends:
-            ids, labels = [*ids, end], [*labels, end]
+        ids, offsets = self.asked[special][_joined(segments)]
+        learnt = _learnt(numpy.asarray(offsets).reshape(-1, 2), segments) | train_on_inputs
+        labels = [token if said else IGNORED for token, said in zip(ids, learnt.tolist(), strict=True)]
+        if ends and (not ids or ids[-1] != end or not learnt[-1]):
+            # a tokenizer that ends every text with EOS by itself has not said so in a label
+            ids = ids[:-1] if ids and ids[-1] == end else ids
+            labels = labels[: len(ids)]
+            return [*ids, end], [*labels, end]
         return ids, labels
+
+
+def _joined(segments):
+    return "".join(segment.text for segment in segments)
+
+
+def _learnt(offsets, segments):
+    """bool [tokens]: whether a token, by its characters [tokens, 2], holds any of a segment that is learnt."""
+    found, start = numpy.zeros(len(offsets), dtype=bool), 0
+    for segment in segments:
+        stop = start + len(segment.text)
+        if segment.learnt:
+            found |= (offsets[:, 1] > start) & (offsets[:, 0] < stop) & (offsets[:, 1] > offsets[:, 0])
+        start = stop
+    return found

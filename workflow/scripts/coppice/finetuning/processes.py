@@ -27,6 +27,7 @@ def run(function, arguments, world):
     if world <= 1:
         function(**arguments)
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,6 +46,8 @@ def run(function, arguments, world):
         reason = Path(scratch) / "reason"
         try:
             elastic_launch(config, _worker)(function, arguments, _log_file(), reason)
+        except SignalException as error:
+            raise CoppiceError("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
         except ChildFailedError as error:
             if reason.is_file():
                 raise CoppiceError(reason.read_text(encoding="utf-8")) from None
@@ -64,6 +67,10 @@ def _worker(function, arguments, log, reason):
 
     A failure ends it, upon which the launcher ends the others: they would wait for its gradients for ever.
     """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     logs.start_logging(log, append=True)
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)

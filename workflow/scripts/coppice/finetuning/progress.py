@@ -5,7 +5,7 @@ import math
 import signal
 import time
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ..errors import CoppiceError
 
@@ -70,15 +70,33 @@ class TrainingLog(TrainerCallback):
         return f"{line}  {speed:>8.0f}  {steps * self.batch_size / seconds:>9.1f}  {left:>7.0f} s"
 
 
+class Patience(EarlyStoppingCallback):
+    """transformers' early stopping, with a checkpoint where it stops: the evaluations that led there are kept."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        """Count an evaluation that is no better, and stop after so many."""
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if control.should_training_stop:
+            control.should_save = True
+
+    @property
+    def exhausted(self):
+        """Whether the training is at its end."""
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
 class StopOnTerm(TrainerCallback):
     """At SIGTERM, a scheduler's warning: finish the step, write a checkpoint, end the training. `stopped` says so.
+
+    In several processes all stop after the same step: `agree` turns what each was `asked` into what all do.
 
     transformers' own just-in-time checkpoint is not used: it can save between a step's forward pass and its update,
     after which a resumed training draws other dropout masks than an undisturbed one.
     """
 
     def __init__(self):
-        self.stopped, self._before = False, None
+        self.asked = self.stopped = False
+        self.agree, self._before = None, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Take the signal over, where this is the main thread."""
@@ -89,8 +107,9 @@ class StopOnTerm(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop once the signal has come."""
-        if self.stopped:
-            control.should_save = control.should_training_stop = True
+        self.stopped = self.agree(self.asked) if self.agree else self.asked
+        if self.stopped:  # the losses since the last line are logged, so that none is lost
+            control.should_log = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         """Give the signal back."""
@@ -98,5 +117,5 @@ class StopOnTerm(TrainerCallback):
             signal.signal(signal.SIGTERM, self._before)
 
     def _stop(self, number, frame):
-        self.stopped = True
+        self.asked = True
         logger.warning("told to stop (SIGTERM): a checkpoint follows")

@@ -3,7 +3,6 @@
 import logging
 import shutil
 
-from .. import odd_shapes
 from ..errors import CoppiceError, SettingsError
 
 logger = logging.getLogger("coppice.finetuning")
@@ -124,8 +123,11 @@ def keep_initial(model, lora, output):
     return folder
 
 
-def check_acts(model, example):
-    """Refuse an adapter that changes no logit of an example it was trained on."""
+def check_acts(model, example, initial=None):
+    """Refuse an adapter that changes no logit of an example it was trained on, or that is still as it was at first.
+
+    initial: the folder of the adapter before training, for initialisations that act from the start.
+    """
     import torch
 
     device = next(model.parameters()).device
@@ -135,8 +137,15 @@ def check_acts(model, example):
         adapted = model(input_ids=ids, use_cache=False).logits
         with model.disable_adapter():
             plain = model(input_ids=ids, use_cache=False).logits
-    if torch.equal(adapted, plain):
+    if torch.equal(adapted, plain) or (initial and _unchanged(model, initial)):
         raise CoppiceError("finetune: the trained adapter changes no logit; check finetune.lora and the learning rate")
+
+
+def _unchanged(model, initial):
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    before = load_peft_weights(str(initial), device="cpu")
+    return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
 
 
 def save(model, tokenizer, output, initial=None):
@@ -151,16 +160,10 @@ def save(model, tokenizer, output, initial=None):
     model.save_pretrained(partial, **options)
     tokenizer.save_pretrained(partial)
     for file in sorted(partial.iterdir()):
+        if file.is_dir():  # some tokenizers have folders, which replace no older one by themselves
+            shutil.rmtree(output / file.name, ignore_errors=True)
         file.replace(output / file.name)
     partial.rmdir()
-
-
-def merge(model, tokenizer, folder):
-    """Write the model with the adapter merged into its weights, as an ordinary checkpoint; the last use of `model`."""
-    merged = model.merge_and_unload()
-    merged.save_pretrained(folder)
-    odd_shapes.write_manifest(folder, merged.config)
-    tokenizer.save_pretrained(folder)
 
 
 def checkpoints_activations(model, settings):
@@ -176,7 +179,8 @@ def checkpoints_activations(model, settings):
     if not torch.cuda.is_available():
         return False
     config = model.config.get_text_config()
-    widths = 8 * config.hidden_size + 4 * config.intermediate_size
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    widths = 8 * config.hidden_size + 4 * inner
     budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
     needed = budget * config.num_hidden_layers * widths * next(model.parameters()).element_size()
     free, _ = torch.cuda.mem_get_info()

@@ -2,7 +2,7 @@
 
 The loader yields the examples of one optimizer step at a time, in an order that depends on seed and epoch alone, so a
 resumed training sees what an undisturbed one would. In several processes each takes its share of a step's
-micro-batches, and the gradients are summed before the optimizer's step: the same step as in one process.
+examples, and the gradients are summed before the optimizer's step: the same step as in one process.
 """
 
 import functools
@@ -13,51 +13,66 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import distributed
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from .. import models, records
 from ..errors import CoppiceError, SettingsError
 from . import checkpoints, processes
 from .arrangement import Engine, count_targets
-from .progress import StopOnTerm, TrainingLog
+from .loader import StepLoader, StepSampler, together
+from .progress import Patience, StopOnTerm, TrainingLog
 
 logger = logging.getLogger("coppice.finetuning")
 
 VALIDATION_ROWS = 256  # examples that are arranged together
-ORDERS = 1_000_003  # keeps the orders of neighbouring seeds and epochs apart
 
 
-def build(model, tokenizer, train, validation, settings, output, seed, resume=None):
-    """A LoraTrainer for `model` on examples, with the settings of the section `finetune`; `resume` is a checkpoint."""
+def build(model, dtype, tokenizer, train, validation, settings, output, seed, resume=None):
+    """A LoraTrainer for `model` (that computes in `dtype`) on examples, with the settings of the section `finetune`.
+
+    resume: the checkpoint from which `run` will go on.
+    """
     before = checkpoints.facts_of(resume) if resume else {}
     budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
     engine = Engine(model, before.get("budget", budget), settings["arrangement"])
     log = TrainingLog(output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
-    seal = checkpoints.Seal(output, lambda: {"seconds": log.seconds, "budget": engine.budget})
-    callbacks = [log, seal, StopOnTerm()]
-    if settings["early_stopping"] and validation:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings["early_stopping"]))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "trackers"))
-    trainer = LoraTrainer(
-        engine=engine,
-        batch_size=settings["batch_size"],
-        model=model,
-        args=_arguments(model, settings, output, seed, validation is not None),
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        callbacks=callbacks,
+    patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
+    if patience:
+        patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
+    seal = checkpoints.Seal(
+        output,
+        lambda: {
+            "seconds": log.seconds,
+            "budget": engine.budget,
+            "evaluations_in_vain": patience.early_stopping_patience_counter if patience else 0,
+        },
     )
+    stop = StopOnTerm()
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "trackers"))
+    try:
+        trainer = LoraTrainer(
+            engine=engine,
+            batch_size=settings["batch_size"],
+            model=model,
+            args=_arguments(dtype, settings, output, seed, validation is not None),
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            callbacks=[log, seal, stop, *([patience] if patience else [])],
+        )
+    except (RuntimeError, ValueError, ImportError, KeyError) as error:
+        if not settings["report_to"]:
+            raise
+        raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    trainer.log_file, trainer.stop = log, callbacks[2]
-    # every process draws its own dropout masks; in one process the seed is the study's
-    torch.manual_seed(seed + trainer.args.process_index)
+    trainer.log_file, trainer.stop, trainer.patience = log, stop, patience
+    trainer.start_alike()
     return trainer
 
 
-def _arguments(model, settings, output, seed, validates):
+def _arguments(dtype, settings, output, seed, validates):
     world = int(os.environ.get(processes.WORLD, 1))
     if settings["batch_size"] < world:
         raise SettingsError(
@@ -74,7 +89,8 @@ def _arguments(model, settings, output, seed, validates):
         lr_scheduler_type=settings["schedule"],
         weight_decay=settings["weight_decay"],
         warmup_steps=settings["warmup_steps"],
-        logging_steps=min(10, settings["eval_steps"]),
+        # every checkpoint at a logged step: a resumed training then logs what an undisturbed one does
+        logging_steps=math.gcd(10, settings["eval_steps"], settings["save_steps"]),
         logging_nan_inf_filter=False,  # the filter would show the last good loss in place of NaN
         eval_strategy="steps" if validates else "no",
         eval_steps=settings["eval_steps"],
@@ -82,9 +98,9 @@ def _arguments(model, settings, output, seed, validates):
         greater_is_better=False,
         save_strategy="steps",
         save_steps=settings["save_steps"],
-        save_total_limit=2,  # the best and the newest
         remove_unused_columns=False,
-        bf16=next(model.parameters()).dtype.itemsize == 2 and device == "cuda",
+        bf16=dtype == torch.bfloat16 and device == "cuda",
+        fp16=dtype == torch.float16 and device == "cuda",
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
         report_to=settings["report_to"] or "none",
@@ -99,7 +115,7 @@ class LoraTrainer(Trainer):
 
     def __init__(self, *, engine, batch_size, **options):
         self.engine, self.batch_size = engine, batch_size
-        self.log_file = self.stop = None
+        self.log_file = self.stop = self.patience = None
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):
@@ -107,13 +123,27 @@ class LoraTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
+    def start_alike(self):
+        """The same adapter in every process, and dropout masks of its own in each."""
+        if self.args.world_size > 1:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    distributed.broadcast(parameter.data, 0)
+            self.stop.agree = self._any_process
+        torch.manual_seed(self.args.seed + self.args.process_index)
+
+    def _any_process(self, asked):
+        flag = torch.tensor(float(asked), device=self.args.device)
+        distributed.all_reduce(flag)
+        return bool(flag)
+
     def _wrap_model(self, model, training=True, dataloader=None):
         return model
 
     def get_train_dataloader(self):
         """The examples of one optimizer step at a time, the same in every process."""
         sampler = StepSampler(len(self.train_dataset), self.batch_size, self.args.data_seed)
-        return _StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_together)
+        return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=together)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Gradients of one optimizer step; returns its mean loss a target token, over all processes."""
@@ -134,48 +164,54 @@ class LoraTrainer(Trainer):
             try:
                 return self._backward(examples, targets)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self.engine.budget <= 1:
+                if not _is_out_of_memory(error):
                     raise
-            self._halve(model, before)
+            self._halve(examples)  # only now: the error held on to what it could not fit
+            model.zero_grad()
+            _set_random_state(before)
 
-    def _halve(self, model, random_state):
-        self.engine.budget = max(1, self.engine.budget // 2)
+    def _halve(self, examples):
+        """Half as many tokens at a time from now on; an error where that cannot help."""
+        longest = max(len(example["input_ids"]) for example in examples)
+        if self.engine.budget < longest:
+            raise CoppiceError(
+                f"finetune: a single example of {longest} tokens does not fit in the device's memory; set "
+                "finetune.gradient_checkpointing: true, or lower finetune.data.cutoff_len"
+            )
+        self.engine.budget //= 2
         logger.warning(
-            "out of memory at step %d: the step is done again with %d tokens at a time, and all that follow",
+            "out of memory at step %d: it is done again with %d tokens at a time, and so are all that follow",
             self.state.global_step + 1,
             self.engine.budget,
         )
-        model.zero_grad()
-        _set_random_state(random_state)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _backward(self, examples, targets):
         total = torch.zeros((), device=self.args.device)
-        for micro in self._share(self.engine.micro_batches(examples)):
+        for micro in self._micro_batches(examples):
             with self.accelerator.autocast():
                 loss = self.engine.summed_loss(micro) / targets
             self.accelerator.backward(loss)
             total += loss.detach().to(total.device)
         return total
 
+    def _micro_batches(self, examples):
+        """Of this process's examples: every n-th by length, so that each has about as many tokens as the others."""
+        if self.args.world_size > 1:
+            examples = sorted(examples, key=lambda example: len(example["input_ids"]))
+            examples = examples[self.args.process_index :: self.args.world_size]
+        return self.engine.micro_batches(examples) if examples else []
+
     def _sum_over_processes(self, model, loss):
-        """Sum gradients and loss; a process without micro-batches adds zeros. All hear of a signal that one has got."""
+        """Sum gradients and loss; a process without examples adds zeros."""
         trained = [p for p in model.parameters() if p.requires_grad]
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
-        head = torch.stack([loss.float(), torch.tensor(float(self.stop.stopped), device=loss.device)])
-        flat = torch.cat([head, *(part.float().reshape(-1) for part in parts)])
+        flat = torch.cat([loss.float().reshape(1), *(part.float().reshape(-1) for part in parts)])
         distributed.all_reduce(flat)
-        for p, part in zip(trained, flat[2:].split([p.numel() for p in trained]), strict=True):
+        for p, part in zip(trained, flat[1:].split([p.numel() for p in trained]), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
-        self.stop.stopped = bool(flat[1])
         return flat[0].clone()
-
-    def _share(self, micro_batches):
-        """This process's micro-batches: every n-th of n processes."""
-        if self.args.world_size == 1:
-            return micro_batches
-        return list(micro_batches)[self.args.process_index :: self.args.world_size]
 
     def _check_finite(self, loss, examples):
         if not math.isfinite(loss.item()):
@@ -206,12 +242,23 @@ class LoraTrainer(Trainer):
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         for start in range(0, len(examples), VALIDATION_ROWS):
-            for micro in self._share(self.engine.micro_batches(examples[start : start + VALIDATION_ROWS])):
-                with self.accelerator.autocast():
-                    total += self.engine.summed_loss(micro).double().to(total.device)
+            total += self._summed_loss(examples[start : start + VALIDATION_ROWS])
         if self.args.world_size > 1:
             distributed.all_reduce(total)
         return total.item() / count_targets(examples)
+
+    def _summed_loss(self, examples):
+        while True:
+            try:
+                total = 0.0
+                for micro in self._micro_batches(examples):
+                    with self.accelerator.autocast():
+                        total += self.engine.summed_loss(micro).double().to(self.args.device)
+                return total
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._halve(examples)
 
     def floating_point_ops(self, inputs):
         """Forward and backward through frozen weights: four operations a parameter and token."""
@@ -227,14 +274,32 @@ class LoraTrainer(Trainer):
 
         Returns (the checkpoint with that adapter, facts of the training). Raises Stopped at SIGTERM.
         """
+        if resume and self._was_at_its_end(resume):
+            self._take_state(resume)
+            self.restore(self._best(resume))
+            return self._best(resume), self._facts()
         self.train(resume_from_checkpoint=str(resume) if resume else None)
         if self.stop.stopped and self.state.global_step < self.state.max_steps:
             raise Stopped(f"finetune: stopped at step {self.state.global_step}, as asked; a rerun goes on from there")
-        best = self.state.best_global_step or self.state.global_step
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{best}"
-        if best != self.state.global_step:
-            self.restore(checkpoint)
-        return checkpoint, self._facts()
+        newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self._best(newest) != newest:
+            self.restore(self._best(newest))
+        return self._best(newest), self._facts()
+
+    def _was_at_its_end(self, checkpoint):
+        """Whether nothing is left to train after `checkpoint`: Trainer would run another step."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        return state.global_step >= state.max_steps or bool(self.patience and self.patience.exhausted)
+
+    def _best(self, newest):
+        best = newest.with_name(f"checkpoint-{self.state.best_global_step or self.state.global_step}")
+        if not checkpoints.is_whole(best):
+            raise CoppiceError(f"{best}: the best checkpoint is gone or damaged; delete {best.parent} and train again")
+        return best
+
+    def _take_state(self, checkpoint):
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.log_file.write_history(self.state)
 
     def restore(self, checkpoint):
         """Put the adapter in `checkpoint` on the model, and the history up to the newest checkpoint in the log."""
@@ -243,9 +308,7 @@ class LoraTrainer(Trainer):
         weights = load_peft_weights(str(checkpoint), device=str(self.args.device))
         set_peft_model_state_dict(self.model, weights)
         if not self.state.log_history:
-            newest = max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of)
-            self.state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
-            self.log_file.write_history(self.state)
+            self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
 
     def _facts(self):
         seconds = self.log_file.seconds
@@ -273,32 +336,6 @@ class Stopped(CoppiceError):
     """The training was told to stop and wrote a checkpoint."""
 
 
-class StepSampler:
-    """The indices of each optimizer step's examples; every epoch another order, given by `seed` and epoch alone."""
-
-    def __init__(self, count, size, seed):
-        self.count, self.size, self.seed, self.epoch = count, size, seed, 0
-
-    def set_epoch(self, epoch):
-        """Choose the order of `epoch`, from 0."""
-        self.epoch = epoch
-
-    def __len__(self):
-        return math.ceil(self.count / self.size)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * ORDERS + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        for start in range(0, self.count, self.size):
-            yield order[start : start + self.size]
-
-
-class _StepLoader(DataLoader):
-    def set_epoch(self, epoch):
-        """Trainer calls this before each epoch."""
-        self.batch_sampler.set_epoch(epoch)
-
-
 def warnings_of(first, best, best_step, steps):
     """What the reports have to say about a training."""
     if first is None:
@@ -318,13 +355,10 @@ def _mean_loss(history):
     return total / before if before else None
 
 
-def _together(examples):
-    return {"examples": examples}
-
-
 def _is_out_of_memory(error):
-    """A GPU's own error, or the CPU allocator's, which is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of a GPU or of the CPU; cuBLAS has words of its own for it."""
+    own = isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    return own or should_reduce_batch_size(error)
 
 
 def _random_state():

@@ -14,6 +14,8 @@ from . import card, checkpoints, examples, processes, recipe
 
 logger = logging.getLogger("coppice.finetuning")
 
+NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps")
+
 
 def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1):
     """Fine-tune the checkpoint `source` (a models.Source) by LoRA.
@@ -25,13 +27,20 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     resolved = settings | {"prompt": prompt}
-    prints = {"weights": fingerprints.weights(source.path)}
+    prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
-    key = records.digest([resolved, prints, seed, {key: getattr(source, key) for key in ("dtype", "quantize")}])
+    key = _key(resolved, prints, seed, source)
     resume = checkpoints.to_resume(output, key)
     job = {"identity": identity, "source": source, "datasets": datasets, "settings": resolved, "seed": seed}
     job |= {"output": output, "key": key, "prints": prints, "resume": resume}
     processes.run(_train, job, world)
+
+
+def _key(settings, prints, seed, source):
+    """A digest of all that decides what is learnt; what only decides what is written about it is left out."""
+    learnt = {name: value for name, value in settings.items() if name not in NOT_LEARNT_FROM}
+    learnt["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
+    return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
 def _train(identity, source, datasets, settings, seed, output, key, prints, resume):
@@ -52,7 +61,8 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
         "trainable params: %s || all params: %s || trainable%%: %.4f", trainable, total, 100 * trainable / total
     )
     initial = recipe.keep_initial(model, settings["lora"], output)
-    trainer = trainers.build(model, tokenizer, train, validation, settings, output, seed, resume)
+    dtype = models.dtype_of(source.dtype)
+    trainer = trainers.build(model, dtype, tokenizer, train, validation, settings, output, seed, resume)
     outcome = {"trainable_parameters": trainable, "all_parameters": total}
     outcome |= {"trainable_percent": 100 * trainable / total, **counts}
     done = checkpoints.finished(output, key)
@@ -67,11 +77,11 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
             checkpoints.finish(output, key, best, outcome)
     if not processes.is_first():
         return
-    recipe.check_acts(model, train[0])
+    recipe.check_acts(model, train[0], initial)
     recipe.save(model, tokenizer, output, initial)
     card.write(output, identity, settings, outcome, source, prints["weights"])
-    if settings["merge"]:
-        recipe.merge(model, tokenizer, output / "merged")
+    if settings["merge"]:  # the last use of the adapter's model
+        models.save(model.merge_and_unload(), tokenizer, output / "merged")
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
     provenance = clock.provenance(settings, seed, **prints)

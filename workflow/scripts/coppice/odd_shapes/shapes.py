@@ -43,7 +43,9 @@ def layers_of(folder, config):
     A missing attention or MLP has width 0. Raises CheckpointError for widths that no model can have, for a checkpoint
     all of whose layers differ from the configuration alike, and for a manifest that is not the weights'.
     """
-    shapes = tensor_shapes(folder) if config.model_type in FAMILIES else None
+    # quantised weights are packed: their shapes say nothing of the layers' widths
+    known = config.model_type in FAMILIES and not getattr(config, "quantization_config", None)
+    shapes = tensor_shapes(folder) if known else None
     if shapes is None:
         return {}
     found = {index: _widths(folder, index, shapes, config) for index in range(config.num_hidden_layers)}

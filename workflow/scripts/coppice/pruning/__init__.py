@@ -41,14 +41,12 @@ def prune(
     batches: Iterable[torch.Tensor],
     *,
     context_length: int | None = None,
-    layers_per_pass: int | None = None,
 ) -> PruneResult:
     """Prune `model` in place as `point` says.
 
     point: see `points.resolve`. batches: token ids, each LongTensor [B, T] without padding; deterministic given
     these; `magnitude` needs none. context_length: keys that a token attends to in the MACs of attention
-    (default: 2048 or the model's own length, if shorter). layers_per_pass: how many blocks' gradients `taylor`
-    holds at once (default all); fewer take less memory and as many more passes over the batches.
+    (default: 2048 or the model's own length, if shorter).
 
     Raises SettingsError for a point the model cannot take, DataError for unusable batches, CheckpointError for a
     model that cannot be pruned here. The model is unchanged when an error is raised before `apply`.
@@ -60,7 +58,7 @@ def prune(
     anatomy.check(model)
     batches = measures.checked_batches(batches, required=plan.needs_batches)
     before = sizes.measure(model, context_length)
-    method = methods.METHODS[plan.method](plan, layers_per_pass=layers_per_pass)
+    method = methods.METHODS[plan.method](plan)
     importance = method.score(model, batches)
     measures.check_finite(importance)
     removed = method.choose(importance)

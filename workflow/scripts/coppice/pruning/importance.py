@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coppice.pruning import anatomy
+from coppice.pruning import anatomy, blockwise
 
 
 def magnitude(model, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
@@ -28,9 +28,7 @@ def magnitude(model, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
     }
 
 
-def taylor(
-    model, parts: Sequence[str], batches: Sequence[torch.Tensor], layers_per_pass: int | None = None
-) -> dict[str, list[torch.Tensor]]:
+def taylor(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """Sum over a structure's entries of |w * dL/dw|: part -> one tensor [structures] a layer.
 
     L is the mean next-token loss over all calibration tokens (labels are the inputs), so the division into
@@ -38,44 +36,58 @@ def taylor(
     element-wise first-order importance (Ma et al. 2023, arXiv:2305.11627, equation 5 without the Hessian term;
     `param_first` in its code), with a group's entries aggregated by sum.
 
-    Only the gradients of `layers_per_pass` blocks (default: all) exist at once; the model is left without any.
+    One block's gradients exist at a time (`blockwise`); the model is left without any.
     """
-    layers = list(anatomy.blocks(model))
-    size = layers_per_pass or len(layers)
-    scores: dict[str, list[torch.Tensor]] = {part: [] for part in parts}
-    for start in range(0, len(layers), size):
-        chosen = layers[start : start + size]
-        tensors = [c.tensor for block in chosen for part in parts for c in anatomy.couplings(block, part)]
-        gradients = _loss_gradients(model, tensors, batches)
-        for block in chosen:
-            for part in parts:
-                sums = anatomy.structure_sums(block, part, lambda w, g=gradients: (_wide(w.detach()) * g[w]).abs())
-                scores[part].append(sums.cpu())
+    scores: dict[str, list] = {part: [None] * len(anatomy.blocks(model)) for part in parts}
+
+    def tensors_of(block):
+        return [coupling.tensor for part in parts for coupling in anatomy.couplings(block, part)]
+
+    def visit(index, gradients):
+        for part in parts:
+            sums = anatomy.structure_sums(
+                anatomy.blocks(model)[index], part, lambda w: (_wide(w.detach()) * gradients[w]).abs()
+            )
+            scores[part][index] = sums.cpu()
+
+    with _calibrating(model):
+        blockwise.visit_gradients(model, batches, tensors_of, visit)
     return scores
 
 
-def _loss_gradients(model, tensors: list[nn.Parameter], batches) -> dict[nn.Parameter, torch.Tensor]:
-    """Gradient of the mean next-token loss over all batches, at least float32 also where the weights are not."""
-    total_targets = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
-    gradients = {tensor: torch.zeros_like(tensor, dtype=_wide(tensor).dtype) for tensor in tensors}
+def activation(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """Sum over a structure's columns of the part's last linear layer of |w| * ||x||: part -> [structures] a layer.
 
-    def take(tensor):  # as soon as autograd has it, so that the weights' own .grad never fills up
-        gradients[tensor].add_(tensor.grad)
-        tensor.grad = None
+    ||x|| is the L2 norm of the column's input over all calibration tokens: Wanda's measure (Sun et al. 2023,
+    arXiv:2306.11695) of single weights, summed up for the structure that feeds them, as FLAP's authors do for Wanda-sp.
+    """
+    lasts = {part: [anatomy.linears(block, part)[-1] for block in anatomy.blocks(model)] for part in parts}
+    norms = column_norms(model, [linear for part in parts for linear in lasts[part]], batches)
+    scores: dict[str, list[torch.Tensor]] = {}
+    for part in parts:
+        scores[part] = []
+        for block, linear in zip(anatomy.blocks(model), lasts[part], strict=True):
+            columns = (_wide(linear.weight.detach()).abs() * norms[linear].to(linear.weight.device)).sum(0)
+            scores[part].append(columns.view(anatomy.count(block, part), -1).sum(1).cpu())
+    return scores
 
-    with _calibrating(model), torch.enable_grad():
-        for tensor in tensors:
-            tensor.requires_grad_(True)
-        hooks = [tensor.register_post_accumulate_grad_hook(take) for tensor in tensors]
-        try:
+
+def column_norms(model, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]) -> dict[nn.Linear, torch.Tensor]:
+    """L2 norm of each input column of linear layers over all calibration tokens: [in_features], at least float32."""
+    sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
+
+    def add(linear, args):
+        sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
+
+    hooks = [linear.register_forward_pre_hook(add) for linear in linears]
+    try:
+        with _calibrating(model), torch.no_grad():
             for batch in batches:
-                batch = batch.to(model.get_input_embeddings().weight.device)
-                loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-                (loss * (batch.shape[0] * (batch.shape[1] - 1) / total_targets)).backward()
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return gradients
+                model.base_model(input_ids=batch.to(model.get_input_embeddings().weight.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {linear: total.sqrt().float() for linear, total in sums.items()}
 
 
 def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angular: bool = False) -> torch.Tensor:
@@ -117,7 +129,7 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32, or in its own type where that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(blockwise.wide_dtype(tensor))
 
 
 @contextmanager

@@ -12,8 +12,14 @@ from typing import Any
 from coppice.errors import CheckpointError, SettingsError, nearest
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
-KEYS = {"depth": {"ratio", "consecutive"}, "width": {"ratio", "importance", "parts"}}
-IMPORTANCES = ("taylor", "magnitude")
+KEYS = {
+    "depth": {"ratio", "consecutive"},
+    "width": {"ratio", "importance", "parts", "ranking"},
+    "unstructured": {"ratio", "importance", "pattern"},
+}
+IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
+RANKINGS = ("uniform", "global")
+PATTERNS = (None, "2:4")
 PARTS = ("mlp", "attention")
 # From this width on, MLP widths are kept at a multiple of 8: GPUs' matrix units lose speed on others.
 ALIGN_FROM, ALIGN_TO = 1024, 8
@@ -35,17 +41,21 @@ class Plan:
 
     @property
     def needs_batches(self) -> bool:
-        return self.settings.get("importance") != "magnitude"
+        return self.settings.get("importance") != "magnitude"  # depth has none, and needs them
 
 
 def resolve(point: dict[str, Any], config) -> Plan:
     """The plan of one point for a model with this configuration.
 
-    point: `{"method": "depth", "ratio": 0.25, "consecutive": false}` or `{"method": "width", "ratio": 0.5,
-    "importance": "taylor" | "magnitude", "parts": ["mlp", "attention"]}` (default: taylor, mlp alone); `name` is
-    allowed and not used here. Depth removes round(ratio * layers) blocks, at least 1. Width removes
-    round(ratio * intermediate_size) channels, the kept width rounded to a multiple of 8 from 1024 on, and
-    floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer.
+    point: `{"method": "depth", "ratio": 0.25, "consecutive": false}`, `{"method": "width", "ratio": 0.5, "importance":
+    "taylor" | "activation" | "magnitude", "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}` (default:
+    taylor, mlp alone, uniform) or `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "magnitude",
+    "pattern": null | "2:4"}` (default: wanda); `name` is allowed and not used here.
+
+    Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels, the
+    kept width rounded to a multiple of 8 from 1024 on, and floor(ratio * num_key_value_heads) KV groups with their
+    query heads, the same number in every layer; ranked globally, the same shares of all layers' together, so that
+    layers differ (an odd-shaped checkpoint).
 
     Raises SettingsError naming the key, the value and what would work; CheckpointError for another architecture.
     """
@@ -66,7 +76,7 @@ def resolve(point: dict[str, Any], config) -> Plan:
             f"{config.name_or_path or type(config).__name__}: models of type '{config.model_type}' cannot be pruned "
             f"here, only {', '.join(FAMILIES)}; prune it with another tool and give the result in candidates.table"
         )
-    return _depth(point, ratio, config) if method == "depth" else _width(point, ratio, config)
+    return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, config)
 
 
 def _depth(point, ratio, config) -> Plan:
@@ -85,15 +95,17 @@ def _depth(point, ratio, config) -> Plan:
 
 
 def _width(point, ratio, config) -> Plan:
-    importance, parts = point.get("importance", "taylor"), point.get("parts", ["mlp"])
-    if importance not in IMPORTANCES:
-        raise SettingsError(
-            f"prune point {point}: 'importance' is {importance!r}, but must be one of {list(IMPORTANCES)}"
-            f"{nearest(importance, IMPORTANCES)}"
-        )
+    importance, parts = _one_of(point, "importance", "taylor", IMPORTANCES["width"]), point.get("parts", ["mlp"])
+    ranking = _one_of(point, "ranking", "uniform", RANKINGS)
     if not isinstance(parts, list | tuple) or not parts or not set(parts) <= set(PARTS):
         raise SettingsError(f"prune point {point}: 'parts' is {parts!r}, but must list some of {list(PARTS)}")
     parts = [part for part in PARTS if part in parts]
+    settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
+    if ranking == "global":  # the layers then differ: the configuration keeps the dense numbers
+        sizes = {"mlp": config.intermediate_size, "attention": config.num_key_value_heads}
+        remove = {part: math.floor(ratio * sizes[part] * config.num_hidden_layers + 1e-9) for part in parts}
+        _check_removes(point, remove, config)
+        return Plan("width", settings, remove, {})
     remove, changes, warnings = {}, {}, []
     if "mlp" in parts:
         kept = _kept_channels(ratio, config.intermediate_size)
@@ -101,23 +113,53 @@ def _width(point, ratio, config) -> Plan:
     if "attention" in parts:
         remove["attention"] = _removed_groups(point, ratio, config)
         changes |= _head_counts(config, config.num_key_value_heads - remove["attention"])
+    _check_removes(point, remove, config)
+    warnings += [f"ratio {ratio} removes nothing from '{p}' ({_sizes(config)})" for p in parts if not remove[p]]
+    return Plan("width", settings, remove, changes, warnings)
+
+
+def _unstructured(point, ratio, config) -> Plan:
+    importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
+    pattern = _one_of(point, "pattern", None, PATTERNS)
+    if pattern == "2:4" and ratio != 0.5:
+        raise SettingsError(f"prune point {point}: the pattern 2:4 removes half of the weights; set 'ratio' to 0.5")
+    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % 4]
+    if pattern == "2:4" and odd:
+        raise SettingsError(f"prune point {point}: the pattern 2:4 needs a {odd[0]} that is a multiple of 4")
+    settings = {"method": "unstructured", "ratio": ratio, "importance": importance, "pattern": pattern}
+    return Plan("unstructured", settings, {}, {})
+
+
+def _one_of(point, key, default, valid):
+    value = point.get(key, default)
+    if value not in valid:
+        raise SettingsError(
+            f"prune point {point}: '{key}' is {value!r}, but must be one of {list(valid)}"
+            f"{nearest(value, [name for name in valid if name])}"
+        )
+    return value
+
+
+def _check_removes(point, remove, config):
     if not any(remove.values()):
         raise SettingsError(
             f"prune point {point}: nothing would be removed ({_sizes(config)}), so the candidate would be the dense "
             "model; raise 'ratio' or add to 'parts'"
         )
-    warnings += [f"ratio {ratio} removes nothing from '{p}' ({_sizes(config)})" for p in parts if not remove[p]]
-    settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts}
-    return Plan("width", settings, remove, changes, warnings)
 
 
 def _sizes(config) -> str:
     return f"{config.intermediate_size} channels and {config.num_key_value_heads} KV groups a layer"
 
 
+def alignment(width: int) -> int:
+    """The number that kept widths out of `width` are multiples of."""
+    return ALIGN_TO if width >= ALIGN_FROM else 1
+
+
 def _kept_channels(ratio: float, width: int) -> int:
-    kept = max(1, width - round(ratio * width))
-    return max(ALIGN_TO, round(kept / ALIGN_TO) * ALIGN_TO) if width >= ALIGN_FROM else kept
+    align = alignment(width)
+    return max(align, round(max(1, width - round(ratio * width)) / align) * align)
 
 
 def _removed_groups(point, ratio: float, config) -> int:

@@ -8,7 +8,13 @@ from ..errors import SettingsError, nearest
 from .sources import absolute, check_name
 
 PARTS = ("mlp", "attention")
-OF_METHOD = {"depth": ("consecutive",), "width": ("importance", "parts")}
+# What each method takes beside `ratio`, with what holds where nothing is said
+OF_METHOD = {
+    "depth": {"consecutive": False},
+    "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform"},
+    "unstructured": {"importance": "wanda", "pattern": None},
+}
+IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 REQUIRED = ("model", "candidate", "path")
 RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
@@ -30,11 +36,16 @@ def grid(points, key):
 def _completed(point, where):
     """The point with the keys of its method and no other, each with a value."""
     spec = {key: value for key, value in point.items() if value is not None}
-    for key in OF_METHOD[{"depth": "width", "width": "depth"}[spec["method"]]]:
-        if key in spec:
-            raise SettingsError(f"{where}.{key}: is not a setting of method {spec['method']}, which this point has")
-    defaults = {"importance": "taylor", "parts": list(PARTS)} if spec["method"] == "width" else {"consecutive": False}
-    spec = {**defaults, **spec}
+    method = spec["method"]
+    for key in spec:
+        if key not in (*OF_METHOD[method], "method", "ratio", "name"):
+            raise SettingsError(f"{where}.{key}: is not a setting of method {method}, which this point has")
+    spec = {**OF_METHOD[method], **spec}
+    valid = IMPORTANCES.get(method, ())
+    if valid and spec["importance"] not in valid:
+        raise SettingsError(f"{where}.importance: found {spec['importance']}; method {method} takes {', '.join(valid)}")
+    if spec.get("pattern") == "2:4" and spec["ratio"] != 0.5:
+        raise SettingsError(f"{where}.ratio: found {spec['ratio']}; the pattern 2:4 removes half of the weights: 0.5")
     if "parts" in spec:
         spec["parts"] = [part for part in PARTS if part in spec["parts"]]
     return {**spec, "name": spec.get("name") or _name(spec)}
@@ -45,6 +56,9 @@ def _name(spec):
     if spec["method"] == "width":
         words.append(spec["importance"])
         words += [] if spec["parts"] == list(PARTS) else spec["parts"]
+        words += ["global"] * (spec["ranking"] == "global")
+    if spec["method"] == "unstructured":
+        words += [spec["importance"], *(["2-4"] if spec["pattern"] else [])]
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 
