@@ -152,7 +152,7 @@ def test_the_tree_runs_what_examples_share_once(tiny_model):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_summed_loss_and_its_gradient_are_cross_entropys(monkeypatch, bias, trained):
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
+    monkeypatch.setattr(output_layer, "TRAINING_CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 300, bias=bias).requires_grad_(trained), torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(300, (40,))

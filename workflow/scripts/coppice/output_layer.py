@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 logger = logging.getLogger("coppice.output_layer")
 
 CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time
-GPU_CHUNK_BYTES = 512 * 2**20  # a GPU needs more rows at a time to be busy
+TRAINING_CHUNK_BYTES = 256 * 2**20  # matrix products are 12 % faster with 512 rows of a 128k vocabulary than with 128
 CPU_TILE = 1024  # tokens of the vocabulary at a time: measured, with a thousand rows what stays in cache
 GPU_TILE_VALUES = 2**26
 
@@ -75,13 +75,13 @@ def summed_loss_of_logits(logits, targets):
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _chunk_rows(vocabulary, device):
-    return max(1, (GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES) // (4 * vocabulary))
+def _chunk_rows(vocabulary):
+    return max(1, TRAINING_CHUNK_BYTES // (4 * vocabulary))
 
 
 def _checkpointed_loss(head, hidden, targets):
     """By chunks of rows whose logits are computed once more in the backward pass: for heads that are trained."""
-    rows = _chunk_rows(head.weight.shape[0], hidden.device)
+    rows = _chunk_rows(head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         total = total + torch.utils.checkpoint.checkpoint(
@@ -95,7 +95,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets):
-        rows = _chunk_rows(weight.shape[0], hidden.device)
+        rows = _chunk_rows(weight.shape[0])
         gradient = torch.empty_like(hidden)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):
