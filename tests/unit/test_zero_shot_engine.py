@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from coppice import output_layer, zero_shot
+from coppice import models, output_layer, zero_shot
 from coppice.errors import DataError, SettingsError
 from coppice.prefix_tree import TreeForward, trie
 from coppice.zero_shot.engine import PrefixTreeLM
@@ -120,6 +120,17 @@ def test_an_adapter_counts_whether_merged_or_not(tiny_model, tiny_tokenizer, tar
     plain = harness(tiny_model("qwen2"), tiny_tokenizer).loglikelihood(instances(pairs), disable_tqdm=True)
     changed = PrefixTreeLM(pretrained=adapted, tokenizer=tiny_tokenizer).loglikelihood(instances(pairs))
     assert max(abs(a - b) for (a, _), (b, _) in zip(plain, changed, strict=True)) > 1
+
+
+def test_a_4_bit_base_is_scored_as_the_harness_scores_it(tiny_checkpoint, tiny_tokenizer):
+    """On the CPU its matrix products are exact to float32, row by row."""
+    model = models.load(models.Source(str(tiny_checkpoint("llama")), quantize="4bit"))
+    engine = PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer)
+    assert engine.shares_prefixes
+    pairs = instances(multiple_choice())
+    expected = harness(model, tiny_tokenizer).loglikelihood(pairs, disable_tqdm=True)
+    found = engine.loglikelihood(pairs)
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=2e-2)
 
 
 @pytest.mark.parametrize("overrides", [{}, {"sliding_window": 7}])
