@@ -17,7 +17,7 @@ from ..prefix_tree import TreeForward, batches, build
 
 logger = logging.getLogger("coppice.zero_shot")
 
-HEAD_ROWS = 1024  # hidden states that go through the output layer together
+HEAD_ROWS = 2048  # hidden states that go through the output layer together: its weights are read once for all of them
 CPU_TOKENS = 512  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
 GPU_TOKENS = 16384
 LOGITS_BYTES = 2**30  # of full logits, for models that change them after the head
