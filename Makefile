@@ -21,7 +21,7 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-demo: env  ## run the whole miniature study (under ten minutes on two cores)
+demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
 test: test-unit test-workflow  ## run all tests

@@ -1,5 +1,6 @@
 """What the benchmarks share: random models in real shapes, clocks, and the speed of a model's own matrix products."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -84,3 +85,16 @@ class MatrixProducts:
         with torch.inference_mode():
             _, spent = seconds(multiply)
         return 2 * self.rows * sum(w.numel() for w in self.weights) / spent
+
+
+def conclude(results, arguments, below_bars, show, summary):
+    """Write and print the results by model, what is below its bar, and last a line; returns the exit status."""
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    failures = [failure for name, result in results.items() for failure in below_bars(name, result)]
+    for name, result in results.items():
+        show(name, result)
+    for failure in failures:
+        print(f"below the bar: {failure}")
+    print(summary(results, failures))
+    return 1 if arguments.check and failures else 0

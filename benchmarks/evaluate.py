@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import SHAPES, MatrixProducts, build_model, seconds
+from common import SHAPES, MatrixProducts, build_model, conclude, seconds
 
 from coppice import logs
 
@@ -52,15 +52,7 @@ def main():
         records = prepare_rows(arguments.data, Path(scratch), arguments.limit)
         tokenizer = train_tokenizer(arguments.data, Path(scratch))
         results = {name: measure_model(name, records, tokenizer, arguments) for name in arguments.models}
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    failures = [failure for name, result in results.items() for failure in below_bars(name, result)]
-    for name, result in results.items():
-        show(name, result)
-    for failure in failures:
-        print(f"below the bar: {failure}")
-    print(summary(results, failures))
-    return 1 if arguments.check and failures else 0
+    return conclude(results, arguments, below_bars, show, summary)
 
 
 def parse_arguments():

@@ -137,7 +137,6 @@ def test_the_best_and_the_newest_checkpoint_stay(tiny_checkpoint, dataset, tmp_p
     output = tmp_path / "out"
     record = train(tiny_checkpoint("llama"), dataset, output, RESUMED | {"learning_rate": 0.3, "eval_steps": 1})
     kept = {path.name for path in output.glob("checkpoint-*")}
-    assert record["warnings"] == [] or "never fell" in record["warnings"][0]
     assert (output / "best").resolve().name == f"checkpoint-{record['best_step']}"
     assert kept == {f"checkpoint-{record['best_step']}", "checkpoint-12"}
 

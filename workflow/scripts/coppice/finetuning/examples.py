@@ -19,7 +19,7 @@ def prepare(datasets, settings, prompt, tokenizer, seed):
     """(training examples, validation examples or None, facts) by the `finetune.data` settings.
 
     datasets: name -> path of its dataset.json, of all that `settings` name. Each example is {input_ids, labels, row},
-    `row` naming where it comes from. facts: {train_rows, validation_rows, skipped_rows, target_tokens, mixture}.
+    `row` naming where it comes from. facts: {train_rows, validation_rows, skipped_rows, mixture}.
     Raises DataError where nothing is left to train on or to validate with, SettingsError for sizes that do not fit.
     """
     weights = weights_of(settings["dataset"])
