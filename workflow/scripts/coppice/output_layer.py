@@ -6,6 +6,7 @@ and most of it is never looked at. Here the body gives hidden states, and the he
 
 import itertools
 import logging
+import math
 
 import torch
 import torch.utils.checkpoint
@@ -16,6 +17,7 @@ CHUNK_BYTES = 64 * 2**20  # float32 logits held at a time
 TRAINING_CHUNK_BYTES = 256 * 2**20  # matrix products are 13 % faster with 512 rows of a 128k vocabulary than with 128
 CPU_TILE = 1024  # tokens of the vocabulary at a time: measured, with a thousand rows what stays in cache
 GPU_TILE_VALUES = 2**26
+BITS = 1 / math.log(2)  # in one unit of a natural logarithm
 
 
 def causal_lm(model):
@@ -168,8 +170,15 @@ def _score_by_rows(apply, states, rows, targets):
 
 
 def _score_by_tiles(weight, bias, hidden, rows, targets):
-    """`score` for ascending `targets`: one pass over tiles of the vocabulary."""
+    """`score` for ascending `targets`: one pass over tiles of the vocabulary.
+
+    Logits and what is summed of them are in bits: on a CPU 2**x takes 0.6 of the time of e**x, which is most of what
+    is spent here beside the products. In float32 the states are scaled, in half precision the wider logits.
+    """
     count, vocabulary = hidden.shape[0], weight.shape[0]
+    scaled = weight.dtype == torch.float32
+    if scaled:
+        hidden, bias = hidden * BITS, None if bias is None else bias * BITS
     width = CPU_TILE if hidden.device.type == "cpu" else max(256, GPU_TILE_VALUES // count)
     edges = torch.arange(0, vocabulary + width, width).clamp(max=vocabulary)
     bounds = torch.searchsorted(targets, edges.to(targets.device)).tolist()
@@ -182,15 +191,16 @@ def _score_by_tiles(weight, bias, hidden, rows, targets):
     for tile, (start, stop) in enumerate(itertools.pairwise(edges)):
         logits = torch.mm(hidden, weight[start:stop].T, out=space[: count * (stop - start)].view(count, -1))
         logits = logits.float() if bias is None else logits.add_(bias[start:stop]).float()
+        logits = logits if scaled else logits.mul_(BITS)
         top = logits.amax(1, keepdim=True)
         here = slice(bounds[tile], bounds[tile + 1])
         if here.start < here.stop:
             picked[here] = logits[rows[here], targets[here] - start]
             greedy[here] = _first_of_all(logits, rows[here], targets[here] - start, top, peak)
         raised = torch.maximum(peak, top)
-        total.mul_(torch.exp(peak - raised)).add_(logits.sub_(raised).exp_().sum(1, keepdim=True))
+        total.mul_(torch.exp2(peak - raised)).add_(logits.sub_(raised).exp2_().sum(1, keepdim=True))
         peak = raised
-    return picked - (peak + total.log())[rows, 0], greedy & (picked >= peak[rows, 0])
+    return (picked - (peak + total.log2())[rows, 0]) / BITS, greedy & (picked >= peak[rows, 0])
 
 
 def _first_of_all(logits, rows, targets, top, peak):
