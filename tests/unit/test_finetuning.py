@@ -33,6 +33,7 @@ SETTINGS = {
     "micro_batch_size": 4,
     "arrangement": None,
     "gradient_checkpointing": None,
+    "sharding": None,
     "early_stopping": None,
     "warmup_steps": 1,
     "eval_steps": 2,

@@ -7,12 +7,13 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_finetuning import SETTINGS, adapter_of, train
 from test_finetuning import dataset as dataset
 
-from coppice import records
-from coppice.errors import CoppiceError
-from coppice.finetuning import arrangement, checkpoints, processes, progress, trainer, training
+from coppice import models, records
+from coppice.errors import CoppiceError, SettingsError
+from coppice.finetuning import arrangement, checkpoints, processes, progress, sharding, trainer, training
 
 # Dropout, so that the random state counts; several epochs, so that the order of the data does.
 RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
@@ -215,12 +216,20 @@ def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint
     assert (output / "merged/model.safetensors").is_file()
 
 
-def scarce_memory_in_the_second_process(arguments):
+def with_scarce_memory(limit):
+    """`processes.run` with a second process that has memory for `limit` tokens."""
+    real = processes.run
+    return lambda function, job, world: real(
+        scarce_memory_in_the_second_process, {"arguments": job, "limit": limit}, world
+    )
+
+
+def scarce_memory_in_the_second_process(arguments, limit):
     """In place of the training: the second process has less memory than the first."""
     real = arrangement.Engine.summed_loss
 
     def scarce(self, micro):
-        if os.environ["RANK"] == "1" and micro.tokens > 8 and torch.is_grad_enabled():
+        if os.environ["RANK"] == "1" and micro.tokens > limit and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, micro)
 
@@ -232,12 +241,7 @@ def scarce_memory_in_the_second_process(arguments):
 def test_little_memory_in_one_of_two_processes_changes_nothing(tiny_checkpoint, dataset, tmp_path, monkeypatch):
     folder = tiny_checkpoint("llama")
     one = train(folder, dataset, tmp_path / "one")
-    real = processes.run
-    monkeypatch.setattr(
-        processes,
-        "run",
-        lambda function, job, world: real(scarce_memory_in_the_second_process, {"arguments": job}, world),
-    )
+    monkeypatch.setattr(processes, "run", with_scarce_memory(limit=8))
     two = train(folder, dataset, tmp_path / "two", world=2)
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
 
@@ -253,6 +257,58 @@ def test_two_processes_end_where_one_does(tiny_checkpoint, dataset, tmp_path):
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
     expected, found = adapter_of(tmp_path / "one"), adapter_of(tmp_path / "two")
     assert all(torch.allclose(expected[name], tensor, atol=1e-4) for name, tensor in found.items())
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_weights_learn_what_those_learn_that_do_not(tiny_checkpoint, dataset, tmp_path):
+    """As for a model that does not fit one GPU: each process holds a part of the frozen weights."""
+    folder = tiny_checkpoint("qwen2")
+    settings = SETTINGS | {"micro_batch_size": 1, "data": SETTINGS["data"] | {"cutoff_len": 12}, "merge": True}
+    settings |= {"gradient_checkpointing": True, "lora": SETTINGS["lora"] | {"use_dora": True, "bias": "all"}}
+    apart = train(folder, dataset, tmp_path / "apart", settings, world=2)
+    shared = train(folder, dataset, tmp_path / "shared", settings | {"sharding": True}, world=2)
+    assert shared["sharded"] and not apart["sharded"]
+    assert shared["validation_loss"] == pytest.approx(apart["validation_loss"], rel=1e-6)
+    for file in ("adapter_model.safetensors", "merged/model.safetensors"):
+        expected, found = (load_file(tmp_path / output / file) for output in ("apart", "shared"))
+        assert expected.keys() == found.keys()
+        assert all(torch.allclose(expected[name], tensor, atol=1e-5) for name, tensor in found.items())
+
+
+@pytest.mark.slow
+def test_little_memory_in_a_process_that_shares_the_weights_restarts_all(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch, caplog
+):
+    folder = tiny_checkpoint("llama")
+    one = train(folder, dataset, tmp_path / "one")
+    monkeypatch.setattr(processes, "run", with_scarce_memory(limit=16))
+    two = train(folder, dataset, tmp_path / "two", SETTINGS | {"sharding": True, "micro_batch_size": 1}, world=2)
+    assert "the processes start again with 16 tokens at a time" in caplog.text
+    assert two["tokens_at_a_time"] == 16
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
+
+
+def test_memory_that_never_suffices_for_processes_that_share_the_weights_ends_in_advice(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch
+):
+    budgets = []
+
+    def run(function, job, world):
+        budgets.append(job["budget"])
+        raise sharding.OutOfMemory("out of memory at step 1")
+
+    monkeypatch.setattr(processes, "run", run)
+    with pytest.raises(CoppiceError, match=r"out of memory at step 1, with 16 tokens .*gradient_checkpointing: true"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path, SETTINGS | {"sharding": True}, world=2)
+    assert budgets == [128, 64, 32, 16]
+
+
+def test_a_quantised_base_is_not_spread_over_processes(tiny_checkpoint):
+    source = models.Source(path=str(tiny_checkpoint("llama")), quantize="4bit")
+    with pytest.raises(SettingsError, match=r"finetune\.sharding.*device_map"):
+        sharding.wanted(True, source, 2)
+    assert not sharding.wanted(None, source, 2)
+    assert not sharding.wanted(True, source, 1)
 
 
 @pytest.mark.slow

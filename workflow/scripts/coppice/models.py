@@ -78,11 +78,11 @@ def dtype_of(name):
     return torch.float32
 
 
-def load(source, adapter=None, train=False):
+def load(source, adapter=None, train=False, on=None):
     """Load the causal language model of `source`, and put `adapter` (a folder) on it where one is given.
 
-    Returns the model on this process's device, in evaluation mode unless `train`. Raises CheckpointError where the
-    folder does not hold exactly the tensors that the model has.
+    Returns the model on this process's device (or the one called `on`), in evaluation mode unless `train`. Raises
+    CheckpointError where the folder does not hold exactly the tensors that the model has.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -94,7 +94,7 @@ def load(source, adapter=None, train=False):
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         odd = odd_shapes.layers_of(path, config)
-        model = _load_odd(source, config, odd) if odd else _load_regular(source)
+        model = _load_odd(source, config, odd, on) if odd else _load_regular(source, on)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: does not load as a causal language model: {error}") from error
     if adapter is not None:
@@ -102,7 +102,7 @@ def load(source, adapter=None, train=False):
     return model.train(train)
 
 
-def _load_regular(source):
+def _load_regular(source, on):
     """By transformers alone, refusing what it would only log."""
     from transformers import AutoModelForCausalLM
 
@@ -119,10 +119,10 @@ def _load_regular(source):
         **options,
     )
     _check_complete(source.path, model, info)
-    return model if options else model.to(device())
+    return model if options else model.to(on or device())
 
 
-def _load_odd(source, config, odd):
+def _load_odd(source, config, odd, on):
     """A model whose layers have widths of their own."""
     from .odd_shapes import building
 
@@ -130,7 +130,7 @@ def _load_odd(source, config, odd):
         raise CheckpointError(f"{source.path}: its layers differ in width; such a model cannot be quantised here")
     model = building.load(source.path, config, odd, dtype_of(source.dtype))
     if not source.device_map:
-        return model.to(device())
+        return model.to(on or device())
     from accelerate import dispatch_model, infer_auto_device_map
 
     return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=model._no_split_modules))

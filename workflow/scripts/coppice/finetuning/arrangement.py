@@ -40,6 +40,10 @@ class MicroBatch:
     targets: torch.Tensor
     tokens: int
 
+    def without_targets(self):
+        """The same run of the model, of which nothing is asked: gradients of zero."""
+        return MicroBatch(lambda: self.states()[:0], self.targets[:0], self.tokens)
+
 
 class Engine:
     """The summed loss of examples under a causal LM, micro-batch by micro-batch, each within `budget` tokens.

@@ -1,5 +1,6 @@
 """Running one function in several processes that train together, by torch's own launcher; errors come back in words."""
 
+import json
 import logging
 import os
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 from .. import logs
 from ..errors import CoppiceError
 from ..records import atomic
+from .sharding import OutOfMemory
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -19,10 +21,16 @@ def is_first():
     return int(os.environ.get(RANK, 0)) == 0
 
 
+def count():
+    """The number of processes that train together."""
+    return int(os.environ.get(WORLD, 1))
+
+
 def run(function, arguments, world):
     """Call `function(**arguments)` here, or in `world` processes on this machine that know of each other.
 
-    Raises CoppiceError with the reason of the first process that failed for one that the user can mend.
+    Raises CoppiceError with the reason of the first process that failed for one that the user can mend, or
+    sharding.OutOfMemory where that is what it said.
     """
     if world <= 1:
         function(**arguments)
@@ -50,7 +58,8 @@ def run(function, arguments, world):
             raise CoppiceError("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
         except ChildFailedError as error:
             if reason.is_file():
-                raise CoppiceError(reason.read_text(encoding="utf-8")) from None
+                kind, text = json.loads(reason.read_text(encoding="utf-8"))
+                raise (OutOfMemory if kind == OutOfMemory.__name__ else CoppiceError)(text) from None
             rank, failure = error.get_first_failure()
             raise CoppiceError(
                 f"finetune: process {rank} of {world} ended with exit code {failure.exitcode}; the log says more"
@@ -78,7 +87,7 @@ def _worker(function, arguments, log, reason):
         function(**arguments)
     except CoppiceError as error:
         with atomic(reason) as file:
-            file.write(str(error))
+            json.dump([type(error).__name__, str(error)], file)
         raise SystemExit(1) from None
     except Exception:
         logger.exception("process %s failed", os.environ.get(RANK))

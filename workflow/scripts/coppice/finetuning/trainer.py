@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from .. import models, records
 from ..errors import CoppiceError, SettingsError
-from . import checkpoints, processes
+from . import checkpoints, processes, sharding
 from .arrangement import Engine, count_targets
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopOnTerm, TrainingLog
@@ -29,14 +29,14 @@ logger = logging.getLogger("coppice.finetuning")
 VALIDATION_ROWS = 256  # examples that are arranged together
 
 
-def build(model, dtype, tokenizer, train, validation, settings, output, seed, resume=None):
+def build(model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume=None, sharded=False):
     """A LoraTrainer for `model` (that computes in `dtype`) on examples, with the settings of the section `finetune`.
 
-    resume: the checkpoint from which `run` will go on.
+    budget: tokens in memory at a time; resume: the checkpoint from which `run` will go on; sharded: whether the
+    processes share the model's weights.
     """
     before = checkpoints.facts_of(resume) if resume else {}
-    budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
-    engine = Engine(model, before.get("budget", budget), settings["arrangement"])
+    engine = Engine(model, budget, settings["arrangement"])
     log = TrainingLog(output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
@@ -67,13 +67,13 @@ def build(model, dtype, tokenizer, train, validation, settings, output, seed, re
             raise
         raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    trainer.log_file, trainer.stop, trainer.patience = log, stop, patience
+    trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, sharded
     trainer.start_alike()
     return trainer
 
 
 def _arguments(dtype, settings, output, seed, validates):
-    world = int(os.environ.get(processes.WORLD, 1))
+    world = processes.count()
     if settings["batch_size"] < world:
         raise SettingsError(
             f"finetune.batch_size: {settings['batch_size']} examples a step for {world} processes; "
@@ -116,6 +116,7 @@ class LoraTrainer(Trainer):
     def __init__(self, *, engine, batch_size, **options):
         self.engine, self.batch_size = engine, batch_size
         self.log_file = self.stop = self.patience = None
+        self.sharded = False
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):
@@ -172,6 +173,8 @@ class LoraTrainer(Trainer):
 
     def _halve(self, examples):
         """Half as many tokens at a time from now on; an error where that cannot help."""
+        if self.sharded:
+            raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
         longest = max(len(example["input_ids"]) for example in examples)
         if self.engine.budget < longest:
             raise CoppiceError(
@@ -198,10 +201,14 @@ class LoraTrainer(Trainer):
 
     def _micro_batches(self, examples):
         """Of this process's examples: every n-th by length, so that each has about as many tokens as the others."""
+        every = examples
         if self.args.world_size > 1:
             examples = sorted(examples, key=lambda example: len(example["input_ids"]))
             examples = examples[self.args.process_index :: self.args.world_size]
-        return self.engine.micro_batches(examples) if examples else []
+        own = self.engine.micro_batches(examples) if examples else []
+        if not self.sharded:
+            return own
+        return sharding.level(list(own), spare=next(iter(self.engine.micro_batches(every[:1]))))
 
     def _sum_over_processes(self, model, loss):
         """Sum gradients and loss; a process without examples adds zeros."""
@@ -327,6 +334,7 @@ class LoraTrainer(Trainer):
             "arrangement": self.engine.arrangement,
             "tokens_at_a_time": self.engine.budget,
             "processes": self.args.world_size,
+            "sharded": self.sharded,
             "peak_memory_bytes": records.peak_memory(),
             "warnings": warnings_of(first, best, step, self.state.global_step),
         }

@@ -7,14 +7,16 @@ fingerprint goes on from the newest whole checkpoint, or restores the adapter wh
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from .. import data, fingerprints, models, records
-from . import card, checkpoints, examples, processes, recipe
+from ..errors import CoppiceError
+from . import card, checkpoints, examples, processes, recipe, sharding
 
 logger = logging.getLogger("coppice.finetuning")
 
-NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps")
+NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps", "sharding")
 
 
 def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1):
@@ -30,10 +32,28 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)
-    resume = checkpoints.to_resume(output, key)
     job = {"identity": identity, "source": source, "datasets": datasets, "settings": resolved, "seed": seed}
-    job |= {"output": output, "key": key, "prints": prints, "resume": resume}
-    processes.run(_train, job, world)
+    _run(job | {"output": output, "key": key, "prints": prints}, world)
+
+
+def _run(job, world):
+    """Train; where processes that share the weights run out of memory, all start again from the newest checkpoint."""
+    longest = job["settings"]["data"]["cutoff_len"]
+    budget = None
+    while True:
+        resume = checkpoints.to_resume(job["output"], job["key"])
+        before = checkpoints.facts_of(resume)["budget"] if resume else job["settings"]["micro_batch_size"] * longest
+        budget = min(budget or before, before)
+        try:
+            return processes.run(_train, job | {"resume": resume, "budget": budget}, world)
+        except sharding.OutOfMemory as error:
+            if budget < longest:
+                raise CoppiceError(
+                    f"finetune: {error}, with {budget} tokens at a time; set finetune.gradient_checkpointing: true, "
+                    "lower finetune.data.cutoff_len, or give the job more GPUs (resources_per_job.finetune.gpu)"
+                ) from error
+            budget //= 2
+            logger.warning("%s: the processes start again with %d tokens at a time", error, budget)
 
 
 def _key(settings, prints, seed, source):
@@ -43,7 +63,7 @@ def _key(settings, prints, seed, source):
     return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
-def _train(identity, source, datasets, settings, seed, output, key, prints, resume):
+def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget):
     """The training itself, in each process; the first one writes what comes of it."""
     import transformers
 
@@ -52,17 +72,23 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
     clock = records.Clock()
     transformers.set_seed(seed)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
-    model = models.load(source, train=True)
-    models.check_vocabulary(model, tokenizer, source.path)
     train, validation, counts = examples.prepare(datasets, settings["data"], settings["prompt"], tokenizer, seed)
-    model = recipe.with_lora(model, settings, source.quantize, train)
+    sharded = sharding.wanted(settings["sharding"], source, processes.count())
+    with sharding.one_after_another() if sharded else nullcontext():
+        model = models.load(source, train=True, on="cpu" if sharded else None)
+        models.check_vocabulary(model, tokenizer, source.path)
+        model = recipe.with_lora(model, settings, source.quantize, train)
+        if sharded:
+            sharding.shard(model)
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(
         "trainable params: %s || all params: %s || trainable%%: %.4f", trainable, total, 100 * trainable / total
     )
     initial = recipe.keep_initial(model, settings["lora"], output)
     dtype = models.dtype_of(source.dtype)
-    trainer = trainers.build(model, dtype, tokenizer, train, validation, settings, output, seed, resume)
+    trainer = trainers.build(
+        model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume, sharded
+    )
     outcome = {"trainable_parameters": trainable, "all_parameters": total}
     outcome |= {"trainable_percent": 100 * trainable / total, **counts}
     done = checkpoints.finished(output, key)
@@ -75,13 +101,14 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
         outcome |= more
         if processes.is_first():
             checkpoints.finish(output, key, best, outcome)
+    recipe.check_acts(model, train[0], initial)
     if not processes.is_first():
         return
-    recipe.check_acts(model, train[0], initial)
     recipe.save(model, tokenizer, output, initial)
     card.write(output, identity, settings, outcome, source, prints["weights"])
     if settings["merge"]:  # the last use of the adapter's model
-        models.save(model.merge_and_unload(), tokenizer, output / "merged")
+        whole = models.load(source, adapter=output, on="cpu") if sharded else model
+        models.save(whole.merge_and_unload(), tokenizer, output / "merged")
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
     provenance = clock.provenance(settings, seed, **prints)
