@@ -170,7 +170,7 @@ class Synthetic:
         record = {
             "model": model,
             "config": config,
-            "criterion": {"metric": metric, "mode": mode, "split": "selection"},
+            "criterion": {"metric": metric, "mode": mode, "words": f"{mode} {metric}", "split": "selection"},
             "candidate": candidate,
             "value": 0.42,
             "metrics": {"average_acc": 0.42, "ppl.wikitext2": 24.0},

@@ -22,6 +22,10 @@ STOREYS = [
         "cost",
         "odd_shapes",
         "prefix_tree",
+        "fronts",
+        "pairing",
+        "phrases",
+        "plotting",
     },
     {
         "ablation",

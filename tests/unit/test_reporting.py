@@ -17,7 +17,7 @@ import pytest
 from synthetic_records import SIX, Synthetic
 
 from coppice import cli, records, reporting
-from coppice.reporting import answers, evidence, tables
+from coppice.reporting import answers, evidence
 from coppice.reporting import study as studies
 
 SMALL = {"items": 40, "windows": 20}
@@ -272,11 +272,6 @@ def test_later_records_are_shown_where_they_are(copied, no_figures):
     records.write(evaluated, records.read(evaluated) | {"cost": COST})
     page, _ = _render(copied)
     assert "Once &amp; once" in page and "12.5 ms a new token" in page
-
-
-def test_the_pareto_front_by_hand():
-    accuracy, perplexity = [0.5, 0.6, 0.4, 0.6, float("nan")], [10, 20, 30, 25, 5]
-    assert tables.pareto(accuracy, perplexity) == [True, True, False, False, False]
 
 
 @pytest.mark.slow

@@ -1,37 +1,118 @@
 """Selection: the best by the criterion, ties by size, the user's numbers where there are some, links and no copies."""
 
 import csv
+import math
 
+import pandas
 import pytest
 
-from coppice import candidates, records, selection
+from coppice import candidates, fronts, records, selection
 from coppice.errors import CheckpointError, CoppiceError
+from coppice.selection import criteria, margins
 
 
 def scored(**values):
     return {name: {"metrics": {"average_acc": acc}, "parameters": size} for name, (acc, size) in values.items()}
 
 
+def by(metric, mode, **bounds):
+    """A criterion as the configuration resolves it."""
+    where = {name: {"min": None, "max": None} | ends for name, ends in bounds.items()}
+    shape = {"metric": metric, "mode": mode, "pareto": None, "metrics": None, "where": where, "split": "selection"}
+    return shape | {"words": f"{mode} {metric}"}
+
+
+KNEE = by(None, None) | {"pareto": "knee", "metrics": {"average_acc": "max", "ppl": "min"}, "words": "knee"}
+
+
+def order(entries, criterion):
+    return [name for name, _ in criteria.rank(entries, criterion)]
+
+
 def test_the_highest_wins_for_max_and_the_lowest_for_min():
     entries = scored(a=(0.5, 10), b=(0.7, 10), c=(0.6, 10))
-    assert selection.rank(entries, "average_acc", "max") == ["b", "c", "a"]
-    assert selection.rank(entries, "average_acc", "min") == ["a", "c", "b"]
+    assert order(entries, by("average_acc", "max")) == ["b", "c", "a"]
+    assert order(entries, by("average_acc", "min")) == ["a", "c", "b"]
 
 
 def test_ties_go_to_fewer_parameters_and_then_to_the_name():
-    assert selection.rank(scored(b=(0.5, 10), a=(0.5, 10), c=(0.5, 9)), "average_acc", "max") == ["c", "a", "b"]
+    assert order(scored(b=(0.5, 10), a=(0.5, 10), c=(0.5, 9)), by("average_acc", "max")) == ["c", "a", "b"]
 
 
 def test_a_candidate_without_the_metric_is_named():
     with pytest.raises(CoppiceError, match=r"candidate a .* ppl\.ptb"):
-        selection.rank(scored(a=(0.5, 1)), "ppl.ptb", "min")
+        criteria.rank(scored(a=(0.5, 1)), by("ppl.ptb", "min"))
+
+
+def points(**values):
+    return {name: {"metrics": {"average_acc": acc, "ppl": ppl}, "parameters": 1} for name, (acc, ppl) in values.items()}
+
+
+def test_the_pareto_front_by_hand():
+    accuracy, perplexity = [0.5, 0.6, 0.4, 0.6, float("nan")], [10, 20, 30, 25, 5]
+    assert fronts.pareto(accuracy, perplexity) == [True, True, False, False, False]
+
+
+def test_the_knee_is_the_point_of_the_front_farthest_from_the_line_between_its_ends():
+    """Scaled over the front, `bend` lies at (0.8, 0.2): 0.6 / sqrt(2) from the diagonal, `near` at (0.9, 0.6)."""
+    entries = points(fluent=(0.4, 10), near=(0.58, 22), bend=(0.56, 14), sharp=(0.6, 30), beaten=(0.5, 25))
+    found = criteria.rank(entries, KNEE)
+    assert [name for name, _ in found] == ["bend", "near", "fluent", "sharp"]
+    assert found[0][1] == pytest.approx(0.6 / 2**0.5) and found[1][1] == pytest.approx(0.3 / 2**0.5)
+    upside_down = KNEE | {"metrics": {"ppl": "min", "average_acc": "max"}}
+    assert order(entries, upside_down)[0] == "bend"
+
+
+def test_a_front_of_two_has_no_knee_and_the_smaller_model_wins():
+    entries = points(a=(0.5, 10), b=(0.6, 20))
+    entries["b"]["parameters"] = 0.5
+    assert order(entries, KNEE) == ["b", "a"]
+
+
+def test_what_lies_outside_the_bounds_is_passed_over_and_named():
+    entries = scored(large=(0.7, 100), small=(0.5, 10), tiny=(0.3, 1))
+    where = by("average_acc", "max", parameters={"max": 50}, average_acc={"min": 0.5})["where"]
+    left, outside = criteria.within_bounds(entries, where)
+    assert left == ["small"]
+    assert outside["large"] == "parameters 100, at most 50 is asked for" and "at least 0.5" in outside["tiny"]
+    with pytest.raises(CoppiceError, match=r"no candidate keeps the bounds.*large.*tiny"):
+        criteria.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
+
+
+def evaluated(folder, right, losses):
+    """The evaluation of a candidate with one task and one text, as far as margins read it."""
+    frame = pandas.DataFrame({"doc_id": range(len(right)), "doc_hash": "h", "correct": right})
+    (folder / "samples").mkdir(parents=True)
+    frame.to_parquet(folder / "samples/piqa.parquet")
+    windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
+    records.write(folder / "ppl_results.json", {"perplexity": {"wikitext2": {"window_losses": windows}}})
+    return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
+
+
+def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
+    """Both lose 0.1 of accuracy: one on ten items of a hundred, the other by winning 40 and losing 50."""
+    base = [1.0] * 60 + [0.0] * 40
+    first = evaluated(tmp_path / "first", base, [2.0, 3.0, 2.5] * 10)
+    steady = evaluated(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [2.1, 3.1, 2.6] * 10)
+    erratic = evaluated(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, [1.0, 4.2, 2.6] * 10)
+    low, high = margins.interval(first, steady, "average_acc")
+    assert low < -0.1 < high < 0
+    low, high = margins.interval(first, erratic, "average_acc")
+    assert low < 0 < high
+    low, high = margins.interval(first, steady, "ppl.wikitext2")
+    assert 0 < low <= math.exp(2.6) - math.exp(2.5) <= high
+    low, high = margins.interval(first, erratic, "ppl.wikitext2")
+    assert low < 0 < high
+    assert margins.interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
+    assert margins.interval(first, steady | {"evaluation": None}, "piqa") is None
 
 
 def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
-    criteria = {"best_acc": {"metric": "average_acc"}, "best_ppl": {"metric": "ppl.wikitext2"}}
-    assert not selection.needs_scoring({"path": "p", "given": {"acc": 0.5, "ppl": 9.0}}, criteria)
-    assert selection.needs_scoring({"path": "p", "given": {"acc": 0.5}}, criteria)
-    assert selection.needs_scoring({"method": "depth"}, criteria)
+    both = {"best_acc": by("average_acc", "max"), "best_ppl": by("ppl.wikitext2", "min", parameters={"max": 9})}
+    assert not selection.needs_scoring({"path": "p", "given": {"acc": 0.5, "ppl": 9.0}}, both)
+    assert selection.needs_scoring({"path": "p", "given": {"acc": 0.5}}, both)
+    assert selection.needs_scoring({"path": "p", "given": {"acc": 0.5}}, {"knee": KNEE})
+    assert selection.needs_scoring({"method": "depth"}, both)
 
 
 @pytest.fixture
@@ -48,7 +129,7 @@ def two_candidates(tiny_checkpoint, tmp_path):
 
 def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates, tmp_path):
     for config, metric, mode, best in (("a", "average_acc", "max", "good"), ("p", "ppl.wikitext2", "min", "fluent")):
-        criterion = {"metric": metric, "mode": mode, "split": "selection"}
+        criterion = by(metric, mode)
         selection.select_best({"model": "M", "config": config}, criterion, two_candidates, tmp_path / config)
         info = records.read(tmp_path / config / "selection_info.json")
         assert info["candidate"] == best and info["metrics_from"] == "the user's table"
@@ -58,7 +139,7 @@ def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates,
 def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
     from coppice import models
 
-    criterion = {"metric": "average_acc", "mode": "max", "split": "selection"}
+    criterion = by("average_acc", "max")
     selection.select_best({"model": "M", "config": "a"}, criterion, two_candidates, tmp_path / "a")
     assert (tmp_path / "a/model.safetensors").is_symlink()
     assert not (tmp_path / "a/model.safetensors").readlink().is_absolute()
@@ -66,7 +147,7 @@ def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
 
 
 def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, tmp_path):
-    criterion = {"metric": "average_acc", "mode": "max", "split": "selection"}
+    criterion = by("average_acc", "max")
     selection.select_best({"model": "M", "config": "best"}, criterion, two_candidates, tmp_path / "best")
     chosen = [tmp_path / "best/selection_info.json"]
     selection.summarize({"M": two_candidates}, chosen, tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")

@@ -176,6 +176,18 @@ WRONG = {
         "found 'x'",
     ),
     "a criterion without a mode": ({"select": {"configs": {"x": {"metric": "piqa"}}}}, "configs.x.mode is missing"),
+    "a knee with a metric of its own": (
+        {"select": {"configs": {"x": {"pareto": "knee", "metric": "piqa"}}}},
+        "configs.x.metric: found piqa beside pareto",
+    ),
+    "a knee of one metric": (
+        {"select": {"configs": {"x": {"pareto": "knee", "metrics": {"piqa": "max"}}}}},
+        "configs.x.metrics: found 1",
+    ),
+    "a bound on an unknown metric": (
+        {"select": {"configs": {"x": {"metric": "piqa", "mode": "max", "where": {"parametres": {"max": 1}}}}}},
+        "configs.x: there is no metric 'parametres'",
+    ),
     "an unknown criterion": ({"select": {"configs": {"x": {"metric": "ppl.c4", "mode": "min"}}}}, "no metric 'ppl.c4'"),
     "a ratio of one": (
         {"candidates": {"prune": [{"method": "depth", "ratio": 1}]}},

@@ -34,6 +34,7 @@ DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
 PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
 REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
 REPORT = f"{RESULTS}/report"
+RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 
 
 wildcard_constraints:
@@ -112,13 +113,42 @@ def runtime(stage):
 
 
 def gpus(stage):
-    """GPUs of a job of `stage`."""
-    return study.resources_per_job[stage]["gpu"]
+    """GPUs of a job of `stage`: none where it takes over the results of another config."""
+
+    def gpu(wildcards, input):
+        return 0 if list(input.get("twin", [])) else study.resources_per_job[stage]["gpu"]
+
+    return gpu
 
 
 def training_processes(model):
     """Processes that train together: one a GPU, but one for all where `device_map` spreads the model over them."""
-    return 1 if study.models[model]["device_map"] else max(1, gpus("finetune"))
+    wanted = study.resources_per_job["finetune"]["gpu"]
+    return 1 if study.models[model]["device_map"] else max(1, wanted)
+
+
+def of_twin(record):
+    """The `record` of the first config that chose the same candidate, where that is not this one: then what was
+    trained and evaluated for it is taken over. Known once all configs up to this one have chosen."""
+
+    def inputs(wildcards):
+        configs = study.active_configs()
+        if wildcards.config not in configs:
+            return []
+        chosen = {}
+        for config in configs[: configs.index(wildcards.config) + 1]:
+            made = checkpoints.select_best.get(model=wildcards.model, config=config)
+            candidate = selection.chosen(made.output[0])
+            if chosen.setdefault(candidate, config) != config == wildcards.config:
+                return [record.format(model=wildcards.model, config=chosen[candidate])]
+        return []
+
+    return inputs
+
+
+def released():
+    """The records of weights that were let go, where they are to go."""
+    return expand(RELEASED, model=study.active_models()) if RELEASES else []
 
 
 def status(stage, *key):
@@ -129,6 +159,10 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+RELEASES = study.config["candidates"]["keep"] == "selected" and (
+    study.config["candidates"]["table"] is None
+    and study.active_configs() == list(study.configs)
+)  # weights that a config may still choose are kept
 EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
 
 
@@ -136,7 +170,9 @@ def scoring_settings():
     """How candidates are scored: as reports are, but of the texts only those that a criterion asks for, under the
     protocol that stands for a model, and without its cost."""
     asked = [
-        criterion["metric"].removeprefix("ppl.") for criterion in study.configs.values()
+        metric.removeprefix("ppl.")
+        for criterion in study.configs.values()
+        for metric in selection.asked(criterion)
     ]
     texts = study.evaluate["perplexity"]
     chosen = [name for name in texts["datasets"] if name in asked] or texts["datasets"]

@@ -50,6 +50,7 @@ use rule evaluate_dense as evaluate_pruned with:
         selection=SELECTION,
         datasets=dataset_records(EVALUATED),
         definitions=own_tasks(),
+        twin=of_twin(f"{PRUNED}/evaluation_results.json"),
     output:
         **evaluated(PRUNED),
     log:
@@ -76,6 +77,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         record=f"{FINETUNED}/finetuning_config.json",
         datasets=dataset_records(EVALUATED),
         definitions=own_tasks(),
+        twin=of_twin(f"{REPORTED}/evaluation_results.json"),
     output:
         **evaluated(REPORTED),
     log:

@@ -15,6 +15,7 @@ rule finetune_lora:
     input:
         selection=SELECTION,
         datasets=dataset_records(study.training_datasets()),
+        twin=of_twin(f"{FINETUNED}/finetuning_config.json"),
     output:
         adapter=f"{FINETUNED}/adapter_model.safetensors",
         adapter_config=f"{FINETUNED}/adapter_config.json",

@@ -2,7 +2,9 @@
 
 Takes the candidates' records; gives `candidate_evaluation/{model}/{candidate}/evaluation_results.json` for those
 without numbers of their own, `for_finetuning/{model}/{config}/` (`selection_info.json` and the linked checkpoint),
-`candidates.tsv` and `for_finetuning/SUMMARY.md`.
+`candidates.tsv` and `for_finetuning/SUMMARY.md` with its figures. The choice is a checkpoint of the workflow: where two
+configs choose the same candidate, what follows is done once. With `candidates.keep: selected` the weights of the others
+go at last; `candidates/{model}/released.json` says which.
 """
 
 
@@ -11,6 +13,7 @@ rule select:
         pairs(SELECTION),
         f"{RESULTS}/candidates.tsv",
         f"{RESULTS}/for_finetuning/SUMMARY.md",
+        released(),
 
 
 rule score_candidate:
@@ -51,7 +54,7 @@ rule score_candidate:
         "../scripts/score_candidate.py"
 
 
-rule select_best:
+checkpoint select_best:
     input:
         lambda wildcards: candidate_records(wildcards.model),
     output:
@@ -64,8 +67,9 @@ rule select_best:
         criterion=lambda wildcards: study.configs[wildcards.config]
         | {"split": study.select["split"]},
         folders=lambda wildcards: folders(wildcards.model),
+        seed=study.seed,
         status=lambda wildcards: status("select", wildcards.model, wildcards.config),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/select_best.py"
 
@@ -85,12 +89,42 @@ rule summarize_selection:
             category="selection",
             caption="../report/selection.rst",
         ),
+        figures=report(
+            expand(
+                f"{RESULTS}/for_finetuning/figures/{{model}}.{{kind}}",
+                model=study.active_models(),
+                kind=["png", "svg"],
+            ),
+            category="selection",
+            caption="../report/figure.rst",
+        ),
     log:
         f"{LOGS}/select/summarize.log",
     conda:
         "../../envs/coppice.yaml"
     params:
         folders={model: folders(model) for model in study.active_models()},
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/summarize_selection.py"
+
+
+rule release_weights:
+    input:
+        candidates=lambda wildcards: candidate_records(wildcards.model),
+        selections=lambda wildcards: expand(
+            SELECTION, model=wildcards.model, config=study.configs
+        ),
+    output:
+        RELEASED,
+    log:
+        f"{LOGS}/select/release.{{model}}.log",
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        folders=lambda wildcards: {
+            name: paths[0] for name, paths in folders(wildcards.model).items()
+        },
+        protocol=1,
+    script:
+        "../scripts/release_weights.py"

@@ -8,12 +8,13 @@ stage = snakemake.params.stage
 model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
 title = " ".join(filter(None, ("evaluate", stage, model, config)))
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
-    from coppice import evaluation
+    from coppice import candidates, evaluation
 
+    twin = snakemake.input.get("twin")
     if stage == "dense":
         source = models.Source.of_record(snakemake.input.model, snakemake.params.loading)
     else:
-        source = models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading)
+        source = models.Source(path=candidates.checkpoint(snakemake.input.selection), **snakemake.params.loading)
     evaluation.evaluate(
         identity={"model": model, "config": config, "stage": stage},
         source=source,
@@ -24,4 +25,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, titl
         selection=snakemake.input.get("selection"),
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
         seed=snakemake.params.seed,
+        twin=Path(twin[0]).parent if twin else None,
     )

@@ -8,15 +8,17 @@ if __name__ == "__main__":
 
     model, config = snakemake.wildcards.model, snakemake.wildcards.config
     with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"finetune {model} {config}"):
-        from coppice import finetuning
+        from coppice import candidates, finetuning
 
+        path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
         finetuning.finetune(
             identity={"model": model, "config": config},
-            source=models.Source(path=str(Path(snakemake.input.selection).parent), **snakemake.params.loading),
+            source=models.Source(path=path, **snakemake.params.loading),
             datasets=snakemake.params.datasets,
             settings=snakemake.params.settings,
             prompt=snakemake.params.prompt,
             output=Path(snakemake.output.record).parent,
             seed=snakemake.params.seed,
             world=snakemake.params.processes,
+            twin=Path(twin[0]).parent if twin else None,
         )

@@ -6,10 +6,11 @@ from coppice import logs, models
 
 title = " ".join(("score", *snakemake.wildcards))
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
-    from coppice import evaluation
+    from coppice import candidates, evaluation
 
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output.evaluation, strict=True)
     for name, pruning, scores in records:
+        candidates.ensure(Path(pruning).parent)
         evaluation.evaluate(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
             source=models.Source(path=str(Path(pruning).parent), **snakemake.params.loading),

@@ -13,4 +13,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"se
         criterion=snakemake.params.criterion,
         folders=snakemake.params.folders,
         output=Path(snakemake.output[0]).parent,
+        seed=snakemake.params.seed,
     )

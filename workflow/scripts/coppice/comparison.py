@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy
 
-from . import records, statistics
+from . import pairing, records, statistics
 from .comparison_text import render
 from .errors import CoppiceError
 
@@ -31,17 +31,18 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     """
     clock = records.Clock()
     results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
-    losses = {stage: records.read(Path(evaluations[stage]) / "ppl_results.json") for stage in STAGES}
+    folders = [evaluations[stage] for stage in STAGES]
     chosen, trained = records.read(selection), records.read(finetuning)
     _check_alike(results)
     _check_models(results, chosen, trained)
-    tasks, parts = _tasks(results, evaluations, seed)
+    tasks, parts = _tasks(results, folders, seed)
     record = identity | {
         "candidate": chosen["candidate"],
+        "reused_from": results["finetuned"].get("reused_from"),
         "pruning": chosen["pruning"],
         "selection": {key: chosen[key] for key in ("criterion", "value", "runner_up", "metrics_from")},
         "parameters": {stage: results[stage]["parameters"] for stage in STAGES},
-        "perplexity": {name: _perplexity(losses, name, seed) for name in results["dense"]["perplexity"]},
+        "perplexity": {name: _perplexity(results, folders, name, seed) for name in results["dense"]["perplexity"]},
         "zero_shot": tasks,
         "average_acc": _average(parts),
         "extremes": _extremes(tasks),
@@ -101,14 +102,10 @@ def _check_models(results, chosen, trained):
         raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
 
 
-def _perplexity(losses, name, seed):
+def _perplexity(results, folders, name, seed):
     """The three perplexities on one text, their change with interval, and what was recovered."""
-    texts = [losses[stage]["perplexity"][name] for stage in STAGES]
-    windows = [[window["nll_per_token"] for window in text["window_losses"]] for text in texts]
-    counts = [[window["tokens"] for window in text["window_losses"]] for text in texts]
-    if any(count != counts[0] for count in counts):
-        raise CoppiceError(f"perplexity on {name}: the stages were measured over different windows: {AGAIN}")
-    tokens = counts[0]
+    texts = [results[stage]["perplexity"][name] for stage in STAGES]
+    windows, tokens = pairing.window_losses(folders, name, AGAIN)
     paired = statistics.paired_means(windows, seed, tokens).map(numpy.exp)
     change = statistics.change(paired, PRUNED, FINETUNED)
     return {
@@ -124,17 +121,11 @@ def _perplexity(losses, name, seed):
     }
 
 
-def _tasks(results, evaluations, seed):
+def _tasks(results, folders, seed):
     """Per task: accuracies, change with interval and tests; and the bootstrap of each, for the mean."""
-    import pandas
-
     tasks, parts = {}, []
     for name, result in results["dense"]["zero_shot"].items():
-        frames = [pandas.read_parquet(Path(evaluations[stage]) / "samples" / f"{name}.parquet") for stage in STAGES]
-        frames = [frame.set_index("doc_id").sort_index() for frame in frames]
-        if any(list(frame["doc_hash"]) != list(frames[0]["doc_hash"]) for frame in frames):
-            raise CoppiceError(f"task {name}: the stages were scored on different items: {AGAIN}")
-        correct = [frame["correct"].to_numpy(dtype=float) for frame in frames]
+        correct = pairing.right_and_wrong(folders, name, AGAIN)
         paired = statistics.paired_means(correct, seed)
         parts.append(paired)
         tasks[name] = {

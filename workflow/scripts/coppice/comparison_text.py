@@ -2,6 +2,8 @@
 
 import io
 
+from . import phrases
+
 WIDTH = 100
 
 
@@ -34,18 +36,22 @@ def _subject(record):
     """What was compared: candidate, how it was chosen and pruned, size."""
     dense, pruned = record["parameters"]["dense"], record["parameters"]["pruned"]
     chosen = record["selection"]
-    second = chosen["runner_up"]
-    behind = f"; next: {second['candidate']}, {second['margin']:.4g} behind" if second else ""
     criterion = chosen["criterion"]
     how = ", ".join(
         f"{key} {_plain(value)}" for key, value in record["pruning"].items() if value is not None and key != "name"
     )
     return (
         f"Candidate   {record['candidate']} ({how})\n"
-        f"Chosen by   {criterion['mode']} {criterion['metric']} = {chosen['value']:.4g} on the "
-        f"{criterion.get('split', 'selection')} rows{behind}\n"
+        f"Chosen by   {criterion['words']}: {chosen['value']:.4g} on the {criterion.get('split', 'selection')} rows\n"
+        f"{_more(chosen['runner_up'] and phrases.margin(chosen['runner_up']))}"
+        f"{_more(record['reused_from'] and phrases.reused(record['reused_from']))}"
         f"Parameters  {pruned:,} of {dense:,} ({100 * pruned / dense:.1f} % of the dense model)"
     )
+
+
+def _more(words):
+    """A line of its own under the one before, where there is something to say."""
+    return f"            {words}\n" if words else ""
 
 
 def _plain(value):

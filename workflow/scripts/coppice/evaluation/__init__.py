@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import cost, data, fingerprints, models, perplexity, records, zero_shot
 from ..errors import CoppiceError
-from . import guards
+from . import guards, reuse
 from .parts import Parts
 from .subject import Subject
 
@@ -19,14 +19,25 @@ logger = logging.getLogger("coppice.evaluation")
 
 
 def evaluate(
-    identity, source, settings, datasets, output, adapter=None, purpose="report", seed=0, dense=None, selection=None
+    identity,
+    source,
+    settings,
+    datasets,
+    output,
+    adapter=None,
+    purpose="report",
+    seed=0,
+    dense=None,
+    selection=None,
+    twin=None,
 ):
     """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
 
     identity: {model, config or candidate, stage}; settings: the section `evaluate` of the configuration; datasets:
     name -> path of its dataset.json; output: the folder that takes the records and samples. `purpose` is "report" or
     "selection", which decides the rows that are used. dense (a model.json) and selection (a selection_info.json) let a
-    pruned model be told from the dense one.
+    pruned model be told from the dense one. twin: the folder of the same evaluation for another config, whose results
+    are taken over.
     """
     clock, output = records.Clock(), Path(output)
     prints = {
@@ -35,6 +46,9 @@ def evaluate(
     }
     if dense and selection:
         guards.check_pruned(source.path, prints["weights"], selection, dense)
+    if twin:
+        reuse.take_over(identity, prints, twin, output)
+        return
     parts = Parts(output / ".parts", _common(source, prints))
     job = _Evaluation(Subject(source, adapter), parts, settings, datasets, purpose, seed)
     record, losses, samples, used = job.run()

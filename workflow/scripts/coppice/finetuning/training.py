@@ -12,21 +12,25 @@ from pathlib import Path
 
 from .. import data, fingerprints, models, records
 from ..errors import CoppiceError
-from . import card, checkpoints, examples, processes, recipe, sharding
+from . import card, checkpoints, examples, processes, recipe, reuse, sharding
 
 logger = logging.getLogger("coppice.finetuning")
 
 NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps", "sharding")
 
 
-def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1):
+def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1, twin=None):
     """Fine-tune the checkpoint `source` (a models.Source) by LoRA.
 
     identity: {model, config}; datasets: name -> path of the dataset.json of all that `settings` (the section `finetune`
     of the configuration) name; prompt: alpaca | chat | none; output: the folder to write; world: the number of
-    processes. Raises CoppiceError for a loss that is not a number and for an adapter without effect.
+    processes; twin: the folder of the same training for another config, whose results are taken over. Raises
+    CoppiceError for a loss that is not a number and for an adapter without effect.
     """
     output = Path(output)
+    if twin:
+        reuse.take_over(identity, source, twin, output)
+        return
     output.mkdir(parents=True, exist_ok=True)
     resolved = settings | {"prompt": prompt}
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}

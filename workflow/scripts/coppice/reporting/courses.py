@@ -1,41 +1,26 @@
 """The figures of how it came about: candidates, training, cost. As in `pictures`."""
 
-from . import drawing, tables, wording
-from .figures import BLUE, FAINT, INK, MARKERS, ORANGE, PURPLE, WIDTH
+from .. import fronts
+from ..plotting import marks
+from ..plotting.style import BLUE, INK, MARKERS, ORANGE, PURPLE, WIDTH
+from . import drawing, wording
 
 
 def candidates(figure, study, frames):
     """Every candidate of each model by accuracy and perplexity, the Pareto front and the chosen ones."""
     frame = frames["candidates"]
-    accuracy, perplexity = tables.accuracy_and_perplexity(frame)
+    accuracy, perplexity = fronts.axes_of(frame.columns)
     names = [name for name in study.models if (frame["model"] == name).any()]
     if not names or not accuracy or not perplexity:
         return "No candidates with accuracy and perplexity are listed by now."
     labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
     for axes, name in drawing.panels(figure, names, *labels):
         rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
-        x, y = rows[perplexity].to_numpy(), 100 * rows[accuracy].to_numpy()
-        axes.plot(x, y, "o", color=FAINT, markersize=5)
-        front = sorted((a, b) for a, b, best in zip(x, y, tables.pareto(y, x), strict=True) if best)
-        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1) if front else None
-        for place, config in enumerate(study.configs):
-            chosen = rows[[config in names_.split(",") for names_ in rows["chosen_as"]]]
-            axes.plot(
-                chosen[perplexity],
-                100 * chosen[accuracy],
-                MARKERS[place % len(MARKERS)],
-                color=drawing.config_colour(place),
-                markersize=min(9 + 3 * place, 18),
-                clip_on=False,
-                markerfacecolor="none",
-                markeredgewidth=1.8,
-            )
-        axes.margins(0.12)
-    handles = [drawing.handle(FAINT, "o", "candidate, line: Pareto front")]
-    handles += [
-        drawing.handle(drawing.config_colour(i), MARKERS[i % len(MARKERS)], f"chosen as {config}", hollow=True)
-        for i, config in enumerate(study.configs)
-    ]
+        chosen = [
+            [i for i, names_ in enumerate(rows["chosen_as"]) if config in names_.split(",")] for config in study.configs
+        ]
+        marks.candidates(axes, rows[perplexity].tolist(), (100 * rows[accuracy]).tolist(), chosen)
+    handles = marks.candidate_handles(study.configs)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return None
 
@@ -48,7 +33,7 @@ def training(figure, study, frames):
     for axes, name in drawing.panels(figure, names, "optimizer step", "loss (nats a target token)"):
         for pair in study.pairs_of(name):
             place = study.configs.index(pair.config)
-            colour, marker = drawing.config_colour(place), MARKERS[place % len(MARKERS)]
+            colour, marker = marks.config_colour(place), MARKERS[place % len(MARKERS)]
             for key, style in (
                 ("loss", {"alpha": 0.6, "linewidth": 1}),
                 ("eval_loss", {"marker": marker, "markersize": 4}),
@@ -57,8 +42,8 @@ def training(figure, study, frames):
                 if steps:
                     axes.plot(*zip(*steps, strict=True), color=colour, **style)
     handles = [
-        drawing.handle(
-            drawing.config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-"
+        marks.handle(
+            marks.config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-"
         )
         for i, c in enumerate(study.configs)
     ]

@@ -1,8 +1,9 @@
-"""What the figures share: who has which colour and mark, legends, a grid with a panel a model, plain log axes."""
+"""What the report's figures share: who has which colour, the legend of stages, a grid with a panel a model."""
 
 import math
 
-from .figures import BLUE, COLOURS, FAINT, GREEN, ORANGE, PURPLE, WIDTH
+from ..plotting.marks import handle
+from ..plotting.style import COLOURS, FAINT, WIDTH
 
 PANELS = 18
 LABELLED = 40
@@ -20,17 +21,6 @@ def colours(study):
         legend = dict(list(kinds.items())[: len(COLOURS)]) | {"other families": FAINT}
         return {name: kinds[study.models[name]["family"] or "other"] for name in names}, legend
     return {name: kinds[study.models[name]["family"] or "other"] for name in names}, kinds
-
-
-def config_colour(place):
-    return (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
-
-
-def handle(colour, marker, label, hollow=False, line=""):
-    from matplotlib.lines import Line2D
-
-    face = "none" if hollow else colour
-    return Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=label)
 
 
 def stage_handles():
@@ -63,13 +53,3 @@ def panels(figure, names, x, y):
         axes.remove()
     if len(names) > len(shown):
         figure.suptitle(f"the first {len(shown)} of {len(names)} models; the tables have all")
-
-
-def log(axis, set_scale):
-    """A logarithmic axis with plain numbers."""
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
-    set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ScalarFormatter())
-    axis.set_minor_formatter("")

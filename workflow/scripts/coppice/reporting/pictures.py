@@ -2,9 +2,10 @@
 
 import math
 
+from ..plotting import marks
+from ..plotting.style import FAINT, MARKERS, WIDTH
 from . import drawing, wording
 from .drawing import LABELLED
-from .figures import FAINT, MARKERS, WIDTH
 from .study import ACCURACY
 
 
@@ -27,11 +28,11 @@ def tradeoff(figure, study, frames):
             _moves(axes, points, shade, heads=len(pairs) <= LABELLED)
         values = [x for pair in pairs for x, _ in _points(pair, text).values()]
         if values and max(values) > 4 * min(values):
-            drawing.log(axes.xaxis, axes.set_xscale)
+            marks.log(axes.xaxis, axes.set_xscale)
         axes.set_xlabel(f"{text.label} (lower is better)")
     panels[0].set_ylabel("mean zero-shot accuracy (%)")
-    handles = [drawing.handle(c, "o", name) for name, c in kinds.items()]
-    handles += [drawing.handle(FAINT, shape[config], config) for config in study.configs]
+    handles = [marks.handle(c, "o", name) for name, c in kinds.items()]
+    handles += [marks.handle(FAINT, shape[config], config) for config in study.configs]
     handles += drawing.stage_handles()
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
@@ -97,7 +98,7 @@ def recovered(figure, study, frames):
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     handles = [
-        drawing.handle(drawing.config_colour(i), MARKERS[i % len(MARKERS)], config) for i, config in enumerate(configs)
+        marks.handle(marks.config_colour(i), MARKERS[i % len(MARKERS)], config) for i, config in enumerate(configs)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
@@ -118,9 +119,7 @@ def _intervals(axes, rows, place, count):
     if rows:
         marker = MARKERS[place % len(MARKERS)]
         sides = list(zip(*errors, strict=True))
-        axes.errorbar(
-            values, y, xerr=sides, fmt=marker, color=drawing.config_colour(place), markersize=5, linewidth=1.5
-        )
+        axes.errorbar(values, y, xerr=sides, fmt=marker, color=marks.config_colour(place), markersize=5, linewidth=1.5)
 
 
 def task_changes(figure, study, frames):
@@ -189,9 +188,7 @@ def ranks(figure, study, frames):
         axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
         (_slopes if labelled else _rank_scatter)(axes, study, ranked)
         axes.invert_yaxis()
-    handles = [
-        drawing.handle(drawing.config_colour(i), MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)
-    ]
+    handles = [marks.handle(marks.config_colour(i), MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
 
@@ -204,7 +201,7 @@ def _slopes(axes, study, ranked):
     for (pair, *_), before, after in zip(ranked, *places, strict=True):
         place = study.configs.index(pair.config)
         marker = MARKERS[place % len(MARKERS)]
-        axes.plot([0, 1], [before, after], marker=marker, color=drawing.config_colour(place), markersize=5)
+        axes.plot([0, 1], [before, after], marker=marker, color=marks.config_colour(place), markersize=5)
     axes.set_xticks([0, 1], ["pruned", "fine-tuned"])
     axes.set_xlim(-0.1, 1.1)
     axes.set_yticks(places[0], [f"{pair.model} / {pair.config}  {rank:g}" for pair, rank, _ in ranked], fontsize=7.5)
@@ -218,7 +215,7 @@ def _rank_scatter(axes, study, ranked):
         points = [(before, after) for pair, before, after in ranked if pair.config == config]
         if points:
             marker = MARKERS[place % len(MARKERS)]
-            axes.plot(*zip(*points, strict=True), marker, color=drawing.config_colour(place), markersize=5)
+            axes.plot(*zip(*points, strict=True), marker, color=marks.config_colour(place), markersize=5)
     axes.set_xlabel("rank before fine-tuning")
     axes.set_ylabel("rank after fine-tuning")
 
@@ -258,8 +255,8 @@ def size(figure, study, frames):
             _marks(axes, points, shade, marker)
         axes.set_xlabel(label)
         axes.set_ylabel("mean zero-shot accuracy (%)")
-    handles = [drawing.handle(c, "o", name) for name, c in kinds.items()]
-    handles += [drawing.handle(FAINT, MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
+    handles = [marks.handle(c, "o", name) for name, c in kinds.items()]
+    handles += [marks.handle(FAINT, MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
     handles += drawing.stage_handles()
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None

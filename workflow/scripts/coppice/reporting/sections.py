@@ -2,6 +2,7 @@
 
 import json
 
+from .. import phrases
 from . import wording
 from .study import ACCURACY, STAGES
 
@@ -151,12 +152,13 @@ def _selection(pair):
         ("pruned by", settings_text(info.get("pruning"))),
         (
             "chosen by",
-            f"{criterion['mode']} {criterion['metric']} = {info['value']:.4g}, {info.get('metrics_from', '')}",
+            f"{criterion['words']}: {info['value']:.4g}, {info.get('metrics_from', '')}",
         ),
-        ("runner-up", f"{second['candidate']}, {second['margin']:.3g} behind" if second else "none"),
+        ("runner-up", phrases.margin(second).removeprefix("next ") if second else "none"),
         ("considered", f"{len(info.get('candidates_considered') or [])} candidates"),
     ]
-    return rows
+    twin = (pair.comparison or {}).get("reused_from")
+    return rows + ([("reused", phrases.reused(twin))] if twin else [])
 
 
 def settings_text(settings):

@@ -81,8 +81,9 @@ def jobs(study):
     rows = []
     for stage, folder, name in JOBS:
         for path in sorted((study.results / folder).rglob(name)):
-            provenance = _provenance(path)
-            if provenance.get("seconds") is not None:
+            record = _whole(path)
+            provenance = record.get("provenance") or {}
+            if provenance.get("seconds") is not None and not record.get("reused_from"):
                 memory = provenance.get("peak_memory_bytes") or {}
                 row = {"stage": stage, "job": str(path.parent.relative_to(study.results))}
                 rows.append(
@@ -91,29 +92,12 @@ def jobs(study):
     return pandas.DataFrame(rows, columns=["stage", "job", "seconds", "host", "gpu"])
 
 
-def _provenance(path):
-    """The provenance in a record, {} where the record is damaged: the study's reading says so, if it is part of it."""
+def _whole(path):
+    """The record at `path`, {} where it is damaged: the study's reading says so, if it is part of it."""
     try:
-        return records.read(path).get("provenance") or {}
+        return records.read(path)
     except (records.RecordError, ValueError):
         return {}
-
-
-def accuracy_and_perplexity(frame):
-    """The columns of a candidates' table that hold accuracy and perplexity, each None where there is none."""
-    accuracy = next((name for name in ("average_acc", "acc") if name in frame), None)
-    texts = [name for name in frame.columns if name.startswith("ppl.")] + (["ppl"] if "ppl" in frame else [])
-    return accuracy, texts[0] if texts else None
-
-
-def pareto(accuracy, perplexity):
-    """Booleans: which of the points no other one beats in accuracy (higher) and perplexity (lower) at once."""
-    points = list(zip(accuracy, perplexity, strict=True))
-    return [
-        all(acc == acc and ppl == ppl for acc, ppl in [point])
-        and not any(a >= point[0] and p <= point[1] and (a, p) != point for a, p in points)
-        for point in points
-    ]
 
 
 def _bounded(name, estimate):
@@ -124,4 +108,4 @@ def _bounded(name, estimate):
 
 def _criterion(pair):
     criterion = (pair.selection or {}).get("criterion")
-    return f"{criterion['mode']} {criterion['metric']}" if criterion else None
+    return criterion["words"] if criterion else None

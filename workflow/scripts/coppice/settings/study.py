@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import SettingsError, nearest
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from . import known, lora, schema
+from . import criteria, known, lora, schema
 from .sources import absolute, check_name, resolve_dataset, resolve_model
 
 
@@ -88,9 +88,10 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_protocols(config["evaluate"]["perplexity"])
     datasets = _resolve_datasets(config, workdir, notices)
     candidates, rows, columns = _candidates(config, workdir, notices)
-    study = Study(config, models, config["select"]["configs"], datasets, workdir, notices, candidates)
+    configs = criteria.resolve(config, rows, columns)
+    study = Study(config, models, configs, datasets, workdir, notices, candidates)
     _check_candidates(study)
-    _check_criteria(study, rows, columns)
+    _notice_split(study)
     return study
 
 
@@ -287,27 +288,7 @@ def _check_candidates(study):
         )
 
 
-def _check_criteria(study, rows, columns):
-    evaluate = study.evaluate
-    measured = ["average_acc"] if evaluate["zero_shot"]["tasks"] else []
-    measured += [f"ppl.{name}" for name in evaluate["perplexity"]["datasets"]] + evaluate["zero_shot"]["tasks"]
-    own = [column for column in columns if column not in candidate_lists.REQUIRED]
-    for name, criterion in study.configs.items():
-        metric, key = criterion["metric"], f"config key select.configs.{name}.metric"
-        if metric not in measured + own:
-            valid = measured + own
-            raise SettingsError(
-                f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
-                f"evaluate.perplexity.datasets and the table's columns){nearest(metric, valid)}"
-            )
-        if metric in measured:
-            continue
-        for row in rows:
-            if not isinstance(row["given"].get(metric), float):
-                raise SettingsError(
-                    f"{study.config['candidates']['table']}, row {row['row']}, column {metric}: must be a finite "
-                    f"number, since select.configs.{name} chooses by it"
-                )
+def _notice_split(study):
     if study.select["split"] == "report":
         study.notices.append(
             "config key select.split: candidates are chosen on the data that the reports use, which flatters the chosen"

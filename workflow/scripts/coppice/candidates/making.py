@@ -1,14 +1,12 @@
-"""The prune stage: make one candidate here, or take in one of the user's, as a checkpoint with its `pruning.json`.
-
-A candidate's folder holds an ordinary Hugging Face checkpoint (a user's own is linked, never copied or written to).
-"""
+"""The prune stage: make one candidate here, or take in one of the user's, as a checkpoint with its `pruning.json`."""
 
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
-from . import data, fingerprints, models, records
-from .errors import CheckpointError, DataError
+from .. import data, fingerprints, models, records
+from ..errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
 
@@ -18,16 +16,27 @@ def prune(identity, source, point, calibration, output, seed=0):
 
     identity: {model, candidate}; calibration: {record (path of a dataset.json), dataset, samples, length}.
     """
-    from . import pruning
-
     clock = records.Clock()
+    facts, used = make(source, point, calibration, output, seed)
+    recipe = {"source": asdict(source), "point": point, "calibration": calibration, "seed": seed}
+    facts = identity | {"origin": "pruned here", "recipe": recipe} | facts
+    _write_record(facts, point, output, source.path, clock, seed, used)
+
+
+def make(source, point, calibration, output, seed):
+    """Write the checkpoint that pruning `source` at `point` gives; returns (its facts, the calibration's fingerprint).
+
+    The same arguments give the same weights, on the same kind of machine.
+    """
+    from .. import pruning
+
     model = models.load(source)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
     batches, used = calibration_batches(tokenizer, calibration, models.context_length(model), seed)
     device = models.device()
     result = pruning.prune(model, point, [batch.to(device) for batch in batches])
     models.save(result.model, tokenizer, output)
-    _write_record(identity | {"origin": "pruned here"} | result.facts, point, output, source.path, clock, seed, used)
+    return result.facts, used
 
 
 def calibration_batches(tokenizer, calibration, context, seed):
@@ -37,7 +46,7 @@ def calibration_batches(tokenizer, calibration, context, seed):
     """
     import torch
 
-    from .perplexity import encode
+    from ..perplexity import encode
 
     facts = data.facts(calibration["record"], "train")
     rows = data.texts(calibration["record"], "train")

@@ -1,0 +1,104 @@
+"""Whose weights stay: those of candidates that were not chosen go, and come back when they are asked for again.
+
+The records of all candidates stay. A job that needs weights which are gone makes that one candidate anew, from the
+recipe in its `pruning.json`, and finds the same fingerprint.
+"""
+
+import logging
+from pathlib import Path
+
+from .. import fingerprints, models, records
+from ..errors import CheckpointError
+from . import making
+
+logger = logging.getLogger("coppice.candidates")
+
+LOCK = ".weights.lock"
+
+
+def checkpoint(selection):
+    """The folder of a chosen checkpoint, by its `selection_info.json`; its weights are there when this returns."""
+    folder = Path(selection).parent
+    candidate = Path(records.read(selection)["source_path"])
+    ensure(candidate)
+    with _locked(candidate):
+        if not _has_weights(folder):
+            making.link(candidate, folder)
+    return str(folder)
+
+
+def ensure(folder):
+    """Make the weights of the candidate in `folder` anew where they were let go or are not those of its record.
+
+    Several jobs may want the same candidate: one makes it, the others wait. Raises CheckpointError where the weights
+    are a user's own, or come out different.
+    """
+    folder = Path(folder)
+    if _is_whole(folder):
+        return
+    with _locked(folder):
+        if not _is_whole(folder):
+            _make_anew(folder)
+
+
+def release(model, folders, selections, output):
+    """Delete the weights of a model's candidates that no config chose, and write which into the record `output`.
+
+    folders: candidate -> path of its pruning.json; selections: paths of selection_info.json of all configs.
+    """
+    chosen = {records.read(path)["candidate"] for path in selections}
+    freed = {}
+    for name, record in folders.items():
+        folder = Path(record).parent
+        if name in chosen or not records.read(record).get("recipe") or not _has_weights(folder):
+            continue
+        with _locked(folder):
+            files = [*fingerprints.weights_files(folder), *folder.glob("*.index.json")]
+            freed[name] = sum(file.stat().st_size for file in files)
+            for file in files:
+                file.unlink()
+        logger.info("%s %s: not chosen, its weights are deleted (%.2f GB)", model, name, freed[name] / 1e9)
+    records.write(output, {"model": model, "kept": sorted(chosen), "freed_bytes": freed})
+
+
+def _locked(folder):
+    from filelock import FileLock
+
+    return FileLock(Path(folder) / LOCK)
+
+
+def _has_weights(folder):
+    try:
+        return all(file.exists() for file in fingerprints.weights_files(folder))
+    except CheckpointError:
+        return False
+
+
+def _is_whole(folder):
+    known = records.read(folder / "pruning.json")["weights_fingerprint"]
+    return _has_weights(folder) and fingerprints.weights(folder) == known
+
+
+def _make_anew(folder):
+    record = records.read(folder / "pruning.json")
+    recipe, known = record.get("recipe"), record["weights_fingerprint"]
+    if not recipe:
+        raise CheckpointError(
+            f"{record['origin']}: its weights are not those that were taken in as candidate {record['candidate']}; "
+            f"put them back, or delete {folder / 'pruning.json'} and run snakemake again to study the new ones"
+        )
+    source = models.Source(**recipe["source"])
+    if not Path(source.path).is_dir():
+        raise CheckpointError(
+            f"{folder}: its weights are gone, and so is the dense model that they are made from ({source.path}); "
+            f"run snakemake --forcerun prune_candidate {folder / 'pruning.json'}"
+        )
+    logger.info("%s: its weights are not there; the candidate is made anew", folder)
+    making.make(source, recipe["point"], recipe["calibration"], folder, recipe["seed"])
+    found = fingerprints.weights(folder)
+    if found != known:
+        raise CheckpointError(
+            f"{folder}: made anew, its weights have the fingerprint {found[:12]}, not {known[:12]} as when it was "
+            f"scored: model, data, software or machine changed; delete {folder / 'pruning.json'} and run snakemake "
+            "again"
+        )

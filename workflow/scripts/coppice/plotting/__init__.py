@@ -1,0 +1,1 @@
+"""Figures: how they look, and the marks that several of them share."""

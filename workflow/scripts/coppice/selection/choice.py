@@ -1,0 +1,81 @@
+"""The choice of one config: the best candidate by its criterion, the runner-up, and whether the margin is noise."""
+
+import logging
+import os
+from pathlib import Path
+
+from .. import candidates, records
+from . import criteria, margins
+
+logger = logging.getLogger("coppice.selection")
+
+
+def read_candidates(folders):
+    """name -> {folder, pruning (record), evaluation (folder or None), tasks, metrics, parameters, given}.
+
+    folders: name -> (path of pruning.json, path of evaluation_results.json or None).
+    """
+    scored = {}
+    for name, (pruning_path, evaluation_path) in folders.items():
+        pruning = records.read(pruning_path)
+        evaluation = records.read(evaluation_path) if evaluation_path else None
+        parameters = evaluation["parameters"] if evaluation else pruning.get("parameters")
+        if isinstance(parameters, dict):
+            parameters = parameters["after"]
+        scored[name] = {
+            "folder": str(Path(pruning_path).parent),
+            "pruning": pruning,
+            "evaluation": str(Path(evaluation_path).parent) if evaluation_path else None,
+            "tasks": list(evaluation["zero_shot"]) if evaluation else [],
+            "given": pruning.get("given") or {},
+            "metrics": criteria.metrics_of(evaluation, pruning.get("given")),
+            "parameters": parameters,
+        }
+    return scored
+
+
+def select_best(identity, criterion, folders, output, seed=0):
+    """Choose the best of the candidates by `criterion` and write `selection_info.json` and the linked checkpoint.
+
+    identity: {model, config}; criterion: as resolved by `settings`, with `split`; folders as for `read_candidates`.
+    """
+    scored = read_candidates(folders)
+    left, outside = criteria.within_bounds(scored, criterion["where"])
+    order = criteria.rank({name: scored[name] for name in left}, criterion)
+    name, value = order[0]
+    best = scored[name]
+    output = Path(output)
+    candidates.link(best["folder"], output)
+    info = identity | {
+        "criterion": criterion,
+        "candidate": name,
+        "value": value,
+        "metrics": best["metrics"],
+        "metrics_from": "the user's table" if best["given"] else "scored here",
+        "parameters": best["parameters"],
+        "runner_up": _runner_up(scored, order, criterion, seed),
+        "candidates_considered": [considered for considered, _ in order],
+        "passed_over": outside,
+        "source_path": os.path.relpath(best["folder"]),
+        "weights_fingerprint": best["pruning"]["weights_fingerprint"],
+        "pruning": best["pruning"]["settings"],
+    }
+    records.write(output / "selection_info.json", info)
+    logger.info("%s %s: %s (%s: %.4g)", identity["model"], identity["config"], name, criterion["words"], value)
+
+
+def chosen(path):
+    """The name of the candidate in a `selection_info.json`."""
+    return records.read(path)["candidate"]
+
+
+def _runner_up(scored, order, criterion, seed):
+    """The second best: {candidate, value, margin, interval, within_noise}; None where there is one candidate."""
+    if len(order) < 2:
+        return None
+    (best, value), (name, second) = order[:2]
+    found = {"candidate": name, "value": second, "margin": abs(value - second)}
+    bounds = None
+    if not criterion["pareto"]:
+        bounds = margins.interval(scored[best], scored[name], criterion["metric"], seed)
+    return found | {"interval": bounds, "within_noise": None if bounds is None else bounds[0] <= 0 <= bounds[1]}

@@ -1,0 +1,100 @@
+"""What was chosen from what, for people: the table of all candidates, a page, and a figure a model."""
+
+import math
+from pathlib import Path
+from urllib.parse import quote
+
+from .. import fronts, phrases, records
+from ..plotting import marks, style
+from .choice import read_candidates
+
+FIGURES = "figures"
+
+
+def summarize(folders_by_model, selections, table, page):
+    """Write `candidates.tsv` (every candidate with its metrics), `SUMMARY.md` (a table a model, what was chosen, by
+    what margin) and beside it `figures/{model}.svg` and `.png`.
+
+    folders_by_model: model -> folders as for `read_candidates`; selections: paths of selection_info.json.
+    """
+    import pandas
+
+    chosen = [records.read(path) for path in selections]
+    rows = []
+    for model, folders in folders_by_model.items():
+        for name, entry in read_candidates(folders).items():
+            configs = [info["config"] for info in chosen if (info["model"], info["candidate"]) == (model, name)]
+            rows.append(
+                {"model": model, "candidate": name, "parameters": entry["parameters"]}
+                | entry["metrics"]
+                | {"chosen_as": ",".join(configs)}
+            )
+    frame = pandas.DataFrame(rows)
+    frame.insert(len(frame.columns) - 1, "chosen_as", frame.pop("chosen_as"))
+    with records.atomic(table) as file:
+        frame.to_csv(file, sep="\t", index=False)
+    for model, rows in frame.groupby("model", sort=False):
+        _draw(model, rows, list(dict.fromkeys(info["config"] for info in chosen)), Path(page).parent / FIGURES)
+    with records.atomic(page) as file:
+        file.write(_page(frame, chosen))
+
+
+def _page(frame, chosen):
+    """The Markdown of SUMMARY.md."""
+    lines = ["# Candidates and choices", ""]
+    for model, rows in frame.groupby("model", sort=False):
+        shown = rows.dropna(axis="columns", how="all").drop(columns="model")
+        lines += [f"## {model}", "", _markdown(shown), ""]
+        own = [info for info in chosen if info["model"] == model]
+        lines += [_choice(info, own) for info in own]
+        lines += ["", f"![accuracy against perplexity of {model}'s candidates]({FIGURES}/{quote(model)}.svg)", ""]
+    return "\n".join(lines)
+
+
+def _choice(info, chosen):
+    """A line on one config's choice; `chosen` are those of all configs of the model."""
+    lines = [f"- **{info['config']}** ({info['criterion']['words']}): `{info['candidate']}` with {info['value']:.4g}"]
+    if info["runner_up"]:
+        lines.append(phrases.margin(info["runner_up"]))
+    if info["passed_over"]:
+        lines.append(f"{len(info['passed_over'])} passed over ({', '.join(map('`{}`'.format, info['passed_over']))})")
+    first = next(other["config"] for other in chosen if other["candidate"] == info["candidate"])
+    if first != info["config"]:
+        lines.append(phrases.reused(first))
+    return "; ".join(lines)
+
+
+def _draw(model, rows, configs, folder):
+    """Accuracy against perplexity of a model's candidates; where there are not both, a figure that says so."""
+    accuracy, perplexity = fronts.axes_of(rows.columns)
+    with style.styled("candidates"):
+        figure = style.new_figure()
+        figure.set_size_inches(5.6, 4.2)
+        known = rows.dropna(subset=[accuracy, perplexity]) if accuracy and perplexity else rows[:0]
+        if known.empty:
+            figure.text(0.5, 0.5, "No candidate has both accuracy and perplexity.", ha="center", color=style.INK)
+        else:
+            axes = figure.subplots()
+            chosen = [
+                [i for i, names in enumerate(known["chosen_as"]) if config in names.split(",")] for config in configs
+            ]
+            marks.candidates(axes, known[perplexity].tolist(), (100 * known[accuracy]).tolist(), chosen)
+            marks.name(axes, known[perplexity], 100 * known[accuracy], known["candidate"])
+            axes.set_title(model)
+            axes.set_xlabel(f"perplexity ({perplexity.removeprefix('ppl.')}), lower is better")
+            axes.set_ylabel("mean zero-shot accuracy (%)")
+            figure.legend(handles=marks.candidate_handles(configs), loc="outside lower center", ncols=3)
+        style.save(figure, folder, model)
+
+
+def _markdown(frame):
+    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    head = list(frame.columns)
+    rows = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return "" if math.isnan(value) else (f"{value:.0f}" if value.is_integer() and value > 1000 else f"{value:.4g}")
+    return str(value).replace("|", "\\|")

@@ -1,0 +1,86 @@
+"""The criteria of `select.configs`: what each chooses by, checked against what is measured and what the table gives."""
+
+from ..errors import SettingsError, nearest
+from .candidates import REQUIRED
+
+PARAMETERS = "parameters"
+
+
+def resolve(config, rows, columns):
+    """name -> {metric, mode, pareto, metrics, where, words} of each criterion; `words` say it in a line.
+
+    rows, columns: of the user's table of candidates, empty where there is none. Raises SettingsError.
+    """
+    measured = _measured(config["evaluate"])
+    own = [column for column in columns if column not in REQUIRED]
+    resolved = {}
+    for name, criterion in config["select"]["configs"].items():
+        key = f"config key select.configs.{name}"
+        full = _completed(criterion, key, measured)
+        for metric in asked(full):
+            _check_known(metric, key, measured, own)
+            if metric not in measured:
+                _check_column(metric, rows, name, config["candidates"]["table"])
+        resolved[name] = full | {"words": _words(full)}
+    return resolved
+
+
+def asked(criterion):
+    """The metrics that a criterion needs of each candidate; the number of parameters is always known."""
+    metrics = list(criterion["metrics"] or [criterion["metric"]])
+    return list(dict.fromkeys([*metrics, *(name for name in criterion["where"] if name != PARAMETERS)]))
+
+
+def _measured(evaluate):
+    tasks, texts = evaluate["zero_shot"]["tasks"], evaluate["perplexity"]["datasets"]
+    return [*(["average_acc"] if tasks else []), *(f"ppl.{name}" for name in texts), *tasks]
+
+
+def _completed(criterion, key, measured):
+    """The criterion with the metrics of a knee worked out, and a metric of its own refused beside them."""
+    if not criterion["pareto"]:
+        for part in ("metric", "mode"):
+            if not criterion[part]:
+                raise SettingsError(f"{key}.{part} is missing; a criterion has metric and mode, or pareto: knee")
+        if criterion["metrics"]:
+            raise SettingsError(f"{key}.metrics: goes with pareto: knee; a single one is given as metric and mode")
+        return criterion
+    for part in ("metric", "mode"):
+        if criterion[part]:
+            raise SettingsError(f"{key}.{part}: found {criterion[part]} beside pareto; give the two metrics as metrics")
+    text = next((metric for metric in measured if metric.startswith("ppl.")), "ppl.wikitext2")
+    metrics = criterion["metrics"] or {"average_acc": "max", text: "min"}
+    if len(metrics) != 2:
+        raise SettingsError(f"{key}.metrics: found {len(metrics)}; a knee is that of two metrics")
+    return criterion | {"metrics": metrics}
+
+
+def _check_known(metric, key, measured, own):
+    if metric in measured + own:
+        return
+    valid = measured + own
+    raise SettingsError(
+        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
+        f"evaluate.perplexity.datasets and the table's columns){nearest(metric, valid)}"
+    )
+
+
+def _check_column(metric, rows, name, table):
+    for row in rows:
+        if not isinstance(row["given"].get(metric), float):
+            raise SettingsError(
+                f"{table}, row {row['row']}, column {metric}: must be a finite number, since select.configs.{name} "
+                "chooses by it"
+            )
+
+
+def _words(criterion):
+    """ "max average_acc, parameters at most 6e+09"."""
+    if criterion["pareto"]:
+        words = f"knee of {' and '.join(f'{name} ({mode})' for name, mode in criterion['metrics'].items())}"
+    else:
+        words = f"{criterion['mode']} {criterion['metric']}"
+    for name, bounds in criterion["where"].items():
+        parts = [f"{word} {bounds[end]:g}" for end, word in (("min", "at least"), ("max", "at most")) if bounds[end]]
+        words += f", {name} {' and '.join(parts)}"
+    return words

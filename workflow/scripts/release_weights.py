@@ -1,0 +1,13 @@
+"""Delete the weights of candidates that no config chose."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import candidates
+
+    candidates.release(
+        model=snakemake.wildcards.model,
+        folders=snakemake.params.folders,
+        selections=snakemake.input.selections,
+        output=snakemake.output[0],
+    )
