@@ -34,6 +34,7 @@ DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
 PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
 REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
 REPORT = f"{RESULTS}/report"
+GRIDS = f"{RESULTS}/candidates/grids.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 
 
@@ -79,6 +80,18 @@ def model_record(model):
     if source["kind"] == "miniature":
         return f"{RESOURCES}/miniature/models/{Path(source['path']).name}/model.json"
     return f"{RESOURCES}/models/{model}/model.json"
+
+
+def config_files():
+    """model -> the configuration of each active model that is not made here: known before its weights are."""
+    files = {}
+    for model in study.active_models():
+        source = study.models[model]["source"]
+        if source["kind"] == "hub":
+            files[model] = f"{RESOURCES}/models/{model}/config.json"
+        elif source["kind"] == "local":
+            files[model] = f"{source['path']}/config.json"
+    return files
 
 
 def loading(model):

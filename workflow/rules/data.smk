@@ -8,6 +8,7 @@ beside the files. The fetch rules are the only ones that ever touch the network.
 localrules:
     fetch_model,
     fetch_dataset,
+    fetch_config,
     fetch,
 
 
@@ -32,6 +33,21 @@ rule fetch_model:
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
     script:
         "../scripts/fetch_model.py"
+
+
+rule fetch_config:
+    """The configuration of a model from the hub, ahead of its weights: small, and enough to know what fits it."""
+    output:
+        f"{RESOURCES}/models/{{model}}/config.json",
+    log:
+        f"{LOGS}/data/fetch_config.{{model}}.log",
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        source=lambda wildcards: study.models[wildcards.model]["source"],
+        revision=lambda wildcards: study.models[wildcards.model]["revision"],
+    script:
+        "../scripts/fetch_config.py"
 
 
 rule fetch_dataset:

@@ -1,7 +1,7 @@
 """Candidates: pruned here by the grid, or taken in from the user's table.
 
 Takes the dense model's record and calibration text (or the user's folder); gives `{results}/candidates/{model}/
-{candidate}/pruning.json`, beside which the checkpoint lies.
+{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/grids.json` once the grid is known to fit.
 """
 
 
@@ -16,10 +16,32 @@ rule candidates:
 
 if study.config["candidates"]["table"] is None:
 
+    localrules:
+        check_grids,
+
+    rule check_grids:
+        """Whether every model takes every point of its grid, found before the first of them is pruned."""
+        input:
+            list(config_files().values()),
+        output:
+            GRIDS,
+        log:
+            f"{LOGS}/prune/check_grids.log",
+        conda:
+            "../../envs/coppice.yaml"
+        params:
+            configs=config_files(),
+            grids={model: study.candidates(model) for model in config_files()},
+            protocol=1,
+        script:
+            "../scripts/check_grids.py"
+
     rule prune_candidate:
         input:
             model=lambda wildcards: model_record(wildcards.model),
             calibration=dataset_record(study.calibration["dataset"]),
+            # a point that is added makes no other candidate anew
+            grids=ancient(GRIDS) if config_files() else [],
         output:
             produced(CANDIDATE),
         log:

@@ -5,6 +5,7 @@ local folder is registered as it stands, never copied or written to.
 """
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import data, fingerprints, records
@@ -28,13 +29,30 @@ def fetch_model(name, source, revision, record):
     records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
 
 
+def fetch_config(name, source, revision, output):
+    """Download the configuration of the hub's model `source` ({kind, path}) to `output`."""
+    from huggingface_hub import hf_hub_download
+
+    with _in_words(name, source["path"]):
+        hf_hub_download(source["path"], "config.json", revision=revision, local_dir=Path(output).parent)
+
+
 def _download(name, repository, revision, folder):
     """Download a snapshot, resuming what an earlier call left; returns its folder."""
     from huggingface_hub import snapshot_download
+
+    with _in_words(name, repository):
+        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+    return folder
+
+
+@contextmanager
+def _in_words(name, repository):
+    """What the hub answers, as errors that say what to do."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+        yield
     except GatedRepoError as error:
         raise CoppiceError(
             f"models.{name}.base: {repository} is gated: ask for access on its page, then log in with "
@@ -46,7 +64,6 @@ def _download(name, repository, revision, folder):
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CoppiceError(f"models.{name}.base: {repository} cannot be fetched from the hub: {error}") from error
-    return folder
 
 
 def fetch_dataset(name, entry, needs_selection, record, include_path=None):

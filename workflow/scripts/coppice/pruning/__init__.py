@@ -17,14 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coppice import records
+from coppice.errors import CheckpointError, SettingsError
 from coppice.pruning.points import Plan, resolve
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Plan", "PruneResult", "prune", "resolve"]
+__all__ = ["Plan", "PruneResult", "check_grids", "prune", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,32 @@ class PruneResult:
 
     model: Any
     facts: dict[str, Any]
+
+
+def check_grids(configs, grids, output):
+    """Refuse any point of the grids that its model cannot take, by the models' configurations alone.
+
+    configs: model -> path of its config.json; grids: model -> {candidate: point}; output: the record to write. Raises
+    SettingsError that names every such model and point.
+    """
+    from transformers import AutoConfig
+
+    plans, wrong = {}, []
+    for model, path in configs.items():
+        try:
+            config = AutoConfig.from_pretrained(Path(path).parent, local_files_only=True)
+        except (OSError, ValueError) as error:
+            wrong.append(f"{model}: {path} cannot be read as a model's configuration: {error}")
+            continue
+        for candidate, point in grids[model].items():
+            try:
+                plan = resolve(point, config)
+                plans.setdefault(model, {})[candidate] = {"remove": plan.remove, "warnings": plan.warnings}
+            except (SettingsError, CheckpointError) as error:
+                wrong.append(f"{model}: candidate {candidate}: {error}")
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+    records.write(output, {"plans": plans})
 
 
 def prune(

@@ -69,7 +69,7 @@ def _draw(model, rows, configs, folder):
     accuracy, perplexity = fronts.axes_of(rows.columns)
     with style.styled("candidates"):
         figure = style.new_figure()
-        figure.set_size_inches(5.6, 4.2)
+        figure.set_size_inches(6.4, 4.6)
         known = rows.dropna(subset=[accuracy, perplexity]) if accuracy and perplexity else rows[:0]
         if known.empty:
             figure.text(0.5, 0.5, "No candidate has both accuracy and perplexity.", ha="center", color=style.INK)
@@ -83,7 +83,7 @@ def _draw(model, rows, configs, folder):
             axes.set_title(model)
             axes.set_xlabel(f"perplexity ({perplexity.removeprefix('ppl.')}), lower is better")
             axes.set_ylabel("mean zero-shot accuracy (%)")
-            figure.legend(handles=marks.candidate_handles(configs), loc="outside lower center", ncols=3)
+            figure.legend(handles=marks.candidate_handles(configs), loc="outside lower center", ncols=2)
         style.save(figure, folder, model)
 
 

@@ -61,7 +61,8 @@ def _check_known(metric, key, measured, own):
     valid = measured + own
     raise SettingsError(
         f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
-        f"evaluate.perplexity.datasets and the table's columns){nearest(metric, valid)}"
+        f"evaluate.perplexity.datasets and the table's columns), for a bound also {PARAMETERS}"
+        f"{nearest(metric, [*valid, PARAMETERS])}"
     )
 
 

@@ -1,0 +1,282 @@
+"""Candidates by the workflow: a user's own of every kind, choices that coincide, and weights that go and come back."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from .conftest import SMALL
+from .test_small_study import jobs
+
+CONFIGS = "{best_acc: {metric: average_acc, mode: max}, best_ppl: null}"
+
+
+class Pruned(nn.Module):
+    """As LLM-Pruner pickles it: a class of its own, with the parts under the usual names."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.lm_head, self.config = model.model, model.lm_head, model.config
+
+
+def read(checkout, path):
+    return json.loads((checkout.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def world(small_study):
+    """Settings of a study in a folder of its own that takes data and dense models from the small study."""
+    return SMALL | {"resources": small_study.folder / "resources"}
+
+
+@pytest.fixture(scope="module")
+def dense(small_study):
+    return small_study.folder / "resources/miniature/models/mistral/checkpoint"
+
+
+def load(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def narrow(model):
+    """Cut the MLPs of a model to widths of their own, by hand."""
+    for place, layer in enumerate(model.model.layers):
+        kept = layer.mlp.gate_proj.out_features - 8 * (place + 1)
+        for name in ("gate_proj", "up_proj"):
+            linear = getattr(layer.mlp, name)
+            linear.weight, linear.out_features = nn.Parameter(linear.weight[:kept].clone()), kept
+        layer.mlp.down_proj.weight = nn.Parameter(layer.mlp.down_proj.weight[:, :kept].clone())
+        layer.mlp.down_proj.in_features = kept
+    return model
+
+
+def sharded(dense, folder, tokenizer):
+    model = load(dense)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder, max_shard_size="1MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+
+
+def plain_bin(dense, folder, tokenizer):
+    model = load(dense)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def sparse(dense, folder, tokenizer):
+    """2:4: of four weights in a row, the two largest stay."""
+    model = load(dense)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
+                groups = linear.weight.view(-1, 4)
+                groups[torch.zeros_like(groups, dtype=bool).scatter_(1, groups.abs().topk(2, 1, False)[1], True)] = 0
+    model.save_pretrained(folder)
+
+
+def odd_shaped(dense, folder, tokenizer):
+    model = narrow(load(dense))
+    model.save_pretrained(folder)
+
+
+def pickled(dense, folder, tokenizer):
+    from coppice import cli
+
+    path = folder.with_suffix(".pkl")
+    torch.save({"model": Pruned(narrow(load(dense))), "tokenizer": tokenizer}, path)
+    assert cli.main(["import-pickle", str(path), str(folder), "--i-trust-this-file"]) == 0
+
+
+KINDS = {kind.__name__: kind for kind in (sharded, plain_bin, sparse, odd_shaped, pickled)}
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def own(world, dense, new_checkout):
+    """A study of a user's own checkpoints, one of each kind that is accepted, run to its end."""
+    from transformers import AutoTokenizer
+
+    checkout = new_checkout("own candidates")
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    rows = []
+    for place, (name, make) in enumerate(KINDS.items()):
+        folder = checkout.folder / "search results" / name
+        folder.mkdir(parents=True)
+        make(dense, folder, tokenizer)
+        tokenizer.save_pretrained(folder)
+        rows.append({"model": "Mistral", "candidate": name, "path": folder, "trial": place})
+    write_table(checkout.folder / "mine.tsv", rows)
+    checkout.config = world | {
+        "candidates": "{table: mine.tsv}",
+        "select": "{configs: {best_ppl: null, last: {metric: trial, mode: max}}}",
+    }
+    checkout.run("--cores", "2", config=checkout.config)
+    return checkout
+
+
+def test_a_study_of_every_kind_of_checkpoint_ends(own):
+    table = (own.folder / "results/candidates.tsv").read_text()
+    assert all(name in table for name in KINDS)
+    scored = [read(own, f"results/candidate_evaluation/Mistral/{name}/evaluation_results.json") for name in KINDS]
+    assert len({record["perplexity"]["wikitext2"]["value"] for record in scored}) >= 4
+    sparse_one = scored[list(KINDS).index("sparse")]
+    assert sparse_one["nonzero_parameters"] < 0.8 * sparse_one["parameters"]
+    assert "Nothing to be done" in own.run("-n", config=own.config).stdout
+
+
+def test_an_imported_pickle_is_selected_finetuned_and_evaluated(own):
+    info = read(own, "results/for_finetuning/Mistral/last/selection_info.json")
+    assert info["candidate"] == "pickled" and info["metrics_from"] == "the user's table"
+    record = read(own, "results/finetuned_evaluation/Mistral/last_finetuned/evaluation_results.json")
+    assert record["parameters"] < read(own, "results/dense_evaluation/Mistral/evaluation_results.json")["parameters"]
+    report = own.folder / "results/finetuned_evaluation/Mistral/last_finetuned/comparison_report.txt"
+    assert "pickled (method imported)" in report.read_text()
+
+
+def test_the_users_own_checkpoints_are_as_they_were(own):
+    for name in KINDS:
+        folder = own.folder / "search results" / name
+        assert not list(folder.glob("pruning.json")) and not list(folder.glob(".*"))
+        assert all(not file.is_symlink() for file in folder.iterdir())
+
+
+def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
+    folder = own.folder / "search results"
+    rows = [
+        {"model": "Mistral", "candidate": name, "path": folder / name, "acc": 0.4 + place / 10, "ppl": 20 + place}
+        for place, name in enumerate(KINDS)
+    ]
+    write_table(own.folder / "known.csv", rows)
+    config = own.config | {
+        "results": "known",
+        "candidates": "{table: known.csv}",
+        "select": "{configs: {best_ppl: {metric: ppl.wikitext2, mode: min}}}",
+    }
+    planned = jobs(own.run("select", "-n", config=config))
+    assert set(planned) == {"import_candidate", "select_best", "summarize_selection", "select"}
+    own.run("select", "--cores", "2", config=config)
+    chosen = {
+        name: read(own, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]
+        for name in ("best_acc", "best_ppl")
+    }
+    assert chosen == {"best_acc": "pickled", "best_ppl": "sharded"}
+    page = (own.folder / "known/for_finetuning/SUMMARY.md").read_text()
+    assert "`pickled`" in page and (own.folder / "known/for_finetuning/figures/Mistral.png").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def searched(world, new_checkout):
+    """A study whose two configs choose alike, with all weights kept."""
+    checkout = new_checkout("searched")
+    checkout.config = world | {
+        "select": CONFIGS.replace("best_ppl: null", "best_ppl: null, again: {metric: average_acc, mode: max}"),
+        "candidates": SMALL["candidates"].replace("{prune", "{keep: all, prune"),
+    }
+    checkout.run("--cores", "2", "--resources", "gpu=1", config=checkout.config)
+    return checkout
+
+
+def test_two_configs_with_one_candidate_train_and_evaluate_it_once(searched):
+    first, again = (f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
+    assert "reused_from" not in read(searched, f"{first}/finetuning_config.json")
+    assert read(searched, f"{again}/finetuning_config.json")["reused_from"] == "best_acc"
+    adapters = [(searched.folder / path / "adapter_model.safetensors").read_bytes() for path in (first, again)]
+    assert adapters[0] == adapters[1]
+    assert not list((searched.folder / again).glob("checkpoint-*"))
+    for folder in ("pruned_evaluation/Mistral/again", "finetuned_evaluation/Mistral/again_finetuned"):
+        record = read(searched, f"results/{folder}/evaluation_results.json")
+        assert (record["config"], record["reused_from"]) == ("again", "best_acc")
+    report = searched.folder / "results/finetuned_evaluation/Mistral/again_finetuned/comparison_report.txt"
+    assert "the same candidate as best_acc" in report.read_text()
+    assert "the same candidate as best_acc" in (searched.folder / "results/for_finetuning/SUMMARY.md").read_text()
+
+
+def test_a_result_that_is_taken_over_holds_no_gpu(searched):
+    again = ("--forcerun", "finetune_lora", "evaluate_finetuned")
+    planned = searched.run("-n", *again, config=searched.config).stdout.split("rule ")
+    held = [job for job in planned if job.startswith(("finetune_lora", "evaluate_finetuned"))]
+    assert len(held) == 4
+    for job in held:
+        assert ("gpu=0" in job) == ("config=again" in job), job
+
+
+def weights(checkout, candidate):
+    return checkout.folder / "results/candidates/Mistral" / candidate / "model.safetensors"
+
+
+def test_weights_of_the_losers_go_and_come_back_when_they_are_wanted(searched):
+    names = [path.name for path in (searched.folder / "results/candidates/Mistral").iterdir() if path.is_dir()]
+    chosen = read(searched, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
+    (loser,) = [name for name in names if name != chosen]
+    assert weights(searched, loser).stat().st_size > 2**20  # Snakemake takes only smaller files' checksums
+    assert "Nothing to be done" in searched.run("-n", config=searched.config).stdout
+
+    selected = searched.config | {"candidates": SMALL["candidates"]}
+    assert jobs(searched.run("-n", config=selected)) == {"release_weights": 1, "all": 1}
+    searched.run("--cores", "1", config=selected)
+    assert not weights(searched, loser).exists() and weights(searched, chosen).exists()
+    assert read(searched, "results/candidates/Mistral/released.json")["freed_bytes"][loser] > 2**20
+    assert "Nothing to be done" in searched.run("-n", config=selected).stdout
+
+    later = selected | {"select": selected["select"].replace("again", "worst").replace("max}}", "min}}")}
+    target = "results/pruned_evaluation/Mistral/worst/evaluation_results.json"
+    planned = jobs(searched.run("-n", target, config=later))
+    assert planned == {"select_best": 1, "evaluate_pruned": 1}
+    searched.run("--cores", "1", target, config=later)
+    assert read(searched, target)["config"] == "worst"
+    record = read(searched, f"results/candidates/Mistral/{loser}/pruning.json")
+    assert read(searched, target)["provenance"]["fingerprints"]["weights"] == record["weights_fingerprint"]
+    log = searched.folder / "logs/evaluate/pruned.Mistral.worst.log"
+    assert "the candidate is made anew" in log.read_text()
+
+
+def test_pruned_checkpoints_load_where_this_project_is_not(searched, tmp_path):
+    """In plain transformers, with nothing of this project on the path."""
+    chosen = read(searched, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
+    program = (
+        "import sys, importlib.util\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "sys.path[:] = [p for p in sys.path if 'workflow' not in p]\n"
+        "model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "assert not any(info[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), info\n"
+        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('The', return_tensors='pt').input_ids\n"
+        "print(model(ids).logits.shape, 'coppice' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(weights(searched, chosen).parent)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_point_that_a_local_model_cannot_take_is_told_before_anything_is_pruned(world, dense, new_checkout):
+    checkout = new_checkout("misfit")
+    config = world | {
+        "only": "{models: [Mine]}",
+        "models": f"{{Mine: {{base: {dense}, variant: base}}}}",
+        "candidates": "{per_job: one, prune: [{method: depth, ratio: 0.34}, {method: depth, ratio: 0.99}]}",
+    }
+    done = checkout.snakemake("select", "--cores", "2", config=config)
+    assert done.returncode == 1
+    assert "Mine: candidate depth-0.99" in done.stdout and "would leave none" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list(Path(checkout.folder / "results").rglob("pruning.json"))

@@ -1,0 +1,13 @@
+"""Bring a model's configuration from the hub, ahead of its weights."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import fetching
+
+    fetching.fetch_config(
+        name=snakemake.wildcards.model,
+        source=snakemake.params.source,
+        revision=snakemake.params.revision,
+        output=snakemake.output[0],
+    )
