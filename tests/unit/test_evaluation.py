@@ -4,9 +4,10 @@ import json
 
 import pandas
 import pytest
+import torch
 
 from coppice import data, evaluation, models, records
-from coppice.errors import DataError, SettingsError
+from coppice.errors import CoppiceError, DataError, SettingsError
 
 SETTINGS = {
     "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
@@ -129,3 +130,41 @@ def test_a_role_that_a_dataset_lacks_is_named(tiny_checkpoint, datasets, tmp_pat
     data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa", splits={}, source={})
     with pytest.raises(DataError, match="piqa has no rows for report"):
         evaluate(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["none", "chat"])
+def test_answers_are_the_likeliest_tokens_one_after_another(tiny_checkpoint, datasets, tmp_path, form):
+    """Against a loop that runs the whole text anew for each token."""
+    folder, question = tiny_checkpoint("mistral"), "w9 w8 w7"
+    settings = SETTINGS | {"generation": {"prompts": [question, "w3 " * 300], "new_tokens": 5}}
+    record = evaluate(folder, datasets, tmp_path, settings, prompt=form)
+    model, tokenizer = models.load(models.Source(str(folder))), models.load_tokenizer(folder)
+    asked = f"{question}\n" if form == "none" else f"w4 {question} w5 "
+    ids = [1] * (form == "none" and tokenizer(asked).input_ids[0] == 1) + tokenizer(
+        asked, add_special_tokens=False
+    ).input_ids
+    start = len(ids)
+    while len(ids) < start + 5 and ids[-1] != tokenizer.eos_token_id:
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = tokenizer.decode(ids[start:], skip_special_tokens=True)
+    assert record["generations"] == [
+        {"prompt": question, "text": expected},
+        {"prompt": "w3 " * 300, "text": None},  # longer than the model's context
+    ]
+
+
+def test_an_evaluation_is_taken_over_only_from_the_same_model(tiny_checkpoint, datasets, tmp_path):
+    folder, other = tiny_checkpoint("llama"), tiny_checkpoint("llama", seed=1)
+    first = evaluate(folder, datasets, tmp_path / "first")
+    identity = {"model": "M", "config": "again", "stage": "pruned"}
+    source = models.Source(str(folder))
+    evaluation.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", twin=tmp_path / "first")
+    again = records.read(tmp_path / "again/evaluation_results.json")
+    assert again["config"] == "again" and again["average_acc"] == first["average_acc"]
+    assert (tmp_path / "again/samples/piqa.parquet").read_bytes() == (
+        tmp_path / "first/samples/piqa.parquet"
+    ).read_bytes()
+    with pytest.raises(CoppiceError, match="is of another model"):
+        evaluation.evaluate(
+            identity, models.Source(str(other)), SETTINGS, datasets, tmp_path / "no", twin=tmp_path / "first"
+        )

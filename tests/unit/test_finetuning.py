@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from coppice import data, finetuning, models, records
+from coppice import data, finetuning, models, prompts, records
 from coppice.errors import CoppiceError, DataError, SettingsError
-from coppice.finetuning import examples, formats, recipe, trainer
+from coppice.finetuning import examples, recipe, trainer
 from coppice.finetuning.examples import IGNORED
 
 SETTINGS = {
@@ -217,7 +217,7 @@ def test_chat_without_a_template_is_refused(tiny_tokenizer):
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = None
     with pytest.raises(SettingsError, match="chat template"):
-        formats.Formatter("instruction", "chat", plain)
+        prompts.Formatter("instruction", "chat", plain)
 
 
 def test_a_missing_column_is_named(tiny_checkpoint, tmp_path):

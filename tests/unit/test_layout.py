@@ -26,6 +26,7 @@ STOREYS = [
         "pairing",
         "phrases",
         "plotting",
+        "prompts",
     },
     {
         "ablation",

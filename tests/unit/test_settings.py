@@ -67,8 +67,8 @@ def test_the_miniature_study_is_six_models_by_two_criteria():
     assert list(study.candidates("Llama")) == [
         "width-0.5-taylor",
         "width-0.5-magnitude",
+        "width-0.5-activation",
         "width-0.7-taylor-mlp",
-        "width-0.75-magnitude-mlp",
     ]
     assert not study.notices
 

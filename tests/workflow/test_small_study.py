@@ -125,6 +125,22 @@ def test_each_stage_is_a_target_by_name(small_study, stage):
     assert "Nothing to be done" in done.stdout
 
 
+def test_further_seeds_are_trained_and_evaluated_beside_the_first(small_study):
+    """The first seed's results stand where they are; the reports give mean and spread over all."""
+    seeds = SMALL | {"finetune": SMALL["finetune"].replace("{max_steps", "{seeds: [42, 7], max_steps")}
+    target = REPORT.format("best_acc")
+    planned = jobs(small_study.run("-n", target, config=seeds))
+    assert planned["finetune_lora"] == 1 and planned["evaluate_finetuned"] == 1 and "evaluate_pruned" not in planned
+    small_study.run("--cores", "2", target, config=seeds)
+    folder = small_study.folder / "results/finetuned/Mistral/best_acc_finetuned"
+    adapters = [(folder / name / "adapter_model.safetensors").read_bytes() for name in (".", "seed-7")]
+    assert adapters[0] != adapters[1]
+    record = json.loads((small_study.folder / target).with_name("comparison.json").read_text())
+    assert record["seeds"]["seeds"] == ["42", "7"]
+    assert "Over seeds" in (small_study.folder / target).read_text()
+    small_study.run("--cores", "2", config=SMALL)  # as it was
+
+
 def test_two_processes_train_together_where_a_job_has_two_gpus(small_study):
     """Without a GPU they compute on the CPU. Last, because it leaves the study with another adapter."""
     together = SMALL | {

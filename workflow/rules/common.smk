@@ -33,6 +33,9 @@ FINETUNED = f"{RESULTS}/finetuned/{{model}}/{{config}}_finetuned"
 DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
 PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
 REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
+# Of further seeds; {seeded} is empty for the first one, whose files lie at the usual paths
+SEEDED = f"{FINETUNED}{{seeded}}"
+REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
 GRIDS = f"{RESULTS}/candidates/grids.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
@@ -41,12 +44,14 @@ RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 wildcard_constraints:
     model="|".join(map(re.escape, study.models)),
     config="|".join(map(re.escape, study.configs)),
+    seeded="(?:/seed-(?:{}))?".format("|".join(map(str, study.more_seeds())) or "none"),
     candidate=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
     dataset=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
 
 
 def pairs(pattern, **more):
-    """`pattern` for every model and config of the run."""
+    """`pattern` for every model and config of the run; of trainings, with the first seed where nothing else is said."""
+    more = {"seeded": ""} | more
     return [
         path
         for model, config in study.pairs()
@@ -129,7 +134,9 @@ def gpus(stage):
     """GPUs of a job of `stage`: none where it takes over the results of another config."""
 
     def gpu(wildcards, input):
-        return 0 if list(input.get("twin", [])) else study.resources_per_job[stage]["gpu"]
+        return (
+            0 if list(input.get("twin", [])) else study.resources_per_job[stage]["gpu"]
+        )
 
     return gpu
 
@@ -140,9 +147,24 @@ def training_processes(model):
     return 1 if study.models[model]["device_map"] else max(1, wanted)
 
 
+def training_seed(seeded):
+    """The seed of the training whose files lie in the subfolder `seeded`."""
+    return int(seeded.removeprefix("/seed-")) if seeded else study.training_seeds()[0]
+
+
+def of_more_seeds(record):
+    """`record` of the trainings with further seeds."""
+    return [
+        path
+        for seed in study.more_seeds()
+        for path in pairs(record, seeded=f"/seed-{seed}")
+    ]
+
+
 def of_twin(record):
     """The `record` of the first config that chose the same candidate, where that is not this one: then what was
-    trained and evaluated for it is taken over. Known once all configs up to this one have chosen."""
+    trained and evaluated for it is taken over. Known once all configs up to this one have chosen.
+    """
 
     def inputs(wildcards):
         configs = study.active_configs()
@@ -153,7 +175,8 @@ def of_twin(record):
             made = checkpoints.select_best.get(model=wildcards.model, config=config)
             candidate = selection.chosen(made.output[0])
             if chosen.setdefault(candidate, config) != config == wildcards.config:
-                return [record.format(model=wildcards.model, config=chosen[candidate])]
+                twin = dict(wildcards.items()) | {"config": chosen[candidate]}
+                return [record.format(**twin)]
         return []
 
     return inputs
@@ -166,7 +189,8 @@ def released():
 
 def status(stage, *key):
     """The status file of a job."""
-    return f"{RESULTS}/.status/{stage}/{'.'.join(key)}.json"
+    name = ".".join(filter(None, key)).replace("/", "")
+    return f"{RESULTS}/.status/{stage}/{name}.json"
 
 
 TASKS = study.evaluate["zero_shot"]["tasks"]
@@ -181,7 +205,7 @@ EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASK
 
 def scoring_settings():
     """How candidates are scored: as reports are, but of the texts only those that a criterion asks for, under the
-    protocol that stands for a model, and without its cost."""
+    protocol that stands for a model, and without its answers and its cost."""
     asked = [
         metric.removeprefix("ppl.")
         for criterion in study.configs.values()
@@ -193,6 +217,7 @@ def scoring_settings():
     first = names if isinstance(names, str) else names[0]
     return study.evaluate | {
         "perplexity": texts | {"datasets": chosen, "protocol": first},
+        "generation": study.evaluate["generation"] | {"prompts": []},
         "cost": study.evaluate["cost"] | {"enabled": False},
     }
 

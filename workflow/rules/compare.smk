@@ -17,6 +17,10 @@ rule compare_stages:
         **{f"finetuned_{kind}": paths for kind, paths in evaluated(REPORTED).items()},
         selection=SELECTION,
         finetuning=f"{FINETUNED}/finetuning_config.json",
+        seeds=[
+            f"{REPORTED}/seed-{seed}/evaluation_results.json"
+            for seed in study.more_seeds()
+        ],
     output:
         report=report(
             f"{REPORTED}/comparison_report.txt",
@@ -31,6 +35,7 @@ rule compare_stages:
         "../../envs/coppice.yaml"
     params:
         seed=study.seed,
+        seeds=study.training_seeds(),
         status=lambda wildcards: status("compare", wildcards.model, wildcards.config),
         protocol=1,
     script:

@@ -11,6 +11,7 @@ rule evaluate:
         expand(f"{DENSE}/evaluation_results.json", model=study.active_models()),
         pairs(f"{PRUNED}/evaluation_results.json"),
         pairs(f"{REPORTED}/evaluation_results.json"),
+        of_more_seeds(f"{REPORTED_SEED}/evaluation_results.json"),
 
 
 rule evaluate_dense:
@@ -37,9 +38,10 @@ rule evaluate_dense:
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
         loading=lambda wildcards: loading(wildcards.model),
+        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         seed=study.seed,
         status=lambda wildcards: status("evaluate", "dense", wildcards.model),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/evaluate_model.py"
 
@@ -62,35 +64,35 @@ use rule evaluate_dense as evaluate_pruned with:
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
         loading=lambda wildcards: loading(wildcards.model),
+        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         seed=study.seed,
         status=lambda wildcards: status(
             "evaluate", "pruned", wildcards.model, wildcards.config
         ),
-        protocol=1,
+        protocol=2,
 
 
 use rule evaluate_dense as evaluate_finetuned with:
     input:
         dense=lambda wildcards: model_record(wildcards.model),
         selection=SELECTION,
-        adapter=f"{FINETUNED}/adapter_model.safetensors",
-        record=f"{FINETUNED}/finetuning_config.json",
+        adapter=f"{SEEDED}/adapter_model.safetensors",
+        record=f"{SEEDED}/finetuning_config.json",
         datasets=dataset_records(EVALUATED),
         definitions=own_tasks(),
-        twin=of_twin(f"{REPORTED}/evaluation_results.json"),
+        twin=of_twin(f"{REPORTED_SEED}/evaluation_results.json"),
     output:
-        **evaluated(REPORTED),
+        **evaluated(REPORTED_SEED),
     log:
-        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}.log",
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.log",
     benchmark:
-        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}.benchmark.tsv"
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
     params:
         stage="finetuned",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
         loading=lambda wildcards: loading(wildcards.model),
+        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         seed=study.seed,
-        status=lambda wildcards: status(
-            "evaluate", "finetuned", wildcards.model, wildcards.config
-        ),
-        protocol=1,
+        status=lambda wildcards: status("evaluate", "finetuned", *wildcards),
+        protocol=2,

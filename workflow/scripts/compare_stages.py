@@ -8,6 +8,8 @@ model, config = snakemake.wildcards.model, snakemake.wildcards.config
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"compare {model} {config}"):
     from coppice import comparison
 
+    finetuned = Path(snakemake.input.finetuned_evaluation).parent
+    more = [Path(path).parent for path in snakemake.input.seeds]
     comparison.compare(
         identity={"model": model, "config": config},
         evaluations={
@@ -17,4 +19,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"co
         finetuning=snakemake.input.finetuning,
         output={"record": snakemake.output.record, "report": snakemake.output.report},
         seed=snakemake.params.seed,
+        seeds=dict(zip(snakemake.params.seeds, [finetuned, *more], strict=True)) if more else None,
     )

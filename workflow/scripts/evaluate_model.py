@@ -6,8 +6,10 @@ from coppice import logs, models
 
 stage = snakemake.params.stage
 model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
-title = " ".join(filter(None, ("evaluate", stage, model, config)))
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
+seeded = snakemake.wildcards.get("seeded", "").strip("/")
+title = " ".join(filter(None, ("evaluate", stage, model, config, seeded)))
+unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
     from coppice import candidates, evaluation
 
     twin = snakemake.input.get("twin")
@@ -26,4 +28,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, titl
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
         seed=snakemake.params.seed,
         twin=Path(twin[0]).parent if twin else None,
+        prompt=snakemake.params.prompt,
     )

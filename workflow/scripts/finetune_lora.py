@@ -6,8 +6,10 @@ from pathlib import Path
 if __name__ == "__main__":
     from coppice import logs, models
 
-    model, config = snakemake.wildcards.model, snakemake.wildcards.config
-    with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"finetune {model} {config}"):
+    model, config, seeded = snakemake.wildcards
+    title = f"finetune {model} {config} {seeded.strip('/')}"
+    unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
+    with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
         from coppice import candidates, finetuning
 
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")

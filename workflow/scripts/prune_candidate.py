@@ -5,7 +5,8 @@ from pathlib import Path
 from coppice import logs, models
 
 title = " ".join(("prune", *snakemake.wildcards))
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
+unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
     from coppice import candidates
 
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):

@@ -5,7 +5,8 @@ from pathlib import Path
 from coppice import logs, models
 
 title = " ".join(("score", *snakemake.wildcards))
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title):
+unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
     from coppice import candidates, evaluation
 
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output.evaluation, strict=True)

@@ -47,6 +47,7 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
         "average_acc": _average(parts),
         "extremes": _extremes(tasks),
         "cost": _cost(results, trained),
+        "generations": _generations(results),
     }
     if seeds:
         record["seeds"] = _over_seeds(results, seeds)
@@ -163,6 +164,16 @@ def _extremes(tasks):
         return None
     ordered = sorted(tasks, key=lambda name: tasks[name]["change"]["value"])
     return {"largest": ordered[-1], "smallest": ordered[0]}
+
+
+def _generations(results):
+    """[{prompt, dense, pruned, finetuned}] of the questions that all stages were asked."""
+    said = {stage: {one["prompt"]: one["text"] for one in result.get("generations") or []} for stage, result in results.items()}
+    return [
+        {"prompt": question} | {stage: texts[question] for stage, texts in said.items()}
+        for question in said["dense"]
+        if all(question in texts for texts in said.values())
+    ]
 
 
 def _over_seeds(results, folders):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import cost, data, fingerprints, models, perplexity, records, zero_shot
 from ..errors import CoppiceError
-from . import guards, reuse
+from . import generation, guards, reuse
 from .parts import Parts
 from .subject import Subject
 
@@ -30,6 +30,7 @@ def evaluate(
     dense=None,
     selection=None,
     twin=None,
+    prompt="none",
 ):
     """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
 
@@ -37,7 +38,7 @@ def evaluate(
     name -> path of its dataset.json; output: the folder that takes the records and samples. `purpose` is "report" or
     "selection", which decides the rows that are used. dense (a model.json) and selection (a selection_info.json) let a
     pruned model be told from the dense one. twin: the folder of the same evaluation for another config, whose results
-    are taken over.
+    are taken over. prompt: the form in which the model is asked questions: alpaca, chat or none.
     """
     clock, output = records.Clock(), Path(output)
     prints = {
@@ -50,7 +51,7 @@ def evaluate(
         reuse.take_over(identity, prints, twin, output)
         return
     parts = Parts(output / ".parts", _common(source, prints))
-    job = _Evaluation(Subject(source, adapter), parts, settings, datasets, purpose, seed)
+    job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
     for name, rows in samples.items():
@@ -106,6 +107,7 @@ class _Evaluation:
             "other_tasks": others,
             "average_acc": average(tasks),
             **sizes,
+            "generations": self._generations(),
             **self._merged_and_timed(),
         }
         return record, {"perplexity": first, "perplexity_more": dict(self._named(more))}, samples, self.used
@@ -168,6 +170,19 @@ class _Evaluation:
             lm, name, self.datasets[name], self.purpose, self.settings["zero_shot"], self.seed
         )
         return facts | {"engine": self.subject.engine_of(engine)}, rows
+
+    def _generations(self):
+        """What the model answers to the questions of `generation`, in its own form of prompt."""
+        wanted = self.settings.get("generation") or {}
+        if not wanted.get("prompts"):
+            return []
+        facts, subject = wanted | {"form": self.settings["prompt"]}, self.subject
+
+        def ask():
+            options = wanted["prompts"], self.settings["prompt"], wanted["new_tokens"]
+            return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
+
+        return self.parts.part("generation", "prompts", facts, ask)[0]["answers"]
 
     def _merged_and_timed(self):
         """{merge_drift, cost}: last, because merging changes the weights; the time is that of the merged model."""

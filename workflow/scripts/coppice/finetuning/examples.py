@@ -6,9 +6,8 @@ import random
 import jinja2
 import numpy
 
-from .. import data
+from .. import data, prompts
 from ..errors import DataError, SettingsError
-from . import formats
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -63,7 +62,7 @@ class _Source:
     def __init__(self, name, record, prompt, tokenizer):
         self.name, table = name, data.load(record, "train")
         self.rows = table.to_list()
-        self.formatter = formats.Formatter(formats.kind_of(table.column_names, name), prompt, tokenizer)
+        self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name), prompt, tokenizer)
         if not tokenizer.is_fast:
             raise SettingsError("the model's tokenizer says not where its tokens lie in a text; use its fast version")
 

@@ -28,7 +28,8 @@ class Status:
 
     def concerns(self, model, config):
         """Whether the pair needs this job: one of its own, of its dense model, or of the model's candidates."""
-        return self.names in ((model,), (model, config)) or (self.stage in CANDIDATE and self.names[:1] == (model,))
+        own = self.names == (model,) or self.names[:2] == (model, config)  # with a seed after them, or not
+        return own or (self.stage in CANDIDATE and self.names[:1] == (model,))
 
     def describe(self, now=None):
         """A few words: what runs and for how long, or why it failed."""

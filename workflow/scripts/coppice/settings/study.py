@@ -60,6 +60,14 @@ class Study:
         """Names of the data sets that fine-tuning reads, the one for validation counted in."""
         return list(_training_datasets(self.finetune["data"]))
 
+    def training_seeds(self):
+        """The seeds that every training is repeated with; the first one's files lie at the usual paths."""
+        return self.finetune["seeds"] or [self.seed]
+
+    def more_seeds(self):
+        """The seeds after the first."""
+        return self.training_seeds()[1:]
+
     def dataset(self, name):
         """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
@@ -81,7 +89,6 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_names(config)
     _restrict(config, raw_config, notices)
     _check_training(config["finetune"])
-    _notice_what_is_to_come(config, notices)
     config["finetune"]["lora"] = lora.resolve(config["finetune"]["lora"])
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config["models"].items()}
     _check_tasks(config["evaluate"]["zero_shot"], workdir, notices)
@@ -142,12 +149,6 @@ def _check_training(finetune):
         raise SettingsError(
             "config key finetune.early_stopping: needs a validation loss; set finetune.data.val_size or .validation"
         )
-
-
-def _notice_what_is_to_come(config, notices):
-    """Say what a key asks for that this version does not do yet, rather than do nothing in silence."""
-    if len(config["finetune"]["seeds"] or ()) > 1:
-        notices.append("config key finetune.seeds: this version fine-tunes with the first seed alone")
 
 
 def _check_tasks(zero_shot, workdir, notices):

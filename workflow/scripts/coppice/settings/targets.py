@@ -17,9 +17,14 @@ def check_targets(study, targets):
     for target in targets:
         path = os.path.relpath(os.path.join(study.workdir, target), root)
         folder, *parts = path.split(os.sep)
-        # a file directly in a stage's folder, such as SUMMARY.md, is about no single model
-        if folder in FOLDERS and not (len(parts) == 1 and "." in parts[0] and parts[0] not in study.models):
+        if folder in FOLDERS and not _of_no_single_one(study, parts):
             _check(study, target, folder, parts)
+
+
+def _of_no_single_one(study, parts):
+    """Whether a path in a stage's folder is about no single model or candidate, such as SUMMARY.md and its figures."""
+    of_stage = (len(parts) == 1 and "." in parts[0]) or parts[:1] == ["figures"]
+    return (of_stage and parts[0] not in study.models) or parts[1:] == ["released.json"]
 
 
 def _check(study, target, folder, parts):

@@ -1,5 +1,7 @@
 """From a row of a data set to the text that a model learns: what it is shown, and what it is to say.
 
+The same form serves a question that a model is asked: see `asked`.
+
 Four kinds of rows are known by their columns: chats (`messages`), instructions (`instruction`, `input`, `output`),
 completions (`prompt`, `completion`) and plain text (`text`). The Alpaca prompt is that of Stanford Alpaca (Taori et al.
 2023), which LLM-Pruner's recovery uses too.
@@ -7,7 +9,7 @@ completions (`prompt`, `completion`) and plain text (`text`). The Alpaca prompt 
 
 from dataclasses import dataclass
 
-from ..errors import DataError, SettingsError
+from .errors import DataError, SettingsError
 
 KINDS = {
     "chat": ("messages",),
@@ -100,6 +102,16 @@ class Formatter:
 
     def _render(self, turns, **options):
         return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+
+
+def asked(question, prompt, tokenizer):
+    """(text, whether the tokenizer's own special tokens go before it): a question in the form that models learn from.
+
+    prompt: alpaca, chat or none.
+    """
+    formatter = Formatter("instruction", prompt, tokenizer)
+    segments, _ = formatter({"instruction": question, "input": "", "output": "."})
+    return "".join(segment.text for segment in segments if not segment.learnt), formatter.add_special_tokens
 
 
 def _turns(row, kind):
