@@ -75,6 +75,7 @@ def test_what_lies_outside_the_bounds_is_passed_over_and_named():
     left, outside = criteria.within_bounds(entries, where)
     assert left == ["small"]
     assert outside["large"] == "parameters 100, at most 50 is asked for" and "at least 0.5" in outside["tiny"]
+    assert criteria.within_bounds(scored(big=(0.7, 5 * 10**9)), by("", "", parameters={"max": 6.0e9})["where"])[0]
     with pytest.raises(CoppiceError, match=r"no candidate keeps the bounds.*large.*tiny"):
         criteria.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
 
@@ -87,6 +88,13 @@ def evaluated(folder, right, losses):
     windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
     records.write(folder / "ppl_results.json", {"perplexity": {"wikitext2": {"window_losses": windows}}})
     return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
+
+
+def test_a_given_perplexity_stands_for_every_one_and_acc_for_the_mean():
+    metrics = criteria.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
+    assert criteria.value_of(metrics, "ppl.wikitext2") == 20.0 and criteria.value_of(metrics, "acc") == 0.4
+    given = metrics | criteria.metrics_of(given={"ppl": 12.0, "acc": 0.5})
+    assert criteria.value_of(given, "ppl.wikitext2") == 12.0 and criteria.value_of(given, "acc") == 0.5
 
 
 def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
@@ -105,6 +113,9 @@ def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
     assert low < 0 < high
     assert margins.interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
     assert margins.interval(first, steady | {"evaluation": None}, "piqa") is None
+    other = evaluated(tmp_path / "other", base, [2.0] * 7)  # another tokenizer: other windows
+    assert margins.interval(first, other, "ppl.wikitext2") is None
+    assert margins.interval(first, steady, "lambada_openai") is None
 
 
 def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():

@@ -63,6 +63,14 @@ def test_the_adapter_loads_with_plain_peft(small_study):
         assert (folder / name).exists()
 
 
+def test_a_checkout_runs_its_own_code_whatever_is_installed(new_checkout):
+    checkout = new_checkout("own code")
+    path = checkout.folder / "workflow/scripts/coppice/logs.py"
+    path.write_text(path.read_text().replace('LINE = "', 'LINE = "here '))
+    checkout.run("--cores", "1", "resources/miniature/ptb/dataset.json")
+    assert (checkout.folder / "logs/data/build_miniature_world.log").read_text().startswith("here ")
+
+
 def test_a_second_run_has_nothing_to_do(small_study):
     done = small_study.run("--cores", "2", config=SMALL)
     assert "Nothing to be done" in done.stdout

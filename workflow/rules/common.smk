@@ -4,15 +4,22 @@ The configuration is checked here, once, in the main process: a job that Snakema
 one in a group) trusts it.
 """
 
+import functools
+import os
 import re
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, str(Path(workflow.current_basedir).parent / "scripts"))
+SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
+sys.path.insert(0, SCRIPTS)
+# For scripts too: Snakemake puts their folder last, after whatever checkout is installed in the environment
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [SCRIPTS, os.environ.get("PYTHONPATH")])
+)
 
-from coppice import miniature, reporting, selection, settings
+from coppice import gpus, miniature, reporting, selection, settings
 from coppice.errors import CoppiceError
 
 try:
@@ -21,6 +28,11 @@ try:
     settings.check_targets(study, sys.argv[1:])
 except CoppiceError as error:
     raise WorkflowError(str(error)) from None
+
+if (
+    workflow.remote_exec
+):  # a cluster's scheduler started this job, and gave it its devices
+    os.environ[gpus.GIVEN] = "1"
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -37,7 +49,7 @@ REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
-GRIDS = f"{RESULTS}/candidates/grids.json"
+GRID = f"{RESULTS}/candidates/{{model}}/grid.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 
 
@@ -99,6 +111,13 @@ def config_files():
     return files
 
 
+def hub_configs():
+    """Those of them that have to be fetched, where a grid is checked against them."""
+    if study.config["candidates"]["table"] is not None:
+        return []
+    return [path for path in config_files().values() if path.startswith(RESOURCES)]
+
+
 def loading(model):
     """How a model and all its pruned forms are loaded, as a rule parameter."""
     return {
@@ -130,7 +149,7 @@ def runtime(stage):
     return runtime_minutes
 
 
-def gpus(stage):
+def gpu_count(stage):
     """GPUs of a job of `stage`: none where it takes over the results of another config."""
 
     def gpu(wildcards, input):
@@ -161,23 +180,35 @@ def of_more_seeds(record):
     ]
 
 
+@functools.cache
+def trained_before(model):
+    """config -> candidate of the trainings of their own that were there when this run began."""
+    paths = {
+        config: (
+            SELECTION.format(model=model, config=config),
+            f"{FINETUNED}/finetuning_config.json".format(model=model, config=config),
+        )
+        for config in study.configs
+    }
+    return selection.trained(paths)
+
+
 def of_twin(record):
-    """The `record` of the first config that chose the same candidate, where that is not this one: then what was
-    trained and evaluated for it is taken over. Known once all configs up to this one have chosen.
-    """
+    """The `record` of the config that chose the same candidate and is trained for all that did, where that is not this
+    one: what was trained and evaluated for it is taken over. Known once all configs have chosen."""
 
     def inputs(wildcards):
-        configs = study.active_configs()
-        if wildcards.config not in configs:
-            return []
-        chosen = {}
-        for config in configs[: configs.index(wildcards.config) + 1]:
+        before = trained_before(wildcards.model)
+        chosen = dict(before)  # of configs outside this run, those that are trained count
+        for config in {*study.active_configs(), wildcards.config}:
             made = checkpoints.select_best.get(model=wildcards.model, config=config)
-            candidate = selection.chosen(made.output[0])
-            if chosen.setdefault(candidate, config) != config == wildcards.config:
-                twin = dict(wildcards.items()) | {"config": chosen[candidate]}
-                return [record.format(**twin)]
-        return []
+            chosen[config] = selection.chosen(made.output[0])
+        own = chosen[wildcards.config]
+        alike = [config for config in study.configs if chosen.get(config) == own]
+        owner = next((c for c in alike if before.get(c) == own), alike[0])
+        if owner == wildcards.config:
+            return []
+        return [record.format(**dict(wildcards.items()) | {"config": owner})]
 
     return inputs
 
@@ -185,6 +216,15 @@ def of_twin(record):
 def released():
     """The records of weights that were let go, where they are to go."""
     return expand(RELEASED, model=study.active_models()) if RELEASES else []
+
+
+def memory_of_gpu(stage):
+    """GPU memory in MB that a job of `stage` will use, where it is said; a job without shares no device."""
+    return {
+        key: value
+        for key, value in study.resources_per_job[stage].items()
+        if key == "gpu_mem_mb" and value is not None
+    }
 
 
 def status(stage, *key):

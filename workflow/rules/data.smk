@@ -16,6 +16,7 @@ rule fetch:
     """Everything that comes from outside: run this where there is a network."""
     input:
         [model_record(model) for model in study.active_models()],
+        hub_configs(),
         dataset_records(list(dict.fromkeys([*study.datasets, *TASKS]))),
 
 
@@ -36,11 +37,12 @@ rule fetch_model:
 
 
 rule fetch_config:
-    """The configuration of a model from the hub, ahead of its weights: small, and enough to know what fits it."""
     output:
         f"{RESOURCES}/models/{{model}}/config.json",
     log:
         f"{LOGS}/data/fetch_config.{{model}}.log",
+    """The configuration of a model from the hub, ahead of its weights: small, and enough to know what fits it."""
+    priority: 100
     conda:
         "../../envs/coppice.yaml"
     params:

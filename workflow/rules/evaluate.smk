@@ -29,7 +29,8 @@ rule evaluate_dense:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        gpu=gpus("evaluate"),
+        **memory_of_gpu("evaluate"),
+        gpu=gpu_count("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
         mem_mb=memory("evaluate"),
         runtime=runtime("evaluate"),

@@ -32,7 +32,8 @@ rule finetune_lora:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        gpu=gpus("finetune"),
+        **memory_of_gpu("finetune"),
+        gpu=gpu_count("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
         mem_mb=memory("finetune"),
         runtime=runtime("finetune"),

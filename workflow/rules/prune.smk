@@ -1,7 +1,8 @@
 """Candidates: pruned here by the grid, or taken in from the user's table.
 
 Takes the dense model's record and calibration text (or the user's folder); gives `{results}/candidates/{model}/
-{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/grids.json` once the grid is known to fit.
+{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/{model}/grid.json` once its grid is known
+to fit a model that is not made here.
 """
 
 
@@ -17,31 +18,36 @@ rule candidates:
 if study.config["candidates"]["table"] is None:
 
     localrules:
-        check_grids,
+        check_grid,
 
-    rule check_grids:
-        """Whether every model takes every point of its grid, found before the first of them is pruned."""
+    rule check_grid:
         input:
-            list(config_files().values()),
+            lambda wildcards: config_files().get(wildcards.model, []),
         output:
-            GRIDS,
+            GRID,
         log:
-            f"{LOGS}/prune/check_grids.log",
+            f"{LOGS}/prune/check_grid.{{model}}.log",
+        """Whether a model takes every point of its grid, found before anything is pruned."""
+        priority: 100
         conda:
             "../../envs/coppice.yaml"
+        priority: 100
         params:
-            configs=config_files(),
-            grids={model: study.candidates(model) for model in config_files()},
+            grid=lambda wildcards: study.candidates(wildcards.model),
             protocol=1,
         script:
-            "../scripts/check_grids.py"
+            "../scripts/check_grid.py"
 
     rule prune_candidate:
         input:
             model=lambda wildcards: model_record(wildcards.model),
             calibration=dataset_record(study.calibration["dataset"]),
             # a point that is added makes no other candidate anew
-            grids=ancient(GRIDS) if config_files() else [],
+            grid=lambda wildcards: (
+                ancient(GRID.format(model=wildcards.model))
+                if wildcards.model in config_files()
+                else []
+            ),
         output:
             produced(CANDIDATE),
         log:
@@ -52,7 +58,8 @@ if study.config["candidates"]["table"] is None:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
         resources:
-            gpu=gpus("prune"),
+            **memory_of_gpu("prune"),
+            gpu=gpu_count("prune"),
             cpus_per_task=study.threads_per_job["prune"],
             mem_mb=memory("prune"),
             runtime=runtime("prune"),

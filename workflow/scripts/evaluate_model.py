@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
-from coppice import logs, models
+from coppice import jobs, models
 
 stage = snakemake.params.stage
 model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
 seeded = snakemake.wildcards.get("seeded", "").strip("/")
 title = " ".join(filter(None, ("evaluate", stage, model, config, seeded)))
-unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
+with jobs.computing(
+    snakemake.log[0],
+    snakemake.params.status,
+    title,
+    snakemake.threads,
+    snakemake.resources,
+    snakemake.params.loading,
+):
     from coppice import candidates, evaluation
 
     twin = snakemake.input.get("twin")

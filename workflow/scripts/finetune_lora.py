@@ -4,12 +4,18 @@ from pathlib import Path
 
 # Processes that train together are spawned, and spawning runs this file once more: hence the guard.
 if __name__ == "__main__":
-    from coppice import logs, models
+    from coppice import jobs, models
 
     model, config, seeded = snakemake.wildcards
     title = f"finetune {model} {config} {seeded.strip('/')}"
-    unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
-    with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
+    with jobs.computing(
+        snakemake.log[0],
+        snakemake.params.status,
+        title,
+        snakemake.threads,
+        snakemake.resources,
+        snakemake.params.loading,
+    ):
         from coppice import candidates, finetuning
 
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")

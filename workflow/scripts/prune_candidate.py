@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from coppice import logs, models
+from coppice import jobs, models
 
 title = " ".join(("prune", *snakemake.wildcards))
-unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
+with jobs.computing(
+    snakemake.log[0],
+    snakemake.params.status,
+    title,
+    snakemake.threads,
+    snakemake.resources,
+    snakemake.params.loading,
+):
     from coppice import candidates
 
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from coppice import logs, models
+from coppice import jobs, models
 
 title = " ".join(("score", *snakemake.wildcards))
-unused = () if snakemake.params.loading["quantize"] else ("bitsandbytes",)
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, title, unused):
+with jobs.computing(
+    snakemake.log[0],
+    snakemake.params.status,
+    title,
+    snakemake.threads,
+    snakemake.resources,
+    snakemake.params.loading,
+):
     from coppice import candidates, evaluation
 
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output.evaluation, strict=True)

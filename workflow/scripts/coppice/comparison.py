@@ -168,7 +168,10 @@ def _extremes(tasks):
 
 def _generations(results):
     """[{prompt, dense, pruned, finetuned}] of the questions that all stages were asked."""
-    said = {stage: {one["prompt"]: one["text"] for one in result.get("generations") or []} for stage, result in results.items()}
+    said = {
+        stage: {one["prompt"]: one["text"] for one in result.get("generations") or []}
+        for stage, result in results.items()
+    }
     return [
         {"prompt": question} | {stage: texts[question] for stage, texts in said.items()}
         for question in said["dense"]

@@ -5,6 +5,7 @@ local folder is registered as it stands, never copied or written to.
 """
 
 import logging
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,9 +31,13 @@ def fetch_model(name, source, revision, record):
 
 
 def fetch_config(name, source, revision, output):
-    """Download the configuration of the hub's model `source` ({kind, path}) to `output`."""
+    """Download the configuration of the hub's model `source` ({kind, path}) to `output`, or copy its snapshot's."""
     from huggingface_hub import hf_hub_download
 
+    snapshot = Path(output).parent / "snapshot/config.json"
+    if snapshot.is_file():
+        shutil.copyfile(snapshot, output)
+        return
     with _in_words(name, source["path"]):
         hf_hub_download(source["path"], "config.json", revision=revision, local_dir=Path(output).parent)
 

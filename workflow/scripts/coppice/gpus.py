@@ -24,6 +24,7 @@ logger = logging.getLogger("coppice.gpus")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIVEN = "COPPICE_GPUS_GIVEN"  # set by the workflow in a job that a cluster's scheduler started
+SHARE, SKIP_BUSY = "COPPICE_GPUS_SHARE", "COPPICE_GPUS_SKIP_BUSY"  # set by the workflow from its configuration
 FOLDER = "COPPICE_GPU_LEASES"  # where leases lie, if not in the machine's folder for temporary files
 SHORTEST, LONGEST = 0.05, 1.0  # seconds between two looks for a free device
 REMINDER = 60.0  # seconds between two lines that say so
@@ -43,21 +44,22 @@ class Device:
 
 
 @contextlib.contextmanager
-def lease(count, memory=None, tell=lambda *state, **facts: None, skip_busy=False):
-    """Hold `count` GPUs while the block runs, with `CUDA_VISIBLE_DEVICES` set to them; torch must not be loaded yet.
+def lease(wanted, memory=None, tell=lambda *state, **facts: None):
+    """Hold `wanted` GPUs while the block runs, with `CUDA_VISIBLE_DEVICES` set to them; torch must not be loaded yet.
 
-    memory: MB of each that the job will use, where several may share one; None takes a device whole. tell(state,
-    reason=...): keeps the job's status. skip_busy: leave out devices on which somebody else's process computes. With no
-    GPU, with `count` 0, or where the scheduler has given the devices, nothing happens. Raises CoppiceError where fewer
-    than `count` devices could ever be had.
+    memory: MB of each that the job will use; without it, or without `SHARE` in the environment, a device is taken
+    whole. tell(state, reason=...): keeps the job's status. With `SKIP_BUSY` devices on which somebody else's process
+    computes are left out. With no GPU, with `wanted` 0, or where the scheduler has given the devices, nothing happens.
+    Raises CoppiceError where fewer than `wanted` devices could ever be had.
     """
-    devices = [] if not count or os.environ.get(GIVEN) else visible()
+    devices = [] if not wanted or os.environ.get(GIVEN) else visible()
     if not devices:
         yield []
         return
-    _check_possible(devices, count, memory)
+    memory = memory if os.environ.get(SHARE) else None
+    _check_possible(devices, wanted, memory)
     with contextlib.ExitStack() as held:
-        taken = _wait(held, devices, count, memory, tell, skip_busy)
+        taken = _wait(held, devices, wanted, memory, tell)
         before = os.environ.get(VISIBLE)
         os.environ[VISIBLE] = ",".join(device.name for device in taken)
         logger.info("on %s", ", ".join(f"GPU {device.name}" for device in taken))
@@ -72,7 +74,8 @@ def visible():
     known = _listed()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
-        return known or [Device(str(i), str(i)) for i in range(_counted())]
+        # by UUID: CUDA and nvidia-smi may count the devices of a machine in another order
+        return [Device(d.uuid, d.uuid, d.memory) for d in known] or [Device(name, name) for name in _nodes()]
     names = []
     for name in (part.strip() for part in wanted.split(",")):
         if name in ("", "-1", "NoDevFiles"):
@@ -84,7 +87,7 @@ def visible():
 def _device(name, known):
     """The device called `name`: a number, a UUID or the beginning of one, or a MIG part."""
     for device in known:
-        if name == device.name or (name.startswith("GPU-") and device.uuid.startswith(name)):
+        if name == device.name or name == device.uuid or (name.startswith("GPU-") and device.uuid.startswith(name)):
             return Device(name, device.uuid, device.memory)
     return Device(name, name)
 
@@ -92,7 +95,7 @@ def _device(name, known):
 def _listed():
     """What `nvidia-smi` lists; nothing where it is not there or does not answer."""
     rows = _ask_driver("--query-gpu=index,uuid,memory.total")
-    return [Device(index, uuid, int(float(memory))) for index, uuid, memory in rows]
+    return [Device(index, uuid, int(memory) if memory.isdigit() else None) for index, uuid, memory in rows]
 
 
 def _busy():
@@ -112,45 +115,57 @@ def _ask_driver(query):
     return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
 
 
-def _counted():
-    """The number of GPUs that the driver shows to this process; 0 where there is no driver."""
+def present():
+    """Whether this machine has a GPU at all, asked without waking the driver."""
+    return bool(shutil.which("nvidia-smi") or _nodes())
+
+
+def _nodes():
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def count():
+    """The number of GPUs that the driver shows to this process; 0 where there is no driver.
+
+    Not before a lease: the driver reads `CUDA_VISIBLE_DEVICES` once, when it is first called.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    found = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(found)):
         return 0
-    return count.value
+    return found.value
 
 
-def _check_possible(devices, count, memory):
-    if count > len(devices):
+def _check_possible(devices, wanted, memory):
+    if wanted > len(devices):
         raise CoppiceError(
-            f"this job asks for {count} GPUs, of which {len(devices)} can be seen here; lower its gpu under "
+            f"this job asks for {wanted} GPUs, of which {len(devices)} can be seen here; lower its gpu under "
             f"resources_per_job, or widen {VISIBLE} ({os.environ.get(VISIBLE, 'not set')})"
         )
     roomy = [device for device in devices if memory is None or device.memory is None or device.memory >= memory]
-    if count > len(roomy):
+    if wanted > len(roomy):
         raise CoppiceError(
-            f"this job asks for {memory} MB on each of {count} GPUs, and the largest here has "
+            f"this job asks for {memory} MB on each of {wanted} GPUs, and the largest here has "
             f"{max(device.memory for device in devices)} MB; lower its gpu_mem_mb under resources_per_job"
         )
 
 
-def _wait(held, devices, count, memory, tell, skip_busy):
+def _wait(held, devices, wanted, memory, tell):
     """The leased devices, once there are enough; what they hold is let go of when `held` is left."""
     pause, started, reminded = SHORTEST, time.monotonic(), None
     while True:
         with _mutex():
-            taken = _take(held, devices, count, memory, skip_busy)
+            taken = _take(held, devices, wanted, memory)
         if taken:
             if reminded is not None:
                 logger.info("waited %.0f s for a GPU", time.monotonic() - started)
             tell("running")
             return taken
         if reminded is None or time.monotonic() - reminded > REMINDER:
-            reason = f"for {count} of {len(devices)} GPUs to be free"
+            reason = f"for {wanted} of {len(devices)} GPUs to be free"
             logger.info("waiting %s", reason)
             tell("waiting", reason=reason)
             reminded = time.monotonic()
@@ -158,19 +173,19 @@ def _wait(held, devices, count, memory, tell, skip_busy):
         pause = min(LONGEST, 1.5 * pause)
 
 
-def _take(held, devices, count, memory, skip_busy):
-    """Leases of `count` devices, entered into `held`; an empty list where fewer are free. Under the mutex."""
-    busy = _busy() if skip_busy else set()
+def _take(held, devices, wanted, memory):
+    """Leases of `wanted` devices, entered into `held`; an empty list where fewer are free. Under the mutex."""
+    busy = _busy() if os.environ.get(SKIP_BUSY) else set()
     able = []
     for device in devices:
         used, leases = _used(device)
         foreign = device.uuid in busy and not leases
         if not foreign and _fits(device, used, leases, memory):
             able.append((used, device))
-    if len(able) < count:
+    if len(able) < wanted:
         return []
     able.sort(key=lambda pair: -pair[0])  # fill a device that is begun before another one
-    taken = [device for _, device in able[:count]]
+    taken = [device for _, device in able[:wanted]]
     for device in taken:
         held.enter_context(_locked(device, memory))
     return taken
@@ -188,7 +203,8 @@ def _used(device):
     for path in device.folder().glob("*.lease"):
         with contextlib.suppress(FileNotFoundError), open(path, "r+", encoding="utf-8") as file:
             if _try_lock(file):
-                path.unlink()
+                with contextlib.suppress(PermissionError):  # another user's: free, but theirs to remove
+                    path.unlink()
                 continue
             leases += 1
             used += int(file.read() or device.memory or 2**31)

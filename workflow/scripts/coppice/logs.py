@@ -159,7 +159,7 @@ class ProgressLines:
 
 
 class _Status:
-    """The status file of one job: {title, state, reason, started, updated, host, pid}."""
+    """The status file of one job: {title, state, reason, started, updated, device, host, pid}."""
 
     def __init__(self, path, title):
         self.path, self.title, self.started = path, title, time.time()
@@ -168,5 +168,6 @@ class _Status:
         if not self.path:
             return
         facts = {"title": self.title, "state": state, "reason": reason, "started": self.started, "updated": time.time()}
+        facts |= {"device": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with atomic(self.path) as file:
             json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)

@@ -4,14 +4,14 @@ transformers re-initialises what a checkpoint lacks and only logs it; here a mis
 an error that lists the tensors. Models come from folders alone: the fetch rules are the only ones that know the hub.
 """
 
-import ctypes
 import importlib.metadata
 import logging
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fingerprints, odd_shapes, records
+from . import fingerprints, gpus, odd_shapes, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -52,19 +52,7 @@ def device():
 def device_kind():
     """ "cuda" or "cpu": what `device` will be, found without importing torch (seconds)."""
     build = importlib.metadata.version("torch")
-    return "cuda" if "+cpu" not in build and _cuda_devices() else "cpu"
-
-
-def _cuda_devices():
-    """The number of GPUs that the driver shows to this process; 0 where there is no driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
+    return "cuda" if "+cpu" not in build and gpus.count() else "cpu"
 
 
 def dtype_of(name):
@@ -91,6 +79,8 @@ def load(source, adapter=None, train=False, on=None):
     path = Path(source.path)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
+    if sys.modules.get("bitsandbytes", True) is None and "quantization_config" in (path / "config.json").read_text():
+        del sys.modules["bitsandbytes"]  # a job that had no use for it leaves it out; a quantised checkpoint has one
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         odd = odd_shapes.layers_of(path, config)
@@ -228,13 +218,14 @@ def parameters(model):
 
 
 def count_parameters(folder):
-    """Number of parameters in a checkpoint's safetensors, from the files' headers; None for other formats."""
+    """Number of parameters in a checkpoint: of safetensors from the files' headers, of `.bin` from their tensors."""
     from safetensors import safe_open
 
     total = 0
     for path in fingerprints.weights_files(folder):
         if path.suffix != ".safetensors":
-            return None
+            total += _count_in_bin(path)
+            continue
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 size = 1
@@ -242,3 +233,13 @@ def count_parameters(folder):
                     size *= length
                 total += size
     return total
+
+
+def _count_in_bin(path):
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
+    except Exception as error:  # whatever torch, zipfile or the restricted unpickler makes of a damaged file
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors: {error}") from error

@@ -44,9 +44,11 @@ def ensure(folder):
 def release(model, folders, selections, output):
     """Delete the weights of a model's candidates that no config chose, and write which into the record `output`.
 
-    folders: candidate -> path of its pruning.json; selections: paths of selection_info.json of all configs.
+    folders: candidate -> path of its pruning.json; selections: paths of selection_info.json of all configs. What other
+    studies in the same results chose stays too.
     """
-    chosen = {records.read(path)["candidate"] for path in selections}
+    others = [path for known in selections for path in Path(known).parents[1].glob("*/selection_info.json")]
+    chosen = {records.read(path)["candidate"] for path in {*map(Path, selections), *others}}
     freed = {}
     for name, record in folders.items():
         folder = Path(record).parent

@@ -10,7 +10,8 @@ from ..errors import CoppiceError
 
 logger = logging.getLogger("coppice.finetuning")
 
-RECORD = "finetuning_config.json"
+RECORD, STATE = "finetuning_config.json", "training_state.json"
+MERGED = "merged"
 
 
 def take_over(identity, source, twin, output):
@@ -27,12 +28,27 @@ def take_over(identity, source, twin, output):
             "again"
         )
     output.mkdir(parents=True, exist_ok=True)
+    _link_merged(twin, output)
     for file in sorted(twin.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.name != RECORD:
+        if file.is_file() and not file.name.startswith(".") and file.name not in (RECORD, STATE):
             partial = output / f".partial-{file.name}"
             shutil.copyfile(file, partial)
             partial.replace(output / file.name)
-    if (twin / "merged").is_dir() and not (output / "merged").exists():
-        (output / "merged").symlink_to(os.path.relpath(twin / "merged", output))
+    records.write(output / STATE, records.read(twin / STATE) | identity | {"reused_from": record["config"]})
     records.write(output / RECORD, record | identity | {"reused_from": record["config"]})
     logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])
+
+
+def leave(output):
+    """Forget a merged checkpoint that is another config's, before `output` gets one of its own."""
+    if (output / MERGED).is_symlink():
+        (output / MERGED).unlink()
+
+
+def _link_merged(twin, output):
+    """Link the twin's merged checkpoint; one that a training left in `output` goes: it is another model's."""
+    leave(output)
+    if (output / MERGED).is_dir():
+        shutil.rmtree(output / MERGED)
+    if (twin / MERGED).is_dir():
+        (output / MERGED).symlink_to(os.path.relpath((twin / MERGED).resolve(), output))

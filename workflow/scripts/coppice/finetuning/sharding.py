@@ -30,12 +30,12 @@ def wanted(setting, source, world):
     """Whether to shard the checkpoint `source`: as set, else where its weights do not fit the memory of one GPU."""
     if world <= 1 or setting is False:
         return False
-    if setting is None and not _too_large(source):
+    if setting is None and (source.quantize or not _too_large(source)):
         return False
     if source.quantize:
         raise SettingsError(
             f"finetune.sharding: a {source.quantize} base cannot be spread over processes; set models.X.device_map: "
-            "auto (one process, several GPUs), or leave models.X.quantize out"
+            "auto (one process, several GPUs), or leave out models.X.quantize or finetune.sharding"
         )
     return True
 
@@ -44,7 +44,9 @@ def _too_large(source):
     if not torch.cuda.is_available():
         return False
     size = sum(file.stat().st_size for file in fingerprints.weights_files(source.path))
-    return size > ROOM_FOR_WEIGHTS * torch.cuda.get_device_properties(models.device()).total_memory
+    # of the smallest: every process has to come to the same answer
+    room = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return size > ROOM_FOR_WEIGHTS * room
 
 
 @contextmanager

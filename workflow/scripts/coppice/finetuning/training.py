@@ -31,6 +31,7 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     if twin:
         reuse.take_over(identity, source, twin, output)
         return
+    reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
     resolved = settings | {"prompt": prompt}
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}

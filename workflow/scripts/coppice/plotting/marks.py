@@ -64,7 +64,7 @@ def name(axes, x, y, names, most=12):
         axes.annotate(
             text,
             place,
-            xytext=(-9 if left else 9, 5),
+            xytext=(-9, 5) if left else (9, -11),  # a front rises: above it on its right, below on its left
             textcoords="offset points",
             ha="right" if left else "left",
             color=FAINT,

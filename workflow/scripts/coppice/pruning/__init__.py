@@ -27,7 +27,7 @@ from coppice.pruning.points import Plan, resolve
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Plan", "PruneResult", "check_grids", "prune", "resolve"]
+__all__ = ["Plan", "PruneResult", "check_grid", "prune", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,28 @@ class PruneResult:
     facts: dict[str, Any]
 
 
-def check_grids(configs, grids, output):
-    """Refuse any point of the grids that its model cannot take, by the models' configurations alone.
+def check_grid(model, config, grid, output):
+    """Refuse any point of the `grid` that the model cannot take, by its configuration alone.
 
-    configs: model -> path of its config.json; grids: model -> {candidate: point}; output: the record to write. Raises
-    SettingsError that names every such model and point.
+    config: path of its config.json; grid: candidate -> point; output: the record to write. Raises SettingsError that
+    names every such point.
     """
     from transformers import AutoConfig
 
+    try:
+        found = AutoConfig.from_pretrained(Path(config).parent, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{model}: {config} cannot be read as a model's configuration: {error}") from error
     plans, wrong = {}, []
-    for model, path in configs.items():
+    for candidate, point in grid.items():
         try:
-            config = AutoConfig.from_pretrained(Path(path).parent, local_files_only=True)
-        except (OSError, ValueError) as error:
-            wrong.append(f"{model}: {path} cannot be read as a model's configuration: {error}")
-            continue
-        for candidate, point in grids[model].items():
-            try:
-                plan = resolve(point, config)
-                plans.setdefault(model, {})[candidate] = {"remove": plan.remove, "warnings": plan.warnings}
-            except (SettingsError, CheckpointError) as error:
-                wrong.append(f"{model}: candidate {candidate}: {error}")
+            plan = resolve(point, found)
+            plans[candidate] = {"remove": plan.remove, "warnings": plan.warnings}
+        except (SettingsError, CheckpointError) as error:
+            wrong.append(f"{model}: candidate {candidate}: {error}")
     if wrong:
         raise SettingsError("\n".join(wrong))
-    records.write(output, {"plans": plans})
+    records.write(output, {"model": model, "plans": plans})
 
 
 def prune(

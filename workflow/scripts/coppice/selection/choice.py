@@ -45,13 +45,15 @@ def select_best(identity, criterion, folders, output, seed=0):
     name, value = order[0]
     best = scored[name]
     output = Path(output)
+    origin = {considered: _origin(scored[considered], criterion) for considered, _ in order}
     candidates.link(best["folder"], output)
     info = identity | {
         "criterion": criterion,
         "candidate": name,
         "value": value,
         "metrics": best["metrics"],
-        "metrics_from": "the user's table" if best["given"] else "scored here",
+        "metrics_from": origin[name],
+        "warnings": _warnings(origin),
         "parameters": best["parameters"],
         "runner_up": _runner_up(scored, order, criterion, seed),
         "candidates_considered": [considered for considered, _ in order],
@@ -62,6 +64,39 @@ def select_best(identity, criterion, folders, output, seed=0):
     }
     records.write(output / "selection_info.json", info)
     logger.info("%s %s: %s (%s: %.4g)", identity["model"], identity["config"], name, criterion["words"], value)
+
+
+def _origin(entry, criterion):
+    """Where the numbers come from that a candidate is ranked by."""
+    given = all(criteria.is_given(entry["given"], metric) for metric in criteria.asked(criterion))
+    return "the user's table" if given else "scored here"
+
+
+def _warnings(origin):
+    if len(set(origin.values())) == 1:
+        return []
+    own = [name for name, where in origin.items() if where != "scored here"]
+    return [
+        f"numbers of the user's own ({', '.join(own)}) stand beside candidates that were scored here: they compare "
+        "only if they were measured alike"
+    ]
+
+
+def trained(paths):
+    """config -> candidate of the configs that were trained by themselves, not taken over, for what they chose.
+
+    paths: config -> (selection_info.json, finetuning_config.json), which need not be there.
+    """
+    found = {}
+    for config, (selected, finetuned) in paths.items():
+        try:
+            choice, training = records.read(selected), records.read(finetuned)
+        except records.RecordError:
+            continue
+        print_ = training["provenance"]["fingerprints"]["weights"]
+        if not training.get("reused_from") and print_ == choice["weights_fingerprint"]:
+            found[config] = choice["candidate"]
+    return found
 
 
 def chosen(path):

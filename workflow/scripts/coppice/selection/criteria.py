@@ -5,6 +5,7 @@ A criterion is {metric, mode, where} or {pareto: knee, metrics, where}, as `sett
 """
 
 import math
+import operator
 
 from .. import fronts
 from ..errors import CoppiceError
@@ -37,9 +38,14 @@ def needs_scoring(candidate, criteria):
 
 def value_of(metrics, metric):
     """The value of `metric` among a candidate's metrics, or None; a table's `ppl` serves for every perplexity."""
-    if metric in metrics:
-        return metrics[metric]
-    return metrics.get("ppl") if metric.startswith("ppl.") else None
+    if metric.startswith("ppl.") and "ppl" in metrics:
+        return metrics["ppl"]
+    return metrics.get("average_acc" if metric == "acc" else metric)
+
+
+def is_given(given, metric):
+    """Whether a candidate's number for `metric` is its user's own, from the columns `given` in the table."""
+    return value_of(metrics_of(given=given), metric) is not None
 
 
 def within_bounds(scored, where):
@@ -53,8 +59,8 @@ def within_bounds(scored, where):
             value = entry["parameters"] if quantity == PARAMETERS else value_of(entry["metrics"], quantity)
             if value is None:
                 raise CoppiceError(f"candidate {name}: its {quantity} is not known, and select has a bound on it")
-            for end, word, beyond in (("min", "least", value.__lt__), ("max", "most", value.__gt__)):
-                if bounds[end] is not None and beyond(bounds[end]):
+            for end, word, beyond in (("min", "least", operator.lt), ("max", "most", operator.gt)):
+                if bounds[end] is not None and beyond(value, bounds[end]):
                     outside[name] = f"{quantity} {value:g}, at {word} {bounds[end]:g} is asked for"
     left = [name for name in scored if name not in outside]
     if not left:

@@ -1,34 +1,39 @@
 """How sure the margin between two candidates is: paired over the rows that both were scored on."""
 
+import logging
+
 import numpy
 
 from .. import pairing, statistics
+from ..errors import CoppiceError
+from . import criteria
 
-AGAIN = "delete the scores of both candidates and run snakemake again"
+logger = logging.getLogger("coppice.selection")
 
 
 def interval(first, second, metric, seed=0):
     """Bootstrap interval [low, high] of `metric` of `second` minus that of `first`, over the same items or windows.
 
-    first, second: {evaluation: folder or None, given}. None where one of them was not scored here, or where its user
-    gave the number: there is nothing to resample.
+    first, second: {evaluation: folder or None, tasks, given}. None where there is nothing to pair: one was not scored
+    here or has its user's number, the two read other windows (another tokenizer), or the metric is no accuracy.
     """
     folders = [first["evaluation"], second["evaluation"]]
-    if None in folders or any(_is_given(entry, metric) for entry in (first, second)):
+    if None in folders or any(criteria.is_given(entry["given"], metric) for entry in (first, second)):
         return None
-    paired = _paired(folders, metric, first["tasks"], seed)
+    names = first["tasks"] if metric in ("average_acc", "acc") else [metric]
+    if not metric.startswith("ppl.") and not set(names) <= {*first["tasks"]} & {*second["tasks"]}:
+        return None
+    try:
+        paired = _paired(folders, metric, names, seed)
+    except CoppiceError as error:
+        logger.info("no interval for the margin: %s", error)
+        return None
     return statistics.change(paired, 0, 1)["interval"]
-
-
-def _is_given(entry, metric):
-    return metric in entry["given"] or (metric == "average_acc" and "acc" in entry["given"])
 
 
 def _paired(folders, metric, tasks, seed):
     if metric.startswith("ppl."):
-        losses, tokens = pairing.window_losses(folders, metric.removeprefix("ppl."), AGAIN)
+        losses, tokens = pairing.window_losses(folders, metric.removeprefix("ppl."), "they are not paired")
         return statistics.paired_means(losses, seed, tokens).map(numpy.exp)
-    names = tasks if metric == "average_acc" else [metric]
-    return statistics.mean_of(
-        [statistics.paired_means(pairing.right_and_wrong(folders, name, AGAIN), seed) for name in names]
-    )
+    right = [pairing.right_and_wrong(folders, name, "they are not paired") for name in tasks]
+    return statistics.mean_of([statistics.paired_means(samples, seed) for samples in right])

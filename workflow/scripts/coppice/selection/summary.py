@@ -61,7 +61,7 @@ def _choice(info, chosen):
     first = next(other["config"] for other in chosen if other["candidate"] == info["candidate"])
     if first != info["config"]:
         lines.append(phrases.reused(first))
-    return "; ".join(lines)
+    return "; ".join(lines + [f"**note**: {warning}" for warning in info["warnings"]])
 
 
 def _draw(model, rows, configs, folder):

@@ -4,6 +4,7 @@ from ..errors import SettingsError, nearest
 from .candidates import REQUIRED
 
 PARAMETERS = "parameters"
+ENDS = (("min", "at least"), ("max", "at most"))
 
 
 def resolve(config, rows, columns):
@@ -82,6 +83,6 @@ def _words(criterion):
     else:
         words = f"{criterion['mode']} {criterion['metric']}"
     for name, bounds in criterion["where"].items():
-        parts = [f"{word} {bounds[end]:g}" for end, word in (("min", "at least"), ("max", "at most")) if bounds[end]]
+        parts = [f"{word} {bounds[end]:g}" for end, word in ENDS if bounds[end] is not None]
         words += f", {name} {' and '.join(parts)}"
     return words

@@ -24,7 +24,7 @@ def check_targets(study, targets):
 def _of_no_single_one(study, parts):
     """Whether a path in a stage's folder is about no single model or candidate, such as SUMMARY.md and its figures."""
     of_stage = (len(parts) == 1 and "." in parts[0]) or parts[:1] == ["figures"]
-    return (of_stage and parts[0] not in study.models) or parts[1:] == ["released.json"]
+    return (of_stage and parts[0] not in study.models) or parts[1:] in (["released.json"], ["grid.json"])
 
 
 def _check(study, target, folder, parts):

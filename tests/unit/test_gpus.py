@@ -1,0 +1,244 @@
+"""The GPU broker: each device to one job at a time, by real processes on devices that do not exist."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coppice import gpus
+from coppice.errors import CoppiceError
+
+PACKAGE = str(Path(gpus.__file__).parents[1])
+# A job: leases, notes that it holds a device and that it let go, each in one write.
+JOB = """
+import os, sys, time
+from coppice import gpus
+count, seconds, log = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+memory = int(sys.argv[4]) if len(sys.argv) > 4 else None
+def note(what, names):
+    with open(log, "a") as file:
+        file.write(f"{time.monotonic()} {what} {os.getpid()} {names}\\n")
+note("wants", "-")
+with gpus.lease(count, memory):
+    note("takes", os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(seconds)
+    note("gives", os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine of its own with two devices, no driver, and the leases in a folder of the test."""
+    monkeypatch.setenv("COPPICE_GPU_LEASES", str(tmp_path / "leases"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("COPPICE_GPUS_GIVEN", raising=False)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return tmp_path
+
+
+def driver(machine, devices, busy=()):
+    """An `nvidia-smi` that lists `devices` [(uuid, MB)], of which some are `busy` with somebody's process."""
+    listed = "\n".join(f"{i}, {uuid}, {memory}" for i, (uuid, memory) in enumerate(devices))
+    apps = "\n".join(f"{uuid}, 4711" for uuid in busy)
+    path = machine / "bin/nvidia-smi"
+    path.write_text(
+        f"#!/bin/sh\ncase $1 in *compute-apps*) printf '%s\\n' '{apps}';; *) printf '%s\\n' '{listed}';; esac\n"
+    )
+    path.chmod(0o755)
+
+
+def start(machine, count=1, seconds=0.0, *memory):
+    command = [sys.executable, "-c", JOB, str(count), str(seconds), str(machine / "log"), *map(str, memory)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PACKAGE})
+
+
+def events(machine):
+    lines = [line.split() for line in (machine / "log").read_text().splitlines()]
+    return sorted((float(when), what, int(pid), names) for when, what, pid, names in lines)
+
+
+@contextlib.contextmanager
+def another(*arguments, **options):
+    """A lease as another job would ask for it, which sees all devices."""
+    before = os.environ["CUDA_VISIBLE_DEVICES"]
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("ALL", "0,1")
+    try:
+        with gpus.lease(*arguments, **options) as taken:
+            yield taken
+    finally:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def wait_for(machine, what, number=1):
+    deadline = time.monotonic() + 30
+    while sum(event[1] == what for event in events(machine)) < number if (machine / "log").exists() else True:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_hundred_jobs_and_random_kills_never_share_a_device_or_leave_one_idle(machine):
+    """Killed jobs hold their device until the kernel has let go: their end is taken from when they were reaped."""
+    chance = random.Random(1)
+    running, started, ends = [], 0, {}
+    while started < 200 or running:
+        while started < 200 and len(running) < 6:
+            running.append(start(machine, 1, chance.uniform(0, 0.02)))
+            started += 1
+        if chance.random() < 0.1:
+            chance.choice(running).send_signal(signal.SIGKILL)
+        for process in list(running):
+            if process.poll() is not None:
+                ends[process.pid] = time.monotonic()
+                running.remove(process)
+        time.sleep(0.01)
+    holders, idle_while_wanted, waiting, since = {}, 0.0, set(), None
+    log = events(machine)
+    killed = {event[2] for event in log if event[1] == "takes"} - {event[2] for event in log if event[1] == "gives"}
+    assert killed, "no job was killed while it held a device"
+    log += [(ends[pid], "gives", pid, "reaped") for pid in killed]
+    for when, what, pid, names in sorted(log):
+        if since is not None and waiting and len(holders) < 2:
+            idle_while_wanted = max(idle_while_wanted, when - since)
+        since = when
+        if what == "wants":
+            waiting.add(pid)
+        elif what == "takes":
+            waiting.discard(pid)
+            assert names not in holders.values(), f"{names} went to two jobs"
+            holders[pid] = names
+        else:
+            holders.pop(pid, None)
+    assert idle_while_wanted < 2 * gpus.LONGEST
+    assert sum(event[1] == "takes" for event in log) >= 100
+
+
+def test_a_job_that_is_killed_lets_go_at_once(machine):
+    first = start(machine, 2, 60)
+    wait_for(machine, "takes")
+    second = start(machine, 2, 0)
+    wait_for(machine, "wants", 2)
+    first.kill()
+    assert second.wait(30) == 0
+    first.wait()
+
+
+def test_several_devices_are_taken_together_or_not_at_all(machine):
+    jobs = [start(machine, 2, 0.05) for _ in range(6)]
+    assert [job.wait(60) for job in jobs] == [0] * 6
+    taken = [event for event in events(machine) if event[1] in ("takes", "gives")]
+    assert all(set(event[3].split(",")) == {"0", "1"} for event in taken)
+    assert [event[1] for event in taken] == ["takes", "gives"] * 6
+
+
+def test_a_device_goes_by_its_uuid_whatever_it_is_called(machine, monkeypatch):
+    driver(machine, [("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
+    with gpus.lease(1) as (first,):
+        monkeypatch.setenv("ALL", "GPU-aa")
+        assert (first.name, first.uuid) == ("0", "GPU-aaaa")
+        with pytest.raises(TimeoutError), lease_within(0.5, 1):
+            pass
+        monkeypatch.setenv("ALL", "GPU-bbbb")
+        with another(1) as (second,):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == second.name == "GPU-bbbb"
+
+
+@contextlib.contextmanager
+def lease_within(seconds, *arguments, **options):
+    def late(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with another(*arguments, **options) as taken:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            yield taken
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_parts_of_a_device_keep_their_names(machine, monkeypatch):
+    driver(machine, [("GPU-aaaa", 80000)])
+    monkeypatch.setenv("ALL", "MIG-1111,MIG-2222")
+    with another(1) as first, another(1) as second:
+        assert [first[0].name, second[0].name] == ["MIG-1111", "MIG-2222"]
+
+
+def test_small_jobs_share_a_device_as_far_as_its_memory_goes(machine, monkeypatch):
+    driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
+    monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
+    with another(1, 6000) as a, another(1, 6000) as b, another(1, 4000) as c, another(1, 3000) as d:
+        assert a[0].uuid != b[0].uuid and c[0].uuid != d[0].uuid
+        with pytest.raises(TimeoutError), lease_within(0.5, 1, 2000):
+            pass
+        with pytest.raises(TimeoutError), lease_within(0.5, 1):  # whole
+            pass
+    with another(1), another(1), pytest.raises(TimeoutError), lease_within(0.5, 1, 10):
+        pass
+    monkeypatch.delenv("COPPICE_GPUS_SHARE")
+    with another(1, 10), another(1, 10), pytest.raises(TimeoutError), lease_within(0.5, 1, 10):
+        pass
+
+
+def test_a_device_on_which_somebody_computes_is_left_out_if_asked(machine, monkeypatch):
+    driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
+    with gpus.lease(1) as taken:
+        assert taken[0].uuid == "GPU-aaaa"
+    monkeypatch.setenv("COPPICE_GPUS_SKIP_BUSY", "1")
+    with gpus.lease(1) as taken:
+        assert taken[0].uuid == "GPU-bbbb"
+
+
+def test_waiting_is_told_and_so_is_its_end(machine, caplog):
+    caplog.set_level("INFO")
+    states = []
+    holder = start(machine, 2, 0.5)
+    wait_for(machine, "takes")
+    with gpus.lease(1, tell=lambda state, reason=None: states.append((state, reason))):
+        pass
+    assert states == [("waiting", "for 1 of 2 GPUs to be free"), ("running", None)]
+    assert "waiting for 1 of 2 GPUs" in caplog.text and "waited" in caplog.text
+    holder.wait()
+
+
+def test_more_than_there_is_is_an_error_and_not_a_wait(machine, monkeypatch):
+    with pytest.raises(CoppiceError, match=r"asks for 3 GPUs, of which 2 can be seen"), gpus.lease(3):
+        pass
+    driver(machine, [("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
+    monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
+    with pytest.raises(CoppiceError, match=r"asks for 9000 MB .* largest here has 8000"), gpus.lease(1, 9000):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        pytest.param({"CUDA_VISIBLE_DEVICES": ""}, 1, id="no device"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "-1"}, 1, id="all hidden"),
+        pytest.param({"COPPICE_GPUS_GIVEN": "1"}, 1, id="given by a scheduler"),
+        pytest.param({}, 0, id="none asked for"),
+    ],
+)
+def test_where_there_is_nothing_to_share_out_nothing_happens(machine, monkeypatch, environment, wanted):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = os.environ["CUDA_VISIBLE_DEVICES"]
+    with gpus.lease(wanted) as taken:
+        assert taken == [] and os.environ["CUDA_VISIBLE_DEVICES"] == before
+    assert not (machine / "leases").exists()
+
+
+def test_an_interactive_allocation_is_shared_out(machine, monkeypatch):
+    """Snakemake runs inside it: the scheduler gave the devices to Snakemake, not to any of its jobs."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with another(1) as first, another(1) as second:
+        assert {first[0].name, second[0].name} == {"0", "1"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"

@@ -1,0 +1,13 @@
+"""Check that a model takes every point of its pruning grid."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import pruning
+
+    pruning.check_grid(
+        model=snakemake.wildcards.model,
+        config=snakemake.input[0],
+        grid=snakemake.params.grid,
+        output=snakemake.output[0],
+    )
