@@ -187,6 +187,7 @@ def searched(world, new_checkout):
     checkout.config = world | {
         "select": CONFIGS.replace("best_ppl: null", "best_ppl: null, again: {metric: average_acc, mode: max}"),
         "candidates": SMALL["candidates"].replace("{prune", "{keep: all, prune"),
+        "finetune": SMALL["finetune"].replace("{max_steps", "{merge: true, max_steps"),
     }
     checkout.run("--cores", "2", "--resources", "gpu=1", config=checkout.config)
     return checkout
@@ -214,6 +215,26 @@ def test_a_result_that_is_taken_over_holds_no_gpu(searched):
     assert len(held) == 4
     for job in held:
         assert ("gpu=0" in job) == ("config=again" in job), job
+
+
+def test_a_run_of_the_second_config_alone_leaves_what_it_took_over(searched):
+    alone = searched.config | {"only": "{models: [Mistral], configs: [again]}"}
+    assert "finetune_lora" not in jobs(searched.run("-n", config=alone))
+
+
+def test_a_config_that_chooses_otherwise_now_trains_itself_and_harms_no_other(searched):
+    first, again = (searched.folder / f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
+    assert (again / "merged").is_symlink() and (again / "merged/model.safetensors").exists()
+    before = (first / "merged/model.safetensors").read_bytes()
+    otherwise = searched.config | {"select": searched.config["select"].replace("max}}", "min}}")}
+    searched.run("--cores", "2", config=otherwise)
+    assert "reused_from" not in read(searched, "results/finetuned/Mistral/again_finetuned/finetuning_config.json")
+    assert (first / "merged/model.safetensors").read_bytes() == before
+    assert not (again / "merged").is_symlink() and (again / "merged/model.safetensors").read_bytes() != before
+    searched.run("--cores", "2", config=searched.config)  # and back
+    assert (again / "merged/model.safetensors").read_bytes() == before
+    assert read(searched, "results/finetuned/Mistral/again_finetuned/training_state.json")["config"] == "again"
+    assert "Nothing to be done" in searched.run("-n", config=searched.config).stdout
 
 
 def weights(checkout, candidate):

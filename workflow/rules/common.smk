@@ -195,11 +195,12 @@ def trained_before(model):
 
 def of_twin(record):
     """The `record` of the config that chose the same candidate and is trained for all that did, where that is not this
-    one: what was trained and evaluated for it is taken over. Known once all configs have chosen."""
+    one: what was trained and evaluated for it is taken over. Known once all configs have chosen.
+    """
 
     def inputs(wildcards):
         before = trained_before(wildcards.model)
-        chosen = dict(before)  # of configs outside this run, those that are trained count
+        chosen = dict(before)  # outside this run, what is trained counts
         for config in {*study.active_configs(), wildcards.config}:
             made = checkpoints.select_best.get(model=wildcards.model, config=config)
             chosen[config] = selection.chosen(made.output[0])

@@ -36,12 +36,12 @@ rule fetch_model:
         "../scripts/fetch_model.py"
 
 
+# small, and enough to know what fits a model before its weights are here
 rule fetch_config:
     output:
         f"{RESOURCES}/models/{{model}}/config.json",
     log:
         f"{LOGS}/data/fetch_config.{{model}}.log",
-    """The configuration of a model from the hub, ahead of its weights: small, and enough to know what fits it."""
     priority: 100
     conda:
         "../../envs/coppice.yaml"

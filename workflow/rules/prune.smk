@@ -20,6 +20,7 @@ if study.config["candidates"]["table"] is None:
     localrules:
         check_grid,
 
+    # whether a model takes every point of its grid, found before anything is pruned
     rule check_grid:
         input:
             lambda wildcards: config_files().get(wildcards.model, []),
@@ -27,11 +28,9 @@ if study.config["candidates"]["table"] is None:
             GRID,
         log:
             f"{LOGS}/prune/check_grid.{{model}}.log",
-        """Whether a model takes every point of its grid, found before anything is pruned."""
         priority: 100
         conda:
             "../../envs/coppice.yaml"
-        priority: 100
         params:
             grid=lambda wildcards: study.candidates(wildcards.model),
             protocol=1,
