@@ -27,6 +27,7 @@ STOREYS = [
         "phrases",
         "plotting",
         "prompts",
+        "estimates",
     },
     {
         "ablation",
@@ -38,6 +39,7 @@ STOREYS = [
         "finetuning",
         "perplexity",
         "pickles",
+        "planning",
         "pruning",
         "reporting",
         "selection",

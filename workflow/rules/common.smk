@@ -19,7 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [SCRIPTS, os.environ.get("PYTHONPATH")])
 )
 
-from coppice import gpus, miniature, reporting, selection, settings
+from coppice import estimates, gpus, miniature, planning, reporting, selection, settings
 from coppice.errors import CoppiceError
 
 try:
@@ -126,13 +126,23 @@ def loading(model):
     }
 
 
+@functools.cache
+def parameters(model):
+    """The number of a model's parameters: as configured, else from its configuration once that is here, else 10^9."""
+    given = study.models[model]["parameters"]
+    shape = None if given else estimates.shape_of(planning.config_file(study, model))
+    return given or (shape.parameters if shape else 10**9)
+
+
 def memory(stage):
     """Host memory in MB of a job of `stage`: as configured, else by the model's size, half as much again a retry."""
 
     def mem_mb(wildcards, attempt):
         given = study.resources_per_job[stage]["mem_mb"]
-        parameters = study.models[wildcards.model]["parameters"] or 10**9
-        return int((given or 4000 + 3 * parameters / 10**6) * (1 + 0.5 * (attempt - 1)))
+        return int(
+            (given or 4000 + 3 * parameters(wildcards.model) / 10**6)
+            * (1 + 0.5 * (attempt - 1))
+        )
 
     return mem_mb
 
@@ -143,8 +153,8 @@ def runtime(stage):
 
     def runtime_minutes(wildcards, attempt):
         given = study.resources_per_job[stage]["runtime"]
-        parameters = study.models[wildcards.model]["parameters"] or 10**9
-        return int((given or minutes * (1 + parameters / 10**9)) * attempt)
+        size = parameters(wildcards.model)
+        return int((given or minutes * (1 + size / 10**9)) * attempt)
 
     return runtime_minutes
 

@@ -32,6 +32,21 @@ def _parser():
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
     report.set_defaults(run=_report)
+    planned = commands.add_parser("plan", help="jobs, GPU hours, memory and disk of a study, before anything is spent")
+    planned.add_argument(
+        "--configfile",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="as for snakemake: laid over config/config.yaml, later ones over earlier ones",
+    )
+    planned.add_argument(
+        "--tflops",
+        type=float,
+        default=150.0,
+        help="operations a second that one GPU really does, in 10^12 (default: %(default)s)",
+    )
+    planned.set_defaults(run=_plan)
     pickled = commands.add_parser(
         "import-pickle", help="turn LLM-Pruner's pickle into a checkpoint folder for candidates.table"
     )
@@ -116,6 +131,22 @@ def _show(arguments):
     console.print(terminal.tally(found))
     for what, why in found.failed:
         console.print(f"failed: {what}: {why}", style="red", soft_wrap=True)
+
+
+def _plan(arguments):
+    from rich.console import Console
+
+    from . import planning
+
+    base = Path("config/config.yaml")
+    files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
+    if not files:
+        raise CoppiceError("there is no config/config.yaml here; name the study's with --configfile")
+    shown, lines = planning.table(planning.plan(_configured(files), arguments.tflops), arguments.tflops)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(shown)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _report(arguments):

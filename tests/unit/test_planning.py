@@ -1,0 +1,54 @@
+"""What a study will take, from configurations alone, against models that were really built."""
+
+import json
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from coppice import cli, estimates
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3", "mistral"])
+def built(request, tiny_model, tmp_path):
+    """(model, path of its config.json)"""
+    model = tiny_model(request.param, tie_word_embeddings=request.param == "qwen2")
+    model.config.save_pretrained(tmp_path)
+    return model, tmp_path / "config.json"
+
+
+def test_parameters_are_those_of_the_model(built):
+    model, path = built
+    assert estimates.shape_of(path).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("wanted", ["all-linear", ["attention"], ["q_proj", "mlp"]])
+def test_trained_parameters_are_those_that_peft_adds(built, wanted):
+    model, path = built
+    found = estimates.adapter_parameters(estimates.shape_of(path), {"r": 3, "target_modules": wanted})
+    names = {"all-linear": ALL, "attention": ALL[:4], "mlp": ALL[4:]}
+    expected = [part for name in ([wanted] if isinstance(wanted, str) else wanted) for part in names.get(name, [name])]
+    adapted = get_peft_model(model, LoraConfig(r=3, target_modules=expected, task_type="CAUSAL_LM"))
+    assert found == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_what_is_no_configuration_has_no_shape(tmp_path):
+    assert estimates.shape_of(tmp_path / "none.json") is None
+    (tmp_path / "bad.json").write_text("{")
+    assert estimates.shape_of(tmp_path / "bad.json") is None
+
+
+def test_the_plan_of_the_real_study_names_jobs_hours_and_disk(capsys, monkeypatch):
+    assert cli.main(["plan", "--configfile", "config/full.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "finetune " in said and "GPU hours" in said
+    assert "dense models 92 GB" in said  # 2 x (8.03 + 7.62 + 7.25) * 10^9 parameters in two bytes
+
+
+def test_a_model_of_unknown_size_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+    model = {"base": "org/big", "variant": "base", "family": "llama"}
+    (tmp_path / "one.json").write_text(json.dumps({"models": {"Big": model}}))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "--configfile", "one.json"]) == 0
+    assert "left out: Big" in capsys.readouterr().out
