@@ -135,8 +135,6 @@ def test_a_study_of_every_kind_of_checkpoint_ends(own):
     assert all(name in table for name in KINDS)
     scored = [read(own, f"results/candidate_evaluation/Mistral/{name}/evaluation_results.json") for name in KINDS]
     assert len({record["perplexity"]["wikitext2"]["value"] for record in scored}) >= 4
-    sparse_one = scored[list(KINDS).index("sparse")]
-    assert sparse_one["nonzero_parameters"] < 0.8 * sparse_one["parameters"]
     assert "Nothing to be done" in own.run("-n", config=own.config).stdout
 
 
