@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-workflow bench lint clean
+.PHONY: help env demo test test-unit test-workflow test-slurm bench lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ test-unit: env  ## unit tests: under two minutes
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
+
+test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
+	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || apt-get install -y -q slurmctld slurmd slurm-client munge || true
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/slurm -q -rs
 
 bench: $(VENV)/.bench  ## speed against the peers, with figures
 	$(BIN)/python benchmarks/evaluate.py

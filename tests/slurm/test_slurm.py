@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +53,9 @@ def checkout(tmp_path_factory):
     return folder
 
 
+FIELDS = "JobID:12,tres-per-job:20,Comment:120"
+
+
 class Watch(threading.Thread):
     """Looks at the queue while the study runs; cancels the first fine-tuning that it sees running."""
 
@@ -65,13 +67,13 @@ class Watch(threading.Thread):
     def run(self):
         while not self.done.wait(0.3):
             try:
-                jobs = self.cluster.ask("squeue", "-h", "-t", "R", "-o", "%i|%b|%k").splitlines()
+                jobs = self.cluster.ask("squeue", "-h", "-t", "R", f"--Format={FIELDS}").splitlines()
             except subprocess.CalledProcessError:
                 continue
-            with_gpu = [job for job in jobs if "gpu" in job.split("|")[1]]
+            with_gpu = [job for job in jobs if "gpu" in job[12:32]]
             self.most = max(self.most, len(with_gpu))
             for job in with_gpu:
-                number, _, comment = job.split("|", 2)
+                number, comment = job[:12].strip(), job[32:].strip()
                 self.seen.setdefault(number, comment)
                 if self.cancelled is None and "finetune_lora" in comment:
                     self.cancelled = number
@@ -144,6 +146,6 @@ def test_a_job_that_is_cancelled_comes_back_and_the_study_ends(study):
 def test_jobs_get_the_cpus_that_their_rule_asks_for(cluster, study):
     """Whatever the machine that submits them has."""
     lines = (cluster.folder / "jobs.txt").read_text()
-    assert "JobState=COMPLETED" in lines and time.time() > 0
+    assert "JobState=COMPLETED" in lines
     asked = {int(cpus) for cpus in re.findall(r"ProcCnt=(\d+)", lines)}
     assert {1, 2} <= asked

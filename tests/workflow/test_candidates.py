@@ -13,7 +13,7 @@ from torch import nn
 from .conftest import SMALL
 from .test_small_study import jobs
 
-CONFIGS = "{best_acc: {metric: average_acc, mode: max}, best_ppl: null}"
+CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null}}"
 
 
 class Pruned(nn.Module):

@@ -14,14 +14,20 @@ from snakemake.exceptions import WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
-# For scripts too: Snakemake puts their folder last, after whatever checkout is installed in the environment
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [SCRIPTS, os.environ.get("PYTHONPATH")])
-)
 
-from coppice import estimates, gpus, miniature, planning, reporting, selection, settings
+from coppice import (
+    estimates,
+    gpus,
+    jobs,
+    miniature,
+    planning,
+    reporting,
+    selection,
+    settings,
+)
 from coppice.errors import CoppiceError
 
+jobs.run_from(SCRIPTS)
 try:
     study = settings.load(config, workflow.configfiles)
     # Snakemake knows its targets only after parsing; what on the command line is no target is ignored
@@ -29,10 +35,8 @@ try:
 except CoppiceError as error:
     raise WorkflowError(str(error)) from None
 
-if (
-    workflow.remote_exec
-):  # a cluster's scheduler started this job, and gave it its devices
-    os.environ[gpus.GIVEN] = "1"
+# no parameters of rules: no result depends on them
+gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -56,7 +60,7 @@ RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 wildcard_constraints:
     model="|".join(map(re.escape, study.models)),
     config="|".join(map(re.escape, study.configs)),
-    seeded="(?:/seed-(?:{}))?".format("|".join(map(str, study.more_seeds())) or "none"),
+    seeded=study.seed_folders(),
     candidate=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
     dataset=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
 
@@ -176,17 +180,12 @@ def training_processes(model):
     return 1 if study.models[model]["device_map"] else max(1, wanted)
 
 
-def training_seed(seeded):
-    """The seed of the training whose files lie in the subfolder `seeded`."""
-    return int(seeded.removeprefix("/seed-")) if seeded else study.training_seeds()[0]
-
-
 def of_more_seeds(record):
     """`record` of the trainings with further seeds."""
     return [
         path
         for seed in study.more_seeds()
-        for path in pairs(record, seeded=f"/seed-{seed}")
+        for path in pairs(record, seeded=study.seed_folder(seed))
     ]
 
 
@@ -240,7 +239,7 @@ def memory_of_gpu(stage):
 
 def status(stage, *key):
     """The status file of a job."""
-    name = ".".join(filter(None, key)).replace("/", "")
+    name = ".".join(filter(None, key)).replace(os.sep, "")
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
 

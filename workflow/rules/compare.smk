@@ -18,7 +18,7 @@ rule compare_stages:
         selection=SELECTION,
         finetuning=f"{FINETUNED}/finetuning_config.json",
         seeds=[
-            f"{REPORTED}/seed-{seed}/evaluation_results.json"
+            f"{REPORTED}{study.seed_folder(seed)}/evaluation_results.json"
             for seed in study.more_seeds()
         ],
     output:

@@ -43,7 +43,7 @@ rule finetune_lora:
         processes=lambda wildcards: training_processes(wildcards.model),
         prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
         loading=lambda wildcards: loading(wildcards.model),
-        seed=lambda wildcards: training_seed(wildcards.seeded),
+        seed=lambda wildcards: study.seed_in(wildcards.seeded),
         status=lambda wildcards: status("finetune", *wildcards),
         protocol=2,
     script:

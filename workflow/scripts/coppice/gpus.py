@@ -115,6 +115,13 @@ def _ask_driver(query):
     return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
 
 
+def configure(share, skip_busy, given):
+    """Tell this process's jobs how devices are shared out; `given`: a scheduler has chosen them for this very job."""
+    for name, wanted in ((SHARE, share), (SKIP_BUSY, skip_busy), (GIVEN, given)):
+        if wanted:
+            os.environ[name] = "1"
+
+
 def present():
     """Whether this machine has a GPU at all, asked without waking the driver."""
     return bool(shutil.which("nvidia-smi") or _nodes())

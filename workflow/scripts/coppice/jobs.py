@@ -6,6 +6,12 @@ from contextlib import contextmanager
 from . import gpus, logs
 
 
+def run_from(folder):
+    """Have every script import the package that lies in `folder`: Snakemake puts the scripts' own folder last, after
+    whatever checkout is installed in the environment."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+
+
 @contextmanager
 def computing(log, status, title, threads, resources, loading):
     """Run such a job; see `logs.job` and `gpus.lease`.

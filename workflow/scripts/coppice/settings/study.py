@@ -68,6 +68,19 @@ class Study:
         """The seeds after the first."""
         return self.training_seeds()[1:]
 
+    @staticmethod
+    def seed_folder(seed):
+        """What the paths of a training with a further seed have behind those of the first."""
+        return f"/seed-{seed}"
+
+    def seed_folders(self):
+        """A regular expression for all of these, and for nothing."""
+        return "(?:{})?".format("|".join(map(self.seed_folder, self.more_seeds())) or "/seed-none")
+
+    def seed_in(self, folder):
+        """The seed whose `seed_folder` it is; the first, where that is empty."""
+        return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
+
     def dataset(self, name):
         """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
