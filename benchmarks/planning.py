@@ -1,0 +1,115 @@
+"""How long Snakemake takes to plan a large study, against a workflow of as many jobs that does nothing.
+
+200 models x 4 configs with a grid of 20 points: `snakemake -n -q` of both, in alternation, with the peak of its memory.
+
+    python benchmarks/planning.py --check --json planning.json
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BARS = {"ratio": 2.0, "peak_gb": 2.0}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is beyond its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--models", type=int, default=200, help="models of the study (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, of which the fastest counts")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        study, plain = Path(scratch, "study"), Path(scratch, "plain")
+        write_study(study, arguments.models)
+        jobs = count(study)
+        write_plain(plain, jobs)
+        runs = {"study": [], "plain": []}
+        for _ in range(arguments.repeats):
+            for name, folder in (("study", study), ("plain", plain)):
+                runs[name].append(plan(folder))
+                print(f"{name}: {runs[name][-1][0]:.1f} s", file=sys.stderr, flush=True)
+    best = {name: min(found) for name, found in runs.items()}
+    result = {
+        "jobs": jobs,
+        "seconds": best["study"][0],
+        "plain_seconds": best["plain"][0],
+        "ratio": best["study"][0] / best["plain"][0],
+        "peak_gb": best["study"][1] / 1e9,
+    }
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    beyond = [key for key, bar in BARS.items() if result[key] > bar]
+    print(
+        f"planning: {jobs} jobs in {result['seconds']:.1f} s, {result['ratio']:.2f} times a trivial workflow of as "
+        f"many, peak {result['peak_gb']:.2f} GB; {'FAIL: ' + ', '.join(beyond) if beyond else 'pass'}"
+    )
+    return 1 if arguments.check and beyond else 0
+
+
+def write_study(folder, models):
+    """A checkout whose configuration has `models` models of the hub, 4 configs and 20 candidates a model."""
+    folder.mkdir()
+    for part in ("workflow", "Snakefile", "profiles"):
+        (folder / part).symlink_to(ROOT / part)
+    settings = yaml.safe_load((ROOT / "config/full.yaml").read_text())
+    settings["models"] = {
+        f"M{i:03d}": {"base": f"org/m{i}", "variant": "base", "family": "llama", "parameters": 10**9}
+        for i in range(models)
+    }
+    ratios = [0.05 + 0.04 * step for step in range(10)]
+    settings["candidates"]["prune"] = [
+        {"method": "width", "ratio": round(ratio, 2), "importance": kind, "parts": ["mlp"]}
+        for ratio in ratios
+        for kind in ("taylor", "magnitude")
+    ]
+    settings["select"]["configs"] |= {
+        "best_ptb": {"metric": "ppl.ptb", "mode": "min"},
+        "best_arc": {"metric": "arc_easy", "mode": "max"},
+    }
+    (folder / "config").mkdir()
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def write_plain(folder, jobs):
+    """A workflow of as many jobs, each with an input, an output, a parameter and a resource."""
+    folder.mkdir()
+    half = jobs // 2
+    (folder / "Snakefile").write_text(
+        f'rule all:\n    input: expand("b/{{i}}.txt", i=range({half}))\n'
+        'rule first:\n    output: "a/{i}.txt"\n    params: x=1\n    resources: gpu=1\n    shell: "touch {output}"\n'
+        'rule second:\n    input: "a/{i}.txt"\n    output: "b/{i}.txt"\n    params: x=1\n    shell: "touch {output}"\n'
+    )
+
+
+def run(folder, *words):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        ["snakemake", "-n", "-q", *words], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+
+
+def count(folder):
+    """The number of jobs in the dry run's table."""
+    lines = run(folder, "rules").stdout.splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("total"))
+
+
+def plan(folder):
+    """(seconds, peak bytes of any child so far) of a dry run."""
+    start = time.monotonic()
+    run(folder, "all")
+    return time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
