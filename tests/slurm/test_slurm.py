@@ -109,7 +109,7 @@ def devices(checkout):
     spans = []
     for path in (checkout / "results/.status").rglob("*.json"):
         facts = json.loads(path.read_text())
-        if "device" in facts:
+        if facts.get("device"):
             spans.append((facts["started"], facts["updated"], facts["device"]))
     return spans
 
