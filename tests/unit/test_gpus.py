@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from coppice import gpus
+from coppice import gpus, jobs
 from coppice.errors import CoppiceError
 
 PACKAGE = str(Path(gpus.__file__).parents[1])
 # A job: leases, notes that it holds a device and that it let go, each in one write.
 JOB = """
 import os, sys, time
-from coppice import gpus
+from coppice import gpus, jobs
 count, seconds, log = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 memory = int(sys.argv[4]) if len(sys.argv) > 4 else None
 def note(what, names):
@@ -242,3 +242,18 @@ def test_an_interactive_allocation_is_shared_out(machine, monkeypatch):
     with another(1) as first, another(1) as second:
         assert {first[0].name, second[0].name} == {"0", "1"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_a_training_is_told_to_stop_ahead_of_a_schedulers_time_limit(machine, monkeypatch):
+    monkeypatch.setenv("COPPICE_GPUS_GIVEN", "1")
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda *arguments: told.append(time.monotonic()))
+    try:
+        started = time.monotonic()
+        jobs.stop_in_time({"runtime": 1}, ahead=58.5)
+        time.sleep(0.5)
+        assert not told
+        time.sleep(1.5)
+        assert len(told) == 1 and 1.4 < told[0] - started < 1.9
+    finally:
+        signal.signal(signal.SIGTERM, before)

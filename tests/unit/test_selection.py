@@ -173,3 +173,14 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "empty/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights"):
         candidates.take_in({"model": "M", "candidate": "c"}, tmp_path / "empty", {}, tmp_path / "out")
+
+
+def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):
+    """Later runs and a cluster's jobs, which see other files, come to the same."""
+    path = tmp_path / "owners.json"
+    assert selection.owner(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
+    assert selection.owner(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
+    assert selection.owner(path, "c", ["a", "b"], {}, decide=False) == "b"
+    assert selection.owner(path, "c", ["a", "b"], {"a": "c"}) == "b"
+    assert selection.owner(path, "d", ["a", "b"], {}) == "a"
+    assert selection.owner(path, "c", ["a"], {}) == "a"  # b chooses another one now

@@ -213,9 +213,14 @@ def of_twin(record):
         for config in {*study.active_configs(), wildcards.config}:
             made = checkpoints.select_best.get(model=wildcards.model, config=config)
             chosen[config] = selection.chosen(made.output[0])
-        own = chosen[wildcards.config]
-        alike = [config for config in study.configs if chosen.get(config) == own]
-        owner = next((c for c in alike if before.get(c) == own), alike[0])
+        alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
+        owner = selection.owner(
+            f"{RESULTS}/.owners/{wildcards.model}.json",
+            chosen[wildcards.config],
+            alike,
+            before,
+            decide=workflow.is_main_process,
+        )
         if owner == wildcards.config:
             return []
         return [record.format(**dict(wildcards.items()) | {"config": owner})]

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     ):
         from coppice import candidates, finetuning
 
+        jobs.stop_in_time(snakemake.resources)
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
         finetuning.finetune(
             identity={"model": model, "config": config},

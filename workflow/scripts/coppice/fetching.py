@@ -34,12 +34,22 @@ def fetch_config(name, source, revision, output):
     """Download the configuration of the hub's model `source` ({kind, path}) to `output`, or copy its snapshot's."""
     from huggingface_hub import hf_hub_download
 
-    snapshot = Path(output).parent / "snapshot/config.json"
-    if snapshot.is_file():
-        shutil.copyfile(snapshot, output)
+    folder = Path(output).parent
+    if _is_snapshot_of(folder, source, revision):
+        shutil.copyfile(folder / "snapshot/config.json", output)
         return
     with _in_words(name, source["path"]):
         hf_hub_download(source["path"], "config.json", revision=revision, local_dir=Path(output).parent)
+
+
+def _is_snapshot_of(folder, source, revision):
+    """Whether what was fetched into `folder` is this very model."""
+    try:
+        record = records.read(folder / "model.json")
+    except records.RecordError:
+        return False
+    same = (record["source"], record["revision"]) == (source, revision)
+    return same and (folder / "snapshot/config.json").is_file()
 
 
 def _download(name, repository, revision, folder):

@@ -75,7 +75,9 @@ def visible():
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
         # by UUID: CUDA and nvidia-smi may count the devices of a machine in another order
-        return [Device(d.uuid, d.uuid, d.memory) for d in known] or [Device(name, name) for name in _nodes()]
+        return [Device(d.uuid, d.uuid, d.memory) for d in known] or [
+            Device(str(place), node) for place, node in enumerate(_nodes())
+        ]
     names = []
     for name in (part.strip() for part in wanted.split(",")):
         if name in ("", "-1", "NoDevFiles"):
@@ -128,7 +130,9 @@ def present():
 
 
 def _nodes():
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    """Device files, in the order in which CUDA counts those that a container has: their numbers are the machine's."""
+    numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return [f"nvidia{number}" for number in sorted(int(number) for number in numbers if number.isdigit())]
 
 
 def count():

@@ -1,6 +1,8 @@
 """The frame of the jobs that compute with a model: log and status, threads, and the GPUs that they may use."""
 
 import os
+import signal
+import threading
 from contextlib import contextmanager
 
 from . import gpus, logs
@@ -10,6 +12,19 @@ def run_from(folder):
     """Have every script import the package that lies in `folder`: Snakemake puts the scripts' own folder last, after
     whatever checkout is installed in the environment."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+
+
+def stop_in_time(resources, ahead=120):
+    """Have this process told to stop `ahead` seconds before a scheduler's time limit ends it (`runtime`, in minutes).
+
+    A scheduler's own warning need not reach it: under cgroups Slurm signals a step's first process alone, which is
+    Snakemake, and that waits for its jobs.
+    """
+    runtime = resources.get("runtime")
+    if os.environ.get(gpus.GIVEN) and runtime:
+        timer = threading.Timer(max(1, 60 * runtime - ahead), os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
 
 
 @contextmanager

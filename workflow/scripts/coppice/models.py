@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import shutil
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def _count_in_bin(path):
     import torch
 
     try:
-        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
     except Exception as error:  # whatever torch, zipfile or the restricted unpickler makes of a damaged file
         raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors: {error}") from error

@@ -7,7 +7,7 @@ unknown, and said to be.
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import estimates
+from . import estimates, selection
 
 GB = 10**9
 STAGES = ("prune", "score", "dense", "pruned", "finetune", "finetuned")
@@ -64,7 +64,7 @@ def plan(study, tflops=DEFAULT_TFLOPS):
         if parameters is None:
             unknown.append(model)
             continue
-        _add_times(stages, study, counts, parameters, tflops)
+        _add_times(stages, study, counts, len(study.candidates(model)), parameters, tflops)
         if shape:
             _add_memory(stages, study, model, shape)
         _add_disk(disk, study, model, parameters, shape, configs * seeds)
@@ -75,9 +75,10 @@ def _jobs(study, model, configs, seeds):
     candidates = len(study.candidates(model))
     own = study.config["candidates"]["table"] is not None
     made = 1 if study.config["candidates"]["per_job"] == "all" else candidates
+    scored = sum(selection.needs_scoring(one, study.configs) for one in study.candidates(model).values())
     return {
         "prune": 0 if own else made,
-        "score": made,
+        "score": min(made, scored),
         "dense": 1,
         "pruned": configs,
         "finetune": configs * seeds,
@@ -85,13 +86,15 @@ def _jobs(study, model, configs, seeds):
     }
 
 
-def _add_times(stages, study, counts, parameters, tflops):
+def _add_times(stages, study, counts, candidates, parameters, tflops):
     """Operations: 2 a parameter and token forwards, 4 for a LoRA step, 6 for a gradient of every weight."""
     finetune, calibration = study.finetune, study.calibration
     rows = finetune["max_steps"] and finetune["max_steps"] * finetune["batch_size"]
     trained = 4 * (rows or finetune["epochs"] * TRAINED_ROWS) * min(ROW_TOKENS, finetune["data"]["cutoff_len"])
     operations = dict.fromkeys(STAGES, 2 * EVALUATED_TOKENS)
     operations |= {"finetune": trained, "prune": 6 * calibration["samples"] * calibration["length"]}
+    for name in ("prune", "score"):  # a job may make and score several
+        operations[name] *= candidates / (counts[name] or 1)
     for name, count in counts.items():
         gpus = study.resources_per_job[GPU_STAGE.get(name, "evaluate")]["gpu"] or 1
         seconds = START + operations[name] * parameters / (tflops * 10**12 * gpus)

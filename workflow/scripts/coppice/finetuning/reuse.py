@@ -14,18 +14,20 @@ RECORD, STATE = "finetuning_config.json", "training_state.json"
 MERGED = "merged"
 
 
-def take_over(identity, source, twin, output):
+def take_over(identity, source, twin, output, settings, seed):
     """Fill `output` with copies of the adapter and the records in the folder `twin`, under the name of `identity`.
 
-    source: the checkpoint (a models.Source) that both were to be trained from. A merged checkpoint is linked. Raises
-    CoppiceError where the twin was trained from another one.
+    source: the checkpoint (a models.Source) that both were to be trained from; settings, seed: what decides what is
+    learnt from it. A merged checkpoint is linked. Raises CoppiceError where the twin was trained otherwise.
     """
     twin, output = Path(twin), Path(output)
     record = records.read(twin / RECORD)
-    if record["provenance"]["fingerprints"]["weights"] != fingerprints.weights(source.path):
+    same = record["provenance"]["fingerprints"]["weights"] == fingerprints.weights(source.path)
+    same &= record["provenance"]["seed"] == seed
+    if not same or any(record["settings"].get(key) != value for key, value in settings.items()):
         raise CoppiceError(
-            f"{twin}: was trained from another checkpoint than {source.path}; delete {twin / RECORD} and run snakemake "
-            "again"
+            f"{twin}: was trained from another checkpoint than {source.path}, or with other settings; delete "
+            f"{twin / RECORD} and run snakemake again"
         )
     output.mkdir(parents=True, exist_ok=True)
     _link_merged(twin, output)
@@ -51,4 +53,4 @@ def _link_merged(twin, output):
     if (output / MERGED).is_dir():
         shutil.rmtree(output / MERGED)
     if (twin / MERGED).is_dir():
-        (output / MERGED).symlink_to(os.path.relpath((twin / MERGED).resolve(), output))
+        (output / MERGED).symlink_to(os.path.relpath((twin / MERGED).resolve(), output.resolve()))

@@ -28,12 +28,13 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     CoppiceError for a loss that is not a number and for an adapter without effect.
     """
     output = Path(output)
+    resolved = settings | {"prompt": prompt}
     if twin:
-        reuse.take_over(identity, source, twin, output)
+        learnt = {name: value for name, value in resolved.items() if name not in NOT_LEARNT_FROM}
+        reuse.take_over(identity, source, twin, output, learnt, seed)
         return
     reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
-    resolved = settings | {"prompt": prompt}
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)

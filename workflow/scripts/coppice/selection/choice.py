@@ -1,5 +1,6 @@
 """The choice of one config: the best candidate by its criterion, the runner-up, and whether the margin is noise."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -96,6 +97,23 @@ def trained(paths):
         print_ = training["provenance"]["fingerprints"]["weights"]
         if not training.get("reused_from") and print_ == choice["weights_fingerprint"]:
             found[config] = choice["candidate"]
+    return found
+
+
+def owner(path, candidate, alike, before, decide=True):
+    """Which of the configs `alike`, which all chose `candidate`, is trained; the others take its results over.
+
+    The one that was decided on earlier (in the record `path`), else one that is trained already (`before`), else the
+    first. Where not to `decide`, as in a cluster's job, whose run has decided, nothing is written.
+    """
+    known = {}
+    with contextlib.suppress(records.RecordError):
+        known = records.read(path)["owners"]
+    if known.get(candidate) in alike:
+        return known[candidate]
+    found = next((config for config in alike if before.get(config) == candidate), alike[0])
+    if decide and len(alike) > 1:
+        records.write(path, {"owners": known | {candidate: found}})
     return found
 
 
