@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from . import gpus, logs
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
 
 def run_from(folder):
     """Have every script import the package that lies in `folder`: Snakemake puts the scripts' own folder last, after
@@ -34,6 +36,7 @@ def computing(log, status, title, threads, resources, loading):
     threads: what Snakemake granted; resources: of the rule, by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`); loading:
     how the model is loaded.
     """
+    os.environ.update(OFFLINE)  # models and data are here: the fetch rules have brought them
     # where a cluster's scheduler started the job, `threads` was cut to the cores of the machine that submitted it
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
     # on a CPU jobs are short, and nothing but a quantised model has a use for it there
