@@ -144,7 +144,7 @@ def test_further_seeds_are_trained_and_evaluated_beside_the_first(small_study):
     adapters = [(folder / name / "adapter_model.safetensors").read_bytes() for name in (".", "seed-7")]
     assert adapters[0] != adapters[1]
     record = json.loads((small_study.folder / target).with_name("comparison.json").read_text())
-    assert record["seeds"]["seeds"] == ["42", "7"]
+    assert record["seeds"]["seeds"] == [42, 7]
     assert "Over seeds" in (small_study.folder / target).read_text()
     small_study.run("--cores", "2", config=SMALL)  # as it was
 
