@@ -33,7 +33,7 @@ test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
 
 test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
-	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || apt-get install -y -q slurmctld slurmd slurm-client munge || true
+	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/slurm -q -rs
 
 bench: $(VENV)/.bench  ## speed against the peers, with figures
