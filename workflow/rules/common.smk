@@ -103,23 +103,25 @@ def model_record(model):
     return f"{RESOURCES}/models/{model}/model.json"
 
 
+@functools.cache
 def config_files():
     """model -> the configuration of each active model that is not made here: known before its weights are."""
-    files = {}
-    for model in study.active_models():
-        source = study.models[model]["source"]
-        if source["kind"] == "hub":
-            files[model] = f"{RESOURCES}/models/{model}/config.json"
-        elif source["kind"] == "local":
-            files[model] = f"{source['path']}/config.json"
-    return files
+    return {
+        model: planning.config_file(study, model)
+        for model in study.active_models()
+        if study.models[model]["source"]["kind"] != "miniature"
+    }
 
 
 def hub_configs():
     """Those of them that have to be fetched, where a grid is checked against them."""
     if study.config["candidates"]["table"] is not None:
         return []
-    return [path for path in config_files().values() if path.startswith(RESOURCES)]
+    return [
+        path
+        for model, path in config_files().items()
+        if study.models[model]["source"]["kind"] == "hub"
+    ]
 
 
 def loading(model):
@@ -235,11 +237,8 @@ def released():
 
 def memory_of_gpu(stage):
     """GPU memory in MB that a job of `stage` will use, where it is said; a job without shares no device."""
-    return {
-        key: value
-        for key, value in study.resources_per_job[stage].items()
-        if key == "gpu_mem_mb" and value is not None
-    }
+    wanted = study.resources_per_job[stage]["gpu_mem_mb"]
+    return {} if wanted is None else {"gpu_mem_mb": wanted}
 
 
 def status(stage, *key):

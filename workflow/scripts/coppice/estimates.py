@@ -14,7 +14,7 @@ PROCESS = 1500 * MB  # Python, torch, transformers and peft, before any model; w
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, None: 2}
 QUANTIZED = {"4bit": 0.55, "8bit": 1.05}  # bytes a weight, scales counted in
 LOGITS = 2 * 256 * MB  # a chunk of logits and its gradient: see `output_layer`
-EVALUATED_TOKENS = 16384  # at a time on a GPU: see `zero_shot.packed`
+EVALUATED_TOKENS = 16384  # at a time on a GPU, at most
 ADAPTER_BYTES = 16  # a trained parameter in float32, its gradient and Adam's two moments
 
 
@@ -92,9 +92,14 @@ def adapter_parameters(shape, lora):
     return shape.layers * lora["r"] * sum(widths.get(name, 0) for name in dict.fromkeys(names))
 
 
+def kept_values(hidden, inner):
+    """Values that a decoder layer keeps of a token: about 8 states of the hidden width and 4 of the MLP's."""
+    return 8 * hidden + 4 * inner
+
+
 def activations(shape, tokens, width, layers):
-    """Bytes of what `layers` layers keep of `tokens` tokens: about 8 states of the hidden width and 4 of the MLP's."""
-    return tokens * layers * (8 * shape.hidden + 4 * shape.inner) * width
+    """Bytes of what `layers` layers keep of `tokens` tokens."""
+    return tokens * layers * kept_values(shape.hidden, shape.inner) * width
 
 
 def peaks(shape, model, finetune, calibration):

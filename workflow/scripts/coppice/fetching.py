@@ -5,7 +5,6 @@ local folder is registered as it stands, never copied or written to.
 """
 
 import logging
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,10 +35,10 @@ def fetch_config(name, source, revision, output):
 
     folder = Path(output).parent
     if _is_snapshot_of(folder, source, revision):
-        shutil.copyfile(folder / "snapshot/config.json", output)
+        records.copy(folder / "snapshot/config.json", output)
         return
     with _in_words(name, source["path"]):
-        hf_hub_download(source["path"], "config.json", revision=revision, local_dir=Path(output).parent)
+        hf_hub_download(source["path"], "config.json", revision=revision, local_dir=folder)
 
 
 def _is_snapshot_of(folder, source, revision):

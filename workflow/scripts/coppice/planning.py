@@ -5,7 +5,6 @@ unknown, and said to be.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import estimates, selection
 
@@ -16,7 +15,6 @@ START = 60  # seconds until a job of a large model computes: imports, and the we
 # The official evaluation splits of the seven tasks, choices sharing their context, and both texts
 EVALUATED_TOKENS = 2_400_000
 TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # of alpaca-cleaned
-DEFAULT_TFLOPS = 150.0
 
 
 @dataclass
@@ -43,13 +41,13 @@ def config_file(study, model):
     """Where the configuration of a model lies once it is known."""
     source = study.models[model]["source"]
     if source["kind"] == "local":
-        return Path(source["path"]) / "config.json"
+        return f"{source['path']}/config.json"
     if source["kind"] == "miniature":
-        return Path(study.resources) / "miniature/models" / source["path"] / "checkpoint/config.json"
-    return Path(study.resources) / "models" / model / "config.json"
+        return f"{study.resources}/miniature/models/{source['path']}/checkpoint/config.json"
+    return f"{study.resources}/models/{model}/config.json"
 
 
-def plan(study, tflops=DEFAULT_TFLOPS):
+def plan(study, tflops):
     """The Plan of a `settings.Study`, at `tflops` * 10^12 operations a second and GPU."""
     stages = {name: Stage(name) for name in STAGES}
     disk = dict.fromkeys(("dense models", "candidates, all", "candidates, chosen", "adapters and checkpoints"), 0)

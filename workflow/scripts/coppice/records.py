@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -55,6 +56,12 @@ def atomic(path, mode="w"):
     except BaseException:
         Path(handle.name).unlink(missing_ok=True)
         raise
+
+
+def copy(source, path):
+    """Copy a file to `path`, which it takes only when it is whole."""
+    with open(source, "rb") as content, atomic(path, "wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _umask():

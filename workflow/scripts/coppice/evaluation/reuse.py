@@ -1,7 +1,6 @@
 """Taking over the evaluation of another config that chose the same checkpoint: nothing is measured twice."""
 
 import logging
-import shutil
 from pathlib import Path
 
 from .. import records
@@ -24,8 +23,7 @@ def take_over(identity, prints, twin, output):
         if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
             raise CoppiceError(f"{twin / name}: is of another model; delete it and run snakemake again")
     for file in sorted((twin / "samples").glob("*.parquet")):
-        with open(file, "rb") as source, records.atomic(output / "samples" / file.name, "wb") as target:
-            shutil.copyfileobj(source, target)
+        records.copy(file, output / "samples" / file.name)
     for name, record in found.items():
         records.write(output / name, record | identity | {"reused_from": record["config"]})
     logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])

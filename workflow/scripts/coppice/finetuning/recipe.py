@@ -3,6 +3,7 @@
 import logging
 import shutil
 
+from .. import estimates
 from ..errors import CoppiceError, SettingsError
 
 logger = logging.getLogger("coppice.finetuning")
@@ -169,7 +170,7 @@ def save(model, tokenizer, output, initial=None):
 def checkpoints_activations(model, settings):
     """Whether to compute activations again in the backward pass: as set, else where they would not fit otherwise.
 
-    The estimate: a decoder layer keeps about 8 states of the hidden width and 4 of the MLP's for each token.
+    The estimate is that of `estimates.kept_values`.
     """
     wanted = settings["gradient_checkpointing"]
     if wanted is not None:
@@ -180,7 +181,7 @@ def checkpoints_activations(model, settings):
         return False
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    widths = 8 * config.hidden_size + 4 * inner
+    widths = estimates.kept_values(config.hidden_size, inner)
     budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
     needed = budget * config.num_hidden_layers * widths * next(model.parameters()).element_size()
     free, _ = torch.cuda.mem_get_info()

@@ -33,9 +33,7 @@ def take_over(identity, source, twin, output, settings, seed):
     _link_merged(twin, output)
     for file in sorted(twin.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.name not in (RECORD, STATE):
-            partial = output / f".partial-{file.name}"
-            shutil.copyfile(file, partial)
-            partial.replace(output / file.name)
+            records.copy(file, output / file.name)
     records.write(output / STATE, records.read(twin / STATE) | identity | {"reused_from": record["config"]})
     records.write(output / RECORD, record | identity | {"reused_from": record["config"]})
     logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])

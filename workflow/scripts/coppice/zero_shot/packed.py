@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy
 import torch
 
-from .. import logs, output_layer
+from .. import estimates, logs, output_layer
 from ..errors import CoppiceError
 from ..prefix_tree import TreeForward, batches, build
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("coppice.zero_shot")
 
 HEAD_ROWS = 2048  # hidden states that go through the output layer together: its weights are read once for all of them
 CPU_TOKENS = 512  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
-GPU_TOKENS = 16384
+GPU_TOKENS = estimates.EVALUATED_TOKENS
 LOGITS_BYTES = 2**30  # of full logits, for models that change them after the head
 
 
@@ -70,7 +70,7 @@ class Packer:
             free, _ = torch.cuda.mem_get_info(self.device)
             config = self.tree.masks.config
             wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-            budget = min(GPU_TOKENS, free // 2 // (4 * (8 * config.hidden_size + 4 * wide)))
+            budget = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(config.hidden_size, wide)))
         if self.head is None:
             budget = min(budget, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
         return max(1, int(budget))
