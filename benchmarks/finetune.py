@@ -151,9 +151,9 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
 
     from coppice.finetuning.arrangement import Engine
     from coppice.finetuning.progress import StopOnTerm
-    from coppice.finetuning.trainer import LoraTrainer
+    from coppice.finetuning.trainer import StepTrainer
 
-    trainer = LoraTrainer(
+    trainer = StepTrainer(
         engine=Engine(model, MICRO * CUTOFF),
         batch_size=arguments.batch,
         model=model,

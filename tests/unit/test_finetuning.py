@@ -8,7 +8,7 @@ import torch
 
 from coppice import data, finetuning, models, prompts, records
 from coppice.errors import CoppiceError, DataError, SettingsError
-from coppice.finetuning import examples, recipe, trainer
+from coppice.finetuning import examples, progress, recipe
 from coppice.finetuning.examples import IGNORED
 
 SETTINGS = {
@@ -260,7 +260,7 @@ def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):
 @pytest.mark.parametrize(("best", "step", "warned"), [(1.9, 10, True), (1.8, 40, False), (1.9, 60, False)])
 def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(best, step, warned):
     """Not where the only loss is that of the last step: there is nothing to compare it with."""
-    found = trainer.warnings_of(1.9, best, step, 60)
+    found = progress.warnings_of(1.9, best, step, 60)
     assert bool(found) == warned and (not found or "never fell below its first value" in found[0])
 
 

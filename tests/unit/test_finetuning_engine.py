@@ -294,7 +294,7 @@ def test_what_peft_refuses_is_told_with_the_key(tiny_model):
     settings = copy.deepcopy(SETTINGS)
     settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
     with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
-        recipe.with_lora(tiny_model("llama"), settings, None, some_examples())
+        recipe.prepare(tiny_model("llama"), settings, None, some_examples())
 
 
 def test_a_model_that_takes_no_tree_is_told_when_the_tree_was_asked_for(tiny_model, monkeypatch):

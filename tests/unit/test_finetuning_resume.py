@@ -125,7 +125,7 @@ def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset
     shutil.copytree(output, tmp_path / "before", symlinks=True)
     for name in ("adapter_model.safetensors", "finetuning_config.json", "training_log.txt", "training_state.json"):
         (output / name).unlink()
-    monkeypatch.setattr(trainer.LoraTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
+    monkeypatch.setattr(trainer.StepTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
     train(folder, dataset, output, RESUMED)
     assert same_adapter(tmp_path / "before", output)
     assert comparable(tmp_path / "before") == comparable(output)
@@ -211,7 +211,7 @@ def test_early_stopping_counts_on_after_a_resume(tiny_checkpoint, dataset, tmp_p
 def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint, dataset, tmp_path, monkeypatch):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, RESUMED)
-    monkeypatch.setattr(trainer.LoraTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
+    monkeypatch.setattr(trainer.StepTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
     train(folder, dataset, output, RESUMED | {"merge": True, "save_steps": 6, "seeds": [3, 4]})
     assert (output / "merged/model.safetensors").is_file()
 

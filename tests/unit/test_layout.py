@@ -25,6 +25,7 @@ STOREYS = [
         "fronts",
         "pairing",
         "phrases",
+        "pages",
         "plotting",
         "prompts",
         "estimates",

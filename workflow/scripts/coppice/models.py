@@ -56,6 +56,17 @@ def device_kind():
     return "cuda" if "+cpu" not in build and gpus.count() else "cpu"
 
 
+def device_memory():
+    """Bytes of memory of `device`: of the first visible GPU, else of the machine."""
+    import os
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def dtype_of(name):
     """The torch dtype called `name`; where it is None, bfloat16 on a GPU that has it and float32 elsewhere."""
     import torch
@@ -91,6 +102,24 @@ def load(source, adapter=None, train=False, on=None):
     if adapter is not None:
         model = load_adapter(model, adapter, train)
     return model.train(train)
+
+
+def skeleton(source):
+    """The causal language model of `source` without memory (on torch's `meta` device): its shapes alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    remote = source.trust_remote_code
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=remote, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
+    odd = odd_shapes.layers_of(source.path, config)
+    if odd:
+        from .odd_shapes import building
+
+        for index, widths in odd.items():
+            building.reshape(model, index, widths)
+    return model
 
 
 def _load_regular(source, on):

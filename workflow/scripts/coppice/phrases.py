@@ -14,3 +14,28 @@ def margin(second):
 def reused(config):
     """What is said of results that were taken over from another config."""
     return f"the same candidate as {config}, whose training and evaluations are used for both"
+
+
+def count(number, noun):
+    """ "1 model", "6 models"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(items):
+    """ "a, b and c"."""
+    items = [str(item) for item in items]
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def percent(value):
+    """ "62 %" of a share."""
+    return f"{100 * value:.0f} %"
+
+
+def bounds(interval, scale=100, digits=1, signed=False):
+    """ "[0.4, 2.0]", or "" without an interval."""
+    if interval is None:
+        return ""
+    low, high = (scale * bound for bound in interval)
+    sign = "+" if signed else ""
+    return f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

@@ -1,5 +1,18 @@
-"""LoRA fine-tuning of a pruned checkpoint: examples, recipe and the training itself."""
+"""Fine-tuning of a checkpoint, by LoRA or of all weights: examples, recipe and the training itself."""
 
-from .training import finetune
+from .all_weights import MODEL, DoesNotFit, check_room
+from .budget import OPERATIONS
+from .prediction import trainable_parameters
+from .training import EACH, REACHED, finetune, told
 
-__all__ = ["finetune"]
+__all__ = [
+    "EACH",
+    "MODEL",
+    "OPERATIONS",
+    "REACHED",
+    "DoesNotFit",
+    "check_room",
+    "finetune",
+    "told",
+    "trainable_parameters",
+]

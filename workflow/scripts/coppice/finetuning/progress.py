@@ -85,6 +85,18 @@ class Patience(EarlyStoppingCallback):
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
+class StopAt(TrainerCallback):
+    """Ends a training after `step`, with a checkpoint from which it can go on as if nothing had been."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and stop at the step."""
+        if state.global_step >= self.step:
+            control.should_log = control.should_evaluate = control.should_save = control.should_training_stop = True
+
+
 class StopOnTerm(TrainerCallback):
     """At SIGTERM, a scheduler's warning: finish the step, write a checkpoint, end the training. `stopped` says so.
 
@@ -119,3 +131,22 @@ class StopOnTerm(TrainerCallback):
     def _stop(self, number, frame):
         self.asked = True
         logger.warning("told to stop (SIGTERM): a checkpoint follows")
+
+
+def warnings_of(first, best, best_step, steps):
+    """What the reports have to say about a training."""
+    if first is None:
+        return ["no validation loss was measured: the last state of the training is the one evaluated"]
+    if best >= first and best_step < steps:
+        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
+    return []
+
+
+def mean_loss(history):
+    """Mean training loss over all steps, from the means that were logged every few of them."""
+    total, before = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else None

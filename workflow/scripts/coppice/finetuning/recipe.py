@@ -36,7 +36,7 @@ def target_modules(model, wanted):
     layers = linear_layers(model)
     found = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        matching = [member for member in GROUPS.get(name, (name,)) if any(_matches(layer, member) for layer in layers)]
+        matching = [member for member in GROUPS.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
         if not matching:
             known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
             raise SettingsError(
@@ -47,7 +47,8 @@ def target_modules(model, wanted):
     return found
 
 
-def _matches(layer, name):
+def matches(layer, name):
+    """Whether the dotted name `layer` is the module `name`, or ends in it."""
     return layer == name or layer.endswith(f".{name}")
 
 
@@ -75,7 +76,7 @@ def lora_config(model, settings):
     )
 
 
-def with_lora(model, settings, quantize, train):
+def prepare(model, settings, quantize, train):
     """`model` with a new adapter of `settings` (the section `finetune`), ready to be trained on `train` examples."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -112,9 +113,14 @@ def _initialize_by_activations(model, train):
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
 
 
-def keep_initial(model, lora, output):
+def counts(model):
+    """(trained parameters, all parameters), the adapter's counted in."""
+    return model.get_nb_trainable_parameters()
+
+
+def remember(model, example, settings, output):
     """The folder with the adapter as it was before training, where saving it as plain LoRA needs that; else None."""
-    if not lora["init"].startswith(MUTATING):
+    if not settings["lora"]["init"].startswith(MUTATING):
         return None
     folder = output / "initial_adapter"  # peft makes a module name of it: no dot, no dash
     initial = model.peft_config["default"].init_lora_weights
@@ -149,7 +155,14 @@ def _unchanged(model, initial):
     return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
 
 
-def save(model, tokenizer, output, initial=None):
+def restore(model, checkpoint, device):
+    """Put the adapter in the folder `checkpoint` on `model`."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
+
+
+def save(model, tokenizer, output, initial=None, source=None):
     """Write the adapter and the tokenizer; the adapter's files replace older ones only when they are whole.
 
     initial: the folder of the adapter before training, by which one whose initialisation changed the base weights is

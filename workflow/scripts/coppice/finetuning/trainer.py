@@ -19,21 +19,36 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from .. import models, records
 from ..errors import CoppiceError, SettingsError
-from . import checkpoints, processes, sharding
+from . import checkpoints, processes, progress, recipe, sharding
 from .arrangement import Engine, count_targets
+from .budget import OPERATIONS
 from .loader import StepLoader, StepSampler, together
-from .progress import Patience, StopOnTerm, TrainingLog
+from .progress import Patience, StopAt, StopOnTerm, TrainingLog
 
 logger = logging.getLogger("coppice.finetuning")
 
 VALIDATION_ROWS = 256  # examples that are arranged together
 
 
-def build(model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume=None, sharded=False):
-    """A LoraTrainer for `model` (that computes in `dtype`) on examples, with the settings of the section `finetune`.
+def build(
+    model,
+    dtype,
+    tokenizer,
+    train,
+    validation,
+    settings,
+    output,
+    seed,
+    budget,
+    resume=None,
+    sharded=False,
+    kind=recipe,
+    until=None,
+):
+    """A StepTrainer for `model` (that computes in `dtype`) on examples, with the settings of the section `finetune`.
 
     budget: tokens in memory at a time; resume: the checkpoint from which `run` will go on; sharded: whether the
-    processes share the model's weights.
+    processes share the model's weights; kind: `recipe` or `all_weights`; until: a step to stop at before the end.
     """
     before = checkpoints.facts_of(resume) if resume else {}
     engine = Engine(model, budget, settings["arrangement"])
@@ -52,7 +67,7 @@ def build(model, dtype, tokenizer, train, validation, settings, output, seed, bu
     stop = StopOnTerm()
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "trackers"))
     try:
-        trainer = LoraTrainer(
+        trainer = StepTrainer(
             engine=engine,
             batch_size=settings["batch_size"],
             model=model,
@@ -60,7 +75,7 @@ def build(model, dtype, tokenizer, train, validation, settings, output, seed, bu
             train_dataset=train,
             eval_dataset=validation,
             processing_class=tokenizer,
-            callbacks=[log, seal, stop, *([patience] if patience else [])],
+            callbacks=[log, seal, stop, *([patience] if patience else []), *([StopAt(until)] if until else [])],
         )
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
         if not settings["report_to"]:
@@ -68,6 +83,7 @@ def build(model, dtype, tokenizer, train, validation, settings, output, seed, bu
         raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, sharded
+    trainer.restoring, trainer.operations = kind.restore, OPERATIONS[settings.get("train", "lora")]
     trainer.start_alike()
     return trainer
 
@@ -110,13 +126,13 @@ def _arguments(dtype, settings, output, seed, validates):
     )
 
 
-class LoraTrainer(Trainer):
+class StepTrainer(Trainer):
     """Trains on examples {input_ids, labels, row} by an `arrangement.Engine`, `batch_size` of them a step."""
 
     def __init__(self, *, engine, batch_size, **options):
         self.engine, self.batch_size = engine, batch_size
         self.log_file = self.stop = self.patience = None
-        self.sharded = False
+        self.sharded, self.restoring, self.operations = False, None, OPERATIONS["lora"]
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):
@@ -268,9 +284,9 @@ class LoraTrainer(Trainer):
             self._halve(examples)
 
     def floating_point_ops(self, inputs):
-        """Forward and backward through frozen weights: four operations a parameter and token."""
+        """Forward and backward, by the number of operations a parameter and token."""
         tokens = sum(len(example["input_ids"]) for example in inputs["examples"])
-        return 4 * tokens * self._parameters()
+        return self.operations * tokens * self._parameters()
 
     @functools.cache  # noqa: B019 - one trainer a process
     def _parameters(self):
@@ -293,6 +309,33 @@ class LoraTrainer(Trainer):
             self.restore(self._best(newest))
         return self._best(newest), self._facts()
 
+    def run_until(self, step, resume):
+        """Train up to `step`, where a checkpoint is left, and return the validation loss there.
+
+        A training that was beyond that step before is left as it is. Raises Stopped at SIGTERM.
+        """
+        if resume and checkpoints.step_of(resume) >= step:
+            self._take_state(resume)
+        else:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+        losses = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+        if step not in losses:
+            raise Stopped(f"finetune: stopped at step {self.state.global_step}, as asked; a rerun goes on from there")
+        return losses[step]
+
+    @torch.no_grad()
+    def example_losses(self):
+        """(losses, target tokens) of each validation example: sums over its target tokens, in the data's order."""
+        self.model.eval()
+        losses = []
+        for example in self.eval_dataset:
+            with self.accelerator.autocast():
+                parts = [
+                    self.engine.summed_loss(micro).double().item() for micro in self.engine.micro_batches([example])
+                ]
+            losses.append(math.fsum(parts))
+        return losses, [count_targets([example]) for example in self.eval_dataset]
+
     def _was_at_its_end(self, checkpoint):
         """Whether nothing is left to train after `checkpoint`: Trainer would run another step."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -309,11 +352,8 @@ class LoraTrainer(Trainer):
         self.log_file.write_history(self.state)
 
     def restore(self, checkpoint):
-        """Put the adapter in `checkpoint` on the model, and the history up to the newest checkpoint in the log."""
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        weights = load_peft_weights(str(checkpoint), device=str(self.args.device))
-        set_peft_model_state_dict(self.model, weights)
+        """Put what was trained, from `checkpoint`, on the model, and the history up to the newest one in the log."""
+        self.restoring(self.model, checkpoint, self.args.device)
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
 
@@ -327,7 +367,7 @@ class LoraTrainer(Trainer):
             "tokens_seen": self.state.num_input_tokens_seen,
             "tokens_per_second": self.state.num_input_tokens_seen / seconds if seconds else None,
             "seconds": seconds,
-            "train_loss": _mean_loss(self.state.log_history),
+            "train_loss": progress.mean_loss(self.state.log_history),
             "validation_loss": best,
             "best_step": step,
             "first_validation_loss": first,
@@ -336,31 +376,12 @@ class LoraTrainer(Trainer):
             "processes": self.args.world_size,
             "sharded": self.sharded,
             "peak_memory_bytes": records.peak_memory(),
-            "warnings": warnings_of(first, best, step, self.state.global_step),
+            "warnings": progress.warnings_of(first, best, step, self.state.global_step),
         }
 
 
 class Stopped(CoppiceError):
     """The training was told to stop and wrote a checkpoint."""
-
-
-def warnings_of(first, best, best_step, steps):
-    """What the reports have to say about a training."""
-    if first is None:
-        return ["no validation loss was measured: the last state of the training is the one evaluated"]
-    if best >= first and best_step < steps:
-        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
-    return []
-
-
-def _mean_loss(history):
-    """Mean training loss over all steps, from the means that were logged every few of them."""
-    total, before = 0.0, 0
-    for entry in history:
-        if "loss" in entry:
-            total += entry["loss"] * (entry["step"] - before)
-            before = entry["step"]
-    return total / before if before else None
 
 
 def _is_out_of_memory(error):

@@ -12,25 +12,31 @@ from pathlib import Path
 
 from .. import data, fingerprints, models, records
 from ..errors import CoppiceError
-from . import card, checkpoints, examples, processes, recipe, reuse, sharding
+from . import all_weights, card, checkpoints, examples, processes, recipe, reuse, sharding
+from . import budget as budgets
 
 logger = logging.getLogger("coppice.finetuning")
 
 NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps", "sharding")
+EACH = "validation_losses.json"
+REACHED = "reached.json"
 
 
-def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1, twin=None):
-    """Fine-tune the checkpoint `source` (a models.Source) by LoRA.
+def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1, twin=None, until=None, each=False):
+    """Fine-tune the checkpoint `source` (a models.Source) by LoRA, or all its weights where `settings` say so.
 
     identity: {model, config}; datasets: name -> path of the dataset.json of all that `settings` (the section `finetune`
     of the configuration) name; prompt: alpaca | chat | none; output: the folder to write; world: the number of
-    processes; twin: the folder of the same training for another config, whose results are taken over. Raises
-    CoppiceError for a loss that is not a number and for an adapter without effect.
+    processes; twin: the folder of the same training for another config, whose results are taken over; until: a share of
+    the training after which it stops, with its validation loss in `reached.json`, and from where a later call goes on;
+    each: whether to write the loss of every validation example to `validation_losses.json`. Raises CoppiceError for a
+    loss that is not a number and for an adapter without effect.
     """
     output = Path(output)
     resolved = settings | {"prompt": prompt}
     if twin:
-        learnt = {name: value for name, value in resolved.items() if name not in NOT_LEARNT_FROM}
+        settled = ("max_steps", "eval_steps") if resolved.get("budget") else ()  # worked out from the budget
+        learnt = {name: value for name, value in resolved.items() if name not in (*NOT_LEARNT_FROM, *settled)}
         reuse.take_over(identity, source, twin, output, learnt, seed)
         return
     reuse.leave(output)
@@ -39,7 +45,7 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)
     job = {"identity": identity, "source": source, "datasets": datasets, "settings": resolved, "seed": seed}
-    _run(job | {"output": output, "key": key, "prints": prints}, world)
+    _run(job | {"output": output, "key": key, "prints": prints, "until": until, "each": each}, world)
 
 
 def _run(job, world):
@@ -69,7 +75,7 @@ def _key(settings, prints, seed, source):
     return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
-def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget):
+def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget, until, each):
     """The training itself, in each process; the first one writes what comes of it."""
     import transformers
 
@@ -79,27 +85,34 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
     transformers.set_seed(seed)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
     train, validation, counts = examples.prepare(datasets, settings["data"], settings["prompt"], tokenizer, seed)
-    sharded = sharding.wanted(settings["sharding"], source, processes.count())
+    kind = all_weights if settings.get("train") == "all" else recipe
+    sharded = kind is recipe and sharding.wanted(settings["sharding"], source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
-        model = recipe.with_lora(model, settings, source.quantize, train)
+        base = models.parameters(model)
+        settings = budgets.settled(settings, train, base, seed)
+        model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)
-    trainable, total = model.get_nb_trainable_parameters()
-    logger.info(
-        "trainable params: %s || all params: %s || trainable%%: %.4f", trainable, total, 100 * trainable / total
-    )
-    initial = recipe.keep_initial(model, settings["lora"], output)
+    trainable, total = kind.counts(model)
+    logger.info("%s", told(trainable, total))
+    before = kind.remember(model, train[0], settings, output)
     dtype = models.dtype_of(source.dtype)
+    step = budgets.rung(settings, until) if until else None
     trainer = trainers.build(
-        model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume, sharded
+        model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume, sharded, kind, step
     )
-    outcome = {"trainable_parameters": trainable, "all_parameters": total}
+    if step:
+        loss = trainer.run_until(step, resume)
+        if processes.is_first():
+            records.write(output / REACHED, identity | {"share": until, "step": step, "validation_loss": loss})
+        return
+    outcome = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     outcome |= {"trainable_percent": 100 * trainable / total, **counts}
     done = checkpoints.finished(output, key)
     if done:
-        logger.info("the training was finished before: the adapter is restored from %s", done[0].name)
+        logger.info("the training was finished before: it is restored from %s", done[0].name)
         outcome = done[1]
         trainer.restore(done[0])
     else:
@@ -107,19 +120,33 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
         outcome |= more
         if processes.is_first():
             checkpoints.finish(output, key, best, outcome)
-    recipe.check_acts(model, train[0], initial)
+    kind.check_acts(model, train[0], before)
+    losses = trainer.example_losses() if each else None
     if not processes.is_first():
         return
-    recipe.save(model, tokenizer, output, initial)
-    card.write(output, identity, settings, outcome, source, prints["weights"])
+    if losses:
+        records.write(output / EACH, identity | {"losses": losses[0], "tokens": losses[1]})
+    kind.save(model, tokenizer, output, before, source)
+    if kind is recipe:
+        card.write(output, identity, settings, outcome, source, prints["weights"])
     if settings["merge"]:  # the last use of the adapter's model
         whole = models.load(source, adapter=output, on="cpu") if sharded else model
         models.save(whole.merge_and_unload(), tokenizer, output / "merged")
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    records.write(output / "training_state.json", identity | {"history": history, **outcome})
     provenance = clock.provenance(settings, seed, **prints)
+    _write(output, identity, settings, outcome, history, provenance)
+
+
+def _write(output, identity, settings, outcome, history, provenance):
+    """The records of a training; its warnings go to the log too."""
+    records.write(output / "training_state.json", identity | {"history": history, **outcome})
     records.write(
         output / "finetuning_config.json", identity | {"settings": settings, **outcome, "provenance": provenance}
     )
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
+
+
+def told(trainable, every):
+    """The line in which peft, and every guide to it, says how much is trained."""
+    return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from .. import pages
 from ..records import atomic
 from . import FIGURES, TABLES, answers, evidence, figures, sections, study, tables, terminal
 
@@ -26,7 +27,7 @@ def write(results, pairs, models, output, metadata):
     pictures = figures.draw(found, frames, output / "figures")
     content = _content(found, evidence.gather(found), metadata)
     for name, template in PAGES.items():
-        text = _environment().get_template(template).render(content, svg=pictures)
+        text = pages.environment(TEMPLATES).get_template(template).render(content, svg=pictures)
         with atomic(output / name) as file:
             file.write(text)
 
@@ -45,43 +46,3 @@ def _content(found, known, metadata):
         "absent": found.absent,
         "notes": known.notes,
     }
-
-
-def _environment():
-    """Templates with autoescaping on, Markdown included: a name may hold markup, and Markdown may hold HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["drawn"] = Markup  # the figures' own SVG, made by matplotlib, which escapes its texts
-    environment.filters["slug"] = _slug
-    environment.filters["choice"] = _choice
-    environment.filters["flat"] = lambda rows: [[_flat(cell) for cell in row] for row in rows]
-    environment.filters["bar"] = lambda text: str(text).replace("|", "¦").replace("\n", " ")
-    return environment
-
-
-def _slug(text):
-    """An id for a heading: letters, digits and dashes, and the text's digest where something else was in it."""
-    import hashlib
-
-    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in str(text))
-    return plain if plain == str(text) else f"{plain}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
-
-
-def _choice(item, picked):
-    """What was picked, in words where the item's choices were kept, else the choice's number, from 1."""
-    if not str(picked).isdigit():
-        return picked
-    choices, place = item.get("choices") or [], int(picked)
-    return choices[place] if place < len(choices) else f"choice {place + 1}"
-
-
-def _flat(cell):
-    return f"{cell['text']} {cell['note']}".strip()

@@ -2,16 +2,7 @@
 
 import math
 
-
-def count(number, noun):
-    """ "1 model", "6 models"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def listed(items):
-    """ "a, b and c"."""
-    items = [str(item) for item in items]
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+from ..phrases import bounds, count, listed, percent  # noqa: F401 - they are wording too
 
 
 def either(items):
@@ -26,19 +17,6 @@ def name(pair):
 def pairs(found):
     """ "12 pairs of 6 models"."""
     return f"{count(len(found), 'pair')} of {count(len({pair.model for pair in found}), 'model')}"
-
-
-def percent(value):
-    return f"{100 * value:.0f} %"
-
-
-def bounds(interval, scale=100, digits=1, signed=False):
-    """ "[0.4, 2.0]", or "" without an interval."""
-    if interval is None:
-        return ""
-    low, high = (scale * bound for bound in interval)
-    sign = "+" if signed else ""
-    return f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def points(estimate, signed=False, size=False):

@@ -74,13 +74,18 @@ def dotted(path):
 
 def checked(raw):
     """A copy of `raw`, scalars brought to the schema's types and dropped entries gone; SettingsError if invalid."""
-    config = _coerced(raw, schema(), ())
-    validator = jsonschema.Draft202012Validator(schema())
+    return checked_part(raw, schema(), ())
+
+
+def checked_part(raw, node, path):
+    """The same for the part of a configuration at `path` (keys, the first may be dotted), whose schema is `node`."""
+    part = _coerced(raw, node, path)
+    validator = jsonschema.Draft202012Validator(node)
     rank = {"additionalProperties": 0, "type": 1}
-    errors = sorted(validator.iter_errors(config), key=lambda error: rank.get(error.validator, 2))
+    errors = sorted(validator.iter_errors(part), key=lambda error: rank.get(error.validator, 2))
     if errors:
-        raise SettingsError(_told(errors[0]))
-    return config
+        raise SettingsError(_told(errors[0], path))
+    return part
 
 
 def filled(value, node=None):
@@ -182,9 +187,9 @@ def _shown(value):
     return "a list" if isinstance(value, list) else str(value)
 
 
-def _told(error):
-    """One sentence for a violation: the key, what was found, what is valid."""
-    path, found, bound = tuple(error.absolute_path), error.instance, error.validator_value
+def _told(error, above):
+    """One sentence for a violation: the key (under `above`), what was found, what is valid."""
+    path, found, bound = (*above, *error.absolute_path), error.instance, error.validator_value
     key = f"config key {dotted(path)}"
     match error.validator:
         case "additionalProperties":

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
+from . import ablations, criteria, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from . import criteria, known, lora, schema
 from .sources import absolute, check_name, resolve_dataset, resolve_model
 
 
@@ -26,6 +26,7 @@ class Study:
     workdir: str
     notices: list = field(default_factory=list)
     _candidates: dict = field(default_factory=dict)
+    ablations: dict = field(default_factory=dict)
 
     results = property(lambda self: self.config["results"])
     resources = property(lambda self: self.config["resources"])
@@ -56,9 +57,9 @@ class Study:
         """The model's candidates by name: a grid point (with `method`), or a row of the table (with `path`)."""
         return self._candidates[model]
 
-    def training_datasets(self):
-        """Names of the data sets that fine-tuning reads, the one for validation counted in."""
-        return list(_training_datasets(self.finetune["data"]))
+    def training_datasets(self, finetune=None):
+        """Names of the data sets that fine-tuning (or a `finetune` of its own) reads, validation's counted in."""
+        return list(_training_datasets((finetune or self.finetune)["data"]))
 
     def training_seeds(self):
         """The seeds that every training is repeated with; the first one's files lie at the usual paths."""
@@ -109,7 +110,8 @@ def load(raw_config, configfiles=(), workdir=None):
     datasets = _resolve_datasets(config, workdir, notices)
     candidates, rows, columns = _candidates(config, workdir, notices)
     configs = criteria.resolve(config, rows, columns)
-    study = Study(config, models, configs, datasets, workdir, notices, candidates)
+    ablated = ablations.resolve(config, workdir, notices)
+    study = Study(config, models, configs, datasets, workdir, notices, candidates, ablated)
     _check_candidates(study)
     _notice_split(study)
     return study
@@ -233,6 +235,10 @@ def _uses(config):
         yield name, "train", f"finetune.data.{key}"
     for name in config["evaluate"]["perplexity"]["datasets"]:
         yield name, "report", "evaluate.perplexity.datasets"
+    for name, entry in config["ablations"].items():
+        if entry["start"].get("model") in (None, *config["models"]):
+            for dataset, key in _training_datasets(config["finetune"]["data"] | entry["data"]).items():
+                yield dataset, "train", f"ablations.{name}.data.{key}"
     if config["candidates"]["table"] is None:
         yield config["candidates"]["calibration"]["dataset"], "train", "candidates.calibration.dataset"
     if config["miniature"]["corpus"] != "world":

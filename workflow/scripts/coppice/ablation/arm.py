@@ -1,0 +1,180 @@
+"""One arm of an ablation with one seed: trained, measured, and summed up in `arm.json`.
+
+The arm's folder holds what any fine-tuning leaves, `validation_losses.json`, and where it was measured `selection/` and
+`report/` with the records of an evaluation. What is finished of it is not done again: the training goes on from its
+newest checkpoint, the evaluations from their finished parts.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import evaluation, finetuning, models, records
+from ..errors import CoppiceError
+from ..settings import arms
+
+logger = logging.getLogger("coppice.ablation")
+
+RECORD = "arm.json"
+LOSS = "validation_loss"
+PARTS = ("selection", "report")
+COPIED = (
+    "trainable_parameters",
+    "all_parameters",
+    "trainable_percent",
+    "train_rows",
+    "validation_rows",
+    "steps",
+    "tokens_seen",
+    "tokens_per_second",
+    "seconds",
+    "train_loss",
+    "validation_loss",
+    "best_step",
+    "peak_memory_bytes",
+    "warnings",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where every arm begins: the checkpoint (a models.Source), the form of its prompts, what guards its identity.
+
+    name: what reports call it; dense, selection: paths of the records of a pruned checkpoint's origin, or None.
+    """
+
+    name: str
+    source: models.Source
+    prompt: str
+    dense: str | None = None
+    selection: str | None = None
+
+
+def run(identity, start, plan, member, seed, output, after=None, survivors=None, world=1):
+    """Train and measure one arm and write `output`/arm.json.
+
+    identity: {ablation, arm}; plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets,
+    evaluation_datasets} of the ablation; member: {stage, changes, report} of the arm; after: the record of the winner
+    that its changes are laid over; survivors: the record of a race's last rung, world: processes that train together.
+    Raises CoppiceError where the parameters that are trained are not those that the configuration lets expect.
+    """
+    clock, output = records.Clock(), Path(output)
+    settings = settings_of(plan["base"], member["changes"], after)
+    content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "start": start.name}
+    if survivors and identity["arm"] not in records.read(survivors)["survivors"]:
+        records.write(output / RECORD, content | {"raced_out": _last_rung(survivors, identity["arm"])})
+        logger.info("%s: raced out, not trained to the end", identity["arm"])
+        return
+    section = section_of(plan, settings)
+    predicted = finetuning.trainable_parameters(start.source, section)
+    try:
+        if settings["train"] == arms.ALL_WEIGHTS:
+            finetuning.check_room(predicted)
+        _train(identity, start, plan, section, seed, output, _twin(after, settings, seed), world)
+    except finetuning.DoesNotFit as error:
+        records.write(output / RECORD, content | {"unfit": str(error), "predicted_parameters": predicted})
+        logger.warning("%s: not trained: %s", identity["arm"], error)
+        return
+    trained = records.read(output / "finetuning_config.json")
+    if trained["trainable_parameters"] != predicted:
+        raise CoppiceError(
+            f"ablation {identity['ablation']}, arm {identity['arm']}: trains {trained['trainable_parameters']} "
+            f"parameters, but its configuration lets expect {predicted}: target_modules or biases were not applied "
+            "as asked"
+        )
+    measured = _evaluate(identity, start, plan, member, settings, seed, output)
+    content |= {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
+    content |= {"stored_bytes": _stored(output, settings), "measured": measured, "data": section["data"]}
+    content |= {"history": records.read(output / "training_state.json")["history"], "prompt": start.prompt}
+    operations = finetuning.OPERATIONS[settings["train"]] * trained["base_parameters"]
+    content |= {"reused_from": trained.get("reused_from"), "operations": operations}
+    prints = trained["provenance"]["fingerprints"]
+    records.write(output / RECORD, content | {"provenance": clock.provenance(section, seed, **prints)})
+
+
+def settings_of(base, changes, after=None):
+    """The flat settings of an arm: its changes over those of the winner `after` (a record), else over `base`."""
+    below = records.read(after)["settings"] if after else base
+    return arms.settled(arms.laid_over(below, changes))
+
+
+def section_of(plan, settings):
+    """The section `finetune` that the engine gets, with the budget that all arms share."""
+    whole = arms.section(plan["finetune"], settings)
+    return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
+
+
+def race(identity, start, plan, member, seed, share, output, survivors=None, world=1):
+    """Train one arm up to so large a share of its budget and note its validation loss there in `output` (a file).
+
+    The training stays where `run` goes on with it. An arm that an earlier rung (`survivors`) left behind is not
+    trained. Raises CoppiceError as a training does.
+    """
+    output = Path(output)
+    settings = settings_of(plan["base"], member["changes"])
+    if survivors and identity["arm"] not in records.read(survivors)["survivors"]:
+        records.write(output, identity | {"seed": seed, "share": share, "raced_out": True})
+        return
+    _train(identity, start, plan, section_of(plan, settings), seed, output.parent, None, world, share)
+    reached = records.read(output.parent / finetuning.REACHED)
+    found = {"step": reached["step"], LOSS: reached["validation_loss"], "raced_out": False}
+    records.write(output, identity | {"seed": seed, "share": share} | found)
+
+
+def _train(identity, start, plan, section, seed, output, twin, world, until=None):
+    finetuning.finetune(
+        identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
+        source=start.source,
+        datasets=plan["training_datasets"],
+        settings=section,
+        prompt=start.prompt,
+        output=output,
+        seed=seed,
+        world=world,
+        twin=twin,
+        until=until,
+        each=True,
+    )
+
+
+def _twin(after, settings, seed):
+    """The folder of an earlier stage's arm that is the very same training, or None."""
+    if not after or settings["train"] == arms.ALL_WEIGHTS:
+        return None
+    same = [entry["arm"] for entry in records.read(after)["trained"] if entry["settings"] == settings]
+    return Path(after).parent / same[-1] / f"seed-{seed}" if same else None
+
+
+def _last_rung(survivors, arm):
+    """{share, step, validation_loss} of the last rung that an arm reached."""
+    rungs = records.read(survivors)["reached"][arm]
+    return rungs[-1]
+
+
+def _evaluate(identity, start, plan, member, settings, seed, output):
+    """The parts in which the arm was measured: on selection rows where it is chosen by them, on report rows."""
+    whole = settings["train"] == arms.ALL_WEIGHTS
+    path = str(output / finetuning.MODEL) if whole else start.source.path
+    wanted = [plan["choose_by"]["metric"] != LOSS, member["report"]]
+    measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
+    for part in measured:
+        evaluation.evaluate(
+            identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
+            source=models.Source(**vars(start.source) | {"path": path}),
+            settings=plan["evaluate"],
+            datasets=plan["evaluation_datasets"],
+            output=output / part,
+            adapter=None if whole else output,
+            purpose=part,
+            seed=seed,
+            dense=None if whole else start.dense,
+            selection=None if whole else start.selection,
+            prompt=start.prompt,
+        )
+    return measured
+
+
+def _stored(output, settings):
+    """Bytes of what the training leaves to be kept: the adapter's weights, or those of the whole model."""
+    folder = output / finetuning.MODEL if settings["train"] == arms.ALL_WEIGHTS else output
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
