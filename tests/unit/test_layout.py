@@ -46,7 +46,7 @@ STOREYS = [
         "selection",
         "zero_shot",
     },
-    {"cli", "__main__", "__init__"},
+    {"by_hand", "cli", "__main__", "__init__"},
 ]
 
 

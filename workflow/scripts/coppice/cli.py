@@ -57,6 +57,7 @@ def _parser():
         "--i-trust-this-file", action="store_true", help="loading a pickle runs the code that it names: say that it may"
     )
     pickled.set_defaults(run=_import_pickle)
+    _by_hand(commands)
     # every word of it is the harness's, options too: hence no prefix character of its own
     harness = commands.add_parser(
         "lm-eval",
@@ -67,6 +68,89 @@ def _parser():
     harness.add_argument("words", nargs="*")
     harness.set_defaults(run=_harness)
     return parser
+
+
+def _by_hand(commands):
+    """The subcommands for a single training and for trying what came of it."""
+    from . import by_hand
+
+    tuned = commands.add_parser(
+        "finetune", help="a single training without the workflow; options named as in the section finetune"
+    )
+    tuned.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint to start from")
+    tuned.add_argument("--data", required=True, metavar="FILE|NAME|ID", help="examples: a local file, alpaca, a hub id")
+    tuned.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter goes; a later call resumes")
+    tuned.add_argument("--train", choices=("lora", "all"), default="lora", help="an adapter, or all weights")
+    tuned.add_argument("--prompt", choices=by_hand.PROMPTS, default="alpaca", help="form of the prompt (%(default)s)")
+    tuned.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    tuned.add_argument("--gpus", type=int, default=1, help="GPUs to train on, where there are any (%(default)s)")
+    tuned.add_argument("--threads", type=int, help="CPU threads; default: all")
+    for key, node, _ in by_hand.options():
+        tuned.add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            **_taken(node),
+            metavar=key.upper(),
+            help=" ".join(node["description"].split()).replace("%", "%%"),
+        )
+    tuned.set_defaults(run=_finetune)
+    tried = commands.add_parser("generate", help="answers of a model, with or without an adapter, to your questions")
+    tried.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint")
+    tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to put on it")
+    tried.add_argument("--merge", action="store_true", help="put the adapter into the weights first")
+    tried.add_argument("--output", metavar="FOLDER", help="with --merge: where to write the merged checkpoint")
+    tried.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="a question; may be repeated")
+    tried.add_argument(
+        "--form", choices=by_hand.PROMPTS, default="alpaca", help="form in which it is asked (default: %(default)s)"
+    )
+    tried.add_argument("--new-tokens", type=int, default=128, help="tokens an answer has at most (%(default)s)")
+    tried.set_defaults(run=_generate)
+    for parser in (tuned, tried):
+        parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights")
+        parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base quantised")
+        parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+        parser.add_argument("--device-map", metavar="MAP", help="auto: spread one model over several GPUs")
+
+
+def _taken(node):
+    """How many values the option of this schema node takes: several for a list, none or one for a truth."""
+    from .settings import schema
+
+    kinds = schema.types_of(node)
+    if "array" in kinds:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if "boolean" in kinds else {}
+
+
+def _loading(arguments):
+    return {key: getattr(arguments, key) for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
+
+
+def _finetune(arguments):
+    from . import by_hand
+
+    given = {key: getattr(arguments, key) for key, _, _ in by_hand.options()}
+    named = ("model", "data", "output", "train", "prompt", "seed", "gpus", "threads")
+    model, data, output, *more = (getattr(arguments, name) for name in named)
+    by_hand.finetune(model, data, output, given, **dict(zip(named[3:], more, strict=True)), loading=_loading(arguments))
+    print(output)
+
+
+def _generate(arguments):
+    from . import by_hand
+
+    answers = by_hand.generate(
+        arguments.model,
+        arguments.adapter,
+        arguments.prompt,
+        arguments.merge,
+        arguments.form,
+        arguments.new_tokens,
+        arguments.output,
+        _loading(arguments),
+    )
+    for answer in answers:
+        print(f"> {answer['prompt']}\n{answer['text'] if answer['text'] is not None else '(no room in the context)'}\n")
 
 
 def _study_arguments(parser):

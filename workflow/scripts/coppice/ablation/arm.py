@@ -15,7 +15,6 @@ from ..settings import arms
 
 logger = logging.getLogger("coppice.ablation")
 
-RECORD = "arm.json"
 LOSS = "validation_loss"
 PARTS = ("selection", "report")
 COPIED = (
@@ -50,31 +49,48 @@ class Start:
     selection: str | None = None
 
 
-def run(identity, start, plan, member, seed, output, after=None, survivors=None, world=1):
-    """Train and measure one arm and write `output`/arm.json.
+def train(identity, start, plan, member, seed, output, share=None, after=None, survivors=None, world=1):
+    """Train one arm to the end and measure it, or up to so large a `share` of its budget; `output` is the record.
 
     identity: {ablation, arm}; plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets,
     evaluation_datasets} of the ablation; member: {stage, changes, report} of the arm; after: the record of the winner
-    that its changes are laid over; survivors: the record of a race's last rung, world: processes that train together.
-    Raises CoppiceError where the parameters that are trained are not those that the configuration lets expect.
+    that its changes are laid over; survivors: the record of the rung before, by which an arm may be out of the race;
+    world: processes that train together. Raises CoppiceError where the parameters that are trained are not those that
+    the configuration lets expect.
     """
     clock, output = records.Clock(), Path(output)
     settings = settings_of(plan["base"], member["changes"], after)
     content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "start": start.name}
-    if survivors and identity["arm"] not in records.read(survivors)["survivors"]:
-        records.write(output / RECORD, content | {"raced_out": _last_rung(survivors, identity["arm"])})
-        logger.info("%s: raced out, not trained to the end", identity["arm"])
+    race = records.read(survivors) if survivors else None
+    if race and identity["arm"] not in race["survivors"]:
+        records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
+        logger.info("%s: raced out, not trained on", identity["arm"])
         return
     section = section_of(plan, settings)
+    twin = _twin(after, settings, seed)
+    job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
     predicted = finetuning.trainable_parameters(start.source, section)
     try:
         if settings["train"] == arms.ALL_WEIGHTS:
             finetuning.check_room(predicted)
-        _train(identity, start, plan, section, seed, output, _twin(after, settings, seed), world)
+        _train(**job, output=output.parent, twin=twin, share=share)
     except finetuning.DoesNotFit as error:
-        records.write(output / RECORD, content | {"unfit": str(error), "predicted_parameters": predicted})
+        records.write(output, content | {"unfit": str(error), "predicted_parameters": predicted})
         logger.warning("%s: not trained: %s", identity["arm"], error)
         return
+    if share:
+        reached = records.read(output.parent / finetuning.REACHED)
+        records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})
+        return
+    measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
+    content |= _facts(identity, output.parent, settings, predicted)
+    content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
+    prints = content.pop("fingerprints")
+    records.write(output, content | {"provenance": clock.provenance(section, seed, **prints)})
+
+
+def _facts(identity, output, settings, predicted):
+    """What the records of the training say, its size and its fingerprints; the number of parameters is checked."""
     trained = records.read(output / "finetuning_config.json")
     if trained["trainable_parameters"] != predicted:
         raise CoppiceError(
@@ -82,14 +98,14 @@ def run(identity, start, plan, member, seed, output, after=None, survivors=None,
             f"parameters, but its configuration lets expect {predicted}: target_modules or biases were not applied "
             "as asked"
         )
-    measured = _evaluate(identity, start, plan, member, settings, seed, output)
-    content |= {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
-    content |= {"stored_bytes": _stored(output, settings), "measured": measured, "data": section["data"]}
-    content |= {"history": records.read(output / "training_state.json")["history"], "prompt": start.prompt}
-    operations = finetuning.OPERATIONS[settings["train"]] * trained["base_parameters"]
-    content |= {"reused_from": trained.get("reused_from"), "operations": operations}
-    prints = trained["provenance"]["fingerprints"]
-    records.write(output / RECORD, content | {"provenance": clock.provenance(section, seed, **prints)})
+    facts = {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
+    return facts | {
+        "stored_bytes": _stored(output, settings),
+        "history": records.read(output / "training_state.json")["history"],
+        "operations": finetuning.OPERATIONS[settings["train"]] * trained["base_parameters"],
+        "reused_from": trained.get("reused_from"),
+        "fingerprints": trained["provenance"]["fingerprints"],
+    }
 
 
 def settings_of(base, changes, after=None):
@@ -104,24 +120,7 @@ def section_of(plan, settings):
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
 
-def race(identity, start, plan, member, seed, share, output, survivors=None, world=1):
-    """Train one arm up to so large a share of its budget and note its validation loss there in `output` (a file).
-
-    The training stays where `run` goes on with it. An arm that an earlier rung (`survivors`) left behind is not
-    trained. Raises CoppiceError as a training does.
-    """
-    output = Path(output)
-    settings = settings_of(plan["base"], member["changes"])
-    if survivors and identity["arm"] not in records.read(survivors)["survivors"]:
-        records.write(output, identity | {"seed": seed, "share": share, "raced_out": True})
-        return
-    _train(identity, start, plan, section_of(plan, settings), seed, output.parent, None, world, share)
-    reached = records.read(output.parent / finetuning.REACHED)
-    found = {"step": reached["step"], LOSS: reached["validation_loss"], "raced_out": False}
-    records.write(output, identity | {"seed": seed, "share": share} | found)
-
-
-def _train(identity, start, plan, section, seed, output, twin, world, until=None):
+def _train(identity, start, plan, section, seed, world, output, twin, share):
     finetuning.finetune(
         identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
         source=start.source,
@@ -132,7 +131,7 @@ def _train(identity, start, plan, section, seed, output, twin, world, until=None
         seed=seed,
         world=world,
         twin=twin,
-        until=until,
+        until=share,
         each=True,
     )
 
@@ -143,12 +142,6 @@ def _twin(after, settings, seed):
         return None
     same = [entry["arm"] for entry in records.read(after)["trained"] if entry["settings"] == settings]
     return Path(after).parent / same[-1] / f"seed-{seed}" if same else None
-
-
-def _last_rung(survivors, arm):
-    """{share, step, validation_loss} of the last rung that an arm reached."""
-    rungs = records.read(survivors)["reached"][arm]
-    return rungs[-1]
 
 
 def _evaluate(identity, start, plan, member, settings, seed, output):

@@ -5,6 +5,7 @@ the same. Ink and paper are stand-in colours, so that a page can give each figur
 """
 
 import io
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,3 +80,15 @@ def save(figure, folder, name):
         dpi = min(150, 6000 / figure.get_size_inches().max())
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return svg
+
+
+def for_page(svg, name):
+    """The SVG as a part of a page: no prologue, ink as the page's own colour, no paper, ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    # its size in points becomes its proportions; the style sheet sets the width
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

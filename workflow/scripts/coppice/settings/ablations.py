@@ -53,6 +53,11 @@ def _ablation(key, entry, config, workdir):
     budget = _budget(key, entry["budget"])
     metrics = _metrics(key, entry["metrics"], config["evaluate"])
     _check_arms(key, members, below, budget)
+    if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
+        raise SettingsError(
+            f"{key}.metrics: a staged ablation ends with a comparison on data that no stage has seen; name a task or "
+            "a text"
+        )
     return {
         "start": _start(key, entry["start"], config, workdir),
         "finetune": finetune,

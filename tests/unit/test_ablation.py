@@ -1,0 +1,302 @@
+"""Arms of an ablation: trained alike, counted before they are trained, compared in pairs, and told in a report."""
+
+import json
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_finetuning import SETTINGS, train
+from test_finetuning import dataset as dataset
+
+from coppice import finetuning, models, records
+from coppice.ablation import arm as arms_of
+from coppice.ablation import racing, reading, recommending, report, stages
+from coppice.errors import CoppiceError, SettingsError
+from coppice.finetuning import budget, recipe
+from coppice.settings import arms, lora
+
+STEPS = {"unit": "max_steps", "amount": 6}
+LOSS = {"metric": "validation_loss", "mode": "min"}
+EVERY = [*({"preset": name} for name in lora.PRESETS), *({"scheme": name} for name in lora.SCHEMES)]
+
+
+def section(arm, below=SETTINGS):
+    return arms.section(below, arms.settled(arms.laid_over(arms.flat(below), arm)))
+
+
+def trained_in(folder, settings):
+    """Parameters that really get a gradient."""
+    model = recipe.prepare(models.load(models.Source(str(folder)), train=True), settings, None, [])
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("arm", EVERY, ids=arms.name_of)
+def test_trained_parameters_are_known_before_training(tiny_checkpoint, architecture, arm):
+    folder = tiny_checkpoint(architecture)
+    for more in ({}, {"bias": "all", "use_dora": True}):
+        settings = section(arm | more)
+        assert finetuning.trainable_parameters(models.Source(str(folder)), settings) == trained_in(folder, settings)
+
+
+def test_of_a_layer_with_other_names_too(tmp_path):
+    """OPT names its modules as encoders do, and all of them have biases."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"vocab_size": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+    OPTForCausalLM(OPTConfig(**sizes, **more)).save_pretrained(tmp_path)
+    settings = section({"r": 4, "target_modules": ["out_proj", "fc1", "fc2"], "bias": "lora_only"})
+    predicted = finetuning.trainable_parameters(models.Source(str(tmp_path)), settings)
+    assert predicted == 2 * (4 * (32 + 32) + 32 + 4 * (32 + 48) * 2 + 48 + 32) == trained_in(tmp_path, settings)
+
+
+def test_of_all_weights_every_one_is_trained_and_the_checkpoint_is_whole(tiny_checkpoint, dataset, tmp_path):
+    folder = tiny_checkpoint("qwen2", tie_word_embeddings=True)
+    settings = section({"train": "all", "learning_rate": 1e-3})
+    record = train(folder, dataset, tmp_path / "out", settings)
+    source = models.Source(str(folder))
+    assert record["trainable_parameters"] == finetuning.trainable_parameters(source, settings)
+    assert record["trainable_percent"] == 100 and record["validation_loss"] < record["first_validation_loss"]
+    after = models.load(models.Source(str(tmp_path / "out" / finetuning.MODEL))).state_dict()
+    before = models.load(source).state_dict()
+    assert all(not after[name].equal(before[name]) for name in before if "norm" in name or "q_proj" in name)
+
+
+def test_training_all_weights_goes_on_from_a_checkpoint_as_if_nothing_had_been(tiny_checkpoint, dataset, tmp_path):
+    folder, settings = tiny_checkpoint("llama"), section({"train": "all", "learning_rate": 1e-3})
+    train(folder, dataset, tmp_path / "whole", settings)
+    source, identity = models.Source(str(folder)), {"model": "M", "config": "c"}
+    stopped = {"prompt": "none", "output": tmp_path / "out", "seed": 3}
+    finetuning.finetune(identity, source, {"mine": dataset}, settings, until=0.5, **stopped)
+    assert records.read(tmp_path / "out" / finetuning.REACHED)["step"] == 4  # losses are taken every second step
+    assert not (tmp_path / "out/finetuning_config.json").exists()
+    train(folder, dataset, tmp_path / "out", settings)
+    ends = [load_file(tmp_path / name / finetuning.MODEL / "model.safetensors") for name in ("whole", "out")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_more_than_the_device_holds_is_told_before_training(monkeypatch):
+    monkeypatch.setattr(models, "device_memory", lambda: 2**30)
+    with pytest.raises(finetuning.DoesNotFit, match="takes 104 GiB"):
+        finetuning.check_room(7 * 10**9)
+
+
+def examples(lengths):
+    return [{"input_ids": [1] * length} for length in lengths]
+
+
+def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
+    wanted, settings = {"unit": "tokens", "amount": 100}, {"batch_size": 2}
+    assert budget.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 a step, over two epochs
+    assert budget.steps(wanted | {"amount": 101}, examples([10] * 8), settings, 1000, seed=0) == 6
+
+
+def test_a_budget_of_operations_trains_all_weights_for_fewer_tokens():
+    wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, examples([10] * 8)
+    assert budget.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
+    assert budget.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
+
+
+def test_a_budget_that_the_first_step_exceeds_is_refused():
+    with pytest.raises(SettingsError, match="spent before the first step is over, which takes 20 tokens"):
+        budget.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
+
+
+PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}
+
+
+def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=3, **more):
+    """A real arm, trained on the tiny model."""
+    plan = PLAN | {"base": arms.flat(SETTINGS), "finetune": SETTINGS, "training_datasets": {"mine": dataset}}
+    member = {"stage": None, "changes": changes or {}, "report": False}
+    start = arms_of.Start("tiny", models.Source(str(folder)), "none")
+    path = output / name / f"seed-{seed}" / "arm.json"
+    arms_of.train({"ablation": "mine", "arm": name}, start, plan, member, seed, path, after=after, **more)
+    return path
+
+
+def tampered(path, **changes):
+    content = records.read(path)
+    for dotted, value in changes.items():
+        *above, key = dotted.split("__")
+        place = content
+        for part in above:
+            place = place[part]
+        place[key] = value
+    records.write(path, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 7}, "trained for 7 steps, not 6: another budget"),
+        ({"tokens_seen": 1}, "trained for 1 tokens"),
+        ({"provenance__fingerprints__weights": "x"}, "another checkpoint to start from"),
+        ({"provenance__fingerprints__datasets": {"mine": "x"}}, "other training data"),
+        ({"data": {"val_size": 9}}, "other settings of finetune.data"),
+        ({"seed": 4}, "other seeds"),
+    ],
+)
+def test_an_arm_that_was_not_trained_alike_is_told_and_left_out(tiny_checkpoint, dataset, tmp_path, changes, told):
+    folder = tiny_checkpoint()
+    first = run_arm(folder, dataset, tmp_path)
+    second = tampered(run_arm(folder, dataset, tmp_path, "r-8", {"r": 8}), **changes)
+    found = [reading.arm(name, [path]) for name, path in (("r-4", first), ("r-8", second))]
+    assert not reading.unequal(found[:1], STEPS)
+    assert told in reading.unequal(found, STEPS)["r-8"][0]
+    with pytest.raises(CoppiceError, match="do not compare"):
+        reading.check_equal("mine", found, STEPS)
+    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "r-4", "stages": [], "racing": None}
+    report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
+    page = (tmp_path / "ablation_report.html").read_text()
+    assert "Not an equal budget" in page and told in page and "No recommendation" in page
+    assert list(load_csv(tmp_path)["compared"]) == [True, False]
+
+
+def load_csv(folder):
+    import pandas
+
+    return pandas.read_csv(folder / "ablation.csv")
+
+
+def test_an_arm_that_an_earlier_stage_trained_is_taken_over(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    folder = tiny_checkpoint()
+    paths = {name: [run_arm(folder, dataset, tmp_path, name, {"r": r})] for name, r in (("rank.4", 4), ("rank.8", 8))}
+    stages.decide("mine", "rank", paths, LOSS, STEPS, tmp_path / "winner-rank.json")
+    winner = records.read(tmp_path / "winner-rank.json")
+    monkeypatch.setattr(finetuning.training, "_run", lambda *arguments: pytest.fail("it was trained again"))
+    again = run_arm(folder, dataset, tmp_path, "alpha.8", {"alpha": 8}, tmp_path / "winner-rank.json")
+    assert records.read(again)["reused_from"] == winner["winner"]
+    assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]
+
+
+def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None):
+    """arm.json of an arm whose validation loss is `loss` on average, in every example somewhat other."""
+    paths = []
+    for seed in seeds:
+        noise = numpy.random.default_rng(seed).normal(0, 0.01, 200)
+        losses = loss + noise - noise.mean()
+        place = folder / name / f"seed-{seed}"
+        prints = {"weights": "w", "tokenizer": "t", "datasets": {"mine": "d"}}
+        content = {
+            "ablation": "mine",
+            "arm": name,
+            "seed": seed,
+            "stage": None,
+            "settings": settings or {"train": "lora"},
+        }
+        content |= {"measured": [], "data": {}, "prompt": "none", "start": "tiny", "reused_from": None}
+        content |= {"validation_loss": loss, "steps": 6, "tokens_seen": 600, "seconds": 1.0, "operations": 4}
+        content |= {
+            "train_rows": 9,
+            "validation_rows": 200,
+            "history": [{"step": 6, "eval_loss": loss}],
+            "warnings": [],
+        }
+        content |= {"trainable_parameters": 100, "trainable_percent": 1.0, "stored_bytes": 400, "all_parameters": 10000}
+        content |= {"tokens_per_second": 600.0, "peak_memory_bytes": {"host": 1}, "train_loss": loss}
+        content |= {"provenance": {"fingerprints": prints, "device": "cpu", "versions": {}}} | (more or {})
+        records.write(place / "arm.json", content)
+        records.write(place / "validation_losses.json", {"losses": list(losses), "tokens": [1] * 200})
+        paths.append(place / "arm.json")
+    return paths
+
+
+def test_a_staged_plan_finds_the_planted_best(tmp_path):
+    """Of every rank and alpha the synthetic loss is known; each stage has to go on from the best before it."""
+
+    def planted(settings):
+        return 1 + abs(settings["r"] - 16) / 100 + abs(settings["alpha"] / settings["r"] - 4) / 50
+
+    base, after, chosen = arms.flat(SETTINGS), None, []
+    for stage, values in (("rank", [{"r": r, "alpha": "2r"} for r in (8, 16, 32)]), ("alpha", ["r", "2r", "4r"])):
+        paths = {}
+        for value in values:
+            changes = value if isinstance(value, dict) else {"alpha": value}
+            settings = arms_of.settings_of(base, changes, after)
+            name = f"{stage}.{settings['r']}.{settings['alpha']}"
+            paths[name] = synthetic(tmp_path, name, planted(settings), settings)
+        output = tmp_path / f"winner-{stage}.json"
+        stages.decide("mine", stage, paths, LOSS, STEPS, output, after)
+        after = output
+        chosen.append(records.read(output))
+    assert [one["winner"] for one in chosen] == ["rank.16.32", "alpha.16.64"]
+    assert (chosen[-1]["settings"]["r"], chosen[-1]["settings"]["alpha"]) == (16, 64)
+    assert chosen[-1]["runner_up"]["verdict"] == "worse" and len(chosen[-1]["trained"]) == 6
+
+
+def found(folder, losses, sizes):
+    return [
+        reading.arm(name, synthetic(folder, name, loss, more={"trainable_parameters": size}))
+        for (name, loss), size in zip(losses.items(), sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "sizes", "verdict", "told"),
+    [
+        ({"a": 1.0, "b": 1.0, "c": 1.0}, (300, 100, 200), "not clear", "Take the cheapest, b: trains 100 parameters"),
+        ({"a": 1.0, "b": 1.2, "c": 1.3}, (300, 100, 200), "clear", "Take a: the best (validation loss 1.0000)"),
+        ({"a": 1.0, "b": 1.3, "c": 1.0}, (300, 100, 200), "clear", "the cheapest within its noise is c"),
+    ],
+)
+def test_the_recommendation_is_the_best_the_cheapest_within_noise_or_neither(tmp_path, losses, sizes, verdict, told):
+    arms_found = found(tmp_path, losses, sizes)
+    answer = recommending.recommend(arms_found, LOSS, arms_found[0])
+    assert answer["verdict"] == verdict and told in answer["sentence"]
+
+
+def test_a_difference_that_seeds_do_not_agree_on_is_not_clear(tmp_path):
+    first = synthetic(tmp_path, "a", 1.0)
+    second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.2), (2, 1.2), (3, 0.99))]
+    both = [reading.arm("a", first), reading.arm("b", second)]
+    assert recommending.recommend(both, LOSS, both[0])["verdict"] == "not clear"
+
+
+def test_a_race_lets_the_better_half_go_on_and_remembers_how_far_each_got(tmp_path):
+    def rung(number, losses):
+        for name, loss in losses.items():
+            records.write(
+                tmp_path / f"{name}-{number}.json", {"share": number / 2, "step": number, "validation_loss": loss}
+            )
+
+    rung(1, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 1.5})
+    paths = {name: [tmp_path / f"{name}-1.json"] for name in "abcd"}
+    racing.cut("mine", paths, 2, tmp_path / "rung-1.json")
+    assert records.read(tmp_path / "rung-1.json")["survivors"] == ["b", "d"]
+    rung(2, {"b": 0.9, "d": 0.8})
+    paths = {name: [tmp_path / f"{name}-2.json"] for name in "abcd"}
+    racing.cut("mine", paths, 2, tmp_path / "rung-2.json", tmp_path / "rung-1.json")
+    last = records.read(tmp_path / "rung-2.json")
+    assert last["survivors"] == ["d"] and [rung["step"] for rung in last["reached"]["b"]] == [1, 2]
+    assert [rung["step"] for rung in last["reached"]["a"]] == [1]
+
+
+def test_an_arm_that_a_race_left_behind_is_not_trained_on(tiny_checkpoint, dataset, tmp_path):
+    folder = tiny_checkpoint()
+    reached = {"r-4": [], "r-8": [{"share": 0.5, "step": 4, "validation_loss": 2.0}]}
+    records.write(tmp_path / "rung-1.json", {"survivors": ["r-4"], "reached": reached})
+    path = run_arm(folder, dataset, tmp_path, "r-8", {"r": 8}, survivors=tmp_path / "rung-1.json")
+    arm = reading.arm("r-8", [path])
+    assert not arm.trained and arm.raced_out["step"] == 4 and not (path.parent / "finetuning_config.json").exists()
+
+
+def test_the_report_tells_names_as_text_and_says_what_did_not_fit(tmp_path):
+    names = {"<b>a</b>": 1.0, "b": 1.2}
+    paths = {name: synthetic(tmp_path, f"arm{i}", loss) for i, (name, loss) in enumerate(names.items())}
+    whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "settings": {"train": "all"}}
+    records.write(tmp_path / "all/arm.json", whole | {"unfit": "takes 104 GiB", "start": "tiny"})
+    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "b", "stages": [], "racing": None}
+    known = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
+    known |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
+    for path in [path for several in paths.values() for path in several]:
+        tampered(path, settings=known)
+    tampered(tmp_path / "all/arm.json", settings={"train": "all", "learning_rate": 1e-3})
+    report.write("mine", ablation, "tiny", paths | {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
+    page = (tmp_path / "ablation_report.html").read_text()
+    assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page and "not trained: takes 104 GiB" in page
+    assert "Take &lt;b&gt;a" in page or "Take the cheapest" in page
+    assert json.dumps(list(load_csv(tmp_path)["arm"])) and (tmp_path / "figures/pareto.svg").is_file()

@@ -1,0 +1,102 @@
+"""Ablations in the configuration: what arms a user gets for what is written, and what is refused before any job."""
+
+import pytest
+from test_settings import file, load, message
+
+from coppice.settings import arms
+
+START = {"start": {"model": "Llama", "config": "best_acc"}}
+PRESETS = START | {"arms": ["light", "standard"]}
+
+
+def ablated(entry, **more):
+    return load({"ablations": {"mine": START | entry}}, more).ablations["mine"]
+
+
+def refused(entry):
+    return message({"ablations": {"mine": entry}})
+
+
+def settings_of(one, arm):
+    return arms.settled(arms.laid_over(one["base"], one["arms"][arm]["changes"]))
+
+
+def test_presets_schemes_and_overridden_presets_are_arms():
+    wide = {"preset": "full", "r": 24, "alpha": 48, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
+    one = ablated({"arms": ["light", "balanced", {"scheme": "aggressive"}, wide, {"train": "all"}]})
+    assert list(one["arms"])[:3] == ["light", "balanced", "scheme-aggressive"]
+    assert list(one["arms"])[-1] == "all-weights" and "r" not in settings_of(one, "all-weights")
+    named = settings_of(one, list(one["arms"])[3])
+    assert (named["r"], named["alpha"], named["dropout"]) == (24, 48, 0.1)
+    assert settings_of(one, "balanced")["bias"] == "lora_only" and settings_of(one, "light")["dropout"] == 0.1
+    assert one["reference"] == "light" and one["budget"] == {"unit": "max_steps", "amount": 5000}
+
+
+def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank():
+    one = ablated({"grid": {"r": [8, "16"], "learning_rate": ["1e-4", 3e-4]}, "base": {"alpha": "2r"}})
+    assert next(iter(one["arms"])) == "r-8.learning_rate-0.0001" and len(one["arms"]) == 4
+    assert settings_of(one, "r-16.learning_rate-0.0003")["alpha"] == 32
+
+
+def test_the_usual_order_of_tuning_is_six_stages_and_a_comparison_on_unseen_data():
+    one = ablated({"staged": True})
+    assert [stage["name"] for stage in one["stages"]] == ["rank", "alpha", "dropout", "bias", "targets", "variants"]
+    assert [stage["after"] for stage in one["stages"]] == [None, "rank", "alpha", "dropout", "bias", "targets"]
+    assert one["stages"][0]["arms"] == [f"rank.{r}" for r in (8, 16, 32, 64, 128)]
+    assert settings_of(one, "rank.64")["alpha"] == 128
+    assert [name for name, arm in one["arms"].items() if arm["report"]] == ["start", "combination"]
+    assert one["arms"]["combination"]["after"] == "variants" and one["reference"] == "start"
+
+
+def test_an_ablation_of_a_model_that_is_not_in_the_study_is_left_out_with_a_notice():
+    study = load({"ablations": {"mine": PRESETS | {"start": {"model": "Lama"}}}})
+    assert not study.ablations and "'Lama' is not in the study" in study.notices[0] and "Llama" in study.notices[0]
+
+
+def test_null_drops_an_ablation():
+    assert not load({"ablations": {"mine": PRESETS}}, {"ablations": {"mine": None}}).ablations
+
+
+def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
+    assert list(load(file("config.yaml")).ablations) == ["presets", "order"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (START, "has one of arms, grid, staged; found none of them"),
+        (PRESETS | {"grid": {"r": [1, 2]}}, "found arms, grid"),
+        (START | {"arms": ["light", "lite"]}, "no preset or scheme 'lite'; valid are light"),
+        (START | {"arms": ["light", {"preset": "light", "r": 8}]}, "'light' and 'light.r-8' are the same training"),
+        (START | {"arms": ["light", "light"]}, "there is an arm 'light' already"),
+        (START | {"arms": ["light"]}, "there is nothing to compare"),
+        (START | {"arms": ["light", {"rank": 8}]}, "ablations.mine.arms[1].rank is unknown"),
+        (START | {"arms": ["light", {"train": "all", "r": 8}]}, "arms[1].r: is about an adapter"),
+        (START | {"arms": ["light", {"alpha": "2x"}]}, "arms[1].alpha: found '2x'"),
+        (START | {"arms": ["light", {"preset": "full", "scheme": "balanced"}]}, "has a preset and a scheme"),
+        (START | {"arms": ["light", {"name": "../x", "r": 4}]}, "cannot be part of a path"),
+        (START | {"grid": {"rank": [4, 8]}}, "grid: 'rank' is no key of an arm"),
+        (START | {"grid": {"r": [4, "many"]}}, "grid.r: found 'many', but an integer is needed"),
+        (START | {"grid": {"r": [4, 4.0]}}, "grid.r: 4 is there twice"),
+        (START | {"staged": [{"name": "rank", "vary": {"r": [8]}}]}, "staged[0].vary: has one value"),
+        (START | {"staged": [{"name": "start", "vary": {"r": [8, 9]}}]}, "'start' is taken"),
+        (START | {"staged": [{"name": "a", "vary": {"r": [8, 9]}, "with": {"r": 3}}]}, "with.r: is varied by this"),
+        (START | {"staged": True, "metrics": {"tasks": [], "perplexity": []}}, "name a task or a text"),
+        (START | {"staged": True, "racing": {}}, "a staged ablation does not race"),
+        (PRESETS | {"budget": {"max_steps": 50}}, "arm 'light' warms up for 100 steps"),
+        (PRESETS | {"budget": {"max_steps": 500, "tokens": 1e6}}, "a budget has one unit"),
+        (PRESETS | {"budget": {"tokens": 100}}, "which arm 'light' spends before its first step of 64 examples"),
+        (START | {"grid": {"batch_size": [32, 64]}}, "with a budget of steps"),
+        (PRESETS | {"start": {}}, "start: name a model of the study, or a checkpoint folder"),
+        (PRESETS | {"start": {"model": "Llama", "config": "best"}}, "there is no 'best' under select.configs"),
+        (PRESETS | {"start": {"model": "Llama", "prompt": "chat"}}, "start.prompt: goes with a checkpoint"),
+        (PRESETS | {"metrics": {"tasks": ["boolqq"]}}, "did you mean 'boolq'?"),
+        (PRESETS | {"choose_by": {"metric": "accuracy"}}, "choose_by.metric: found 'accuracy'; valid are"),
+        (PRESETS | {"reference": "full"}, "there is no arm 'full' to compare to; there are light, standard"),
+        (PRESETS | {"data": {"val_size": 0}}, "must be above 0"),
+        (PRESETS | {"data": {"dataset": "alpaka"}}, "ablations.mine.data.dataset: there is no data set 'alpaka'"),
+        (PRESETS | {"budget": {"max_steps": 200}, "racing": {"rungs": 9}}, "lies before the first of 200 steps"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_message(entry, told):
+    assert told in refused(entry)

@@ -1,0 +1,301 @@
+"""Ablations of the fine-tuning: arms that train one checkpoint at an equal budget, compared on data held back.
+
+Takes the start of each ablation (a selection, a dense model or a checkpoint folder) and the data; gives
+`ablation/{ablation}/{arm}/seed-{seed}/` (a training with its evaluations, summed up in `arm.json`) for every arm and
+seed, `winner-{stage}.json` for every stage of a staged ablation, `rung-{rung}.json` for every rung of a race, and
+`ablation_report.{html,md}`, `ablation.csv` and `figures/`. No part of `all`: ask for `ablation`, or for one report.
+"""
+
+from coppice.ablation import figures as ablation_figures
+
+ABLATION = f"{RESULTS}/ablation/{{ablation}}"
+ARM = f"{ABLATION}/{{arm}}/seed-{{seed}}"
+WINNER = f"{ABLATION}/winner-{{stage}}.json"
+REACHED = f"{ARM}/rung-{{rung}}.json"
+CUT = f"{ABLATION}/rung-{{rung}}.json"
+
+
+wildcard_constraints:
+    ablation="|".join(map(re.escape, study.ablations)) or "(?!)",
+    arm="|".join(
+        {re.escape(arm) for one in study.ablations.values() for arm in one["arms"]}
+    )
+    or "(?!)",
+    seed=r"\d+",
+    stage=r"[A-Za-z0-9][A-Za-z0-9._+-]*",
+    rung=r"\d+",
+
+
+def ablated(wildcards):
+    return study.ablations[wildcards.ablation]
+
+
+def start_inputs(wildcards):
+    """The records, or the user's files, that the start of an ablation rests on."""
+    start = ablated(wildcards)["start"]
+    if start["kind"] == "checkpoint":
+        return {"checkpoint": local_files(start | {"kind": "local"})}
+    dense = {"dense": model_record(start["model"])}
+    if start["kind"] == "dense":
+        return dense
+    chosen = SELECTION.format(model=start["model"], config=start["config"])
+    return dense | {"selection": chosen}
+
+
+def start_loading(wildcards):
+    """{name, path or None, prompt, and how the checkpoint is loaded}, as a rule parameter."""
+    start = ablated(wildcards)["start"]
+    if start["kind"] == "checkpoint":
+        plain = {"quantize": None, "device_map": None}
+        return plain | {key: start[key] for key in ("dtype", "trust_remote_code")}
+    return loading(start["model"])
+
+
+def start_facts(wildcards):
+    start = ablated(wildcards)["start"]
+    if start["kind"] == "checkpoint":
+        return {
+            "name": Path(start["path"]).name,
+            "path": start["path"],
+            "prompt": start["prompt"],
+        }
+    name = " ".join(filter(None, (start["model"], start["config"])))
+    return {
+        "name": name,
+        "path": None,
+        "prompt": study.models[start["model"]]["prompt"],
+    }
+
+
+def winner_before(wildcards, stage=None):
+    """The record of the stage whose winner an arm or stage goes on from; none at the first."""
+    one = ablated(wildcards)
+    if stage is None:
+        after = one["arms"][wildcards.arm]["after"]
+    else:
+        after = next(each["after"] for each in one["stages"] if each["name"] == stage)
+    return [WINNER.format(ablation=wildcards.ablation, stage=after)] if after else []
+
+
+def rung_before(wildcards, last=False):
+    """The record of who is still in: after the last rung, or after the one before."""
+    racing = ablated(wildcards)["racing"]
+    rung = (len(racing["rungs"]) if racing else 0) if last else int(wildcards.rung) - 1
+    return [CUT.format(ablation=wildcards.ablation, rung=rung)] if rung else []
+
+
+def of_arms(pattern, wildcards, arms, **more):
+    """arm -> `pattern` for each of its seeds."""
+    seeds = ablated(wildcards)["seeds"]
+    return {
+        arm: expand(pattern, ablation=wildcards.ablation, arm=arm, seed=seeds, **more)
+        for arm in arms
+    }
+
+
+def arms_of(wildcards):
+    """The arms of a stage where there is one, else of the whole ablation."""
+    one, stage = ablated(wildcards), wildcards.get("stage")
+    return next(
+        (each["arms"] for each in one["stages"] if each["name"] == stage),
+        list(one["arms"]),
+    )
+
+
+def arm_records(wildcards):
+    return of_arms(f"{ARM}/arm.json", wildcards, arms_of(wildcards))
+
+
+def rung_records(wildcards):
+    return of_arms(REACHED, wildcards, arms_of(wildcards), rung=wildcards.rung)
+
+
+def ablation_plan(wildcards):
+    """What all arms have in common, as a rule parameter."""
+    one = ablated(wildcards)
+    plan = {
+        key: one[key]
+        for key in ("base", "finetune", "budget", "eval_steps", "evaluate", "choose_by")
+    }
+    return plan | {
+        "training_datasets": by_name(study.training_datasets(one["finetune"])),
+        "evaluation_datasets": by_name(ablation_datasets(wildcards)),
+    }
+
+
+def ablation_datasets(wildcards):
+    """Names of the texts and tasks that arms are measured on."""
+    measured = ablated(wildcards)["evaluate"]
+    return list(
+        dict.fromkeys(
+            [*measured["perplexity"]["datasets"], *measured["zero_shot"]["tasks"]]
+        )
+    )
+
+
+rule ablation:
+    input:
+        expand(f"{ABLATION}/ablation_report.html", ablation=study.ablations),
+
+
+rule ablation_arm:
+    input:
+        unpack(start_inputs),
+        datasets=lambda wildcards: dataset_records(
+            dict.fromkeys(
+                [
+                    *study.training_datasets(ablated(wildcards)["finetune"]),
+                    *ablation_datasets(wildcards),
+                ]
+            )
+        ),
+        definitions=own_tasks(),
+        after=winner_before,
+        survivors=lambda wildcards: rung_before(wildcards, last=True),
+        reached=lambda wildcards: expand(
+            REACHED,
+            **wildcards,
+            rung=range(
+                1, len((ablated(wildcards)["racing"] or {"rungs": []})["rungs"]) + 1
+            ),
+        ),
+    output:
+        record=f"{ARM}/arm.json",
+        log=f"{ARM}/training_log.txt",
+    log:
+        f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.log",
+    benchmark:
+        f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.benchmark.tsv"
+    conda:
+        "../../envs/coppice.yaml"
+    threads: study.threads_per_job["finetune"]
+    resources:
+        **memory_of_gpu("finetune"),
+        gpu=study.resources_per_job["finetune"]["gpu"],
+        cpus_per_task=study.threads_per_job["finetune"],
+    params:
+        plan=ablation_plan,
+        member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
+        start=start_facts,
+        loading=start_loading,
+        status=lambda wildcards: status("ablation", *wildcards),
+        protocol=1,
+    script:
+        "../scripts/train_arm.py"
+
+
+use rule ablation_arm as ablation_rung with:
+    input:
+        unpack(start_inputs),
+        datasets=lambda wildcards: dataset_records(
+            study.training_datasets(ablated(wildcards)["finetune"])
+        ),
+        survivors=rung_before,
+        reached=lambda wildcards: [
+            REACHED.format(**dict(wildcards.items()) | {"rung": rung})
+            for rung in range(1, int(wildcards.rung))
+        ],
+    output:
+        record=REACHED,
+    log:
+        f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.{{rung}}.log",
+    benchmark:
+        f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.{{rung}}.benchmark.tsv"
+    params:
+        plan=ablation_plan,
+        member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
+        start=start_facts,
+        loading=start_loading,
+        share=lambda wildcards: ablated(wildcards)["racing"]["rungs"][
+            int(wildcards.rung) - 1
+        ],
+        status=lambda wildcards: status("ablation", *wildcards),
+        protocol=1,
+
+
+rule ablation_winner:
+    input:
+        arms=lambda wildcards: [
+            path for paths in arm_records(wildcards).values() for path in paths
+        ],
+        before=lambda wildcards: winner_before(wildcards, wildcards.stage),
+    output:
+        WINNER,
+    log:
+        f"{LOGS}/ablation/{{ablation}}.winner-{{stage}}.log",
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        arms=arm_records,
+        choose_by=lambda wildcards: ablated(wildcards)["choose_by"],
+        budget=lambda wildcards: ablated(wildcards)["budget"],
+        status=lambda wildcards: status("ablation", *wildcards),
+        protocol=1,
+    script:
+        "../scripts/choose_arm.py"
+
+
+use rule ablation_winner as ablation_cut with:
+    input:
+        arms=lambda wildcards: [
+            path for paths in rung_records(wildcards).values() for path in paths
+        ],
+        before=rung_before,
+    output:
+        CUT,
+    log:
+        f"{LOGS}/ablation/{{ablation}}.rung-{{rung}}.log",
+    params:
+        arms=rung_records,
+        eta=lambda wildcards: ablated(wildcards)["racing"]["eta"],
+        status=lambda wildcards: status("ablation", *wildcards),
+        protocol=1,
+
+
+rule ablation_report:
+    input:
+        arms=lambda wildcards: [
+            path for paths in arm_records(wildcards).values() for path in paths
+        ],
+        winners=lambda wildcards: expand(
+            WINNER,
+            ablation=wildcards.ablation,
+            stage=[stage["name"] for stage in ablated(wildcards)["stages"]],
+        ),
+        survivors=lambda wildcards: rung_before(wildcards, last=True),
+    output:
+        html=report(
+            f"{ABLATION}/ablation_report.html",
+            category="ablation",
+            caption="../report/ablation.rst",
+        ),
+        page=f"{ABLATION}/ablation_report.md",
+        table=f"{ABLATION}/ablation.csv",
+        figures=expand(
+            f"{ABLATION}/figures/{{figure}}.{{kind}}",
+            figure=ablation_figures.FIGURES,
+            kind=["png", "svg"],
+            allow_missing=True,
+        ),
+    log:
+        f"{LOGS}/ablation/{{ablation}}.report.log",
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        arms=arm_records,
+        ablation=lambda wildcards: {
+            key: ablated(wildcards)[key]
+            for key in (
+                "budget",
+                "choose_by",
+                "reference",
+                "stages",
+                "racing",
+                "evaluate",
+            )
+        },
+        start=start_facts,
+        status=lambda wildcards: status("ablation", *wildcards),
+        protocol=1,
+    script:
+        "../scripts/write_ablation_report.py"

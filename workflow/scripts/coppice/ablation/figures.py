@@ -1,0 +1,97 @@
+"""The figures of an ablation: quality against size and time, and the course of the validation loss."""
+
+from ..plotting import marks, style
+from ..plotting.style import COLOURS, FAINT, MARKERS, WIDTH
+from . import showing
+from .reading import LOSS
+
+FIGURES = ("pareto", "curves")
+CAPTIONS = {
+    "pareto": (
+        "Quality, size and time",
+        "Each arm by what it trains and how long that took. The line joins the arms that no other one beats in both.",
+    ),
+    "curves": ("Learning curves", "Validation loss by step, mean over seeds. The thin line is the training loss."),
+}
+
+
+def draw(found, metrics, folder):
+    """Draw the figures of trained arms into `folder`; returns name -> SVG text for the page.
+
+    metrics: (metric, part, lower_is_better) of each row of the first figure.
+    """
+    inline = {}
+    for name, drawer in (("pareto", _pareto), ("curves", _curves)):
+        with style.styled(name):
+            figure = style.new_figure()
+            drawer(figure, found, metrics)
+            inline[name] = style.for_page(style.save(figure, folder, name), name)
+    return inline
+
+
+def _marks(found):
+    """arm -> (colour, marker), different for the first 48 arms."""
+    return {
+        arm.name: (COLOURS[place % len(COLOURS)], MARKERS[(place // len(COLOURS) + place) % len(MARKERS)])
+        for place, arm in enumerate(found)
+    }
+
+
+def _pareto(figure, found, metrics):
+    figure.set_size_inches(WIDTH, 1.2 + 2.6 * len(metrics))
+    panels = figure.subplots(len(metrics), 2, sharey="row", squeeze=False)
+    looks = _marks(found)
+    for row, (metric, part, lower) in zip(panels, metrics, strict=True):
+        shown = [arm for arm in found if metric == LOSS or arm.measured(part)]
+        y = [_scaled(metric, arm.value(metric, part)) for arm in shown]
+        sizes = [arm.first["trainable_parameters"] for arm in shown]
+        times = [sum(run["seconds"] for run in arm.runs.values()) / len(arm.runs) for arm in shown]
+        for axes, x, title in ((row[0], sizes, "trained parameters"), (row[1], times, "training time (s)")):
+            _front(axes, x, y, lower)
+            for arm, across, up in zip(shown, x, y, strict=True):
+                colour, marker = looks[arm.name]
+                axes.plot(across, up, marker, color=colour, markersize=6)
+            axes.set_xlabel(title)
+            axes.margins(0.12)
+        marks.log(row[0].xaxis, row[0].set_xscale)
+        unit = " (%)" if metric != LOSS and not metric.startswith("ppl.") else ""
+        row[0].set_ylabel(showing.label(metric) + unit)
+    _legend(figure, found, looks)
+
+
+def _scaled(metric, value):
+    return value if metric == LOSS or metric.startswith("ppl.") else 100 * value
+
+
+def _front(axes, x, y, lower):
+    """The line through the points that none is better than in both."""
+    from .. import fronts
+
+    best = fronts.pareto([-value if lower else value for value in y], x)
+    points = sorted((a, b) for a, b, on in zip(x, y, best, strict=True) if on)
+    axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1)
+
+
+def _curves(figure, found, metrics):
+    figure.set_size_inches(WIDTH, 4.4)
+    axes, looks = figure.subplots(), _marks(found)
+    for arm in found:
+        colour, marker = looks[arm.name]
+        training, validation = _course(arm, "loss"), _course(arm, "eval_loss")
+        axes.plot(*training, color=colour, linewidth=0.7, alpha=0.5)
+        axes.plot(*validation, color=colour, marker=marker, markersize=4, linewidth=1.5)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss a target token (nats)")
+    _legend(figure, found, looks)
+
+
+def _course(arm, key):
+    """(steps, means over seeds) of a loss; at steps that every seed has."""
+    runs = [{entry["step"]: entry[key] for entry in run["history"] if key in entry} for run in arm.runs.values()]
+    steps = sorted(set(runs[0]).intersection(*runs))
+    return steps, [sum(run[step] for run in runs) / len(runs) for step in steps]
+
+
+def _legend(figure, found, looks):
+    handles = [marks.handle(*looks[arm.name], arm.name) for arm in found]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8)

@@ -1,0 +1,123 @@
+"""The report of an ablation: one page that opens from disk, its Markdown twin, a CSV file and the figures."""
+
+import logging
+import time
+from pathlib import Path
+
+from .. import pages, records
+from . import figures, reading, recommending, showing, tables
+
+logger = logging.getLogger("coppice.ablation")
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGES = ("ablation_report.html", "ablation_report.md")
+
+
+def write(name, ablation, start, arms, winners, survivors, output):
+    """Write `ablation_report.{html,md}`, `ablation.csv` and `figures/` to the folder `output`.
+
+    name: the ablation's; ablation: its {budget, choose_by, reference, racing}; start: what the checkpoint is called;
+    arms: name -> paths of its arm.json, one a seed; winners: paths of the stages' records, in order; survivors: path of
+    the last rung's record of a race, or None. Arms that were not trained alike are named and not compared.
+    """
+    output = Path(output)
+    found = [reading.arm(arm, paths) for arm, paths in arms.items()]
+    problems = reading.unequal(found, ablation["budget"])
+    for told in problems.values():
+        logger.error("%s", "; ".join(told))
+    won = [records.read(path) for path in winners]
+    race = records.read(survivors) if survivors else None
+    fair = [arm for arm in found if arm.trained and arm.name not in problems]
+    drawn = figures.draw(fair, _axes(fair, ablation["choose_by"]), output / "figures")
+    content = _content(name, ablation, start, found, fair, problems, won, race)
+    for page in PAGES:
+        text = pages.environment(TEMPLATES).get_template(f"{page}.j2").render(content, svg=drawn)
+        with records.atomic(output / page) as file:
+            file.write(text)
+    with records.atomic(output / "ablation.csv") as file:
+        tables.frame(found, problems).to_csv(file, index=False)
+    logger.info("%s", content["answer"]["sentence"])
+
+
+def _axes(fair, choose_by):
+    """The rows of the figure of quality: the metric that ranks the arms, and the report's main one."""
+    rows = [(choose_by["metric"], "selection", choose_by["mode"] == "min")]
+    main = recommending.main_metric(fair)
+    if main and sum(arm.measured("report") for arm in fair) > 1:
+        rows.append((main, "report", main.startswith("ppl.")))
+    return rows
+
+
+def _content(name, ablation, start, found, fair, problems, won, race):
+    by_name = {arm.name: arm for arm in fair}
+    reference = by_name.get(ablation["reference"])
+    return {
+        "name": name,
+        "start": start,
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "budget": showing.budget(ablation["budget"]),
+        "seeds": [str(seed) for seed in found[0].runs],
+        "choose_by": showing.label(ablation["choose_by"]["metric"]),
+        "reference": ablation["reference"],
+        "problems": [sentence for told in problems.values() for sentence in told],
+        "answer": _answer(ablation, by_name, reference, won),
+        "arms": tables.arms(found, problems),
+        "differences": tables.differences(fair, reference) if reference and len(fair) > 1 else None,
+        "stages": tables.stages(won) if won else None,
+        "sides": tables.sides(fair),
+        "race": _race(race, found) if race else None,
+        "figures": [(one, *figures.CAPTIONS[one]) for one in figures.FIGURES],
+        "provenance": _facts(fair or found),
+    }
+
+
+def _answer(ablation, by_name, reference, won):
+    if ablation["stages"] and {"start", "combination"} <= by_name.keys():
+        answer = recommending.validated(by_name["start"], by_name["combination"])
+        chosen = [f"stage {winner['stage']}: {winner['winner']}" for winner in won]
+        combined = f"the combination is {showing.settings(by_name['combination'])}"
+        return answer | {"evidence": [*answer["evidence"], *chosen, combined]}
+    if not ablation["stages"] and len(by_name) > 1:
+        arms = list(by_name.values())
+        return recommending.recommend(arms, ablation["choose_by"], reference or arms[0])
+    return {
+        "verdict": "none",
+        "sentence": "No recommendation: fewer than two arms can be compared.",
+        "evidence": [],
+    }
+
+
+def _race(race, found):
+    """What a race saved and what it risked, in sentences."""
+    out = [arm for arm in found if arm.raced_out]
+    whole = max((arm.first["steps"] for arm in found if arm.trained), default=None)
+    if not out or whole is None:
+        return []
+    done = sum(arm.raced_out["step"] for arm in out) + whole * sum(arm.trained for arm in found)
+    saved = 1 - done / (whole * len([arm for arm in found if not arm.unfit]))
+    lines = [f"The race trained {done:,} steps a seed, {100 * saved:.0f} % fewer than all arms to the end."]
+    last = {arm.name: race["reached"][arm.name] for arm in out}
+    for name, rungs in last.items():
+        rung = rungs[-1]
+        kept = [
+            other[len(rungs) - 1]["validation_loss"]
+            for arm, other in race["reached"].items()
+            if len(other) > len(rungs) or arm in race["survivors"]
+        ]
+        behind = rung["validation_loss"] - max(kept)
+        lines.append(
+            f"{name} was stopped at step {rung['step']}, {behind:.4f} of validation loss behind the last that went on: "
+            "that it would have overtaken it later is the risk taken."
+        )
+    return lines
+
+
+def _facts(found):
+    """What the numbers rest on: versions, data, device of the first arm's training."""
+    provenance = next((run["provenance"] for arm in found for run in arm.runs.values() if "provenance" in run), None)
+    if provenance is None:
+        return []
+    prints = provenance["fingerprints"]
+    rows = [("checkpoint", prints["weights"][:12]), ("device", provenance["device"])]
+    rows += [(f"training data {name}", value[:12]) for name, value in prints["datasets"].items()]
+    return [*rows, *provenance["versions"].items()]

@@ -1,0 +1,161 @@
+"""The tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
+
+from .. import statistics
+from . import measuring, showing
+from .reading import LOSS
+
+HEAD = (
+    ("arm", "trained parameters", "of all", "on disk", "steps", "tokens", "time", "tokens/s", "peak memory"),
+    ("validation loss", "gap to training"),
+)
+
+
+def arms(found, problems):
+    """{columns, rows} of all arms: sizes, cost, validation loss and every metric, mean over seeds with its interval."""
+    metrics = _metrics(found)
+    columns = [*HEAD[0], *HEAD[1], *map(showing.label, metrics), "notes"]
+    return {"columns": columns, "texts": 1, "rows": [_row(arm, metrics, problems) for arm in found]}
+
+
+def _metrics(found):
+    measured = next((arm for arm in found if arm.measured("report")), None)
+    return [name for name, _ in showing.metrics(measured)] if measured else []
+
+
+def _row(arm, metrics, problems):
+    notes = _cell("; ".join(_notes(arm, problems)))
+    first = _cell(arm.name, showing.settings(arm))
+    if not arm.trained:
+        return [first, *(_cell("") for _ in [*HEAD[0][1:], *HEAD[1], *metrics]), notes]
+    run, seconds = arm.first, [run["seconds"] for run in arm.runs.values()]
+    peak, where = showing.memory(arm)
+    gaps = [value for value in map(showing.gap, arm.runs.values()) if value is not None]
+    gap = sum(gaps) / len(gaps) if gaps else None
+    return [
+        first,
+        _cell(f"{run['trainable_parameters']:,}", sort=run["trainable_parameters"]),
+        _cell(f"{run['trainable_percent']:.2f} %", sort=run["trainable_percent"]),
+        _cell(showing.size(run["stored_bytes"]), sort=run["stored_bytes"]),
+        _cell(f"{run['steps']:,}", sort=run["steps"]),
+        _cell(f"{run['tokens_seen']:,}", sort=run["tokens_seen"]),
+        _cell(f"{sum(seconds) / len(seconds):.0f} s", sort=sum(seconds)),
+        _cell(f"{run['tokens_per_second']:,.0f}", sort=run["tokens_per_second"]),
+        _cell(showing.size(peak), where, peak),
+        _over_seeds(LOSS, arm.values(LOSS)),
+        _cell("" if gap is None else f"{gap:+.3f}", sort=gap),
+        *(_over_seeds(name, arm.values(name, "report")) if arm.measured("report") else _cell("") for name in metrics),
+        notes,
+    ]
+
+
+def _over_seeds(metric, values):
+    found = statistics.over_seeds(values)
+    note = ""
+    if found["interval"]:
+        low, high = (showing.value(metric, bound) for bound in found["interval"])
+        note = f"{low} to {high}, {found['n']} seeds"
+    return _cell(showing.value(metric, found["mean"]), note, found["mean"])
+
+
+def _notes(arm, problems):
+    if arm.unfit:
+        yield f"not trained: {arm.unfit}"
+    if arm.raced_out:
+        rung = arm.raced_out
+        yield f"stopped by the race at step {rung['step']} (validation loss {rung['validation_loss']:.4f})"
+    if arm.name in problems:
+        yield "not compared: see above"
+    if arm.trained:
+        flag = showing.overfitting(arm)
+        if flag:
+            yield flag
+        if arm.first.get("reused_from"):
+            yield f"the same training as {arm.first['reused_from']}, taken over"
+
+
+def _cell(text, note="", sort=None):
+    return {"text": text, "note": note, "sort": text if sort is None else sort}
+
+
+def differences(found, reference):
+    """{columns, rows} of every arm's difference to the reference, by metric, with p-values and verdicts."""
+    compared = [arm for arm in found if arm.measured("report")] if reference.measured("report") else []
+    columns = ["arm", "metric", "difference", "p (Holm)", "by seed", "verdict"]
+    rows = [row for row in _of(LOSS, found, reference, True)]
+    for metric, lower in showing.metrics(reference) if len(compared) > 1 else []:
+        rows += _of(metric, compared, reference, lower)
+    return {"columns": columns, "rows": rows}
+
+
+def _of(metric, compared, reference, lower):
+    part = measuring.differences(compared, reference, metric, "report", lower)
+    for name, one in part.items():
+        seeds = [showing.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
+        told = showing.difference(metric, one)
+        yield [name, showing.label(metric), told, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
+
+
+def stages(winners):
+    """{columns, rows} of what each stage chose: its record's arm, value, and how far the next one was behind."""
+    rows = []
+    for winner in winners:
+        metric, second = winner["choose_by"]["metric"], winner["runner_up"]
+        behind = ""
+        if second:
+            sure = "within noise" if second["verdict"] == "no clear change" else "beyond noise"
+            behind = f"{second['arm']}: {showing.difference(metric, second)}, {sure}"
+        values = ", ".join(f"{arm} {showing.value(metric, value)}" for arm, value in winner["values"].items())
+        rows.append([winner["stage"], winner["winner"], values, behind])
+    return {"columns": ["stage", "winner", "all arms", "next best, against the winner"], "rows": rows}
+
+
+def sides(found):
+    """{columns, rows} of full fine-tuning beside the LoRA arms: sizes, memory, speed, storage, quality; or None."""
+    full = [arm for arm in found if arm.settings["train"] == "all"]
+    adapters = [arm for arm in found if arm.settings["train"] != "all"]
+    if not full or not adapters:
+        return None
+    best = min(adapters, key=lambda arm: arm.value(LOSS))
+    shown = [*full, best]
+    metrics = _metrics(shown)
+    rows = [
+        ["trained parameters", *(f"{arm.first['trainable_parameters']:,}" for arm in shown)],
+        ["peak memory", *(" ".join([showing.size(showing.memory(arm)[0]), showing.memory(arm)[1]]) for arm in shown)],
+        ["tokens/s", *(f"{arm.first['tokens_per_second']:,.0f}" for arm in shown)],
+        ["on disk", *(showing.size(arm.first["stored_bytes"]) for arm in shown)],
+        ["validation loss", *(showing.value(LOSS, arm.value(LOSS)) for arm in shown)],
+        *(
+            [showing.label(name), *(showing.value(name, arm.value(name, "report")) for arm in shown)]
+            for name in metrics
+            if all(arm.measured("report") for arm in shown)
+        ),
+    ]
+    return {"columns": ["", *(arm.name for arm in full), f"{best.name} (best LoRA arm)"], "rows": rows}
+
+
+def frame(found, problems):
+    """One row an arm and seed: settings, sizes, cost and every metric, as numbers."""
+    import pandas
+
+    metrics, rows = _metrics(found), []
+    for arm in found:
+        for place, (seed, run) in enumerate(arm.runs.items()):
+            row = {
+                "arm": arm.name,
+                "seed": seed,
+                "stage": arm.stage,
+                "compared": arm.trained and arm.name not in problems,
+            }
+            row |= {key: _plain(value) for key, value in arm.settings.items()}
+            if arm.trained:
+                row |= {key: run[key] for key in ("trainable_parameters", "all_parameters", "stored_bytes", "steps")}
+                row |= {key: run[key] for key in ("tokens_seen", "seconds", "tokens_per_second", "train_loss", LOSS)}
+                row |= {"peak_memory_bytes": showing.memory(arm)[0], "gap": showing.gap(run)}
+            if arm.measured("report"):
+                row |= {name: arm.values(name, "report")[place] for name in metrics}
+            rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def _plain(value):
+    return "+".join(value) if isinstance(value, list) else value

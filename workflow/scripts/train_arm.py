@@ -1,0 +1,37 @@
+"""Train one arm of an ablation with one seed, to a rung of a race or to the end, and measure it."""
+
+from pathlib import Path
+
+# Processes that train together are spawned, and spawning runs this file once more: hence the guard.
+if __name__ == "__main__":
+    from coppice import jobs, models
+
+    name, arm, seed = snakemake.wildcards[:3]
+    params, own = snakemake.params, snakemake.input
+    with jobs.computing(
+        snakemake.log[0],
+        params.status,
+        " ".join(["ablation", *snakemake.wildcards]),
+        snakemake.threads,
+        snakemake.resources,
+        params.loading,
+    ):
+        from coppice import candidates
+        from coppice.ablation import arm as arms
+
+        jobs.stop_in_time(snakemake.resources)
+        chosen, dense = own.get("selection"), own.get("dense")
+        path = candidates.checkpoint(chosen) if chosen else params.start["path"] or models.folder_of(dense)
+        source = models.Source(path=path, **params.loading)
+        arms.train(
+            identity={"ablation": name, "arm": arm},
+            start=arms.Start(params.start["name"], source, params.start["prompt"], chosen and dense, chosen),
+            plan=params.plan,
+            member=params.member,
+            seed=int(seed),
+            output=Path(snakemake.output.record),
+            share=params.get("share"),
+            after=next(iter(own.get("after") or []), None),
+            survivors=next(iter(own.get("survivors") or []), None),
+            world=1 if source.device_map else max(1, snakemake.resources.get("gpu", 0)),
+        )

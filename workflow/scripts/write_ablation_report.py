@@ -1,0 +1,18 @@
+"""Compare the arms of an ablation and write its report."""
+
+from pathlib import Path
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, "ablation report"):
+    from coppice.ablation import report
+
+    report.write(
+        name=snakemake.wildcards.ablation,
+        ablation=snakemake.params.ablation,
+        start=snakemake.params.start["name"],
+        arms=snakemake.params.arms,
+        winners=snakemake.input.winners,
+        survivors=next(iter(snakemake.input.survivors), None),
+        output=Path(snakemake.output.html).parent,
+    )
