@@ -15,6 +15,10 @@ from coppice.settings import document, schema
 
 CONFIG = Path(__file__).parents[2] / "config"
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
+ABLATIONS = {
+    "mine": {"start": {"model": "Llama"}, "arms": ["light", "standard"]},
+    "gone": {"start": {"model": "Nobody"}, "arms": ["light", "standard"]},
+}
 
 
 def merged(*layers):
@@ -85,7 +89,7 @@ def test_the_real_study_laid_over_the_miniature_has_nothing_miniature_left():
 def test_full_yaml_sets_back_every_key_that_config_yaml_changes():
     real, defaults = dict(leaves(file("full.yaml"))), load().config
     for path, value in leaves(file("config.yaml")):
-        if path[0] in ("models", "datasets"):
+        if path[0] in ("models", "datasets", "ablations"):
             assert path in real, path
             continue
         default = defaults
@@ -267,6 +271,7 @@ ANYTHING = st.recursive(
 @given(st.sampled_from(LEAVES), ANYTHING)
 def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
     names = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa", "finetune": "alpaca"}
+    names["ablations"] = "r"
     keys = [names[path[0]] if key == "<name>" else key for key in path]
     config = node = copy.deepcopy(MODEL)
     for key in keys[:-1]:
@@ -351,11 +356,13 @@ def test_a_key_given_twice_in_a_file_is_an_error(tmp_path, text, told):
         "results/candidates.tsv",
         "results/dense_evaluation/Llama/evaluation_results.json",
         "elsewhere/candidates/Nobody/x",
+        "results/ablation/mine/ablation_report.html",
+        "results/ablation/mine/light/seed-42/arm.json",
         "evaluate",
     ],
 )
 def test_targets_of_the_study_pass(target):
-    settings.check_targets(load(), [target])
+    settings.check_targets(load({"ablations": ABLATIONS}), [target])
 
 
 @pytest.mark.parametrize(
@@ -366,12 +373,15 @@ def test_targets_of_the_study_pass(target):
         ("results/for_finetuning/Llama/best_pp/selection_info.json", "did you mean 'best_ppl'?"),
         ("results/candidates/Llama/depth-0.3/pruning.json", "no candidate of Llama 'depth-0.3'"),
         ("{absolute}/results/dense_evaluation/Qwen/ppl_results.json", "valid are Llama"),
+        ("results/ablation/mind/ablation_report.html", "no ablation 'mind' in the study; valid are mine, gone"),
+        ("results/ablation/gone/ablation_report.html", "starts from the model 'Nobody', which is not in the study"),
+        ("results/ablation/mine/lite/seed-42/arm.json", "no arm of mine 'lite'"),
     ],
 )
 def test_a_target_of_an_unknown_model_config_or_candidate_is_refused(tmp_path, target, told):
     target = target.format(absolute=tmp_path)
     with pytest.raises(settings.SettingsError) as raised:
-        settings.check_targets(load(workdir=tmp_path), ["all", target])
+        settings.check_targets(load({"ablations": ABLATIONS}, workdir=tmp_path), ["all", target])
     assert told in str(raised.value) and target in str(raised.value)
 
 
@@ -379,11 +389,13 @@ def test_the_page_documents_every_key_as_the_schema_has_it():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
     assert document.page(text) == text, "run: python -m coppice.settings.document"
     for path in LEAVES:
-        if "prune[]" not in path:
+        if "prune[]" not in path and path[2:3] != ("base",):  # told with candidates.prune, with an arm
             assert f"`{schema.dotted(path)}`" in text
     for path, node in schema.key_paths():
         assert node.get("description"), path
         required = {"base", "method", "ratio", "metric", "mode", "seq_len", "<name>"}
+        if path[0] == "ablations":  # what is not said there is as elsewhere: no default of its own
+            continue
         assert "default" in node or schema.is_mapping(node) or path[-1] in required, path
 
 

@@ -23,8 +23,10 @@ def tables():
 
 
 def _is_told_elsewhere(path, node):
-    """Whether a key's row would add nothing: a user's own entry as such, a model's own grid (as candidates.prune)."""
-    return path[:3] == ("models", "<name>", "prune[]") or (path[-1] == "<name>" and schema.is_mapping(node))
+    """Whether a key's row would add nothing: a user's own entry as such, a model's own grid (as candidates.prune), what
+    all arms have (as an arm)."""
+    repeated = path[:3] == ("models", "<name>", "prune[]") or (path[2:3] == ("base",) and len(path) > 3)
+    return repeated or (path[-1] == "<name>" and schema.is_mapping(node))
 
 
 def page(text):
@@ -53,7 +55,17 @@ def _type(node):
 def _default(path, node):
     if "default" in node:
         return f"`{json.dumps(node['default'])}`".replace('"', "")
-    return "" if schema.is_mapping(node) or path[-1] == "<name>" else "must be given"
+    return "must be given" if path[-1] in _around(path).get("required", ()) else ""
+
+
+def _around(path):
+    """The schema of the mapping in which the key at `path` stands."""
+    node = schema.schema()
+    for part in path[:-1]:
+        name = part.removesuffix("[]")
+        node = node["additionalProperties"] if name == "<name>" else node["properties"][name]
+        node = node["items"] if part != name else node
+    return node
 
 
 def _described(node):

@@ -8,15 +8,19 @@ CONFIG_FOLDERS = ("for_finetuning", "pruned_evaluation")
 FINETUNED_FOLDERS = ("finetuned", "finetuned_evaluation")
 CANDIDATE_FOLDERS = ("candidates", "candidate_evaluation")
 FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, "dense_evaluation")
+ABLATIONS = "ablation"
 SUFFIX = "_finetuned"
 
 
 def check_targets(study, targets):
-    """Raise SettingsError if a target path under the results names a model, config or candidate not in the study."""
+    """Raise SettingsError if a target path under the results names what is not in the study: a model, config,
+    candidate, ablation or arm."""
     root = os.path.join(study.workdir, study.results)
     for target in targets:
         path = os.path.relpath(os.path.join(study.workdir, target), root)
         folder, *parts = path.split(os.sep)
+        if folder == ABLATIONS and parts:
+            _check_ablation(study, target, parts)
         if folder in FOLDERS and not _of_no_single_one(study, parts):
             _check(study, target, folder, parts)
 
@@ -45,7 +49,23 @@ def _check(study, target, folder, parts):
             _refuse(target, "fine-tuned config", parts[1], valid)
 
 
+def _check_ablation(study, target, parts):
+    name, configured = parts[0], study.config["ablations"]
+    if name not in configured:
+        _refuse(target, "ablation", name, configured)
+    if name not in study.ablations:
+        model = configured[name]["start"]["model"]
+        raise SettingsError(
+            f"target {target}: the ablation starts from the model '{model}', which is not in the study; it has "
+            f"{', '.join(study.models)}"
+        )
+    arms = study.ablations[name]["arms"]
+    if len(parts) > 2 and parts[1] != "figures" and parts[1] not in arms:
+        _refuse(target, f"arm of {name}", parts[1], arms)
+
+
 def _refuse(target, kind, name, valid):
+    known = ", ".join(valid) or "none"
     raise SettingsError(
-        f"target {target}: there is no {kind} '{name}' in the study; valid are {', '.join(valid)}{nearest(name, valid)}"
+        f"target {target}: there is no {kind} '{name}' in the study; valid are {known}{nearest(name, valid)}"
     )

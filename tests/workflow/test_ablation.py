@@ -1,0 +1,99 @@
+"""Ablations, run for real: a staged plan that is killed between its stages, and a race with all weights in it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import SMALL
+
+START = {"checkpoint": "./resources/miniature/models/mistral/checkpoint", "prompt": "none"}
+COMMON = {
+    "start": START,
+    "data": {"val_size": 20},
+    "base": {"learning_rate": 0.004, "batch_size": 8, "warmup_steps": 1},
+    "metrics": {"tasks": ["piqa"], "perplexity": [], "limit": 10},
+}
+STAGED = COMMON | {
+    "budget": {"max_steps": 4},
+    "staged": [
+        {"name": "rank", "vary": {"r": [2, 8]}, "with": {"alpha": "2r"}},
+        {"name": "alpha", "vary": {"alpha": ["r", "2r"]}},
+    ],
+}
+RACE = COMMON | {
+    "budget": {"max_steps": 8},
+    "eval_steps": 2,
+    "arms": [{"r": 2}, {"r": 8}, {"name": "whole", "train": "all", "learning_rate": 0.001}],
+    "racing": {"rungs": 1, "eta": 2},
+}
+WINNERS = ("winner-rank.json", "winner-alpha.json")
+REPORT = "{}/ablation/{}/ablation_report.html"
+
+
+def settings(results):
+    mine = {"staged": STAGED, "race": RACE, "presets": None, "order": None}
+    return SMALL | {"ablations": json.dumps(mine), "results": results}
+
+
+def content(folder, *names):
+    return [json.loads((folder / name).read_text()) for name in names]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_study):
+    small_study.run("--cores", "2", REPORT.format("whole", "staged"), config=settings("whole"))
+    return small_study.folder / "whole/ablation/staged"
+
+
+def test_a_staged_plan_ends_with_its_combination_on_data_that_no_stage_has_seen(undisturbed):
+    rank, alpha = content(undisturbed, *WINNERS)
+    (combination,) = content(undisturbed, "combination/seed-42/arm.json")
+    assert combination["settings"] == alpha["settings"] and alpha["settings"]["r"] == rank["settings"]["r"]
+    assert combination["reused_from"] in alpha["values"], "the winner was trained by its stage already"
+    assert (undisturbed / "combination/seed-42/report/evaluation_results.json").is_file()
+    assert not (undisturbed / "rank.2/seed-42/report").exists()
+    page = (undisturbed / "ablation_report.html").read_text()
+    assert "on data that no stage has seen" in page or "keep it" in page
+    assert "Not an equal budget" not in page
+
+
+def test_killed_between_stages_it_goes_on_to_the_same_winner(small_study, undisturbed):
+    folder = small_study.folder / "killed/ablation/staged"
+    words = ["--config", *(f"{key}={value}" for key, value in settings("killed").items())]
+    command = [str(Path(sys.executable).parent / "snakemake"), "--cores", "2", REPORT.format("killed", "staged")]
+    log = open(small_study.folder / "killed.log", "w")  # noqa: SIM115 - the process writes to it
+    run = subprocess.Popen([*command, *words], cwd=small_study.folder, start_new_session=True, stdout=log, stderr=log)
+    until = time.monotonic() + 600
+    while not (folder / WINNERS[0]).exists():
+        assert run.poll() is None and time.monotonic() < until, (small_study.folder / "killed.log").read_text()[-3000:]
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    before = (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns
+    assert not (folder / WINNERS[1]).exists()
+    small_study.run("--unlock", config=settings("killed"))
+    small_study.run("--cores", "2", REPORT.format("killed", "staged"), config=settings("killed"))
+    assert (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns == before, "what was finished is not trained again"
+    for ended, again in zip(content(undisturbed, *WINNERS), content(folder, *WINNERS), strict=True):
+        assert {key: ended[key] for key in ("winner", "settings", "values")} == {
+            key: again[key] for key in ("winner", "settings", "values")
+        }
+
+
+def test_a_race_stops_the_worse_arms_and_says_so(small_study):
+    small_study.run("--cores", "2", REPORT.format("raced", "race"), config=settings("raced"))
+    folder = small_study.folder / "raced/ablation/race"
+    (rung,) = content(folder, "rung-1.json")
+    arms = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("*/seed-42/arm.json")}
+    assert len(rung["survivors"]) == 2 and set(arms) == {"r-2", "r-8", "whole"}
+    for name, arm in arms.items():
+        assert ("raced_out" in arm) == (name not in rung["survivors"])
+        assert "raced_out" in arm or (arm["steps"], arm["trainable_parameters"]) == (8, arm["predicted_parameters"])
+    page = (folder / "ablation_report.html").read_text()
+    assert "The race trained 20 steps a seed, 17 % fewer" in page and "is the risk taken" in page
