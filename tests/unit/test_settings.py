@@ -374,7 +374,7 @@ def test_targets_of_the_study_pass(target):
         ("results/candidates/Llama/depth-0.3/pruning.json", "no candidate of Llama 'depth-0.3'"),
         ("{absolute}/results/dense_evaluation/Qwen/ppl_results.json", "valid are Llama"),
         ("results/ablation/mind/ablation_report.html", "no ablation 'mind' in the study; valid are mine, gone"),
-        ("results/ablation/gone/ablation_report.html", "starts from the model 'Nobody', which is not in the study"),
+        ("results/ablation/gone/ablation_report.html", "starts from Nobody, which is not in the study"),
         ("results/ablation/mine/lite/seed-42/arm.json", "no arm of mine 'lite'"),
     ],
 )

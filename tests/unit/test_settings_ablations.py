@@ -53,6 +53,17 @@ def test_an_ablation_of_a_model_that_is_not_in_the_study_is_left_out_with_a_noti
     assert not study.ablations and "'Lama' is not in the study" in study.notices[0] and "Llama" in study.notices[0]
 
 
+def test_a_shipped_ablation_is_in_the_way_of_no_other_study():
+    """Whoever lays other models, criteria, tasks or steps over the miniature study need not know of its ablations."""
+    for more in (
+        {"select": {"configs": {"best_acc": None}}},
+        {"models": {"Llama": None}},
+        {"evaluate": {"zero_shot": {"tasks": ["piqa"]}}},
+        {"finetune": {"warmup_steps": 500, "batch_size": 64, "data": {"val_size": 0}}},
+    ):
+        assert load(file("config.yaml"), more).notices or "finetune" in more
+
+
 def test_null_drops_an_ablation():
     assert not load({"ablations": {"mine": PRESETS}}, {"ablations": {"mine": None}}).ablations
 
@@ -88,7 +99,6 @@ def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
         (PRESETS | {"budget": {"tokens": 100}}, "which arm 'light' spends before its first step of 64 examples"),
         (START | {"grid": {"batch_size": [32, 64]}}, "with a budget of steps"),
         (PRESETS | {"start": {}}, "start: name a model of the study, or a checkpoint folder"),
-        (PRESETS | {"start": {"model": "Llama", "config": "best"}}, "there is no 'best' under select.configs"),
         (PRESETS | {"start": {"model": "Llama", "prompt": "chat"}}, "start.prompt: goes with a checkpoint"),
         (PRESETS | {"metrics": {"tasks": ["boolqq"]}}, "did you mean 'boolq'?"),
         (PRESETS | {"choose_by": {"metric": "accuracy"}}, "choose_by.metric: found 'accuracy'; valid are"),

@@ -38,7 +38,8 @@ def recommend(arms, choose_by, reference):
             f"{showing.trains(cheapest)}, {showing.share_of(cheapest, best)} of the best's."
         )
     verdict = OPEN if len(near) == len(arms) else CLEAR
-    evidence = [*_ranking(arms, best, against, metric), *_reported(arms, best, reference), *_seeds(arms)]
+    told = [*_ranking(arms, best, against, metric), *_reported(best, reference), *_first_in_report(arms, best)]
+    evidence = [*told, *_seeds(arms)]
     return {"verdict": verdict, "sentence": sentence, "evidence": evidence, "best": best, "cheapest": cheapest}
 
 
@@ -62,7 +63,7 @@ def validated(start, combination):
             f"({told}); take {cheaper.name}, the cheaper of the two: it {showing.trains(cheaper)}."
         )
     verdict = OPEN if not same and found["verdict"] == "no clear change" else CLEAR
-    evidence = [*_reported([start, combination], combination, start), *_seeds([start, combination])]
+    evidence = [*_reported(combination, start), *_seeds([start, combination])]
     return {"verdict": verdict, "sentence": sentence, "evidence": evidence, "best": combination, "cheapest": start}
 
 
@@ -80,7 +81,22 @@ def _ranking(arms, best, against, metric):
             )
 
 
-def _reported(arms, best, reference):
+def _first_in_report(arms, best):
+    """Where another arm than the best is first in the report's main metric: which, and by how much."""
+    metric = main_metric(arms)
+    if metric is None or not all(arm.measured("report") for arm in arms):
+        return
+    lower = metric.startswith("ppl.")
+    first = (min if lower else max)(arms, key=lambda arm: arm.value(metric, "report"))
+    if first is not best:
+        found = measuring.differences(arms, best, metric, "report", lower)[first.name]
+        yield (
+            f"In {showing.label(metric)} {first.name} is first, {showing.difference(metric, found)} from {best.name}: "
+            f"{found['verdict']}"
+        )
+
+
+def _reported(best, reference):
     """The difference of the best to the reference in every metric of the report."""
     if best is reference or not (best.measured("report") and reference.measured("report")):
         return

@@ -51,7 +51,9 @@ def _row(arm, metrics, problems):
 def _over_seeds(metric, values):
     found = statistics.over_seeds(values)
     note = ""
-    if found["interval"]:
+    if found["n"] == 2:  # an interval from two says nothing
+        note = " and ".join(showing.value(metric, value) for value in values)
+    elif found["interval"]:
         low, high = (showing.value(metric, bound) for bound in found["interval"])
         note = f"{low} to {high}, {found['n']} seeds"
     return _cell(showing.value(metric, found["mean"]), note, found["mean"])

@@ -1,7 +1,7 @@
 """The section `ablations`: arms, budgets, stages and metrics worked out and checked before anything is trained."""
 
 from ..errors import SettingsError, nearest
-from . import arms, lora, schema
+from . import arms, known, lora, schema
 from .sources import absolute, check_name
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
@@ -36,22 +36,29 @@ def resolve(config, workdir, notices):
     for name, entry in config["ablations"].items():
         key = f"config key ablations.{name}"
         check_name(name, "config key ablations")
-        model = entry["start"].get("model")
-        if model is not None and model not in config["models"]:
-            hint = nearest(model, config["models"])
-            notices.append(f"{key}: '{model}' is not in the study, the ablation is left out{hint}")
+        if not _in_study(key, entry["start"], config, notices):
             continue
-        found[name] = _ablation(key, entry, config, workdir)
+        found[name] = _ablation(key, entry, config, workdir, notices)
     return found
 
 
-def _ablation(key, entry, config, workdir):
+def _in_study(key, start, config, notices):
+    """Whether the model and config that an ablation starts from are in the study; a notice where they are not."""
+    for name, valid in (("model", config["models"]), ("config", config["select"]["configs"])):
+        if start.get(name) is not None and start[name] not in valid:
+            hint = nearest(start[name], valid)
+            notices.append(f"{key}: '{start[name]}' is not in the study, the ablation is left out{hint}")
+            return False
+    return True
+
+
+def _ablation(key, entry, config, workdir, notices):
     base = _arm(entry["base"], f"{key}.base")
     finetune = _section(key, entry, config["finetune"])
     below = arms.laid_over(arms.flat(finetune), base)
     stages, members = _stages(key, entry)
     budget = _budget(key, entry["budget"])
-    metrics = _metrics(key, entry["metrics"], config["evaluate"])
+    metrics = _metrics(key, entry["metrics"], config["evaluate"], notices)
     _check_arms(key, members, below, budget)
     if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
         raise SettingsError(
@@ -59,7 +66,7 @@ def _ablation(key, entry, config, workdir):
             "a text"
         )
     return {
-        "start": _start(key, entry["start"], config, workdir),
+        "start": _start(key, entry["start"], workdir),
         "finetune": finetune,
         "base": below,
         "budget": budget,
@@ -74,7 +81,7 @@ def _ablation(key, entry, config, workdir):
     }
 
 
-def _start(key, start, config, workdir):
+def _start(key, start, workdir):
     """{kind: dense | selection | checkpoint, ...}"""
     if ("model" in start) == ("checkpoint" in start):
         raise SettingsError(f"{key}.start: name a model of the study, or a checkpoint folder")
@@ -87,12 +94,7 @@ def _start(key, start, config, workdir):
         return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
     if of_checkpoint:
         raise SettingsError(f"{key}.start.{of_checkpoint[0]}: goes with a checkpoint; a model has its own under models")
-    chosen, configs = start.get("config"), config["select"]["configs"]
-    if chosen is not None and chosen not in configs:
-        raise SettingsError(
-            f"{key}.start.config: there is no '{chosen}' under select.configs; there are {', '.join(configs)}"
-            f"{nearest(chosen, configs)}"
-        )
+    chosen = start.get("config")
     return {"kind": "selection" if chosen else "dense", "model": start["model"], "config": chosen}
 
 
@@ -255,27 +257,35 @@ def _check_budget(key, name, settings, below, budget):
         )
 
 
-def _metrics(key, chosen, evaluate):
+def _metrics(key, chosen, evaluate, notices):
     """The section `evaluate` for the arms: what the study measures, or some of it, without answers and cost."""
     tasks, texts = evaluate["zero_shot"], evaluate["perplexity"]
-    for name, valid in (("tasks", tasks["tasks"]), ("perplexity", texts["datasets"])):
-        for one in chosen[name] or []:
-            if one not in valid:
-                raise SettingsError(
-                    f"{key}.metrics.{name}: '{one}' is not among those that the study evaluates "
-                    f"({', '.join(valid)}){nearest(one, valid)}"
-                )
+    valid = {"tasks": tasks["tasks"], "perplexity": texts["datasets"]}
+    measured = {name: _measured(f"{key}.metrics.{name}", chosen[name], valid[name], notices) for name in valid}
     named = texts["protocol"]
     return evaluate | {
         "zero_shot": tasks
-        | {"tasks": tasks["tasks"] if chosen["tasks"] is None else chosen["tasks"]}
+        | {"tasks": measured["tasks"]}
         | {"limit": tasks["limit"] if chosen["limit"] is None else chosen["limit"]},
         "perplexity": texts
-        | {"datasets": texts["datasets"] if chosen["perplexity"] is None else chosen["perplexity"]}
+        | {"datasets": measured["perplexity"]}
         | {"protocol": named if isinstance(named, str) else named[0]},
         "generation": evaluate["generation"] | {"prompts": []},
         "cost": evaluate["cost"] | {"enabled": False},
     }
+
+
+def _measured(key, chosen, valid, notices):
+    """The names chosen of those that the study evaluates; known ones that it does not are left out with a notice."""
+    for name in chosen or []:
+        if name not in valid and name not in (*known.TASKS, *known.DATASETS):
+            raise SettingsError(
+                f"{key}: '{name}' is not among those that the study evaluates ({', '.join(valid)})"
+                f"{nearest(name, valid)}"
+            )
+        if name not in valid:
+            notices.append(f"{key}: the study does not evaluate '{name}', which is left out")
+    return valid if chosen is None else [name for name in chosen if name in valid]
 
 
 def _criterion(key, chosen, evaluate):

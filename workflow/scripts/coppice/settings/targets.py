@@ -54,10 +54,11 @@ def _check_ablation(study, target, parts):
     if name not in configured:
         _refuse(target, "ablation", name, configured)
     if name not in study.ablations:
-        model = configured[name]["start"]["model"]
+        start = configured[name]["start"]
+        begin = " ".join(filter(None, (start.get("model"), start.get("config"))))
         raise SettingsError(
-            f"target {target}: the ablation starts from the model '{model}', which is not in the study; it has "
-            f"{', '.join(study.models)}"
+            f"target {target}: the ablation starts from {begin}, which is not in the study; it has the models "
+            f"{', '.join(study.models)} and the configs {', '.join(study.configs)}"
         )
     arms = study.ablations[name]["arms"]
     if len(parts) > 2 and parts[1] != "figures" and parts[1] not in arms:
