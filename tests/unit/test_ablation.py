@@ -1,7 +1,5 @@
 """Arms of an ablation: trained alike, counted before they are trained, compared in pairs, and told in a report."""
 
-import json
-
 import numpy
 import pytest
 import torch
@@ -132,7 +130,7 @@ def tampered(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"steps": 7}, "trained for 7 steps, not 6: another budget"),
+        ({"steps": 7}, "trained for 7 steps and not 6, with another budget"),
         ({"tokens_seen": 1}, "trained for 1 tokens"),
         ({"provenance__fingerprints__weights": "x"}, "another checkpoint to start from"),
         ({"provenance__fingerprints__datasets": {"mine": "x"}}, "other training data"),
@@ -154,6 +152,12 @@ def test_an_arm_that_was_not_trained_alike_is_told_and_left_out(tiny_checkpoint,
     page = (tmp_path / "ablation_report.html").read_text()
     assert "Not an equal budget" in page and told in page and "No recommendation" in page
     assert list(load_csv(tmp_path)["compared"]) == [True, False]
+
+
+def test_most_arms_agree_and_the_odd_one_is_named_wherever_it_stands(tmp_path):
+    paths = {name: synthetic(tmp_path, name, 1.0) for name in "abc"}
+    tampered(paths["a"][1], steps=7)
+    assert list(reading.unequal([reading.arm(*one) for one in paths.items()], STEPS)) == ["a"]
 
 
 def load_csv(folder):
@@ -299,4 +303,4 @@ def test_the_report_tells_names_as_text_and_says_what_did_not_fit(tmp_path):
     page = (tmp_path / "ablation_report.html").read_text()
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page and "not trained: takes 104 GiB" in page
     assert "Take &lt;b&gt;a" in page or "Take the cheapest" in page
-    assert json.dumps(list(load_csv(tmp_path)["arm"])) and (tmp_path / "figures/pareto.svg").is_file()
+    assert set(load_csv(tmp_path)["arm"]) == {*paths, "all"} and (tmp_path / "figures/pareto.svg").is_file()

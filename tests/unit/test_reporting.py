@@ -449,3 +449,15 @@ def test_the_page_works_in_a_browser(whole, tmp_path, width):
     assert facts["drawn"] == len(reporting.FIGURES)
     assert facts["up"] == sorted(facts["up"], key=float) and facts["down"] == facts["up"][::-1]
     assert facts["overflow"] <= 0  # wide parts scroll by themselves, the page does not
+
+
+def test_ablations_are_shown_with_what_runs_and_why_something_failed(tmp_path):
+    now, host = time.time(), socket.gethostname()
+    for name, state, reason in (("light 42", "done", None), ("full 42", "running", None), ("all 42", "failed", "NaN")):
+        facts = {"title": f"ablation mine {name}", "state": state, "reason": reason, "started": now, "updated": now}
+        path = tmp_path / ".status/ablation" / f"mine.{name.replace(' ', '.')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts | {"host": host, "pid": os.getpid()}))
+    lines = reporting.ablations(tmp_path)
+    assert lines[0] == "ablation mine: jobs 1 done, 1 running, 1 failed (full 42)"
+    assert lines[1] == "  failed: all 42: NaN"

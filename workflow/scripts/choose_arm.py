@@ -2,7 +2,9 @@
 
 from coppice import logs
 
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, " ".join(snakemake.wildcards)):
+with logs.job(
+    snakemake.log[0], snakemake.threads, snakemake.params.status, " ".join(["ablation", *snakemake.wildcards])
+):
     from coppice.ablation import racing, stages
 
     params, before = snakemake.params, next(iter(snakemake.input.before), None)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from coppice import logs
 
-with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, "ablation report"):
+with logs.job(
+    snakemake.log[0], snakemake.threads, snakemake.params.status, f"ablation {snakemake.wildcards.ablation} report"
+):
     from coppice.ablation import report
 
     report.write(

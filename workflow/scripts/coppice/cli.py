@@ -213,6 +213,8 @@ def _show(arguments):
     if found.pairs:
         console.print(terminal.table(found))
     console.print(terminal.tally(found))
+    for line in terminal.ablations(arguments.results):
+        console.print(line, soft_wrap=True)
     for what, why in found.failed:
         console.print(f"failed: {what}: {why}", style="red", soft_wrap=True)
 

@@ -61,11 +61,6 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     clock, output = records.Clock(), Path(output)
     settings = settings_of(plan["base"], member["changes"], after)
     content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "start": start.name}
-    race = records.read(survivors) if survivors else None
-    if race and identity["arm"] not in race["survivors"]:
-        records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
-        logger.info("%s: raced out, not trained on", identity["arm"])
-        return
     section = section_of(plan, settings)
     twin = _twin(after, settings, seed)
     job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
@@ -73,11 +68,16 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     try:
         if settings["train"] == arms.ALL_WEIGHTS:
             finetuning.check_room(predicted)
-        _train(**job, output=output.parent, twin=twin, share=share)
     except finetuning.DoesNotFit as error:
         records.write(output, content | {"unfit": str(error), "predicted_parameters": predicted})
         logger.warning("%s: not trained: %s", identity["arm"], error)
         return
+    race = records.read(survivors) if survivors else None
+    if race and identity["arm"] not in race["survivors"]:
+        records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
+        logger.info("%s: raced out, not trained on", identity["arm"])
+        return
+    _train(**job, output=output.parent, twin=twin, share=share)
     if share:
         reached = records.read(output.parent / finetuning.REACHED)
         records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})

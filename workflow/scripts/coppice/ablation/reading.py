@@ -93,19 +93,25 @@ def arm(name, paths):
 def unequal(arms, budget):
     """What keeps arms from being compared, in sentences by arm: other data, another start, another budget spent.
 
-    budget: {unit, amount}. The first arm that was trained is what the others are held against; of an arm that was
-    trained otherwise with one seed all seeds are left out.
+    budget: {unit, amount}. What most arms agree with is what the others are held against; of an arm that was trained
+    otherwise with one seed all seeds are left out.
     """
     trained = [one for one in arms if one.trained]
+    told = {one.name: _against(one, trained, budget) for one in trained}
+    return min(told.values(), key=len, default={})
+
+
+def _against(first, trained, budget):
+    """What is unequal where `first` is what the others are held against."""
     found = {}
-    for one in trained[1:]:
-        told = [*_seeds(trained[0], one)] or [
+    for one in trained:
+        sentences = [*_seeds(first, one)] or [
             sentence
             for seed, run in one.runs.items()
-            for sentence in _differences(trained[0].runs[seed], run, budget, f"seed {seed}")
+            for sentence in _differences(first.runs[seed], run, budget, f"seed {seed}")
         ]
-        if told:
-            found[one.name] = [f"{one.name}: {sentence} than {trained[0].name}" for sentence in told]
+        if sentences:
+            found[one.name] = [f"{one.name}: {sentence} than {first.name}" for sentence in sentences]
     return found
 
 
@@ -129,7 +135,7 @@ def _differences(first, second, budget, where):
     for key, words in SPENT[budget["unit"]]:
         a, b = _spent(first, key), _spent(second, key)
         if abs(a - b) > _slack(first, second, key, budget["unit"]):
-            yield f"{where}: trained for {b:.6g} {words}, not {a:.6g}: another budget"
+            yield f"{where}: trained for {b:.6g} {words} and not {a:.6g}, with another budget"
 
 
 def _at(record, keys):

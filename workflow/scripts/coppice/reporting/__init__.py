@@ -6,7 +6,7 @@ Nothing here loads a model or imports torch; what a study lacks is listed as abs
 FIGURES = ("tradeoff", "recovered", "task_changes", "candidates", "ranks", "size", "training", "cost")
 TABLES = ("comparisons", "tasks", "candidates")
 
-__all__ = ["FIGURES", "TABLES", "overview", "write_report"]
+__all__ = ["FIGURES", "TABLES", "ablations", "overview", "write_report"]
 
 
 def write_report(results, pairs, models, output, metadata=None):
@@ -26,3 +26,10 @@ def overview(results, pairs):
     from . import terminal
 
     return terminal.overview(results, pairs)
+
+
+def ablations(results):
+    """Where the ablations under `results` stand, a line each; none where none was begun."""
+    from . import terminal
+
+    return list(terminal.ablations(results))

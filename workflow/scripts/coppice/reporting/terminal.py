@@ -1,7 +1,10 @@
 """The study in the terminal: one row a model and config, at any time during a run."""
 
+from pathlib import Path
+
 from . import study as studies
 from . import wording
+from .status import Statuses
 
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
 
@@ -60,3 +63,21 @@ def tally(study):
     states = [pair.state for pair in study.pairs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
     return f"{wording.count(len(states), 'model and config pair')}: {counts}" if states else "no model and config pair"
+
+
+def ablations(results):
+    """A line an ablation under `results`: its jobs by state, what runs or failed, and where the report is."""
+    jobs = [job for job in Statuses(results).jobs if job.stage == "ablation" and job.names]
+    for name in dict.fromkeys(job.names[0] for job in jobs):
+        own = [job for job in jobs if job.names[0] == name]
+        states = [job.state for job in own]
+        told = ", ".join(
+            f"{states.count(state)} {state}" for state in dict.fromkeys([*STYLES, *states]) if state in states
+        )
+        busy = [" ".join(job.names[1:]) for job in own if job.state == "running"]
+        line = f"ablation {name}: jobs {told}" + (f" ({', '.join(busy)})" if busy else "")
+        report = Path(results) / "ablation" / name / "ablation_report.html"
+        yield line + (f"; {report}" if report.is_file() else "")
+        for job in own:
+            if job.state in ("failed", "stopped"):
+                yield f"  {job.state}: {' '.join(job.names[1:])}: {job.reason or 'no reason was given'}"
