@@ -161,7 +161,6 @@ rule ablation_arm:
         ),
     output:
         record=f"{ARM}/arm.json",
-        log=f"{ARM}/training_log.txt",
     log:
         f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.log",
     benchmark:
