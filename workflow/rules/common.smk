@@ -28,6 +28,8 @@ from coppice import (
 from coppice.errors import CoppiceError
 
 jobs.run_from(SCRIPTS)
+if workflow.is_main_process:
+    jobs.begin_run()
 try:
     study = settings.load(config, workflow.configfiles)
     # Snakemake knows its targets only after parsing; what on the command line is no target is ignored

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from . import records
-from .errors import DataError
+from .errors import DataError, TransientError
 
 logger = logging.getLogger("coppice.data")
 
@@ -67,7 +67,8 @@ def _read(name, entry, split):
                 return None
             raise DataError(f"datasets.{name}: {entry['path']} does not load: {error}") from error
         except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
-            raise DataError(f"datasets.{name}: {entry['path']} cannot be fetched: {error}") from error
+            kind = DataError if isinstance(error, FileNotFoundError) else TransientError
+            raise kind(f"datasets.{name}: {entry['path']} cannot be fetched: {error}") from error
     files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
     if not files:
         return None

@@ -4,11 +4,21 @@ A `CoppiceError` carries one message that names the file, key or row and says wh
 command line print it without a traceback; anything else that is raised is a defect and keeps its traceback.
 """
 
+import errno
 from difflib import get_close_matches
+
+# What no other attempt finds otherwise, of all that an operating system answers
+PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+# How torch speaks of memory and devices that gave out
+DEVICE_FAILED = ("out of memory", "can't allocate memory", "CUDA error", "CUBLAS_STATUS", "NCCL error")
 
 
 class CoppiceError(Exception):
     """Something the user can mend: bad configuration, bad data, a missing file."""
+
+
+class TransientError(CoppiceError):
+    """Memory, time, a device or the network gave out: another attempt may end well, with more of it or by itself."""
 
 
 class SettingsError(CoppiceError):
@@ -27,3 +37,28 @@ def nearest(name, valid):
     """A hint `; did you mean 'x'?` for a mistyped name, or '' where nothing valid is close."""
     close = get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def is_final(error):
+    """Whether another attempt at the same job would fail alike.
+
+    So does what the user can mend, unless memory, time, a disk, a device or the network was behind it. Of what nobody
+    foresaw that is not known.
+    """
+    return isinstance(error, CoppiceError) and not any(map(_may_pass, _with_causes(error)))
+
+
+def _with_causes(error):
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return seen
+
+
+def _may_pass(error):
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in PERMANENT
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in DEVICE_FAILED)
+    return isinstance(error, MemoryError | TransientError)

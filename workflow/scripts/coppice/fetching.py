@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import data, fingerprints, records
-from .errors import CheckpointError, CoppiceError
+from .errors import CheckpointError, CoppiceError, TransientError
 
 logger = logging.getLogger("coppice.fetching")
 
@@ -77,7 +77,7 @@ def _in_words(name, repository):
             f"models.{name}.base: the hub has no {repository}, or it is private and HF_TOKEN is not set"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CoppiceError(f"models.{name}.base: {repository} cannot be fetched from the hub: {error}") from error
+        raise TransientError(f"models.{name}.base: {repository} cannot be fetched from the hub: {error}") from error
 
 
 def fetch_dataset(name, entry, needs_selection, record, include_path=None):

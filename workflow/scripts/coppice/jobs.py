@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import uuid
 from contextlib import contextmanager
 
 from . import gpus, logs
@@ -14,6 +15,11 @@ def run_from(folder):
     """Have every script import the package that lies in `folder`: Snakemake puts the scripts' own folder last, after
     whatever checkout is installed in the environment."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+
+
+def begin_run():
+    """Let all jobs of this call of snakemake know that they belong together: see `logs.job`."""
+    os.environ[logs.RUN] = uuid.uuid4().hex
 
 
 def stop_in_time(resources, ahead=120):
