@@ -17,9 +17,19 @@ SMALL = {
 }
 LARGE = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
 SHAPES = {
+    "llama-11m": (
+        "llama",
+        SMALL | {"vocab_size": 16000, "hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4},
+    ),
     "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
     "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
     "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
+    "llama-240m": (
+        "llama",
+        LARGE
+        | {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 16}
+        | {"tie_word_embeddings": True},
+    ),
     "llama-1b": (
         "llama",
         LARGE

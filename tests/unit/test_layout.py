@@ -29,6 +29,7 @@ STOREYS = [
         "plotting",
         "prompts",
         "estimates",
+        "sizing",
     },
     {
         "ablation",

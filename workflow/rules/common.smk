@@ -16,14 +16,13 @@ SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from coppice import (
-    estimates,
     gpus,
     jobs,
     miniature,
-    planning,
     reporting,
     selection,
     settings,
+    sizing,
 )
 from coppice.errors import CoppiceError
 
@@ -39,6 +38,8 @@ except CoppiceError as error:
 
 # no parameters of rules: no result depends on them
 gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
+
+sizes = sizing.Sizes(study)
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -109,7 +110,7 @@ def model_record(model):
 def config_files():
     """model -> the configuration of each active model that is not made here: known before its weights are."""
     return {
-        model: planning.config_file(study, model)
+        model: sizing.config_file(study, model)
         for model in study.active_models()
         if study.models[model]["source"]["kind"] != "miniature"
     }
@@ -135,47 +136,70 @@ def loading(model):
 
 
 @functools.cache
-def parameters(model):
-    """The number of a model's parameters: as configured, else from its configuration once that is here, else 10^9."""
-    given = study.models[model]["parameters"]
-    shape = None if given else estimates.shape_of(planning.config_file(study, model))
-    return given or (shape.parameters if shape else 10**9)
+def largest_gpu():
+    """MB of the largest GPU here, where jobs share them."""
+    return gpus.largest() if study.config["gpus"]["share"] else None
 
 
-def memory(stage):
-    """Host memory in MB of a job of `stage`: as configured, else by the model's size, half as much again a retry."""
-
-    def mem_mb(wildcards, attempt):
-        given = study.resources_per_job[stage]["mem_mb"]
-        return int(
-            (given or 4000 + 3 * parameters(wildcards.model) / 10**6)
-            * (1 + 0.5 * (attempt - 1))
-        )
-
-    return mem_mb
+def on_a_cluster():
+    """Whether other machines run the jobs. Of a dry run's executor no more is known than that it wants threads."""
+    intended = workflow.dryrun and workflow.execution_settings.use_threads
+    return bool(intended or not workflow.local_exec)
 
 
-def runtime(stage):
-    """Minutes of a job of `stage`: as configured, else by the model's size, twice as many a retry."""
-    minutes = {"finetune": 60, "evaluate": 30, "prune": 20}[stage]
+def asked(job, key):
+    """What a job asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`: see `sizing`. Known for certain once the
+    model's configuration is here, which Snakemake asks for again before the job starts.
+    """
 
-    def runtime_minutes(wildcards, attempt):
-        given = study.resources_per_job[stage]["runtime"]
-        size = parameters(wildcards.model)
-        return int((given or minutes * (1 + size / 10**9)) * attempt)
+    def resource(wildcards, input, attempt):
+        return sizes.asked(
+            job,
+            wildcards.model,
+            attempt,
+            on_gpu=gpus.present() or on_a_cluster(),
+            candidate=wildcards.get("candidate"),
+            taken_over=takes_over(input),
+            largest=None if on_a_cluster() else largest_gpu(),
+        )[key]
 
-    return runtime_minutes
+    return resource
+
+
+def weights_on_disk(wildcards):
+    """MB that fetching a model writes."""
+    if study.models[wildcards.model]["source"]["kind"] != "hub":
+        return sizing.SPARE_DISK // sizing.MB
+    return sizes.fetched(wildcards.model) // sizing.MB
+
+
+def takes_over(input):
+    """Whether a job only takes over the results of another config. Before all configs have chosen, Snakemake has the
+    choice that is waited for in the place of those results: then nothing is said yet.
+    """
+    twin = input.get("twin", [])
+    paths = [twin] if isinstance(twin, str) else twin
+    return any(Path(path).name != Path(SELECTION).name for path in paths)
 
 
 def gpu_count(stage):
     """GPUs of a job of `stage`: none where it takes over the results of another config."""
 
     def gpu(wildcards, input):
-        return (
-            0 if list(input.get("twin", [])) else study.resources_per_job[stage]["gpu"]
-        )
+        return 0 if takes_over(input) else study.resources_per_job[stage]["gpu"]
 
     return gpu
+
+
+def gpu_model(stage):
+    """The kind of GPU that a job of `stage` asks a cluster for; nothing where it takes none."""
+    count = gpu_count(stage)
+
+    def model(wildcards, input):
+        wanted = study.resources_per_job[stage]["gpu_model"]
+        return wanted if count(wildcards, input) else None
+
+    return model
 
 
 def training_processes(model):
@@ -235,12 +259,6 @@ def of_twin(record):
 def released():
     """The records of weights that were let go, where they are to go."""
     return expand(RELEASED, model=study.active_models()) if RELEASES else []
-
-
-def memory_of_gpu(stage):
-    """GPU memory in MB that a job of `stage` will use, where it is said; a job without shares no device."""
-    wanted = study.resources_per_job[stage]["gpu_mem_mb"]
-    return {} if wanted is None else {"gpu_mem_mb": wanted}
 
 
 def status(stage, *key):
@@ -386,7 +404,13 @@ def introduction():
         f"  models: {', '.join(models)}; configs: {', '.join(configs)}",
         "  jobs per stage: the table of job stats above",
     ]
-    return "\n".join([*lines, *(f"  note: {notice}" for notice in study.notices)])
+    notices = list(study.notices)
+    if unknown := sizes.unknown():
+        notices.append(
+            f"the size of {', '.join(unknown)} is not known before it is fetched; until then its jobs ask for memory and "
+            "time as of 10^9 parameters (or set models.X.parameters)"
+        )
+    return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
 
 
 def tell(*words):

@@ -29,6 +29,8 @@ rule fetch_model:
         f"{LOGS}/data/fetch_model.{{model}}.log",
     conda:
         "../../envs/coppice.yaml"
+    resources:
+        disk_mb=weights_on_disk,
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],

@@ -29,11 +29,13 @@ rule evaluate_dense:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        **memory_of_gpu("evaluate"),
         gpu=gpu_count("evaluate"),
+        gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
-        mem_mb=memory("evaluate"),
-        runtime=runtime("evaluate"),
+        mem_mb=asked("evaluate", "mem_mb"),
+        gpu_mem_mb=asked("evaluate", "gpu_mem_mb"),
+        disk_mb=asked("evaluate", "disk_mb"),
+        runtime=asked("evaluate", "runtime"),
     params:
         stage="dense",
         settings=study.evaluate,

@@ -32,11 +32,13 @@ rule finetune_lora:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        **memory_of_gpu("finetune"),
         gpu=gpu_count("finetune"),
+        gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
-        mem_mb=memory("finetune"),
-        runtime=runtime("finetune"),
+        mem_mb=asked("finetune", "mem_mb"),
+        gpu_mem_mb=asked("finetune", "gpu_mem_mb"),
+        disk_mb=asked("finetune", "disk_mb"),
+        runtime=asked("finetune", "runtime"),
     params:
         settings=study.finetune | {"seeds": None},
         datasets=by_name(study.training_datasets()),

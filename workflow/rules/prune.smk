@@ -57,11 +57,13 @@ if study.config["candidates"]["table"] is None:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
         resources:
-            **memory_of_gpu("prune"),
             gpu=gpu_count("prune"),
+            gpu_model=gpu_model("prune"),
             cpus_per_task=study.threads_per_job["prune"],
-            mem_mb=memory("prune"),
-            runtime=runtime("prune"),
+            mem_mb=asked("prune", "mem_mb"),
+            gpu_mem_mb=asked("prune", "gpu_mem_mb"),
+            disk_mb=asked("prune", "disk_mb"),
+            runtime=asked("prune", "runtime"),
         params:
             candidates=job_candidates,
             calibration=study.calibration,

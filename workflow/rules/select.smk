@@ -37,11 +37,13 @@ rule score_candidate:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        **memory_of_gpu("evaluate"),
         gpu=gpu_count("evaluate"),
+        gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
-        mem_mb=memory("evaluate"),
-        runtime=runtime("evaluate"),
+        mem_mb=asked("score", "mem_mb"),
+        gpu_mem_mb=asked("score", "gpu_mem_mb"),
+        disk_mb=asked("score", "disk_mb"),
+        runtime=asked("score", "runtime"),
     params:
         settings=scoring_settings(),
         datasets=by_name(scored_datasets()),

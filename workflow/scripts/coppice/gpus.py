@@ -86,6 +86,11 @@ def visible():
     return [_device(name, known) for name in names]
 
 
+def largest():
+    """MB of the largest of the visible devices; None where no driver tells."""
+    return max((device.memory for device in visible() if device.memory), default=None)
+
+
 def _device(name, known):
     """The device called `name`: a number, a UUID or the beginning of one, or a MIG part."""
     for device in known:
