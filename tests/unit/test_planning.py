@@ -36,6 +36,33 @@ def test_trained_parameters_are_those_that_peft_adds(built, wanted):
     assert found == adapted.get_nb_trainable_parameters()[0]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("wanted", [ALL, ALL[:4]])
+def test_what_a_layer_keeps_for_its_backward_pass_is_what_autograd_keeps(tiny_model, tmp_path, wanted, dropout):
+    """Counted tensor by tensor while a model with an adapter runs."""
+    import torch
+
+    model = tiny_model("llama", hidden_size=128, intermediate_size=352, head_dim=16, num_key_value_heads=8)
+    model.config.save_pretrained(tmp_path)
+    lora = {"r": 2, "target_modules": wanted, "dropout": dropout}
+    options = {"target_modules": wanted, "lora_dropout": dropout, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(model, LoraConfig(r=2, **options)).train()
+    held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = 200
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.base_model.model.model(input_ids=torch.randint(3, 128, (1, tokens)), use_cache=False)
+    shape = estimates.shape_of(tmp_path / "config.json")
+    counted = sum(size for place, size in kept.items() if place not in held) / tokens / shape.layers
+    assert estimates.trained_bytes(shape, lora, 4) == pytest.approx(counted, rel=0.2)
+
+
 def test_what_is_no_configuration_has_no_shape(tmp_path):
     assert estimates.shape_of(tmp_path / "none.json") is None
     (tmp_path / "bad.json").write_text("{")

@@ -5,6 +5,7 @@ same time (weights, activations of the tokens at a time, a chunk of logits, the 
 empty process takes; times are operations over a rate that the caller assumes.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def shape_of(path):
     return Shape(*sizes, vocabulary, bool(config.get("tie_word_embeddings")), biases, norms)
 
 
+@functools.cache
 def shape_like(parameters):
     """A Shape of Llama's proportions that has at least `parameters`: layers = width / 128, MLP = 3.5 widths."""
     for hidden in range(128, 2**16, 128):

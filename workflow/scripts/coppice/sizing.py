@@ -6,8 +6,8 @@ again, the time over again.
 """
 
 import math
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import estimates
 
@@ -46,7 +46,7 @@ def config_file(study, model):
 
 
 class Sizes:
-    """The needs of a study's jobs. `shape` and `need` are asked again until a model's size is known, and then kept."""
+    """The needs of a study's jobs; a model's configuration is looked for until it is there."""
 
     def __init__(self, study):
         self.study = study
@@ -55,8 +55,9 @@ class Sizes:
     def shape(self, model):
         """The model's Shape: of its configuration, else of its configured number of parameters, else None."""
         if model not in self._shapes:
-            file = Path(config_file(self.study, model))
-            found = estimates.shape_of(file) or estimates.shape_of(file.parent / "snapshot/config.json")
+            file = config_file(self.study, model)
+            files = file, os.path.join(os.path.dirname(file), "snapshot", "config.json")
+            found = next(filter(None, (estimates.shape_of(path) for path in files if os.path.isfile(path))), None)
             if found is None:
                 given = self.study.models[model]["parameters"]
                 return estimates.shape_like(given) if given else None
@@ -74,13 +75,10 @@ class Sizes:
 
     def need(self, stage, model, on_gpu, candidate=None):
         """The Need of a job: of all candidates of a model, where none is named and `stage` is prune or score."""
-        key = stage, model, on_gpu, candidate
+        shape = self.shape(model) or estimates.shape_like(UNKNOWN)
+        key = stage, model, on_gpu, candidate, shape
         if key not in self._needs:
-            shape = self.shape(model)
-            found = self._need(stage, model, shape or estimates.shape_like(UNKNOWN), on_gpu, candidate)
-            if model not in self._shapes:
-                return found
-            self._needs[key] = found
+            self._needs[key] = self._need(stage, model, shape, on_gpu, candidate)
         return self._needs[key]
 
     def _need(self, stage, model, shape, on_gpu, candidate):
@@ -125,7 +123,7 @@ class Sizes:
         stage = "evaluate" if job == "score" else job
         need = self.need(job, model, on_gpu, candidate)
         if taken_over:
-            need = Need(TAKEN_OVER, 0, need.disk, 0.0)
+            need = Need(min(TAKEN_OVER, need.host), 0, need.disk, 0.0)
         wanted = {
             "mem_mb": ROOM * need.host / MB,
             "gpu_mem_mb": ROOM * need.gpu / MB,
