@@ -23,7 +23,7 @@ from common import SHAPES, build_model, conclude
 from coppice import estimates, jobs, logs, models, records, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-BARS = {"under": 1.1, "over": 1.5}  # times that the peak may be above, or below, the estimate
+BARS = {"under": 1.15, "over": 1.3}  # times that the peak may be above, or below, the estimate
 POINTS = {
     "depth": {"method": "depth", "ratio": 0.25},
     "taylor": {"method": "width", "ratio": 0.25, "importance": "taylor", "parts": ["mlp"]},

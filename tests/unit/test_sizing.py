@@ -169,3 +169,14 @@ def test_pruning_writes_its_candidates_and_a_shared_job_all_of_them(study):
     disks = [asked(loaded, "prune", candidate=name)["disk_mb"] for name in (first, second)]
     assert disks[0] < disks[1] and disks[1] > WHOLE / 10**6
     assert asked(loaded, "prune")["disk_mb"] > disks[1] + 0.5 * WHOLE / 10**6
+
+
+def test_an_arm_that_trains_every_weight_asks_for_its_optimizer_too(study):
+    ablations = {"one": {"start": {"model": "Big"}, "budget": {"max_steps": 500}, "arms": ["light", {"train": "all"}]}}
+    loaded = study(parameters=10**9, ablations=ablations)
+    sizes = sizing.Sizes(loaded)
+    light, everything = (sizes.arm("one", name, True) for name in loaded.ablations["one"]["arms"])
+    parameters = sizes.shape("Big").parameters
+    assert 13 * parameters < everything.gpu - light.gpu < 16 * parameters  # 16 bytes a weight for 2
+    assert everything.operations > light.operations and everything.disk > light.disk + 20 * parameters
+    assert sizes.granted("finetune", light, attempt=2)["mem_mb"] > sizes.granted("finetune", light)["mem_mb"]

@@ -135,16 +135,23 @@ def loading(model):
     }
 
 
-@functools.cache
-def largest_gpu():
-    """MB of the largest GPU here, where jobs share them."""
-    return gpus.largest() if study.config["gpus"]["share"] else None
-
-
 def on_a_cluster():
     """Whether other machines run the jobs. Of a dry run's executor no more is known than that it wants threads."""
     intended = workflow.dryrun and workflow.execution_settings.use_threads
     return bool(intended or not workflow.local_exec)
+
+
+@functools.cache
+def computes_on_gpu():
+    """Whether jobs that ask for a GPU will have one: asked when the first job is sized."""
+    return gpus.present() or on_a_cluster()
+
+
+@functools.cache
+def largest_gpu():
+    """MB of the largest GPU here, where jobs share them."""
+    shared = study.config["gpus"]["share"] and not on_a_cluster()
+    return gpus.largest() if shared else None
 
 
 def asked(job, key):
@@ -157,10 +164,10 @@ def asked(job, key):
             job,
             wildcards.model,
             attempt,
-            on_gpu=gpus.present() or on_a_cluster(),
+            on_gpu=computes_on_gpu(),
             candidate=wildcards.get("candidate"),
             taken_over=takes_over(input),
-            largest=None if on_a_cluster() else largest_gpu(),
+            largest=largest_gpu(),
         )[key]
 
     return resource

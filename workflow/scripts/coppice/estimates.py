@@ -154,7 +154,8 @@ def kept_values(hidden, inner):
 
 
 def finetune(shape, model, settings, machine):
-    """The Peak of a fine-tuning job. model: {dtype, quantize, device_map}; settings: the section `finetune`.
+    """The Peak of a fine-tuning job. model: {dtype, quantize, device_map}; settings: the section `finetune`, with
+    `train: all` where every weight is trained.
 
     With several GPUs each holds all weights, its share of them under `sharding` or with `device_map`.
     """
@@ -162,13 +163,18 @@ def finetune(shape, model, settings, machine):
     tokens = settings["micro_batch_size"] * longest
     tokens = tokens if machine.gpus else max(longest, min(tokens, CPU_TOKENS * machine.threads))
     whole = weight_bytes(shape, width, model["quantize"])
+    held = _held(shape, whole, width, model, settings, machine)
+    if settings.get("train") == "all":  # in float32, whatever they are stored in
+        held, trained, lora, width = 0, ADAPTER_BYTES * shape.parameters, None, 4
+    else:
+        lora = settings["lora"]
+        trained = ADAPTER_BYTES * adapter_parameters(shape, lora)
     layers = 1 if settings["gradient_checkpointing"] else shape.layers
-    kept = BACKWARD * tokens * layers * (trained_bytes(shape, settings["lora"], width) + width * tokens)
+    kept = BACKWARD * tokens * layers * (trained_bytes(shape, lora, width) + width * tokens)
     boundaries = tokens * shape.layers * shape.hidden * width if layers == 1 else 0
-    adapter = ADAPTER_BYTES * adapter_parameters(shape, settings["lora"])
     # at last the logits of one example are compared, with the adapter and without
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
-    device = _held(shape, whole, width, model, settings, machine) + adapter + kept + boundaries + logits + TRAINING
+    device = held + trained + kept + boundaries + logits + TRAINING
     merged = whole if settings["merge"] else 0
     return _placed(device, whole, merged, model, machine, processes=1 if model["device_map"] else machine.gpus)
 
@@ -201,8 +207,8 @@ def trained_bytes(shape, lora, width):
     Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's, and of each adapted linear layer
     its input after dropout and dropout's mask, both in float32, as the adapter's own weights are.
     """
-    copies = 2 if lora["dropout"] else 1
-    return width * (6 * shape.hidden + 3 * shape.inner) + 4 * copies * adapted_inputs(shape, lora)
+    own = width * (6 * shape.hidden + 3 * shape.inner)
+    return own + 4 * (2 if lora["dropout"] else 1) * adapted_inputs(shape, lora) if lora else own
 
 
 def evaluate(shape, model, machine):

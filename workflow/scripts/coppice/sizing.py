@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 from . import estimates
+from .settings import arms
 
 MB = 10**6
 UNKNOWN = 10**9  # parameters of a model whose size is not known yet
@@ -114,16 +115,41 @@ class Sizes:
         # an evaluation, and pruning, compute on one of their GPUs at a time
         return START + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
 
+    def arm(self, ablation, name, on_gpu):
+        """The Need of an arm of an ablation; of a stage after the first, as if it began where the first does."""
+        one = self.study.ablations[ablation]
+        start, changes = one["start"], one["arms"][name]["changes"]
+        if start["kind"] == "checkpoint":
+            shape = estimates.shape_of(os.path.join(start["path"], "config.json"))
+            loaded = {"dtype": start["dtype"], "quantize": None, "device_map": None}
+        else:
+            shape, loaded = self.shape(start["model"]), self.study.models[start["model"]]
+        shape = shape or estimates.shape_like(UNKNOWN)
+        settings = arms.settled(arms.laid_over(one["base"], changes))
+        section = arms.section(one["finetune"], settings)
+        trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu))
+        measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
+        everything = settings["train"] == arms.ALL_WEIGHTS
+        parameters = shape.parameters if everything else estimates.adapter_parameters(shape, section["lora"])
+        operations = _budgeted(one["budget"], section, 6 if everything else 4, shape.parameters)
+        operations += 2 * shape.parameters * evaluated_tokens(one["evaluate"])
+        host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
+        return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
+
     def asked(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
         """{mem_mb, gpu_mem_mb, disk_mb, runtime} that a job asks for at an attempt, counted from 1.
 
         job: prune, score, evaluate or finetune; taken_over: whether it only takes over another job's results; largest:
         MB of the largest GPU, where that is known: no estimate asks for more.
         """
-        stage = "evaluate" if job == "score" else job
         need = self.need(job, model, on_gpu, candidate)
         if taken_over:
             need = Need(min(TAKEN_OVER, need.host), 0, need.disk, 0.0)
+        asked = self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
+        return asked | ({"gpu_mem_mb": 0} if taken_over else {})
+
+    def granted(self, stage, need, attempt=1, on_gpu=True, largest=None):
+        """The same for a Need, of a job that computes as those of `stage` do."""
         wanted = {
             "mem_mb": ROOM * need.host / MB,
             "gpu_mem_mb": ROOM * need.gpu / MB,
@@ -137,7 +163,17 @@ class Sizes:
         asked = {key: math.ceil(value * more[key]) for key, value in wanted.items()}
         if largest:
             asked["gpu_mem_mb"] = max(given.get("gpu_mem_mb", 0), min(asked["gpu_mem_mb"], largest))
-        return asked | ({"gpu_mem_mb": 0} if taken_over else {})
+        return asked
+
+
+def _budgeted(budget, section, operations, parameters):
+    """Operations of a training by its budget: {unit: max_steps, tokens or flops, amount}."""
+    if budget["unit"] == "flops":
+        return budget["amount"]
+    tokens = budget["amount"]
+    if budget["unit"] == "max_steps":
+        tokens *= section["batch_size"] * min(ROW_TOKENS, section["data"]["cutoff_len"])
+    return operations * parameters * tokens
 
 
 def kept(point):
