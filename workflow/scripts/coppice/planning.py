@@ -29,9 +29,11 @@ class Stage:
 
 @dataclass
 class Plan:
-    """The stages of a study, bytes on disk by what they hold, and the models whose size is not known."""
+    """The stages of a study, its ablations as a Stage each (no part of `all`), bytes on disk by what they hold, and the
+    models whose size is not known."""
 
     stages: list
+    ablations: list
     disk: dict
     unknown: list
 
@@ -49,7 +51,22 @@ def plan(study, tflops, on_gpu=True):
                 _add(stages[name], count, study, sizes, model, tflops, on_gpu)
         if known:
             _add_disk(disk, study, sizes, model)
-    return Plan(list(stages.values()), disk, sizes.unknown())
+    ablations = [_ablation(name, study, sizes, tflops, on_gpu) for name in study.ablations]
+    return Plan(list(stages.values()), ablations, disk, sizes.unknown())
+
+
+def _ablation(name, study, sizes, tflops, on_gpu):
+    """The arms of an ablation, each trained and measured once a seed."""
+    stage, one = Stage(f"ablation {name}"), study.ablations[name]
+    for arm in one["arms"]:
+        stage.jobs += len(one["seeds"])
+        if one["start"].get("model") in sizes.unknown():
+            continue
+        need = sizes.arm(name, arm, on_gpu)
+        seconds = sizes.seconds("finetune", need, on_gpu, tflops * 10**12)
+        gpus = max(1, sizes.machine("finetune", on_gpu).gpus)
+        _count(stage, len(one["seeds"]), seconds, gpus, sizes.granted("finetune", need, on_gpu=on_gpu))
+    return stage
 
 
 def _jobs(study, model):
@@ -75,10 +92,16 @@ def _add(stage, count, study, sizes, model, tflops, on_gpu):
     for candidate in candidates if job in ("prune", "score") else [None]:
         seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)
         share = count / len(candidates) if job in ("prune", "score") else count
-        stage.hours += share * seconds / 3600 * max(1, sizes.machine(kind, on_gpu).gpus)
-        stage.longest = max(stage.longest, seconds / 60)
-        for key, value in sizes.asked(job, model, on_gpu=on_gpu, candidate=candidate).items():
-            setattr(stage, key, max(value, getattr(stage, key)))
+        gpus = max(1, sizes.machine(kind, on_gpu).gpus)
+        _count(stage, share, seconds, gpus, sizes.asked(job, model, on_gpu=on_gpu, candidate=candidate))
+
+
+def _count(stage, jobs, seconds, gpus, asked):
+    """Add the hours of `jobs` jobs that take so long each, and what one of them asks for, to a stage."""
+    stage.hours += jobs * seconds / 3600 * gpus
+    stage.longest = max(stage.longest, seconds / 60)
+    for key, value in asked.items():
+        setattr(stage, key, max(value, getattr(stage, key)))
 
 
 def _add_disk(disk, study, sizes, model):
@@ -103,10 +126,22 @@ def table(found, tflops, on_gpu=True):
 
     device = "GPU" if on_gpu else "machine"
     shown = Table(box=box.SIMPLE_HEAD)
-    titles = ("stage", "jobs", "longest job", "time limit", f"{device} hours", "memory", "GPU memory", "disk")
+    titles = (
+        "stage",
+        "jobs",
+        f"{device}\nhours",
+        "longest\n(min)",
+        "time limit\n(min)",
+        "memory\n(GB)",
+        "GPU memory\n(GB)",
+        "disk\n(GB)",
+    )
     for title in titles:
-        shown.add_column(title, justify="left" if title == "stage" else "right", no_wrap=title == "stage")
+        width = max(map(len, title.split("\n")))
+        shown.add_column(title, justify="left" if title == "stage" else "right", min_width=width)
     for stage in found.stages:
+        shown.add_row(*_cells(stage), end_section=stage is found.stages[-1])
+    for stage in found.ablations:
         shown.add_row(*_cells(stage))
     total = sum(stage.hours for stage in found.stages)
     speed = f"at {tflops:g} TFLOP/s a GPU (--tflops)" if on_gpu else "without a GPU"
@@ -116,6 +151,9 @@ def table(found, tflops, on_gpu=True):
         "time limit, memory and disk are what one job asks for, at most; each retry asks for more",
         "disk in all: " + ", ".join(f"{what} {size / GB:.0f} GB" for what, size in found.disk.items()),
     ]
+    if found.ablations:
+        hours = sum(stage.hours for stage in found.ablations)
+        lines.append(f"the ablations come on top: {hours:.1f} {device} hours for snakemake ablation")
     if found.unknown:
         lines.append(
             f"size not known before it is fetched, and left out: {', '.join(found.unknown)} (run snakemake fetch, or "
@@ -128,12 +166,5 @@ def _cells(stage):
     if not stage.runtime:  # no job, or none of a known size
         return (stage.name, str(stage.jobs), *["?" if stage.jobs else "-"] * (len(fields(Stage)) - 2))
     sizes = (stage.mem_mb, stage.gpu_mem_mb, stage.disk_mb)
-    gigabytes = [f"{size / 1000:.1f} GB" if size else "-" for size in sizes]
-    return (
-        stage.name,
-        str(stage.jobs),
-        f"{stage.longest:.0f} min",
-        f"{stage.runtime} min",
-        f"{stage.hours:.1f}",
-        *gigabytes,
-    )
+    gigabytes = [f"{size / 1000:.1f}" if size else "-" for size in sizes]
+    return (stage.name, str(stage.jobs), f"{stage.hours:.1f}", f"{stage.longest:.0f}", str(stage.runtime), *gigabytes)
