@@ -40,11 +40,11 @@ rule finetune_lora:
     params:
         settings=study.finetune | {"seeds": None},
         datasets=by_name(study.training_datasets()),
-        processes=lambda wildcards: training_processes(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
-        loading=lambda wildcards: loading(wildcards.model),
+        processes=training_processes,
+        prompt=prompt,
+        loading=loading,
         seed=lambda wildcards: study.seed_in(wildcards.seeded),
-        status=lambda wildcards: status("finetune", *wildcards),
+        status=asked(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
         "../scripts/finetune_lora.py"
