@@ -155,7 +155,6 @@ def hub_configs():
     ]
 
 
-@of_model
 def loading(model):
     """How a model and all its pruned forms are loaded."""
     return {
@@ -208,13 +207,11 @@ def gpu_count(stage):
     return gpu
 
 
-@of_model
 def prompt(model):
     """The form in which a model is asked."""
     return study.models[model]["prompt"]
 
 
-@of_model
 def training_processes(model):
     """Processes that train together: one a GPU, but one for all where `device_map` spreads the model over them."""
     wanted = study.resources_per_job["finetune"]["gpu"]
@@ -289,6 +286,16 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+# Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
+# pruned models (0) fill the gaps
+PRIORITY = {
+    "choice": 90,
+    "build": 80,
+    "finetune": 60,
+    "score": 50,
+    "prune": 40,
+    "finetuned": 30,
+}
 RELEASES = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
     and study.active_configs() == list(study.configs)

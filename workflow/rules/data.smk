@@ -90,6 +90,7 @@ rule gather_rows:
         f"{LOGS}/data/gather_rows.{{purpose}}.log",
     wildcard_constraints:
         purpose="report|selection",
+    priority: PRIORITY["choice"]
     conda:
         "../../envs/coppice.yaml"
     script:
@@ -127,6 +128,7 @@ rule build_miniature_model:
         f"{LOGS}/data/build_miniature_model.{{miniature}}.benchmark.tsv"
     wildcard_constraints:
         miniature=r"(llama|qwen|mistral)(-instruct)?",
+    priority: PRIORITY["build"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["build"]

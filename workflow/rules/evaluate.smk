@@ -38,8 +38,8 @@ rule evaluate_dense:
         stage="dense",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=loading,
-        prompt=prompt,
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
         status=status("evaluate", "dense", "{model}"),
         protocol=2,
@@ -63,8 +63,8 @@ use rule evaluate_dense as evaluate_pruned with:
         stage="pruned",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=loading,
-        prompt=prompt,
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
         status=status("evaluate", "pruned", "{model}", "{config}"),
         protocol=2,
@@ -84,12 +84,13 @@ use rule evaluate_dense as evaluate_finetuned with:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.log",
     benchmark:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+    priority: PRIORITY["finetuned"]
     params:
         stage="finetuned",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=loading,
-        prompt=prompt,
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
         status=asked(lambda wildcards: status("evaluate", "finetuned", *wildcards)),
         protocol=2,

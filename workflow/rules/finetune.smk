@@ -28,6 +28,7 @@ rule finetune_lora:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.log",
     benchmark:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+    priority: PRIORITY["finetune"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
@@ -40,9 +41,9 @@ rule finetune_lora:
     params:
         settings=study.finetune | {"seeds": None},
         datasets=by_name(study.training_datasets()),
-        processes=training_processes,
-        prompt=prompt,
-        loading=loading,
+        processes=of_model(training_processes),
+        prompt=of_model(prompt),
+        loading=of_model(loading),
         seed=lambda wildcards: study.seed_in(wildcards.seeded),
         status=asked(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,

@@ -49,6 +49,7 @@ if study.config["candidates"]["table"] is None:
             f"{LOGS}/prune/{CANDIDATE_JOB}.log",
         benchmark:
             f"{LOGS}/prune/{CANDIDATE_JOB}.benchmark.tsv"
+        priority: PRIORITY["prune"]
         conda:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
@@ -61,7 +62,7 @@ if study.config["candidates"]["table"] is None:
         params:
             candidates=job_candidates,
             calibration=study.calibration,
-            loading=loading,
+            loading=of_model(loading),
             seed=study.seed,
             status=status("prune", CANDIDATE_JOB),
             protocol=1,

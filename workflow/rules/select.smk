@@ -31,6 +31,7 @@ rule score_candidate:
         f"{LOGS}/select/score.{CANDIDATE_JOB}.log",
     benchmark:
         f"{LOGS}/select/score.{CANDIDATE_JOB}.benchmark.tsv"
+    priority: PRIORITY["score"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
@@ -44,7 +45,7 @@ rule score_candidate:
         settings=scoring_settings(),
         datasets=by_name(scored_datasets()),
         purpose=study.select["split"],
-        loading=loading,
+        loading=of_model(loading),
         seed=study.seed,
         candidates=asked(lambda wildcards: list(job_candidates(wildcards))),
         status=status("select", CANDIDATE_JOB),
@@ -60,6 +61,7 @@ rule gather_candidates:
         POOL,
     log:
         f"{LOGS}/select/gather.{{model}}.log",
+    priority: PRIORITY["choice"]
     conda:
         "../../envs/coppice.yaml"
     script:
@@ -73,6 +75,7 @@ checkpoint select_best:
         SELECTION,
     log:
         f"{LOGS}/select/{{model}}.{{config}}.log",
+    priority: PRIORITY["choice"]
     conda:
         "../../envs/coppice.yaml"
     params:
