@@ -31,20 +31,20 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         study, plain = Path(scratch, "study"), Path(scratch, "plain")
         write_study(study, arguments.models)
+        jobs = count(study)
+        write_plain(plain, jobs)
         runs = {"study": [], "plain": []}
         for _ in range(arguments.repeats):
-            runs["study"].append(plan(study))
-            if not plain.exists():
-                write_plain(plain, runs["study"][0].jobs)
-            runs["plain"].append(plan(plain))
-            for name, found in runs.items():
-                print(f"{name}: {found[-1].seconds:.1f} s", file=sys.stderr, flush=True)
+            for name, folder in (("study", study), ("plain", plain)):
+                runs[name].append(plan(folder))
+                print(f"{name}: {runs[name][-1].seconds:.1f} s", file=sys.stderr, flush=True)
     seconds = {name: min(run.seconds for run in found) for name, found in runs.items()}
     result = {
-        "jobs": runs["study"][0].jobs,
+        "jobs": jobs,
         "seconds": seconds["study"],
         "plain_seconds": seconds["plain"],
         "ratio": seconds["study"] / seconds["plain"],
+        "processor_seconds": {name: min(run.processor for run in found) for name, found in runs.items()},
         "peak_gb": max(run.peak for run in runs["study"]) / 1e9,
         "plain_peak_gb": max(run.peak for run in runs["plain"]) / 1e9,
     }
@@ -91,29 +91,30 @@ def write_plain(folder, jobs):
     )
 
 
+def count(folder):
+    """The number of jobs in the dry run's table."""
+    lines = common.snakemake(folder, "-n", "-q", "rules").stdout.splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("total"))
+
+
 @dataclass
 class Run:
-    """What a dry run took: seconds, peak bytes; and the number of jobs in its table."""
+    """What a dry run took: seconds by the clock and of the processor, and peak bytes."""
 
     seconds: float
+    processor: float
     peak: int
-    jobs: int
 
 
 def plan(folder):
     """The Run of `snakemake -n -q`."""
     start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as table:
-        process = subprocess.Popen(
-            ["snakemake", "-n", "-q"], cwd=folder, env=common.environment(), stdout=table, stderr=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - start
-        table.seek(0)
-        total = next((line.split()[1] for line in table if line.startswith("total")), None)
-    if status or total is None:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(["snakemake", "-n", "-q"], cwd=folder, env=common.environment(), **quiet)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
         sys.exit(f"snakemake -n -q in {folder} ended with status {status}")
-    return Run(seconds, usage.ru_maxrss * 1024, int(total))
+    return Run(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 if __name__ == "__main__":
