@@ -55,7 +55,8 @@ def main():
     beyond = [key for key, bar in BARS.items() if result[key] > bar]
     print(
         f"planning: {result['jobs']} jobs in {result['seconds']:.1f} s, {result['ratio']:.2f} times a trivial workflow "
-        f"of as many ({result['processor_ratio']:.2f} in processor time), peak {result['peak_gb']:.2f} GB; {'FAIL: ' + ', '.join(beyond) if beyond else 'pass'}"
+        f"of as many ({result['processor_ratio']:.2f} in processor time), "
+        f"peak {result['peak_gb']:.2f} GB; {'FAIL: ' + ', '.join(beyond) if beyond else 'pass'}"
     )
     return 1 if arguments.check and beyond else 0
 

@@ -14,14 +14,27 @@ def write_samples(folder, samples):
     """Write the samples of every task (task -> list of dicts) in place of what was there; returns task -> digest."""
     import pandas
 
-    folder = Path(folder) / "samples"
-    for stale in folder.glob("*.parquet"):
-        if stale.stem not in samples:
-            stale.unlink()
+    folder = _samples_of(folder, samples)
     for task, rows in samples.items():
         with records.atomic(folder / f"{task}.parquet", "wb") as file:
             pandas.DataFrame(rows).to_parquet(file, index=False)
     return {task: fingerprints.content_digest(folder / f"{task}.parquet") for task in samples}
+
+
+def copy_samples(source, folder, tasks):
+    """Copy the samples of `tasks` from the evaluation in `source`, in place of what was there."""
+    target = _samples_of(folder, tasks)
+    for task in tasks:
+        records.copy(samples_file(source, task), target / f"{task}.parquet")
+
+
+def _samples_of(folder, tasks):
+    """The folder of an evaluation's samples, rid of tasks that are not its own any more."""
+    folder = Path(folder) / "samples"
+    for stale in folder.glob("*.parquet"):
+        if stale.stem not in tasks:
+            stale.unlink()
+    return folder
 
 
 def samples_file(folder, task):

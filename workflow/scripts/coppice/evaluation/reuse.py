@@ -22,8 +22,7 @@ def take_over(identity, prints, twin, output):
     for name, record in found.items():
         if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
             raise CoppiceError(f"{twin / name}: is of another model; delete it and run snakemake again")
-    for task in found["evaluation_results.json"]["samples"]:
-        records.copy(pairing.samples_file(twin, task), output / "samples" / f"{task}.parquet")
+    pairing.copy_samples(twin, output, found["evaluation_results.json"]["samples"])
     for name, record in found.items():
         records.write(output / name, record | identity | {"reused_from": record["config"]})
     logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])
