@@ -1,11 +1,15 @@
-"""What the benchmarks share: random models in real shapes, clocks, and the speed of a model's own matrix products."""
+"""What the benchmarks share: random models in real shapes, clocks, the speed of a model's own matrix products, and
+runs of Snakemake."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 SMALL = {
     "hidden_size": 512,
@@ -95,6 +99,26 @@ class MatrixProducts:
         with torch.inference_mode():
             _, spent = seconds(multiply)
         return 2 * self.rows * sum(w.numel() for w in self.weights) / spent
+
+
+def checkout(folder):
+    """Make `folder` a checkout of this workflow, by links, that lacks its configuration."""
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    for part in ("workflow", "Snakefile", "profiles"):
+        (folder / part).symlink_to(ROOT / part)
+
+
+def environment():
+    """This process's environment, in which the snakemake beside this Python is found first."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def snakemake(folder, *words):
+    """Run snakemake in `folder`; its output is in `stdout`."""
+    return subprocess.run(
+        ["snakemake", *words], cwd=folder, env=environment(), check=True, capture_output=True, text=True
+    )
 
 
 def conclude(results, arguments, below_bars, show, summary):

@@ -167,7 +167,8 @@ def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
         "select": "{configs: {best_ppl: {metric: ppl.wikitext2, mode: min}}}",
     }
     planned = jobs(own.run("select", "-n", config=config))
-    assert set(planned) == {"import_candidate", "select_best", "summarize_selection", "select"}
+    choosing = {"gather_candidates", "select_best", "summarize_selection", "select"}
+    assert set(planned) == {"import_candidate", *choosing}
     own.run("select", "--cores", "2", config=config)
     chosen = {
         name: read(own, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]

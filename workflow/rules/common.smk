@@ -5,11 +5,14 @@ one in a group) trusts it.
 """
 
 import functools
+import gc
+import inspect
 import os
 import re
 import sys
 from pathlib import Path
 
+import smart_open
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
@@ -41,6 +44,23 @@ gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
 
 sizes = sizing.Sizes(study)
 
+# For the sake of studies of ten thousand jobs: a third of the time that they take to plan
+gc.set_threshold(100_000, 50, 100)
+# asked four times a job where its script lies, and a class built for every answer
+smart_open.parse_uri = functools.cache(smart_open.parse_uri)
+
+
+def signed(function):
+    """`function` of wildcards with its signature at hand: Snakemake looks that up three times a job."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def of_model(value):
+    """An input or parameter that is `value(model)`: worked out once a model, not once a job."""
+    once = functools.cache(value)
+    return signed(lambda wildcards: once(wildcards.model))
+
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
 
@@ -58,6 +78,10 @@ REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
 GRID = f"{RESULTS}/candidates/{{model}}/grid.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
+# What many jobs rest on, as one input in place of dozens: digests of the files that `gather_files` was given
+GATHERED = f"{RESULTS}/.gathered"
+ROWS = f"{GATHERED}/{{purpose}}.json"
+POOL = f"{GATHERED}/candidates/{{model}}.json"
 
 
 wildcard_constraints:
@@ -116,6 +140,12 @@ def config_files():
     }
 
 
+def checked_grid(model):
+    """The record that the model takes its grid, where that is checked; a point that is added makes no other candidate
+    anew."""
+    return ancient(GRID.format(model=model)) if model in config_files() else []
+
+
 def hub_configs():
     """Those of them that have to be fetched, where a grid is checked against them."""
     if study.config["candidates"]["table"] is not None:
@@ -128,7 +158,7 @@ def hub_configs():
 
 
 def loading(model):
-    """How a model and all its pruned forms are loaded, as a rule parameter."""
+    """How a model and all its pruned forms are loaded."""
     return {
         key: study.models[model][key]
         for key in ("dtype", "quantize", "trust_remote_code", "device_map")
@@ -209,6 +239,11 @@ def gpu_model(stage):
     return model
 
 
+def prompt(model):
+    """The form in which a model is asked."""
+    return study.models[model]["prompt"]
+
+
 def training_processes(model):
     """Processes that train together: one a GPU, but one for all where `device_map` spreads the model over them."""
     wanted = study.resources_per_job["finetune"]["gpu"]
@@ -260,7 +295,7 @@ def of_twin(record):
             return []
         return [record.format(**dict(wildcards.items()) | {"config": owner})]
 
-    return inputs
+    return signed(inputs)
 
 
 def released():
@@ -269,7 +304,7 @@ def released():
 
 
 def status(stage, *key):
-    """The status file of a job."""
+    """The status file of a job; wildcards in it are filled in as in any parameter."""
     name = ".".join(filter(None, key)).replace(os.sep, "")
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
@@ -277,6 +312,16 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+# Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
+# pruned models (0) fill the gaps
+PRIORITY = {
+    "choice": 90,
+    "build": 80,
+    "finetune": 60,
+    "score": 50,
+    "prune": 40,
+    "finetuned": 30,
+}
 RELEASES = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
     and study.active_configs() == list(study.configs)
@@ -356,6 +401,7 @@ def miniature_parents(name):
     return [base, dataset_record(study.training_datasets()[0])]
 
 
+@functools.cache
 def folders(model):
     """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
     return {
@@ -381,6 +427,7 @@ def produced(pattern):
     ]
 
 
+@signed
 def job_candidates(wildcards):
     """name -> grid point or table row of the candidates that one job makes or scores."""
     every = study.candidates(wildcards.model)
@@ -388,16 +435,15 @@ def job_candidates(wildcards):
 
 
 def candidate_records(model):
-    """All records that a choice among a model's candidates rests on."""
-    return [path for paths in folders(model).values() for path in paths if path]
+    """The last record of each of a model's candidates: its scores, which its pruning precedes, where it has any."""
+    return [scores or pruning for pruning, scores in folders(model).values()]
 
 
 def evaluated(folder):
-    """The three kinds of output of an evaluation into `folder`."""
+    """The records of an evaluation into `folder`; its samples are named in the first, with their digests."""
     return {
         "evaluation": f"{folder}/evaluation_results.json",
         "perplexity": f"{folder}/ppl_results.json",
-        "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
     }
 
 

@@ -28,6 +28,7 @@ rule finetune_lora:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.log",
     benchmark:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+    priority: PRIORITY["finetune"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
@@ -42,11 +43,11 @@ rule finetune_lora:
     params:
         settings=study.finetune | {"seeds": None},
         datasets=by_name(study.training_datasets()),
-        processes=lambda wildcards: training_processes(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
-        loading=lambda wildcards: loading(wildcards.model),
+        processes=of_model(training_processes),
+        prompt=of_model(prompt),
+        loading=of_model(loading),
         seed=lambda wildcards: study.seed_in(wildcards.seeded),
-        status=lambda wildcards: status("finetune", *wildcards),
+        status=signed(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
         "../scripts/finetune_lora.py"

@@ -9,7 +9,7 @@ import logging
 import math
 from pathlib import Path
 
-from .. import cost, data, fingerprints, models, perplexity, records, zero_shot
+from .. import cost, data, fingerprints, models, pairing, perplexity, records, zero_shot
 from ..errors import CoppiceError
 from . import generation, guards, reuse
 from .parts import Parts
@@ -54,8 +54,7 @@ def evaluate(
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
-    for name, rows in samples.items():
-        _write_samples(output / "samples" / f"{name}.parquet", rows)
+    record["samples"] = pairing.write_samples(output, samples)
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
     records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
     parts.discard_unused()
@@ -199,10 +198,3 @@ class _Evaluation:
 
 def _without_losses(texts):
     return {name: {k: v for k, v in result.items() if k != "window_losses"} for name, result in texts.items()}
-
-
-def _write_samples(path, rows):
-    import pandas
-
-    with records.atomic(path, "wb") as file:
-        pandas.DataFrame(rows).to_parquet(file, index=False)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy
 
-from .. import contrasts, records
+from .. import contrasts, pairing, records
+from ..errors import CoppiceError
 from .study import STAGES
 
 SHOWN_ITEMS = 3
@@ -71,9 +72,12 @@ def _correct(study, task, columns, evidence):
             name = column(pair.model, pair.config, stage)
             if name in found:
                 continue
-            table = _samples(columns[name] / "samples" / f"{task}.parquet")
+            table = _samples(columns[name], task)
             if table is None:
-                evidence.notes.append(f"{' '.join(name)}: no usable samples of {task}")
+                evidence.notes.append(
+                    f"{' '.join(name)}: no usable samples of {task} (delete its evaluation_results.json and run "
+                    "snakemake again)"
+                )
                 continue
             reference = table["doc_hash"] if reference is None else reference
             if not table["doc_hash"].equals(reference):
@@ -87,15 +91,15 @@ def _correct(study, task, columns, evidence):
     return found
 
 
-def _samples(path):
-    """The samples of one task as an arrow table by item, or None where the file is missing or damaged."""
+def _samples(folder, task):
+    """The samples of one task as an arrow table by item, or None where the file is missing, damaged or another's."""
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(pairing.samples_file(folder, task)) as file:
             columns = [name for name in (*ITEM_COLUMNS, *TEXT_COLUMNS) if name in file.schema_arrow.names]
             return file.read(columns=columns).sort_by("doc_id").combine_chunks()
-    except (OSError, KeyError, pyarrow.ArrowException):
+    except (CoppiceError, OSError, KeyError, pyarrow.ArrowException):
         return None
 
 

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-import jsonschema
 import yaml
 
 from ..errors import SettingsError, nearest
@@ -79,6 +78,8 @@ def checked(raw):
 
 def checked_part(raw, node, path):
     """The same for the part of a configuration at `path` (keys, the first may be dotted), whose schema is `node`."""
+    import jsonschema  # jobs import these settings too, and check none
+
     part = _coerced(raw, node, path)
     validator = jsonschema.Draft202012Validator(node)
     rank = {"additionalProperties": 0, "type": 1}
