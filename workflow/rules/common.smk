@@ -61,6 +61,7 @@ def of_model(value):
     once = functools.cache(value)
     return signed(lambda wildcards: once(wildcards.model))
 
+
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
 
