@@ -28,12 +28,12 @@ def pin(key, kind, repository, revision, folder):
     key: the configuration's entry, which errors name (`models.X`, `datasets.X`); kind: model | dataset. files (models
     only): path -> {size, sha256 (of large files) or blob (git's own digest)}. Kept in `folder`/pinned.json.
     """
-    import filelock
+    from huggingface_hub.utils import WeakFileLock
 
     path = Path(folder) / "pinned.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # a model's configuration and its weights are fetched by two jobs that may run at once
-    with filelock.FileLock(path.with_name(".pinned.lock")):
+    with WeakFileLock(path.with_name(".pinned.lock")):
         known = records.read(path, "delete it and fetch again") if path.is_file() else {}
         asked = {"kind": kind, "repository": repository, "revision": revision}
         if all(known.get(name) == value for name, value in asked.items()):
