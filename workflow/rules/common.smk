@@ -41,6 +41,8 @@ except CoppiceError as error:
 
 # no parameters of rules: no result depends on them
 gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
+if workflow.remote_exec:
+    jobs.note_start()
 
 sizes = sizing.Sizes(study)
 

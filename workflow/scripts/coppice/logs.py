@@ -23,14 +23,17 @@ from .records import atomic
 LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
 RUN = "COPPICE_RUN"  # set by the workflow: which call of snakemake a job belongs to
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else `datasets` calls a server for every local file too
 
 
 @contextmanager
-def job(log, threads=1, status=None, title="", unused=()):
+def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     """Run one job of the workflow: logging to `log`, torch bound to `threads`, `status` kept while it runs.
 
     status: its file, by default beside the log. unused: packages that other libraries would import where they are
-    installed, and this job has no use for. Yields a function that notes a state of the job. Raises SystemExit(1) after
+    installed, and this job has no use for. fetches: this job may use the hub, which is switched off for all others: the
+    fetch rules have brought what they need. Yields a function that notes a state of the job. Raises SystemExit(1) after
     a `CoppiceError`, with its message in the log and on the terminal; before anything is computed where the same run
     has seen the job fail for good.
     """
@@ -39,6 +42,7 @@ def job(log, threads=1, status=None, title="", unused=()):
         start_logging(log, own_terminal=True)
         logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
         raise SystemExit(1)
+    os.environ.update(UNCOUNTED if fetches else OFFLINE)
     _start_quickly(unused)
     limit_threads(threads)
     start_logging(log, own_terminal=True)
