@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .errors import CoppiceError
+from .errors import CoppiceError, printable
 
 
 def main(argv=None):
@@ -182,14 +182,11 @@ def _study(arguments):
 
 
 def _configured(files):
-    import yaml
-
     from . import settings
 
     merged = {}
     for file in files:
-        settings.configfiles.check(file)
-        _lay_over(merged, yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {})
+        _lay_over(merged, settings.configfiles.read(file))
     return settings.load(merged, files)
 
 
@@ -216,7 +213,7 @@ def _show(arguments):
     for line in terminal.ablations(arguments.results):
         console.print(line, soft_wrap=True)
     for what, why in found.failed:
-        console.print(f"failed: {what}: {why}", style="red", soft_wrap=True)
+        console.print(printable(f"failed: {what}: {why}"), style="red", soft_wrap=True)
 
 
 def _plan(arguments):

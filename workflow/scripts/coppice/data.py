@@ -10,7 +10,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from . import records
+from . import fingerprints, records
 from .errors import DataError
 
 logger = logging.getLogger("coppice.data")
@@ -157,9 +157,11 @@ def write(name, tables, folder, splits, source, notes=()):
         content = hashlib.sha256()
         for row in table:
             content.update(records.canonical(row).encode())
-        with records.atomic(folder / f"{role}.parquet", "wb") as file:
+        path = folder / f"{role}.parquet"
+        with records.atomic(path, "wb") as file:
             table.to_parquet(file)
         roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": content.hexdigest()}
+        roles[role]["sha256"] = fingerprints.content_digest(path)
     records.write(folder / "dataset.json", {"name": name, "roles": roles, "source": source, "notes": list(notes)})
 
 
@@ -168,12 +170,14 @@ def load(record, role):
     import datasets
     import pyarrow.parquet
 
-    facts(record, role)
-    path = Path(record).parent / f"{role}.parquet"
+    known = facts(record, role).get("sha256")  # records of before 0.1 do not have it
+    path, remedy = Path(record).parent / f"{role}.parquet", f"delete {record} and run snakemake again"
     try:
+        if known and fingerprints.content_digest(path) != known:
+            raise DataError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete {record} and run snakemake again") from error
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     return datasets.Dataset(table)
 
 

@@ -4,11 +4,21 @@ A `CoppiceError` carries one message that names the file, key or row and says wh
 command line print it without a traceback; anything else that is raised is a defect and keeps its traceback.
 """
 
+import re
 from difflib import get_close_matches
+
+from .redaction import redacted
+
+LONGEST = 2000  # characters of a message; what is left out of a longer one is its middle
 
 
 class CoppiceError(Exception):
     """Something the user can mend: bad configuration, bad data, a missing file."""
+
+    def __str__(self):
+        """One line that any terminal can show, without secrets, whatever was quoted in the message."""
+        text = redacted(printable(super().__str__()))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
 class SettingsError(CoppiceError):
@@ -27,3 +37,12 @@ def nearest(name, valid):
     """A hint `; did you mean 'x'?` for a mistyped name, or '' where nothing valid is close."""
     close = get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text):
+    r"""`text` as one line without control characters: line breaks become spaces, what else cannot be shown `\x1b`.
+
+    Names, rows and models' answers may hold escape codes that move a terminal's cursor or change what it shows.
+    """
+    line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
+    return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)

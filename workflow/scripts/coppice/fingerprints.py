@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from .errors import CheckpointError
-from .records import atomic, digest
+from .records import atomic, digest, parsed
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (
@@ -37,7 +37,7 @@ def file_digest(path):
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     entry = _cache() / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     try:
-        cached = json.loads(entry.read_text())
+        cached = parsed(entry.read_text())
         if cached["state"] == state:
             return cached["sha256"]
     except (OSError, ValueError, KeyError, TypeError):

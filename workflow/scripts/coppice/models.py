@@ -32,8 +32,17 @@ class Source:
 
     @classmethod
     def of_record(cls, record, loading):
-        """The source that a `model.json` record points to, with the `loading` options of the configuration."""
-        return cls(path=folder_of(record), **loading)
+        """The source that a `model.json` record points to, with the `loading` options of the configuration.
+
+        CheckpointError where its weights are not those that were fetched or registered.
+        """
+        folder, known = folder_of(record), records.read(record)["weights_fingerprint"]
+        if fingerprints.weights(folder) != known:
+            raise CheckpointError(
+                f"{folder}: its weights or its config.json were changed since {record} was written (the fingerprint "
+                "differs); put them back, or delete that record and run snakemake again to take the model as it is"
+            )
+        return cls(path=folder, **loading)
 
 
 def folder_of(record):

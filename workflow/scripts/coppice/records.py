@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CoppiceError
+from .redaction import redacted
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "peft", "datasets", "lm_eval", "tokenizers", "safetensors", "numpy")
@@ -71,8 +72,8 @@ def _umask():
 
 
 def write(path, record):
-    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically."""
-    content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in record.items() if k != "checksum"}
+    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically and without secrets."""
+    content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in redacted(record).items() if k != "checksum"}
     try:
         checksum = digest(content)
     except ValueError as error:
@@ -96,16 +97,24 @@ def _not_finite(content, path=""):
     return next((found for key, value in items if (found := _not_finite(value, f"{path}.{key}".lstrip(".")))), None)
 
 
+def parsed(text):
+    """What the JSON `text` holds; ValueError whatever is wrong with it, brackets nested without end too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read(path, remedy="delete it and run snakemake again"):
     """The record at `path`, its checksum verified. Raises `RecordError` with `remedy` where it cannot be trusted."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such record") from error
+        raise RecordError(f"{path}: there is no such record; run snakemake again, which makes it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:
-        record = json.loads(text)
+        record = parsed(text)
         checksum = record.pop("checksum")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: is not a whole record; {remedy}") from error

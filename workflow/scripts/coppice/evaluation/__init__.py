@@ -45,6 +45,8 @@ def evaluate(
         "weights": fingerprints.weights(source.path),
         "adapter": fingerprints.weights(adapter) if adapter else None,
     }
+    if adapter:
+        guards.check_adapter(adapter, prints["adapter"])
     if dense and selection:
         guards.check_pruned(source.path, prints["weights"], selection, dense)
     if twin:
@@ -54,10 +56,10 @@ def evaluate(
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
-    for name, rows in samples.items():
-        _write_samples(output / "samples" / f"{name}.parquet", rows)
+    digests = {name: _write_samples(output / "samples" / f"{name}.parquet", rows) for name, rows in samples.items()}
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
-    records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
+    facts = {"samples": digests, "provenance": provenance}
+    records.write(output / "evaluation_results.json", identity | record | facts)
     parts.discard_unused()
     logger.info("%s", summary(identity | record))
 
@@ -202,7 +204,9 @@ def _without_losses(texts):
 
 
 def _write_samples(path, rows):
+    """Write a task's items; returns the file's digest, by which its readers tell whether it is whole."""
     import pandas
 
     with records.atomic(path, "wb") as file:
         pandas.DataFrame(rows).to_parquet(file, index=False)
+    return fingerprints.content_digest(path)

@@ -131,7 +131,7 @@ def _point(link, target):
 
 def _key_in(output):
     try:
-        return json.loads((output / KEY).read_text(encoding="utf-8"))["key"]
+        return records.parsed((output / KEY).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

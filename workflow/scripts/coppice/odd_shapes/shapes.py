@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import fingerprints
 from ..errors import CheckpointError
-from ..records import atomic
+from ..records import atomic, parsed
 
 MANIFEST = "pruned_shapes.json"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -106,7 +106,7 @@ def _read_manifest(folder):
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["per_layer_config"]
+        content = parsed(path.read_text(encoding="utf-8"))["per_layer_config"]
         return {int(index): {key: int(widths[key]) for key in KEYS} for index, widths in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

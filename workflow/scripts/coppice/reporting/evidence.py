@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy
 
-from .. import contrasts, records
+from .. import contrasts, pairing, records
 from .study import STAGES
 
 SHOWN_ITEMS = 3
@@ -71,9 +71,10 @@ def _correct(study, task, columns, evidence):
             name = column(pair.model, pair.config, stage)
             if name in found:
                 continue
-            table = _samples(columns[name] / "samples" / f"{task}.parquet")
-            if table is None:
-                evidence.notes.append(f"{' '.join(name)}: no usable samples of {task}")
+            try:
+                table = pairing.samples(columns[name], task, ITEM_COLUMNS + TEXT_COLUMNS)
+            except records.RecordError as error:
+                evidence.notes.append(f"{' '.join(name)}: no usable samples of {task} ({error})")
                 continue
             reference = table["doc_hash"] if reference is None else reference
             if not table["doc_hash"].equals(reference):
@@ -85,18 +86,6 @@ def _correct(study, task, columns, evidence):
             items = _changed(tables["pruned"], tables["finetuned"])
             evidence.changed.setdefault((pair.model, pair.config), {})[task] = items
     return found
-
-
-def _samples(path):
-    """The samples of one task as an arrow table by item, or None where the file is missing or damaged."""
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in (*ITEM_COLUMNS, *TEXT_COLUMNS) if name in file.schema_arrow.names]
-            return file.read(columns=columns).sort_by("doc_id").combine_chunks()
-    except (OSError, KeyError, pyarrow.ArrowException):
-        return None
 
 
 def _changed(before, after):

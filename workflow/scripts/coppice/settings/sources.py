@@ -1,13 +1,15 @@
 """Where models and data sets come from: the hub, a local folder, or the miniatures; and the names they go by."""
 
-import json
 import os
 import re
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
+from ..records import parsed
 from . import known
 
+LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
+RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
@@ -20,6 +22,28 @@ def check_name(name, where):
             f"{where}: the name {name!r} cannot be part of a path; use letters, digits and . _ + - only, "
             "begin with a letter or digit, and leave out '..'"
         )
+    if len(name) > LONGEST_NAME:
+        raise SettingsError(
+            f"{where}: the name '{name[:40]}...' has {len(name)} characters; {LONGEST_NAME} are the most"
+        )
+    if name in RESERVED:
+        raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
+
+
+def folder(text, key, workdir):
+    """A folder that the study writes to, as its rules name it: ~ expanded, no needless dots or slashes."""
+    if any(mark in text for mark in "{}\n\t"):
+        raise SettingsError(f"config key {key}: found '{text}'; braces and line breaks mean something else in a rule")
+    path = os.path.normpath(os.path.expanduser(text))
+    if path.startswith("~"):
+        raise SettingsError(f"config key {key}: found '{text}', and there is no such user")
+    if any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)) or len(absolute(path, workdir)) > 3000:
+        raise SettingsError(f"config key {key}: '{text[:40]}...' is longer than file systems allow")
+    parents = [Path(absolute(path, workdir)), *Path(absolute(path, workdir)).parents]
+    taken = next((parent for parent in parents if parent.exists() and not parent.is_dir()), None)
+    if taken is not None:
+        raise SettingsError(f"config key {key}: '{text}' cannot be a folder, {taken} is a file")
+    return path
 
 
 def absolute(path, workdir):
@@ -95,11 +119,13 @@ def _local_config(folder, base, key):
             f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parsed(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SettingsError(f"config key {key}: {file} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"config key {key}: {file} does not hold a model's configuration")
+    if not isinstance(content, dict) or not isinstance(content.get("model_type", ""), str):
+        raise SettingsError(
+            f"config key {key}: {file} does not hold a model's configuration (a mapping whose model_type is a name)"
+        )
     return content
 
 
