@@ -12,6 +12,7 @@ PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
     {"errors", "redaction", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
     {
+        "checkpoint_files",
         "models",
         "data",
         "miniature",

@@ -8,7 +8,7 @@ import logging
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import data, fingerprints, records
+from . import checkpoint_files, data, fingerprints, models, records
 from .errors import CheckpointError, CoppiceError
 
 logger = logging.getLogger("coppice.fetching")
@@ -25,7 +25,10 @@ def fetch_model(name, source, revision, record):
         folder = Path(source["path"])
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
+    checkpoint_files.check(folder)
+    checkpoint_files.check_tokenizer(folder)
     facts = {"model": name, "source": source, "revision": revision, "path": str(folder)}
+    facts |= {"parameters": models.count_parameters(folder)}  # which also finds what a .bin file cannot be read as
     records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
 
 

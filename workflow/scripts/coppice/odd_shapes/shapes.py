@@ -29,10 +29,12 @@ def tensor_shapes(folder):
         if path.suffix != ".safetensors":
             return None
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "np") as file:  # no tensor is read, and numpy is the quickest to import
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+            raise CheckpointError(
+                f"{path}: cannot be read as safetensors ({error}); copy or fetch the file again"
+            ) from error
     return shapes
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
@@ -141,9 +142,9 @@ def _checkpoint(text, where, workdir):
             f"{where}: {text} is a pickle, which can run any code when it is loaded, so it is not; "
             f"turn it into a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
         )
-    if not path.exists():
+    if not os.path.exists(path):  # of any text: Path.exists raises for one that is too long
         raise SettingsError(f"{where}: there is no {text} (looked at {path})")
-    if not (path / "config.json").is_file():
+    if not os.path.isfile(path / "config.json"):
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
     return str(path)
 

@@ -1,4 +1,4 @@
-"""What can be told of a task's definition (lm-eval's YAML) before any job: that it can be read, and which metrics it has.
+"""What can be told of a task's definition (lm-eval's YAML) before any job: that it can be read, which metrics it has.
 
 Nothing of a definition is run: its functions are Python code, and lm-eval takes seconds to import.
 """

@@ -137,9 +137,7 @@ def _coerced(value, node, path):
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"config key {dotted(path)}: found {value}, but {_wanted(node)} is needed")
     if isinstance(value, int | float) and abs(value) > LARGEST:
-        raise SettingsError(
-            f"config key {dotted(path)}: found a number beyond {LARGEST:.0e}, which is none to be meant"
-        )
+        raise SettingsError(f"config key {dotted(path)}: found a number beyond {LARGEST:.0e}, which means nothing")
     if isinstance(value, float) and value.is_integer() and types_of(node) <= {"integer", "null"}:
         return int(value)
     return value
@@ -149,9 +147,7 @@ def _check_text(text, path):
     """Refuse what no file name, no log and no report can hold, and what a terminal would obey."""
     wrong = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Cf") and c not in PLAIN), None)
     if wrong is not None:
-        raise SettingsError(
-            f"config key {dotted(path)}: holds the character U+{ord(wrong):04X}, which no text may have"
-        )
+        raise SettingsError(f"config key {dotted(path)}: holds the character U+{ord(wrong):04X}, which cannot be shown")
     if len(text) > LONGEST:
         raise SettingsError(f"config key {dotted(path)}: has {len(text)} characters, {LONGEST} are the most")
 

@@ -23,9 +23,7 @@ def check_name(name, where):
             "begin with a letter or digit, and leave out '..'"
         )
     if len(name) > LONGEST_NAME:
-        raise SettingsError(
-            f"{where}: the name '{name[:40]}...' has {len(name)} characters; {LONGEST_NAME} are the most"
-        )
+        raise SettingsError(f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}")
     if name in RESERVED:
         raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
 
@@ -68,7 +66,7 @@ def locate(text, key, workdir, miniatures, notices):
             f"config key {key}: '{text}' is neither a hub id (org/name), nor a local path (which begins with /, ./, "
             f"../ or ~/), nor a miniature (miniature/{miniatures[0]}, ...)"
         )
-    if Path(workdir, text).exists():
+    if os.path.exists(os.path.join(workdir, text)):
         notices.append(
             f"config key {key}: '{text}' is taken for a hub id; write './{text}' for the folder of that name"
         )
@@ -112,9 +110,9 @@ def _family_of(text):
 def _local_config(folder, base, key):
     """The content of the checkpoint's config.json; SettingsError where `folder` is not a checkpoint."""
     file = Path(folder, "config.json")
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise SettingsError(
             f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
         )
