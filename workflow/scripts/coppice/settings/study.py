@@ -266,8 +266,20 @@ def _uses(config):
             yield task, "report", "evaluate.zero_shot.tasks"
 
 
+TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "miniature.corpus")
+
+
+def _purposes(config):
+    """data set -> what its columns have to hold beside what a task needs: `text`, `training`."""
+    found = {}
+    for name, _, key in _uses(config):
+        purpose = "text" if key in TEXT_USES else "training" if key.startswith("finetune.") else None
+        found.setdefault(name, set()).update({purpose} - {None})
+    return found
+
+
 def _resolve_datasets(config, workdir, notices):
-    resolved, entries = {}, config["datasets"]
+    resolved, entries, purposes = {}, config["datasets"], _purposes(config)
     node = schema.schema()["properties"]["datasets"]["additionalProperties"]
     valid = [*entries, *(name for name in known.DATASETS if name not in entries)]
     for name, role, key in _uses(config):
@@ -278,7 +290,8 @@ def _resolve_datasets(config, workdir, notices):
             )
         if name not in resolved:
             entry = entries.get(name) or schema.filled(known.with_known(name, {}), node)
-            resolved[name] = resolve_dataset(name, entry, config["data_root"], workdir, notices)
+            found = resolve_dataset(name, entry, config["data_root"], workdir, notices)
+            resolved[name] = found | {"uses": sorted(purposes[name])}
         if resolved[name]["splits"][role] is None:
             raise SettingsError(f"config key datasets.{name}.splits.{role} is null, but {key} needs it")
     return resolved
