@@ -38,6 +38,8 @@ def secrets():
 
 def _without(known, content):
     if isinstance(content, str):
+        if len(content) < SHORTEST:
+            return content
         for value in known:
             content = content.replace(value, HIDDEN)
         return SHAPES.sub(HIDDEN, content)
