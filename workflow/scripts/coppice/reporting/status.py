@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import printable
 from ..records import parsed
 
 FOLDER = ".status"
@@ -84,7 +85,8 @@ def _read(path):
         state = "stopped"
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
-    return Status(stage, tuple(names), str(state), facts.get("reason"), started, updated)
+    reason = facts.get("reason")  # a library's own words may break lines and move cursors
+    return Status(stage, tuple(names), str(state), reason and printable(reason), started, updated)
 
 
 def _gone(facts):

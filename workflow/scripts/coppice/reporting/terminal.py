@@ -45,7 +45,7 @@ def table(study):
 
 
 def _caption(metrics):
-    names = " and ".join(metric.label for metric in metrics)
+    names = " and ".join(printable(metric.label) for metric in metrics)
     return f"{names}: dense, pruned, fine-tuned; recovered share of what pruning lost" if names else None
 
 
