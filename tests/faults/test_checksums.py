@@ -138,7 +138,7 @@ def test_an_adapter_comes_back_from_its_checkpoint(copied, study, name):
 
 def test_an_adapter_whose_record_is_of_before_checksums_is_evaluated(copied, study):
     record = records.read(copied / "tuned" / "finetuning_config.json")
-    del record["adapter_fingerprint"]
+    del record["trained_fingerprint"]
     records.write(copied / "tuned" / "finetuning_config.json", record)
     evaluate(copied, study)
 
