@@ -304,6 +304,13 @@ def test_any_bytes_as_a_table_are_taken_or_told(tmp_path_factory, content):
     told(lambda: load_table(folder))
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_that_is_none_is_told(capsys, rate):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", f"--tflops={rate}"])
+    assert ended.value.code == 2 and "--tflops" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words", [["show", "file"], ["show", "nowhere"], ["report", "file"], ["plan", "--configfile", "."]]
 )

@@ -30,6 +30,7 @@ from coppice import (
     selection,
     settings,
 )
+from coppice.errors import CoppiceError
 from coppice.reporting import status, study
 
 NOISE = bytes((i * 197 + i * i * 31) % 256 for i in range(400))
@@ -126,6 +127,22 @@ def test_a_lease_that_says_nothing_counts_as_the_whole_device(tmp_path, monkeypa
     with open(path, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert gpus._used(device) == ({"a number": 5, "torn": 10}.get(kind, 80_000), 1)
+
+
+def test_leases_where_no_folder_can_be(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(gpus.FOLDER, str(tmp_path / "file"))
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    monkeypatch.delenv(gpus.GIVEN, raising=False)
+    with pytest.raises(CoppiceError, match=gpus.FOLDER), gpus.lease(1):
+        pytest.fail("there is no such lease")
+
+
+def test_a_folder_in_place_of_a_candidates_lock(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "candidate")
+    records.write(folder / "pruning.json", {"weights_fingerprint": "another", "recipe": None, "origin": str(folder)})
+    (folder / ".weights.lock").mkdir()
+    assert ".weights.lock" in told(lambda: candidates.ensure(folder))
 
 
 def test_a_definition_of_a_task(tmp_path, kind):

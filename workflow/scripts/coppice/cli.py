@@ -42,7 +42,7 @@ def _parser():
     )
     planned.add_argument(
         "--tflops",
-        type=float,
+        type=_above_zero,
         default=150.0,
         help="operations a second that one GPU really does, in 10^12 (default: %(default)s)",
     )
@@ -151,6 +151,14 @@ def _generate(arguments):
     )
     for answer in answers:
         print(f"> {answer['prompt']}\n{answer['text'] if answer['text'] is not None else '(no room in the context)'}\n")
+
+
+def _above_zero(text):
+    """A number above 0, as argparse takes types."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, must be a number above 0")
+    return number
 
 
 def _study_arguments(parser):

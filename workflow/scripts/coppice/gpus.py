@@ -276,6 +276,11 @@ def _root():
 
 def _shared_folder(folder):
     """A folder that every user of the machine may lease in."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoppiceError(
+            f"{folder}: no leases can be kept there ({error}); set {FOLDER} to another folder"
+        ) from error
     with contextlib.suppress(PermissionError):
         os.chmod(folder, 0o1777)
