@@ -6,7 +6,6 @@ may quote the request that failed, with its header.
 
 import os
 import re
-from urllib.parse import quote
 
 HIDDEN = "[redacted]"
 SHORTEST = 8  # characters of a value that is taken for a secret: a shorter one stands in ordinary text too
@@ -32,6 +31,10 @@ def redacted(content):
 def secrets():
     """The values of this process's environment that are taken for secrets, the longest first."""
     found = {value for name, value in os.environ.items() if NAMES.search(name) and len(value.strip()) >= SHORTEST}
+    if not found:
+        return []
+    from urllib.parse import quote
+
     found |= {value.strip() for value in found}
     return sorted(found | {quote(value, safe="") for value in found}, key=len, reverse=True)
 
