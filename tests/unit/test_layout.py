@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
-    {"errors", "redaction", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
+    {"errors", "parsing", "redaction", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
     {
         "checkpoint_files",
         "models",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from . import odd_shapes
 from .errors import CheckpointError
-from .records import parsed
+from .parsing import parsed
 
 # Files that hold a JSON object where they are there
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "*.index.json")

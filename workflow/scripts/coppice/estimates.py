@@ -8,7 +8,7 @@ empty process takes; times are operations over a rate that the caller assumes.
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import parsed
+from .parsing import parsed
 
 MB = 10**6
 PROCESS = 1500 * MB  # Python, torch, transformers and peft, before any model; with CUDA's context on a GPU

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from .errors import CheckpointError
-from .records import atomic, digest, parsed
+from .parsing import parsed
+from .records import atomic, digest
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CoppiceError
+from .parsing import parsed
 from .redaction import redacted
 
 SCHEMA_VERSION = 1
@@ -95,14 +96,6 @@ def _not_finite(content, path=""):
         finite = not isinstance(content, float) or abs(content) < float("inf")
         return None if finite else path
     return next((found for key, value in items if (found := _not_finite(value, f"{path}.{key}".lstrip(".")))), None)
-
-
-def parsed(text):
-    """What the JSON `text` holds; ValueError whatever is wrong with it, brackets nested without end too."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def read(path, remedy="delete it and run snakemake again"):

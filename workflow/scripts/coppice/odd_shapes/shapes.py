@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .. import fingerprints
 from ..errors import CheckpointError
-from ..records import atomic, parsed
+from ..parsing import parsed
+from ..records import atomic
 
 MANIFEST = "pruned_shapes.json"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import printable
-from ..records import parsed
+from ..parsing import parsed
 
 FOLDER = ".status"
 CANDIDATE = ("prune", "import", "score")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
-from ..records import parsed
+from ..parsing import parsed
 from . import known
 
 LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
