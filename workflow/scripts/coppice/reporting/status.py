@@ -78,7 +78,7 @@ def _read(path):
         facts = parsed(path.read_text(encoding="utf-8"))
         state = facts["state"]
         started, updated = float(facts["started"]), float(facts["updated"])
-        stage, *names = str(facts.get("title") or path.parent.name).split()
+        stage, *names = printable(facts.get("title") or path.parent.name).split()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if state == "running" and _gone(facts):
@@ -86,7 +86,7 @@ def _read(path):
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
     reason = facts.get("reason")  # a library's own words may break lines and move cursors
-    return Status(stage, tuple(names), str(state), reason and printable(reason), started, updated)
+    return Status(stage, tuple(names), printable(state), reason and printable(reason), started, updated)
 
 
 def _gone(facts):
