@@ -145,7 +145,8 @@ def study(tmp_path):
         )
     (results / "candidates.tsv").write_text(f"model\tcandidate\t{EVIL}\nLlama\t{EVIL}\t1\n")
     (results / ".status").mkdir()
-    failed = {"title": "finetune Llama best_acc \x1b[31m", "state": "failed", "reason": f"{EVIL}\n# {EVIL}", "updated": 2}
+    failed = {"title": "finetune Llama best_acc \x1b[31m", "state": "failed", "updated": 2}
+    failed["reason"] = f"{EVIL}\n# {EVIL}"
     (results / ".status" / "x.json").write_text(json.dumps(failed | {"started": 1}))
     (results / "for_finetuning" / "\x1b[31mred" / "best_acc").mkdir(parents=True)
     records.write(results / "for_finetuning" / "\x1b[31mred" / "best_acc" / "selection_info.json", {"candidate": EVIL})
