@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-workflow test-slurm bench lint clean
+.PHONY: help env demo test test-unit test-faults test-workflow test-slurm bench lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,10 +24,13 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-test: test-unit test-workflow  ## run all tests
+test: test-unit test-faults test-workflow  ## run all tests
 
 test-unit: env  ## unit tests: under two minutes
 	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -m "not slow"
+
+test-faults: env  ## bad input, damaged files, hostile files, secrets: a minute or two
+	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -m "not slow"
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
@@ -51,6 +54,14 @@ lint: env  ## what the pre-commit hooks check
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+audit: $(VENV)-audit/.installed  ## known vulnerabilities of the pinned versions; fails where a version cannot be looked up
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r envs/constraints.txt
+
+$(VENV)-audit/.installed: envs/requirements-audit.txt
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-audit.txt
+	touch $@
 
 clean:  ## remove what runs left behind, but no results
 	rm -rf .snakemake logs .pytest_cache .ruff_cache

@@ -10,8 +10,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
-    {"errors", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
+    {"errors", "parsing", "redaction", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
     {
+        "checkpoint_files",
         "models",
         "data",
         "hub",

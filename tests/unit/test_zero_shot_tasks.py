@@ -233,7 +233,7 @@ def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(
 
 
 def test_the_official_definitions_have_digests_of_their_own():
-    from coppice.zero_shot.definitions import OFFICIAL
+    from coppice.settings.known import OFFICIAL
 
     facts = {name: zero_shot.facts(name) for name in OFFICIAL}
     assert len({fact["definition"] for fact in facts.values()}) == len(OFFICIAL)

@@ -1,5 +1,7 @@
 """What a user gets wrong is said before any job starts: exit code 1, one message that names the key or the file."""
 
+import time
+
 import pytest
 
 CASES = {
@@ -14,9 +16,27 @@ CASES = {
 }
 
 
+ALIASES = b"a: &a [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 10)) for i in range(8)
+)
+ODD = """mein Ordner "ü" 'x' $(touch pwned) & ; #"""
+
+# The readers themselves are tested in tests/faults. Of a file that YAML cannot read, the words are Snakemake's, which
+# reads it before anything of this workflow runs.
+FILES = {
+    "torn": (b"models: {Llama: {base: mini", ["Config file is not valid JSON or YAML"]),
+    "a list": (b"- a\n", ["Config file must be given as JSON or YAML with keys"]),
+    "Python to run": (b"seed: !!python/object/apply:os.system ['touch pwned']\n", ["Config file is not valid"]),
+    "aliases that multiply": (ALIASES, ["study.yaml", "an alias stands for more than"]),
+    "a name with escape codes": (b'models: {"a\\e[31m": {base: miniature/llama}}\n', ["models", "U+001B"]),
+    "a huge seed": (b"seed: 99999999999999999999\n", ["seed", "1e+15"]),
+    "a table that is none": (b"candidates: {table: study.yaml}\n", ["study.yaml", "model"]),
+}
+
+
 @pytest.fixture(scope="module")
 def checkout(new_checkout):
-    return new_checkout("bad")
+    return new_checkout(ODD)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -47,6 +67,37 @@ def test_the_same_model_twice_in_a_file_is_refused_with_both_lines(checkout):
     overlay.write_text("models:\n  Llama: {base: miniature/llama}\n  Llama: {base: miniature/qwen}\n")
     done = checkout.snakemake("-n", "--configfile", str(overlay))
     assert done.returncode == 1 and "twice.yaml" in done.stdout and "Llama" in done.stdout
+
+
+@pytest.mark.parametrize("case", FILES, ids=str)
+def test_a_configuration_file_that_is_none_is_told_at_once(checkout, case):
+    content, words = FILES[case]
+    (checkout.folder / "study.yaml").write_bytes(content)
+    started = time.monotonic()
+    done = checkout.snakemake("-n", "--configfile", "study.yaml")
+    assert time.monotonic() - started < 10
+    assert done.returncode == 1, done.stdout
+    assert all(word in done.stdout for word in words) and "Traceback" not in done.stdout, done.stdout
+    assert not list(checkout.folder.parent.rglob("pwned*")) and "\x1b[31m" not in done.stdout
+
+
+def test_a_torn_checkpoint_is_told_by_the_job_that_registers_it(checkout):
+    folder = checkout.folder / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    mine = {"models": "{Mine: {base: './my model'}}", "only": "{models: [Mine]}"}
+    done = checkout.snakemake("resources/models/Mine/model.json", "--cores", "1", config=mine)
+    assert done.returncode == 1 and "my model/model.safetensors: cannot be read as safetensors" in done.stdout
+    assert "Traceback" not in done.stdout and "Traceback" not in "".join(
+        path.read_text() for path in (checkout.folder / "logs").rglob("*.log")
+    )
+
+
+def test_a_results_folder_of_any_name_is_planned_and_nothing_of_it_is_run(checkout):
+    done = checkout.run("-n", config={"results": ODD.replace("pwned", "pwned2")})
+    assert "finetune_lora" in done.stdout
+    assert not list(checkout.folder.parent.rglob("pwned*"))
 
 
 def test_values_on_the_command_line_are_accepted(checkout):

@@ -90,7 +90,7 @@ def _folder(model):
 def _entry(dataset):
     """What `data.prepare` reads: a local file by its suffix, a known data set by its name, else a hub id."""
     path = Path(dataset).expanduser()
-    plain = {"columns": {}, "splits": {"train": "train"}}
+    plain = {"columns": {}, "splits": {"train": "train"}, "uses": ["training"]}
     if path.is_file():
         form = FORMATS.get(path.suffix)
         if form is None:

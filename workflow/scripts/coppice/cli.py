@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .errors import CoppiceError
+from .errors import CoppiceError, printable
 
 
 def main(argv=None):
@@ -46,7 +46,7 @@ def _parser():
     planned.add_argument("--cpu", action="store_true", help="for a machine without a GPU")
     planned.add_argument(
         "--tflops",
-        type=float,
+        type=_above_zero,
         default=150.0,
         help="operations a second that one GPU really does, in 10^12 (default: %(default)s)",
     )
@@ -157,6 +157,14 @@ def _generate(arguments):
         print(f"> {answer['prompt']}\n{answer['text'] if answer['text'] is not None else '(no room in the context)'}\n")
 
 
+def _above_zero(text):
+    """A number above 0, as argparse takes types."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, must be a number above 0")
+    return number
+
+
 def _study_arguments(parser):
     parser.add_argument("results", nargs="?", default="results", help="folder of the results (default: %(default)s)")
     parser.add_argument(
@@ -187,14 +195,11 @@ def _study(arguments):
 
 def _configured(files, words=()):
     """The study of configuration files and of `KEY=VALUE` words, as Snakemake puts them together."""
-    import yaml
-
     from . import settings
 
     merged = {}
     for file in files:
-        settings.configfiles.check(file)
-        _lay_over(merged, yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {})
+        _lay_over(merged, settings.configfiles.read(file))
     _lay_over(merged, _parsed(words))
     return settings.load(merged, files)
 
@@ -233,7 +238,7 @@ def _show(arguments):
     for line in terminal.ablations(arguments.results):
         console.print(line, soft_wrap=True)
     for what, why in found.failed:
-        console.print(f"failed: {what}: {why}", style="red", soft_wrap=True)
+        console.print(printable(f"failed: {what}: {why}"), style="red", soft_wrap=True)
 
 
 def _plan(arguments):

@@ -3,6 +3,7 @@
 import io
 
 from . import phrases
+from .errors import printable
 
 WIDTH = 100
 
@@ -23,7 +24,7 @@ def render(record):
         console.print("Over seeds (fine-tuned; bracket: 95 % interval of the mean over seeds)", _seeds(record["seeds"]))
     console.print(_cost(record["cost"]))
     for warning in record["warnings"]:
-        console.print(f"WARNING: {warning}")
+        console.print(f"WARNING: {printable(warning)}")
     console.print(
         "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks.\n"
         '"no clear change": p of 0.05 or more; for perplexity and the mean, an interval that holds 0.\n'

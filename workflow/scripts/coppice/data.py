@@ -8,9 +8,12 @@ train serves, else (if asked for) a fixed part of the report rows, which the rep
 
 import hashlib
 import logging
+import math
+import os
+import re
 from pathlib import Path
 
-from . import hub, records
+from . import fingerprints, hub, prompts, records
 from .errors import DataError
 
 logger = logging.getLogger("coppice.data")
@@ -19,6 +22,11 @@ ROLES = ("train", "selection", "report")
 SELECTION_ROWS = 1000  # rows of train that stand in for a selection split
 SELECTION_SHARE = 5  # one report row in five goes to selection where there is nothing else
 MAPPING = {"json": ("*.json", "*.jsonl"), "csv": ("*.csv",), "parquet": ("*.parquet",), "text": ("*.txt", "*.txt.gz")}
+
+# To find brackets opened one after another with none closed, whatever stands between them
+BRACKETS = bytes.maketrans(b"{}", b"[]")
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+DEEPEST = 500
 
 TASK_COLUMNS = {
     "boolq": ("question", "passage", "label"),
@@ -34,8 +42,9 @@ TASK_COLUMNS = {
 def prepare(name, entry, folder, needs_selection=True, required=()):
     """Read the dataset `name` from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
 
-    `entry` is its resolved configuration (path, name, revision, format, columns, splits: role -> split or file).
-    Raises DataError where a split, file or column is missing or a role has no rows.
+    `entry` is its resolved configuration (path, name, revision, format, columns, splits: role -> split or file; uses:
+    what it has to serve, `text` or `training`). Raises DataError where a split, file or column is missing, a role has
+    no rows, or a column does not hold what its use needs.
     """
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
     tables = {}
@@ -43,6 +52,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
         table = _read(name, entry, split)
         if table is not None:
             tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
+            _check_columns(name, tables[role], role, entry.get("uses") or (), required)
     if not tables:
         raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
     notes = _add_selection(tables, needs_selection)
@@ -72,14 +82,30 @@ def _read(name, entry, split):
     files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
     if not files:
         return None
+    for file in files if entry["format"] == "json" else ():
+        _check_json(name, file)
     try:
         table = datasets.load_dataset(entry["format"], data_files={"rows": [str(f) for f in files]}, split="rows")
+        table.data.table.validate(full=True)  # text of another encoding than UTF-8
     except Exception as error:  # a garbled file raises whatever the parser of its format raises
         reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
+        reason = "it holds no rows" if "no data" in reason or "at least one example" in reason else reason
         raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: is not valid {entry['format']}: {reason}"
         ) from error
     return table.map(lambda row: {"text": row["text"].strip()}) if entry["format"] == "text" else table
+
+
+def _check_json(name, file):
+    """Refuse a JSON file by which arrow's parser would end the process without a word: nested too deeply, null rows."""
+    with open(file, "rb") as content:
+        before = b"}\n"
+        while part := content.read(2**24):
+            deep = b"[" * DEEPEST in (before + part).translate(BRACKETS, NO_BRACKETS)
+            if deep or re.search(rb"\}\r?\n\s*null\s*(\n|\Z)", before + part):
+                what = f"brackets more than {DEEPEST} deep" if deep else "a row that is null"
+                raise DataError(f"datasets.{name}: {file}: is not valid json: it has {what}")
+            before = part[-(2**16) :]
 
 
 def _local_files(path, form, split):
@@ -87,9 +113,9 @@ def _local_files(path, form, split):
     path = path.absolute()
     if path.is_file():
         return [path]
-    if (path / split).is_file():
+    if os.path.isfile(path / split):
         return [path / split]
-    found = sorted(file for pattern in MAPPING[form] for file in path.glob(pattern))
+    found = sorted(file for pattern in MAPPING[form] for file in path.glob(pattern) if file.is_file())
     return [file for file in found if split in _words(file.name)]
 
 
@@ -121,6 +147,34 @@ def _rename(name, table, columns, required, split):
     return table
 
 
+def _check_columns(name, table, role, uses, required):
+    """Refuse a column that does not hold what it is used for, and rows that lack what a task needs."""
+    whole = {column: False for column in required}  # column -> whether it has to be text
+    if "text" in uses:
+        whole["text"] = True
+    for column, is_text in whole.items():
+        if column not in table.column_names:
+            raise DataError(
+                f"datasets.{name}: its {role} rows lack the column {column} (they have "
+                f"{', '.join(table.column_names)}); map it with datasets.{name}.columns"
+            )
+        empty = table.data.column(column).is_null().to_pylist()
+        if any(empty):
+            raise DataError(f"datasets.{name}: row {empty.index(True)} of its {role} rows (from 0) has no {column}")
+        if is_text:
+            _check_is_text(name, table, column)
+    if "training" in uses and role == "train":
+        for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
+            if column != "messages":
+                _check_is_text(name, table, column)
+
+
+def _check_is_text(name, table, column):
+    kind = getattr(table.features[column], "dtype", "lists or mappings")
+    if kind not in ("string", "large_string"):
+        raise DataError(f"datasets.{name}: the column {column} holds {kind}, where text is needed")
+
+
 def _add_selection(tables, needed):
     """Give `tables` a selection role where it lacks one, by the rules of the module's head; returns what was done."""
     if "selection" in tables or not needed:
@@ -141,7 +195,24 @@ def _add_selection(tables, needed):
 
 
 def _row_digest(row):
-    return hashlib.sha256(records.canonical(row).encode()).hexdigest()
+    return hashlib.sha256(row_text(row).encode()).hexdigest()
+
+
+def row_text(row):
+    """Canonical text of a row, by which it is told from others; what JSON has no form for stands as Python shows it."""
+    try:
+        return records.canonical(row)
+    except (ValueError, TypeError):  # NaN, dates, bytes: in columns that nothing here reads
+        return records.canonical(_plain(row))
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else repr(value)
 
 
 def write(name, tables, folder, splits, source, notes=()):
@@ -157,10 +228,12 @@ def write(name, tables, folder, splits, source, notes=()):
         table = table if isinstance(table, datasets.Dataset) else datasets.Dataset.from_list(table)
         content = hashlib.sha256()
         for row in table:
-            content.update(records.canonical(row).encode())
-        with records.atomic(folder / f"{role}.parquet", "wb") as file:
+            content.update(row_text(row).encode())
+        path = folder / f"{role}.parquet"
+        with records.atomic(path, "wb") as file:
             table.to_parquet(file)
         roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": content.hexdigest()}
+        roles[role]["sha256"] = fingerprints.content_digest(path)
     records.write(folder / "dataset.json", {"name": name, "roles": roles, "source": source, "notes": list(notes)})
 
 
@@ -169,12 +242,14 @@ def load(record, role):
     import datasets
     import pyarrow.parquet
 
-    facts(record, role)
-    path = Path(record).parent / f"{role}.parquet"
+    known = facts(record, role).get("sha256")  # records of before 0.1 do not have it
+    path, remedy = Path(record).parent / f"{role}.parquet", f"delete {record} and run snakemake again"
     try:
+        if known and fingerprints.content_digest(path) != known:
+            raise DataError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete {record} and run snakemake again") from error
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     return datasets.Dataset(table)
 
 
@@ -196,4 +271,8 @@ def fingerprint(record, role):
 
 def texts(record, role):
     """The `text` column of one role, as a list of strings."""
-    return load(record, role)["text"]
+    table = load(record, role)
+    if "text" not in table.column_names:
+        name = records.read(record)["name"]
+        raise DataError(f"dataset {name}: has no column text (it has {', '.join(table.column_names)})")
+    return table["text"]

@@ -5,16 +5,25 @@ command line print it without a traceback; anything else that is raised is a def
 """
 
 import errno
+import re
 from difflib import get_close_matches
+
+from .redaction import redacted
 
 # What no other attempt finds otherwise, of all that an operating system answers
 PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 # How torch speaks of memory and devices that gave out
 DEVICE_FAILED = ("out of memory", "can't allocate memory", "CUDA error", "CUBLAS_STATUS", "NCCL error")
+LONGEST = 2000  # characters of a message; what is left out of a longer one is its middle
 
 
 class CoppiceError(Exception):
     """Something the user can mend: bad configuration, bad data, a missing file."""
+
+    def __str__(self):
+        """One line that any terminal can show, without secrets, whatever was quoted in the message."""
+        text = redacted(printable(super().__str__()))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
 class TransientError(CoppiceError):
@@ -62,3 +71,12 @@ def _may_pass(error):
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in DEVICE_FAILED)
     return isinstance(error, MemoryError | TransientError)
+
+
+def printable(text):
+    r"""`text` as one line without control characters: line breaks become spaces, what else cannot be shown `\x1b`.
+
+    Names, rows and models' answers may hold escape codes that move a terminal's cursor or change what it shows.
+    """
+    line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
+    return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)

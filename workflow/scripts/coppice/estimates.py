@@ -6,10 +6,11 @@ empty process takes; times are operations over a rate that the caller assumes.
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from .parsing import parsed
 
 MB = 10**6
 PROCESS = 540 * MB  # Python, torch, transformers and peft, before any model; measured on a CPU
@@ -79,7 +80,7 @@ class Shape:
 def shape_of(path):
     """The Shape in a config.json; None where the file is not there or is of another kind of model."""
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = parsed(Path(path).read_text(encoding="utf-8"))
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         kv_heads = config.get("num_key_value_heads") or heads
         head = config.get("head_dim") or hidden // heads

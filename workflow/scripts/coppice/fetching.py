@@ -8,7 +8,7 @@ looked up once and recorded with the digests of its files (see `hub`).
 import logging
 from pathlib import Path
 
-from . import data, fingerprints, hub, records
+from . import checkpoint_files, data, fingerprints, hub, models, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.fetching")
@@ -32,7 +32,10 @@ def fetch_model(name, source, revision, record):
         folder = Path(source["path"])
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
-    facts["path"] = str(folder)
+    checkpoint_files.check(folder)
+    checkpoint_files.check_tokenizer(folder)
+    facts |= {"path": str(folder)}
+    facts |= {"parameters": models.count_parameters(folder)}  # which also finds what a .bin file cannot be read as
     records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
 
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from .errors import CheckpointError
+from .parsing import parsed
 from .records import atomic, digest, write
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -37,7 +38,7 @@ def file_digest(path):
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     entry = _cache() / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     try:
-        cached = json.loads(entry.read_text())
+        cached = parsed(entry.read_text())
         if cached["state"] == state:
             return cached["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,7 +59,7 @@ def _cache():
 def weights_files(folder):
     """The weight files of a checkpoint or adapter folder, sorted; safetensors where there are any, else `.bin`."""
     for pattern in WEIGHTS:
-        if files := sorted(Path(folder).glob(pattern)):
+        if files := sorted(path for path in Path(folder).glob(pattern) if path.is_file()):
             return files
     raise CheckpointError(f"{folder}: holds no weights ({' or '.join(WEIGHTS)})")
 
@@ -74,7 +75,10 @@ def weights(folder):
         for name in ("config.json", "adapter_config.json", "pruned_shapes.json")
         if (p := Path(folder) / name).is_file()
     ]
-    return digest([[p.name, file_digest(p)] for p in [*files, *extra]])
+    try:
+        return digest([[p.name, file_digest(p)] for p in [*files, *extra]])
+    except OSError as error:
+        raise CheckpointError(f"{folder}: its weights cannot be read ({error})") from error
 
 
 def tokenizer(folder):

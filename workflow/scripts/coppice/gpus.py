@@ -219,13 +219,16 @@ def _used(device):
     """(MB in use by leases of this device, number of leases); leases whose holder is gone are removed."""
     used = leases = 0
     for path in device.folder().glob("*.lease"):
-        with contextlib.suppress(FileNotFoundError), open(path, "r+", encoding="utf-8") as file:
+        if not path.is_file():  # none of ours
+            continue
+        with contextlib.suppress(FileNotFoundError), open(path, "r+", encoding="utf-8", errors="replace") as file:
             if _try_lock(file):
                 with contextlib.suppress(PermissionError):  # another user's: free, but theirs to remove
                     path.unlink()
                 continue
             leases += 1
-            used += int(file.read() or device.memory or 2**31)
+            said = file.read(20)
+            used += int(said) if said.isdecimal() else device.memory or 2**31  # no number: the whole device
     return used, leases
 
 
@@ -280,6 +283,11 @@ def _root():
 
 def _shared_folder(folder):
     """A folder that every user of the machine may lease in."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoppiceError(
+            f"{folder}: no leases can be kept there ({error}); set {FOLDER} to another folder"
+        ) from error
     with contextlib.suppress(PermissionError):
         os.chmod(folder, 0o1777)

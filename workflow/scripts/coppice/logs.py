@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .errors import CoppiceError, is_final
 from .records import atomic
+from .redaction import redacted
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
@@ -102,6 +103,8 @@ def start_logging(log=None, own_terminal=False, append=False):
         captured = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         os.dup2(captured, 2)
         os.close(captured)
+        # to the end of the process: its last words, the traceback of what nobody caught, come after the job
+        sys.stderr = _Stream(sys.stderr)
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -110,15 +113,35 @@ def start_logging(log=None, own_terminal=False, append=False):
     if log:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log, mode="a" if own_terminal or append else "w", encoding="utf-8")
-        file.setFormatter(logging.Formatter(LINE))
+        file.setFormatter(_Formatter(LINE))
         root.addHandler(file)
     lines = logging.StreamHandler(terminal)
-    lines.setFormatter(logging.Formatter("%(message)s"))
+    lines.setFormatter(_Formatter("%(message)s"))
     lines.addFilter(lambda record: record.name.startswith("coppice") or record.levelno >= logging.ERROR)
     root.addHandler(lines)
     logging.captureWarnings(True)
     for noisy in ("httpx", "fsspec", "filelock", "urllib3", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _Formatter(logging.Formatter):
+    """Lines, and the tracebacks under them, without secrets."""
+
+    def format(self, record):
+        return redacted(super().format(record))
+
+
+class _Stream:
+    """A stream to which nothing secret is written; in all else the one that it stands for."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        return self._stream.write(redacted(text))
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
 
 
 def progress(items, label, total=None, unit="it"):
@@ -185,7 +208,13 @@ class _Status:
             return None
 
     def __call__(self, state, reason=None, final=False):
-        facts = {"title": self.title, "state": state, "reason": reason, "final": final, "run": os.environ.get(RUN)}
+        facts = {
+            "title": self.title,
+            "state": state,
+            "reason": redacted(reason),
+            "final": final,
+            "run": os.environ.get(RUN),
+        }
         facts |= {"started": self.started, "updated": time.time(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with atomic(self.path) as file:
             json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)

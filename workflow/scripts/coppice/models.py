@@ -6,13 +6,14 @@ an error that lists the tensors. Models come from folders alone: the fetch rules
 
 import importlib.metadata
 import logging
+import math
 import shutil
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import fingerprints, gpus, odd_shapes, records
+from . import checkpoint_files, fingerprints, gpus, odd_shapes, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -32,8 +33,17 @@ class Source:
 
     @classmethod
     def of_record(cls, record, loading):
-        """The source that a `model.json` record points to, with the `loading` options of the configuration."""
-        return cls(path=folder_of(record), **loading)
+        """The source that a `model.json` record points to, with the `loading` options of the configuration.
+
+        CheckpointError where its weights are not those that were fetched or registered.
+        """
+        folder, known = folder_of(record), records.read(record)["weights_fingerprint"]
+        if fingerprints.weights(folder) != known:
+            raise CheckpointError(
+                f"{folder}: its weights or its config.json were changed since {record} was written (the fingerprint "
+                "differs); put them back, or delete that record and run snakemake again to take the model as it is"
+            )
+        return cls(path=folder, **loading)
 
 
 def folder_of(record):
@@ -84,21 +94,20 @@ def load(source, adapter=None, train=False, on=None):
     Returns the model on this process's device (or the one called `on`), in evaluation mode unless `train`. Raises
     CheckpointError where the folder does not hold exactly the tensors that the model has.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     path = Path(source.path)
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
+    checkpoint_files.check(path)
     if sys.modules.get("bitsandbytes", True) is None and "quantization_config" in (path / "config.json").read_text():
         del sys.modules["bitsandbytes"]  # a job that had no use for it leaves it out; a quantised checkpoint has one
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         odd = odd_shapes.layers_of(path, config)
         model = _load_odd(source, config, odd, on) if odd else _load_regular(source, on)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: does not load as a causal language model: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # values that nobody foresaw make transformers raise whatever comes of them
+        raise CheckpointError(f"{path}: does not load as a causal language model: {_said(error)}") from error
     if adapter is not None:
         model = load_adapter(model, adapter, train)
     return model.train(train)
@@ -120,6 +129,11 @@ def skeleton(source):
         for index, widths in odd.items():
             building.reshape(model, index, widths)
     return model
+
+
+def _said(error):
+    """An error of a library in words: its own, after its kind where that says something."""
+    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _load_regular(source, on):
@@ -183,15 +197,14 @@ def _check_complete(path, model, info):
 def load_adapter(model, folder, train=False):
     """Put the LoRA adapter in `folder` on `model`; an adapter of which nothing arrives on the model is an error."""
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder}: is not an adapter folder (it has no adapter_config.json)")
     try:
         model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {error}") from error
+    except Exception as error:  # peft raises whatever a torn or strange file makes of its own code
+        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_said(error)}") from error
     if not _adapter_acts(model):
         raise CheckpointError(f"{folder}: the adapter changes nothing (all of its B matrices are zero or unmatched)")
     return model
@@ -222,8 +235,8 @@ def load_tokenizer(path, trust_remote_code=False):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its tokenizer does not load: {error}") from error
+    except Exception as error:  # as above: a torn file meets code that expects a whole one
+        raise CheckpointError(f"{path}: its tokenizer does not load: {_said(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -249,20 +262,10 @@ def parameters(model):
 
 def count_parameters(folder):
     """Number of parameters in a checkpoint: of safetensors from the files' headers, of `.bin` from their tensors."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in fingerprints.weights_files(folder):
-        if path.suffix != ".safetensors":
-            total += _count_in_bin(path)
-            continue
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for length in file.get_slice(key).get_shape():
-                    size *= length
-                total += size
-    return total
+    shapes = odd_shapes.tensor_shapes(folder)
+    if shapes is None:
+        return sum(_count_in_bin(path) for path in fingerprints.weights_files(folder))
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _count_in_bin(path):

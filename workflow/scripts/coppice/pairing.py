@@ -25,7 +25,7 @@ def copy_samples(source, folder, tasks):
     """Copy the samples of `tasks` from the evaluation in `source`, in place of what was there."""
     target = _samples_of(folder, tasks)
     for task in tasks:
-        records.copy(samples_file(source, task), target / f"{task}.parquet")
+        records.copy(_whole(source, task), target / f"{task}.parquet")
 
 
 def _samples_of(folder, tasks):
@@ -37,35 +37,59 @@ def _samples_of(folder, tasks):
     return folder
 
 
-def samples_file(folder, task):
-    """The path of a task's samples, once they are found to be those of the record beside them; else CoppiceError."""
-    record, path = Path(folder) / "evaluation_results.json", Path(folder) / "samples" / f"{task}.parquet"
-    remedy = f"delete {record} and run snakemake again, which computes nothing anew that is still in .parts"
+def _whole(folder, task):
+    """The path of a task's samples, once they are found to be those of the record beside them; else RecordError."""
+    path = Path(folder) / "samples" / f"{task}.parquet"
+    known = records.read(Path(folder) / "evaluation_results.json").get("samples", {}).get(task)  # none before 0.1
     if not path.is_file():
-        raise CoppiceError(f"{path}: is missing: {remedy}")
-    if fingerprints.content_digest(path) != records.read(record).get("samples", {}).get(task):
-        raise CoppiceError(f"{path}: is not the file that its evaluation wrote: {remedy}")
+        raise records.RecordError(f"{path}: is missing; {_remedy(folder)}")
+    if known and fingerprints.content_digest(path) != known:
+        raise records.RecordError(f"{path}: was changed after it was written (its checksum differs); {_remedy(folder)}")
     return path
+
+
+def _remedy(folder):
+    record = Path(folder) / "evaluation_results.json"
+    return f"delete {record} and run snakemake again: what is whole of that evaluation is not computed again"
+
+
+class NotPaired(CoppiceError):
+    """Evaluations that were not of the same items or windows."""
+
+
+def samples(folder, task, columns=None):
+    """The arrow table of a task's items in an evaluation's `folder`, by `doc_id`, of those `columns` that it has.
+
+    RecordError where the file is missing, or not as the evaluation's record says that it was written.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    path = _whole(folder, task)
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            kept = names if columns is None else [name for name in columns if name in names]
+            return file.read(columns=kept).sort_by("doc_id").combine_chunks()
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        raise records.RecordError(f"{path}: cannot be read ({error}); {_remedy(folder)}") from error
 
 
 def right_and_wrong(folders, task, remedy):
     """Arrays [items] of 1.0 (right) and 0.0 (wrong), one for each evaluation folder, over the same items in order.
 
-    CoppiceError, ending in `remedy`, where the evaluations were not of the same items.
+    NotPaired, ending in `remedy`, where the evaluations were not of the same items.
     """
-    import pandas
-
-    frames = [pandas.read_parquet(samples_file(folder, task)) for folder in folders]
-    frames = [frame.set_index("doc_id").sort_index() for frame in frames]
-    if any(list(frame["doc_hash"]) != list(frames[0]["doc_hash"]) for frame in frames):
-        raise CoppiceError(f"task {task}: the models were scored on different items: {remedy}")
-    return [frame["correct"].to_numpy(dtype=float) for frame in frames]
+    tables = [samples(folder, task, ("doc_id", "doc_hash", "correct")) for folder in folders]
+    if not all(table["doc_hash"].equals(tables[0]["doc_hash"]) for table in tables):
+        raise NotPaired(f"task {task}: the models were scored on different items: {remedy}")
+    return [table["correct"].to_numpy().astype(float) for table in tables]
 
 
 def window_losses(folders, text, remedy):
-    """(losses [models, windows] in nats a token, tokens [windows]) on a text; CoppiceError as above."""
+    """(losses [models, windows] in nats a token, tokens [windows]) on a text; NotPaired as above."""
     texts = [records.read(Path(folder) / "ppl_results.json")["perplexity"][text]["window_losses"] for folder in folders]
     counts = [[window["tokens"] for window in windows] for windows in texts]
     if any(count != counts[0] for count in counts):
-        raise CoppiceError(f"perplexity on {text}: the models were measured over different windows: {remedy}")
+        raise NotPaired(f"perplexity on {text}: the models were measured over different windows: {remedy}")
     return [[window["nll_per_token"] for window in windows] for windows in texts], counts[0]

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CoppiceError
+from .parsing import parsed
+from .redaction import redacted
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "peft", "datasets", "lm_eval", "tokenizers", "safetensors", "numpy")
@@ -70,8 +72,8 @@ def _umask():
 
 
 def write(path, record):
-    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically."""
-    content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in record.items() if k != "checksum"}
+    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically and without secrets."""
+    content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in redacted(record).items() if k != "checksum"}
     try:
         checksum = digest(content)
     except ValueError as error:
@@ -100,11 +102,11 @@ def read(path, remedy="delete it and run snakemake again"):
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such record (snakemake {path} makes it)") from error
+        raise RecordError(f"{path}: there is no such record; run snakemake again, which makes it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:
-        record = json.loads(text)
+        record = parsed(text)
         checksum = record.pop("checksum")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: is not a whole record; {remedy}") from error

@@ -5,6 +5,7 @@ recipe in its `pruning.json`, and finds the same fingerprint.
 """
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import fingerprints, models, records
@@ -63,10 +64,19 @@ def release(model, folders, selections, output):
     records.write(output, {"model": model, "kept": sorted(chosen), "freed_bytes": freed})
 
 
+@contextmanager
 def _locked(folder):
     from filelock import FileLock
 
-    return FileLock(Path(folder) / LOCK)
+    lock = FileLock(Path(folder) / LOCK)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise CheckpointError(f"{Path(folder) / LOCK}: cannot be locked ({error}); delete it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _has_weights(folder):

@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import data, fingerprints, models, records
+from .. import checkpoint_files, data, fingerprints, models, records
 from ..errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
@@ -68,9 +68,8 @@ def take_in(identity, path, given, output):
     """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns."""
     clock = records.Clock()
     path, output = Path(path).expanduser().absolute(), Path(output)
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path}: is not a checkpoint folder (it has no config.json)")
-    fingerprints.weights_files(path)
+    checkpoint_files.check(path)
+    checkpoint_files.check_tokenizer(path)
     link(path, output)
     facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)

@@ -45,6 +45,8 @@ def evaluate(
         "weights": fingerprints.weights(source.path),
         "adapter": fingerprints.weights(adapter) if adapter else None,
     }
+    if adapter:
+        guards.check_adapter(adapter, prints["adapter"])
     if dense and selection:
         guards.check_pruned(source.path, prints["weights"], selection, dense)
     if twin:
@@ -54,9 +56,10 @@ def evaluate(
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
-    record["samples"] = pairing.write_samples(output, samples)
+    digests = pairing.write_samples(output, samples)
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
-    records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
+    facts = {"samples": digests, "provenance": provenance}
+    records.write(output / "evaluation_results.json", identity | record | facts)
     parts.discard_unused()
     logger.info("%s", summary(identity | record))
 

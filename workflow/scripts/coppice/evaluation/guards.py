@@ -8,6 +8,20 @@ from ..errors import CheckpointError
 SAME_SIZE = ("imported", "unstructured")  # how a user's own was made is not known; zeros are parameters too
 
 
+def check_adapter(folder, weights):
+    """Refuse an adapter whose files (fingerprint `weights`) are not those that its training wrote."""
+    record = Path(folder) / "finetuning_config.json"
+    if not record.is_file():  # an adapter from elsewhere: nothing says how it was written
+        return
+    known = records.read(record).get("trained_fingerprint")  # records of before 0.1 do not have it
+    if known not in (None, weights):
+        raise CheckpointError(
+            f"{folder}: adapter_model.safetensors or adapter_config.json was changed after it was written (the "
+            f"fingerprint differs); run snakemake --forcerun finetune_lora {record}: where its training was finished, "
+            "the adapter is restored from its checkpoint"
+        )
+
+
 def check_pruned(folder, weights, selection, dense):
     """Refuse a pruned checkpoint that is the dense model, or not the one that was selected.
 

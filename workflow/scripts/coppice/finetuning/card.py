@@ -13,7 +13,13 @@ def write(output, identity, settings, outcome, source, weights):
     """Write `README.md` into the adapter's folder `output`."""
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     text = card.render(
-        **identity, lora=settings["lora"], settings=settings, outcome=outcome, source=source.path, weights=weights
+        **identity,
+        lora=settings["lora"],
+        settings=settings,
+        outcome=outcome,
+        source=source.path,
+        literal=repr(source.path),  # a folder's name may hold quotes
+        weights=weights,
     )
     with atomic(output / "README.md") as file:
         file.write(text)

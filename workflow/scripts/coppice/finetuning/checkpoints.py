@@ -15,6 +15,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from .. import fingerprints, records
+from ..parsing import parsed
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -131,7 +132,7 @@ def _point(link, target):
 
 def _key_in(output):
     try:
-        return json.loads((output / KEY).read_text(encoding="utf-8"))["key"]
+        return parsed((output / KEY).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

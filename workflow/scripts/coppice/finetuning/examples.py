@@ -72,6 +72,10 @@ class _Source:
             return self.formatter(self.rows[index])
         except jinja2.TemplateError as error:
             raise DataError(f"dataset {self.name}, row {index}: the chat template refuses it: {error}") from error
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise DataError(
+                f"dataset {self.name}, row {index}: does not hold a {self.formatter.kind} as its columns say: {error!r}"
+            ) from error
 
 
 def _mixture(weights, sizes, seed):

@@ -140,9 +140,9 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
 def _write(output, identity, settings, outcome, history, provenance):
     """The records of a training; its warnings go to the log too."""
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
-    records.write(
-        output / "finetuning_config.json", identity | {"settings": settings, **outcome, "provenance": provenance}
-    )
+    trained = output / all_weights.MODEL if settings.get("train") == "all" else output
+    facts = {"trained_fingerprint": fingerprints.weights(trained), "provenance": provenance}
+    records.write(output / "finetuning_config.json", identity | {"settings": settings, **outcome, **facts})
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
 

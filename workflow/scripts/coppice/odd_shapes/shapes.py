@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import fingerprints
 from ..errors import CheckpointError
+from ..parsing import parsed
 from ..records import atomic
 
 MANIFEST = "pruned_shapes.json"
@@ -29,10 +30,12 @@ def tensor_shapes(folder):
         if path.suffix != ".safetensors":
             return None
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "np") as file:  # no tensor is read, and numpy is the quickest to import
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+            raise CheckpointError(
+                f"{path}: cannot be read as safetensors ({error}); copy or fetch the file again"
+            ) from error
     return shapes
 
 
@@ -106,7 +109,7 @@ def _read_manifest(folder):
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["per_layer_config"]
+        content = parsed(path.read_text(encoding="utf-8"))["per_layer_config"]
         return {int(index): {key: int(widths[key]) for key in KEYS} for index, widths in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

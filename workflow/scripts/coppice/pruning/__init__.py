@@ -48,7 +48,7 @@ def check_grid(model, config, grid, output):
 
     try:
         found = AutoConfig.from_pretrained(Path(config).parent, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # values that nobody foresaw make transformers raise whatever comes of them
         raise SettingsError(f"{model}: {config} cannot be read as a model's configuration: {error}") from error
     plans, wrong = {}, []
     for candidate, point in grid.items():
@@ -58,7 +58,7 @@ def check_grid(model, config, grid, output):
         except (SettingsError, CheckpointError) as error:
             wrong.append(f"{model}: candidate {candidate}: {error}")
     if wrong:
-        raise SettingsError("\n".join(wrong))
+        raise SettingsError("; ".join(wrong))
     records.write(output, {"model": model, "plans": plans})
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy
 
 from .. import contrasts, pairing, records
-from ..errors import CoppiceError
 from .study import STAGES
 
 SHOWN_ITEMS = 3
@@ -72,12 +71,10 @@ def _correct(study, task, columns, evidence):
             name = column(pair.model, pair.config, stage)
             if name in found:
                 continue
-            table = _samples(columns[name], task)
-            if table is None:
-                evidence.notes.append(
-                    f"{' '.join(name)}: no usable samples of {task} (delete its evaluation_results.json and run "
-                    "snakemake again)"
-                )
+            try:
+                table = pairing.samples(columns[name], task, ITEM_COLUMNS + TEXT_COLUMNS)
+            except records.RecordError as error:
+                evidence.notes.append(f"{' '.join(name)}: no usable samples of {task} ({error})")
                 continue
             reference = table["doc_hash"] if reference is None else reference
             if not table["doc_hash"].equals(reference):
@@ -89,18 +86,6 @@ def _correct(study, task, columns, evidence):
             items = _changed(tables["pruned"], tables["finetuned"])
             evidence.changed.setdefault((pair.model, pair.config), {})[task] = items
     return found
-
-
-def _samples(folder, task):
-    """The samples of one task as an arrow table by item, or None where the file is missing, damaged or another's."""
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(pairing.samples_file(folder, task)) as file:
-            columns = [name for name in (*ITEM_COLUMNS, *TEXT_COLUMNS) if name in file.schema_arrow.names]
-            return file.read(columns=columns).sort_by("doc_id").combine_chunks()
-    except (CoppiceError, OSError, KeyError, pyarrow.ArrowException):
-        return None
 
 
 def _changed(before, after):

@@ -4,12 +4,14 @@ A job's title says what it is about: its stage, then the names: "finetune Llama 
 "score Llama depth-0.25". Names hold no spaces.
 """
 
-import json
 import os
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..errors import printable
+from ..parsing import parsed
 
 FOLDER = ".status"
 CANDIDATE = ("prune", "import", "score")
@@ -73,23 +75,24 @@ def _waiting(jobs):
 def _read(path):
     """The Status in a file; None for one that is no status file (it is being replaced, or not ours)."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parsed(path.read_text(encoding="utf-8"))
         state = facts["state"]
         started, updated = float(facts["started"]), float(facts["updated"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stage, *names = printable(facts.get("title") or path.parent.name).split()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if state == "running" and _gone(facts):
         state = "stopped"
-    stage, *names = str(facts.get("title") or path.parent.name).split()
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
-    return Status(stage, tuple(names), str(state), facts.get("reason"), started, updated)
+    reason = facts.get("reason")  # a library's own words may break lines and move cursors
+    return Status(stage, tuple(names), printable(state), reason and printable(reason), started, updated)
 
 
 def _gone(facts):
     """Whether the process that wrote the file has ended without saying so; only its own machine can tell."""
     pid = facts.get("pid")
-    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if facts.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     try:
         os.kill(pid, 0)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..errors import printable
 from . import study as studies
 from . import wording
 from .status import Statuses
@@ -37,14 +38,14 @@ def table(study):
             cells = [cell for metric in metrics for cell in _cells(pair, metric)]
             state = Text(pair.state, style=STYLES.get(pair.state, ""))
             if pair.detail:
-                state.append(f" ({wording.shortened(pair.detail)})", style="dim")
-            grid.add_row(Text(pair.model), Text(pair.config), *cells, state)
+                state.append(f" ({wording.shortened(printable(pair.detail))})", style="dim")
+            grid.add_row(Text(printable(pair.model)), Text(printable(pair.config)), *cells, state)
         grid.add_section()
     return grid
 
 
 def _caption(metrics):
-    names = " and ".join(metric.label for metric in metrics)
+    names = " and ".join(printable(metric.label) for metric in metrics)
     return f"{names}: dense, pruned, fine-tuned; recovered share of what pruning lost" if names else None
 
 

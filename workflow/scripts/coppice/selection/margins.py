@@ -5,7 +5,6 @@ import logging
 import numpy
 
 from .. import pairing, statistics
-from ..errors import CoppiceError
 from . import criteria
 
 logger = logging.getLogger("coppice.selection")
@@ -25,7 +24,7 @@ def interval(first, second, metric, seed=0):
         return None
     try:
         paired = _paired(folders, metric, names, seed)
-    except CoppiceError as error:
+    except pairing.NotPaired as error:
         logger.info("no interval for the margin: %s", error)
         return None
     return statistics.change(paired, 0, 1)["interval"]

@@ -1,5 +1,6 @@
 """What was chosen from what, for people: the table of all candidates, a page, and a figure a model."""
 
+import html
 import math
 from pathlib import Path
 from urllib.parse import quote
@@ -53,7 +54,8 @@ def _page(frame, chosen):
 
 def _choice(info, chosen):
     """A line on one config's choice; `chosen` are those of all configs of the model."""
-    lines = [f"- **{info['config']}** ({info['criterion']['words']}): `{info['candidate']}` with {info['value']:.4g}"]
+    words = _escaped(info["criterion"]["words"])
+    lines = [f"- **{info['config']}** ({words}): `{info['candidate']}` with {info['value']:.4g}"]
     if info["runner_up"]:
         lines.append(phrases.margin(info["runner_up"]))
     if info["passed_over"]:
@@ -89,7 +91,7 @@ def _draw(model, rows, configs, folder):
 
 def _markdown(frame):
     cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
-    head = list(frame.columns)
+    head = [_cell(name) for name in frame.columns]
     rows = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -97,4 +99,9 @@ def _markdown(frame):
 def _cell(value):
     if isinstance(value, float):
         return "" if math.isnan(value) else (f"{value:.0f}" if value.is_integer() and value > 1000 else f"{value:.4g}")
-    return str(value).replace("|", "\\|")
+    return _escaped(value).replace("|", "\\|")
+
+
+def _escaped(text):
+    """As Markdown shows it: columns of a user's table may be called anything, and Markdown may hold HTML."""
+    return html.escape(str(text), quote=False)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
@@ -76,20 +77,24 @@ def table(path, workdir):
         raise SettingsError(f"config key candidates.table: {path} cannot be read as a text table ({error})") from error
     lines = text.splitlines()
     reader = csv.reader(lines, delimiter="\t" if "\t" in (lines[0] if lines else "") else ",")
-    header = _header(path, next(reader, []))
+    try:
+        first, *others = [(reader.line_num, cells) for cells in reader] or [(1, [])]
+    except csv.Error as error:
+        raise SettingsError(f"{path}, row {reader.line_num}: cannot be read as a row of a table ({error})") from error
+    header = _header(path, first[1])
     rows, seen = [], {}
-    for cells in reader:
+    for number, cells in others:
         if not any(cell.strip() for cell in cells):
             continue
-        where = f"{path}, row {reader.line_num}"
+        where = f"{path}, row {number}"
         row = _row(header, cells, where, workdir)
         pair = (row["model"], row["candidate"])
         if pair in seen:
             raise SettingsError(
                 f"{where}, column candidate: model '{pair[0]}' already has a candidate '{pair[1]}', in row {seen[pair]}"
             )
-        seen[pair] = reader.line_num
-        rows.append({**row, "row": reader.line_num})
+        seen[pair] = number
+        rows.append({**row, "row": number})
     if not rows:
         raise SettingsError(f"{path}: the table has no rows")
     return header, rows
@@ -103,7 +108,9 @@ def _header(path, cells):
                 f"{path}, row 1: the column {column} is missing (found {', '.join(header) or 'none'})"
                 f"{nearest(column, header)}"
             )
-    for column in header:
+    for place, column in enumerate(header, 1):
+        if not column or not column.isprintable():
+            raise SettingsError(f"{path}, row 1: column {place} has no name that can be shown ('{column}')")
         if header.count(column) > 1:
             raise SettingsError(f"{path}, row 1: the column '{column}' is there twice")
     return header
@@ -116,6 +123,9 @@ def _row(header, cells, where, workdir):
     for column in REQUIRED:
         if not values[column]:
             raise SettingsError(f"{where}, column {column}: is empty")
+    for column, value in values.items():
+        if not value.isprintable():
+            raise SettingsError(f"{where}, column {column}: holds a character that cannot be shown ('{value}')")
     check_name(values["candidate"], f"{where}, column candidate")
     model, candidate, path = (values.pop(column) for column in REQUIRED)
     path = _checkpoint(path, f"{where}, column path", workdir)
@@ -132,9 +142,9 @@ def _checkpoint(text, where, workdir):
             f"{where}: {text} is a pickle, which can run any code when it is loaded, so it is not; "
             f"turn it into a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
         )
-    if not path.exists():
+    if not os.path.exists(path):  # of any text: Path.exists raises for one that is too long
         raise SettingsError(f"{where}: there is no {text} (looked at {path})")
-    if not (path / "config.json").is_file():
+    if not os.path.isfile(path / "config.json"):
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
     return str(path)
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import unicodedata
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -12,7 +13,10 @@ import yaml
 from ..errors import SettingsError, nearest
 
 SCHEMA_FILE = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
+PLAIN = "\n\t\u200c\u200d"  # of the characters that are not shown, those of ordinary text (joiners: Persian, emoji)
 NULLS = ("", "~", "null", "Null", "NULL")
+LARGEST = 10**15  # of any number: what is larger is a slip, and libraries hold no more than 2^63
+LONGEST = 10_000  # characters of any text
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LIMITS = {
     "minimum": "at least",
@@ -128,18 +132,34 @@ def _coerced(value, node, path):
         return _coerced_mapping(value, node, path)
     if isinstance(value, list | tuple):
         return [_coerced(item, node.get("items", {}), (*path, i)) for i, item in enumerate(value)]
+    if isinstance(value, str):
+        _check_text(value, path)
+        value = _coerced_text(value, types_of(node))
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"config key {dotted(path)}: found {value}, but {_wanted(node)} is needed")
+    if isinstance(value, int | float) and abs(value) > LARGEST:
+        raise SettingsError(f"config key {dotted(path)}: found a number beyond {LARGEST:.0e}, which means nothing")
     if isinstance(value, float) and value.is_integer() and types_of(node) <= {"integer", "null"}:
         return int(value)
-    return _coerced_text(value, types_of(node)) if isinstance(value, str) else value
+    return value
+
+
+def _check_text(text, path):
+    """Refuse what no file name, no log and no report can hold, and what a terminal would obey."""
+    wrong = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Cf") and c not in PLAIN), None)
+    if wrong is not None:
+        raise SettingsError(f"config key {dotted(path)}: holds the character U+{ord(wrong):04X}, which cannot be shown")
+    if len(text) > LONGEST:
+        raise SettingsError(f"config key {dotted(path)}: has {len(text)} characters, {LONGEST} are the most")
 
 
 def _coerced_mapping(value, node, path):
     children, open_node = node.get("properties", {}), node.get("additionalProperties")
     result = {}
     for key, item in value.items():
-        if not isinstance(key, str):
+        if isinstance(key, str):
+            _check_text(key, (*path, key))
+        else:
             raise SettingsError(
                 f"config key {dotted((*path, str(key)))}: the name {key!r} is not text; put it in quotes"
             )
@@ -214,6 +234,8 @@ def _told(error, above):
             return f"{key}: {_shown(twice)} is listed twice"
         case "minItems" | "minLength":
             return f"{key}: must not be empty"
+        case "pattern":
+            return f"{key}: found {_shown(found)}; {' '.join(error.schema['description'].split())}"
         case limit if limit in LIMITS:
             return f"{key}: found {found}, must be {LIMITS[limit]} {bound}"
     return f"{key}: {error.message}"

@@ -1,13 +1,15 @@
 """Where models and data sets come from: the hub, a local folder, or the miniatures; and the names they go by."""
 
-import json
 import os
 import re
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
+from ..parsing import parsed
 from . import known
 
+LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
+RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
@@ -20,6 +22,26 @@ def check_name(name, where):
             f"{where}: the name {name!r} cannot be part of a path; use letters, digits and . _ + - only, "
             "begin with a letter or digit, and leave out '..'"
         )
+    if len(name) > LONGEST_NAME:
+        raise SettingsError(f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}")
+    if name in RESERVED:
+        raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
+
+
+def folder(text, key, workdir):
+    """A folder that the study writes to, as its rules name it: ~ expanded, no needless dots or slashes."""
+    if any(mark in text for mark in "{}\n\t"):
+        raise SettingsError(f"config key {key}: found '{text}'; braces and line breaks mean something else in a rule")
+    path = os.path.normpath(os.path.expanduser(text))
+    if path.startswith("~"):
+        raise SettingsError(f"config key {key}: found '{text}', and there is no such user")
+    if any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)) or len(absolute(path, workdir)) > 3000:
+        raise SettingsError(f"config key {key}: '{text[:40]}...' is longer than file systems allow")
+    parents = [Path(absolute(path, workdir)), *Path(absolute(path, workdir)).parents]
+    taken = next((parent for parent in parents if parent.exists() and not parent.is_dir()), None)
+    if taken is not None:
+        raise SettingsError(f"config key {key}: '{text}' cannot be a folder, {taken} is a file")
+    return path
 
 
 def absolute(path, workdir):
@@ -44,7 +66,7 @@ def locate(text, key, workdir, miniatures, notices):
             f"config key {key}: '{text}' is neither a hub id (org/name), nor a local path (which begins with /, ./, "
             f"../ or ~/), nor a miniature (miniature/{miniatures[0]}, ...)"
         )
-    if Path(workdir, text).exists():
+    if os.path.exists(os.path.join(workdir, text)):
         notices.append(
             f"config key {key}: '{text}' is taken for a hub id; write './{text}' for the folder of that name"
         )
@@ -88,18 +110,20 @@ def _family_of(text):
 def _local_config(folder, base, key):
     """The content of the checkpoint's config.json; SettingsError where `folder` is not a checkpoint."""
     file = Path(folder, "config.json")
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise SettingsError(
             f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parsed(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SettingsError(f"config key {key}: {file} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"config key {key}: {file} does not hold a model's configuration")
+    if not isinstance(content, dict) or not isinstance(content.get("model_type", ""), str):
+        raise SettingsError(
+            f"config key {key}: {file} does not hold a model's configuration (a mapping whose model_type is a name)"
+        )
     return content
 
 

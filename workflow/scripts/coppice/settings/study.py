@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
-from . import ablations, criteria, known, lora, schema
+from . import ablations, criteria, definitions, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from .sources import absolute, check_name, resolve_dataset, resolve_model
+from .sources import absolute, check_name, folder, resolve_dataset, resolve_model
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def load(raw_config, configfiles=(), workdir=None):
     config["datasets"] = {name: known.with_known(name, e) for name, e in config.get("datasets", {}).items()}
     config = schema.filled(config)
     notices = []
+    for key in ("results", "resources"):
+        config[key] = folder(config[key], key, workdir)
     _check_names(config)
     _restrict(config, raw_config, notices)
     _check_training(config["finetune"])
@@ -171,7 +173,8 @@ def _check_tasks(zero_shot, workdir, notices):
     own = _included(zero_shot, workdir)
     for task in zero_shot["tasks"]:
         check_name(task, key)
-        if task in known.TASKS or task in own.files or task in known.harness_tasks().files:
+        if task in own.files or task in known.TASKS or task in known.harness_tasks().files:
+            _check_metric(zero_shot, task, own.files)
             continue
         if task in own.groups | known.harness_tasks().groups:
             raise SettingsError(f"{key}: '{task}' is a group of tasks; name the tasks themselves")
@@ -187,6 +190,21 @@ def _check_tasks(zero_shot, workdir, notices):
                 f"config key evaluate.zero_shot.metric.{task}: '{task}' is not among evaluate.zero_shot.tasks"
                 f"{nearest(task, valid)}"
             )
+
+
+def _check_metric(zero_shot, task, own):
+    """Refuse a metric that the task's definition does not have, and a definition of the user's own that is broken."""
+    wanted = zero_shot["metric"].get(task)
+    if task in own:
+        names = definitions.metrics(own[task], "config key evaluate.zero_shot.include_path")
+    else:
+        file = known.definition_file(task) if wanted else None
+        names = file and definitions.metrics(file, f"config key evaluate.zero_shot.metric.{task}")
+    if wanted and names and wanted not in names:
+        raise SettingsError(
+            f"config key evaluate.zero_shot.metric.{task}: the task has no metric '{wanted}' (it has "
+            f"{', '.join(names)}){nearest(wanted, names)}"
+        )
 
 
 def _included(zero_shot, workdir):
@@ -248,8 +266,20 @@ def _uses(config):
             yield task, "report", "evaluate.zero_shot.tasks"
 
 
+TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "miniature.corpus")
+
+
+def _purposes(config):
+    """data set -> what its columns have to hold beside what a task needs: `text`, `training`."""
+    found = {}
+    for name, _, key in _uses(config):
+        purpose = "text" if key in TEXT_USES else "training" if key.startswith("finetune.") else None
+        found.setdefault(name, set()).update({purpose} - {None})
+    return found
+
+
 def _resolve_datasets(config, workdir, notices):
-    resolved, entries = {}, config["datasets"]
+    resolved, entries, purposes = {}, config["datasets"], _purposes(config)
     node = schema.schema()["properties"]["datasets"]["additionalProperties"]
     valid = [*entries, *(name for name in known.DATASETS if name not in entries)]
     for name, role, key in _uses(config):
@@ -260,7 +290,8 @@ def _resolve_datasets(config, workdir, notices):
             )
         if name not in resolved:
             entry = entries.get(name) or schema.filled(known.with_known(name, {}), node)
-            resolved[name] = resolve_dataset(name, entry, config["data_root"], workdir, notices)
+            found = resolve_dataset(name, entry, config["data_root"], workdir, notices)
+            resolved[name] = found | {"uses": sorted(purposes[name])}
         if resolved[name]["splits"][role] is None:
             raise SettingsError(f"config key datasets.{name}.splits.{role} is null, but {key} needs it")
     return resolved

@@ -9,16 +9,6 @@ from .. import records
 from ..errors import SettingsError, nearest
 from ..settings import known
 
-# Where the definitions of the seven default tasks lie in lm-eval; to look through all 14,000 takes a second.
-OFFICIAL = {
-    "boolq": "super_glue/boolq/default.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-}
 KEY = "evaluate.zero_shot.tasks"
 REFUSED = {
     "class": "is a Python class of its own, not a definition",
@@ -34,8 +24,8 @@ def find(name, include_path=None):
     Raises SettingsError where there is none, or where the name is that of a group.
     """
     folders = [known.tasks_in(include_path)] if include_path else []
-    if not any(name in folder.files for folder in folders) and name in OFFICIAL:
-        return known.harness_folder() / OFFICIAL[name]
+    if not any(name in folder.files for folder in folders) and name in known.OFFICIAL:
+        return known.definition_file(name)
     folders.append(known.harness_tasks())
     for folder in folders:
         if name in folder.files:

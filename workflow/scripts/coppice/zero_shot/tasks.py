@@ -9,7 +9,7 @@ import functools
 import logging
 import math
 
-from .. import data, records
+from .. import data
 from ..errors import CoppiceError, DataError, SettingsError
 from . import definitions
 
@@ -72,8 +72,8 @@ def shots_of(name, config, choice):
 def _examples(name, record, rows):
     """Rows of the train role for the prompts of task `name`, without any that is asked itself."""
     train = data.load(record, "train")
-    asked = {records.canonical(row) for row in rows}
-    kept = [index for index, row in enumerate(train) if records.canonical(row) not in asked]
+    asked = {data.row_text(row) for row in rows}
+    kept = [index for index, row in enumerate(train) if data.row_text(row) not in asked]
     if not kept:
         raise DataError(
             f"dataset {name}: every train row is also asked: none is left for evaluate.zero_shot.num_fewshot"

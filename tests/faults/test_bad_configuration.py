@@ -1,0 +1,322 @@
+"""Whatever stands in a configuration or in a table of candidates is taken or told in one line that names its place."""
+
+import ast
+import copy
+import datetime
+import time
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from coppice import cli, settings
+from coppice.errors import LONGEST, CoppiceError
+from coppice.settings import configfiles, schema
+
+MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
+# what stands for <name> in the path of a key
+NAMES = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa", "finetune": "alpaca"}
+VALUES = {
+    "a word": "x",
+    "an empty word": "",
+    "a number": 3,
+    "a negative number": -1,
+    "zero": 0,
+    "a half": 0.5,
+    "a huge number": 10**30,
+    "a number of 400 digits": 10**400,
+    "a huge float": 1e308,
+    "not a number": float("nan"),
+    "infinity": float("-inf"),
+    "a truth": True,
+    "null": None,
+    "a list": [1],
+    "an empty list": [],
+    "a list of nulls": [None],
+    "a list of mappings": [{}],
+    "lists in lists": [[["x"]]],
+    "a mapping": {"a": 1},
+    "an empty mapping": {},
+    "a mapping with a number for a key": {1: 2},
+    "text that turns the line round": "Käse\u202e",
+    "emoji": "Käse 🧀",
+    "escape codes": "a\x1b[31m\x07b",
+    "a null byte": "a\0b",
+    "half a character": "\ud800",
+    "two lines": "a\nb",
+    "5,000 characters": "./" + "x" * 5000,
+    "100,000 characters": "x" * 100_000,
+    "a way out of the folder": "../../etc/passwd",
+    "an absolute path": "/etc/passwd",
+    "an unknown user's home": "~nosuchuser/x",
+    "braces": "{model}",
+    "a command": "$(touch pwned); `touch pwned`",
+    "markup": "<script>alert(1)</script>",
+    "a date": datetime.date(2020, 1, 1),
+    "bytes": b"\xff",
+}
+# What no key of any type can mean
+NEVER = (
+    "a huge number", "a number of 400 digits", "a huge float", "not a number", "infinity", "escape codes",
+    "a null byte", "half a character", "text that turns the line round", "100,000 characters",
+    "a mapping with a number for a key", "a date", "bytes", "lists in lists",
+)  # fmt: skip
+
+
+def put(path, value):
+    """A configuration with `value` at a path of the schema, and the section it is in."""
+    config = copy.deepcopy(MODEL)
+    node, keys = config, []
+    for key in path:
+        keys.append(NAMES.get(path[0], "x") if key == "<name>" else key.removesuffix("[]"))
+        keys += [0] * key.endswith("[]")
+    for key, following in pairwise(keys):
+        if key == 0:
+            node = node[0]
+        else:
+            node = node.setdefault(key, [{"method": "depth", "ratio": 0.25}] if following == 0 else {})
+    node[keys[-1]] = value
+    return config, keys[0]
+
+
+def told(call):
+    """What a `CoppiceError` of `call` says, one line that any terminal can show; None where nothing is wrong."""
+    started = time.monotonic()
+    try:
+        call()
+        return None
+    except CoppiceError as error:
+        message = str(error)
+        assert message.isprintable() and 10 < len(message) <= LONGEST + 10, message
+        return message
+    finally:
+        assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_any_kind_of_value_at_any_key_is_taken_or_told_with_its_key(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, _ in schema.key_paths():
+        config, section = put(path, copy.deepcopy(VALUES[kind]))
+        message = told(lambda config=config: settings.load(config))
+        if message is None:
+            assert kind not in NEVER, path
+        elif path != ("candidates", "table"):  # there the file is named
+            assert section in message, (path, message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "section", [(), ("finetune",), ("evaluate", "zero_shot"), ("candidates", "calibration")], ids=str
+)
+@pytest.mark.parametrize("key", ["epoch", "x" * 5000, "\x1b[2J", "ein Schlüssel", "", "{}", "a\nb", 5, None], ids=ascii)
+def test_an_unknown_key_of_any_form_is_told(section, key):
+    config = copy.deepcopy(MODEL)
+    node = config
+    for part in section:
+        node = node.setdefault(part, {})
+    node[key] = 1
+    assert told(lambda: settings.load(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("..", "cannot be part of a path"),
+        ("../x", "cannot be part of a path"),
+        ("/etc", "cannot be part of a path"),
+        ("a/b", "cannot be part of a path"),
+        ("-rf", "cannot be part of a path"),
+        (".hidden", "cannot be part of a path"),
+        ("a b", "cannot be part of a path"),
+        ("$(x)", "cannot be part of a path"),
+        ("<b>", "cannot be part of a path"),
+        ("é", "cannot be part of a path"),
+        ("a\x1b[31m", "U+001B"),
+        ("x" * 101, "more than 100"),
+        ("released.json", "stands beside it"),
+        ("figures", "stands beside it"),
+    ],
+)
+@pytest.mark.parametrize("section", ["models", "configs", "datasets", "protocols", "candidates"])
+def test_a_name_never_leaves_its_folder(section, name, words):
+    text = {"path": "miniature/ptb"}
+    config = {
+        "models": {"models": {name: {"base": "miniature/llama"}}},
+        "configs": {"select": {"configs": {name: {"metric": "piqa", "mode": "max"}}}},
+        "datasets": {"datasets": {name: text}},
+        "protocols": {"evaluate": {"perplexity": {"protocols": {name: {"seq_len": 8}}}}},
+        "candidates": {"candidates": {"prune": [{"method": "depth", "ratio": 0.5, "name": name}]}},
+    }[section]
+    assert words in told(lambda: settings.load({**copy.deepcopy(MODEL), **config}))
+
+
+@pytest.mark.parametrize("task", ["..", "a/b", "-x", "x\x1b[1m", "y" * 101])
+def test_a_task_never_leaves_its_folder(task):
+    assert told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": {"tasks": [task]}}}))
+
+
+@pytest.mark.parametrize("key", ["results", "resources"])
+def test_a_folder_to_write_to_is_one_that_can_be(tmp_path, key):
+    (tmp_path / "file").write_text("")
+    for text in ("file", "file/below", "a{b}", "~nosuchuser/x", "x" * 300, "a\nb"):
+        assert f"config key {key}" in told(lambda text=text: settings.load(MODEL | {key: text}, workdir=tmp_path))
+    for text in ("mein Ordner \"ü\" 'x' $(touch pwned)", "/somewhere/else", "../beside"):
+        assert settings.load(MODEL | {key: text}, workdir=tmp_path).config[key] == text
+    assert settings.load(MODEL | {key: "./a//b/"}, workdir=tmp_path).config[key] == "a/b"
+    assert settings.load(MODEL | {key: "~/study"}, workdir=tmp_path).config[key].startswith("/")
+
+
+@pytest.mark.parametrize(("task", "metric"), [("piqa", "acc_nrom"), ("arc_challenge", "f1"), ("sciq", "exact_match")])
+def test_a_metric_that_a_task_does_not_have_is_told_before_any_job(task, metric):
+    tasks = {"tasks": [task], "metric": {task: metric}}
+    message = told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": tasks}}))
+    assert f"zero_shot.metric.{task}" in message and "(it has acc, acc_norm)" in message
+
+
+def test_trackers_are_those_of_transformers():
+    source = Path(find_spec("transformers").origin).parent / "integrations" / "integration_utils.py"
+    assigned = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.Assign)]
+    (theirs,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"]
+    ours = dict(schema.key_paths())["finetune", "report_to"]["items"]["enum"]
+    assert set(ours) == {key.value for key in theirs.keys}
+    assert "did you mean 'wandb'" in told(lambda: settings.load(MODEL | {"finetune": {"report_to": ["wandbb"]}}))
+
+
+FILES = {
+    "nothing but a value": b"5",
+    "a list": b"- a\n- b\n",
+    "torn": b"models: {Llama: {base: mini",
+    "garbled": b"\xd0\xcf\x11\xe0" * 50,
+    "null bytes": b"\0" * 64,
+    "UTF-16": "seed: 1".encode("utf-16"),
+    "a tab": b"models:\n\tLlama: x\n",
+    "two documents": b"seed: 1\n---\nseed: 2\n",
+    "a key twice": b"seed: 1\nseed: 2\n",
+    "a list for a key": b"? [1, 2]\n: 3\n",
+    "a date that is none": b"seed: 2020-13-45\n",
+    "a number of 5,000 digits": b"seed: " + b"9" * 5000,
+    "Python to run": b"seed: !!python/object/apply:os.system ['touch pwned']\n",
+    "100,000 brackets": b"[" * 100_000,
+    "braces without end": b'{"a":' * 100_000,
+    "an alias of itself": b"models: &m {x: *m}\n",
+    "aliases that multiply": b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 10)) for i in range(9)),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_configuration_file_that_is_none_is_told_with_its_name(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_bytes(FILES[kind])
+    assert "study.yaml" in told(lambda: configfiles.read("study.yaml"))
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_a_folder_or_nothing_in_place_of_a_configuration_file(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.yaml"):
+        assert path.name in told(lambda path=path: configfiles.read(path))
+
+
+@given(st.binary(max_size=300) | st.text(st.sampled_from("ab: -\n\t{}[]&*!|>#%@`'\"0,?~"), max_size=60).map(str.encode))
+@example(b"? \n")
+def test_any_bytes_as_a_configuration_file_are_taken_or_told(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
+    told(lambda: settings.load(configfiles.read(path)))
+
+
+HEADER = b"model,candidate,path,acc,ppl\n"
+TABLES = {
+    "empty": b"",
+    "garbled": b"\xd0\xcf\x11\xe0" * 50,
+    "null bytes": b"\0" * 64,
+    "UTF-16": "model,candidate,path\n".encode("utf-16"),
+    "a cell of 200,000 characters": HEADER + b"Llama,x," + b"y" * 200_000 + b",,\n",
+    "a quote without end": HEADER + b'Llama,"x,c,,\n',
+    "torn in a row": HEADER + b"Llama,x,c,0.5,12\nLlama,y",
+    "a null byte in a cell": HEADER + b"Llama,x,c\0,,\n",
+    "escape codes in a name": HEADER + b"Llama,\x1b[31mx,c,,\n",
+    "escape codes in a column's name": b"model,candidate,path,a\x1b[31m\nLlama,x,c,\n",
+    "escape codes in a value": b"model,candidate,path,note\nLlama,x,c,\x1b[2J\n",
+    "a column without a name": b"model,candidate,path,\nLlama,x,c,5\n",
+    "a way out of the folder": HEADER + b"Llama,..,c,,\n",
+    "a name that is taken": HEADER + b"Llama,released.json,c,,\n",
+    "a name of 300 characters": HEADER + b"Llama," + b"x" * 300 + b",c,,\n",
+    "a number of 400 digits": HEADER + b"Llama,x,c,," + b"9" * 400 + b"\n",
+    "a number with a comma": HEADER.replace(b",", b"\t") + b"Llama\tx\tc\t0,61\t\n",
+    "an unknown user's home": HEADER + b"Llama,x,~nosuchuser,,\n",
+    "a pickle": HEADER + b"Llama,x,model.bin,,\n",
+}
+
+
+def load_table(folder):
+    return settings.load(MODEL | {"candidates": {"table": "mine.csv"}}, workdir=folder)
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A folder with a user's checkpoint folder `c`, as a table may name it."""
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_that_is_none_is_told_with_its_name(beside, kind):
+    (beside / "mine.csv").write_bytes(TABLES[kind])
+    assert "mine.csv" in told(lambda: load_table(beside))
+
+
+def test_a_folder_in_place_of_a_table(beside):
+    (beside / "mine.csv").mkdir()
+    assert "mine.csv" in told(lambda: load_table(beside))
+
+
+CELLS = ("model", "candidate", "path", "acc", "ppl", "note")
+SANE = dict(zip(CELLS, ("Llama", "x", "c", "0.5", "12", "y"), strict=True))
+
+
+@pytest.mark.parametrize("column", CELLS)
+@pytest.mark.parametrize(
+    "kind", [kind for kind, value in VALUES.items() if isinstance(value, str | float | int | None)]
+)
+def test_any_kind_of_value_in_any_column_is_taken_or_told_with_its_row(beside, column, kind):
+    import csv
+
+    with open(beside / "mine.csv", "w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+        value = VALUES[kind]
+        cell = "9" * 400 if kind == "a number of 400 digits" else "" if value is None else str(value)
+        csv.writer(file).writerows([CELLS, (SANE | {column: cell}).values()])
+    message = told(lambda: load_table(beside))
+    assert message is None or "mine.csv" in message
+
+
+@given(
+    st.binary(max_size=200) | st.text(st.sampled_from('Lmc,x."\n\r\t0'), max_size=60).map(lambda t: HEADER + t.encode())
+)
+def test_any_bytes_as_a_table_are_taken_or_told(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "mine.csv").write_bytes(content)
+    told(lambda: load_table(folder))
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_that_is_none_is_told(capsys, rate):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", f"--tflops={rate}"])
+    assert ended.value.code == 2 and "--tflops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["show", "file"], ["show", "nowhere"], ["report", "file"], ["plan", "--configfile", "."]]
+)
+def test_the_command_line_tells_what_it_cannot_read(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"\0")
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error

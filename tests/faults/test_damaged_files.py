@@ -1,0 +1,456 @@
+"""Files torn, garbled, emptied, missing, or a folder in their place: each reader names the file in one line.
+
+Only a `CoppiceError` may come out of a reader. Readers of what may always be absent (a status file, a cache) go on.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import struct
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+from test_bad_configuration import MODEL, told
+
+from coppice import (
+    candidates,
+    checkpoint_files,
+    data,
+    estimates,
+    fetching,
+    fingerprints,
+    gpus,
+    models,
+    pairing,
+    records,
+    selection,
+    settings,
+)
+from coppice.errors import CoppiceError
+from coppice.reporting import status, study
+
+NOISE = bytes((i * 197 + i * i * 31) % 256 for i in range(400))
+DAMAGES = {
+    "empty": lambda content: b"",
+    "torn": lambda content: content[: len(content) // 2],
+    "garbled": lambda content: NOISE,
+    "null bytes": lambda content: b"\0" * 100,
+    "UTF-16": lambda content: "a: 1\n".encode("utf-16"),
+    "a number": lambda content: b"5",
+    "a list": lambda content: b"[]",
+    "null": lambda content: b"null",
+    "100,000 brackets": lambda content: b"[" * 100_000,
+    "a number of 5,000 digits": lambda content: b'{"schema_version": ' + b"9" * 5000 + b"}",
+    "a folder": None,
+    "missing": None,
+}
+
+
+def damage(path, kind):
+    """Do to the file `path` what `kind` says."""
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes(DAMAGES[kind](content))
+
+
+@pytest.fixture(params=DAMAGES, ids=str)
+def kind(request):
+    return request.param
+
+
+def test_a_record(tmp_path, kind):
+    path = tmp_path / "record.json"
+    records.write(path, {"value": 1})
+    damage(path, kind)
+    assert "record.json" in told(lambda: records.read(path))
+
+
+def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
+    path = tmp_path / "Llama.json"
+    records.write(path, {"owners": {"a": "best_ppl"}})
+    damage(path, kind)
+    if kind != "a folder":
+        assert selection.owner(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
+
+
+def test_a_status_file_is_passed_over(tmp_path, kind):
+    path = tmp_path / ".status" / "finetune" / "x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"title": "finetune Llama best_acc", "state": "running", "started": 1, "updated": 2}))
+    assert len(status.Statuses(tmp_path).jobs) == 1
+    damage(path, kind)
+    assert not status.Statuses(tmp_path).jobs
+    assert study.read(tmp_path, [("Llama", "best_acc")]).pairs[0].state == "waiting"
+
+
+@pytest.mark.parametrize(
+    "facts", [{"pid": 10**30}, {"pid": -1}, {"title": " "}, {"title": ["x"]}, {"reason": {"a": 1}}]
+)
+def test_a_status_file_with_odd_values_is_no_error(tmp_path, facts):
+    import socket
+
+    whole = {"title": "x", "state": "running", "started": 1, "updated": 2, "host": socket.gethostname(), "pid": 1}
+    (tmp_path / ".status").mkdir()
+    (tmp_path / ".status" / "x.json").write_text(json.dumps(whole | facts))
+    for job in status.Statuses(tmp_path).jobs:
+        job.describe()
+
+
+def test_the_cache_of_fingerprints_is_made_anew(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "weights").write_bytes(b"one")
+    known = fingerprints.file_digest(tmp_path / "weights")
+    (entry,) = (tmp_path / "cache").rglob("*.json")
+    damage(entry, kind)
+    assert fingerprints.file_digest(tmp_path / "weights") == known
+
+
+def test_a_lease_that_says_nothing_counts_as_the_whole_device(tmp_path, monkeypatch, kind):
+    import fcntl
+
+    monkeypatch.setenv(gpus.FOLDER, str(tmp_path))
+    device = gpus.Device("0", "GPU-0", 80_000)
+    device.folder().mkdir(parents=True)
+    path = device.folder() / "1.lease"
+    path.write_text("1000")
+    damage(path, kind)
+    if kind in ("a folder", "missing"):
+        assert gpus._used(device) == (0, 0)
+        return
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert gpus._used(device) == ({"a number": 5, "torn": 10}.get(kind, 80_000), 1)
+
+
+def test_leases_where_no_folder_can_be(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(gpus.FOLDER, str(tmp_path / "file"))
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    monkeypatch.delenv(gpus.GIVEN, raising=False)
+    with pytest.raises(CoppiceError, match=gpus.FOLDER), gpus.lease(1):
+        pytest.fail("there is no such lease")
+
+
+def test_a_folder_in_place_of_a_candidates_lock(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "candidate")
+    records.write(folder / "pruning.json", {"weights_fingerprint": "another", "recipe": None, "origin": str(folder)})
+    (folder / ".weights.lock").mkdir()
+    assert ".weights.lock" in told(lambda: candidates.ensure(folder))
+
+
+def test_a_definition_of_a_task(tmp_path, kind):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: mine\ndataset_path: json\nmetric_list:\n  - metric: acc\n")
+    zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"]}
+    config = MODEL | {"evaluate": {"zero_shot": zero_shot}, "datasets": {"mine": {"path": "a/b"}}}
+    assert settings.load(config)
+    settings.known.tasks_in.cache_clear()
+    if kind == "torn":  # half of it is YAML too: see below
+        return
+    damage(path, kind)
+    assert "include_path" in told(lambda: settings.load(config))
+
+
+@pytest.mark.parametrize("text", ["a: [", "x: {", "\tb: 1", "include: nowhere.yaml", "include: [a.yaml, {}]"])
+def test_a_definition_that_breaks_off_is_told_before_any_job(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(f"task: mine\n{text}\n")
+    zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"], "metric": {"mine": "acc"}}
+    message = told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": zero_shot}}))
+    assert "include_path" in message and ".yaml" in message
+
+
+ROWS = [{"text": f"row {i}", "label": i} for i in range(20)]
+
+
+def written(form):
+    """The content of a data file of 20 rows, and its name."""
+    if form == "parquet":
+        sink = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), sink)
+        return sink.getvalue().to_pybytes(), "test.parquet"
+    lines = {
+        "json": [json.dumps(row) for row in ROWS],
+        "csv": ["text,label", *(f"{row['text']},{row['label']}" for row in ROWS)],
+        "text": [row["text"] for row in ROWS],
+    }[form]
+    return "".join(f"{line}\n" for line in lines).encode(), {
+        "json": "test.jsonl",
+        "csv": "test.csv",
+        "text": "test.txt",
+    }[form]
+
+
+def prepare(folder, form, **more):
+    entry = {"path": str(folder), "format": form, "columns": {}, "splits": {"report": "test"}, "uses": ["text"]} | more
+    data.prepare("mine", entry, folder / "out", needs_selection=False)
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet", "text"])
+def test_a_data_file(tmp_path, form, kind):
+    content, name = written(form)
+    (tmp_path / name).write_bytes(content)
+    damage(tmp_path / name, kind)
+    # a line of text is a line of text, and rows that a torn CSV file lost leave no trace
+    if (form == "text" and kind not in ("empty", "garbled", "UTF-16", "a folder", "missing")) or (form, kind) == (
+        "csv",
+        "torn",
+    ):
+        return
+    message = told(lambda: prepare(tmp_path, form))
+    assert "datasets.mine" in message
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"text": 5}', "text holds int64"),
+        ('{"text": ["a"]}', "text holds lists"),
+        ('{"text": {"a": 1}}', "text holds lists or mappings"),
+        ('{"text": "a"}\n{"text": null}', "row 1 of its report rows"),
+        ('{"other": "a"}', "lack the column text"),
+        ("[1, 2]", "text holds int64"),
+        ('{"text": "a\\ud800"}', "not valid json"),
+    ],
+)
+def test_rows_that_are_no_text_are_told_before_any_model_reads_them(tmp_path, lines, words):
+    (tmp_path / "test.jsonl").write_text(lines + "\n")
+    assert words in told(lambda: prepare(tmp_path, "json"))
+
+
+def test_text_of_another_encoding_is_told(tmp_path):
+    (tmp_path / "test.jsonl").write_bytes('{"text": "Grüße"}\n'.encode("latin-1"))
+    assert "test.jsonl" in told(lambda: prepare(tmp_path, "json"))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": 5, "output": "b"}, "instruction holds int64"),
+        ({"prompt": "a", "completion": ["b"]}, "completion holds lists"),
+        ({"question": "a"}, "fine-tuning needs the columns"),
+    ],
+)
+def test_rows_that_nothing_can_be_learnt_from_are_told_before_any_training(tmp_path, row, words):
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    assert words in told(lambda: prepare(tmp_path, "json", splits={"train": "train"}, uses=["training"]))
+
+
+def test_values_that_json_has_no_form_for_are_no_error(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a", "score": NaN, "at": "2020-01-01T00:00:00"}\n')
+    prepare(tmp_path, "json")
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
+
+
+def test_a_compressed_file_that_breaks_off(tmp_path):
+    (tmp_path / "ptb.test.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n" * 50)[:-15])
+    assert "ptb.test.txt.gz" in told(lambda: prepare(tmp_path, "text"))
+
+
+def test_a_task_whose_rows_lack_an_answer_is_told(tmp_path):
+    rows = [{"goal": "a", "sol1": "b", "sol2": "c", "label": label} for label in (0, None)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"path": str(tmp_path), "format": "json", "splits": {"report": "test"}}
+    message = told(lambda: data.prepare("piqa", entry, tmp_path / "out", False, data.TASK_COLUMNS["piqa"]))
+    assert "row 1 of its report rows (from 0) has no label" in message
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "report.parquet"])
+def test_a_prepared_data_set(tmp_path, kind, name):
+    (tmp_path / "test.txt").write_text("one\ntwo\n")
+    prepare(tmp_path, "text")
+    damage(tmp_path / "out" / name, kind)
+    assert name in told(lambda: data.texts(tmp_path / "out/dataset.json", "report"))
+
+
+def evaluation(folder, digests=True):
+    """An evaluation's folder with the samples of one task."""
+    (folder / "samples").mkdir(parents=True)
+    path = folder / "samples" / "piqa.parquet"
+    rows = [{"doc_id": i, "doc_hash": str(i), "correct": i % 2 / 1} for i in range(40)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    known = {"samples": {"piqa": fingerprints.content_digest(path)}} if digests else {}
+    records.write(folder / "evaluation_results.json", known)
+    return path
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["with a checksum", "of an older record"])
+def test_samples(tmp_path, kind, digests):
+    path = evaluation(tmp_path, digests)
+    assert pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
+    damage(path, kind)
+    message = told(lambda: pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
+    assert "piqa.parquet" in message and "evaluation_results.json" in message
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint):
+    return tiny_checkpoint("llama")
+
+
+@pytest.fixture
+def checkpoint(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "checkpoint")
+
+
+def register(folder):
+    """Take a user's folder in as a candidate, and as a dense model: what the study does before it computes on it."""
+    return [
+        told(lambda: candidates.take_in({"model": "A", "candidate": "x"}, folder, {}, folder.parent / "candidate")),
+        told(
+            lambda: fetching.fetch_model(
+                "A", {"kind": "local", "path": str(folder)}, None, folder.parent / "model.json"
+            )
+        ),
+    ]
+
+
+# What a folder may lack: transformers does without
+OPTIONAL = {"generation_config.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_file_of_a_checkpoint_is_told_before_anything_computes_on_it(checkpoint, name, kind):
+    damage(checkpoint / name, kind)
+    absent = kind in ("a folder", "missing")
+    if (name in OPTIONAL and absent) or (kind == "a number of 5,000 digits" and name == "x"):
+        return
+    for message in register(checkpoint):
+        assert str(checkpoint) in message and (absent or name in message)
+    if name in ("config.json", "model.safetensors"):
+        assert str(checkpoint) in told(lambda: models.load(models.Source(str(checkpoint))))
+        if name == "config.json":
+            estimates.shape_of(checkpoint / name)
+            local = {"models": {"A": {"base": str(checkpoint), "family": "llama"}}}
+            assert "models.A.base" in told(lambda: settings.load(local))
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 10**11) + b"{}",
+        struct.pack("<Q", 99_000_000) + b"{}",
+        struct.pack("<Q", len(HEADER)) + HEADER,
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        b"\1\0",
+    ],
+    ids=["a header of 2^63 bytes", "of 100 GB", "of 99 MB", "a tensor of 4 TB", "brackets", "two bytes"],
+)
+def test_a_header_that_promises_too_much_takes_no_memory(checkpoint, content):
+    import resource
+
+    (checkpoint / "model.safetensors").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert all("model.safetensors" in message for message in register(checkpoint))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KB
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "32"}, "hidden_size is '32'"),
+        ({"hidden_size": 10**12}, "the weights' embedding is (128, 32)"),
+        ({"vocab_size": 10**10}, "the weights' embedding is (128, 32)"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_hidden_layers": 10**9}, "has no tensor of layer 4"),
+        ({"num_hidden_layers": 1}, "the weights have a layer 3"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_key_value_heads": 3}, "config.json says"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"intermediate_size": 10**12}, "config.json says"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
+        ({"model_type": 5}, "model_type is 5"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_is_not_the_weights_is_told_before_anything_computes_on_it(checkpoint, changes, words):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+    assert all(words in message for message in register(checkpoint))
+    assert words in told(lambda: models.load(models.Source(str(checkpoint))))
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_act", "rms_norm_eps", "dtype", "pad_token_id", "rope_parameters", "model_type"]
+)
+def test_any_other_value_of_a_configuration_is_loaded_or_told(checkpoint, key):
+    config = json.loads((checkpoint / "config.json").read_text())
+    for value in ("nope", 10**9, [], {"rope_type": "nope"}):
+        (checkpoint / "config.json").write_text(json.dumps(config | {key: value}))
+        told(lambda: models.load(models.Source(str(checkpoint))))
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"weight_map": {"a": "../checkpoint/model.safetensors"}}, "not one of its folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not one of its folder"),
+        ({"weight_map": {"a": "model-00002-of-00002.safetensors"}}, "is not there"),
+        ({"weight_map": {"a": 5}}, "no weight_map"),
+        ({}, "no weight_map"),
+    ],
+)
+def test_an_index_names_files_of_its_own_folder_and_all_of_them_are_there(checkpoint, index, words):
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert all(words in message for message in register(checkpoint))
+    assert words in told(lambda: models.load(models.Source(str(checkpoint))))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter(adapter, kind, name):
+    base, folder = adapter
+    damage(folder / name, kind)
+    assert str(folder) in told(lambda: models.load_adapter(models.load(models.Source(str(base))), folder))
+
+
+@pytest.fixture
+def adapter(whole, tmp_path):
+    """(checkpoint folder, folder of an adapter that acts on it)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(models.load(models.Source(str(whole))), LoraConfig(target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    return whole, tmp_path / "adapter"
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_told_by_every_reader(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "record.json"):
+        (folder / name).write_bytes(content)
+    told(lambda: checkpoint_files.check(folder))
+    told(lambda: checkpoint_files.check_tokenizer(folder))
+    assert told(lambda: records.read(folder / "record.json"))
+    estimates.shape_of(folder / "config.json")
+    status._read(folder / "record.json")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, checkpoint):
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    for path in (checkpoint / "config.json", checkpoint / "model.safetensors"):
+        path.chmod(0)
+        assert all(str(checkpoint) in message for message in register(checkpoint))
+        path.chmod(0o644)
+    records.write(tmp_path / "record.json", {})
+    (tmp_path / "record.json").chmod(0)
+    assert "record.json" in told(lambda: records.read(tmp_path / "record.json"))

@@ -1,0 +1,138 @@
+"""Secrets of the environment reach no log, no record, no status file, no message; what looks alike is left alone."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from coppice import logs, records
+from coppice.errors import CoppiceError
+from coppice.redaction import HIDDEN, redacted
+
+SECRET = "correct-horse-battery-staple"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("HF_TOKEN", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_APIKEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID", "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "my_secret", "SLURM_JWT", "SSH_PRIVATE_KEY",
+    ],
+)  # fmt: skip
+def test_the_value_of_a_variable_that_names_a_secret_is_hidden(monkeypatch, name):
+    monkeypatch.setenv(name, SECRET)
+    assert redacted(f"401 for {SECRET}!") == f"401 for {HIDDEN}!"
+    assert redacted({"a": [SECRET, 1, None], SECRET: f"x{SECRET}y"}) == {"a": [HIDDEN, 1, None], HIDDEN: f"x{HIDDEN}y"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKENIZERS_PARALLELISM", "false-or-true"),
+        ("HF_TOKEN_PATH", "/home/me/.cache/token"),
+        ("SSH_AUTH_SOCK", "/tmp/ssh-agent-1"),
+        ("MONKEY", "a long enough word"),
+        ("X_TOKEN", "short"),
+        ("Y_API_KEY", ""),
+    ],
+)
+def test_what_is_no_secret_is_left_alone(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    text = f"word {value} word"
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "aB3" * 12,
+        "ghp_" + "a1" * 18,
+        "github_pat_" + "a1_" * 12,
+        "sk-proj-" + "aB3-" * 10,
+        "AKIA" + "A1B2" * 4,
+        "me:pass-word",
+    ],
+)
+def test_tokens_are_known_by_their_shape(secret):
+    text = f"https://{secret}@host/x" if ":" in secret else f"asked with {secret}, refused"
+    assert secret not in redacted(text) and HIDDEN in redacted(text)
+
+
+def test_a_header_is_hidden_and_plain_words_are_not():
+    assert "abcdefgh12345678" not in redacted("Authorization: Bearer abcdefgh12345678")
+    for plain in ("hf_hub_download", "sk-learn", "a 40-character sha " + "0a" * 20, "https://host:8080/x@y", "hf_xet"):
+        assert redacted(plain) == plain
+
+
+def test_a_token_in_an_address_is_hidden_as_it_is_written_there(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "a/b+c=d&e f#g")
+    assert redacted("https://host/?t=a%2Fb%2Bc%3Dd%26e%20f%23g") == f"https://host/?t={HIDDEN}"
+
+
+def test_a_record_holds_none_and_is_whole(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    records.write(tmp_path / "a.json", {"settings": {"note": f"with {SECRET}", "n": [1, 2.5, None, True]}})
+    assert SECRET not in (tmp_path / "a.json").read_text()
+    assert records.read(tmp_path / "a.json")["settings"] == {"note": f"with {HIDDEN}", "n": [1, 2.5, None, True]}
+
+
+def test_a_message_holds_none(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    assert (
+        str(CoppiceError(f"x: cannot be fetched: 401 for token {SECRET}"))
+        == f"x: cannot be fetched: 401 for token {HIDDEN}"
+    )
+
+
+def test_progress_and_chains_of_errors_in_a_log_hold_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    handlers = list(logging.getLogger().handlers)
+    try:
+        logs.start_logging(tmp_path / "job.log")
+        try:
+            raise ValueError(f"refused: {SECRET}")
+        except ValueError:
+            logging.getLogger("coppice").exception("with %s", SECRET)
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        logging.getLogger().handlers[:] = handlers
+    text = (tmp_path / "job.log").read_text() + capsys.readouterr().err
+    assert SECRET not in text and f"refused: {HIDDEN}" in text
+
+
+JOB = """
+import logging, sys, warnings
+from coppice import logs
+from coppice.errors import CoppiceError
+with logs.job("job.log", 1, "status.json", "finetune A c"):
+    secret = {secret!r}
+    print("a library's words", secret, file=sys.stderr)
+    warnings.warn(secret)
+    logging.getLogger("a.library").error("with %s", secret)
+    try:
+        raise OSError("inner " + secret)
+    except OSError as error:
+        raise {kind}("outer " + secret) from error
+"""
+
+
+@pytest.mark.parametrize("kind", ["CoppiceError", "ValueError"])
+def test_a_job_that_fails_with_a_token_in_its_error_leaves_it_nowhere(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    code = JOB.format(secret=SECRET, kind=kind)
+    code = code.replace(repr(SECRET), "__import__('os').environ['HF_TOKEN']")  # tracebacks quote the source
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    log, status = (tmp_path / "job.log").read_text(), json.loads((tmp_path / "status.json").read_text())
+    for text in (log, json.dumps(status), done.stdout, done.stderr):
+        assert SECRET not in text
+    assert f"outer {HIDDEN}" in log and f"outer {HIDDEN}" in status["reason"] and "a library's words" in log

@@ -1,0 +1,189 @@
+"""What comes from elsewhere is data and never code: weights, configurations, names, models' answers."""
+
+import ast
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_bad_configuration import MODEL, told
+
+import coppice
+from coppice import candidates, cli, fetching, models, records, reporting, settings
+from coppice.reporting import status
+
+PACKAGE = Path(coppice.__file__).parent
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) | \x1b[31m\x1b]0;owned\x07 ` $(x)"
+)
+
+
+class Payload:
+    """Pickled, it makes the file whose path it is given when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint("llama"), tmp_path / "checkpoint")
+
+
+def test_the_payload_of_these_tests_works(tmp_path):
+    torch.save(Payload(tmp_path / "ran"), tmp_path / "x.bin")
+    torch.load(tmp_path / "x.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Payload(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
+    for read in (
+        lambda: models.load(models.Source(str(checkpoint))),
+        lambda: models.count_parameters(checkpoint),
+        lambda: candidates.take_in({"model": "A", "candidate": "x"}, checkpoint, {}, tmp_path / "candidate"),
+        lambda: fetching.fetch_model("A", {"kind": "local", "path": str(checkpoint)}, None, tmp_path / "model.json"),
+    ):
+        assert str(checkpoint) in told(read)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_place_of_an_adapter_does_not_run(checkpoint, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    source = models.Source(str(checkpoint))
+    get_peft_model(models.load(source), LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save({"x": Payload(tmp_path / "ran")}, tmp_path / "adapter" / "adapter_model.bin")
+    assert str(tmp_path / "adapter") in told(lambda: models.load(source, tmp_path / "adapter"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
+def test_a_models_own_code_is_not_run_unless_the_model_is_trusted(checkpoint, tmp_path, model_type):
+    code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom transformers import LlamaConfig as Config\n"
+    (checkpoint / "evil.py").write_text(code)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"model_type": model_type}
+    config["auto_map"] = {name: "evil.Config" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    path = checkpoint / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Config", "evil.Config"]}}
+    path.write_text(json.dumps(tokenizer))
+    message = told(lambda: models.load(models.Source(str(checkpoint))))
+    assert message is None or str(checkpoint) in message
+    told(lambda: models.load_tokenizer(str(checkpoint)))
+    assert not (tmp_path / "ran").exists()
+    assert not settings.load(MODEL).models["Llama"]["trust_remote_code"]
+
+
+def test_the_functions_of_a_definition_are_not_run_to_check_it(tmp_path):
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    text = "task: mine\nprocess_docs: !function evil.run\nmetric_list:\n  - metric: !function evil.run\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"], "metric": {"mine": "acc"}}
+    settings.load(MODEL | {"evaluate": {"zero_shot": zero_shot}, "datasets": {"mine": {"path": "a/b"}}})
+    assert not (tmp_path / "ran").exists()
+
+
+def calls(tree):
+    """(dotted name, keywords) of every call in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_in_the_package_runs_what_it_reads(path):
+    for name, words in calls(ast.parse(path.read_text(encoding="utf-8"))):
+        assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"), name
+        assert (
+            words.get("shell") != "True"
+            and "allow_pickle" not in words
+            and not name.endswith(("read_pickle", "extractall", "unpack_archive"))
+        ), name
+        if name in ("yaml.load", "yaml.compose", "yaml.parse"):
+            assert words["Loader"] in ("LOADER", "loader"), name
+        if name == "torch.load" and path.name != "pickles.py":
+            assert words["weights_only"] == "True", name
+        assert words.get("trust_remote_code") != "True", name  # passed on, never switched on
+
+
+def test_every_yaml_loader_is_a_safe_one():
+    import yaml
+
+    from coppice.settings import configfiles, definitions
+
+    safe = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    assert configfiles.LOADER in safe and definitions.LOADER in safe
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The results of a study in which everything that others may have written is hostile."""
+    results = tmp_path / "results"
+    folders = {
+        stage: results / f"{stage}_evaluation" / "Llama" / config
+        for stage, config in (("pruned", "best_acc"), ("finetuned", "best_acc_finetuned"))
+    }
+    for stage, folder in folders.items():
+        records.write(
+            folder / "evaluation_results.json",
+            {
+                "stage": stage,
+                "perplexity": {EVIL: {"value": 2.0, "protocol": {"name": EVIL}}},
+                "zero_shot": {},
+                "average_acc": 0.5,
+                "parameters": 1,
+            }
+            | {"provenance": {"device": EVIL, "versions": {EVIL: EVIL}, "seed": 1, "settings": {}, "fingerprints": {}}},
+        )
+    (results / "candidates.tsv").write_text(f"model\tcandidate\t{EVIL}\nLlama\t{EVIL}\t1\n")
+    (results / ".status").mkdir()
+    failed = {"title": "finetune Llama best_acc \x1b[31m", "state": "failed", "updated": 2}
+    failed["reason"] = f"{EVIL}\n# {EVIL}"
+    (results / ".status" / "x.json").write_text(json.dumps(failed | {"started": 1}))
+    (results / "for_finetuning" / "\x1b[31mred" / "best_acc").mkdir(parents=True)
+    records.write(results / "for_finetuning" / "\x1b[31mred" / "best_acc" / "selection_info.json", {"candidate": EVIL})
+    return results
+
+
+def test_the_report_shows_hostile_text_and_runs_none_of_it(study, tmp_path):
+    pairs = [("Llama", "best_acc")]
+    facts = {"Llama": {"variant": "base", "family": EVIL, "base": EVIL}}
+    reporting.write_report(study, pairs, facts, tmp_path / "report", {EVIL: EVIL})
+    page, text = ((tmp_path / "report" / f"study_report.{kind}").read_text() for kind in ("html", "md"))
+    for document in (page, text):
+        assert "<script>alert" not in document and "<img" not in document and "&lt;script&gt;alert(1)" in document
+    assert page.count("<script>") == 1 and "Content-Security-Policy" in page
+    reasons = [line for line in text.splitlines() if "alert(1)" in line]
+    assert reasons and not any(line.startswith("# ") for line in reasons)
+
+
+def test_the_terminal_is_shown_no_escape_codes(study, capsys):
+    assert cli.main(["show", str(study)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown and "Llama" in shown
+    job = status.Statuses(study).jobs[0]
+    assert "\x1b" not in f"{job.reason}{job.state}{job.names}"
+    assert cli.main(["show", f"{study}\x1b[2J"]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_summary_escapes_the_names_of_a_users_columns(tmp_path):
+    from coppice.selection import summary
+
+    assert "<b>" not in summary._cell("<b>x|y</b>") and "\\|" in summary._cell("<b>x|y</b>")
+
+
+def test_trackers_are_named_in_records_and_no_key_of_theirs(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    resolved = settings.load(MODEL | {"finetune": {"report_to": ["wandb"]}})
+    records.write(tmp_path / "a.json", records.Clock().provenance(resolved.finetune, 1) | {"env": dict(os.environ)})
+    text = (tmp_path / "a.json").read_text()
+    assert '"wandb"' in text and "0123456789abcdef" not in text
