@@ -42,6 +42,8 @@ test-slurm: env  ## a small study on a real Slurm, which is installed where apt 
 bench: $(VENV)/.bench  ## speed against the peers, with figures
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/makespan.py
 
 $(VENV)/.bench: $(INSTALLED) envs/requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements-bench.txt

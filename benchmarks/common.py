@@ -1,11 +1,15 @@
-"""What the benchmarks share: random models in real shapes, clocks, and the speed of a model's own matrix products."""
+"""What the benchmarks share: random models in real shapes, clocks, the speed of a model's own matrix products, and
+runs of Snakemake."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 SMALL = {
     "hidden_size": 512,
@@ -17,9 +21,19 @@ SMALL = {
 }
 LARGE = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192}
 SHAPES = {
+    "llama-11m": (
+        "llama",
+        SMALL | {"vocab_size": 16000, "hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4},
+    ),
     "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
     "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
     "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
+    "llama-240m": (
+        "llama",
+        LARGE
+        | {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 16}
+        | {"tie_word_embeddings": True},
+    ),
     "llama-1b": (
         "llama",
         LARGE
@@ -85,6 +99,26 @@ class MatrixProducts:
         with torch.inference_mode():
             _, spent = seconds(multiply)
         return 2 * self.rows * sum(w.numel() for w in self.weights) / spent
+
+
+def checkout(folder):
+    """Make `folder` a checkout of this workflow, by links, that lacks its configuration."""
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    for part in ("workflow", "Snakefile", "profiles"):
+        (folder / part).symlink_to(ROOT / part)
+
+
+def environment():
+    """This process's environment, in which the snakemake beside this Python is found first."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def snakemake(folder, *words):
+    """Run snakemake in `folder`; its output is in `stdout`."""
+    return subprocess.run(
+        ["snakemake", *words], cwd=folder, env=environment(), check=True, capture_output=True, text=True
+    )
 
 
 def conclude(results, arguments, below_bars, show, summary):

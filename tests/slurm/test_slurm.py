@@ -1,6 +1,10 @@
-"""A small study through profiles/slurm on a real Slurm: devices, retries, what sbatch was asked for."""
+"""A small study through profiles/slurm on a real Slurm: devices, groups, retries, time limits, what sbatch was asked.
+
+Candidates are pruned and scored in groups; one training is cancelled; another is slow, and its time limit is a minute.
+"""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +17,10 @@ import yaml
 
 from .cluster import GPUS, Cluster, missing
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
+SECRET = "hf_PlantedTokenOfTheTests"
 SHIPPED = ("Snakefile", "workflow", "config", "profiles", "envs")
 STUDY = {
     "only": "{models: [Mistral, Qwen]}",
@@ -22,6 +29,7 @@ STUDY = {
     "evaluate": "{zero_shot: {limit: 10, tasks: [piqa]}}",
     "candidates": "{prune: [{method: depth, ratio: 0.34}, {method: width, ratio: 0.5, importance: magnitude}]}",
     "threads_per_job": "{finetune: 2, evaluate: 1, prune: 1, build: 1}",
+    "resources_per_job": "{finetune: {runtime: 1}}",
 }
 
 
@@ -52,6 +60,8 @@ def checkout(tmp_path_factory):
     path = folder / "profiles/slurm/config.yaml"
     profile = yaml.safe_load(path.read_text())
     profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10}  # jobs here last seconds
+    profile |= {"groups": ["prune_candidate=candidates", "score_candidate=candidates"]}
+    profile |= {"group-components": ["candidates=2"]}
     path.write_text(yaml.safe_dump(profile))
     return folder
 
@@ -60,7 +70,7 @@ FIELDS = "JobID:12,tres-per-job:20,Comment:120"
 
 
 class Watch(threading.Thread):
-    """Looks at the queue while the study runs; cancels the first fine-tuning that it sees running."""
+    """Looks at the queue while the study runs; cancels the first fine-tuning of Qwen that it sees running."""
 
     def __init__(self, cluster):
         super().__init__(daemon=True)
@@ -78,32 +88,42 @@ class Watch(threading.Thread):
             for job in with_gpu:
                 number, comment = job[:12].strip(), job[32:].strip()
                 self.seen.setdefault(number, comment)
-                if self.cancelled is None and "finetune_lora" in comment:
+                if self.cancelled is None and "finetune_lora" in comment and "Qwen" in comment:
                     self.cancelled = number
                     self.cluster.ask("scancel", number)
 
 
 @pytest.fixture(scope="module")
-def study(cluster, checkout):
+def snakemake(cluster, checkout, tmp_path_factory):
+    """A function that runs snakemake on the login node; what it says is in `stdout`."""
+    patience = tmp_path_factory.mktemp("patience") / "log"
+
+    def run(*arguments):
+        environment = cluster.environment() | {"COPPICE_TEST_PATIENCE": str(patience), "HF_TOKEN": SECRET}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        environment["PYTHONPATH"] = f"{HERE / 'patience'}:{os.environ.get('PYTHONPATH', '')}"
+        options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 1500}
+        done = subprocess.run([SNAKEMAKE, *arguments], cwd=checkout, env=environment, **options)
+        assert done.returncode == 0, done.stdout[-8000:]
+        return done
+
+    run.patience = patience
+    return run
+
+
+CONFIG = ["--config", *(f"{key}={value}" for key, value in STUDY.items())]
+
+
+@pytest.fixture(scope="module")
+def study(cluster, snakemake):
     """(what Snakemake said, what was seen in the queue) of a run with one job cancelled in the middle."""
     watch = Watch(cluster)
     watch.start()
-    words = [f"{key}={value}" for key, value in STUDY.items()]
-    command = [str(Path(sys.executable).parent / "snakemake"), "--profile", "profiles/slurm", "--config", *words]
-    environment = cluster.environment() | {"HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=checkout,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=1500,
-    )
-    watch.done.set()
-    watch.join()
-    assert done.returncode == 0, done.stdout[-8000:]
+    try:
+        done = snakemake("--profile", "profiles/slurm", *CONFIG)
+    finally:
+        watch.done.set()
+        watch.join()
     return done.stdout, watch
 
 
@@ -152,3 +172,46 @@ def test_jobs_get_the_cpus_that_their_rule_asks_for(cluster, study):
     assert "JobState=COMPLETED" in lines
     asked = {int(cpus) for cpus in re.findall(r"ProcCnt=(\d+)", lines)}
     assert {1, 2} <= asked
+
+
+def test_candidates_are_made_in_groups(study):
+    """Pruning and scoring both models' candidates is one submission, where it would have been four."""
+    labels = [label for label in study[1].seen.values() if "prune_candidate" in label or "score_candidate" in label]
+    assert labels == ["rule_candidates_prune_candidate_score_candidate"]
+
+
+def test_a_training_that_does_not_end_in_time_stops_with_a_checkpoint_and_goes_on_from_it(
+    cluster, checkout, study, snakemake
+):
+    """It ends where an undisturbed one does, which is run here and now, without Slurm."""
+    folder = checkout / Path(snakemake.patience.read_text()).parent
+    model, config = folder.parent.name, folder.name.removesuffix("_finetuned")
+    said = [path.read_text() for path in (checkout / ".snakemake/slurm_logs/rule_finetune_lora").rglob("*.log")]
+    assert any("told to stop (SIGTERM)" in text and "stopped at step" in text for text in said)
+    assert "JobState=TIMEOUT" not in (cluster.folder / "jobs.txt").read_text()
+    assert "continuing from checkpoint-" in (checkout / f"logs/finetune/{model}.{config}.log").read_text()
+    stopped = outcome(folder)
+    shutil.rmtree(folder)
+    record = folder / "finetuning_config.json"
+    snakemake("--executor", "local", "--cores", "2", str(record.relative_to(checkout)), *CONFIG)
+    assert outcome(folder) == stopped
+
+
+def outcome(folder):
+    """What a training ends with: the adapter's bytes, and the validation losses on its way."""
+    history = json.loads((folder / "training_state.json").read_text())["history"]
+    losses = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    return (folder / "adapter_model.safetensors").read_bytes(), losses
+
+
+def test_the_profile_serves_as_the_workflows_own_profile_too(cluster, snakemake, study):
+    before = (cluster.folder / "jobs.txt").read_text().count("JobState=COMPLETED")
+    target = "elsewhere/miniature/ptb/dataset.json"
+    snakemake("--workflow-profile", "profiles/slurm", target, "--config", "resources=elsewhere")
+    assert (cluster.folder / "jobs.txt").read_text().count("JobState=COMPLETED") == before + 1
+
+
+def test_no_secret_of_the_environment_is_written_down(cluster, checkout, study):
+    written = [path for path in checkout.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any("slurm_logs" in path.parts for path in written)
+    assert not [path for path in [*written, cluster.folder / "jobs.txt"] if SECRET.encode() in path.read_bytes()]

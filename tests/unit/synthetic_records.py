@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 import pandas
 
-from coppice import comparison, records
+from coppice import comparison, fingerprints, records
 
 TASKS = {"boolq": 2, "piqa": 2, "hellaswag": 4, "winogrande": 2, "arc_easy": 4, "arc_challenge": 4, "openbookqa": 4}
 TEXTS = ("wikitext2", "ptb")
@@ -93,6 +93,7 @@ class Synthetic:
             "average_acc": float(numpy.mean([task["value"] for task in tasks.values()])),
             "parameters": 1_000_000 if identity["stage"] == "dense" else 760_000,
             "adapter_parameters": 20_000 if identity["stage"] == "finetuned" else 0,
+            "samples": {task: fingerprints.content_digest(folder / f"samples/{task}.parquet") for task in TASKS},
             "provenance": provenance,
         }
         records.write(folder / "evaluation_results.json", evaluation)

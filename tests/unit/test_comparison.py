@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from synthetic_records import Synthetic
 
-from coppice import comparison, records
+from coppice import comparison, fingerprints, pairing, records
 from coppice.errors import CoppiceError
 
 ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
@@ -100,8 +100,25 @@ def test_evaluations_on_other_items_are_refused(study):
     frame = pandas.read_parquet(path)
     frame["doc_hash"] = frame["doc_hash"] + "x"
     frame.to_parquet(path, index=False)
+    with pytest.raises(CoppiceError, match=r"piqa.parquet: is not the file .* delete .*evaluation_results.json and"):
+        study.compare("Llama", "best_acc")
+    record = path.parent.parent / "evaluation_results.json"
+    known = records.read(record)
+    known["samples"]["piqa"] = fingerprints.content_digest(path)
+    records.write(record, known)
     with pytest.raises(CoppiceError, match=r"piqa.*different items"):
         study.compare("Llama", "best_acc")
+    path.unlink()
+    with pytest.raises(CoppiceError, match=r"piqa.parquet: is missing: delete .*evaluation_results.json and run"):
+        study.compare("Llama", "best_acc")
+
+
+def test_samples_of_a_task_that_was_dropped_do_not_stay(tmp_path):
+    rows = [{"doc_id": 0, "doc_hash": "a", "correct": 1.0}]
+    before = pairing.write_samples(tmp_path, {"piqa": rows, "boolq": rows})
+    after = pairing.write_samples(tmp_path, {"piqa": rows})
+    assert after == {"piqa": before["piqa"]}
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["piqa.parquet"]
 
 
 def _other_protocol(record):

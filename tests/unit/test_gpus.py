@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -37,7 +38,8 @@ def machine(tmp_path, monkeypatch):
     """A machine of its own with two devices, no driver, and the leases in a folder of the test."""
     monkeypatch.setenv("COPPICE_GPU_LEASES", str(tmp_path / "leases"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.delenv("COPPICE_GPUS_GIVEN", raising=False)
+    for name in ("COPPICE_GPUS_GIVEN", jobs.STARTED):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     return tmp_path
@@ -86,17 +88,19 @@ def wait_for(machine, what, number=1):
 def test_two_hundred_jobs_and_random_kills_never_share_a_device_or_leave_one_idle(machine):
     """A killed job computes no more from when the signal was sent; who takes its device before that shares it."""
     chance = random.Random(1)
-    running, started, ends, doomed = [], 0, {}, set()
+    running, started, ends, doomed, moments = [], 0, {}, set(), {}
     while started < 200 or running:
         while started < 200 and len(running) < 6:
             started += 1
             endless = started % 20 == 0  # it ends by being killed while it holds a device, the others on their own
             running.append(start(machine, 1, 60 if endless else chance.uniform(0, 0.02)))
             doomed |= {running[-1].pid} if endless else set()
+            if not endless and chance.random() < 0.3:  # at any moment of its life, however slow the machine is
+                moments[running[-1].pid] = time.monotonic() + chance.uniform(0, 1)
         log = events(machine) if (machine / "log").exists() else []
         holding = {event[2] for event in log if event[1] == "takes"}
         for process in list(running):
-            if process.pid in doomed & holding or (process.pid not in doomed and chance.random() < 0.02):
+            if process.pid in doomed & holding or time.monotonic() > moments.get(process.pid, float("inf")):
                 ends.setdefault(process.pid, time.monotonic())
                 process.send_signal(signal.SIGKILL)
             if process.poll() is not None:
@@ -227,7 +231,7 @@ def test_more_than_there_is_is_an_error_and_not_a_wait(machine, monkeypatch):
     [
         pytest.param({"CUDA_VISIBLE_DEVICES": ""}, 1, id="no device"),
         pytest.param({"CUDA_VISIBLE_DEVICES": "-1"}, 1, id="all hidden"),
-        pytest.param({"COPPICE_GPUS_GIVEN": "1"}, 1, id="given by a scheduler"),
+        pytest.param({"COPPICE_GPUS_GIVEN": "1"}, 2, id="given by a scheduler"),
         pytest.param({}, 0, id="none asked for"),
     ],
 )
@@ -248,16 +252,43 @@ def test_an_interactive_allocation_is_shared_out(machine, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-def test_a_training_is_told_to_stop_ahead_of_a_schedulers_time_limit(machine, monkeypatch):
+def test_a_group_that_was_given_several_devices_shares_them_out(machine, monkeypatch):
+    """A scheduler gives a group of jobs what they ask for together, and each job all of it to see."""
     monkeypatch.setenv("COPPICE_GPUS_GIVEN", "1")
+    with another(1) as first, another(1) as second:
+        assert {first[0].name, second[0].name} == {"0", "1"}
+
+
+def test_a_training_is_told_to_stop_ahead_of_a_schedulers_time_limit(machine, monkeypatch):
+    """Counted from the start of the scheduler's job, some of which goes by before a training begins."""
+    monkeypatch.setenv(jobs.STARTED, str(time.time() - 43.5))
     told = []
     before = signal.signal(signal.SIGTERM, lambda *arguments: told.append(time.monotonic()))
     try:
         started = time.monotonic()
-        jobs.stop_in_time({"runtime": 1}, ahead=58.5)
+        jobs.stop_in_time({"runtime": 1})
         time.sleep(0.5)
         assert not told
         time.sleep(1.5)
         assert len(told) == 1 and 1.4 < told[0] - started < 1.9
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "waited", "expected"),
+    [
+        pytest.param(600, 20, 36000 - 120 - 20, id="two minutes ahead"),
+        pytest.param(4, 20, 180 - 20, id="a quarter of a short limit"),
+        pytest.param(600, 3000, 36000 - 120, id="after other jobs of its group"),
+        pytest.param(0, 20, None, id="no limit"),
+        pytest.param(600, None, None, id="no scheduler"),
+    ],
+)
+def test_when_a_training_is_told_to_stop(monkeypatch, minutes, waited, expected):
+    timers = []
+    monkeypatch.setattr(jobs.threading, "Timer", lambda seconds, *call: timers.append(seconds) or mock.Mock())
+    if waited is not None:
+        monkeypatch.setenv(jobs.STARTED, str(time.time() - waited))
+    jobs.stop_in_time({"runtime": minutes})
+    assert timers == ([] if expected is None else [pytest.approx(expected, abs=1)])

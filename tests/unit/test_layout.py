@@ -15,6 +15,7 @@ STOREYS = [
         "checkpoint_files",
         "models",
         "data",
+        "hub",
         "miniature",
         "statistics",
         "output_layer",
@@ -30,6 +31,7 @@ STOREYS = [
         "plotting",
         "prompts",
         "estimates",
+        "sizing",
     },
     {
         "ablation",
@@ -99,6 +101,13 @@ def imported(tree, parts):
                 yield from (name for name in names if not name.startswith("__"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "coppice":
             yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+
+
+def test_partitions_and_accounts_stand_in_the_profile_alone():
+    files = [path for path in (ROOT / "workflow").rglob("*") if path.suffix in (".py", ".smk", ".yaml")]
+    assert not [
+        path for path in [*files, *ROOT.glob("config/*.yaml")] if re.search("slurm_|partition:", path.read_text())
+    ]
 
 
 def test_every_rule_file_opens_with_its_contract():

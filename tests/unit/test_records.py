@@ -65,3 +65,17 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     first = fingerprints.file_digest(path)
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
     assert fingerprints.file_digest(path) == first
+
+
+def test_gathered_files_change_with_their_contents_alone(tmp_path):
+    first, second, gathered = (tmp_path / name for name in ("a.json", "b.json", "gathered.json"))
+    for file in (first, second):
+        file.write_text("{}")
+    fingerprints.gather([first, second], gathered)
+    before = gathered.read_bytes()
+    first.touch()
+    fingerprints.gather([first, second], gathered)
+    assert gathered.read_bytes() == before
+    second.write_text("[]")
+    fingerprints.gather([first, second], gathered)
+    assert gathered.read_bytes() != before

@@ -6,7 +6,7 @@ import math
 import pandas
 import pytest
 
-from coppice import candidates, fronts, records, selection
+from coppice import candidates, fingerprints, fronts, records, selection
 from coppice.errors import CheckpointError, CoppiceError
 from coppice.selection import criteria, margins
 
@@ -85,8 +85,9 @@ def evaluated(folder, right, losses):
     frame = pandas.DataFrame({"doc_id": range(len(right)), "doc_hash": "h", "correct": right})
     (folder / "samples").mkdir(parents=True)
     frame.to_parquet(folder / "samples/piqa.parquet")
+    digest = fingerprints.content_digest(folder / "samples/piqa.parquet")
+    records.write(folder / "evaluation_results.json", {"samples": {"piqa": digest}})
     windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
-    records.write(folder / "evaluation_results.json", {})
     records.write(folder / "ppl_results.json", {"perplexity": {"wikitext2": {"window_losses": windows}}})
     return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
 

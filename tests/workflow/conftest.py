@@ -1,5 +1,7 @@
 """Fixtures that run the workflow for real, in copies of the tree, with no network and no GPU."""
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 SHIPPED = ("Snakefile", "workflow", "config", "profiles", "envs")
+
+# What no file may hold: recognisable secrets in the environment of every run
+SECRETS = {"HF_TOKEN": "hf_PlantedTokenOfTheTests", "WANDB_API_KEY": "5ec2e7" * 6 + "cafe"}
+OFF = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # the workflow has to see to it by itself
 
 # A study that ends in a minute: one model, trained and tuned for a few steps, on a few items a task.
 SMALL = {
@@ -29,27 +36,69 @@ def pytest_collection_modifyitems(items):
             item.add_marker("workflow")
 
 
+@functools.cache
+def may_be_alone():
+    """Whether a process without any network but its own loopback device can be made here."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(alone("true"), capture_output=True, check=False).returncode == 0
+
+
+def alone(*command):
+    """`command` in a network of its own."""
+    return ["unshare", "-rn", sys.executable, str(HERE / "alone.py"), *command]
+
+
 @dataclass
 class Checkout:
-    """A copy of the workflow in a folder of its own, and a way to run snakemake there as a user would."""
+    """A copy of the workflow in a folder of its own, and a way to run snakemake there as a user would.
+
+    No run may look up or connect to anything outside this machine; `watched` tells of every Python process of the runs.
+    """
 
     folder: Path
 
-    def snakemake(self, *arguments, config=None, timeout=1500, cwd=None):
-        """Run snakemake; `config` becomes `--config key=value` words. Its output, errors too, is in `stdout`."""
+    @property
+    def watch(self):
+        """The file in which processes note what they do; see watch/sitecustomize.py."""
+        return self.folder.with_name(f"{self.folder.name}.watch")
+
+    def watched(self, kind):
+        """[(what, command line)] of the notes of one kind: started, outside, hub."""
+        if not self.watch.exists():
+            return []
+        notes = map(json.loads, self.watch.read_text().splitlines())
+        return [(what, " ".join(command)) for found, what, command in notes if found == kind]
+
+    def environment(self):
+        """What runs see: no switch of the hub, secrets, and the watch in every Python process."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", *OFF)}
+        places = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(HERE / "watch")}
+        paths = {name: os.pathsep.join(filter(None, [first, kept.get(name)])) for name, first in places.items()}
+        return kept | SECRETS | paths | {"COPPICE_TEST_WATCH": str(self.watch)}
+
+    def snakemake(self, *arguments, config=None, timeout=1500, cwd=None, apart=False):
+        """Run snakemake; `config` becomes `--config key=value` words. Its output, errors too, is in `stdout`.
+
+        apart: without a network, where that can be had.
+        """
         words = ["--config", *(f"{key}={value}" for key, value in config.items())] if config else []
         command = [str(Path(sys.executable).parent / "snakemake"), *arguments, *words]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} | {"HF_HUB_OFFLINE": "1"}
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        return subprocess.run(
-            command,
+        done = subprocess.run(
+            alone(*command) if apart and may_be_alone() else command,
             cwd=cwd or self.folder,
-            env=environment,
+            env=self.environment(),
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,
         )
+        assert not self.watched("outside")
+        return done
+
+    def shell(self, command):
+        """Run a shell command as a user would in the folder; the test fails where it does."""
+        subprocess.run(command, shell=True, cwd=self.folder, env=self.environment(), check=True)
 
     def run(self, *arguments, **options):
         """The same, and the test fails with Snakemake's words where it does not end well."""
@@ -79,5 +128,5 @@ def new_checkout(tmp_path_factory):
 def small_study(new_checkout):
     """The small study, run to its end once for all tests that look at it or change it back."""
     checkout = new_checkout("small")
-    checkout.run("--cores", "2", config=SMALL)
+    checkout.run("--cores", "2", config=SMALL, apart=True)
     return checkout

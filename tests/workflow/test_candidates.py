@@ -167,7 +167,8 @@ def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
         "select": "{configs: {best_ppl: {metric: ppl.wikitext2, mode: min}}}",
     }
     planned = jobs(own.run("select", "-n", config=config))
-    assert set(planned) == {"import_candidate", "select_best", "summarize_selection", "select"}
+    choosing = {"gather_candidates", "select_best", "summarize_selection", "select"}
+    assert set(planned) == {"import_candidate", *choosing}
     own.run("select", "--cores", "2", config=config)
     chosen = {
         name: read(own, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]
@@ -206,13 +207,15 @@ def test_two_configs_with_one_candidate_train_and_evaluate_it_once(searched):
     assert "the same candidate as best_acc" in (searched.folder / "results/for_finetuning/SUMMARY.md").read_text()
 
 
-def test_a_result_that_is_taken_over_holds_no_gpu(searched):
+def test_a_result_that_is_taken_over_holds_no_gpu_of_any_kind(searched):
     again = ("--forcerun", "finetune_lora", "evaluate_finetuned")
-    planned = searched.run("-n", *again, config=searched.config).stdout.split("rule ")
+    kind = "{finetune: {gpu_model: h100, gpu_mem_mb: 900}, evaluate: {gpu_model: h100, gpu_mem_mb: 900}}"
+    planned = searched.run("-n", *again, config=searched.config | {"resources_per_job": kind}).stdout.split("rule ")
     held = [job for job in planned if job.startswith(("finetune_lora", "evaluate_finetuned"))]
     assert len(held) == 4
     for job in held:
         assert ("gpu=0" in job) == ("config=again" in job), job
+        assert ("gpu_model=h100" in job) == ("gpu_mem_mb=900" in job) == ("config=again" not in job), job
 
 
 def test_a_run_of_the_second_config_alone_leaves_what_it_took_over(searched):

@@ -133,6 +133,17 @@ def ablation_datasets(wildcards):
     )
 
 
+def asked_by_arm(key):
+    """What an arm asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`."""
+
+    def resource(wildcards, attempt):
+        on_gpu = computes_on_gpu()
+        need = sizes.arm(wildcards.ablation, wildcards.arm, on_gpu)
+        return sizes.granted("finetune", need, attempt, on_gpu, largest_gpu())[key]
+
+    return resource
+
+
 rule ablation:
     input:
         expand(f"{ABLATION}/ablation_report.html", ablation=study.ablations),
@@ -169,9 +180,13 @@ rule ablation_arm:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        **memory_of_gpu("finetune"),
-        gpu=study.resources_per_job["finetune"]["gpu"],
+        gpu=gpu_count("finetune"),
+        gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
+        mem_mb=asked_by_arm("mem_mb"),
+        gpu_mem_mb=asked_by_arm("gpu_mem_mb"),
+        disk_mb=asked_by_arm("disk_mb"),
+        runtime=asked_by_arm("runtime"),
     params:
         plan=ablation_plan,
         member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],

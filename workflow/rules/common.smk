@@ -5,29 +5,33 @@ one in a group) trusts it.
 """
 
 import functools
+import gc
+import inspect
 import os
 import re
 import sys
 from pathlib import Path
 
+import smart_open
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from coppice import (
-    estimates,
     gpus,
     jobs,
     miniature,
-    planning,
     reporting,
     selection,
     settings,
+    sizing,
 )
 from coppice.errors import CoppiceError
 
 jobs.run_from(SCRIPTS)
+if workflow.is_main_process:
+    jobs.begin_run()
 try:
     study = settings.load(config, workflow.configfiles)
     # Snakemake knows its targets only after parsing; what on the command line is no target is ignored
@@ -37,6 +41,28 @@ except CoppiceError as error:
 
 # no parameters of rules: no result depends on them
 gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
+if workflow.remote_exec:
+    jobs.note_start()
+
+sizes = sizing.Sizes(study)
+
+# For the sake of studies of ten thousand jobs: a third of the time that they take to plan
+gc.set_threshold(100_000, 50, 100)
+# asked four times a job where its script lies, and a class built for every answer
+smart_open.parse_uri = functools.cache(smart_open.parse_uri)
+
+
+def signed(function):
+    """`function` of wildcards with its signature at hand: Snakemake looks that up three times a job."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def of_model(value):
+    """An input or parameter that is `value(model)`: worked out once a model, not once a job."""
+    once = functools.cache(value)
+    return signed(lambda wildcards: once(wildcards.model))
+
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -55,6 +81,10 @@ REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
 GRID = f"{RESULTS}/candidates/{{model}}/grid.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
+# What many jobs rest on, as one input in place of dozens: digests of the files that `gather_files` was given
+GATHERED = f"{RESULTS}/.gathered"
+ROWS = f"{GATHERED}/{{purpose}}.json"
+POOL = f"{GATHERED}/candidates/{{model}}.json"
 
 
 wildcard_constraints:
@@ -107,10 +137,16 @@ def model_record(model):
 def config_files():
     """model -> the configuration of each active model that is not made here: known before its weights are."""
     return {
-        model: planning.config_file(study, model)
+        model: sizing.config_file(study, model)
         for model in study.active_models()
         if study.models[model]["source"]["kind"] != "miniature"
     }
+
+
+def checked_grid(model):
+    """The record that the model takes its grid, where that is checked; a point that is added makes no other candidate
+    anew."""
+    return ancient(GRID.format(model=model)) if model in config_files() else []
 
 
 def hub_configs():
@@ -125,55 +161,90 @@ def hub_configs():
 
 
 def loading(model):
-    """How a model and all its pruned forms are loaded, as a rule parameter."""
+    """How a model and all its pruned forms are loaded."""
     return {
         key: study.models[model][key]
         for key in ("dtype", "quantize", "trust_remote_code", "device_map")
     }
 
 
+def on_a_cluster():
+    """Whether other machines run the jobs. Of a dry run's executor no more is known than that it wants threads."""
+    intended = workflow.dryrun and workflow.execution_settings.use_threads
+    return bool(intended or not workflow.local_exec)
+
+
 @functools.cache
-def parameters(model):
-    """The number of a model's parameters: as configured, else from its configuration once that is here, else 10^9."""
-    given = study.models[model]["parameters"]
-    shape = None if given else estimates.shape_of(planning.config_file(study, model))
-    return given or (shape.parameters if shape else 10**9)
+def computes_on_gpu():
+    """Whether jobs that ask for a GPU will have one: asked when the first job is sized."""
+    return gpus.present() or on_a_cluster()
 
 
-def memory(stage):
-    """Host memory in MB of a job of `stage`: as configured, else by the model's size, half as much again a retry."""
-
-    def mem_mb(wildcards, attempt):
-        given = study.resources_per_job[stage]["mem_mb"]
-        return int(
-            (given or 4000 + 3 * parameters(wildcards.model) / 10**6)
-            * (1 + 0.5 * (attempt - 1))
-        )
-
-    return mem_mb
+@functools.cache
+def largest_gpu():
+    """MB of the largest GPU here, where jobs share them."""
+    shared = study.config["gpus"]["share"] and not on_a_cluster()
+    return gpus.largest() if shared else None
 
 
-def runtime(stage):
-    """Minutes of a job of `stage`: as configured, else by the model's size, twice as many a retry."""
-    minutes = {"finetune": 60, "evaluate": 30, "prune": 20}[stage]
+def asked(job, key):
+    """What a job asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`: see `sizing`. Known for certain once the
+    model's configuration is here, which Snakemake asks for again before the job starts.
+    """
 
-    def runtime_minutes(wildcards, attempt):
-        given = study.resources_per_job[stage]["runtime"]
-        size = parameters(wildcards.model)
-        return int((given or minutes * (1 + size / 10**9)) * attempt)
+    def resource(wildcards, input, attempt):
+        return sizes.asked(
+            job,
+            wildcards.model,
+            attempt,
+            on_gpu=computes_on_gpu(),
+            candidate=wildcards.get("candidate"),
+            taken_over=takes_over(input),
+            largest=largest_gpu(),
+        )[key]
 
-    return runtime_minutes
+    return resource
+
+
+def weights_on_disk(wildcards):
+    """MB that fetching a model writes."""
+    if study.models[wildcards.model]["source"]["kind"] != "hub":
+        return sizing.SPARE_DISK // sizing.MB
+    return sizes.fetched(wildcards.model) // sizing.MB
+
+
+def takes_over(input):
+    """Whether a job only takes over the results of another config. Before all configs have chosen, Snakemake has the
+    choice that is waited for in the place of those results: then nothing is said yet.
+    """
+    twin = input.get("twin", [])
+    paths = [twin] if isinstance(twin, str) else twin
+    return any(Path(path).name != Path(SELECTION).name for path in paths)
 
 
 def gpu_count(stage):
     """GPUs of a job of `stage`: none where it takes over the results of another config."""
 
     def gpu(wildcards, input):
-        return (
-            0 if list(input.get("twin", [])) else study.resources_per_job[stage]["gpu"]
-        )
+        return 0 if takes_over(input) else study.resources_per_job[stage]["gpu"]
 
     return gpu
+
+
+def gpu_model(stage):
+    """The kind of GPU that a job of `stage` asks a cluster for; nothing where it takes none."""
+    count = gpu_count(stage)
+
+    def model(wildcards, input):
+        wanted = study.resources_per_job[stage]["gpu_model"]
+        return wanted if count(wildcards, input) else None
+
+    return model
+
+
+def prompt(model):
+    """The form in which a model is asked."""
+    return study.models[model]["prompt"]
 
 
 def training_processes(model):
@@ -227,7 +298,7 @@ def of_twin(record):
             return []
         return [record.format(**dict(wildcards.items()) | {"config": owner})]
 
-    return inputs
+    return signed(inputs)
 
 
 def released():
@@ -235,14 +306,8 @@ def released():
     return expand(RELEASED, model=study.active_models()) if RELEASES else []
 
 
-def memory_of_gpu(stage):
-    """GPU memory in MB that a job of `stage` will use, where it is said; a job without shares no device."""
-    wanted = study.resources_per_job[stage]["gpu_mem_mb"]
-    return {} if wanted is None else {"gpu_mem_mb": wanted}
-
-
 def status(stage, *key):
-    """The status file of a job."""
+    """The status file of a job; wildcards in it are filled in as in any parameter."""
     name = ".".join(filter(None, key)).replace(os.sep, "")
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
@@ -250,6 +315,16 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+# Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
+# pruned models (0) fill the gaps
+PRIORITY = {
+    "choice": 90,
+    "build": 80,
+    "finetune": 60,
+    "score": 50,
+    "prune": 40,
+    "finetuned": 30,
+}
 RELEASES = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
     and study.active_configs() == list(study.configs)
@@ -329,6 +404,7 @@ def miniature_parents(name):
     return [base, dataset_record(study.training_datasets()[0])]
 
 
+@functools.cache
 def folders(model):
     """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
     return {
@@ -354,6 +430,7 @@ def produced(pattern):
     ]
 
 
+@signed
 def job_candidates(wildcards):
     """name -> grid point or table row of the candidates that one job makes or scores."""
     every = study.candidates(wildcards.model)
@@ -361,16 +438,15 @@ def job_candidates(wildcards):
 
 
 def candidate_records(model):
-    """All records that a choice among a model's candidates rests on."""
-    return [path for paths in folders(model).values() for path in paths if path]
+    """The last record of each of a model's candidates: its scores, which its pruning precedes, where it has any."""
+    return [scores or pruning for pruning, scores in folders(model).values()]
 
 
 def evaluated(folder):
-    """The three kinds of output of an evaluation into `folder`."""
+    """The records of an evaluation into `folder`; its samples are named in the first, with their digests."""
     return {
         "evaluation": f"{folder}/evaluation_results.json",
         "perplexity": f"{folder}/ppl_results.json",
-        "samples": [f"{folder}/samples/{task}.parquet" for task in TASKS],
     }
 
 
@@ -384,7 +460,13 @@ def introduction():
         f"  models: {', '.join(models)}; configs: {', '.join(configs)}",
         "  jobs per stage: the table of job stats above",
     ]
-    return "\n".join([*lines, *(f"  note: {notice}" for notice in study.notices)])
+    notices = list(study.notices)
+    if unknown := sizes.unknown():
+        notices.append(
+            f"the size of {', '.join(unknown)} is not known before it is fetched; until then its jobs ask for memory and "
+            "time as of 10^9 parameters (or set models.X.parameters)"
+        )
+    return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
 
 
 def tell(*words):

@@ -12,9 +12,9 @@ rule compare:
 
 rule compare_stages:
     input:
-        **{f"dense_{kind}": paths for kind, paths in evaluated(DENSE).items()},
-        **{f"pruned_{kind}": paths for kind, paths in evaluated(PRUNED).items()},
-        **{f"finetuned_{kind}": paths for kind, paths in evaluated(REPORTED).items()},
+        dense=f"{DENSE}/evaluation_results.json",
+        pruned=f"{PRUNED}/evaluation_results.json",
+        finetuned=f"{REPORTED}/evaluation_results.json",
         selection=SELECTION,
         finetuning=f"{FINETUNED}/finetuning_config.json",
         seeds=[
@@ -36,7 +36,7 @@ rule compare_stages:
     params:
         seed=study.seed,
         seeds=study.training_seeds(),
-        status=lambda wildcards: status("compare", wildcards.model, wildcards.config),
+        status=status("compare", "{model}", "{config}"),
         protocol=1,
     script:
         "../scripts/compare_stages.py"

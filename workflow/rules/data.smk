@@ -1,7 +1,8 @@
 """Models and datasets, each brought to one form under `resources`.
 
 Takes hub ids, local folders or `miniature/...` names; gives a `model.json` a model and a `dataset.json` a dataset,
-beside the files. The fetch rules are the only ones that ever touch the network.
+beside the files. The fetch rules are the only ones that ever touch the network. `gather_rows` names the records of all
+data sets of an evaluation in one file, so that ten thousand jobs have one input for them and not ten.
 """
 
 
@@ -10,6 +11,7 @@ localrules:
     fetch_dataset,
     fetch_config,
     fetch,
+    gather_rows,
 
 
 rule fetch:
@@ -29,6 +31,8 @@ rule fetch_model:
         f"{LOGS}/data/fetch_model.{{model}}.log",
     conda:
         "../../envs/coppice.yaml"
+    resources:
+        disk_mb=weights_on_disk,
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
@@ -76,6 +80,25 @@ rule fetch_dataset:
         "../scripts/fetch_dataset.py"
 
 
+rule gather_rows:
+    input:
+        lambda wildcards: dataset_records(
+            EVALUATED if wildcards.purpose == "report" else scored_datasets()
+        ),
+        own_tasks(),
+    output:
+        ROWS,
+    log:
+        f"{LOGS}/data/gather_rows.{{purpose}}.log",
+    wildcard_constraints:
+        purpose="report|selection",
+    priority: PRIORITY["choice"]
+    conda:
+        "../../envs/coppice.yaml"
+    script:
+        "../scripts/gather_files.py"
+
+
 rule build_miniature_world:
     output:
         expand(
@@ -107,6 +130,7 @@ rule build_miniature_model:
         f"{LOGS}/data/build_miniature_model.{{miniature}}.benchmark.tsv"
     wildcard_constraints:
         miniature=r"(llama|qwen|mistral)(-instruct)?",
+    priority: PRIORITY["build"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["build"]

@@ -1,8 +1,9 @@
 """Evaluation of dense, pruned and finetuned models, by one script with the same settings.
 
 Takes a model's record, a selection or a finetuning, and the report rows of every dataset; gives in
-`{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json`, `ppl_results.json`, `samples/{task}.parquet`.
-Beside them, undeclared, `.parts/`: what is finished of an evaluation, by which a killed or extended one goes on.
+`{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json` and `ppl_results.json`. Beside them,
+undeclared, `samples/{task}.parquet`, whose digests the first has and every reader checks, and `.parts/`: what is
+finished of an evaluation, by which a killed or extended one goes on.
 """
 
 
@@ -16,9 +17,8 @@ rule evaluate:
 
 rule evaluate_dense:
     input:
-        model=lambda wildcards: model_record(wildcards.model),
-        datasets=dataset_records(EVALUATED),
-        definitions=own_tasks(),
+        model=of_model(model_record),
+        rows=ROWS.format(purpose="report"),
     output:
         **evaluated(DENSE),
     log:
@@ -29,19 +29,21 @@ rule evaluate_dense:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        **memory_of_gpu("evaluate"),
         gpu=gpu_count("evaluate"),
+        gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
-        mem_mb=memory("evaluate"),
-        runtime=runtime("evaluate"),
+        mem_mb=asked("evaluate", "mem_mb"),
+        gpu_mem_mb=asked("evaluate", "gpu_mem_mb"),
+        disk_mb=asked("evaluate", "disk_mb"),
+        runtime=asked("evaluate", "runtime"),
     params:
         stage="dense",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=lambda wildcards: loading(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
-        status=lambda wildcards: status("evaluate", "dense", wildcards.model),
+        status=status("evaluate", "dense", "{model}"),
         protocol=2,
     script:
         "../scripts/evaluate_model.py"
@@ -49,10 +51,9 @@ rule evaluate_dense:
 
 use rule evaluate_dense as evaluate_pruned with:
     input:
-        dense=lambda wildcards: model_record(wildcards.model),
+        dense=of_model(model_record),
         selection=SELECTION,
-        datasets=dataset_records(EVALUATED),
-        definitions=own_tasks(),
+        rows=ROWS.format(purpose="report"),
         twin=of_twin(f"{PRUNED}/evaluation_results.json"),
     output:
         **evaluated(PRUNED),
@@ -64,23 +65,20 @@ use rule evaluate_dense as evaluate_pruned with:
         stage="pruned",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=lambda wildcards: loading(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
-        status=lambda wildcards: status(
-            "evaluate", "pruned", wildcards.model, wildcards.config
-        ),
+        status=status("evaluate", "pruned", "{model}", "{config}"),
         protocol=2,
 
 
 use rule evaluate_dense as evaluate_finetuned with:
     input:
-        dense=lambda wildcards: model_record(wildcards.model),
+        dense=of_model(model_record),
         selection=SELECTION,
         adapter=f"{SEEDED}/adapter_model.safetensors",
         record=f"{SEEDED}/finetuning_config.json",
-        datasets=dataset_records(EVALUATED),
-        definitions=own_tasks(),
+        rows=ROWS.format(purpose="report"),
         twin=of_twin(f"{REPORTED_SEED}/evaluation_results.json"),
     output:
         **evaluated(REPORTED_SEED),
@@ -88,12 +86,13 @@ use rule evaluate_dense as evaluate_finetuned with:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.log",
     benchmark:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+    priority: PRIORITY["finetuned"]
     params:
         stage="finetuned",
         settings=study.evaluate,
         datasets=by_name(EVALUATED),
-        loading=lambda wildcards: loading(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
+        loading=of_model(loading),
+        prompt=of_model(prompt),
         seed=study.seed,
-        status=lambda wildcards: status("evaluate", "finetuned", *wildcards),
+        status=signed(lambda wildcards: status("evaluate", "finetuned", *wildcards)),
         protocol=2,

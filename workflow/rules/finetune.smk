@@ -28,23 +28,26 @@ rule finetune_lora:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.log",
     benchmark:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+    priority: PRIORITY["finetune"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        **memory_of_gpu("finetune"),
         gpu=gpu_count("finetune"),
+        gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
-        mem_mb=memory("finetune"),
-        runtime=runtime("finetune"),
+        mem_mb=asked("finetune", "mem_mb"),
+        gpu_mem_mb=asked("finetune", "gpu_mem_mb"),
+        disk_mb=asked("finetune", "disk_mb"),
+        runtime=asked("finetune", "runtime"),
     params:
         settings=study.finetune | {"seeds": None},
         datasets=by_name(study.training_datasets()),
-        processes=lambda wildcards: training_processes(wildcards.model),
-        prompt=lambda wildcards: study.models[wildcards.model]["prompt"],
-        loading=lambda wildcards: loading(wildcards.model),
+        processes=of_model(training_processes),
+        prompt=of_model(prompt),
+        loading=of_model(loading),
         seed=lambda wildcards: study.seed_in(wildcards.seeded),
-        status=lambda wildcards: status("finetune", *wildcards),
+        status=signed(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
         "../scripts/finetune_lora.py"

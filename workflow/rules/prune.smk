@@ -39,35 +39,34 @@ if study.config["candidates"]["table"] is None:
 
     rule prune_candidate:
         input:
-            model=lambda wildcards: model_record(wildcards.model),
+            model=of_model(model_record),
             calibration=dataset_record(study.calibration["dataset"]),
             # a point that is added makes no other candidate anew
-            grid=lambda wildcards: (
-                ancient(GRID.format(model=wildcards.model))
-                if wildcards.model in config_files()
-                else []
-            ),
+            grid=of_model(checked_grid),
         output:
             produced(CANDIDATE),
         log:
             f"{LOGS}/prune/{CANDIDATE_JOB}.log",
         benchmark:
             f"{LOGS}/prune/{CANDIDATE_JOB}.benchmark.tsv"
+        priority: PRIORITY["prune"]
         conda:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
         resources:
-            **memory_of_gpu("prune"),
             gpu=gpu_count("prune"),
+            gpu_model=gpu_model("prune"),
             cpus_per_task=study.threads_per_job["prune"],
-            mem_mb=memory("prune"),
-            runtime=runtime("prune"),
+            mem_mb=asked("prune", "mem_mb"),
+            gpu_mem_mb=asked("prune", "gpu_mem_mb"),
+            disk_mb=asked("prune", "disk_mb"),
+            runtime=asked("prune", "runtime"),
         params:
             candidates=job_candidates,
             calibration=study.calibration,
-            loading=lambda wildcards: loading(wildcards.model),
+            loading=of_model(loading),
             seed=study.seed,
-            status=lambda wildcards: status("prune", *wildcards),
+            status=status("prune", CANDIDATE_JOB),
             protocol=1,
         script:
             "../scripts/prune_candidate.py"
@@ -85,9 +84,7 @@ else:
             "../../envs/coppice.yaml"
         params:
             row=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
-            status=lambda wildcards: status(
-                "prune", wildcards.model, wildcards.candidate
-            ),
+            status=status("prune", CANDIDATE_JOB),
             protocol=1,
         script:
             "../scripts/import_candidate.py"

@@ -1,11 +1,16 @@
 """The choice: candidates are scored on rows that the reports never use, and each config picks its best.
 
 Takes the candidates' records; gives `candidate_evaluation/{model}/{candidate}/evaluation_results.json` for those
-without numbers of their own, `for_finetuning/{model}/{config}/` (`selection_info.json` and the linked checkpoint),
-`candidates.tsv` and `for_finetuning/SUMMARY.md` with its figures. The choice is a checkpoint of the workflow: where two
+without numbers of their own (beside it, undeclared, losses and samples), `for_finetuning/{model}/{config}/`
+(`selection_info.json` and the linked checkpoint), `candidates.tsv` and `for_finetuning/SUMMARY.md` with its figures;
+`gather_candidates` makes one input of a model's records for all that choose among them. The choice is a checkpoint of the workflow: where two
 configs choose the same candidate, what follows is done once. With `candidates.keep: selected` the weights of the others
 go at last; `candidates/{model}/released.json` says which.
 """
+
+
+localrules:
+    gather_candidates,
 
 
 rule select:
@@ -19,57 +24,68 @@ rule select:
 rule score_candidate:
     input:
         pruning=produced(CANDIDATE),
-        datasets=dataset_records(scored_datasets()),
-        definitions=own_tasks(),
+        rows=ROWS.format(purpose="selection"),
     output:
-        evaluation=produced(f"{SCORED}/evaluation_results.json"),
-        perplexity=produced(f"{SCORED}/ppl_results.json"),
-        samples=[
-            path
-            for task in TASKS
-            for path in produced(f"{SCORED}/samples/{task}.parquet")
-        ],
+        produced(f"{SCORED}/evaluation_results.json"),
     log:
         f"{LOGS}/select/score.{CANDIDATE_JOB}.log",
     benchmark:
         f"{LOGS}/select/score.{CANDIDATE_JOB}.benchmark.tsv"
+    priority: PRIORITY["score"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        **memory_of_gpu("evaluate"),
         gpu=gpu_count("evaluate"),
+        gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
-        mem_mb=memory("evaluate"),
-        runtime=runtime("evaluate"),
+        mem_mb=asked("score", "mem_mb"),
+        gpu_mem_mb=asked("score", "gpu_mem_mb"),
+        disk_mb=asked("score", "disk_mb"),
+        runtime=asked("score", "runtime"),
     params:
         settings=scoring_settings(),
         datasets=by_name(scored_datasets()),
         purpose=study.select["split"],
-        loading=lambda wildcards: loading(wildcards.model),
+        loading=of_model(loading),
         seed=study.seed,
-        candidates=lambda wildcards: list(job_candidates(wildcards)),
-        status=lambda wildcards: status("select", *wildcards),
+        candidates=signed(lambda wildcards: list(job_candidates(wildcards))),
+        status=status("select", CANDIDATE_JOB),
         protocol=1,
     script:
         "../scripts/score_candidate.py"
 
 
+rule gather_candidates:
+    input:
+        of_model(candidate_records),
+    output:
+        POOL,
+    log:
+        f"{LOGS}/select/gather.{{model}}.log",
+    priority: PRIORITY["choice"]
+    conda:
+        "../../envs/coppice.yaml"
+    script:
+        "../scripts/gather_files.py"
+
+
 checkpoint select_best:
     input:
-        lambda wildcards: candidate_records(wildcards.model),
+        POOL,
     output:
         SELECTION,
     log:
         f"{LOGS}/select/{{model}}.{{config}}.log",
+    priority: PRIORITY["choice"]
     conda:
         "../../envs/coppice.yaml"
     params:
         criterion=lambda wildcards: study.configs[wildcards.config]
         | {"split": study.select["split"]},
-        folders=lambda wildcards: folders(wildcards.model),
+        folders=of_model(folders),
         seed=study.seed,
-        status=lambda wildcards: status("select", wildcards.model, wildcards.config),
+        status=status("select", "{model}", "{config}"),
         protocol=2,
     script:
         "../scripts/select_best.py"
@@ -77,11 +93,7 @@ checkpoint select_best:
 
 rule summarize_selection:
     input:
-        candidates=[
-            path
-            for model in study.active_models()
-            for path in candidate_records(model)
-        ],
+        candidates=expand(POOL, model=study.active_models()),
         selections=pairs(SELECTION),
     output:
         table=f"{RESULTS}/candidates.tsv",
@@ -112,7 +124,7 @@ rule summarize_selection:
 
 rule release_weights:
     input:
-        candidates=lambda wildcards: candidate_records(wildcards.model),
+        candidates=POOL,
         selections=lambda wildcards: expand(
             SELECTION, model=wildcards.model, config=study.configs
         ),

@@ -8,13 +8,11 @@ model, config = snakemake.wildcards.model, snakemake.wildcards.config
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"compare {model} {config}"):
     from coppice import comparison
 
-    finetuned = Path(snakemake.input.finetuned_evaluation).parent
+    finetuned = Path(snakemake.input.finetuned).parent
     more = [Path(path).parent for path in snakemake.input.seeds]
     comparison.compare(
         identity={"model": model, "config": config},
-        evaluations={
-            stage: Path(snakemake.input[f"{stage}_evaluation"]).parent for stage in ("dense", "pruned", "finetuned")
-        },
+        evaluations={stage: Path(snakemake.input[stage]).parent for stage in ("dense", "pruned", "finetuned")},
         selection=snakemake.input.selection,
         finetuning=snakemake.input.finetuning,
         output={"record": snakemake.output.record, "report": snakemake.output.report},

@@ -2,7 +2,7 @@
 
 from coppice import logs
 
-with logs.job(snakemake.log[0], snakemake.threads):
+with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
     from coppice import fetching
 
     fetching.fetch_config(

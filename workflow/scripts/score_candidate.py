@@ -15,7 +15,7 @@ with jobs.computing(
 ):
     from coppice import candidates, evaluation
 
-    records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output.evaluation, strict=True)
+    records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output, strict=True)
     for name, pruning, scores in records:
         candidates.ensure(Path(pruning).parent)
         evaluation.evaluate(

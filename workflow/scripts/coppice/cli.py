@@ -41,6 +41,10 @@ def _parser():
         help="as for snakemake: laid over config/config.yaml, later ones over earlier ones",
     )
     planned.add_argument(
+        "--config", nargs="+", default=[], metavar="KEY=VALUE", help="as for snakemake: single values, over all files"
+    )
+    planned.add_argument("--cpu", action="store_true", help="for a machine without a GPU")
+    planned.add_argument(
         "--tflops",
         type=_above_zero,
         default=150.0,
@@ -189,13 +193,26 @@ def _study(arguments):
     return configured.pairs(), models, None
 
 
-def _configured(files):
+def _configured(files, words=()):
+    """The study of configuration files and of `KEY=VALUE` words, as Snakemake puts them together."""
     from . import settings
 
     merged = {}
     for file in files:
         _lay_over(merged, settings.configfiles.read(file))
+    _lay_over(merged, _parsed(words))
     return settings.load(merged, files)
+
+
+def _parsed(words):
+    if not words:
+        return {}
+    from snakemake.cli import parse_config
+
+    try:
+        return parse_config(words)
+    except ValueError as error:
+        raise CoppiceError(f"--config {' '.join(words)}: {error}") from error
 
 
 def _lay_over(below, above):
@@ -233,7 +250,8 @@ def _plan(arguments):
     files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
     if not files:
         raise CoppiceError("there is no config/config.yaml here; name the study's with --configfile")
-    shown, lines = planning.table(planning.plan(_configured(files), arguments.tflops), arguments.tflops)
+    study, on_gpu = _configured(files, arguments.config), not arguments.cpu
+    shown, lines = planning.table(planning.plan(study, arguments.tflops, on_gpu), arguments.tflops, on_gpu)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(shown)
     for line in lines:

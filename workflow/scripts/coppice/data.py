@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from . import fingerprints, prompts, records
+from . import fingerprints, hub, prompts, records
 from .errors import DataError
 
 logger = logging.getLogger("coppice.data")
@@ -60,7 +60,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
 
 
 def _public(entry):
-    return {key: entry.get(key) for key in ("path", "name", "revision", "format", "columns")}
+    return {key: entry.get(key) for key in ("path", "name", "revision", "commit", "format", "columns")}
 
 
 def _read(name, entry, split):
@@ -70,14 +70,15 @@ def _read(name, entry, split):
     datasets.disable_progress_bars()
     if not entry.get("format"):
         try:
-            options = {"revision": entry.get("revision"), "split": split} | (entry.get("options") or {})
+            revision = entry.get("commit") or entry.get("revision")
+            options = {"revision": revision} | (entry.get("options") or {}) | {"split": split}
             return datasets.load_dataset(entry["path"], entry.get("name"), **options)
         except ValueError as error:
             if "Unknown split" in str(error):
                 return None
             raise DataError(f"datasets.{name}: {entry['path']} does not load: {error}") from error
-        except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
-            raise DataError(f"datasets.{name}: {entry['path']} cannot be fetched: {error}") from error
+        except Exception as error:  # whatever the library makes of what the hub said
+            raise hub.refusal(f"datasets.{name}", entry["path"], entry.get("revision"), error) from error
     files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
     if not files:
         return None

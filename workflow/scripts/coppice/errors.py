@@ -4,12 +4,17 @@ A `CoppiceError` carries one message that names the file, key or row and says wh
 command line print it without a traceback; anything else that is raised is a defect and keeps its traceback.
 """
 
+import errno
 import re
 from difflib import get_close_matches
 
 from .redaction import redacted
 
 LONGEST = 2000  # characters of a message; what is left out of a longer one is its middle
+# What no other attempt finds otherwise, of all that an operating system answers
+PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+# How torch speaks of memory and devices that gave out
+DEVICE_FAILED = ("out of memory", "can't allocate memory", "CUDA error", "CUBLAS_STATUS", "NCCL error")
 
 
 class CoppiceError(Exception):
@@ -19,6 +24,10 @@ class CoppiceError(Exception):
         """One line that any terminal can show, without secrets, whatever was quoted in the message."""
         text = redacted(printable(super().__str__()))
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+
+
+class TransientError(CoppiceError):
+    """Memory, time, a device or the network gave out: another attempt may end well, with more of it or by itself."""
 
 
 class SettingsError(CoppiceError):
@@ -46,3 +55,28 @@ def printable(text):
     """
     line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
     return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)
+
+
+def is_final(error):
+    """Whether another attempt at the same job would fail alike.
+
+    So does what the user can mend, unless memory, time, a disk, a device or the network was behind it. Of what nobody
+    foresaw that is not known.
+    """
+    return isinstance(error, CoppiceError) and not any(map(_may_pass, _with_causes(error)))
+
+
+def _with_causes(error):
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return seen
+
+
+def _may_pass(error):
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in PERMANENT
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in DEVICE_FAILED)
+    return isinstance(error, MemoryError | TransientError)

@@ -1,47 +1,53 @@
 """The fetch rules: the only part of the study that touches the network.
 
 Models come as whole snapshots under `resources/models/{model}/snapshot`, datasets as parquet beside their record; a
-local folder is registered as it stands, never copied or written to.
+local folder is registered as it stands, never copied or written to. What comes from the hub is of one commit, which is
+looked up once and recorded with the digests of its files (see `hub`).
 """
 
 import logging
-from contextlib import contextmanager
 from pathlib import Path
 
-from . import checkpoint_files, data, fingerprints, models, records
-from .errors import CheckpointError, CoppiceError
+from . import checkpoint_files, data, fingerprints, hub, models, records
+from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.fetching")
 
-# Weights of other frameworks, and pickles beside safetensors, are not fetched.
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
-
 
 def fetch_model(name, source, revision, record):
-    """Fetch or register the model `source` ({kind, path}) and write `record`: {model, path, fingerprint, ...}."""
+    """Fetch or register the model `source` ({kind, path}) and write `record`: {model, path, fingerprint, ...}.
+
+    From the hub also the commit and the SHA-256 of each file.
+    """
+    facts = {"model": name, "source": source, "revision": revision}
     if source["kind"] == "hub":
-        folder = _download(name, source["path"], revision, Path(record).parent / "snapshot")
+        folder = Path(record).parent / "snapshot"
+        pinned = hub.pin(f"models.{name}", "model", source["path"], revision, folder.parent)
+        hub.check_loadable(f"models.{name}", pinned)
+        hub.clear(pinned, folder)
+        hub.download(f"models.{name}", pinned, folder)
+        facts["commit"] = pinned["commit"]
+        facts["files"] = {path: fingerprints.file_digest(folder / path) for path in sorted(pinned["files"])}
     else:
         folder = Path(source["path"])
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
     checkpoint_files.check(folder)
     checkpoint_files.check_tokenizer(folder)
-    facts = {"model": name, "source": source, "revision": revision, "path": str(folder)}
-    facts |= {"parameters": models.count_parameters(folder)}  # which also finds what a .bin file cannot be read as
+    facts["path"] = str(folder)
+    facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
     records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
 
 
 def fetch_config(name, source, revision, output):
     """Download the configuration of the hub's model `source` ({kind, path}) to `output`, or copy its snapshot's."""
-    from huggingface_hub import hf_hub_download
-
     folder = Path(output).parent
     if _is_snapshot_of(folder, source, revision):
         records.copy(folder / "snapshot/config.json", output)
         return
-    with _in_words(name, source["path"]):
-        hf_hub_download(source["path"], "config.json", revision=revision, local_dir=folder)
+    pinned = hub.pin(f"models.{name}", "model", source["path"], revision, folder)
+    hub.check_loadable(f"models.{name}", pinned)
+    hub.download(f"models.{name}", pinned, folder, only=["config.json"])
 
 
 def _is_snapshot_of(folder, source, revision):
@@ -52,35 +58,6 @@ def _is_snapshot_of(folder, source, revision):
         return False
     same = (record["source"], record["revision"]) == (source, revision)
     return same and (folder / "snapshot/config.json").is_file()
-
-
-def _download(name, repository, revision, folder):
-    """Download a snapshot, resuming what an earlier call left; returns its folder."""
-    from huggingface_hub import snapshot_download
-
-    with _in_words(name, repository):
-        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
-    return folder
-
-
-@contextmanager
-def _in_words(name, repository):
-    """What the hub answers, as errors that say what to do."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        yield
-    except GatedRepoError as error:
-        raise CoppiceError(
-            f"models.{name}.base: {repository} is gated: ask for access on its page, then log in with "
-            "`hf auth login` or set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CoppiceError(
-            f"models.{name}.base: the hub has no {repository}, or it is private and HF_TOKEN is not set"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CoppiceError(f"models.{name}.base: {repository} cannot be fetched from the hub: {error}") from error
 
 
 def fetch_dataset(name, entry, needs_selection, record, include_path=None):
@@ -94,7 +71,21 @@ def fetch_dataset(name, entry, needs_selection, record, include_path=None):
         entry = official_source(name, include_path)
     elif entry["source"]["kind"] == "local":
         entry = entry | {"path": entry["source"]["path"]}
+    folder = Path(record).parent
+    if _is_on_the_hub(entry):
+        options = dict(entry.get("options") or {})
+        entry = entry | {"revision": options.pop("revision", None) or entry.get("revision"), "options": options}
+        entry["commit"] = hub.pin(f"datasets.{name}", "dataset", entry["path"], entry["revision"], folder)["commit"]
     required = data.TASK_COLUMNS.get(name, ())
-    data.prepare(name, entry, Path(record).parent, needs_selection, required)
+    data.prepare(name, entry, folder, needs_selection, required)
     for role, facts in records.read(record)["roles"].items():
         logger.info("%s %s: %d rows of split %s", name, role, facts["rows"], facts["split"])
+
+
+def _is_on_the_hub(entry):
+    """Whether the data has to be fetched: a task's definition may also name a folder, or a format with files."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
+
+    if "source" in entry:
+        return entry["source"]["kind"] == "hub"
+    return entry["path"] not in FORMATS and not Path(entry["path"]).exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import CheckpointError
 from .parsing import parsed
-from .records import atomic, digest
+from .records import atomic, digest, write
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (
@@ -85,6 +85,11 @@ def tokenizer(folder):
     """Fingerprint of the tokenizer in a checkpoint folder: of every file that can decide what it does."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
     return digest([[path.name, file_digest(path)] for path in found])
+
+
+def gather(paths, output):
+    """Write the record {files: path -> digest} of `paths`; it changes with the files, and with them alone."""
+    write(output, {"files": {str(path): content_digest(path) for path in paths}})
 
 
 def files(paths):

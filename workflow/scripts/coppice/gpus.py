@@ -3,7 +3,8 @@
 A lease is a file in a folder of the machine, locked by the process that computes: the kernel lets go of it when the
 process ends, however that ends. All that a job asked for is taken at once or not at all. Devices are told apart by
 their UUIDs, so that runs which name them by number, by UUID or as MIG parts get along. Where a cluster's scheduler
-started the job for its rule, the scheduler has chosen already and nothing is leased.
+started the job for its rule, the scheduler has chosen already and nothing is leased; a group of jobs that it started as
+one leases what it was given.
 """
 
 import contextlib
@@ -49,11 +50,12 @@ def lease(wanted, memory=None, tell=lambda *state, **facts: None):
 
     memory: MB of each that the job will use; without it, or without `SHARE` in the environment, a device is taken
     whole. tell(state, reason=...): keeps the job's status. With `SKIP_BUSY` devices on which somebody else's process
-    computes are left out. With no GPU, with `wanted` 0, or where the scheduler has given the devices, nothing happens.
-    Raises CoppiceError where fewer than `wanted` devices could ever be had.
+    computes are left out. With no GPU, with `wanted` 0, or where the scheduler has given just those devices, nothing
+    happens; where it has given more, other jobs of the same group share them. Raises CoppiceError where fewer than
+    `wanted` devices could ever be had.
     """
-    devices = [] if not wanted or os.environ.get(GIVEN) else visible()
-    if not devices:
+    devices = visible() if wanted else []
+    if not devices or (os.environ.get(GIVEN) and len(devices) <= wanted):
         yield []
         return
     memory = memory if os.environ.get(SHARE) else None
@@ -84,6 +86,11 @@ def visible():
             break  # as CUDA reads it: what comes after is not visible
         names.append(name)
     return [_device(name, known) for name in names]
+
+
+def largest():
+    """MB of the largest of the visible devices; None where no driver tells."""
+    return max((device.memory for device in visible() if device.memory), default=None)
 
 
 def _device(name, known):

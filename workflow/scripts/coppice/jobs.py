@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
+import uuid
 from contextlib import contextmanager
 
 from . import gpus, logs
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+STARTED = "COPPICE_JOB_STARTED"  # set in a job that a cluster's scheduler started
 
 
 def run_from(folder):
@@ -16,15 +18,30 @@ def run_from(folder):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
 
 
+def begin_run():
+    """Let all jobs of this call of snakemake know that they belong together: see `logs.job`."""
+    os.environ[logs.RUN] = uuid.uuid4().hex
+
+
+def note_start():
+    """Remember when a scheduler started the job that this process is the first of; its other processes inherit it."""
+    os.environ.setdefault(STARTED, str(time.time()))
+
+
 def stop_in_time(resources, ahead=120):
-    """Have this process told to stop `ahead` seconds before a scheduler's time limit ends it (`runtime`, in minutes).
+    """Have this process told to stop before a scheduler's time limit ends its job (`runtime`, in minutes): `ahead`
+    seconds before, or a quarter of the limit where that is less.
 
     A scheduler's own warning need not reach it: under cgroups Slurm signals a step's first process alone, which is
-    Snakemake, and that waits for its jobs.
+    Snakemake, and that waits for its jobs. Without `note_start` there is no limit.
     """
-    runtime = resources.get("runtime")
-    if os.environ.get(gpus.GIVEN) and runtime:
-        timer = threading.Timer(max(1, 60 * runtime - ahead), os.kill, (os.getpid(), signal.SIGTERM))
+    started, runtime = float(os.environ.get(STARTED, 0)), resources.get("runtime")
+    if started and runtime:
+        # what begins long after the job did comes after others of its group, each of which adds its time to the limit
+        waited = time.time() - started
+        elapsed = waited if waited < ahead else 0
+        seconds = 60 * runtime - min(ahead, 60 * runtime / 4) - elapsed
+        timer = threading.Timer(max(1, seconds), os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
 
@@ -36,7 +53,6 @@ def computing(log, status, title, threads, resources, loading):
     threads: what Snakemake granted; resources: of the rule, by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`); loading:
     how the model is loaded.
     """
-    os.environ.update(OFFLINE)  # models and data are here: the fetch rules have brought them
     # where a cluster's scheduler started the job, `threads` was cut to the cores of the machine that submitted it
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
     # on a CPU jobs are short, and nothing but a quantised model has a use for it there

@@ -2,7 +2,8 @@
 
 `job` is the frame of every script: it sets the thread count before torch is imported, sends log lines to the rule's
 log file and the terminal, keeps a small status file up to date for `coppice show`, and ends a job that failed for a
-reason the user can mend with that reason instead of a traceback.
+reason the user can mend with that reason instead of a traceback. Such a failure is final for the run that it happened
+in: when Snakemake tries the job again, it ends at once (`--retries` knows no exit status that would say so).
 """
 
 import gc
@@ -16,32 +17,43 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CoppiceError
+from .errors import CoppiceError, is_final
+from .parsing import parsed
 from .records import atomic
 from .redaction import redacted
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
+RUN = "COPPICE_RUN"  # set by the workflow: which call of snakemake a job belongs to
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else `datasets` calls a server for every local file too
 
 
 @contextmanager
-def job(log, threads=1, status=None, title="", unused=()):
+def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     """Run one job of the workflow: logging to `log`, torch bound to `threads`, `status` kept while it runs.
 
-    unused: packages that other libraries would import where they are installed, and this job has no use for. Yields a
-    function that notes a state of the job. Raises SystemExit(1) after a `CoppiceError`, with its message in the log and
-    on the terminal.
+    status: its file, by default beside the log. unused: packages that other libraries would import where they are
+    installed, and this job has no use for. fetches: this job may use the hub, which is switched off for all others: the
+    fetch rules have brought what they need. Yields a function that notes a state of the job. Raises SystemExit(1) after
+    a `CoppiceError`, with its message in the log and on the terminal; before anything is computed where the same run
+    has seen the job fail for good.
     """
+    keep = _Status(status or Path(log).with_suffix(".status.json"), title)
+    if reason := keep.final_reason():
+        start_logging(log, own_terminal=True)
+        logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
+        raise SystemExit(1)
+    os.environ.update(UNCOUNTED if fetches else OFFLINE)
     _start_quickly(unused)
     limit_threads(threads)
     start_logging(log, own_terminal=True)
-    keep = _Status(status, title)
     keep("running")
     try:
         yield keep
     except CoppiceError as error:
         logging.getLogger("coppice").error("%s", error)
-        keep("failed", reason=str(error))
+        keep("failed", reason=str(error), final=is_final(error))
         raise SystemExit(1) from None
     except BaseException as error:
         logging.getLogger("coppice").error("%s", traceback.format_exc())
@@ -182,21 +194,23 @@ class ProgressLines:
 
 
 class _Status:
-    """The status file of one job: {title, state, reason, started, updated, device, host, pid}."""
+    """The status file of one job: {title, state, reason, final, run, started, updated, device, host, pid}."""
 
     def __init__(self, path, title):
         self.path, self.title, self.started = path, title, time.time()
 
-    def __call__(self, state, reason=None):
-        if not self.path:
-            return
-        facts = {
-            "title": self.title,
-            "state": state,
-            "reason": redacted(reason),
-            "started": self.started,
-            "updated": time.time(),
-        }
-        facts |= {"device": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    def final_reason(self):
+        """Why an earlier attempt of this run failed for good; None where there was no such attempt."""
+        try:
+            facts = parsed(Path(self.path).read_text(encoding="utf-8"))
+            of_this_run = facts["run"] is not None and facts["run"] == os.environ.get(RUN)
+            return facts["reason"] if facts["final"] and of_this_run else None
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or of an older version
+            return None
+
+    def __call__(self, state, reason=None, final=False):
+        facts = {"title": self.title, "state": state, "reason": redacted(reason)}
+        facts |= {"final": final, "run": os.environ.get(RUN)}
+        facts |= {"started": self.started, "updated": time.time(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with atomic(self.path) as file:
             json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)

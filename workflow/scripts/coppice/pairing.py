@@ -1,4 +1,8 @@
-"""Evaluations of several models paired item by item and window by window, for statistics that need pairs."""
+"""Evaluations of several models paired item by item and window by window, for statistics that need pairs.
+
+An evaluation's samples lie in `samples/{task}.parquet` beside its `evaluation_results.json`, which has their digests:
+the workflow tracks that record alone.
+"""
 
 from pathlib import Path
 
@@ -10,6 +14,48 @@ class NotPaired(CoppiceError):
     """Evaluations that were not of the same items or windows."""
 
 
+def write_samples(folder, samples):
+    """Write the samples of every task (task -> list of dicts) in place of what was there; returns task -> digest."""
+    import pandas
+
+    folder = _samples_of(folder, samples)
+    for task, rows in samples.items():
+        with records.atomic(folder / f"{task}.parquet", "wb") as file:
+            pandas.DataFrame(rows).to_parquet(file, index=False)
+    return {task: fingerprints.content_digest(folder / f"{task}.parquet") for task in samples}
+
+
+def copy_samples(source, folder, tasks):
+    """Copy the samples of `tasks` from the evaluation in `source`, in place of what was there."""
+    target = _samples_of(folder, tasks)
+    for task in tasks:
+        records.copy(samples_file(source, task), target / f"{task}.parquet")
+
+
+def _samples_of(folder, tasks):
+    """The folder of an evaluation's samples, rid of tasks that are not its own any more."""
+    folder = Path(folder) / "samples"
+    for stale in folder.glob("*.parquet"):
+        if stale.stem not in tasks:
+            stale.unlink()
+    return folder
+
+
+def samples_file(folder, task):
+    """The path of a task's samples, once they are found to be those of the record beside them; else RecordError."""
+    record, path = Path(folder) / "evaluation_results.json", Path(folder) / "samples" / f"{task}.parquet"
+    remedy = _remedy(record)
+    if not path.is_file():
+        raise records.RecordError(f"{path}: is missing: {remedy}")
+    if fingerprints.content_digest(path) != records.read(record).get("samples", {}).get(task):
+        raise records.RecordError(f"{path}: is not the file that its evaluation wrote: {remedy}")
+    return path
+
+
+def _remedy(record):
+    return f"delete {record} and run snakemake again, which computes nothing anew that is still in .parts"
+
+
 def samples(folder, task, columns=None):
     """The arrow table of a task's items in an evaluation's `folder`, by `doc_id`, of those `columns` that it has.
 
@@ -18,18 +64,14 @@ def samples(folder, task, columns=None):
     import pyarrow
     from pyarrow import parquet
 
-    record = Path(folder) / "evaluation_results.json"
-    path = Path(folder) / "samples" / f"{task}.parquet"
-    remedy = f"delete {record} and run snakemake again: what is whole of that evaluation is not computed again"
-    known = records.read(record).get("samples", {}).get(task)  # records of before 0.1 do not have it
+    path = samples_file(folder, task)
     try:
-        if known and fingerprints.content_digest(path) != known:
-            raise records.RecordError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             kept = names if columns is None else [name for name in columns if name in names]
             return file.read(columns=kept).sort_by("doc_id").combine_chunks()
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        remedy = _remedy(Path(folder) / "evaluation_results.json")
         raise records.RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 

@@ -6,7 +6,6 @@ are refused: a number that is not one is an error where it arises, never a value
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -103,7 +102,7 @@ def read(path, remedy="delete it and run snakemake again"):
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such record; run snakemake again, which makes it") from error
+        raise RecordError(f"{path}: there is no such record (snakemake {path} makes it)") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:
@@ -151,6 +150,8 @@ def running():
 
 def versions():
     """Versions of Python, Coppice and the packages that numbers depend on; those not installed are left out."""
+    import importlib.metadata
+
     from . import __version__
 
     found = {"python": platform.python_version(), "coppice": __version__}

@@ -9,7 +9,7 @@ import logging
 import math
 from pathlib import Path
 
-from .. import cost, data, fingerprints, models, perplexity, records, zero_shot
+from .. import cost, data, fingerprints, models, pairing, perplexity, records, zero_shot
 from ..errors import CoppiceError
 from . import generation, guards, reuse
 from .parts import Parts
@@ -56,10 +56,9 @@ def evaluate(
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
-    digests = {name: _write_samples(output / "samples" / f"{name}.parquet", rows) for name, rows in samples.items()}
+    record["samples"] = pairing.write_samples(output, samples)
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
-    facts = {"samples": digests, "provenance": provenance}
-    records.write(output / "evaluation_results.json", identity | record | facts)
+    records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
     parts.discard_unused()
     logger.info("%s", summary(identity | record))
 
@@ -201,12 +200,3 @@ class _Evaluation:
 
 def _without_losses(texts):
     return {name: {k: v for k, v in result.items() if k != "window_losses"} for name, result in texts.items()}
-
-
-def _write_samples(path, rows):
-    """Write a task's items; returns the file's digest, by which its readers tell whether it is whole."""
-    import pandas
-
-    with records.atomic(path, "wb") as file:
-        pandas.DataFrame(rows).to_parquet(file, index=False)
-    return fingerprints.content_digest(path)

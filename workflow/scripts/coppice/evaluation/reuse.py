@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from .. import records
+from .. import pairing, records
 from ..errors import CoppiceError
 
 logger = logging.getLogger("coppice.evaluation")
@@ -22,8 +22,7 @@ def take_over(identity, prints, twin, output):
     for name, record in found.items():
         if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
             raise CoppiceError(f"{twin / name}: is of another model; delete it and run snakemake again")
-    for file in sorted((twin / "samples").glob("*.parquet")):
-        records.copy(file, output / "samples" / file.name)
+    pairing.copy_samples(twin, output, found["evaluation_results.json"]["samples"])
     for name, record in found.items():
         records.write(output / name, record | identity | {"reused_from": record["config"]})
     logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from .. import output_layer
+from .. import estimates, output_layer
 from ..errors import CoppiceError
 from ..prefix_tree import TreeForward, batches, build
 from .examples import IGNORED
@@ -26,7 +26,7 @@ logger = logging.getLogger("coppice.finetuning")
 
 ARRANGEMENTS = ("tree", "sorted")
 # Tokens a micro-batch beyond which nothing is gained; measured on one CPU thread.
-CPU_TOKENS = 512
+CPU_TOKENS = estimates.CPU_TOKENS
 
 
 @dataclass(frozen=True)

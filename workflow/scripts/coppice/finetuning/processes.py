@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 from .. import logs
-from ..errors import CoppiceError
+from ..errors import CoppiceError, TransientError, is_final
 from ..records import atomic
 from .sharding import OutOfMemory
 
 logger = logging.getLogger("coppice.finetuning")
 
 RANK, WORLD = "RANK", "WORLD_SIZE"
+KINDS = {kind.__name__: kind for kind in (OutOfMemory, TransientError, CoppiceError)}  # what a process may say
 
 
 def is_first():
@@ -29,8 +30,7 @@ def count():
 def run(function, arguments, world):
     """Call `function(**arguments)` here, or in `world` processes on this machine that know of each other.
 
-    Raises CoppiceError with the reason of the first process that failed for one that the user can mend, or
-    sharding.OutOfMemory where that is what it said.
+    Raises the error of the first process that failed for a reason that it could say, as one of `KINDS`.
     """
     if world <= 1:
         function(**arguments)
@@ -55,13 +55,13 @@ def run(function, arguments, world):
         try:
             elastic_launch(config, _worker)(function, arguments, _log_file(), reason)
         except SignalException as error:
-            raise CoppiceError("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
+            raise TransientError("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
         except ChildFailedError as error:
             if reason.is_file():
                 kind, text = json.loads(reason.read_text(encoding="utf-8"))
-                raise (OutOfMemory if kind == OutOfMemory.__name__ else CoppiceError)(text) from None
+                raise KINDS[kind](text) from None
             rank, failure = error.get_first_failure()
-            raise CoppiceError(
+            raise TransientError(
                 f"finetune: process {rank} of {world} ended with exit code {failure.exitcode}; the log says more"
             ) from error
 
@@ -87,8 +87,15 @@ def _worker(function, arguments, log, reason):
         function(**arguments)
     except CoppiceError as error:
         with atomic(reason) as file:
-            json.dump([type(error).__name__, str(error)], file)
+            json.dump([_kind(error), str(error)], file)
         raise SystemExit(1) from None
     except Exception:
         logger.exception("process %s failed", os.environ.get(RANK))
         raise
+
+
+def _kind(error):
+    """The name of what an error is to the launching process: one of `KINDS`."""
+    if isinstance(error, OutOfMemory):
+        return OutOfMemory.__name__
+    return CoppiceError.__name__ if is_final(error) else TransientError.__name__

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from .. import fingerprints, models
-from ..errors import CoppiceError, SettingsError
+from ..errors import CoppiceError, SettingsError, TransientError
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -22,7 +22,7 @@ ROOM_FOR_WEIGHTS = 0.7  # of a GPU's memory; the rest is for activations, the ad
 PATIENCE = timedelta(hours=6)  # the last process waits for all others to load the model
 
 
-class OutOfMemory(CoppiceError):
+class OutOfMemory(TransientError):
     """A process that shares a model's weights ran out of memory: the others cannot go on without it."""
 
 

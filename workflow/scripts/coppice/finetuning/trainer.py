@@ -18,7 +18,7 @@ from torch import distributed
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from .. import models, records
-from ..errors import CoppiceError, SettingsError
+from ..errors import CoppiceError, SettingsError, TransientError
 from . import checkpoints, processes, progress, recipe, sharding
 from .arrangement import Engine, count_targets
 from .budget import OPERATIONS
@@ -193,7 +193,7 @@ class StepTrainer(Trainer):
             raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
         longest = max(len(example["input_ids"]) for example in examples)
         if self.engine.budget < longest:
-            raise CoppiceError(
+            raise TransientError(
                 f"finetune: a single example of {longest} tokens does not fit in the device's memory; set "
                 "finetune.gradient_checkpointing: true, or lower finetune.data.cutoff_len"
             )
@@ -380,7 +380,7 @@ class StepTrainer(Trainer):
         }
 
 
-class Stopped(CoppiceError):
+class Stopped(TransientError):
     """The training was told to stop and wrote a checkpoint."""
 
 

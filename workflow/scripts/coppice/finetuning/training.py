@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from .. import data, fingerprints, models, records
-from ..errors import CoppiceError
+from ..errors import TransientError
 from . import all_weights, card, checkpoints, examples, processes, recipe, reuse, sharding
 from . import budget as budgets
 
@@ -60,7 +60,7 @@ def _run(job, world):
             return processes.run(_train, job | {"resume": resume, "budget": budget}, world)
         except sharding.OutOfMemory as error:
             if budget < longest:
-                raise CoppiceError(
+                raise TransientError(
                     f"finetune: {error}, with {budget} tokens at a time; set finetune.gradient_checkpointing: true, "
                     "lower finetune.data.cutoff_len, or give the job more GPUs (resources_per_job.finetune.gpu)"
                 ) from error

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from .. import candidates, records
-from . import criteria, margins
+from . import criteria
 
 logger = logging.getLogger("coppice.selection")
 
@@ -130,5 +130,7 @@ def _runner_up(scored, order, criterion, seed):
     found = {"candidate": name, "value": second, "margin": abs(value - second)}
     bounds = None
     if not criterion["pareto"]:
+        from . import margins  # numpy, of which parsing the workflow has no need
+
         bounds = margins.interval(scored[best], scored[name], criterion["metric"], seed)
     return found | {"interval": bounds, "within_noise": None if bounds is None else bounds[0] <= 0 <= bounds[1]}

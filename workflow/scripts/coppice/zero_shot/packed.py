@@ -12,13 +12,13 @@ import numpy
 import torch
 
 from .. import estimates, logs, output_layer
-from ..errors import CoppiceError
+from ..errors import TransientError
 from ..prefix_tree import TreeForward, batches, build
 
 logger = logging.getLogger("coppice.zero_shot")
 
 HEAD_ROWS = 2048  # hidden states that go through the output layer together: its weights are read once for all of them
-CPU_TOKENS = 512  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
+CPU_TOKENS = estimates.CPU_TOKENS  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
 GPU_TOKENS = estimates.EVALUATED_TOKENS
 LOGITS_BYTES = 2**30  # of full logits, for models that change them after the head
 
@@ -101,7 +101,7 @@ class Packer:
         self.budget = max(1, min(self.budget, length) // 2)
         cut = [piece for row in rows for piece in self.tree.rows(trie, row.start, row.stop, limit=self.budget)]
         if len(rows) == 1 and len(cut) == 1:
-            raise CoppiceError(f"a single request of {length} tokens does not fit in the device's memory")
+            raise TransientError(f"a single request of {length} tokens does not fit in the device's memory")
         logger.warning("out of memory: going on with %d tokens a batch", self.budget)
         return cut
 

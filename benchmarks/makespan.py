@@ -1,0 +1,256 @@
+"""How well Snakemake, with the priorities of the rules, keeps GPUs busy over a study of 6 models x 2 configs.
+
+The study's own DAG, resources and priorities (of a dry run) are replayed with jobs that sleep, on 1, 2, 4 and 8 GPUs:
+the full-size study with the lengths that `coppice plan` estimates, and with `--study` a finished miniature one with
+those that its jobs took. What is compared is the makespan of the order that Snakemake chose, its own start-up taken
+off, with the best of several list schedules that know all lengths.
+
+    python benchmarks/makespan.py --check --study . --json makespan.json
+"""
+
+import argparse
+import heapq
+import json
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import common
+
+BAR = 1.10
+TFLOPS = 300
+STAGES = {
+    "prune_candidate": "prune",
+    "score_candidate": "score",
+    "evaluate_dense": "dense",
+    "evaluate_pruned": "pruned",
+    "finetune_lora": "finetune",
+    "evaluate_finetuned": "finetuned",
+}
+BRIEF = 1.5  # seconds of a job without a benchmark file: it reads and writes records
+
+
+@dataclass
+class Job:
+    """A job of the plan: what it needs (numbers of other jobs), its GPUs, priority and length in seconds."""
+
+    rule: str
+    wildcards: dict
+    inputs: list
+    outputs: list
+    benchmark: str | None
+    gpus: int
+    priority: int
+    needs: set = field(default_factory=set)
+    length: float = 0.0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a ratio is above its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--study", metavar="FOLDER", help="of a finished miniature study, to replay that as well")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of GPUs")
+    parser.add_argument("--seconds", type=float, default=60, help="of a replay, about (default: %(default)s)")
+    arguments = parser.parse_args()
+    studies = {"full size": estimated()}
+    if arguments.study:
+        studies["miniature"] = measured(Path(arguments.study))
+    results = {}
+    for name, jobs in studies.items():
+        for gpus in arguments.gpus:
+            results[f"{name}, {gpus} GPU"] = compare(jobs, gpus, arguments.seconds)
+            print(f"{name}, {gpus} GPU: done", file=sys.stderr, flush=True)
+    return common.conclude(results, arguments, above_bar, show, summary)
+
+
+def above_bar(name, result):
+    return [f"{name}: {result['ratio']:.3f} > {BAR}"] if result["ratio"] > BAR else []
+
+
+def show(name, result):
+    print(
+        f"{name:18} {result['jobs']:4} jobs  chosen {result['chosen']:8.1f}  best known {result['best']:8.1f}  "
+        f"bound {result['bound']:8.1f}  ratio {result['ratio']:.3f}  (replayed in {result['wall']:.0f} s)"
+    )
+
+
+def summary(results, failures):
+    worst = max(result["ratio"] for result in results.values())
+    return (
+        f"makespan: at most {worst:.3f} times the best known schedule over {len(results)} replays, bar {BAR}; "
+        f"{'FAIL' if failures else 'pass'}"
+    )
+
+
+def estimated():
+    """The jobs of the full-size study, with the lengths of `coppice plan`; what reads records alone takes no time."""
+    from snakemake.common.configfile import load_configfile
+    from snakemake.utils import update_config
+
+    from coppice import planning, settings
+
+    files = [common.ROOT / "config/config.yaml", common.ROOT / "config/full.yaml"]
+    config = load_configfile(files[0])
+    update_config(config, load_configfile(files[1]))
+    lengths = {}
+    for model in config["models"]:
+        study = settings.load(config | {"only": {"models": [model], "configs": None}}, [str(file) for file in files])
+        lengths |= {(stage.name, model): stage.longest for stage in planning.plan(study, TFLOPS).stages}
+    jobs = planned("--configfile", "config/full.yaml")
+    for job in jobs:
+        job.length = lengths.get((STAGES.get(job.rule), job.wildcards.get("model")), 0.0)
+    return jobs
+
+
+def measured(study):
+    """The jobs of the miniature study as they were in the folder `study`: their seconds, and what was taken over."""
+    jobs = planned()
+    places = {(job.rule, *job.wildcards.values()): number for number, job in enumerate(jobs)}
+    for job in jobs:
+        lines = (study / job.benchmark).read_text().splitlines() if job.benchmark else None
+        job.length = float(lines[1].split("\t")[0]) if lines else BRIEF
+        if owner := taken_over(study, job):
+            job.gpus = 0
+            job.needs.add(places[job.rule, job.wildcards["model"], owner, *list(job.wildcards.values())[2:]])
+    return jobs
+
+
+def taken_over(study, job):
+    """The config whose result a job took over, if it did."""
+    if job.rule not in STAGES or "config" not in job.wildcards:
+        return None
+    record = next(path for path in job.outputs if path.endswith(("finetuning_config.json", "evaluation_results.json")))
+    return json.loads((study / record).read_text()).get("reused_from")
+
+
+def planned(*words):
+    """The Jobs of a dry run, what they need filled in."""
+    with tempfile.TemporaryDirectory() as folder:
+        common.checkout(folder)
+        (Path(folder) / "config").symlink_to(common.ROOT / "config")
+        text = common.snakemake(folder, "-n", *words).stdout
+    jobs = [job(block) for block in re.split(r"\n(?=(?:local)?(?:rule|checkpoint) \w+:\n)", text)[1:]]
+    makers = {path: number for number, one in enumerate(jobs) for path in one.outputs}
+    for one in jobs:
+        one.needs = {makers[path] for path in one.inputs if path in makers}
+    return jobs
+
+
+def job(block):
+    """The Job of one of a dry run's paragraphs."""
+    facts = dict(re.findall(r"^    (\w+): (.*)$", block, re.MULTILINE))
+    resources = dict(word.split("=") for word in facts.get("resources", "").split(", ") if "=" in word)
+    rule = re.search(r"(?:rule|checkpoint) (\w+):", block)[1]
+    return Job(
+        rule=rule,
+        wildcards=dict(word.split("=") for word in facts.get("wildcards", "").split(", ") if "=" in word),
+        inputs=facts.get("input", "").split(", "),
+        outputs=facts["output"].split(", ") if "output" in facts else [],
+        benchmark=facts.get("benchmark"),
+        # before the choice is made, a dry run counts no GPU for what may be taken over
+        gpus=1 if rule in STAGES else int(resources.get("gpu", 0)),
+        priority=int(facts.get("priority", 0)),
+    )
+
+
+def compare(jobs, gpus, seconds):
+    """Makespans on `gpus` devices in the jobs' own unit of time: what Snakemake chose, and the best that is known."""
+    tails = bottom_levels(jobs)
+    everyone = range(len(jobs))
+    orders = {
+        "critical path": sorted(everyone, key=lambda n: -tails[n]),
+        "longest": sorted(everyone, key=lambda n: -jobs[n].length),
+        "priority, critical path": sorted(everyone, key=lambda n: (-jobs[n].priority, -tails[n])),
+    }
+    known = {name: schedule(jobs, order, gpus) for name, order in orders.items()}
+    scale = seconds / min(known.values())
+    spans, wall = replay(jobs, gpus, scale)
+    chosen = chosen_makespan(jobs, spans, gpus)
+    best = min(*known.values(), chosen)
+    work = sum(one.length for one in jobs if one.gpus) / gpus
+    return {
+        "jobs": len(jobs),
+        "chosen": chosen,
+        "best": best,
+        "ratio": chosen / best,
+        "bound": max(work, max(tails)),
+        "wall": wall,
+        "known": known,
+    }
+
+
+def bottom_levels(jobs):
+    """Of each job the longest path from its start to the end of the study."""
+    users = [[] for _ in jobs]
+    for number, one in enumerate(jobs):
+        for need in one.needs:
+            users[need].append(number)
+    tails = [None] * len(jobs)
+
+    def tail(number):
+        if tails[number] is None:
+            tails[number] = jobs[number].length + max(map(tail, users[number]), default=0.0)
+        return tails[number]
+
+    return [tail(number) for number in range(len(jobs))]
+
+
+def schedule(jobs, order, gpus):
+    """The makespan of list scheduling: whatever is ready and fits starts at once, in `order`."""
+    waiting, running, now, free, ended = list(order), [], 0.0, gpus, set()
+    while waiting or running:
+        for number in list(waiting):
+            if jobs[number].needs <= ended and jobs[number].gpus <= free:
+                waiting.remove(number)
+                free -= jobs[number].gpus
+                heapq.heappush(running, (now + jobs[number].length, number))
+        now, number = heapq.heappop(running)
+        ended.add(number)
+        free += jobs[number].gpus
+    return now
+
+
+def replay(jobs, gpus, scale):
+    """(job -> (start, end) in seconds of the clock, wall seconds) of Snakemake running the jobs as sleeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "Snakefile").write_text("\n".join(rules(jobs, scale)))
+        started = time.monotonic()
+        common.snakemake(folder, "--cores", "64", "--resources", f"gpu={gpus}", "--scheduler", "greedy")
+        wall = time.monotonic() - started
+        lines = [Path(folder, f"{number}.txt").read_text().split() for number in range(len(jobs))]
+    return {number: (float(start), float(end)) for number, (start, end) in enumerate(lines)}, wall
+
+
+def rules(jobs, scale):
+    """The lines of a Snakefile of these jobs, a rule each."""
+    yield f"rule all:\n    input: {[f'{number}.txt' for number in range(len(jobs))]}"
+    for number, one in enumerate(jobs):
+        needs = [f"{need}.txt" for need in sorted(one.needs)]
+        yield f"rule j{number}:\n    input: {needs}\n    output: '{number}.txt'\n    priority: {one.priority}"
+        yield f"    resources: gpu={one.gpus}"
+        words = f"start=$(date +%s.%N); sleep {one.length * scale:.4f}; echo $start $(date +%s.%N) > {{output}}"
+        yield f"    shell: '{words}'"
+
+
+def chosen_makespan(jobs, spans, gpus):
+    """The makespan of the order and the devices that were chosen, each job as long as it is and started at once.
+
+    A job takes the device that fell free first; on the clock it may have waited for Snakemake, here it does not.
+    """
+    devices, ended = [(0.0, 0.0)] * gpus, {}  # when they fell free: by the clock, and here
+    for number, (_, end) in sorted(spans.items(), key=lambda item: item[1]):
+        one = jobs[number]
+        start = max((ended[need] for need in one.needs), default=0.0)
+        taken = [heapq.heappop(devices) for _ in range(one.gpus)]
+        ended[number] = max(start, *(here for _, here in taken), 0.0) + one.length
+        for _ in taken:
+            heapq.heappush(devices, (end, ended[number]))
+    return max(ended.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

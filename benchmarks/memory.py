@@ -1,0 +1,180 @@
+"""Peak memory of jobs on random models, measured in fresh processes, against what `coppice.estimates` says beforehand.
+
+Each job runs a stage's own function for a step or two: fine-tuning, evaluation (perplexity, tasks, generation, cost),
+and pruning by every method. Models are random, in the shapes of Llama, Qwen2 and Mistral. What is compared is the
+process's peak resident memory, imports included. Nothing is measured on a GPU: its sums are the same ones, with a GPU's
+tokens at a time.
+
+    python benchmarks/memory.py --check --json memory.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from common import SHAPES, build_model, conclude
+
+from coppice import estimates, jobs, logs, models, records, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+BARS = {"under": 1.15, "over": 1.3}  # times that the peak may be above, or below, the estimate
+POINTS = {
+    "depth": {"method": "depth", "ratio": 0.25},
+    "taylor": {"method": "width", "ratio": 0.25, "importance": "taylor", "parts": ["mlp"]},
+    "activation": {"method": "width", "ratio": 0.25, "importance": "activation", "parts": ["mlp"]},
+    "magnitude": {"method": "width", "ratio": 0.25, "importance": "magnitude", "parts": ["mlp"]},
+    "unstructured": {"method": "unstructured", "ratio": 0.5, "importance": "wanda"},
+}
+JOBS = ("finetune", "evaluate", *POINTS)
+DEFAULT = ("llama-11m", "mistral-39m", "llama-240m")
+TEXT_ROWS = 400  # of the text whose perplexity is measured: some windows
+STUDY = {  # the real recipe, for a step or two
+    "finetune": {"max_steps": 2, "eval_steps": 1, "save_steps": 1, "warmup_steps": 1, "data": {"val_size": 16}},
+    "evaluate": {"zero_shot": {"limit": 20, "tasks": ["hellaswag", "boolq"]}, "perplexity": {"datasets": ["ptb"]}},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where an estimate is beyond its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each job (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=DEFAULT, help="shapes (default: the small ones)")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=("float32",), help="default: float32; bfloat16 is slow on most CPUs"
+    )
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="default: all")
+    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "JOB"), help=argparse.SUPPRESS)  # a fresh process's part
+    arguments = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
+    logs.limit_threads(arguments.threads)
+    if arguments.one:
+        run_one(Path(arguments.one[0]), arguments.one[1], arguments)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        results = {}
+        for name in arguments.models:
+            for dtype in arguments.dtypes:
+                folder = Path(scratch) / f"{name}.{dtype}"
+                again(arguments, name, dtype, folder, "build")
+                results[f"{name} {dtype}"] = {job: again(arguments, name, dtype, folder, job) for job in arguments.jobs}
+    return conclude(results, arguments, below_bars, show, summary)
+
+
+def again(arguments, name, dtype, folder, job):
+    """What this script prints for one job, in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(arguments.threads), "--models", name, "--dtypes", dtype]
+    started = time.monotonic()
+    done = subprocess.run([*command, "--one", folder, job], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"memory: {name} {dtype} {job} failed:\n{done.stderr[-4000:]}")
+    spent = time.monotonic() - started
+    print(f"{name} {dtype} {job}: {done.stdout.strip()} ({spent:.0f} s)", file=sys.stderr, flush=True)
+    return json.loads(done.stdout)
+
+
+def run_one(folder, job, arguments):
+    """Build the checkpoint with its data, or run one job on it; prints its figures as JSON."""
+    (name,), (dtype,) = arguments.models, arguments.dtypes
+    if job == "build":
+        build(folder, name, dtype)
+        print("{}")
+        return
+    study = study_of(folder, dtype)
+    loading = models.Source("", dtype=dtype)
+    with jobs.computing(folder / f"{job}.log", None, job, arguments.threads, {}, vars(loading)):
+        run_job(job, study, folder)
+        measured = records.peak_memory()["host"]
+    print(json.dumps({"peak": measured, "estimate": expected(job, study, folder, arguments.threads)}))
+
+
+def expected(job, study, folder, threads):
+    """The estimate of the job's peak in bytes."""
+    shape, machine = estimates.shape_of(folder / "config.json"), estimates.Machine(threads=threads)
+    model = study.models["Random"]
+    if job == "finetune":
+        return estimates.finetune(shape, model, study.finetune, machine).host
+    if job == "evaluate":
+        return estimates.evaluate(shape, model, machine).host
+    return estimates.prune(shape, model, [POINTS[job]], study.calibration, machine).host
+
+
+def build(folder, name, dtype):
+    """A random model with a tokenizer of the generated world's text, and that world's data sets beside it."""
+    import torch
+
+    from coppice import data
+    from coppice.miniature.prepare import prepare_world
+    from coppice.miniature.tokenizer import train_tokenizer
+
+    prepare_world(folder / "world", seed=0)
+    text = data.load(folder / "world/ptb/dataset.json", "report").to_list()[:TEXT_ROWS]
+    data.write("ptb", {"report": text, "selection": text}, folder / "world/ptb", splits={}, source={})
+    rows = data.load(folder / "world/alpaca/dataset.json", "train").to_list()
+    tokenizer = train_tokenizer([" ".join(map(str, row.values())) for row in rows], 32000, 2048)
+    model = build_model(name).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def study_of(folder, dtype):
+    """The default study with the real recipe's sizes, on the one model in `folder`."""
+    given = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    for section in ("finetune", "evaluate"):
+        given[section] = STUDY[section]
+    given["candidates"] = {"prune": list(POINTS.values()), "calibration": {"samples": 8, "length": 512}}
+    given["select"] = {"configs": {"best_ppl": {"metric": "ppl.ptb", "mode": "min"}}}
+    given["models"] = {"Random": {"base": str(folder), "variant": "base", "family": "llama", "dtype": dtype}}
+    return settings.load(given)
+
+
+def run_job(job, study, folder):
+    """The stage's own function, as its script calls it."""
+    from coppice import candidates, evaluation, finetuning
+
+    source = models.Source(str(folder), dtype=study.models["Random"]["dtype"])
+    names = ("alpaca", "boolq", "hellaswag", "ptb", "wikitext2")
+    datasets = {name: str(folder / "world" / name / "dataset.json") for name in names}
+    if job == "finetune":
+        identity = {"model": "Random", "config": "best_ppl"}
+        chosen = {"alpaca": datasets["alpaca"]}
+        finetuning.finetune(identity, source, chosen, study.finetune | {"seeds": None}, "alpaca", folder / "tuned")
+    elif job == "evaluate":
+        identity = {"model": "Random", "config": None, "stage": "dense"}
+        evaluation.evaluate(identity, source, study.evaluate, datasets, folder / "evaluated")
+    else:
+        calibration = study.calibration | {"record": datasets["wikitext2"]}
+        identity = {"model": "Random", "candidate": job}
+        candidates.prune(identity, source, POINTS[job], calibration, folder / "pruned" / job)
+
+
+def below_bars(name, result):
+    for job, found in result.items():
+        share = found["peak"] / found["estimate"]
+        if share > BARS["under"] or share < 1 / BARS["over"]:
+            yield f"{name} {job}: the peak is {share:.2f} times the estimate"
+
+
+def show(name, result):
+    print(f"\n{name}{'':<{max(1, 28 - len(name))}}{'peak':>9}{'estimate':>10}{'peak / estimate':>17}")
+    for job, found in result.items():
+        peak, estimate = found["peak"] / 1e6, found["estimate"] / 1e6
+        print(f"  {job:<26}{peak:9.0f}{estimate:10.0f}{peak / estimate:17.2f}")
+
+
+def summary(results, failures):
+    shares = [found["peak"] / found["estimate"] for result in results.values() for found in result.values()]
+    return (
+        f"memory: {len(shares)} jobs, peak {min(shares):.2f} to {max(shares):.2f} times the estimate (MB above); "
+        f"{f'FAIL: {len(failures)} beyond the bars' if failures else 'pass'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

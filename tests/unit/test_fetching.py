@@ -1,0 +1,240 @@
+"""What comes from the hub: of one commit, whole, checked, resumed; and what is said where it does not come."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from fake_hub import commit_of, serving
+from huggingface_hub import constants
+
+from coppice import fetching, records
+from coppice.errors import CoppiceError
+
+CHECKPOINT = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 4000}
+FILE = "/{repo_id}/resolve/{revision}/{filename}"
+SOURCE = {"kind": "hub", "path": "org/tiny"}
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """A fake hub that this process takes for the real one, with `org/tiny` on it."""
+    with serving() as (fake, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fingerprints"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        fake.add("org/tiny", CHECKPOINT)
+        yield fake
+
+
+@pytest.fixture
+def fetch(served, tmp_path):
+    """`fetch(revision)`: fetch `org/tiny` as the model M; returns its record."""
+
+    def run(revision=None):
+        record = tmp_path / "resources/models/M/model.json"
+        record.unlink(missing_ok=True)  # as Snakemake does before a rerun
+        fetching.fetch_model("M", SOURCE, revision, record)
+        return records.read(record)
+
+    return run
+
+
+def content(tmp_path):
+    folder = tmp_path / "resources/models/M/snapshot"
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_model_comes_with_its_commit_and_the_digest_of_every_file(fetch, tmp_path):
+    record = fetch()
+    assert record["commit"] == commit_of(CHECKPOINT) and record["revision"] is None
+    assert content(tmp_path) == CHECKPOINT
+    assert set(record["files"]) == set(CHECKPOINT) and all(len(sha) == 64 for sha in record["files"].values())
+
+
+def test_weights_in_other_layouts_are_not_fetched(served, fetch, tmp_path):
+    others = {"consolidated.safetensors": b"0", "original/params.json": b"1", "pytorch_model.bin": b"2"}
+    served.add("org/tiny", CHECKPOINT | others)
+    fetch()
+    assert content(tmp_path) == CHECKPOINT
+
+
+def test_the_commit_stays_when_the_hub_moves_on(served, fetch, tmp_path):
+    first = fetch()
+    served.add("org/tiny", CHECKPOINT | {"config.json": b'{"model_type": "newer"}'})
+    assert fetch()["commit"] == first["commit"]
+    fetching.fetch_config("M", SOURCE, None, tmp_path / "resources/models/M/config.json")
+    assert (tmp_path / "resources/models/M/config.json").read_bytes() == CHECKPOINT["config.json"]
+
+
+def test_configuration_and_weights_are_of_one_commit(served, fetch, tmp_path):
+    output = tmp_path / "resources/models/M/config.json"
+    fetching.fetch_config("M", SOURCE, None, output)
+    served.add("org/tiny", CHECKPOINT | {"config.json": b'{"model_type": "newer"}'})
+    assert fetch()["commit"] == commit_of(CHECKPOINT)
+    assert output.read_bytes() == content(tmp_path)["config.json"]
+
+
+def test_another_revision_replaces_the_files_and_leaves_none_behind(served, fetch, tmp_path):
+    fetch()
+    newer = {"config.json": b"{}", "model-00001-of-00001.safetensors": b"new"}
+    commit = served.add("org/tiny", newer)
+    assert fetch(commit)["commit"] == commit
+    assert content(tmp_path) == newer
+
+
+def test_what_is_here_and_whole_is_not_fetched_again(served, fetch):
+    fetch()
+    served.requests.clear()
+    fetch()
+    assert not served.requests
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(served, fetch, tmp_path):
+    served.cut["model.safetensors"] = [400_000]
+    fetch()
+    assert served.downloads("model.safetensors") == [None, "bytes=400000-"]
+    assert content(tmp_path) == CHECKPOINT
+
+
+def test_after_a_download_that_was_cut_off_only_what_is_not_whole_is_fetched(served, fetch, tmp_path):
+    served.cut["model.safetensors"] = [400_000] + 9 * [0]
+    with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched .*files that have come are kept"):
+        fetch()
+    served.cut.clear()
+    served.requests.clear()
+    fetch()
+    assert served.downloads("model.safetensors") == [None] and not served.downloads("config.json")
+    assert content(tmp_path) == CHECKPOINT
+
+
+def test_a_file_with_another_digest_is_refused_and_fetched_anew(served, fetch, tmp_path):
+    served.damaged["model.safetensors"] = CHECKPOINT["model.safetensors"][:-1] + b"?"
+    with pytest.raises(CoppiceError, match=r"model\.safetensors of org/tiny came with another content .*fetch` again"):
+        fetch()
+    served.damaged.clear()
+    fetch()
+    assert content(tmp_path) == CHECKPOINT
+
+
+def test_a_file_that_was_damaged_here_is_fetched_anew(fetch, tmp_path):
+    fetch()
+    path = tmp_path / "resources/models/M/snapshot/config.json"
+    path.write_bytes(b"{}")
+    with pytest.raises(CoppiceError, match=r"config\.json of org/tiny"):
+        fetch()
+    fetch()
+    assert content(tmp_path) == CHECKPOINT
+
+
+@pytest.mark.parametrize("token", [None, "hf_of-somebody-without-access"])
+def test_a_gated_model_says_where_to_ask_and_how_to_log_in(served, fetch, monkeypatch, token):
+    served.gated.add("org/tiny")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(
+        CoppiceError, match=r"models\.M: org/tiny is gated: ask for access .*hf auth login.* HF_TOKEN"
+    ) as e:
+        fetch()
+    assert not token or token not in str(e.value)
+
+
+def test_a_gated_model_comes_with_the_token_of_the_environment(served, fetch, monkeypatch, tmp_path):
+    served.gated.add("org/tiny")
+    served.token = "hf_of-somebody-with-access"
+    monkeypatch.setenv("HF_TOKEN", served.token)
+    fetch()
+    assert content(tmp_path) == CHECKPOINT
+    written = [path.read_bytes() for path in (tmp_path / "resources").rglob("*") if path.is_file()]
+    assert not any(served.token.encode() in text for text in written)
+
+
+def test_a_token_that_is_not_known_is_said(served, fetch, monkeypatch):
+    served.stale_token = "hf_of-last-year"
+    monkeypatch.setenv("HF_TOKEN", served.stale_token)
+    with pytest.raises(CoppiceError, match="does not know your token: check HF_TOKEN") as said:
+        fetch()
+    assert served.stale_token not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "words"),
+    [
+        ("org/nothing", None, r"models\.M: org/nothing is not on the hub, or it is private"),
+        ("org/tiny", "v9", r"models\.M: org/tiny has no revision 'v9': set models\.M\.revision"),
+        ("org/empty", None, r"models\.M\.base: org/empty has no config\.json"),
+        ("org/pickles", None, r"org/pickles has no weights as safetensors; load it"),
+    ],
+)
+def test_what_is_not_on_the_hub_is_said_before_anything_is_downloaded(served, tmp_path, source, revision, words):
+    served.add("org/empty", {"README.md": b""})
+    served.add("org/pickles", {"config.json": b"{}", "pytorch_model.bin": b"0"})
+    with pytest.raises(CoppiceError, match=words):
+        fetching.fetch_model("M", {"kind": "hub", "path": source}, revision, tmp_path / "M/model.json")
+    assert not [address for method, address, _ in served.requests if "/resolve/" in address]
+
+
+def test_no_network_is_said(served, fetch, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched \(Connect.*refused"):
+        fetch()
+
+
+def test_the_hub_switched_off_is_said(served, fetch, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CoppiceError, match="while HF_HUB_OFFLINE is set: unset it"):
+        fetch()
+
+
+def rows(*texts):
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": list(texts)}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+DATASET = """
+import sys
+from coppice import fetching
+from coppice.errors import CoppiceError
+entry = {"source": {"kind": "hub", "path": "org/texts"}, "path": "org/texts", "splits": {"train": "train"}}
+try:
+    fetching.fetch_dataset("texts", entry, False, sys.argv[1])
+except CoppiceError as error:
+    sys.exit(f"said: {error}")
+"""
+
+
+def test_a_dataset_stays_at_its_commit_and_says_why_it_does_not_come(tmp_path):
+    """In processes of their own: the library reads the hub's address once, when it is imported."""
+    record = tmp_path / "resources/datasets/texts/dataset.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment["HF_HOME"] = str(tmp_path / "home")
+
+    def fetch(address):
+        command = [sys.executable, "-c", DATASET, str(record)]
+        environment.update(HF_ENDPOINT=address, PYTHONPATH=os.pathsep.join(sys.path))
+        return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+    with serving() as (fake, address):
+        commit = fake.add("org/texts", {"train.parquet": rows("one", "two")}, "datasets")
+        fake.gated.add("org/texts")
+        assert "said: datasets.texts: org/texts is gated: ask for access" in fetch(address).stderr
+        fake.gated.clear()
+        assert fetch(address).returncode == 0
+        first = records.read(record)
+        assert first["source"]["commit"] == commit
+        fake.add("org/texts", {"train.parquet": rows("three")}, "datasets")
+        record.unlink()
+        assert fetch(address).returncode == 0
+        assert records.read(record) == first

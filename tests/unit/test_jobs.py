@@ -1,0 +1,119 @@
+"""Failures of jobs: which of them another attempt can mend, and that the others are not computed again."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from coppice import errors, jobs, logs
+
+# A job as the scripts frame it: counts that it computed, then fails as its argument says
+JOB = """
+import sys
+from coppice import errors, logs
+with logs.job("job.log", status="status.json", title="finetune Tiny best_acc"):
+    assert "torch" not in sys.modules
+    with open("computed", "a") as file:
+        file.write("x")
+    exec(sys.argv[1])
+"""
+NAN = "raise errors.CoppiceError('the loss is nan at step 3')"
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """`attempt(run, failure)`: run the job once in the folder; returns (exit status, what it said, times computed)."""
+
+    def once(run, failure=NAN):
+        environment = os.environ | {logs.RUN: run} if run else {k: v for k, v in os.environ.items() if k != logs.RUN}
+        command = [sys.executable, "-c", JOB, failure]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr, len((tmp_path / "computed").read_text())
+
+    return once
+
+
+def test_what_the_user_has_to_mend_is_computed_once_a_run_and_said_again(attempt, tmp_path):
+    assert attempt("first")[::2] == (1, 1)
+    code, said, computed = attempt("first")
+    assert (code, computed) == (1, 1)
+    assert "the loss is nan at step 3" in said and "another attempt would fail alike" in said
+    assert "the loss is nan at step 3" in (tmp_path / "job.log").read_text()
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_the_next_run_tries_again(attempt):
+    attempt("first")
+    assert attempt("second", "pass")[::2] == (0, 2)
+    assert attempt("second", "pass")[::2] == (0, 3), "what ended well is no failure"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "raise errors.TransientError('out of memory at step 3')",
+        "raise MemoryError",
+        "raise RuntimeError('a defect')",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_what_more_memory_or_another_machine_may_mend_is_tried_again(attempt, failure):
+    assert attempt("first", failure)[0] != 0
+    assert attempt("first", "pass")[::2] == (0, 2)
+
+
+def test_a_job_outside_any_run_is_always_computed(attempt):
+    assert attempt(None)[2] == 1 and attempt(None)[2] == 2
+
+
+def test_a_job_without_a_status_of_its_own_keeps_it_beside_its_log(tmp_path):
+    code = 'from coppice import logs\nwith logs.job("fetch.M.1.log"): pass'
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert json.loads((tmp_path / "fetch.M.1.status.json").read_text())["state"] == "done"
+
+
+def test_every_call_of_snakemake_is_a_run_of_its_own(monkeypatch):
+    monkeypatch.setenv(logs.RUN, "of an outer snakemake")
+    jobs.begin_run()
+    first = os.environ[logs.RUN]
+    jobs.begin_run()
+    assert len({first, os.environ[logs.RUN], "of an outer snakemake"}) == 3
+
+
+def caused(error, cause):
+    try:
+        try:
+            raise cause
+        except Exception:
+            raise error from None
+    except Exception as raised:
+        return raised
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (errors.SettingsError("an unknown key"), True),
+        (caused(errors.DataError("not there"), FileNotFoundError(errno.ENOENT, "no such file")), True),
+        (caused(errors.CheckpointError("no weights in it"), OSError("no file named model.safetensors")), True),
+        (caused(errors.DataError("cannot be read"), OSError(errno.ESTALE, "stale file handle")), False),
+        (caused(errors.CheckpointError("does not load"), RuntimeError("CUDA out of memory. Tried to")), False),
+        (caused(errors.CheckpointError("does not load"), RuntimeError("size mismatch for weight")), True),
+        (caused(errors.DataError("too large"), MemoryError()), False),
+        (errors.TransientError("told to stop"), False),
+        (ValueError("a defect"), False),
+    ],
+)
+def test_a_failure_is_final_where_nothing_but_the_user_can_mend_it(error, final):
+    assert errors.is_final(error) is final
+
+
+def test_torchs_own_words_for_a_lack_of_memory_are_known():
+    import torch
+
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert not errors.is_final(caused(errors.CheckpointError("does not load"), raised.value))

@@ -1,0 +1,182 @@
+"""What jobs ask for: by the model's size, by what is configured, and more with every attempt."""
+
+import json
+
+import pytest
+
+from coppice import estimates, gpus, settings, sizing
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+GPU = estimates.Machine(gpus=1)
+WHOLE = 2 * 8_030_261_248
+
+
+@pytest.fixture
+def study(tmp_path):
+    """`study(parameters=None, config=None, **sections)`: one hub model, with its configuration fetched or not."""
+
+    def load(parameters=None, config=None, model=None, **sections):
+        if config:
+            folder = tmp_path / "resources/models/Big"
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps(config))
+        entry = {"base": "org/big", "variant": "base", "family": "llama", "parameters": parameters} | (model or {})
+        return settings.load({"models": {"Big": entry}, "resources": str(tmp_path / "resources"), **sections})
+
+    return load
+
+
+def asked(loaded, job="finetune", **options):
+    return sizing.Sizes(loaded).asked(job, "Big", **options)
+
+
+def test_a_configuration_is_believed_before_a_configured_number(study):
+    loaded = study(parameters=10**9, config=LLAMA_8B)
+    assert sizing.Sizes(loaded).shape("Big").parameters == 8_030_261_248
+
+
+def test_before_the_configuration_is_here_the_configured_number_counts(study):
+    few, many = (asked(study(parameters=size)) for size in (10**9, 8 * 10**9))
+    exact = asked(study(config=LLAMA_8B))
+    assert few["gpu_mem_mb"] < many["gpu_mem_mb"] and few["runtime"] < many["runtime"]
+    assert many["gpu_mem_mb"] == pytest.approx(exact["gpu_mem_mb"], rel=0.25)
+
+
+@pytest.mark.parametrize("parameters", [4 * 10**7, 4 * 10**8, 10**9, 8 * 10**9, 7 * 10**10])
+def test_a_shape_of_so_many_parameters_has_hardly_more(parameters):
+    assert parameters <= estimates.shape_like(parameters).parameters <= 1.5 * parameters
+
+
+def test_a_size_that_becomes_known_is_taken_up(study, tmp_path):
+    sizes = sizing.Sizes(study())
+    before = sizes.asked("evaluate", "Big")
+    assert sizes.unknown() == ["Big"]
+    (tmp_path / "resources/models/Big/snapshot").mkdir(parents=True)
+    (tmp_path / "resources/models/Big/snapshot/config.json").write_text(json.dumps(LLAMA_8B))
+    after = sizes.asked("evaluate", "Big")
+    assert after["gpu_mem_mb"] > 3 * before["gpu_mem_mb"] and not sizes.unknown()
+
+
+@pytest.mark.parametrize("job", ["prune", "score", "evaluate", "finetune"])
+def test_every_attempt_asks_for_more(study, job):
+    loaded = study(config=LLAMA_8B)
+    first, second, third = (asked(loaded, job, attempt=attempt) for attempt in (1, 2, 3))
+    assert set(first) == {"mem_mb", "gpu_mem_mb", "disk_mb", "runtime"}
+    for key in first:
+        assert first[key] < second[key] < third[key]
+    assert second["mem_mb"] == pytest.approx(1.5 * first["mem_mb"], abs=2)
+
+
+def test_what_the_user_gives_wins_and_grows_too(study):
+    given = {"mem_mb": 5000, "gpu_mem_mb": 7000, "disk_mb": 300, "runtime": 9}
+    loaded = study(config=LLAMA_8B, resources_per_job={"finetune": given})
+    assert asked(loaded) == given
+    assert asked(loaded, attempt=2) == {"mem_mb": 7500, "gpu_mem_mb": 10500, "disk_mb": 450, "runtime": 18}
+    assert asked(loaded, "evaluate") != given
+
+
+def test_no_estimate_asks_for_more_than_the_largest_gpu_has_but_a_wrong_figure_is_told(study):
+    assert asked(study(config=LLAMA_8B), attempt=3, largest=24000)["gpu_mem_mb"] == 24000
+    loaded = study(parameters=10**9, resources_per_job={"finetune": {"gpu_mem_mb": 20000}})
+    assert asked(loaded, attempt=3, largest=24000)["gpu_mem_mb"] == 24000
+    loaded = study(parameters=10**9, resources_per_job={"finetune": {"gpu_mem_mb": 30000}})
+    assert asked(loaded, largest=24000)["gpu_mem_mb"] == 30000
+
+
+def test_small_jobs_share_a_device_without_a_word_about_memory(study, monkeypatch, tmp_path):
+    """The estimate reaches the broker as the memory of the lease."""
+    monkeypatch.setenv(gpus.FOLDER, str(tmp_path / "leases"))
+    monkeypatch.setenv(gpus.SHARE, "1")
+    monkeypatch.setattr(gpus, "visible", lambda: [gpus.Device("0", "GPU-a", 80000)])
+    memory = asked(study(parameters=10**9), "evaluate")["gpu_mem_mb"]
+    with gpus.lease(1, memory) as first, gpus.lease(1, memory) as second:
+        assert first == second
+
+
+def test_a_result_that_is_taken_over_asks_for_little(study):
+    loaded = study(config=LLAMA_8B)
+    little, whole = asked(loaded, taken_over=True), asked(loaded)
+    assert little["gpu_mem_mb"] == 0 and 5 * little["mem_mb"] < whole["mem_mb"]
+    assert little["runtime"] < whole["runtime"]
+
+
+def test_a_machine_without_a_gpu_has_it_all_in_its_own_memory(study):
+    loaded = study(config=LLAMA_8B)
+    assert asked(loaded, on_gpu=False)["gpu_mem_mb"] == 0
+    assert asked(loaded, on_gpu=False)["mem_mb"] > 4 * 8030 * 1.2  # float32
+    assert asked(loaded, on_gpu=False)["runtime"] > 50 * asked(loaded)["runtime"]
+
+
+def gpu_bytes(study_, gpus_=1, stage="finetune"):
+    sizes = sizing.Sizes(study_)
+    shape, model, machine = sizes.shape("Big"), study_.models["Big"], estimates.Machine(gpus=gpus_)
+    if stage == "finetune":
+        return estimates.finetune(shape, model, study_.finetune, machine).gpu
+    return estimates.evaluate(shape, model, machine).gpu
+
+
+def test_quantised_bases_take_about_a_quarter_and_half(study, tmp_path):
+    loaded = {kind: study(parameters=8 * 10**9, model={"quantize": kind}) for kind in (None, "8bit", "4bit")}
+    sizes = {kind: gpu_bytes(one, stage="evaluate") for kind, one in loaded.items()}
+    weights = 2 * sizing.Sizes(loaded[None]).shape("Big").parameters
+    assert 0.35 * weights < sizes[None] - sizes["8bit"] < 0.5 * weights
+    assert 0.55 * weights < sizes[None] - sizes["4bit"] < 0.75 * weights
+
+
+def test_weights_are_spread_by_sharding_and_by_a_device_map_and_not_without(study):
+    plain, sharded = study(parameters=8 * 10**9), study(parameters=8 * 10**9, finetune={"sharding": True})
+    mapped = study(parameters=8 * 10**9, model={"device_map": "auto"})
+    assert gpu_bytes(plain, 4) == gpu_bytes(plain, 1)
+    weights = 2 * sizing.Sizes(plain).shape("Big").parameters
+    assert gpu_bytes(sharded, 1) - gpu_bytes(sharded, 4) > 0.5 * weights  # embeddings stay whole
+    for stage in ("finetune", "evaluate"):
+        assert gpu_bytes(mapped, 1, stage) - gpu_bytes(mapped, 4, stage) == pytest.approx(0.75 * weights, rel=0.01)
+    huge = study(parameters=7 * 10**10)
+    assert gpu_bytes(huge, 8) < 0.5 * gpu_bytes(huge, 1), "what fits no GPU is spread by itself"
+
+
+def test_checkpointing_and_a_lower_rank_take_less(study):
+    usual = gpu_bytes(study(parameters=8 * 10**9))
+    assert gpu_bytes(study(parameters=8 * 10**9, finetune={"gradient_checkpointing": True})) < 0.9 * usual
+    assert gpu_bytes(study(parameters=8 * 10**9, finetune={"lora": {"r": 256}})) > 1.2 * usual
+
+
+def test_taylor_takes_the_states_of_every_block_on_the_host(study):
+    loaded = study(config=LLAMA_8B)
+    shape, model = estimates.shape_like(8 * 10**9), loaded.models["Big"]
+    calibration = loaded.calibration | {"samples": 512, "length": 512}
+
+    def host(**point):
+        return estimates.prune(shape, model, [{"ratio": 0.25, **point}], calibration, GPU).host
+
+    states = shape.layers * 512 * 512 * shape.hidden * 2
+    assert host(method="width", importance="taylor") == estimates.CUDA_PROCESS + states  # the weights are gone by then
+    assert host(method="width", importance="magnitude") < 0.5 * states
+
+
+def test_pruning_writes_its_candidates_and_a_shared_job_all_of_them(study):
+    points = [{"method": "depth", "ratio": 0.5}, {"method": "unstructured", "ratio": 0.5}]
+    loaded = study(config=LLAMA_8B, candidates={"prune": points})
+    first, second = loaded.candidates("Big")
+    disks = [asked(loaded, "prune", candidate=name)["disk_mb"] for name in (first, second)]
+    assert disks[0] < disks[1] and disks[1] > WHOLE / 10**6
+    assert asked(loaded, "prune")["disk_mb"] > disks[1] + 0.5 * WHOLE / 10**6
+
+
+def test_an_arm_that_trains_every_weight_asks_for_its_optimizer_too(study):
+    ablations = {"one": {"start": {"model": "Big"}, "budget": {"max_steps": 500}, "arms": ["light", {"train": "all"}]}}
+    loaded = study(parameters=10**9, ablations=ablations)
+    sizes = sizing.Sizes(loaded)
+    light, everything = (sizes.arm("one", name, True) for name in loaded.ablations["one"]["arms"])
+    parameters = sizes.shape("Big").parameters
+    assert 13 * parameters < everything.gpu - light.gpu < 16 * parameters  # 16 bytes a weight for 2
+    assert everything.operations > light.operations and everything.disk > light.disk + 20 * parameters
+    assert sizes.granted("finetune", light, attempt=2)["mem_mb"] > sizes.granted("finetune", light)["mem_mb"]

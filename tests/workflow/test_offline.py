@@ -1,0 +1,98 @@
+"""Where nodes have no network: only the fetch rules need one or look for one; and no secret is written down."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ..unit.fake_hub import serving
+from .conftest import ROOT, SECRETS, Checkout, may_be_alone
+
+# The small study has no need of these: its model is a miniature, and it ablates nothing. Where other tests run them, it
+# is under the same watch.
+ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "check_grid", "import_candidate"}
+ELSEWHERE |= {"choose_arm", "train_arm", "write_ablation_report"}
+
+
+def jobs_of(notes):
+    """Names of the workflow's scripts among command lines."""
+    found = (re.search(r"\.snakemake/scripts/tmp\w+\.(\w+)\.py", command) for _, command in notes)
+    return {match[1] for match in found if match}
+
+
+def test_no_job_of_a_study_looks_outside(small_study):
+    """Every run of these tests is watched, and fails otherwise; here it is seen that no job escapes the watch."""
+    scripts = {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}
+    assert jobs_of(small_study.watched("started")) >= scripts - ELSEWHERE
+    assert not small_study.watched("outside")
+
+
+def test_every_job_has_the_hub_switched_off(small_study):
+    """Whatever the user's environment says; these runs' says nothing."""
+    hub = [(switch, command) for switch, command in small_study.watched("hub") if jobs_of([(switch, command)])]
+    assert {switch for switch, _ in hub} == {"1"}
+    assert {"finetune_lora", "evaluate_model", "score_candidate"} <= jobs_of(hub)
+
+
+def test_a_study_ends_where_there_is_no_network(small_study):
+    if not may_be_alone():
+        pytest.skip("this machine lets nobody make a network of their own (unshare -rn)")
+    assert (small_study.folder / "results/report/study_report.html").is_file()
+
+
+def test_no_secret_of_the_environment_is_written_down(small_study):
+    """In results, logs, Snakemake's own folder, or a command line, which everybody on a machine can read."""
+    assert {".snakemake", "logs", "results"} <= {path.name for path in small_study.folder.iterdir()}
+    assert not with_secrets(small_study)
+
+
+def with_secrets(checkout):
+    """Files of a checkout that hold a secret, and the watch over its processes if a command line does."""
+    written = [path for path in checkout.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    secrets = [secret.encode() for secret in SECRETS.values()]
+    return [path for path in [*written, checkout.watch] if any(secret in path.read_bytes() for secret in secrets)]
+
+
+def test_fetch_brings_a_gated_model_and_data_with_the_users_token(small_study, new_checkout, monkeypatch, tmp_path):
+    """From a hub of the test's own; data in local files is read beside it, and calls nobody."""
+    checkout = new_checkout("fetch")
+    own = next((small_study.folder / "resources/miniature/models/mistral").rglob("config.json")).parent
+    tiny = {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()}
+    rows = [{"goal": f"g{n}", "sol1": "a", "sol2": "b", "label": n % 2} for n in range(9)]
+    (checkout.folder / "piqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {
+        "models": "{Tiny: {base: org/tiny, family: mistral}}",
+        "only": "{models: [Tiny]}",
+        "datasets": "{wikitext2: {path: org/texts, name: null, splits: {selection: validation, report: test}}, "
+        "piqa: {path: ./piqa.jsonl, format: json}}",
+        "candidates": "{prune: [{method: depth, ratio: 0.34}]}",
+    }
+    with serving() as (hub, address):
+        commit = hub.add("org/tiny", tiny)
+        texts = {f"{split}.jsonl": b'{"text": "%s"}\n' % split.encode() for split in ("train", "validation", "test")}
+        hub.add("org/texts", texts, "datasets")
+        hub.gated, hub.token = {"org/tiny"}, SECRETS["HF_TOKEN"]
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        checkout.run("--cores", "2", "fetch", "results/candidates/Tiny/grid.json", config=config)
+    resources = checkout.folder / "resources"
+    assert json.loads((resources / "models/Tiny/model.json").read_text())["commit"] == commit
+    assert json.loads((resources / "datasets/wikitext2/dataset.json").read_text())["source"]["commit"]
+    assert (resources / "datasets/piqa/report.parquet").is_file()
+    assert not with_secrets(checkout)
+    assert "Nothing to be done" in checkout.run("--cores", "2", "fetch", config=config).stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",
+        "import urllib.request; urllib.request.urlopen('http://nowhere.invalid', timeout=1)",
+    ],
+)
+def test_the_watch_sees_who_looks_outside(tmp_path, code):
+    checkout = Checkout(tmp_path / "x")
+    subprocess.run([sys.executable, "-c", code], env=checkout.environment(), capture_output=True, check=False)
+    assert len(checkout.watched("started")) == 1 and checkout.watched("outside")

@@ -1,0 +1,197 @@
+"""What each job asks for: memory, GPU memory, disk and minutes, as configured, else by the model's size.
+
+The size is known from the model's configuration, fetched or local; before that from `models.X.parameters`. What a job
+asks for is its estimate (`estimates`) with room to spare, and grows with each attempt: half as much memory and disk
+again, the time over again.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+from . import estimates
+from .settings import arms
+
+MB = 10**6
+UNKNOWN = 10**9  # parameters of a model whose size is not known yet
+ROOM = 1.25  # times the estimated peak; `benchmarks/memory.py` says how far off estimates are
+SPARE_DISK = 1000 * MB  # logs, tokenizers, samples
+TRAINED_BYTES = 28  # a trained parameter on disk: the adapter, and two checkpoints of it with the optimizer's state
+TAKEN_OVER = 3000 * MB  # memory of a job that only takes over another's results
+START = 60  # seconds until a job of a large model computes: imports, and the weights off the disk
+SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations a second that a job's time limit counts on
+LATE, EXTRA = 2, 20  # a time limit is so many times the estimate, and so many minutes more
+# The official evaluation splits of the seven tasks, choices sharing their context, and both texts
+EVALUATED_TOKENS, TEXT_TOKENS, ITEM_TOKENS = 2_400_000, 450_000, 200
+TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # of alpaca-cleaned
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a job takes: peak bytes of the machine's memory and of each GPU's, bytes that it writes, operations."""
+
+    host: int
+    gpu: int
+    disk: int
+    operations: float
+
+
+def config_file(study, model):
+    """Where the configuration of a model lies once it is known."""
+    source = study.models[model]["source"]
+    if source["kind"] == "local":
+        return f"{source['path']}/config.json"
+    if source["kind"] == "miniature":
+        return f"{study.resources}/miniature/models/{source['path']}/checkpoint/config.json"
+    return f"{study.resources}/models/{model}/config.json"
+
+
+class Sizes:
+    """The needs of a study's jobs; a model's configuration is looked for until it is there."""
+
+    def __init__(self, study):
+        self.study = study
+        self._shapes, self._needs = {}, {}
+
+    def shape(self, model):
+        """The model's Shape: of its configuration, else of its configured number of parameters, else None."""
+        if model not in self._shapes:
+            file = config_file(self.study, model)
+            files = file, os.path.join(os.path.dirname(file), "snapshot", "config.json")
+            found = next(filter(None, (estimates.shape_of(path) for path in files if os.path.isfile(path))), None)
+            if found is None:
+                given = self.study.models[model]["parameters"]
+                return estimates.shape_like(given) if given else None
+            self._shapes[model] = found
+        return self._shapes[model]
+
+    def unknown(self):
+        """The models to run whose size is not known yet."""
+        return [model for model in self.study.active_models() if self.shape(model) is None]
+
+    def machine(self, stage, on_gpu):
+        """Where a job of `stage` computes: on its GPUs, or without any on its threads."""
+        wanted = self.study.resources_per_job[stage]["gpu"] if on_gpu else 0
+        return estimates.Machine(wanted, self.study.threads_per_job[stage])
+
+    def need(self, stage, model, on_gpu, candidate=None):
+        """The Need of a job: of all candidates of a model, where none is named and `stage` is prune or score."""
+        shape = self.shape(model) or estimates.shape_like(UNKNOWN)
+        key = stage, model, on_gpu, candidate, shape
+        if key not in self._needs:
+            self._needs[key] = self._need(stage, model, shape, on_gpu, candidate)
+        return self._needs[key]
+
+    def _need(self, stage, model, shape, on_gpu, candidate):
+        study, loaded = self.study, self.study.models[model]
+        every = study.candidates(model)
+        points = [every[candidate]] if candidate else list(every.values())
+        whole = shape.parameters * estimates.width_of(loaded["dtype"], self.machine("prune", on_gpu))
+        if stage == "prune":
+            peak = estimates.prune(shape, loaded, points, study.calibration, self.machine("prune", on_gpu))
+            disk = sum(kept(point) for point in points) * whole
+            # a gradient of every weight: twice the forward pass again
+            operations = 6 * study.calibration["samples"] * study.calibration["length"] * len(points)
+        elif stage == "finetune":
+            peak = estimates.finetune(shape, loaded, study.finetune, self.machine("finetune", on_gpu))
+            disk = TRAINED_BYTES * estimates.adapter_parameters(shape, study.finetune["lora"])
+            disk += whole if study.finetune["merge"] else 0
+            operations = 4 * trained_tokens(study.finetune)  # no gradients of the weights
+        else:
+            peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
+            disk, operations = 0, 2 * evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
+        return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations * shape.parameters)
+
+    def fetched(self, model):
+        """Bytes of a hub model on disk: two a parameter, as most are published."""
+        shape = self.shape(model) or estimates.shape_like(UNKNOWN)
+        return 2 * shape.parameters + SPARE_DISK
+
+    def seconds(self, stage, need, on_gpu, rate=None):
+        """How long it takes: at `rate` operations a second and GPU, by default at the slowest that is counted on."""
+        machine = self.machine(stage, on_gpu)
+        if not machine.gpus:
+            return START + need.operations / (SLOWEST["thread"] * machine.threads)
+        # an evaluation, and pruning, compute on one of their GPUs at a time
+        return START + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
+
+    def arm(self, ablation, name, on_gpu):
+        """The Need of an arm of an ablation; of a stage after the first, as if it began where the first does."""
+        one = self.study.ablations[ablation]
+        start, changes = one["start"], one["arms"][name]["changes"]
+        if start["kind"] == "checkpoint":
+            shape = estimates.shape_of(os.path.join(start["path"], "config.json"))
+            loaded = {"dtype": start["dtype"], "quantize": None, "device_map": None}
+        else:
+            shape, loaded = self.shape(start["model"]), self.study.models[start["model"]]
+        shape = shape or estimates.shape_like(UNKNOWN)
+        settings = arms.settled(arms.laid_over(one["base"], changes))
+        section = arms.section(one["finetune"], settings)
+        trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu))
+        measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
+        everything = settings["train"] == arms.ALL_WEIGHTS
+        parameters = shape.parameters if everything else estimates.adapter_parameters(shape, section["lora"])
+        operations = _budgeted(one["budget"], section, 6 if everything else 4, shape.parameters)
+        operations += 2 * shape.parameters * evaluated_tokens(one["evaluate"])
+        host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
+        return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
+
+    def asked(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
+        """{mem_mb, gpu_mem_mb, disk_mb, runtime} that a job asks for at an attempt, counted from 1.
+
+        job: prune, score, evaluate or finetune; taken_over: whether it only takes over another job's results; largest:
+        MB of the largest GPU, where that is known: no estimate asks for more.
+        """
+        need = self.need(job, model, on_gpu, candidate)
+        if taken_over:
+            need = Need(min(TAKEN_OVER, need.host), 0, need.disk, 0.0)
+        asked = self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
+        return asked | ({"gpu_mem_mb": 0} if taken_over else {})
+
+    def granted(self, stage, need, attempt=1, on_gpu=True, largest=None):
+        """The same for a Need, of a job that computes as those of `stage` do."""
+        wanted = {
+            "mem_mb": ROOM * need.host / MB,
+            "gpu_mem_mb": ROOM * need.gpu / MB,
+            "disk_mb": need.disk / MB,
+            "runtime": EXTRA + LATE * self.seconds(stage, need, on_gpu) / 60,
+        }
+        given = self.study.resources_per_job[stage]
+        given = {key: given[key] for key in wanted if given.get(key) is not None}
+        wanted |= given
+        more = {key: attempt if key == "runtime" else 1 + 0.5 * (attempt - 1) for key in wanted}
+        asked = {key: math.ceil(value * more[key]) for key, value in wanted.items()}
+        if largest:
+            asked["gpu_mem_mb"] = max(given.get("gpu_mem_mb", 0), min(asked["gpu_mem_mb"], largest))
+        return asked
+
+
+def _budgeted(budget, section, operations, parameters):
+    """Operations of a training by its budget: {unit: max_steps, tokens or flops, amount}."""
+    if budget["unit"] == "flops":
+        return budget["amount"]
+    tokens = budget["amount"]
+    if budget["unit"] == "max_steps":
+        tokens *= section["batch_size"] * min(ROW_TOKENS, section["data"]["cutoff_len"])
+    return operations * parameters * tokens
+
+
+def kept(point):
+    """The share of a dense checkpoint that a candidate takes, at most; zeros of unstructured pruning stay."""
+    if "method" not in point:  # a row of the user's table: nothing is written
+        return 0.0
+    return 1.0 if point["method"] == "unstructured" else 1 - 0.7 * point["ratio"]
+
+
+def trained_tokens(settings):
+    """Tokens that a training sees, by the section `finetune`."""
+    rows = settings["max_steps"] and settings["max_steps"] * settings["batch_size"]
+    return (rows or settings["epochs"] * TRAINED_ROWS) * min(ROW_TOKENS, settings["data"]["cutoff_len"])
+
+
+def evaluated_tokens(settings):
+    """Tokens of an evaluation, by the section `evaluate`."""
+    limit, tasks = settings["zero_shot"]["limit"], settings["zero_shot"]["tasks"]
+    if limit is None:
+        return EVALUATED_TOKENS
+    return min(EVALUATED_TOKENS, TEXT_TOKENS + limit * ITEM_TOKENS * len(tasks))

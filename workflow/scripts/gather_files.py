@@ -1,0 +1,8 @@
+"""Name the files that many jobs rest on, with their digests, in one file for all of these jobs."""
+
+from coppice import logs
+
+with logs.job(snakemake.log[0], snakemake.threads):
+    from coppice import fingerprints
+
+    fingerprints.gather(snakemake.input, snakemake.output[0])
