@@ -26,7 +26,7 @@ VALUES = {
     "a negative number": -1,
     "zero": 0,
     "a half": 0.5,
-    "a huge number": 10**30,
+    "a huge number": 10**40,
     "a number of 400 digits": 10**400,
     "a huge float": 1e308,
     "not a number": float("nan"),

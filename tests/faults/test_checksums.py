@@ -119,7 +119,7 @@ def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
     whole = path.read_bytes()
     flip(path)
     message = told(lambda: pairing.right_and_wrong([copied / "evaluated"], "piqa", "again"))
-    assert "piqa.parquet: was changed" in message and "delete" in message
+    assert "piqa.parquet: is not the file that its evaluation wrote" in message and "delete" in message
     (copied / "evaluated" / "evaluation_results.json").unlink()
     evaluate(copied, study)
     assert path.read_bytes() == whole

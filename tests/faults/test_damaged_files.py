@@ -270,24 +270,28 @@ def test_a_prepared_data_set(tmp_path, kind, name):
     assert name in told(lambda: data.texts(tmp_path / "out/dataset.json", "report"))
 
 
-def evaluation(folder, digests=True):
+def evaluation(folder):
     """An evaluation's folder with the samples of one task."""
-    (folder / "samples").mkdir(parents=True)
-    path = folder / "samples" / "piqa.parquet"
     rows = [{"doc_id": i, "doc_hash": str(i), "correct": i % 2 / 1} for i in range(40)]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    known = {"samples": {"piqa": fingerprints.content_digest(path)}} if digests else {}
-    records.write(folder / "evaluation_results.json", known)
-    return path
+    records.write(folder / "evaluation_results.json", {"samples": pairing.write_samples(folder, {"piqa": rows})})
+    return folder / "samples" / "piqa.parquet"
 
 
-@pytest.mark.parametrize("digests", [True, False], ids=["with a checksum", "of an older record"])
-def test_samples(tmp_path, kind, digests):
-    path = evaluation(tmp_path, digests)
+def test_samples(tmp_path, kind):
+    path = evaluation(tmp_path)
     assert pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
     damage(path, kind)
     message = told(lambda: pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
     assert "piqa.parquet" in message and "evaluation_results.json" in message
+
+
+def test_samples_that_were_written_damaged(tmp_path, kind):
+    path = evaluation(tmp_path)
+    damage(path, kind)
+    if kind not in ("a folder", "missing"):
+        digest = fingerprints.content_digest(path)
+        records.write(tmp_path / "evaluation_results.json", {"samples": {"piqa": digest}})
+        assert "piqa.parquet: cannot be read" in told(lambda: pairing.samples(tmp_path, "piqa"))
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,22 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
 from fake_hub import commit_of, serving
 from huggingface_hub import constants
+from safetensors.numpy import save
 
 from coppice import fetching, records
 from coppice.errors import CoppiceError
 
-CHECKPOINT = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 4000}
+CHECKPOINT = {
+    "config.json": b'{"model_type": "tiny"}',
+    "model.safetensors": save({"x": numpy.arange(256_000, dtype=numpy.int32)}),
+    "vocab.json": b"{}",
+}
 FILE = "/{repo_id}/resolve/{revision}/{filename}"
 SOURCE = {"kind": "hub", "path": "org/tiny"}
 
@@ -88,7 +94,8 @@ def test_configuration_and_weights_are_of_one_commit(served, fetch, tmp_path):
 
 def test_another_revision_replaces_the_files_and_leaves_none_behind(served, fetch, tmp_path):
     fetch()
-    newer = {"config.json": b"{}", "model-00001-of-00001.safetensors": b"new"}
+    weights = save({"x": numpy.zeros(3)})
+    newer = {"config.json": b"{}", "model-00001-of-00001.safetensors": weights, "vocab.json": b"{}"}
     commit = served.add("org/tiny", newer)
     assert fetch(commit)["commit"] == commit
     assert content(tmp_path) == newer

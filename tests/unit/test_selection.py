@@ -88,7 +88,6 @@ def evaluated(folder, right, losses):
     digest = fingerprints.content_digest(folder / "samples/piqa.parquet")
     records.write(folder / "evaluation_results.json", {"samples": {"piqa": digest}})
     windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
-    records.write(folder / "evaluation_results.json", {})
     records.write(folder / "ppl_results.json", {"perplexity": {"wikitext2": {"window_losses": windows}}})
     return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
 

@@ -10,11 +10,11 @@ from difflib import get_close_matches
 
 from .redaction import redacted
 
+LONGEST = 2000  # characters of a message; what is left out of a longer one is its middle
 # What no other attempt finds otherwise, of all that an operating system answers
 PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 # How torch speaks of memory and devices that gave out
 DEVICE_FAILED = ("out of memory", "can't allocate memory", "CUDA error", "CUBLAS_STATUS", "NCCL error")
-LONGEST = 2000  # characters of a message; what is left out of a longer one is its middle
 
 
 class CoppiceError(Exception):
@@ -48,6 +48,15 @@ def nearest(name, valid):
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def printable(text):
+    r"""`text` as one line without control characters: line breaks become spaces, what else cannot be shown `\x1b`.
+
+    Names, rows and models' answers may hold escape codes that move a terminal's cursor or change what it shows.
+    """
+    line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
+    return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)
+
+
 def is_final(error):
     """Whether another attempt at the same job would fail alike.
 
@@ -71,12 +80,3 @@ def _may_pass(error):
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in DEVICE_FAILED)
     return isinstance(error, MemoryError | TransientError)
-
-
-def printable(text):
-    r"""`text` as one line without control characters: line breaks become spaces, what else cannot be shown `\x1b`.
-
-    Names, rows and models' answers may hold escape codes that move a terminal's cursor or change what it shows.
-    """
-    line = re.sub(r"\s*[\r\n]+\s*", " ", str(text).strip())
-    return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)

@@ -34,8 +34,8 @@ def fetch_model(name, source, revision, record):
             raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
     checkpoint_files.check(folder)
     checkpoint_files.check_tokenizer(folder)
-    facts |= {"path": str(folder)}
-    facts |= {"parameters": models.count_parameters(folder)}  # which also finds what a .bin file cannot be read as
+    facts["path"] = str(folder)
+    facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
     records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CoppiceError, is_final
+from .parsing import parsed
 from .records import atomic
 from .redaction import redacted
 
@@ -201,20 +202,15 @@ class _Status:
     def final_reason(self):
         """Why an earlier attempt of this run failed for good; None where there was no such attempt."""
         try:
-            facts = json.loads(Path(self.path).read_text(encoding="utf-8"))
+            facts = parsed(Path(self.path).read_text(encoding="utf-8"))
             of_this_run = facts["run"] is not None and facts["run"] == os.environ.get(RUN)
             return facts["reason"] if facts["final"] and of_this_run else None
         except (OSError, ValueError, KeyError, TypeError):  # there is none, or of an older version
             return None
 
     def __call__(self, state, reason=None, final=False):
-        facts = {
-            "title": self.title,
-            "state": state,
-            "reason": redacted(reason),
-            "final": final,
-            "run": os.environ.get(RUN),
-        }
+        facts = {"title": self.title, "state": state, "reason": redacted(reason)}
+        facts |= {"final": final, "run": os.environ.get(RUN)}
         facts |= {"started": self.started, "updated": time.time(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
         with atomic(self.path) as file:
             json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)

@@ -10,6 +10,10 @@ from . import fingerprints, records
 from .errors import CoppiceError
 
 
+class NotPaired(CoppiceError):
+    """Evaluations that were not of the same items or windows."""
+
+
 def write_samples(folder, samples):
     """Write the samples of every task (task -> list of dicts) in place of what was there; returns task -> digest."""
     import pandas
@@ -37,24 +41,19 @@ def _samples_of(folder, tasks):
     return folder
 
 
-def _whole(folder, task):
+def samples_file(folder, task):
     """The path of a task's samples, once they are found to be those of the record beside them; else RecordError."""
-    path = Path(folder) / "samples" / f"{task}.parquet"
-    known = records.read(Path(folder) / "evaluation_results.json").get("samples", {}).get(task)  # none before 0.1
+    record, path = Path(folder) / "evaluation_results.json", Path(folder) / "samples" / f"{task}.parquet"
+    remedy = _remedy(record)
     if not path.is_file():
-        raise records.RecordError(f"{path}: is missing; {_remedy(folder)}")
-    if known and fingerprints.content_digest(path) != known:
-        raise records.RecordError(f"{path}: was changed after it was written (its checksum differs); {_remedy(folder)}")
+        raise records.RecordError(f"{path}: is missing: {remedy}")
+    if fingerprints.content_digest(path) != records.read(record).get("samples", {}).get(task):
+        raise records.RecordError(f"{path}: is not the file that its evaluation wrote: {remedy}")
     return path
 
 
-def _remedy(folder):
-    record = Path(folder) / "evaluation_results.json"
-    return f"delete {record} and run snakemake again: what is whole of that evaluation is not computed again"
-
-
-class NotPaired(CoppiceError):
-    """Evaluations that were not of the same items or windows."""
+def _remedy(record):
+    return f"delete {record} and run snakemake again, which computes nothing anew that is still in .parts"
 
 
 def samples(folder, task, columns=None):
@@ -65,14 +64,15 @@ def samples(folder, task, columns=None):
     import pyarrow
     from pyarrow import parquet
 
-    path = _whole(folder, task)
+    path = samples_file(folder, task)
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             kept = names if columns is None else [name for name in columns if name in names]
             return file.read(columns=kept).sort_by("doc_id").combine_chunks()
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
-        raise records.RecordError(f"{path}: cannot be read ({error}); {_remedy(folder)}") from error
+        remedy = _remedy(Path(folder) / "evaluation_results.json")
+        raise records.RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 def right_and_wrong(folders, task, remedy):

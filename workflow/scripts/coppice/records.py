@@ -102,7 +102,7 @@ def read(path, remedy="delete it and run snakemake again"):
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such record; run snakemake again, which makes it") from error
+        raise RecordError(f"{path}: there is no such record (snakemake {path} makes it)") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:

@@ -56,10 +56,9 @@ def evaluate(
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
     provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
-    digests = pairing.write_samples(output, samples)
+    record["samples"] = pairing.write_samples(output, samples)
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
-    facts = {"samples": digests, "provenance": provenance}
-    records.write(output / "evaluation_results.json", identity | record | facts)
+    records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
     parts.discard_unused()
     logger.info("%s", summary(identity | record))
 

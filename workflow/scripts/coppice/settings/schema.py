@@ -15,7 +15,8 @@ from ..errors import SettingsError, nearest
 SCHEMA_FILE = Path(__file__).parents[3] / "schemas" / "config.schema.yaml"
 PLAIN = "\n\t\u200c\u200d"  # of the characters that are not shown, those of ordinary text (joiners: Persian, emoji)
 NULLS = ("", "~", "null", "Null", "NULL")
-LARGEST = 10**15  # of any number: what is larger is a slip, and libraries hold no more than 2^63
+# What is larger is a slip: libraries hold no whole number beyond 2^63; operations of a training are counted in floats
+LARGEST = {"integer": 10**15, "number": 10**30}
 LONGEST = 10_000  # characters of any text
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LIMITS = {
@@ -137,8 +138,9 @@ def _coerced(value, node, path):
         value = _coerced_text(value, types_of(node))
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"config key {dotted(path)}: found {value}, but {_wanted(node)} is needed")
-    if isinstance(value, int | float) and abs(value) > LARGEST:
-        raise SettingsError(f"config key {dotted(path)}: found a number beyond {LARGEST:.0e}, which means nothing")
+    largest = LARGEST["number" if "number" in types_of(node) else "integer"]
+    if isinstance(value, int | float) and abs(value) > largest:
+        raise SettingsError(f"config key {dotted(path)}: found a number beyond {largest:.0e}, which means nothing")
     if isinstance(value, float) and value.is_integer() and types_of(node) <= {"integer", "null"}:
         return int(value)
     return value
