@@ -29,7 +29,7 @@ def copy_samples(source, folder, tasks):
     """Copy the samples of `tasks` from the evaluation in `source`, in place of what was there."""
     target = _samples_of(folder, tasks)
     for task in tasks:
-        records.copy(_whole(source, task), target / f"{task}.parquet")
+        records.copy(samples_file(source, task), target / f"{task}.parquet")
 
 
 def _samples_of(folder, tasks):
