@@ -1,13 +1,15 @@
 """Arms of an ablation: trained alike, counted before they are trained, compared in pairs, and told in a report."""
 
+import shutil
+
 import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_finetuning import SETTINGS, train
+from test_finetuning import SETTINGS, instruction_rows, train
 from test_finetuning import dataset as dataset
 
-from coppice import finetuning, models, records
+from coppice import data, finetuning, models, records
 from coppice.ablation import arm as arms_of
 from coppice.ablation import racing, reading, recommending, report, stages
 from coppice.errors import CoppiceError, SettingsError
@@ -115,6 +117,25 @@ def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=
     return path
 
 
+@pytest.fixture(scope="module")
+def trained_arms(tiny_checkpoint, tmp_path_factory):
+    """Two real arms: (folder of the ablation, its checkpoint, its data)."""
+    folder = tmp_path_factory.mktemp("ablation")
+    data.write("mine", {"train": instruction_rows()}, folder / "data", splits={}, source={})
+    start, rows = tiny_checkpoint(), folder / "data/dataset.json"
+    for name, r in (("r-4", 4), ("r-8", 8)):
+        run_arm(start, rows, folder, name, {"r": r})
+    return folder, start, rows
+
+
+@pytest.fixture
+def two_arms(trained_arms, tmp_path):
+    """Copies of their records, to be changed."""
+    for name in ("r-4", "r-8"):
+        shutil.copytree(trained_arms[0] / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*", "best"))
+    return [tmp_path / name / "seed-3/arm.json" for name in ("r-4", "r-8")]
+
+
 def tampered(path, **changes):
     content = records.read(path)
     for dotted, value in changes.items():
@@ -138,19 +159,23 @@ def tampered(path, **changes):
         ({"seed": 4}, "other seeds"),
     ],
 )
-def test_an_arm_that_was_not_trained_alike_is_told_and_left_out(tiny_checkpoint, dataset, tmp_path, changes, told):
-    folder = tiny_checkpoint()
-    first = run_arm(folder, dataset, tmp_path)
-    second = tampered(run_arm(folder, dataset, tmp_path, "r-8", {"r": 8}), **changes)
+def test_an_arm_that_was_not_trained_alike_is_told(two_arms, changes, told):
+    first, second = two_arms
+    tampered(second, **changes)
     found = [reading.arm(name, [path]) for name, path in (("r-4", first), ("r-8", second))]
     assert not reading.unequal(found[:1], STEPS)
     assert told in reading.unequal(found, STEPS)["r-8"][0]
     with pytest.raises(CoppiceError, match="do not compare"):
         reading.check_equal("mine", found, STEPS)
+
+
+def test_an_arm_that_was_not_trained_alike_is_an_error_in_the_report(two_arms, tmp_path):
+    first, second = two_arms
+    tampered(second, steps=7)
     ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "r-4", "stages": [], "racing": None}
     report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
-    assert "Not an equal budget" in page and told in page and "No recommendation" in page
+    assert "Not an equal budget" in page and "trained for 7 steps and not 6" in page and "No recommendation" in page
     assert list(load_csv(tmp_path)["compared"]) == [True, False]
 
 
@@ -166,13 +191,13 @@ def load_csv(folder):
     return pandas.read_csv(folder / "ablation.csv")
 
 
-def test_an_arm_that_an_earlier_stage_trained_is_taken_over(tiny_checkpoint, dataset, tmp_path, monkeypatch):
-    folder = tiny_checkpoint()
-    paths = {name: [run_arm(folder, dataset, tmp_path, name, {"r": r})] for name, r in (("rank.4", 4), ("rank.8", 8))}
-    stages.decide("mine", "rank", paths, LOSS, STEPS, tmp_path / "winner-rank.json")
-    winner = records.read(tmp_path / "winner-rank.json")
+def test_an_arm_that_an_earlier_stage_trained_is_taken_over(trained_arms, monkeypatch):
+    folder, start, rows = trained_arms
+    paths = {name: [folder / name / "seed-3/arm.json"] for name in ("r-4", "r-8")}
+    stages.decide("mine", "rank", paths, LOSS, STEPS, folder / "winner-rank.json")
+    winner = records.read(folder / "winner-rank.json")
     monkeypatch.setattr(finetuning.training, "_run", lambda *arguments: pytest.fail("it was trained again"))
-    again = run_arm(folder, dataset, tmp_path, "alpha.8", {"alpha": 8}, tmp_path / "winner-rank.json")
+    again = run_arm(start, rows, folder, "alpha.8", {"alpha": 8}, folder / "winner-rank.json")
     assert records.read(again)["reused_from"] == winner["winner"]
     assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]
 
