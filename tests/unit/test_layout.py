@@ -47,6 +47,7 @@ STOREYS = [
         "pruning",
         "reporting",
         "selection",
+        "tracing",
         "zero_shot",
     },
     {"by_hand", "cli", "__main__", "__init__"},

@@ -46,9 +46,19 @@ def start_loading(wildcards):
     """{name, path or None, prompt, and how the checkpoint is loaded}, as a rule parameter."""
     start = ablated(wildcards)["start"]
     if start["kind"] == "checkpoint":
-        plain = {"quantize": None, "device_map": None}
-        return plain | {key: start[key] for key in ("dtype", "trust_remote_code")}
+        return {
+            "dtype": start["dtype"],
+            "quantize": None,
+            "trust_remote_code": start["trust_remote_code"],
+        }
     return loading(start["model"])
+
+
+def start_placement(wildcards, output):
+    """As `placement`, of the model that an ablation starts from."""
+    start = ablated(wildcards)["start"]
+    entry = {} if start["kind"] == "checkpoint" else study.models[start["model"]]
+    return settings.effects.handling("models", {"device_map": None} | entry)
 
 
 def start_facts(wildcards):
@@ -113,13 +123,29 @@ def rung_records(wildcards):
 def ablation_plan(wildcards):
     """What all arms have in common, as a rule parameter."""
     one = ablated(wildcards)
-    plan = {
-        key: one[key]
-        for key in ("base", "finetune", "budget", "eval_steps", "evaluate", "choose_by")
-    }
+    plan = {key: one[key] for key in ("base", "budget", "eval_steps", "choose_by")}
     return plan | {
+        "finetune": settings.arms.shared(
+            settings.effects.deciding("finetune", one["finetune"])
+        ),
+        "evaluate": measured(wildcards),
         "training_datasets": by_name(study.training_datasets(one["finetune"])),
         "evaluation_datasets": by_name(ablation_datasets(wildcards)),
+    }
+
+
+def measured(wildcards):
+    """How arms are measured, without what decides no number."""
+    return settings.effects.deciding("evaluate", ablated(wildcards)["evaluate"])
+
+
+def arm_handling(wildcards, output):
+    """How arms are trained and measured, as a rule parameter whose change reruns nothing."""
+    training = ablated(wildcards)["finetune"]
+    lasting = {key: training[key] for key in settings.arms.LASTING}
+    return {
+        "finetune": settings.effects.handling("finetune", training) | lasting,
+        "evaluate": settings.effects.handling("evaluate", study.evaluate),
     }
 
 
@@ -192,6 +218,8 @@ rule ablation_arm:
         member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
         start=start_facts,
         loading=start_loading,
+        placement=start_placement,
+        handling=arm_handling,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
     script:
@@ -220,6 +248,8 @@ use rule ablation_arm as ablation_rung with:
         member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
         start=start_facts,
         loading=start_loading,
+        placement=start_placement,
+        handling=arm_handling,
         share=lambda wildcards: ablated(wildcards)["racing"]["rungs"][
             int(wildcards.rung) - 1
         ],
@@ -299,15 +329,9 @@ rule ablation_report:
         arms=arm_records,
         ablation=lambda wildcards: {
             key: ablated(wildcards)[key]
-            for key in (
-                "budget",
-                "choose_by",
-                "reference",
-                "stages",
-                "racing",
-                "evaluate",
-            )
-        },
+            for key in ("budget", "choose_by", "reference", "stages", "racing")
+        }
+        | {"evaluate": measured(wildcards)},
         start=start_facts,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,

@@ -79,7 +79,6 @@ REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
-GRID = f"{RESULTS}/candidates/{{model}}/grid.json"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 # What many jobs rest on, as one input in place of dozens: digests of the files that `gather_files` was given
 GATHERED = f"{RESULTS}/.gathered"
@@ -143,10 +142,10 @@ def config_files():
     }
 
 
-def checked_grid(model):
-    """The record that the model takes its grid, where that is checked; a point that is added makes no other candidate
-    anew."""
-    return ancient(GRID.format(model=model)) if model in config_files() else []
+@signed
+def checked_grid(wildcards):
+    """The record that the model takes a job's points of the grid, where that is checked."""
+    return GRID.format(**wildcards) if wildcards.model in config_files() else []
 
 
 def hub_configs():
@@ -164,7 +163,7 @@ def loading(model):
     """How a model and all its pruned forms are loaded."""
     return {
         key: study.models[model][key]
-        for key in ("dtype", "quantize", "trust_remote_code", "device_map")
+        for key in ("dtype", "quantize", "trust_remote_code")
     }
 
 
@@ -172,6 +171,21 @@ def on_a_cluster():
     """Whether other machines run the jobs. Of a dry run's executor no more is known than that it wants threads."""
     intended = workflow.dryrun and workflow.execution_settings.use_threads
     return bool(intended or not workflow.local_exec)
+
+
+# What decides no number goes to jobs by parameters that are functions of their output: Snakemake takes those to follow
+# from it, and compares them with no earlier run
+
+
+def placement(wildcards, output):
+    """Where the weights are put, as a rule parameter whose change reruns nothing."""
+    return settings.effects.handling("models", study.models[wildcards.model])
+
+
+def handling(section):
+    """How the work of a section is done, as a rule parameter whose change reruns nothing."""
+    values = settings.effects.handling(section, study.config[section])
+    return lambda wildcards, output: values
 
 
 @functools.cache
@@ -247,12 +261,6 @@ def prompt(model):
     return study.models[model]["prompt"]
 
 
-def training_processes(model):
-    """Processes that train together: one a GPU, but one for all where `device_map` spreads the model over them."""
-    wanted = study.resources_per_job["finetune"]["gpu"]
-    return 1 if study.models[model]["device_map"] else max(1, wanted)
-
-
 def of_more_seeds(record):
     """`record` of the trainings with further seeds."""
     return [
@@ -315,6 +323,11 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+# What a job's points are checked in. One record a job: were it one a model, and `ancient` to jobs whose points are as they
+# were, Snakemake would skip all that rests on it in the run that checks it anew
+GRID = f"{RESULTS}/candidates/{{model}}/" + (
+    "grid.json" if SHARED else ".grid/{candidate}.json"
+)
 # Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
 # pruned models (0) fill the gaps
 PRIORITY = {
@@ -340,15 +353,11 @@ def scoring_settings():
         for criterion in study.configs.values()
         for metric in selection.asked(criterion)
     ]
-    texts = study.evaluate["perplexity"]
-    chosen = [name for name in texts["datasets"] if name in asked] or texts["datasets"]
-    names = texts["protocol"]
-    first = names if isinstance(names, str) else names[0]
-    return study.evaluate | {
-        "perplexity": texts | {"datasets": chosen, "protocol": first},
-        "generation": study.evaluate["generation"] | {"prompts": []},
-        "cost": study.evaluate["cost"] | {"enabled": False},
-    }
+    texts = study.evaluate["perplexity"]["datasets"]
+    chosen = [name for name in texts if name in asked] or texts
+    return settings.effects.deciding(
+        "evaluate", settings.effects.narrowed(study.evaluate, chosen)
+    )
 
 
 def scored_datasets():

@@ -38,9 +38,11 @@ rule evaluate_dense:
         runtime=asked("evaluate", "runtime"),
     params:
         stage="dense",
-        settings=study.evaluate,
+        settings=settings.effects.deciding("evaluate", study.evaluate),
+        handling=handling("evaluate"),
         datasets=by_name(EVALUATED),
         loading=of_model(loading),
+        placement=placement,
         prompt=of_model(prompt),
         seed=study.seed,
         status=status("evaluate", "dense", "{model}"),
@@ -63,9 +65,11 @@ use rule evaluate_dense as evaluate_pruned with:
         f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.benchmark.tsv"
     params:
         stage="pruned",
-        settings=study.evaluate,
+        settings=settings.effects.deciding("evaluate", study.evaluate),
+        handling=handling("evaluate"),
         datasets=by_name(EVALUATED),
         loading=of_model(loading),
+        placement=placement,
         prompt=of_model(prompt),
         seed=study.seed,
         status=status("evaluate", "pruned", "{model}", "{config}"),
@@ -89,9 +93,11 @@ use rule evaluate_dense as evaluate_finetuned with:
     priority: PRIORITY["finetuned"]
     params:
         stage="finetuned",
-        settings=study.evaluate,
+        settings=settings.effects.deciding("evaluate", study.evaluate),
+        handling=handling("evaluate"),
         datasets=by_name(EVALUATED),
         loading=of_model(loading),
+        placement=placement,
         prompt=of_model(prompt),
         seed=study.seed,
         status=signed(lambda wildcards: status("evaluate", "finetuned", *wildcards)),

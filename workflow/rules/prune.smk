@@ -1,8 +1,8 @@
 """Candidates: pruned here by the grid, or taken in from the user's table.
 
 Takes the dense model's record and calibration text (or the user's folder); gives `{results}/candidates/{model}/
-{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/{model}/grid.json` once its grid is known
-to fit a model that is not made here.
+{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/{model}/.grid/{candidate}.json` once its
+point of the grid is known to fit a model that is not made here.
 """
 
 
@@ -20,19 +20,19 @@ if study.config["candidates"]["table"] is None:
     localrules:
         check_grid,
 
-    # whether a model takes every point of its grid, found before anything is pruned
+    # whether a model takes every point of its grid, found before its weights are here
     rule check_grid:
         input:
             lambda wildcards: config_files().get(wildcards.model, []),
         output:
             GRID,
         log:
-            f"{LOGS}/prune/check_grid.{{model}}.log",
+            f"{LOGS}/prune/check_grid.{CANDIDATE_JOB}.log",
         priority: 100
         conda:
             "../../envs/coppice.yaml"
         params:
-            grid=lambda wildcards: study.candidates(wildcards.model),
+            grid=job_candidates,
             protocol=1,
         script:
             "../scripts/check_grid.py"
@@ -41,8 +41,7 @@ if study.config["candidates"]["table"] is None:
         input:
             model=of_model(model_record),
             calibration=dataset_record(study.calibration["dataset"]),
-            # a point that is added makes no other candidate anew
-            grid=of_model(checked_grid),
+            grid=checked_grid,
         output:
             produced(CANDIDATE),
         log:
@@ -65,6 +64,7 @@ if study.config["candidates"]["table"] is None:
             candidates=job_candidates,
             calibration=study.calibration,
             loading=of_model(loading),
+            placement=placement,
             seed=study.seed,
             status=status("prune", CANDIDATE_JOB),
             protocol=1,

@@ -45,9 +45,11 @@ rule score_candidate:
         runtime=asked("score", "runtime"),
     params:
         settings=scoring_settings(),
+        handling=handling("evaluate"),
         datasets=by_name(scored_datasets()),
         purpose=study.select["split"],
         loading=of_model(loading),
+        placement=placement,
         seed=study.seed,
         candidates=signed(lambda wildcards: list(job_candidates(wildcards))),
         status=status("select", CANDIDATE_JOB),

@@ -18,21 +18,22 @@ with jobs.computing(
 ):
     from coppice import candidates, evaluation
 
-    twin = snakemake.input.get("twin")
+    params, twin = snakemake.params, snakemake.input.get("twin")
+    loading = params.loading | params.placement
     if stage == "dense":
-        source = models.Source.of_record(snakemake.input.model, snakemake.params.loading)
+        source = models.Source.of_record(snakemake.input.model, loading)
     else:
-        source = models.Source(path=candidates.checkpoint(snakemake.input.selection), **snakemake.params.loading)
+        source = models.Source(path=candidates.checkpoint(snakemake.input.selection), **loading)
     evaluation.evaluate(
         identity={"model": model, "config": config, "stage": stage},
         source=source,
-        settings=snakemake.params.settings,
-        datasets=snakemake.params.datasets,
+        settings=params.settings | params.handling,
+        datasets=params.datasets,
         output=Path(snakemake.output.evaluation).parent,
         dense=snakemake.input.get("dense"),
         selection=snakemake.input.get("selection"),
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
-        seed=snakemake.params.seed,
+        seed=params.seed,
         twin=Path(twin[0]).parent if twin else None,
-        prompt=snakemake.params.prompt,
+        prompt=params.prompt,
     )

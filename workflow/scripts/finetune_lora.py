@@ -20,14 +20,15 @@ if __name__ == "__main__":
 
         jobs.stop_in_time(snakemake.resources)
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
+        source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
         finetuning.finetune(
             identity={"model": model, "config": config},
-            source=models.Source(path=path, **snakemake.params.loading),
+            source=source,
             datasets=snakemake.params.datasets,
-            settings=snakemake.params.settings,
+            settings=snakemake.params.settings | snakemake.params.handling,
             prompt=snakemake.params.prompt,
             output=Path(snakemake.output.record).parent,
             seed=snakemake.params.seed,
-            world=snakemake.params.processes,
+            world=1 if source.device_map else max(1, snakemake.resources.get("gpu", 0)),
             twin=Path(twin[0]).parent if twin else None,
         )

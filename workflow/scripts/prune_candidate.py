@@ -15,10 +15,11 @@ with jobs.computing(
 ):
     from coppice import candidates
 
+    loading = snakemake.params.loading | snakemake.params.placement
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):
         candidates.prune(
             identity={"model": snakemake.wildcards.model, "candidate": name},
-            source=models.Source.of_record(snakemake.input.model, snakemake.params.loading),
+            source=models.Source.of_record(snakemake.input.model, loading),
             point=point,
             calibration=snakemake.params.calibration | {"record": snakemake.input.calibration},
             output=Path(record).parent,

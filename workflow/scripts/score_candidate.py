@@ -15,13 +15,14 @@ with jobs.computing(
 ):
     from coppice import candidates, evaluation
 
+    loading = snakemake.params.loading | snakemake.params.placement
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output, strict=True)
     for name, pruning, scores in records:
         candidates.ensure(Path(pruning).parent)
         evaluation.evaluate(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
-            source=models.Source(path=str(Path(pruning).parent), **snakemake.params.loading),
-            settings=snakemake.params.settings,
+            source=models.Source(path=str(Path(pruning).parent), **loading),
+            settings=snakemake.params.settings | snakemake.params.handling,
             datasets=snakemake.params.datasets,
             output=Path(scores).parent,
             purpose=snakemake.params.purpose,

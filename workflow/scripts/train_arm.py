@@ -22,11 +22,11 @@ if __name__ == "__main__":
         jobs.stop_in_time(snakemake.resources)
         chosen, dense = own.get("selection"), own.get("dense")
         path = candidates.checkpoint(chosen) if chosen else params.start["path"] or models.folder_of(dense)
-        source = models.Source(path=path, **params.loading)
+        source = models.Source(path=path, **params.loading, **params.placement)
         arms.train(
             identity={"ablation": name, "arm": arm},
             start=arms.Start(params.start["name"], source, params.start["prompt"], chosen and dense, chosen),
-            plan=params.plan,
+            plan=params.plan | {part: params.plan[part] | how for part, how in params.handling.items()},
             member=params.member,
             seed=int(seed),
             output=Path(snakemake.output.record),

@@ -32,6 +32,7 @@ def _parser():
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
     report.set_defaults(run=_report)
+    _tracing(commands)
     planned = commands.add_parser("plan", help="jobs, GPU hours, memory and disk of a study, before anything is spent")
     planned.add_argument(
         "--configfile",
@@ -72,6 +73,35 @@ def _parser():
     harness.add_argument("words", nargs="*")
     harness.set_defaults(run=_harness)
     return parser
+
+
+def _tracing(commands):
+    traced = commands.add_parser("trace", help="the records behind a number of the report, and whether they agree")
+    traced.add_argument(
+        "of",
+        nargs="+",
+        metavar="FILE | MODEL CONFIG",
+        help="a file or folder of the results (a comparison report, an ablation's arm), or a model and a config",
+    )
+    traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
+    traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")
+    traced.add_argument("--seed", type=int, help="of a further training (finetune.seeds)")
+    traced.add_argument("--results", default="results", metavar="FOLDER", help="with names: where (%(default)s)")
+    traced.add_argument("--resources", default="resources", metavar="FOLDER", help="models and data (%(default)s)")
+    traced.add_argument("--verify", action="store_true", help="read weights, adapters and rows on disk, and hash them")
+    traced.add_argument("--json", action="store_true", help="for machines, with all settings")
+    traced.set_defaults(run=_trace)
+
+
+def _trace(arguments):
+    from rich.console import Console
+
+    from . import tracing
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    named = ("results", "resources", "metric", "stage", "seed", "verify")
+    options = {name: getattr(arguments, name) for name in named}
+    return 0 if tracing.trace(arguments.of, console, as_json=arguments.json, **options) else 1
 
 
 def _by_hand(commands):

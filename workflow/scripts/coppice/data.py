@@ -46,6 +46,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
     what it has to serve, `text` or `training`). Raises DataError where a split, file or column is missing, a role has
     no rows, or a column does not hold what its use needs.
     """
+    clock = records.Clock()
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
     tables = {}
     for role, split in splits.items():
@@ -56,7 +57,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
     if not tables:
         raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
     notes = _add_selection(tables, needs_selection)
-    write(name, tables, folder, splits=splits, source=_public(entry), notes=notes)
+    write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock)
 
 
 def _public(entry):
@@ -215,8 +216,11 @@ def _plain(value):
     return value if known else repr(value)
 
 
-def write(name, tables, folder, splits, source, notes=()):
-    """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows."""
+def write(name, tables, folder, splits, source, notes=(), clock=None):
+    """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows.
+
+    clock: runs since the work began that made the tables.
+    """
     import datasets
 
     datasets.disable_progress_bars()
@@ -226,15 +230,22 @@ def write(name, tables, folder, splits, source, notes=()):
         if not len(table):
             raise DataError(f"datasets.{name}: its {role} split has no rows")
         table = table if isinstance(table, datasets.Dataset) else datasets.Dataset.from_list(table)
-        content = hashlib.sha256()
-        for row in table:
-            content.update(row_text(row).encode())
         path = folder / f"{role}.parquet"
         with records.atomic(path, "wb") as file:
             table.to_parquet(file)
-        roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": content.hexdigest()}
+        roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": fingerprint_of(table)}
         roles[role]["sha256"] = fingerprints.content_digest(path)
-    records.write(folder / "dataset.json", {"name": name, "roles": roles, "source": source, "notes": list(notes)})
+    facts = {"name": name, "roles": roles, "source": source, "notes": list(notes)}
+    provenance = (clock or records.Clock()).provenance({"splits": splits}, source.get("seed"))
+    records.write(folder / "dataset.json", facts | {"provenance": provenance})
+
+
+def fingerprint_of(rows):
+    """Hex SHA-256 of rows, dictionaries in their order, whatever file they lie in."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(row_text(row).encode())
+    return content.hexdigest()
 
 
 def load(record, role):

@@ -19,6 +19,7 @@ def fetch_model(name, source, revision, record):
 
     From the hub also the commit and the SHA-256 of each file.
     """
+    clock = records.Clock()
     facts = {"model": name, "source": source, "revision": revision}
     if source["kind"] == "hub":
         folder = Path(record).parent / "snapshot"
@@ -36,7 +37,9 @@ def fetch_model(name, source, revision, record):
     checkpoint_files.check_tokenizer(folder)
     facts["path"] = str(folder)
     facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
-    records.write(record, facts | {"weights_fingerprint": fingerprints.weights(folder)})
+    facts["weights_fingerprint"] = fingerprints.weights(folder)
+    facts["provenance"] = clock.provenance(tokenizer=fingerprints.tokenizer(folder))
+    records.write(record, facts)
 
 
 def fetch_config(name, source, revision, output):

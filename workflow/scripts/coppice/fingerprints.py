@@ -31,25 +31,38 @@ def content_digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_digest(path):
+    """Hex SHA-256 of a file's bytes as it was read last, None where the file was never read or has changed since."""
+    path = Path(path).resolve()
+    try:
+        cached = parsed(_entry(path).read_text())
+        return cached["sha256"] if cached["state"] == _state(path) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent or damaged: the file has to be read
+
+
 def file_digest(path):
     """Hex SHA-256 of a file's bytes, from the cache where the file is unchanged."""
     path = Path(path).resolve()
-    stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    entry = _cache() / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    known = known_digest(path)
+    if known:
+        return known
+    state, sha256 = _state(path), content_digest(path)
     try:
-        cached = parsed(entry.read_text())
-        if cached["state"] == state:
-            return cached["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # absent or damaged: the file is hashed again
-    sha256 = content_digest(path)
-    try:
-        with atomic(entry) as file:
+        with atomic(_entry(path)) as file:
             json.dump({"path": str(path), "state": state, "sha256": sha256}, file)
     except OSError:
         return sha256  # a read-only home costs time, not correctness
     return sha256
+
+
+def _state(path):
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _entry(path):
+    return _cache() / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
 
 
 def _cache():
@@ -64,10 +77,11 @@ def weights_files(folder):
     raise CheckpointError(f"{folder}: holds no weights ({' or '.join(WEIGHTS)})")
 
 
-def weights(folder):
+def weights(folder, digest_of=file_digest):
     """Fingerprint of a checkpoint folder: digests of its weight files, and of its configuration and shapes.
 
-    Two folders with the same tensors in other shards differ; the same files under another path agree.
+    Two folders with the same tensors in other shards differ; the same files under another path agree. digest_of: how a
+    file's digest is found; None where that finds none for one of them.
     """
     files = weights_files(folder)
     extra = [
@@ -76,15 +90,20 @@ def weights(folder):
         if (p := Path(folder) / name).is_file()
     ]
     try:
-        return digest([[p.name, file_digest(p)] for p in [*files, *extra]])
+        return _of([*files, *extra], digest_of)
     except OSError as error:
         raise CheckpointError(f"{folder}: its weights cannot be read ({error})") from error
 
 
-def tokenizer(folder):
+def tokenizer(folder, digest_of=file_digest):
     """Fingerprint of the tokenizer in a checkpoint folder: of every file that can decide what it does."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
-    return digest([[path.name, file_digest(path)] for path in found])
+    return _of(found, digest_of)
+
+
+def _of(paths, digest_of):
+    found = [[path.name, digest_of(path)] for path in paths]
+    return digest(found) if all(sha256 for _, sha256 in found) else None
 
 
 def gather(paths, output):

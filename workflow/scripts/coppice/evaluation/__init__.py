@@ -82,7 +82,7 @@ def _common(source, prints):
     return {
         **prints,
         "tokenizer": fingerprints.tokenizer(source.path),
-        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code", "device_map")},
+        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
         "device": models.device_kind(),
         "versions": {name: version for name, version in versions.items() if name not in ("python", "coppice")},
     }

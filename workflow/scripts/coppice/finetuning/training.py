@@ -12,12 +12,13 @@ from pathlib import Path
 
 from .. import data, fingerprints, models, records
 from ..errors import TransientError
+from ..settings import effects
 from . import all_weights, card, checkpoints, examples, processes, recipe, reuse, sharding
 from . import budget as budgets
 
 logger = logging.getLogger("coppice.finetuning")
 
-NOT_LEARNT_FROM = ("merge", "report_to", "seeds", "save_steps", "sharding")
+NOT_LEARNT_FROM = (*effects.HANDLING["finetune"], *effects.BESIDES["finetune"])
 EACH = "validation_losses.json"
 REACHED = "reached.json"
 
@@ -35,7 +36,7 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     output = Path(output)
     resolved = settings | {"prompt": prompt}
     if twin:
-        settled = ("max_steps", "eval_steps") if resolved.get("budget") else ()  # worked out from the budget
+        settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()  # worked out from the budget
         learnt = {name: value for name, value in resolved.items() if name not in (*NOT_LEARNT_FROM, *settled)}
         reuse.take_over(identity, source, twin, output, learnt, seed)
         return
@@ -54,7 +55,8 @@ def _run(job, world):
     budget = None
     while True:
         resume = checkpoints.to_resume(job["output"], job["key"])
-        before = checkpoints.facts_of(resume)["budget"] if resume else job["settings"]["micro_batch_size"] * longest
+        asked = job["settings"]["micro_batch_size"] * longest
+        before = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
         budget = min(budget or before, before)
         try:
             return processes.run(_train, job | {"resume": resume, "budget": budget}, world)

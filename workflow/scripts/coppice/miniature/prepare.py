@@ -13,14 +13,14 @@ logger = logging.getLogger("coppice.miniature")
 
 def prepare_world(folder, seed):
     """Generate the world into `folder` and write a `dataset.json` record for each of its datasets."""
-    folder = Path(folder)
+    clock, folder = records.Clock(), Path(folder)
     build_world(folder, seed)
     for name, roles in DATASETS.items():
         tables = {role: _rows(folder / name / f"{role}.jsonl") for role in roles}
         if name == "ptb":
             tables = {role: [{"text": row["sentence"]} for row in rows] for role, rows in tables.items()}
         source = {"path": f"miniature/{name}", "seed": seed}
-        data.write(name, tables, folder / name, splits={}, source=source)
+        data.write(name, tables, folder / name, splits={}, source=source, clock=clock)
         logger.info("%s: %s", name, ", ".join(f"{role} {len(rows)}" for role, rows in tables.items()))
 
 
@@ -35,6 +35,7 @@ def prepare_model(name, corpus, parents, record, seed, steps=None, context=None)
     corpus: records of the text it is trained on; parents: for an instruct model the records of its base and of the
     instructions; steps: optimizer steps in place of the recipe's; context: length in tokens, likewise.
     """
+    clock = records.Clock()
     family, _, instruct = name.partition("-")
     folder = Path(record).parent / "checkpoint"
     if instruct:
@@ -47,5 +48,6 @@ def prepare_model(name, corpus, parents, record, seed, steps=None, context=None)
     records.write(
         record,
         {"model": name, "source": source, "path": str(folder), "training": facts}
-        | {"weights_fingerprint": fingerprints.weights(folder)},
+        | {"weights_fingerprint": fingerprints.weights(folder)}
+        | {"provenance": clock.provenance({"steps": steps, "context": context}, seed)},
     )

@@ -146,27 +146,39 @@ def _dense(results, model):
     return results / "dense_evaluation" / model
 
 
-def _read_pair(study, model, config, dense):
-    results, who = study.results, f"{model} / {config}"
-    tuned = f"{config}{SUFFIX}"
-    folders = {
-        "dense": _dense(results, model),
-        "pruned": results / "pruned_evaluation" / model / config,
-        "finetuned": results / "finetuned_evaluation" / model / tuned,
-    }
+def paths_of(results, model, config, seed=None):
+    """Where the records of a pair lie: selection, training, the three evaluations by stage, comparison.
+
+    seed: of a further training, whose files lie in a folder of its own.
+    """
+    results, tuned = Path(results), f"{config}{SUFFIX}"
+    more = f"seed-{seed}" if seed is not None else ""
     trained = results / "finetuned" / model / tuned
-    pair = Pair(model, config, folders, dense=dense)
+    reported = results / "finetuned_evaluation" / model / tuned
+    return {
+        "selection": results / "for_finetuning" / model / config / "selection_info.json",
+        "training": trained / more / "finetuning_config.json",
+        "dense": _dense(results, model) / EVALUATION,
+        "pruned": results / "pruned_evaluation" / model / config / EVALUATION,
+        "finetuned": reported / more / EVALUATION,
+        "comparison": reported / "comparison.json",
+    }
+
+
+def _read_pair(study, model, config, dense):
+    who, paths = f"{model} / {config}", paths_of(study.results, model, config)
+    pair = Pair(model, config, {stage: paths[stage].parent for stage in STAGES}, dense=dense)
     failures = len(study.failed)
-    for name, what, path in (
-        ("selection", "selection", results / "for_finetuning" / model / config / "selection_info.json"),
-        ("training", "fine-tuning", trained / "finetuning_config.json"),
-        ("pruned", "pruned evaluation", folders["pruned"] / EVALUATION),
-        ("finetuned", "fine-tuned evaluation", folders["finetuned"] / EVALUATION),
-        ("comparison", "comparison", folders["finetuned"] / "comparison.json"),
+    for name, what in (
+        ("selection", "selection"),
+        ("training", "fine-tuning"),
+        ("pruned", "pruned evaluation"),
+        ("finetuned", "fine-tuned evaluation"),
+        ("comparison", "comparison"),
     ):
-        setattr(pair, name, _take(study, f"{who}: {what}", path))
+        setattr(pair, name, _take(study, f"{who}: {what}", paths[name]))
     if pair.training:
-        state = _take(study, f"{who}: course of the training", trained / "training_state.json")
+        state = _take(study, f"{who}: course of the training", paths["training"].with_name("training_state.json"))
         pair.history = state and state.get("history")
     pair.state, pair.detail = study.statuses.of_pair(model, config, done=pair.comparison is not None)
     if len(study.failed) > failures:

@@ -62,6 +62,8 @@ def select_best(identity, criterion, folders, output, seed=0):
         "source_path": os.path.relpath(best["folder"]),
         "weights_fingerprint": best["pruning"]["weights_fingerprint"],
         "pruning": best["pruning"]["settings"],
+        # no times: a choice that is made again alike is the same file, after which nothing has to run again
+        "provenance": {"seed": seed, "versions": records.versions()},
     }
     records.write(output / "selection_info.json", info)
     logger.info("%s %s: %s (%s: %.4g)", identity["model"], identity["config"], name, criterion["words"], value)

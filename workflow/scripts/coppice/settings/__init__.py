@@ -7,7 +7,8 @@ Imported while Snakemake parses the workflow, so it needs nothing heavier than y
 """
 
 from ..errors import SettingsError
+from . import arms, effects
 from .study import Study, load
 from .targets import check_targets
 
-__all__ = ["SettingsError", "Study", "check_targets", "load"]
+__all__ = ["SettingsError", "Study", "arms", "check_targets", "effects", "load"]

@@ -1,7 +1,7 @@
 """The section `ablations`: arms, budgets, stages and metrics worked out and checked before anything is trained."""
 
 from ..errors import SettingsError, nearest
-from . import arms, known, lora, schema
+from . import arms, effects, known, lora, schema
 from .sources import absolute, check_name
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
@@ -262,16 +262,9 @@ def _metrics(key, chosen, evaluate, notices):
     tasks, texts = evaluate["zero_shot"], evaluate["perplexity"]
     valid = {"tasks": tasks["tasks"], "perplexity": texts["datasets"]}
     measured = {name: _measured(f"{key}.metrics.{name}", chosen[name], valid[name], notices) for name in valid}
-    named = texts["protocol"]
-    return evaluate | {
-        "zero_shot": tasks
-        | {"tasks": measured["tasks"]}
-        | {"limit": tasks["limit"] if chosen["limit"] is None else chosen["limit"]},
-        "perplexity": texts
-        | {"datasets": measured["perplexity"]}
-        | {"protocol": named if isinstance(named, str) else named[0]},
-        "generation": evaluate["generation"] | {"prompts": []},
-        "cost": evaluate["cost"] | {"enabled": False},
+    limit = tasks["limit"] if chosen["limit"] is None else chosen["limit"]
+    return effects.narrowed(evaluate, measured["perplexity"]) | {
+        "zero_shot": tasks | {"tasks": measured["tasks"], "limit": limit}
     }
 
 

@@ -11,6 +11,7 @@ from ..errors import SettingsError
 from . import lora
 
 TRAINING = ("learning_rate", "schedule", "weight_decay", "batch_size", "warmup_steps")
+LASTING = ("epochs", "max_steps")
 NAMED = ("name", "preset", "scheme")
 ALL_WEIGHTS = "all"
 MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
@@ -54,6 +55,13 @@ def section(finetune, settings):
     adapter = {"preset": None} | {key: settings[key] for key in lora.DEFAULTS if key in settings}
     whole = finetune | {key: settings[key] for key in TRAINING} | {"lora": adapter}
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
+
+
+def shared(finetune):
+    """What of the section `finetune` holds for all arms: each brings its own adapter and rates, and the budget says how
+    long it trains.
+    """
+    return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
 def combinations(values):

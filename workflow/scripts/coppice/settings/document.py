@@ -4,7 +4,7 @@ import json
 import sys
 from itertools import groupby
 
-from . import schema
+from . import effects, schema
 
 PAGE = schema.SCHEMA_FILE.parents[2] / "config" / "README.md"
 BEGIN, END = "<!-- keys: begin, made by python -m coppice.settings.document -->", "<!-- keys: end -->"
@@ -36,9 +36,10 @@ def page(text):
 
 
 def _table(rows):
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = ["| key | type | default | meaning | reruns |", "|---|---|---|---|---|"]
     for path, node in rows:
-        cells = (f"`{schema.dotted(path)}`", _type(node), _default(path, node), _described(node))
+        reruns = "" if schema.is_mapping(node) else ", ".join(effects.reruns(path))
+        cells = (f"`{schema.dotted(path)}`", _type(node), _default(path, node), _described(node), reruns)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,121 @@
+"""coppice trace: what is behind a number, and whether the records agree with each other and with the files."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from synthetic_records import Synthetic
+
+from coppice import cli, records
+
+MODEL = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
+REPORT = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of one model and config whose records lie where the workflow puts them; commands run in its folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    study = Synthetic("results", MODEL, configs=("best_acc",)).build()
+    chosen = records.read(study.folder("selected", "Llama", "best_acc") / "selection_info.json")
+    own = {key: chosen[key] for key in ("model", "candidate", "weights_fingerprint")}
+    records.write(Path(chosen["source_path"]) / "pruning.json", own | {"settings": chosen["pruning"]})
+    return study
+
+
+def traced(*words):
+    """(exit status, what `coppice trace --json` found)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", out := io.StringIO())
+        status = cli.main(["trace", *words, "--json"])
+    return status, json.loads(out.getvalue())
+
+
+def changed(path, **more):
+    """Write the record at `path` anew, and whole, with other content."""
+    record = records.read(path)
+    records.write(path, record | more)
+
+
+def differing(found):
+    return [f"{check['what']}: {check['detail']}" for check in found["checks"] if check["agrees"] is False]
+
+
+def test_a_report_is_traced_to_every_record_behind_it(study):
+    status, found = traced(REPORT)
+    assert status == 0 and found["agrees"]
+    names = [record["name"] for record in found["records"]]
+    assert names[:6] == ["comparison", "dense", "pruned", "finetuned", "training", "selection"]
+    training = next(record for record in found["records"] if record["name"] == "training")
+    assert training["settings"]["learning_rate"] == 1e-4 and training["versions"]["torch"] and training["seed"] == 42
+
+
+def test_names_lead_to_the_same_as_a_path(study):
+    assert traced("Llama", "best_acc") == traced(REPORT)
+
+
+def test_one_number_is_shown_with_the_place_where_it_stands(study):
+    _, found = traced("Llama", "best_acc", "--metric", "piqa", "--stage", "pruned")
+    (row,) = found["numbers"]
+    record = records.read(row["record"])
+    for key in row["key"].split("."):
+        record = record[key]
+    assert record == row["value"] and row["stage"] == "pruned"
+
+
+def test_an_unknown_metric_is_told_with_the_valid_ones(study, capsys):
+    assert cli.main(["trace", "Llama", "best_acc", "--metric", "piqua"]) == 1
+    assert "did you mean 'piqa'" in capsys.readouterr().err
+
+
+def test_a_record_changed_by_hand_is_named(study):
+    path = study.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
+    path.write_text(path.read_text().replace('"average_acc": 0', '"average_acc": 1'))
+    status, found = traced("Llama", "best_acc")
+    assert status == 1 and any(str(path) in told and "checksum" in told for told in differing(found))
+
+
+def test_a_number_that_the_comparison_does_not_share_is_named(study):
+    path = study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json"
+    changed(path, average_acc=0.5)
+    status, found = traced("Llama", "best_acc")
+    assert status == 1
+    assert any("average_acc: shown as" in told and str(path) in told for told in differing(found))
+
+
+def test_an_evaluation_made_again_after_its_comparison_is_newer_than_it(study):
+    path = study.folder("dense", "Llama") / "evaluation_results.json"
+    changed(path, provenance=records.read(path)["provenance"] | {"started": "2999-01-01T00:00:00Z"})
+    status, found = traced("Llama", "best_acc")
+    assert status == 1 and any("not newer than the comparison" in told for told in differing(found))
+
+
+def test_a_training_of_another_checkpoint_differs_in_its_weights(study):
+    path = study.folder("trained", "Llama", "best_acc") / "finetuning_config.json"
+    provenance = records.read(path)["provenance"]
+    prints = provenance["fingerprints"] | {"weights": "f" * 64}
+    changed(path, provenance=provenance | {"fingerprints": prints})
+    _, found = traced("Llama", "best_acc")
+    assert any(told.startswith("training began from the chosen checkpoint") for told in differing(found))
+
+
+def test_a_report_whose_text_was_edited_does_not_show_its_record(study):
+    path = Path(REPORT)
+    path.write_text(path.read_text().replace("piqa", "PIQA"))
+    status, found = traced(REPORT)
+    assert status == 1 and any("does not show what comparison.json holds" in told for told in differing(found))
+
+
+def test_plain_text_holds_no_colours_and_the_verdict_last(study, capsys):
+    assert cli.main(["trace", "Llama", "best_acc"]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and text.strip().splitlines()[-1].endswith("unknown")
+
+
+def test_what_is_no_part_of_a_study_is_told_with_the_remedy(study, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("x")
+    assert cli.main(["trace", "notes.txt"]) == 1
+    assert "name them (coppice trace MODEL CONFIG)" in capsys.readouterr().err
+    assert cli.main(["trace", "Llama", "best_ac"]) == 1

@@ -1,0 +1,384 @@
+"""A changed setting reruns exactly what the schema says of it, and nothing that does not rest on it."""
+
+import copy
+
+import pytest
+import yaml
+
+from coppice.settings import effects, schema
+
+from .changes import Finished
+
+# A study in which every key of the schema has a meaning: a model from the hub and one of the miniature's, each kind of
+# criterion, a mixture, a protocol of its own, each kind of ablation
+STUDY = """
+models:
+  Hub: {base: org/model, revision: abc, family: llama, parameters: 1000000}
+  Mini: {base: miniature/llama-instruct, variant: instruct, prompt: chat}
+candidates:
+  prune:
+    - {method: depth, ratio: 0.34}
+    - {method: width, ratio: 0.25, importance: taylor}
+    - {method: width, ratio: 0.5, importance: magnitude, parts: [mlp], ranking: uniform, name: mine}
+    - {method: unstructured, ratio: 0.5, importance: wanda, name: sparse}
+select:
+  configs:
+    best_acc: {metric: average_acc, mode: max}
+    best_ppl: {metric: ppl.wikitext2, mode: min, where: {parameters: {max: 6.0e+9}}}
+    knee: {pareto: knee, metrics: {average_acc: max, ppl.wikitext2: min}}
+finetune:
+  data: {dataset: {alpaca: 3, chats: 1}, validation: mine}
+data_root: data
+evaluate:
+  perplexity: {protocol: [own, gptq-2048], protocols: {own: {seq_len: 128, stride: 64, join: " "}}}
+  zero_shot: {tasks: [piqa, arc_easy, arc_challenge, hellaswag, openbookqa], metric: {piqa: acc}}
+datasets:
+  wikitext2: {path: miniature/wikitext2}
+  alpaca: {path: miniature/alpaca}
+  chats: {path: org/chats, name: default, revision: one, columns: {messages: said}}
+  mine: {path: "{data_root}/mine.json", format: json}
+  piqa: {path: miniature/piqa}
+  arc_challenge: {path: miniature/arc_challenge}
+  hellaswag: {path: miniature/hellaswag}
+  openbookqa: {path: miniature/openbookqa}
+ablations:
+  listed:
+    start: {model: Mini, config: best_acc}
+    arms: [light, {name: mine, r: 4, alpha: 8}, {name: whole, train: all}]
+    budget: {tokens: 1.0e+6}
+    metrics: {tasks: [piqa], perplexity: [wikitext2]}
+  raced:
+    start: {model: Hub}
+    grid: {r: [4, 8], learning_rate: [1.0e-4, 3.0e-4]}
+    budget: {tokens: 1.0e+6}
+    seeds: [1, 2]
+    racing: {rungs: 1, eta: 2}
+  rates:
+    start: {model: Mini}
+    grid: {learning_rate: [1.0e-4, 3.0e-4]}
+    base: {warmup_steps: 10}
+    budget: {max_steps: 60}
+  staged:
+    start: {checkpoint: ./checkpoint, dtype: float32}
+    staged: [{name: rank, vary: {r: [4, 16]}, with: {alpha: 2r}}, {name: alpha, vary: {alpha: [r, 2r]}}]
+"""
+CHOSEN = {"best_acc": "depth-0.34", "best_ppl": "width-0.25-taylor", "knee": "mine"}
+
+STAGE = {
+    "fetch": "data",
+    "build": "data",
+    "check": "prune",
+    "prune": "prune",
+    "import": "prune",
+    "score": "score",
+    "select": "select",
+    "release": "select",
+    "finetune": "finetune",
+    "evaluate": "evaluate",
+    "compare": "compare",
+    "summarize": "report",
+    "write": "report",
+    "ablation": "ablation",
+}
+
+
+def nested(path, value):
+    for part in reversed(path):
+        value = {part: value}
+    return value
+
+
+def of_point(**keys):
+    """The grid with other keys of its named point."""
+    grid = copy.deepcopy(yaml.safe_load(STUDY)["candidates"]["prune"])
+    grid[2] |= keys
+    return grid
+
+
+def of_sparse(**keys):
+    grid = copy.deepcopy(yaml.safe_load(STUDY)["candidates"]["prune"])
+    grid[3] |= keys
+    return grid
+
+
+def of_arm(**keys):
+    """The arms of an ablation with other keys of the named one."""
+    arms = copy.deepcopy(yaml.safe_load(STUDY)["ablations"]["listed"]["arms"])
+    arms[1] |= keys
+    return arms
+
+
+def of_stage(**keys):
+    stages = copy.deepcopy(yaml.safe_load(STUDY)["ablations"]["staged"]["staged"])
+    stages[0] |= keys
+    return stages
+
+
+ARM = {
+    "name": "another",
+    "train": "all",
+    "preset": "full",
+    "scheme": "balanced",
+    "r": 2,
+    "alpha": "4r",
+    "dropout": 0.2,
+    "target_modules": "mlp",
+    "bias": "all",
+    "use_rslora": True,
+    "use_dora": True,
+    "init": "olora",
+    "learning_rate": 5.0e-4,
+    "schedule": "cosine",
+    "weight_decay": 0.1,
+    "batch_size": 8,
+    "warmup_steps": 3,
+}
+
+# Key -> what it is changed to in the study above; where the key stands for several places, where it is changed
+VALUES = {
+    "results": "elsewhere",
+    "resources": "elsewhere",
+    "seed": 7,
+    "data_root": "other",
+    "only.models": ["Hub"],
+    "only.configs": ["best_ppl"],
+    "candidates.table": "table.tsv",
+    "candidates.per_job": "all",
+    "candidates.keep": "all",
+    "candidates.calibration.dataset": "chats",
+    "candidates.calibration.samples": 64,
+    "candidates.calibration.length": 256,
+    "candidates.prune": [{"method": "depth", "ratio": 0.34}, {"method": "depth", "ratio": 0.5}, *of_point()[1:]],
+    "select.split": "report",
+    "finetune.data.dataset": "alpaca",
+    "finetune.data.dataset.<name>": {"alpaca": 2},
+    "finetune.data.val_size": 30,
+    "finetune.data.validation": "alpaca",
+    "finetune.data.cutoff_len": 128,
+    "finetune.data.train_on_inputs": True,
+    "finetune.lora.preset": "full",
+    "finetune.lora.r": 24,
+    "finetune.lora.alpha": 3,
+    "finetune.lora.dropout": 0.2,
+    "finetune.lora.target_modules": "mlp",
+    "finetune.lora.bias": "all",
+    "finetune.lora.use_rslora": True,
+    "finetune.lora.use_dora": True,
+    "finetune.lora.init": "olora",
+    "finetune.epochs": 3,
+    "finetune.max_steps": 50,
+    "finetune.learning_rate": 5.0e-4,
+    "finetune.schedule": "cosine",
+    "finetune.weight_decay": 0.1,
+    "finetune.batch_size": 32,
+    "finetune.micro_batch_size": 2,
+    "finetune.arrangement": "sorted",
+    "finetune.gradient_checkpointing": True,
+    "finetune.sharding": True,
+    "finetune.early_stopping": 3,
+    "finetune.warmup_steps": 5,
+    "finetune.eval_steps": 50,
+    "finetune.save_steps": 50,
+    "finetune.report_to": ["tensorboard"],
+    "finetune.merge": True,
+    "finetune.seeds": [42, 43],
+    "evaluate.perplexity.datasets": ["wikitext2"],
+    "evaluate.perplexity.protocol": "gptq-2048",
+    "evaluate.perplexity.bos": True,
+    "evaluate.perplexity.protocols.<name>.seq_len": {"own": {"seq_len": 64}},
+    "evaluate.perplexity.protocols.<name>.stride": {"own": {"stride": 32}},
+    "evaluate.perplexity.protocols.<name>.join": {"own": {"join": "  "}},
+    "evaluate.perplexity.protocols.<name>.role": {"own": {"role": "selection"}},
+    "evaluate.perplexity.protocols.<name>.bos": {"own": {"bos": True}},
+    "evaluate.zero_shot.tasks": ["piqa", "arc_easy", "arc_challenge", "hellaswag"],
+    "evaluate.zero_shot.metric.hellaswag": "acc",
+    "evaluate.zero_shot.metric.arc_challenge": "acc",
+    "evaluate.zero_shot.metric.openbookqa": "acc",
+    "evaluate.zero_shot.metric.<name>": {"piqa": "acc_norm"},
+    "evaluate.zero_shot.limit": 10,
+    "evaluate.zero_shot.include_path": "tasks",
+    "evaluate.zero_shot.num_fewshot": 2,
+    "evaluate.zero_shot.chat_template": True,
+    "evaluate.engine": "lm-eval",
+    "evaluate.batch_size": 3,
+    "evaluate.generation.prompts": ["Why?"],
+    "evaluate.generation.new_tokens": 5,
+    "evaluate.cost.enabled": False,
+    "evaluate.cost.batch_sizes": [2],
+    "evaluate.cost.prompt_tokens": 5,
+    "evaluate.cost.new_tokens": 5,
+    "miniature.corpus": "wikitext2",
+    "miniature.steps": 50,
+    "miniature.context": 128,
+    "gpus.share": True,
+    "gpus.skip_busy": True,
+}
+VALUES |= {f"threads_per_job.{stage}": 3 for stage in ("finetune", "evaluate", "prune", "build")}
+VALUES |= {
+    f"resources_per_job.{stage}.{key}": value
+    for stage in ("finetune", "evaluate", "prune")
+    for key, value in {
+        "gpu": 2,
+        "gpu_mem_mb": 9000,
+        "gpu_model": "a100",
+        "mem_mb": 9000,
+        "disk_mb": 9000,
+        "runtime": 90,
+    }.items()
+}
+POINT = {
+    "method": of_sparse(method="width", importance="taylor"),
+    "ratio": of_point(ratio=0.4),
+    "importance": of_point(importance="activation"),
+    "parts": of_point(parts=["attention"]),
+    "ranking": of_point(ranking="global"),
+    "pattern": of_sparse(pattern="2:4"),
+    "consecutive": [{"method": "depth", "ratio": 0.34, "consecutive": True, "name": "depth-0.34"}, *of_point()[1:]],
+    "name": of_point(name="other"),
+}
+VALUES |= {f"candidates.prune[].{key}": value for key, value in POINT.items()}
+MODEL = {
+    "base": ("Hub", "org/other"),
+    "variant": ("Hub", "instruct"),
+    "family": ("Hub", "qwen"),
+    "prompt": ("Hub", "none"),
+    "revision": ("Hub", "def"),
+    "dtype": ("Hub", "float16"),
+    "quantize": ("Hub", "8bit"),
+    "trust_remote_code": ("Hub", True),
+    "device_map": ("Hub", "auto"),
+    "parameters": ("Hub", 2000000),
+    "prune": ("Hub", of_point(ratio=0.4)),
+}
+VALUES |= {f"models.<name>.{key}": {name: {key: value}} for key, (name, value) in MODEL.items()}
+VALUES |= {f"models.<name>.prune[].{key}": {"Hub": {"prune": value}} for key, value in POINT.items()}
+CONFIG = {
+    "metric": {"best_acc": {"metric": "piqa"}},
+    "mode": {"best_acc": {"mode": "min"}},
+    "pareto": {"best_acc": {"metric": None, "mode": None, "pareto": "knee"}},
+    "metrics": {"knee": {"metrics": {"average_acc": None, "piqa": "max"}}},
+    "metrics.<name>": {"knee": {"metrics": {"average_acc": "min"}}},
+    "where": {"best_acc": {"where": {"parameters": {"max": 1.0e9}}}},
+    "where.<name>.min": {"best_ppl": {"where": {"parameters": {"min": 1}}}},
+    "where.<name>.max": {"best_ppl": {"where": {"parameters": {"max": 7.0e9}}}},
+}
+VALUES |= {f"select.configs.<name>.{key}": value for key, value in CONFIG.items()}
+DATASET = {
+    "path": {"chats": {"path": "org/others"}},
+    "name": {"chats": {"name": "another"}},
+    "revision": {"chats": {"revision": "two"}},
+    "format": {"mine": {"format": "csv"}},
+    "columns.<name>": {"chats": {"columns": {"messages": "told"}}},
+    "splits.train": {"chats": {"splits": {"train": "all"}}},
+    "splits.selection": {"chats": {"splits": {"selection": "dev"}}},
+    "splits.report": {"chats": {"splits": {"report": "dev"}}},
+}
+VALUES |= {f"datasets.<name>.{key}": value for key, value in DATASET.items()}
+ABLATION = {
+    "start.model": {"listed": {"start": {"model": "Hub"}}},
+    "start.config": {"listed": {"start": {"config": "best_ppl"}}},
+    "start.checkpoint": {"staged": {"start": {"checkpoint": "./another"}}},
+    "start.prompt": {"staged": {"start": {"prompt": "none"}}},
+    "start.dtype": {"staged": {"start": {"dtype": "bfloat16"}}},
+    "start.trust_remote_code": {"staged": {"start": {"trust_remote_code": True}}},
+    "arms": {"listed": {"arms": ["light", of_arm()[1]]}},
+    "grid": {"raced": {"grid": {"dropout": [0.0, 0.1]}}},
+    "grid.<name>": {"raced": {"grid": {"r": [4, 16]}}},
+    "staged": {"staged": {"staged": [*of_stage(), {"name": "more", "vary": {"dropout": [0.0, 0.2]}}]}},
+    "staged[].name": {"staged": {"staged": of_stage(name="other")}},
+    "staged[].vary.<name>": {"staged": {"staged": of_stage(vary={"r": [4, 8]})}},
+    "staged[].with.<name>": {"staged": {"staged": of_stage(**{"with": {"alpha": "r"}})}},
+    "data.dataset": {"listed": {"data": {"dataset": "alpaca"}}},
+    "data.dataset.<name>": {"listed": {"data": {"dataset": {"alpaca": 1}}}},
+    "data.val_size": {"listed": {"data": {"val_size": 30}}},
+    "data.validation": {"listed": {"data": {"validation": "alpaca"}}},
+    "data.cutoff_len": {"listed": {"data": {"cutoff_len": 128}}},
+    "data.train_on_inputs": {"listed": {"data": {"train_on_inputs": True}}},
+    "budget.max_steps": {"rates": {"budget": {"max_steps": 70}}},
+    "budget.tokens": {"listed": {"budget": {"tokens": 2.0e6}}},
+    "budget.flops": {"staged": {"budget": {"flops": 1.0e18}}},
+    "base": {"listed": {"base": "full"}},
+    "seeds": {"raced": {"seeds": [1, 2, 3]}},
+    "eval_steps": {"listed": {"eval_steps": 7}},
+    "choose_by.metric": {"listed": {"choose_by": {"metric": "piqa"}}},
+    "choose_by.mode": {"listed": {"choose_by": {"mode": "max"}}},
+    "metrics.tasks": {"listed": {"metrics": {"tasks": ["arc_easy"]}}},
+    "metrics.perplexity": {"listed": {"metrics": {"perplexity": ["ptb"]}}},
+    "metrics.limit": {"listed": {"metrics": {"limit": 5}}},
+    "reference": {"listed": {"reference": "mine"}},
+    "racing": {"raced": {"racing": None}},
+    "racing.rungs": {"raced": {"racing": {"rungs": 2}}},
+    "racing.eta": {"raced": {"racing": {"eta": 3}}},
+}
+ABLATION |= {f"base.{key}": {"rates": {"base": {key: value}}} for key, value in ARM.items()}
+ABLATION |= {f"arms[].{key}": {"listed": {"arms": of_arm(**{key: value})}} for key, value in ARM.items()}
+ABLATION["arms[].train"] = {"listed": {"arms": ["light", {"name": "mine", "train": "all", "learning_rate": 1.0e-5}]}}
+ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # a name by itself means nothing there
+ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
+VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
+
+
+def stages(rules):
+    return {STAGE[rule.partition("_")[0]] for rule in rules}
+
+
+def change(key):
+    """The change of the configuration that a key's entry in `VALUES` stands for."""
+    path = key.split("<name>")[0].split("[]")[0].strip(".").split(".")
+    return nested(path, VALUES[key])
+
+
+@pytest.fixture(scope="module")
+def finished(new_checkout):
+    folder = new_checkout("finished").folder
+    (folder / "config/config.yaml").write_text(STUDY)
+    for checkpoint in ("checkpoint", "another"):
+        (folder / checkpoint).mkdir()
+        (folder / checkpoint / "config.json").write_text("{}")
+    for place in ("data", "other"):
+        (folder / place).mkdir()
+        (folder / place / "mine.json").write_text("{}")
+    (folder / "tasks").mkdir()
+    (folder / "tasks/own.yaml").write_text("task: own_task")
+    rows = "".join(f"{model}\tdepth-0.34\t./checkpoint\t0.5\t9\n" for model in ("Hub", "Mini"))
+    (folder / "table.tsv").write_text("model\tcandidate\tpath\tacc\tppl\n" + rows)
+    return Finished(folder, CHOSEN)
+
+
+def test_every_key_of_the_schema_is_tried():
+    leaves = {schema.dotted(path) for path, node in schema.key_paths() if not schema.is_mapping(node)}
+    assert leaves <= set(VALUES)
+
+
+def test_a_changed_setting_reruns_what_the_schema_says(finished):
+    """Each key alone: what runs again on its own account is of the stages that the key's `reruns` names, and each of
+    these stages does run again.
+    """
+    paths = {schema.dotted(path): path for path, _ in schema.key_paths()}
+    wrong = {}
+    for key in VALUES:
+        found, said = finished.reruns(change(key)), effects.reruns(paths[key])
+        first, all_of_them = stages(rule for rule, own in found.items() if True in own), stages(found)
+        expected = {effects.NOTHING: set(), effects.EVERYTHING: {*effects.STAGES} - {"ablation"}}.get(said[0], {*said})
+        fits = expected <= all_of_them if said[0] == effects.EVERYTHING else first <= expected <= all_of_them
+        if not fits:
+            wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; the schema says {said}"
+    assert not wrong
+
+
+def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
+    silent = {}
+    for path, _ in schema.key_paths():
+        key = schema.dotted(path)
+        if key in VALUES and key != "results" and effects.reruns(path) == (effects.NOTHING,):
+            _lay_over(silent, change(key))
+    assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(silent)
+    assert finished.reruns(silent) == {}
+
+
+def _lay_over(below, above):
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            _lay_over(below[key], value)
+        else:
+            below[key] = value
