@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
-    {"errors", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
+    {"claims", "errors", "records", "fingerprints", "logs", "settings", "gpus", "jobs", "disks"},
     {
         "models",
         "data",

@@ -5,11 +5,11 @@ A job's title says what it is about: its stage, then the names: "finetune Llama 
 """
 
 import json
-import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from .. import disks
 
 FOLDER = ".status"
 CANDIDATE = ("prune", "import", "score")
@@ -78,23 +78,9 @@ def _read(path):
         started, updated = float(facts["started"]), float(facts["updated"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if state == "running" and _gone(facts):
+    if state == "running" and disks.gone(facts.get("host"), facts.get("pid")):
         state = "stopped"
     stage, *names = str(facts.get("title") or path.parent.name).split()
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
     return Status(stage, tuple(names), str(state), facts.get("reason"), started, updated)
-
-
-def _gone(facts):
-    """Whether the process that wrote the file has ended without saying so; only its own machine can tell."""
-    pid = facts.get("pid")
-    if facts.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
