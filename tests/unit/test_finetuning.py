@@ -270,3 +270,11 @@ def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tm
     settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 0}}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
     assert record["validation_loss"] is None and "no validation loss" in record["warnings"][0]
+
+
+def test_an_adapters_configuration_has_the_same_bytes_in_every_process(tiny_checkpoint, dataset, tmp_path):
+    """Sets have another order in each, and peft keeps the targeted modules as one."""
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out")
+    for path in [tmp_path / "out", *(tmp_path / "out").glob("checkpoint-*")]:
+        modules = json.loads((path / "adapter_config.json").read_text())["target_modules"]
+        assert len(modules) == 7 and modules == sorted(modules)
