@@ -87,11 +87,13 @@ def test_the_same_settings_restore_the_same_adapter_from_the_last_checkpoint(tin
     assert all(torch.equal(first[name], tensor) for name, tensor in adapter_of(output).items())
 
 
-def test_checkpoints_of_other_settings_are_moved_aside_and_not_continued(tiny_checkpoint, dataset, tmp_path):
+def test_checkpoints_of_other_settings_are_not_continued_and_go_with_the_next_training(
+    tiny_checkpoint, dataset, tmp_path
+):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, SETTINGS | {"max_steps": 4})
     train(folder, dataset, output, SETTINGS | {"learning_rate": 1e-3})
-    assert [path.name[:11] for path in output.glob("superseded-*")]
+    assert not list(output.glob("superseded-*")) and len(list(output.glob("checkpoint-*"))) == 1
     train(folder, dataset, tmp_path / "fresh", SETTINGS | {"learning_rate": 1e-3})
     fresh = adapter_of(tmp_path / "fresh")
     assert all(torch.equal(fresh[name], tensor) for name, tensor in adapter_of(output).items())
@@ -268,3 +270,11 @@ def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tm
     settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 0}}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
     assert record["validation_loss"] is None and "no validation loss" in record["warnings"][0]
+
+
+def test_an_adapters_configuration_has_the_same_bytes_in_every_process(tiny_checkpoint, dataset, tmp_path):
+    """Sets have another order in each, and peft keeps the targeted modules as one."""
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out")
+    for path in [tmp_path / "out", *(tmp_path / "out").glob("checkpoint-*")]:
+        modules = json.loads((path / "adapter_config.json").read_text())["target_modules"]
+        assert len(modules) == 7 and modules == sorted(modules)

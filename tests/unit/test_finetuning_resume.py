@@ -315,3 +315,21 @@ def test_a_quantised_base_is_not_spread_over_processes(tiny_checkpoint):
 def test_what_stops_one_of_two_processes_is_told(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(CoppiceError, match=r"batch_size.*2 processes"):
         train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"batch_size": 1}, world=2)
+
+
+def test_settings_that_come_back_find_their_checkpoints(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    """A user who changes a setting, sees the training begin again and changes it back loses nothing."""
+    folder, output = tiny_checkpoint("llama"), tmp_path / "out"
+    train(folder, dataset, output, RESUMED)
+    expected = adapter_of(output)
+
+    def stop(*arguments):
+        raise CoppiceError("a step was run")
+
+    monkeypatch.setattr(trainer.StepTrainer, "training_step", stop)
+    with pytest.raises(CoppiceError, match="a step was run"):
+        train(folder, dataset, output, RESUMED | {"learning_rate": 1e-3})
+    assert not list(output.glob("checkpoint-*"))
+    train(folder, dataset, output, RESUMED)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in adapter_of(output).items())
+    assert (output / "best").is_dir() and not list(output.glob("superseded-*"))

@@ -10,7 +10,19 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
 STOREYS = [
-    {"errors", "parsing", "redaction", "records", "fingerprints", "logs", "settings", "gpus", "jobs"},
+    {
+        "claims",
+        "disks",
+        "errors",
+        "parsing",
+        "redaction",
+        "records",
+        "fingerprints",
+        "logs",
+        "settings",
+        "gpus",
+        "jobs",
+    },
     {
         "checkpoint_files",
         "models",

@@ -19,6 +19,7 @@ SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from coppice import (
+    disks,
     gpus,
     jobs,
     miniature,
@@ -476,6 +477,16 @@ def introduction():
             "time as of 10^9 parameters (or set models.X.parameters)"
         )
     return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
+
+
+def cleared():
+    """What is said of files that killed jobs left half-written: they go before the first job."""
+    swept = disks.sweep([RESULTS, RESOURCES])
+    return (
+        [f"  note: {len(swept)} half-written files of killed jobs are removed"]
+        if swept
+        else []
+    )
 
 
 def tell(*words):

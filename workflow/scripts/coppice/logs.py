@@ -17,6 +17,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import claims, disks
 from .errors import CoppiceError, is_final
 from .parsing import parsed
 from .records import atomic
@@ -36,31 +37,37 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     status: its file, by default beside the log. unused: packages that other libraries would import where they are
     installed, and this job has no use for. fetches: this job may use the hub, which is switched off for all others: the
     fetch rules have brought what they need. Yields a function that notes a state of the job. Raises SystemExit(1) after
-    a `CoppiceError`, with its message in the log and on the terminal; before anything is computed where the same run
-    has seen the job fail for good.
+    a `CoppiceError` and where a disk is full, with the message in the log and on the terminal; before anything is
+    computed where the same run has seen the job fail for good. One process at a time runs a job: another one waits.
     """
-    keep = _Status(status or Path(log).with_suffix(".status.json"), title)
-    if reason := keep.final_reason():
+    with claims.alone(log):
+        keep = _Status(status or Path(log).with_suffix(".status.json"), title)
+        if reason := keep.final_reason():
+            start_logging(log, own_terminal=True)
+            logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
+            raise SystemExit(1)
+        os.environ.update(UNCOUNTED if fetches else OFFLINE)
+        _start_quickly(unused)
+        limit_threads(threads)
         start_logging(log, own_terminal=True)
-        logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
-        raise SystemExit(1)
-    os.environ.update(UNCOUNTED if fetches else OFFLINE)
-    _start_quickly(unused)
-    limit_threads(threads)
-    start_logging(log, own_terminal=True)
-    keep("running")
-    try:
-        yield keep
-    except CoppiceError as error:
-        logging.getLogger("coppice").error("%s", error)
-        keep("failed", reason=str(error), final=is_final(error))
-        raise SystemExit(1) from None
-    except BaseException as error:
-        logging.getLogger("coppice").error("%s", traceback.format_exc())
-        keep("failed", reason=f"{type(error).__name__}: {error}")
-        raise
-    keep("done")
+        keep("running")
+        try:
+            yield keep
+        except BaseException as error:
+            if not _told(error, keep):
+                raise
+            raise SystemExit(1) from None
+        keep("done")
     gc.freeze()  # else a second goes by on the way out, in a last look through torch's objects
+
+
+def _told(error, keep):
+    """Say why a job ends, in its log and status and on the terminal; whether that is something the user can mend."""
+    theirs = isinstance(error, CoppiceError)
+    said = str(error) if theirs else disks.in_words(error, [str(Path(keep.path).parent)])
+    logging.getLogger("coppice").error("%s", said or traceback.format_exc())
+    keep("failed", reason=said or f"{type(error).__name__}: {error}", final=theirs and is_final(error))
+    return said is not None
 
 
 def _start_quickly(unused):
@@ -212,5 +219,8 @@ class _Status:
         facts = {"title": self.title, "state": state, "reason": redacted(reason)}
         facts |= {"final": final, "run": os.environ.get(RUN)}
         facts |= {"started": self.started, "updated": time.time(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
-        with atomic(self.path) as file:
-            json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)
+        try:
+            with atomic(self.path) as file:
+                json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)
+        except OSError as error:  # what the job does counts for more than what is said about it
+            logging.getLogger("coppice").warning("the status of this job is not kept: %s", error)

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint_files, fingerprints, gpus, odd_shapes, records
+from . import checkpoint_files, disks, fingerprints, gpus, odd_shapes, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.models")
@@ -217,8 +217,9 @@ def _adapter_acts(model):
 def save(model, tokenizer, folder):
     """Write model and tokenizer to `folder`: complete files replace older ones, nothing else in it is touched."""
     folder = Path(folder)
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for torn in folder.glob(f"{disks.PARTIAL}*/"):  # one process at a time saves to a folder
+        shutil.rmtree(torn)
+    partial = folder / f"{disks.partial_name()}model"
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     odd_shapes.write_manifest(partial, model.config)

@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from .disks import partial_name
 from .errors import CoppiceError
 from .parsing import parsed
 from .redaction import redacted
@@ -45,7 +46,7 @@ def atomic(path, mode="w"):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, the name is needed for the rename
-        mode, dir=path.parent, prefix=".partial-", delete=False, encoding=None if "b" in mode else "utf-8"
+        mode, dir=path.parent, prefix=partial_name(), delete=False, encoding=None if "b" in mode else "utf-8"
     )
     try:
         with handle:
@@ -54,8 +55,10 @@ def atomic(path, mode="w"):
             os.fsync(handle.fileno())
         os.chmod(handle.name, 0o666 & ~_umask())  # temporary files are 0600: others of the group read results too
         os.replace(handle.name, path)
-    except BaseException:
+    except BaseException as error:
         Path(handle.name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a disk that is full does not say for which file
         raise
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is whole when its `complete.json` is there and every file has the digest that stands in it: it is written
 last. Checkpoints belong to a training by its key, a digest of settings and inputs; those of another key are moved
-aside, never continued.
+aside, never continued. They come back where their settings do, and go once the training that replaced them is finished.
 """
 
 import json
@@ -23,19 +23,19 @@ KEY = ".training_key.json"
 FINISHED = ".finished.json"
 COMPLETE = "complete.json"
 BEST = "best"
+SUPERSEDED = "superseded"
 
 
 def to_resume(output, key):
     """The newest whole checkpoint in `output` of the training `key`, or None; torn ones go, others' are moved aside."""
-    found = sorted(output.glob("checkpoint-*"), key=step_of)
     known = _key_in(output)
     if known != key:
-        if found:
+        if found := list(output.glob("checkpoint-*")):
             _move_aside(found, output, known)
+        _bring_back(output, key)
         with records.atomic(output / KEY) as file:
             json.dump({"key": key}, file)
-        return None
-    for folder in reversed(found):
+    for folder in sorted(output.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_whole(folder):
             logger.info("continuing from %s", folder.name)
             return folder
@@ -45,8 +45,13 @@ def to_resume(output, key):
 
 
 def finish(output, key, checkpoint, outcome):
-    """Note that the training `key` is done, with the checkpoint that holds its adapter and the facts for its record."""
+    """Note that the training `key` is done, with the checkpoint that holds its adapter and the facts for its record.
+
+    What it supersedes goes now, as the results of old settings do in any Snakemake workflow.
+    """
     records.write(output / FINISHED, {"key": key, "checkpoint": checkpoint.name, "outcome": outcome})
+    for aside in output.glob(f"{SUPERSEDED}-*"):
+        shutil.rmtree(aside)
 
 
 def finished(output, key):
@@ -137,12 +142,34 @@ def _key_in(output):
         return None
 
 
+def _aside(output, key):
+    return output / f"{SUPERSEDED}-{(key or 'unknown')[:8]}"
+
+
 def _move_aside(found, output, known):
-    aside = output / f"superseded-{(known or 'unknown')[:8]}"
-    logger.warning("%d checkpoints of other settings are moved to %s", len(found), aside)
+    aside = _aside(output, known)
+    logger.warning(
+        "%d checkpoints of other settings are moved to %s until this training is finished", len(found), aside
+    )
     aside.mkdir(exist_ok=True)
-    (output / BEST).unlink(missing_ok=True)
-    merged = output / "merged"
-    for folder in [*found, *([merged] if merged.is_dir() else [])]:
-        shutil.rmtree(aside / folder.name, ignore_errors=True)
-        folder.rename(aside / folder.name)
+    for path in [*found, output / "merged", output / BEST]:
+        if path.is_symlink() or path.is_dir():
+            _move(path, aside)
+
+
+def _bring_back(output, key):
+    """Take back what was moved aside of the training `key`, whose settings are in force again."""
+    aside = _aside(output, key)
+    if aside.is_dir():
+        logger.info("the checkpoints in %s are of these settings and come back", aside)
+        for path in aside.iterdir():
+            _move(path, output)
+        aside.rmdir()
+
+
+def _move(path, folder):
+    """Move a link or a folder into `folder`, in place of one of that name."""
+    there = folder / path.name
+    if there.is_dir() and not there.is_symlink():
+        shutil.rmtree(there)
+    os.replace(path, there)

@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from .. import estimates
+from .. import disks, estimates
 from ..errors import CoppiceError, SettingsError
 
 logger = logging.getLogger("coppice.finetuning")
@@ -91,9 +91,18 @@ def prepare(model, settings, quantize, train):
         model = get_peft_model(model, lora_config(model, lora))
     except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
         raise SettingsError(f"finetune.lora: peft refuses these settings: {error}") from error
+    _put_in_order(model.peft_config["default"])
     if lora["init"] == "eva":
         _initialize_by_activations(model, train)
     return model
+
+
+def _put_in_order(config):
+    """Sort what peft keeps as sets: it would write them in another order in each process, and the adapter's
+    fingerprint, by which evaluations know it, would be another one whenever a training is restored."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def _initialize_by_activations(model, train):
@@ -168,8 +177,7 @@ def save(model, tokenizer, output, initial=None, source=None):
     initial: the folder of the adapter before training, by which one whose initialisation changed the base weights is
     written as plain LoRA on the unchanged base.
     """
-    partial = output / ".partial-adapter"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = output / f"{disks.partial_name()}adapter"
     options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
     model.save_pretrained(partial, **options)
     tokenizer.save_pretrained(partial)

@@ -4,12 +4,11 @@ A job's title says what it is about: its stage, then the names: "finetune Llama 
 "score Llama depth-0.25". Names hold no spaces.
 """
 
-import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import disks
 from ..errors import printable
 from ..parsing import parsed
 
@@ -81,23 +80,9 @@ def _read(path):
         stage, *names = printable(facts.get("title") or path.parent.name).split()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if state == "running" and _gone(facts):
+    if state == "running" and disks.gone(facts.get("host"), facts.get("pid")):
         state = "stopped"
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
     reason = facts.get("reason")  # a library's own words may break lines and move cursors
     return Status(stage, tuple(names), printable(state), reason and printable(reason), started, updated)
-
-
-def _gone(facts):
-    """Whether the process that wrote the file has ended without saying so; only its own machine can tell."""
-    pid = facts.get("pid")
-    if facts.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

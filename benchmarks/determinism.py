@@ -1,0 +1,120 @@
+"""How far results move with the number of threads, and whether one number of threads gives the same twice.
+
+Trains and evaluates a checkpoint of a finished miniature study by the study's own code, each time in a new process:
+
+    python benchmarks/determinism.py [--results results] [--resources resources] [--steps 40] [--check]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import conclude
+
+TASKS = ("piqa", "arc_easy", "hellaswag")
+RUNS = {"1 thread": 1, "1 thread again": 1, "2 threads": 2, "2 threads again": 2}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--resources", default="resources")
+    parser.add_argument("--model", default="Mistral")
+    parser.add_argument("--config", default="best_acc")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", help="a file for the figures")
+    parser.add_argument("--check", action="store_true", help="fail where the same threads give something else twice")
+    parser.add_argument("--one", nargs=2, metavar=("THREADS", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        once(arguments, int(arguments.one[0]), Path(arguments.one[1]))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for name, threads in RUNS.items():
+            own = Path(folder) / name.replace(" ", "-")
+            command = [sys.executable, *sys.argv, "--one", str(threads), str(own)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            found[name] = measured(own)
+    pairs = [("1 thread", "1 thread again"), ("2 threads", "2 threads again"), ("1 thread", "2 threads")]
+    results = {f"{one} and {other}": apart(found[one], found[other]) for one, other in pairs}
+    return conclude(results, arguments, below, show, lambda results, failures: "the same twice" if not failures else "")
+
+
+def once(arguments, threads, folder):
+    """Train `steps` steps and evaluate what came of it, with so many threads, into `folder`."""
+    from coppice import logs
+
+    logs.limit_threads(threads)
+    from coppice import evaluation, finetuning, models, settings
+
+    resources = Path(arguments.resources) / "miniature"
+    section = {"max_steps": arguments.steps, "eval_steps": 10, "save_steps": 40, "data": {"val_size": 100}}
+    zero_shot = {"tasks": list(TASKS), "limit": 100}
+    study = settings.load(
+        {
+            "models": {"M": {"base": "miniature/mistral"}},
+            "finetune": section | {"learning_rate": 0.004, "batch_size": 16, "warmup_steps": 4},
+            "evaluate": {"zero_shot": zero_shot, "cost": {"enabled": False}},
+            "datasets": {name: {"path": f"miniature/{name}"} for name in ("alpaca", "wikitext2", "ptb", *TASKS)},
+        }
+    )
+    source = models.Source(f"{arguments.results}/for_finetuning/{arguments.model}/{arguments.config}")
+    sets = {name: resources / name / "dataset.json" for name in ("alpaca", "wikitext2", "ptb", *TASKS)}
+    who = {"model": arguments.model, "config": arguments.config}
+    training = {name: sets[name] for name in ("alpaca",)}
+    finetuning.finetune(who, source, training, study.finetune, "alpaca", folder / "tuned", study.seed)
+    who |= {"stage": "finetuned"}
+    evaluation.evaluate(who, source, study.evaluate, sets, folder / "evaluated", adapter=folder / "tuned")
+
+
+def measured(folder):
+    """{losses of the training, adapter (a flat tensor), log-likelihoods, picks, window losses} of one run."""
+    import pandas
+    import torch
+    from safetensors.torch import load_file
+
+    history = json.loads((folder / "tuned/training_state.json").read_text())["history"]
+    tensors = load_file(folder / "tuned/adapter_model.safetensors")
+    tables = [pandas.read_parquet(folder / f"evaluated/samples/{task}.parquet") for task in TASKS]
+    texts = json.loads((folder / "evaluated/ppl_results.json").read_text())["perplexity"]
+    return {
+        "losses": [entry[key] for entry in history for key in ("loss", "eval_loss") if key in entry],
+        "adapter": torch.cat([tensors[name].flatten() for name in sorted(tensors)]),
+        "loglikelihoods": [value for table in tables for row in table["loglikelihoods"] for value in row],
+        "picks": [pick for table in tables for pick in table["prediction"]],
+        "windows": [window["nll_per_token"] for text in texts.values() for window in text["window_losses"]],
+    }
+
+
+def apart(one, other):
+    """Largest differences of two runs; of the adapters the norm of the difference over the norm."""
+    found = {
+        name: max(abs(a - b) for a, b in zip(one[name], other[name], strict=True))
+        for name in ("losses", "loglikelihoods", "windows")
+    }
+    found["adapter"] = float((one["adapter"] - other["adapter"]).norm() / one["adapter"].norm())
+    differ = sum(a != b for a, b in zip(one["picks"], other["picks"], strict=True))
+    return found | {"picks": differ, "items": len(one["picks"])}
+
+
+def below(name, result):
+    """Where the same number of threads did not give the same."""
+    moved = [key for key, value in result.items() if key != "items" and value]
+    return [f"{name}: {', '.join(moved)} differ"] if "again" in name and moved else []
+
+
+def show(name, result):
+    """One line a pair of runs."""
+    print(
+        f"{name}: training losses {result['losses']:.1e}, adapter {result['adapter']:.1e} (relative norm), "
+        f"log-likelihoods {result['loglikelihoods']:.1e}, window losses {result['windows']:.1e}, "
+        f"picks {result['picks']} of {result['items']}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Fixtures of the fault suite: the undisturbed small study that all disturbed ones are held against."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import disturbance
+import pytest
+from filelock import FileLock
+
+from tests.workflow.conftest import Checkout, new_checkout  # noqa: F401 - a fixture
+
+
+@dataclass
+class Undisturbed(Checkout):
+    """A finished study, its `numbers`, and for each script the CPU seconds of its longest job."""
+
+    numbers: dict
+    lives: dict
+
+
+@pytest.fixture(scope="session")
+def undisturbed(new_checkout, tmp_path_factory):  # noqa: F811
+    """The small study, run to its end once for all processes of a test run; nobody changes it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if shared.name.startswith("pytest-") else shared.parent  # as a worker of pytest-xdist
+    note = shared / "undisturbed.json"
+    with FileLock(shared / "undisturbed.lock"):
+        if not note.exists():
+            checkout = new_checkout("undisturbed")
+            with disturbance.Running(checkout, *disturbance.TARGETS, cores=2) as running:
+                lives = disturbance.lives(running)
+                assert running.wait() == 0, running.text()[-8000:]
+            note.write_text(json.dumps({"folder": str(checkout.folder), "lives": lives}))
+    found = json.loads(note.read_text())
+    folder = Path(found["folder"])
+    return Undisturbed(folder, disturbance.numbers(folder), found["lives"])
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+    """A copy of the finished study, to be damaged."""
+    return disturbance.copied(undisturbed, tmp_path / "study")

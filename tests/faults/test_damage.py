@@ -1,0 +1,85 @@
+"""Files that were damaged behind Snakemake's back, with their time stamps: mended where they can be, else named."""
+
+import os
+import re
+import shutil
+
+from disturbance import STUDY, differences, numbers
+
+PRUNED = "results/pruned_evaluation/Mistral/best_acc"
+TUNED = "results/finetuned/Mistral/best_{}_finetuned"
+EVALUATED = "results/finetuned_evaluation/Mistral/best_{}_finetuned"
+
+
+def change(path, how):
+    """Give the file `path` other bytes, by `how`, and let it look as old as it is."""
+    stat = path.stat()
+    path.write_bytes(how(path.read_bytes()))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def torn(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def garbled(content):
+    return b"\x00\xff{[" * 8
+
+
+def test_what_can_be_made_again_is_made_again(copied, undisturbed):
+    """Weights, checkpoints, parts of evaluations, and the small files that runs leave for each other."""
+    folder = copied.folder
+    tuned, evaluated = folder / TUNED.format("acc"), folder / EVALUATED.format("acc")
+    chosen = (folder / "results/for_finetuning/Mistral/best_acc/model.safetensors").resolve()
+    change(chosen, flipped)
+    (newest,) = tuned.glob("checkpoint-4")
+    change(newest / "optimizer.pt", torn)
+    for part in sorted((evaluated / ".parts").iterdir())[::2]:
+        change(part, flipped)
+    for path in [*folder.glob("results/.owners/*.json"), *folder.glob("logs/*/.*.lock")]:
+        change(path, garbled)
+    for path in (folder / "results/.status").rglob("*.json"):
+        change(path, torn)
+    (tuned / "finetuning_config.json").unlink()
+    (evaluated / "evaluation_results.json").unlink()
+    copied.run("--cores", "2", "all", "ablation", config=STUDY)
+    assert differences(undisturbed.numbers, numbers(folder)) == []
+
+
+def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, undisturbed):
+    """Each of several damages stops one job; the remedies that are told are all that it takes."""
+    folder = copied.folder
+    damaged = {
+        f"{PRUNED}/ppl_results.json": torn,
+        f"{EVALUATED.format('ppl')}/samples/piqa.parquet": flipped,
+        f"{TUNED.format('ppl')}/adapter_model.safetensors": flipped,
+        "resources/miniature/arc_easy/report.parquet": flipped,
+    }
+    for path, how in damaged.items():
+        change(folder / path, how)
+    shutil.rmtree(folder / "results/dense_evaluation")
+    shutil.rmtree(folder / "results/ablation")
+    (folder / EVALUATED.format("acc") / "comparison.json").unlink()
+    (folder / EVALUATED.format("ppl") / "comparison.json").unlink()
+    for _ in range(len(damaged) + 1):
+        done = copied.snakemake("--cores", "2", "--keep-going", "all", "ablation", config=STUDY)
+        if done.returncode == 0:
+            break
+        told = remedies(done.stdout)
+        assert told and "Traceback" not in done.stdout, done.stdout[-6000:]
+        for path in told:
+            (folder / path).unlink()
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert differences(undisturbed.numbers, numbers(folder)) == []
+
+
+def remedies(text):
+    """The files that a user is told to delete."""
+    return {match[1] for match in re.finditer(r"delete (\S+?\.json)\b", text)} | {
+        match[1] for match in re.finditer(r"(\S+\.json): .*; delete it and run snakemake again", text)
+    }

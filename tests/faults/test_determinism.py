@@ -1,0 +1,13 @@
+"""The same configuration, seed and machine give the same records, in whatever order and how many at a time jobs run."""
+
+import shutil
+
+from disturbance import STUDY, differences, numbers
+
+
+def test_one_job_at_a_time_in_another_order_finds_what_two_at_a_time_do(undisturbed, new_checkout):
+    checkout = new_checkout("in order")
+    shutil.copytree(undisturbed.folder / "resources", checkout.folder / "resources", symlinks=True)
+    checkout.run("--cores", "1", "results/ablation/arms/ablation_report.html", config=STUDY)
+    checkout.run("--cores", "1", "all", "ablation", config=STUDY)
+    assert differences(undisturbed.numbers, numbers(checkout.folder)) == []

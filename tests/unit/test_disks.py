@@ -1,0 +1,146 @@
+"""What killed jobs leave behind goes, what is being written stays; a full disk and a job at work are told in words."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from coppice import disks, records
+
+PACKAGE = str(Path(records.__file__).parents[1])
+WRITER = """
+import sys, time
+from coppice import records
+with records.atomic(sys.argv[1]) as file:
+    file.write("half")
+    file.flush()
+    print("here", flush=True)
+    time.sleep(60)
+"""
+WORKER = """
+import sys, time
+from coppice import logs
+with logs.job(sys.argv[1], 1, sys.argv[2], "finetune A b"):
+    print("at work", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def start(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": PACKAGE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_killed_process_was_writing_goes_and_what_a_living_one_writes_stays(tmp_path):
+    writers = [start(WRITER, tmp_path / name) for name in ("killed", "alive")]
+    for writer in writers:
+        assert writer.stdout.readline() == "here\n"
+    writers[0].kill()
+    writers[0].wait()
+    assert len(disks.sweep([tmp_path])) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+    writers[1].kill()
+    writers[1].wait()
+    disks.sweep([tmp_path])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_half_written_checkpoint_goes_with_all_that_is_in_it(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder = tmp_path / disks.partial_name().replace(str(os.getpid()), str(gone.pid))
+    folder = folder.with_name(f"{folder.name}model")
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "model.safetensors").write_bytes(b"0" * 100)
+    assert disks.sweep([tmp_path]) == [folder] and not folder.exists()
+
+
+def test_what_another_machine_writes_stays_for_a_day(tmp_path):
+    path = tmp_path / ".partial-another-1-x"
+    path.write_text("half")
+    assert not disks.sweep([tmp_path])
+    os.utime(path, (time.time() - 25 * 3600,) * 2)
+    assert disks.sweep([tmp_path]) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "a/b"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_sentence(error):
+    words = disks.in_words(error, ["results"])
+    assert "no space is left" in words and "run the same command again" in words
+    assert disks.in_words(ValueError("[Errno 2] no such file"), ["results"]) is None
+
+
+def limited():
+    """No file of this process may be larger than 64 KB: as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+
+@pytest.mark.parametrize("writer", ["record", "safetensors", "torch"])
+def test_whoever_writes_the_file_that_does_not_fit_is_understood(tmp_path, writer):
+    """In a process of its own, whose files cannot grow."""
+    read, write = os.pipe()
+    if not os.fork():
+        limited()
+        content = torch.zeros(100_000)
+        try:
+            if writer == "record":
+                records.write(tmp_path / "a.json", {"x": "0" * 100_000})
+            elif writer == "safetensors":
+                save_file({"x": content}, tmp_path / "a.safetensors")
+            else:
+                torch.save(content, tmp_path / "a.pt")
+        except Exception as error:
+            os.write(write, (disks.in_words(error, [str(tmp_path)]) or f"not told: {error!r}").encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        words = told.read()
+    assert "run the same command again" in words, words
+    assert not (tmp_path / "a.json").exists() and not disks.sweep([tmp_path])
+
+
+def test_a_job_whose_status_cannot_be_kept_goes_on(tmp_path):
+    (tmp_path / "status").write_text("a file where a folder should be")
+    done = start(WORKER, tmp_path / "job.log", tmp_path / "status" / "x.json", 0)
+    assert done.wait() == 0, done.stderr.read()
+    assert "not kept" in (tmp_path / "job.log").read_text()
+
+
+def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
+    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 2)
+    assert first.stdout.readline() == "at work\n"
+    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 0)
+    line = second.stderr.readline()
+    assert f"process {first.pid} on " in line and "still at work on this job" in line
+    assert second.stdout.readline() == "at work\n"
+    assert first.wait(10) == 0 and second.wait(10) == 0
+
+
+def test_a_killed_job_is_in_nobodys_way(tmp_path):
+    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 60)
+    assert first.stdout.readline() == "at work\n"
+    first.kill()
+    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 0)
+    assert second.wait() == 0 and "still at work" not in second.stderr.read()
