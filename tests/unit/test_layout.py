@@ -22,6 +22,7 @@ STOREYS = [
         "settings",
         "gpus",
         "jobs",
+        "large_studies",
     },
     {
         "checkpoint_files",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coppice import fingerprints, records
+from coppice import fingerprints, large_studies, records
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
@@ -67,15 +67,26 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     assert fingerprints.file_digest(path) == first
 
 
-def test_gathered_files_change_with_their_contents_alone(tmp_path):
-    first, second, gathered = (tmp_path / name for name in ("a.json", "b.json", "gathered.json"))
-    for file in (first, second):
-        file.write_text("{}")
-    fingerprints.gather([first, second], gathered)
+def test_a_gathered_file_changes_with_what_the_files_say_and_not_with_when_they_were_made(tmp_path):
+    record, rows, gathered = (tmp_path / name for name in ("dataset.json", "rows.yaml", "gathered.json"))
+    records.write(record, {"rows": 3, "provenance": {"started": "today"}})
+    rows.write_text("a")
+    large_studies.gather([record, rows], gathered)
     before = gathered.read_bytes()
-    first.touch()
-    fingerprints.gather([first, second], gathered)
+    records.write(record, {"rows": 3, "provenance": {"started": "tomorrow"}})
+    large_studies.gather([record, rows], gathered)
     assert gathered.read_bytes() == before
-    second.write_text("[]")
-    fingerprints.gather([first, second], gathered)
+    records.write(record, {"rows": 4})
+    large_studies.gather([record, rows], gathered)
     assert gathered.read_bytes() != before
+
+
+def test_a_gathered_file_goes_where_it_names_one_that_is_gone(tmp_path):
+    """Else nothing would make that one again."""
+    kept, lost = tmp_path / "kept.json", tmp_path / "lost.json"
+    for name, path in (("whole", kept), ("stale", lost)):
+        records.write(path, {})
+        large_studies.gather([path], tmp_path / f".gathered/{name}.json")
+    lost.unlink()
+    assert [path.stem for path in large_studies.forget_stale(tmp_path / ".gathered")] == ["stale"]
+    assert (tmp_path / ".gathered/whole.json").is_file()

@@ -5,14 +5,11 @@ one in a group) trusts it.
 """
 
 import functools
-import gc
-import inspect
 import os
 import re
 import sys
 from pathlib import Path
 
-import smart_open
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
@@ -22,6 +19,7 @@ from coppice import (
     disks,
     gpus,
     jobs,
+    large_studies,
     miniature,
     reporting,
     selection,
@@ -29,6 +27,7 @@ from coppice import (
     sizing,
 )
 from coppice.errors import CoppiceError
+from coppice.large_studies import of_model, signed
 
 jobs.run_from(SCRIPTS)
 if workflow.is_main_process:
@@ -47,23 +46,7 @@ if workflow.remote_exec:
 
 sizes = sizing.Sizes(study)
 
-# For the sake of studies of ten thousand jobs: a third of the time that they take to plan
-gc.set_threshold(100_000, 50, 100)
-# asked four times a job where its script lies, and a class built for every answer
-smart_open.parse_uri = functools.cache(smart_open.parse_uri)
-
-
-def signed(function):
-    """`function` of wildcards with its signature at hand: Snakemake looks that up three times a job."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
-def of_model(value):
-    """An input or parameter that is `value(model)`: worked out once a model, not once a job."""
-    once = functools.cache(value)
-    return signed(lambda wildcards: once(wildcards.model))
-
+large_studies.plan_quickly()
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -85,6 +68,8 @@ RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 GATHERED = f"{RESULTS}/.gathered"
 ROWS = f"{GATHERED}/{{purpose}}.json"
 POOL = f"{GATHERED}/candidates/{{model}}.json"
+if workflow.is_main_process:
+    large_studies.forget_stale(GATHERED)
 
 
 wildcard_constraints:

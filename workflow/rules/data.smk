@@ -6,20 +6,13 @@ data sets of an evaluation in one file, so that ten thousand jobs have one input
 """
 
 
-localrules:
-    fetch_model,
-    fetch_dataset,
-    fetch_config,
-    fetch,
-    gather_rows,
-
-
 rule fetch:
-    """Everything that comes from outside: run this where there is a network."""
     input:
         [model_record(model) for model in study.active_models()],
         hub_configs(),
         dataset_records(list(dict.fromkeys([*study.datasets, *TASKS]))),
+    """Everything that comes from outside: run this where there is a network."""
+    localrule: True
 
 
 rule fetch_model:
@@ -29,6 +22,7 @@ rule fetch_model:
         f"{RESOURCES}/models/{{model}}/model.json",
     log:
         f"{LOGS}/data/fetch_model.{{model}}.log",
+    localrule: True
     conda:
         "../../envs/coppice.yaml"
     resources:
@@ -47,6 +41,7 @@ rule fetch_config:
     log:
         f"{LOGS}/data/fetch_config.{{model}}.log",
     priority: 100
+    localrule: True
     conda:
         "../../envs/coppice.yaml"
     params:
@@ -65,6 +60,7 @@ rule fetch_dataset:
         f"{RESOURCES}/datasets/{{dataset}}/dataset.json",
     log:
         f"{LOGS}/data/fetch_dataset.{{dataset}}.log",
+    localrule: True
     conda:
         "../../envs/coppice.yaml"
     params:
@@ -93,6 +89,7 @@ rule gather_rows:
     wildcard_constraints:
         purpose="report|selection",
     priority: PRIORITY["choice"]
+    localrule: True
     conda:
         "../../envs/coppice.yaml"
     script:

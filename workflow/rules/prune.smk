@@ -17,9 +17,6 @@ rule candidates:
 
 if study.config["candidates"]["table"] is None:
 
-    localrules:
-        check_grid,
-
     # whether a model takes every point of its grid, found before its weights are here
     rule check_grid:
         input:
@@ -29,6 +26,7 @@ if study.config["candidates"]["table"] is None:
         log:
             f"{LOGS}/prune/check_grid.{CANDIDATE_JOB}.log",
         priority: 100
+        localrule: True
         conda:
             "../../envs/coppice.yaml"
         params:

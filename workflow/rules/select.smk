@@ -9,10 +9,6 @@ go at last; `candidates/{model}/released.json` says which.
 """
 
 
-localrules:
-    gather_candidates,
-
-
 rule select:
     input:
         pairs(SELECTION),
@@ -66,6 +62,7 @@ rule gather_candidates:
     log:
         f"{LOGS}/select/gather.{{model}}.log",
     priority: PRIORITY["choice"]
+    localrule: True
     conda:
         "../../envs/coppice.yaml"
     script:

@@ -16,9 +16,9 @@ if __name__ == "__main__":
         snakemake.resources,
         snakemake.params.loading,
     ):
+        jobs.stop_in_time(snakemake.resources)  # before torch, whose import may take minutes
         from coppice import candidates, finetuning
 
-        jobs.stop_in_time(snakemake.resources)
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
         source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
         finetuning.finetune(
@@ -29,6 +29,6 @@ if __name__ == "__main__":
             prompt=snakemake.params.prompt,
             output=Path(snakemake.output.record).parent,
             seed=snakemake.params.seed,
-            world=1 if source.device_map else max(1, snakemake.resources.get("gpu", 0)),
+            world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
             twin=Path(twin[0]).parent if twin else None,
         )

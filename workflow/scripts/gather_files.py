@@ -3,6 +3,6 @@
 from coppice import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
-    from coppice import fingerprints
+    from coppice import large_studies
 
-    fingerprints.gather(snakemake.input, snakemake.output[0])
+    large_studies.gather(snakemake.input, snakemake.output[0])

@@ -16,10 +16,10 @@ if __name__ == "__main__":
         snakemake.resources,
         params.loading,
     ):
+        jobs.stop_in_time(snakemake.resources)  # before torch, whose import may take minutes
         from coppice import candidates
         from coppice.ablation import arm as arms
 
-        jobs.stop_in_time(snakemake.resources)
         chosen, dense = own.get("selection"), own.get("dense")
         path = candidates.checkpoint(chosen) if chosen else params.start["path"] or models.folder_of(dense)
         source = models.Source(path=path, **params.loading, **params.placement)
@@ -33,5 +33,5 @@ if __name__ == "__main__":
             share=params.get("share"),
             after=next(iter(own.get("after") or []), None),
             survivors=next(iter(own.get("survivors") or []), None),
-            world=1 if source.device_map else max(1, snakemake.resources.get("gpu", 0)),
+            world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
         )

@@ -30,13 +30,18 @@ def check(folder):
         raise CheckpointError(f"{folder}: is not a checkpoint folder (it has no config.json)")
     found = {path.name: _object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
     for name, content in found.items():
-        if name.endswith(".index.json"):
+        if name.endswith(".index.json") and name.endswith(_index_of(folder)):
             _check_index(folder / name, content)
     shapes, config = odd_shapes.tensor_shapes(folder), found["config.json"]
     if not isinstance(config.get("model_type", ""), str):
         raise CheckpointError(f"{folder / 'config.json'}: model_type is {config['model_type']!r}, and has to be a name")
     if shapes and config.get("model_type") in odd_shapes.FAMILIES and not config.get("quantization_config"):
         _check_sizes(folder / "config.json", config, shapes)
+
+
+def _index_of(folder):
+    """How the index of the weights ends that are read: beside safetensors one of `.bin` files may lie without them."""
+    return ".safetensors.index.json" if any(folder.glob("*.safetensors")) else ".bin.index.json"
 
 
 def check_tokenizer(folder):

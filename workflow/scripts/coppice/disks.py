@@ -4,6 +4,7 @@ Files and folders that are not whole yet are called `.partial-<host>-<process>-.
 gone can be told from those that are being written.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -88,8 +89,9 @@ def sweep(folders):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
-    return found
+            with contextlib.suppress(OSError):  # somebody else's, in a folder that is shared
+                path.unlink(missing_ok=True)
+    return [path for path in found if not path.exists()]
 
 
 def _is_abandoned(path):
@@ -98,6 +100,6 @@ def _is_abandoned(path):
         return gone(named["host"], int(named["pid"]))
     try:
         newest = max(each.lstat().st_mtime for each in [path, *(path.rglob("*") if path.is_dir() else [])])
-    except FileNotFoundError:  # it is whole by now
+    except OSError:  # it is whole by now, or not for us to look at
         return False
     return time.time() - newest > ABANDONED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import CheckpointError
 from .parsing import parsed
-from .records import atomic, digest, write
+from .records import atomic, digest
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (
@@ -104,11 +104,6 @@ def tokenizer(folder, digest_of=file_digest):
 def _of(paths, digest_of):
     found = [[path.name, digest_of(path)] for path in paths]
     return digest(found) if all(sha256 for _, sha256 in found) else None
-
-
-def gather(paths, output):
-    """Write the record {files: path -> digest} of `paths`; it changes with the files, and with them alone."""
-    write(output, {"files": {str(path): content_digest(path) for path in paths}})
 
 
 def files(paths):

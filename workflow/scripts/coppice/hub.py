@@ -19,7 +19,7 @@ logger = logging.getLogger("coppice.hub")
 # Weights of other frameworks, and pickles beside safetensors, are not fetched; nor are the same weights once more in
 # their makers' own layout.
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
-UNWANTED = ("original/*", "consolidated*")
+UNWANTED = ("original/*", "consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
 
 
 def pin(key, kind, repository, revision, folder):

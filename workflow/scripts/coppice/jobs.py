@@ -1,6 +1,7 @@
 """The frame of the jobs that compute with a model: log and status, threads, and the GPUs that they may use."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -44,6 +45,12 @@ def stop_in_time(resources, ahead=120):
         timer = threading.Timer(max(1, seconds), os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
+
+
+def gpus_of(resources):
+    """GPUs that a job was given: its `gpu`, or where those go by `gres` alone the number in that ("gpu:a100:4")."""
+    named = re.match(r"gpu(?::[^:,]+)*?(?::(\d+))?(?:,|$)", str(resources.get("gres") or ""))
+    return resources.get("gpu", 0) or (int(named[1] or 1) if named else 0)
 
 
 @contextmanager
