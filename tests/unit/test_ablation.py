@@ -11,7 +11,7 @@ from test_finetuning import dataset as dataset
 
 from coppice import data, finetuning, models, records
 from coppice.ablation import arm as arms_of
-from coppice.ablation import racing, reading, recommending, report, stages
+from coppice.ablation import measuring, racing, reading, recommending, report, stages
 from coppice.errors import CoppiceError, SettingsError
 from coppice.finetuning import budget, recipe
 from coppice.settings import arms, lora
@@ -151,7 +151,7 @@ def tampered(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"steps": 7}, "trained for 7 steps and not 6, with another budget"),
+        ({"steps": 7}, "trained for 7 steps, but the budget is 6"),
         ({"tokens_seen": 1}, "trained for 1 tokens"),
         ({"provenance__fingerprints__weights": "x"}, "another checkpoint to start from"),
         ({"provenance__fingerprints__datasets": {"mine": "x"}}, "other training data"),
@@ -175,7 +175,11 @@ def test_an_arm_that_was_not_trained_alike_is_an_error_in_the_report(two_arms, t
     ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "r-4", "stages": [], "racing": None}
     report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
-    assert "Not an equal budget" in page and "trained for 7 steps and not 6" in page and "No recommendation" in page
+    assert (
+        "Not an equal budget" in page
+        and "trained for 7 steps, but the budget is 6" in page
+        and "No recommendation" in page
+    )
     assert list(load_csv(tmp_path)["compared"]) == [True, False]
 
 
@@ -202,12 +206,12 @@ def test_an_arm_that_an_earlier_stage_trained_is_taken_over(trained_arms, monkey
     assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]
 
 
-def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None):
+def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None, flat=None):
     """arm.json of an arm whose validation loss is `loss` on average, in every example somewhat other."""
     paths = []
     for seed in seeds:
-        noise = numpy.random.default_rng(seed).normal(0, 0.01, 200)
-        losses = loss + noise - noise.mean()
+        own = numpy.random.default_rng([seed, *name.encode()]).normal(0, 0.02, 200)
+        losses = loss + own - own.mean()
         place = folder / name / f"seed-{seed}"
         prints = {"weights": "w", "tokenizer": "t", "datasets": {"mine": "d"}}
         content = {
@@ -215,7 +219,7 @@ def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None):
             "arm": name,
             "seed": seed,
             "stage": None,
-            "settings": settings or {"train": "lora"},
+            "settings": settings or {"train": "lora"}, "flat": flat,
         }
         content |= {"measured": [], "data": {}, "prompt": "none", "start": "tiny", "reused_from": None}
         content |= {"validation_loss": loss, "steps": 6, "tokens_seen": 600, "seconds": 1.0, "operations": 4}
@@ -229,7 +233,10 @@ def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None):
         content |= {"tokens_per_second": 600.0, "peak_memory_bytes": {"host": 1}, "train_loss": loss}
         content |= {"provenance": {"fingerprints": prints, "device": "cpu", "versions": {}}} | (more or {})
         records.write(place / "arm.json", content)
-        records.write(place / "validation_losses.json", {"losses": list(losses), "tokens": [1] * 200})
+        records.write(
+            place / "validation_losses.json",
+            {"rows": [f"{seed}.{i}" for i in range(200)], "losses": list(losses), "tokens": [1] * 200},
+        )
         paths.append(place / "arm.json")
     return paths
 
@@ -245,9 +252,10 @@ def test_a_staged_plan_finds_the_planted_best(tmp_path):
         paths = {}
         for value in values:
             changes = value if isinstance(value, dict) else {"alpha": value}
-            settings = arms_of.settings_of(base, changes, after)
+            flat = arms_of.flat_of(base, changes, after)
+            settings = arms.settled(flat)
             name = f"{stage}.{settings['r']}.{settings['alpha']}"
-            paths[name] = synthetic(tmp_path, name, planted(settings), settings)
+            paths[name] = synthetic(tmp_path, name, planted(settings), settings, flat=flat)
         output = tmp_path / f"winner-{stage}.json"
         stages.decide("mine", stage, paths, LOSS, STEPS, output, after)
         after = output
@@ -267,15 +275,60 @@ def found(folder, losses, sizes):
 @pytest.mark.parametrize(
     ("losses", "sizes", "verdict", "told"),
     [
-        ({"a": 1.0, "b": 1.0, "c": 1.0}, (300, 100, 200), "not clear", "Take the cheapest, b: trains 100 parameters"),
+        (
+            {"a": 1.0, "b": 1.0005, "c": 1.0003},
+            (300, 100, 200),
+            "not clear",
+            "Take the cheapest, b: trains 100 parameters",
+        ),
         ({"a": 1.0, "b": 1.2, "c": 1.3}, (300, 100, 200), "clear", "Take a: the best (validation loss 1.0000)"),
-        ({"a": 1.0, "b": 1.3, "c": 1.0}, (300, 100, 200), "clear", "the cheapest within its noise is c"),
+        ({"a": 1.0, "b": 1.3, "c": 1.0005}, (300, 100, 200), "clear", "the cheapest within its noise is c"),
     ],
 )
 def test_the_recommendation_is_the_best_the_cheapest_within_noise_or_neither(tmp_path, losses, sizes, verdict, told):
     arms_found = found(tmp_path, losses, sizes)
     answer = recommending.recommend(arms_found, LOSS, arms_found[0])
     assert answer["verdict"] == verdict and told in answer["sentence"]
+
+
+def test_what_every_seed_does_otherwise_is_noise(tmp_path):
+    """Items alone would make much of arms that differ from seed to seed as much as from each other."""
+    first = [synthetic(tmp_path, "a", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.0), (2, 1.1), (3, 1.2))]
+    second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.05), (2, 1.11), (3, 1.35))]
+    both = [reading.arm("a", first), reading.arm("b", second)]
+    found = measuring.differences(both, both[0], "validation_loss", "report", True)["b"]
+    assert found["value"] == pytest.approx(0.07) and found["verdict"] == "no clear change"
+    assert found["interval"][0] < 0 < found["interval"][1]
+
+
+def test_rows_that_several_seeds_hold_out_are_counted_once(tmp_path):
+    paths = {name: synthetic(tmp_path, name, loss, seeds=(1, 2)) for name, loss in (("a", 1.0), ("b", 1.001))}
+    apart = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
+    for path in [path for several in paths.values() for path in several]:
+        losses = path.parent / "validation_losses.json"
+        records.write(losses, records.read(losses) | {"rows": [str(i) for i in range(200)]})
+    shared = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
+    assert shared.values == pytest.approx(apart.values)
+    assert shared.covariance[0, 0] == pytest.approx(apart.covariance[0, 0], rel=0.5)  # 200 means of two, not 400
+
+
+def test_an_ablation_of_which_nothing_was_trained_has_a_report_that_says_so(tmp_path):
+    whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "start": "tiny", "unfit": "the loss is nan"}
+    records.write(tmp_path / "all/arm.json", whole | {"settings": {"train": "all", "learning_rate": 1.0}})
+    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "all", "stages": []}
+    report.write("mine", ablation, "tiny", {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
+    page = (tmp_path / "ablation_report.html").read_text()
+    assert "not trained: the loss is nan" in page and "No recommendation" in page
+
+
+def test_an_arm_that_diverges_is_noted_and_the_others_go_on(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    def diverge(*arguments, **options):
+        raise finetuning.Diverged("finetune: the loss is nan at step 3")
+
+    monkeypatch.setattr(finetuning, "finetune", diverge)
+    path = run_arm(tiny_checkpoint(), dataset, tmp_path)
+    found = reading.arm("r-4", [path])
+    assert not found.trained and "the loss is nan at step 3; to try it again, delete" in found.unfit
 
 
 def test_a_difference_that_seeds_do_not_agree_on_is_not_clear(tmp_path):
@@ -327,5 +380,5 @@ def test_the_report_tells_names_as_text_and_says_what_did_not_fit(tmp_path):
     report.write("mine", ablation, "tiny", paths | {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page and "not trained: takes 104 GiB" in page
-    assert "Take &lt;b&gt;a" in page or "Take the cheapest" in page
+    assert "Take &lt;b&gt;a&lt;/b&gt;: the best" in page
     assert set(load_csv(tmp_path)["arm"]) == {*paths, "all"} and (tmp_path / "figures/pareto.svg").is_file()

@@ -43,7 +43,7 @@ def start_inputs(wildcards):
 
 
 def start_loading(wildcards):
-    """{name, path or None, prompt, and how the checkpoint is loaded}, as a rule parameter."""
+    """How the start of an ablation is loaded, as a rule parameter."""
     start = ablated(wildcards)["start"]
     if start["kind"] == "checkpoint":
         return {
@@ -329,9 +329,8 @@ rule ablation_report:
         arms=arm_records,
         ablation=lambda wildcards: {
             key: ablated(wildcards)[key]
-            for key in ("budget", "choose_by", "reference", "stages", "racing")
-        }
-        | {"evaluate": measured(wildcards)},
+            for key in ("budget", "choose_by", "reference", "stages")
+        },
         start=start_facts,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,

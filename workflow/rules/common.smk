@@ -365,6 +365,8 @@ def needs_selection(dataset):
         for model in study.active_models()
         for candidate in study.candidates(model).values()
     )
+    if dataset in study.ablated_by():
+        return True
     return scored and dataset in scored_datasets()
 
 

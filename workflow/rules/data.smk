@@ -6,12 +6,12 @@ data sets of an evaluation in one file, so that ten thousand jobs have one input
 """
 
 
+# everything that comes from outside: run this where there is a network
 rule fetch:
     input:
         [model_record(model) for model in study.active_models()],
         hub_configs(),
         dataset_records(list(dict.fromkeys([*study.datasets, *TASKS]))),
-    """Everything that comes from outside: run this where there is a network."""
     localrule: True
 
 

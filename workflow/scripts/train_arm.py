@@ -21,8 +21,8 @@ if __name__ == "__main__":
         from coppice.ablation import arm as arms
 
         chosen, dense = own.get("selection"), own.get("dense")
-        path = candidates.checkpoint(chosen) if chosen else params.start["path"] or models.folder_of(dense)
-        source = models.Source(path=path, **params.loading, **params.placement)
+        path, how = candidates.checkpoint(chosen) if chosen else params.start["path"], params.loading | params.placement
+        source = models.Source(path, **how) if path else models.Source.of_record(dense, how)
         arms.train(
             identity={"ablation": name, "arm": arm},
             start=arms.Start(params.start["name"], source, params.start["prompt"], chosen and dense, chosen),

@@ -36,6 +36,8 @@ def settings(given, train="lora"):
     whole = schema.filled(schema.checked_part(section | nested, node, ("finetune",)), node)
     if train == arms.ALL_WEIGHTS and any(value is not None for value in whole["lora"].values()):
         raise SettingsError("--train all: an adapter's options go with --train lora")
+    if train == arms.ALL_WEIGHTS and whole["merge"]:
+        raise SettingsError("--merge: is about an adapter, but --train is all")
     whole["lora"] = lora.resolve(whole["lora"])
     return whole | ({"train": arms.ALL_WEIGHTS} if train == arms.ALL_WEIGHTS else {})
 
@@ -55,6 +57,7 @@ def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=
 
     output, section = Path(output), settings(given, train)
     source = _folder(model)
+    _check_free(output, [source], checkpoint=False)
     entry = _entry(dataset)
     threads = threads or len(os.sched_getaffinity(0))
     loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | (loading or {})
@@ -85,6 +88,14 @@ def _folder(model):
         return snapshot_download(model)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(f"--model: there is no folder {model}, and the hub gives no such model: {error}") from error
+
+
+def _check_free(output, used, checkpoint):
+    """Refuse to write where a model or an adapter lies that is read, or (`checkpoint`) any other one."""
+    if any(output.resolve() == Path(folder).resolve() for folder in used):
+        raise SettingsError(f"--output: {output} is the folder of the model or adapter itself; name another one")
+    if checkpoint and any(output.glob("*.safetensors")):
+        raise SettingsError(f"--output: {output} holds a checkpoint already; name another folder")
 
 
 def _entry(dataset):
@@ -122,6 +133,8 @@ def generate(model, adapter, questions, merge=False, prompt="alpaca", new_tokens
     if output and not (merge and adapter):
         raise SettingsError("--output: is where the merged checkpoint goes; give --adapter and --merge with it")
     source = _folder(model)
+    if output:
+        _check_free(Path(output), filter(None, [source, adapter]), checkpoint=True)
     logs.start_logging()
     with gpus.lease(1):
         from transformers.utils import logging as bars

@@ -118,6 +118,7 @@ def skeleton(source):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    checkpoint_files.check(source.path)
     remote = source.trust_remote_code
     config = AutoConfig.from_pretrained(source.path, trust_remote_code=remote, local_files_only=True)
     with torch.device("meta"):
@@ -126,8 +127,7 @@ def skeleton(source):
     if odd:
         from .odd_shapes import building
 
-        for index, widths in odd.items():
-            building.reshape(model, index, widths)
+        building.shape(model, odd, odd_shapes.tensor_shapes(source.path))
     return model
 
 

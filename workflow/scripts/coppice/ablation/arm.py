@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import evaluation, finetuning, models, records
-from ..errors import CoppiceError
 from ..settings import arms
 
 logger = logging.getLogger("coppice.ablation")
@@ -55,49 +54,48 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     identity: {ablation, arm}; plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets,
     evaluation_datasets} of the ablation; member: {stage, changes, report} of the arm; after: the record of the winner
     that its changes are laid over; survivors: the record of the rung before, by which an arm may be out of the race;
-    world: processes that train together. Raises CoppiceError where the parameters that are trained are not those that
-    the configuration lets expect.
+    world: processes that train together. An arm that does not fit its device, or whose loss is no number, is noted as
+    such. Raises CoppiceError where the parameters that are trained are not those that the configuration lets expect.
     """
     clock, output = records.Clock(), Path(output)
-    settings = settings_of(plan["base"], member["changes"], after)
-    content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "start": start.name}
+    flat = flat_of(plan["base"], member["changes"], after)
+    settings = arms.settled(flat)
+    content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "flat": flat}
+    content |= {"start": start.name}
     section = section_of(plan, settings)
     twin = _twin(after, settings, seed)
     job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
     predicted = finetuning.trainable_parameters(start.source, section)
-    try:
-        if settings["train"] == arms.ALL_WEIGHTS:
-            finetuning.check_room(predicted)
-    except finetuning.DoesNotFit as error:
-        records.write(output, content | {"unfit": str(error), "predicted_parameters": predicted})
-        logger.warning("%s: not trained: %s", identity["arm"], error)
-        return
     race = records.read(survivors) if survivors else None
-    if race and identity["arm"] not in race["survivors"]:
+    if race and identity["arm"] not in race["survivors"] and race["reached"].get(identity["arm"]):
         records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
         logger.info("%s: raced out, not trained on", identity["arm"])
         return
-    _train(**job, output=output.parent, twin=twin, share=share)
+    try:
+        if settings["train"] == arms.ALL_WEIGHTS:
+            finetuning.check_room(predicted)
+        # EVA gives ranks to the layers as their inputs vary: the sum is rounded
+        expected = None if settings.get("init") == "eva" else predicted
+        _train(**job, output=output.parent, twin=twin, share=share, expected=expected)
+    except (finetuning.DoesNotFit, finetuning.Diverged) as error:
+        again = f"{error}; to try it again, delete {output}"
+        records.write(output, content | {"unfit": again, "predicted_parameters": predicted})
+        logger.warning("%s: not trained to the end: %s", identity["arm"], error)
+        return
     if share:
         reached = records.read(output.parent / finetuning.REACHED)
         records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})
         return
     measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
-    content |= _facts(identity, output.parent, settings, predicted)
+    content |= _facts(output.parent, settings, predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
     prints = content.pop("fingerprints")
     records.write(output, content | {"provenance": clock.provenance(section, seed, **prints)})
 
 
-def _facts(identity, output, settings, predicted):
-    """What the records of the training say, its size and its fingerprints; the number of parameters is checked."""
+def _facts(output, settings, predicted):
+    """What the records of the training say, its size and its fingerprints."""
     trained = records.read(output / "finetuning_config.json")
-    if trained["trainable_parameters"] != predicted:
-        raise CoppiceError(
-            f"ablation {identity['ablation']}, arm {identity['arm']}: trains {trained['trainable_parameters']} "
-            f"parameters, but its configuration lets expect {predicted}: target_modules or biases were not applied "
-            "as asked"
-        )
     facts = {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
     return facts | {
         "stored_bytes": _stored(output, settings),
@@ -108,10 +106,10 @@ def _facts(identity, output, settings, predicted):
     }
 
 
-def settings_of(base, changes, after=None):
-    """The flat settings of an arm: its changes over those of the winner `after` (a record), else over `base`."""
-    below = records.read(after)["settings"] if after else base
-    return arms.settled(arms.laid_over(below, changes))
+def flat_of(base, changes, after=None):
+    """The flat settings of an arm, multiples of the rank left as they are: its changes over those of the winner `after`
+    (a record), else over `base`."""
+    return arms.laid_over(records.read(after)["flat"] if after else base, changes)
 
 
 def section_of(plan, settings):
@@ -120,7 +118,7 @@ def section_of(plan, settings):
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
 
-def _train(identity, start, plan, section, seed, world, output, twin, share):
+def _train(identity, start, plan, section, seed, world, output, twin, share, expected):
     finetuning.finetune(
         identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
         source=start.source,
@@ -133,6 +131,7 @@ def _train(identity, start, plan, section, seed, world, output, twin, share):
         twin=twin,
         until=share,
         each=True,
+        expected=expected,
     )
 
 
@@ -154,7 +153,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
         evaluation.evaluate(
             identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
-            settings=plan["evaluate"],
+            settings=plan["evaluate"] if part == "report" else _ranking(plan),
             datasets=plan["evaluation_datasets"],
             output=output / part,
             adapter=None if whole else output,
@@ -165,6 +164,16 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
             prompt=start.prompt,
         )
     return measured
+
+
+def _ranking(plan):
+    """The section `evaluate` with what the metric that ranks the arms is measured on, alone."""
+    texts, tasks = arms.chosen_by(plan)
+    whole = plan["evaluate"]
+    return whole | {
+        "zero_shot": whole["zero_shot"] | {"tasks": tasks},
+        "perplexity": whole["perplexity"] | {"datasets": texts},
+    }
 
 
 def _stored(output, settings):

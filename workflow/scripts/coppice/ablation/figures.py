@@ -24,7 +24,10 @@ def draw(found, metrics, folder):
     for name, drawer in (("pareto", _pareto), ("curves", _curves)):
         with style.styled(name):
             figure = style.new_figure()
-            drawer(figure, found, metrics)
+            if found:
+                drawer(figure, found, metrics)
+            else:
+                figure.text(0.5, 0.5, "No arm was trained to the end by now.", ha="center", color=style.INK)
             inline[name] = style.for_page(style.save(figure, folder, name), name)
     return inline
 
@@ -95,10 +98,14 @@ def _curves(figure, found, metrics):
 
 
 def _course(arm, key):
-    """(steps, means over seeds) of a loss; at steps that every seed has."""
-    runs = [{entry["step"]: entry[key] for entry in run["history"] if key in entry} for run in arm.runs.values()]
-    steps = sorted(set(runs[0]).intersection(*runs))
-    return steps, [sum(run[step] for run in runs) / len(runs) for step in steps]
+    """(steps, means over seeds) of a loss, at the first seed's steps: with a budget of tokens others have others."""
+    import numpy
+
+    runs = [[(entry["step"], entry[key]) for entry in run["history"] if key in entry] for run in arm.runs.values()]
+    if not all(runs):
+        return [], []
+    steps = [step for step, _ in runs[0]]
+    return steps, numpy.mean([numpy.interp(steps, *zip(*run, strict=True)) for run in runs], axis=0)
 
 
 def _legend(figure, found, looks):

@@ -2,11 +2,10 @@
 
 A quantity of several arms is a `contrasts.Means`: validation losses weighted by target tokens, accuracies as the mean
 of tasks, perplexities as log-perplexities weighted by tokens. Where arms were trained with several seeds, an item's
-value is the mean over them; the validation examples of each seed are others and stand beside each other.
+value is the mean over them; each seed holds out other validation examples, and some of them several.
 """
 
 import math
-from itertools import chain
 
 import numpy
 
@@ -36,34 +35,59 @@ def _right(names, by_seed, task):
 
 
 def _losses(arms, names):
-    """Of every validation example of every seed: loss a target token."""
+    """Of every validation example the loss a target token, averaged over the seeds that held it out."""
     read = [[records.read(folder / EACH) for folder in arm.folders.values()] for arm in arms]
-    tokens = [list(chain.from_iterable(one["tokens"] for one in seeds)) for seeds in read]
-    if any(counted != tokens[0] for counted in tokens):
+    held_out = [[(one["rows"], one["tokens"]) for one in seeds] for seeds in read]
+    if any(rows != held_out[0] for rows in held_out):
         raise ValueError("the arms have other validation examples")  # `reading.unequal` has been asked before
-    losses = numpy.array([list(chain.from_iterable(one["losses"] for one in seeds)) for seeds in read])
-    return contrasts.means(names, losses / numpy.array(tokens[0]), tokens[0])
+    found, weights = {}, {}
+    for place, seeds in enumerate(read):
+        for one in seeds:
+            for row, loss, tokens in zip(one["rows"], one["losses"], one["tokens"], strict=True):
+                found.setdefault(row, [[] for _ in arms])[place].append(loss / tokens)
+                weights[row] = tokens
+    samples = [[sum(each[place]) / len(each[place]) for each in found.values()] for place in range(len(arms))]
+    return contrasts.means(names, samples, list(weights.values()))
 
 
 def differences(arms, reference, metric, part, lower_is_better):
     """arm -> {value, interval, p, p_holm, by_seed, verdict} of its difference to `reference` (one of `arms`).
 
-    Of a perplexity the difference is that of its logarithm, of accuracies in shares of 1. p is corrected by Holm over
-    the arms. A verdict (better, worse, no clear change) is clear only where all seeds point the same way.
+    Of a perplexity the difference is that of its logarithm, of accuracies in shares of 1. With several seeds the
+    variance between them, pooled over the arms, is added to that over items (Student's t with its degrees of freedom).
+    p is corrected by Holm over the arms. A verdict (better, worse, no clear change) is clear only where all seeds point
+    the same way.
     """
     others = [arm for arm in arms if arm.name != reference.name]
     if not others:
         return {}
     means = joint(arms, metric, part)
     found = {arm.name: means.contrast({arm.name: 1, reference.name: -1}) for arm in others}
+    seeds = {arm.name: _by_seed(arm, reference, metric, part) for arm in others}
+    found = {name: _with_seeds(one, list(seeds.values()), len(seeds[name])) for name, one in found.items()}
     corrected = statistics.holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
     sign = -1 if lower_is_better else 1
     for arm, p in zip(others, corrected, strict=True):
-        seeds = _by_seed(arm, reference, metric, part)
-        agree = len({value > 0 for value in seeds}) == 1
+        agree = len({numpy.sign(value) for value in seeds[arm.name]} - {0}) == 1
         verdict = statistics.verdict(sign * found[arm.name]["value"], p) if agree else "no clear change"
-        found[arm.name] |= {"p_holm": p, "by_seed": seeds, "verdict": verdict}
+        found[arm.name] |= {"p_holm": p, "by_seed": seeds[arm.name], "verdict": verdict}
     return found
+
+
+def _with_seeds(estimate, by_seed, count):
+    """{value, interval, p} of a difference with what other seeds would have given in its noise."""
+    if count < 2 or estimate["interval"] is None:
+        return estimate
+    from scipy.stats import norm, t
+
+    over_items = (estimate["interval"][1] - estimate["interval"][0]) / 2 / norm.ppf(0.5 + statistics.LEVEL / 2)
+    between = numpy.mean([numpy.var(values, ddof=1) for values in by_seed]) / count
+    error, freedom = float(numpy.hypot(over_items, numpy.sqrt(between))), (count - 1) * len(by_seed)
+    if not error:
+        return estimate
+    half = error * t.ppf(0.5 + statistics.LEVEL / 2, freedom)
+    p = float(2 * t.sf(abs(estimate["value"]) / error, freedom))
+    return {"value": estimate["value"], "interval": [estimate["value"] - half, estimate["value"] + half], "p": p}
 
 
 def _by_seed(arm, reference, metric, part):

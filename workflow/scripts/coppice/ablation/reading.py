@@ -10,13 +10,13 @@ from ..errors import CoppiceError
 LOSS = "validation_loss"
 # What the trainings of all arms have in common, seed by seed, and how it is told
 ALIKE = (
-    ("start", ("provenance", "fingerprints", "weights"), "another checkpoint to start from"),
-    ("tokenizer", ("provenance", "fingerprints", "tokenizer"), "another tokenizer"),
-    ("data", ("provenance", "fingerprints", "datasets"), "other training data"),
-    ("split", ("data",), "other settings of finetune.data"),
-    ("prompt", ("prompt",), "another form of prompt"),
-    ("rows", ("train_rows",), "another number of training rows"),
-    ("validation", ("validation_rows",), "another number of validation rows"),
+    (("provenance", "fingerprints", "weights"), "another checkpoint to start from"),
+    (("provenance", "fingerprints", "tokenizer"), "another tokenizer"),
+    (("provenance", "fingerprints", "datasets"), "other training data"),
+    (("data",), "other settings of finetune.data"),
+    (("prompt",), "another form of prompt"),
+    (("train_rows",), "another number of training rows"),
+    (("validation_rows",), "another number of validation rows"),
 )
 SPENT = {
     "max_steps": (("steps", "steps"), ("tokens_seen", "tokens")),
@@ -40,8 +40,12 @@ class Arm:
 
     settings = property(lambda self: self.first["settings"])
     stage = property(lambda self: self.first["stage"])
-    unfit = property(lambda self: self.first.get("unfit"))
-    raced_out = property(lambda self: self.first.get("raced_out"))
+    unfit = property(lambda self: self._noted("unfit"))
+    raced_out = property(lambda self: self._noted("raced_out"))
+
+    def _noted(self, key):
+        """What the first run that has it says of `key`; None where none has."""
+        return next((run[key] for run in self.runs.values() if run.get(key)), None)
 
     @property
     def trained(self):
@@ -57,6 +61,10 @@ class Arm:
         if metric == LOSS:
             return [run[LOSS] for run in self.runs.values()]
         return [_found(result, metric) for result in self.evaluations(part)]
+
+    def mean(self, fact):
+        """The mean over seeds of a number that every run has."""
+        return sum(run[fact] for run in self.runs.values()) / len(self.runs)
 
     def value(self, metric, part="selection"):
         """The mean over seeds."""
@@ -97,8 +105,22 @@ def unequal(arms, budget):
     otherwise with one seed all seeds are left out.
     """
     trained = [one for one in arms if one.trained]
-    told = {one.name: _against(one, trained, budget) for one in trained}
-    return min(told.values(), key=len, default={})
+    beyond = {one.name: sentences for one in trained if (sentences := _off_budget(one, budget))}
+    within = [one for one in trained if one.name not in beyond]
+    told = [_against(one, within, budget) for one in within]
+    return beyond | min(told, key=len, default={})
+
+
+def _off_budget(arm, budget):
+    """Where an arm's trainings did not spend the budget itself: sentences, one a seed."""
+    key, words = SPENT[budget["unit"]][0]
+    found = []
+    for seed, run in arm.runs.items():
+        spent, amount = _spent(run, key), budget["amount"]
+        room = 0 if budget["unit"] == "max_steps" else 3 * spent / run["steps"]  # the step that reaches it is the last
+        if not amount <= spent <= amount + room:
+            found.append(f"{arm.name}: seed {seed}: trained for {spent:.6g} {words}, but the budget is {amount:.6g}")
+    return found
 
 
 def _against(first, trained, budget):
@@ -129,7 +151,7 @@ def _seeds(first, second):
 
 
 def _differences(first, second, budget, where):
-    for _, keys, words in ALIKE:
+    for keys, words in ALIKE:
         if _at(first, keys) != _at(second, keys):
             yield f"{where}: trained with {words}"
     for key, words in SPENT[budget["unit"]]:

@@ -18,7 +18,7 @@ def main_metric(arms):
 
 
 def recommend(arms, choose_by, reference):
-    """{verdict, sentence, evidence, best, cheapest} for arms that were trained alike, by the metric that ranks them.
+    """{verdict, sentence, evidence} for arms that were trained alike, by the metric that ranks them.
 
     reference: the arm whose difference to the best is told in the report's metrics.
     """
@@ -38,9 +38,9 @@ def recommend(arms, choose_by, reference):
             f"{showing.trains(cheapest)}, {showing.share_of(cheapest, best)} of the best's."
         )
     verdict = OPEN if len(near) == len(arms) else CLEAR
-    told = [*_ranking(arms, best, against, metric), *_reported(best, reference), *_first_in_report(arms, best)]
+    told = [*_ranking(arms, best, against, metric), *_reported(arms, best, reference), *_first_in_report(arms, best)]
     evidence = [*told, *_seeds(arms)]
-    return {"verdict": verdict, "sentence": sentence, "evidence": evidence, "best": best, "cheapest": cheapest}
+    return {"verdict": verdict, "sentence": sentence, "evidence": evidence}
 
 
 def validated(start, combination):
@@ -63,8 +63,8 @@ def validated(start, combination):
             f"({told}); take {cheaper.name}, the cheaper of the two: it {showing.trains(cheaper)}."
         )
     verdict = OPEN if not same and found["verdict"] == "no clear change" else CLEAR
-    evidence = [*_reported(combination, start), *_seeds([start, combination])]
-    return {"verdict": verdict, "sentence": sentence, "evidence": evidence, "best": combination, "cheapest": start}
+    evidence = [*_reported([start, combination], combination, start), *_seeds([start, combination])]
+    return {"verdict": verdict, "sentence": sentence, "evidence": evidence}
 
 
 def _ranking(arms, best, against, metric):
@@ -74,7 +74,7 @@ def _ranking(arms, best, against, metric):
     for arm in order:
         if arm is not best:
             found = against[arm.name]
-            sure = "clearly worse" if found["verdict"] == "worse" else "within noise"
+            sure = "clearly worse" if found["verdict"] == "worse" else "no clear difference"
             yield (
                 f"{arm.name} against {best.name}: {showing.label(metric)} {showing.difference(metric, found)}, "
                 f"p = {found['p_holm']:.2g} (Holm): {sure}"
@@ -91,20 +91,21 @@ def _first_in_report(arms, best):
     if first is not best:
         found = measuring.differences(arms, best, metric, "report", lower)[first.name]
         yield (
-            f"In {showing.label(metric)} {first.name} is first, {showing.difference(metric, found)} from {best.name}: "
-            f"{found['verdict']}"
+            f"In {showing.label(metric)} {first.name} is first, {showing.difference(metric, found)} from {best.name}, "
+            f"p = {found['p_holm']:.2g} (Holm): {found['verdict']}"
         )
 
 
-def _reported(best, reference):
+def _reported(arms, best, reference):
     """The difference of the best to the reference in every metric of the report."""
     if best is reference or not (best.measured("report") and reference.measured("report")):
         return
     for metric, lower in showing.metrics(best):
-        found = measuring.differences([reference, best], reference, metric, "report", lower)[best.name]
+        compared = [arm for arm in arms if arm.measured("report")]
+        found = measuring.differences(compared, reference, metric, "report", lower)[best.name]
         yield (
-            f"{best.name} against {reference.name}, {showing.label(metric)}: {showing.difference(metric, found)}: "
-            f"{found['verdict']}"
+            f"{best.name} against {reference.name}, {showing.label(metric)}: {showing.difference(metric, found)}, "
+            f"p = {found['p_holm']:.2g} (Holm): {found['verdict']}"
         )
 
 

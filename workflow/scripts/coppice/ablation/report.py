@@ -50,7 +50,7 @@ def _axes(fair, choose_by):
 
 def _content(name, ablation, start, found, fair, problems, won, race):
     by_name = {arm.name: arm for arm in fair}
-    reference = by_name.get(ablation["reference"])
+    reference = by_name.get(ablation["reference"]) or next(iter(fair), None)
     return {
         "name": name,
         "start": start,
@@ -58,17 +58,28 @@ def _content(name, ablation, start, found, fair, problems, won, race):
         "budget": showing.budget(ablation["budget"]),
         "seeds": [str(seed) for seed in found[0].runs],
         "choose_by": showing.label(ablation["choose_by"]["metric"]),
-        "reference": ablation["reference"],
+        "reference": _named(reference, ablation["reference"]),
         "problems": [sentence for told in problems.values() for sentence in told],
         "answer": _answer(ablation, by_name, reference, won),
         "arms": tables.arms(found, problems),
-        "differences": tables.differences(fair, reference) if reference and len(fair) > 1 else None,
+        "differences": _differences(fair, reference, ablation["stages"]),
         "stages": tables.stages(won) if won else None,
         "sides": tables.sides(fair),
         "race": _race(race, found) if race else None,
         "figures": [(one, *figures.CAPTIONS[one]) for one in figures.FIGURES],
         "provenance": _facts(fair or found),
     }
+
+
+def _named(reference, wanted):
+    """Who the others are compared to, with a word where that is not who was asked for."""
+    if reference is None or reference.name == wanted:
+        return wanted
+    return f"{reference.name} (in place of {wanted}, which cannot be compared)"
+
+
+def _differences(fair, reference, stages):
+    return tables.differences(fair, reference, losses=not stages) if len(fair) > 1 else None
 
 
 def _answer(ablation, by_name, reference, won):
@@ -79,7 +90,7 @@ def _answer(ablation, by_name, reference, won):
         return answer | {"evidence": [*answer["evidence"], *chosen, combined]}
     if not ablation["stages"] and len(by_name) > 1:
         arms = list(by_name.values())
-        return recommending.recommend(arms, ablation["choose_by"], reference or arms[0])
+        return recommending.recommend(arms, ablation["choose_by"], reference)
     return {
         "verdict": "none",
         "sentence": "No recommendation: fewer than two arms can be compared.",
@@ -90,12 +101,10 @@ def _answer(ablation, by_name, reference, won):
 def _race(race, found):
     """What a race saved and what it risked, in sentences."""
     out = [arm for arm in found if arm.raced_out]
-    whole = max((arm.first["steps"] for arm in found if arm.trained), default=None)
-    if not out or whole is None:
+    if not out:
         return []
-    done = sum(arm.raced_out["step"] for arm in out) + whole * sum(arm.trained for arm in found)
-    saved = 1 - done / (whole * len([arm for arm in found if not arm.unfit]))
-    lines = [f"The race trained {done:,} steps a seed, {100 * saved:.0f} % fewer than all arms to the end."]
+    saved = sum(1 - arm.raced_out["share"] for arm in out) / len([arm for arm in found if not arm.unfit])
+    lines = [f"The race saved {100 * saved:.0f} % of what training all arms to the end takes."]
     last = {arm.name: race["reached"][arm.name] for arm in out}
     for name, rungs in last.items():
         rung = rungs[-1]

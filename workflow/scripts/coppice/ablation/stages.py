@@ -1,6 +1,7 @@
 """Who wins a stage of a staged ablation: the arm with the best value, on data that the report does not use."""
 
 from .. import records
+from ..errors import CoppiceError
 from . import measuring, reading
 
 
@@ -15,10 +16,13 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
     reading.check_equal(ablation, found, budget)
     values = {arm.name: arm.value(choose_by["metric"]) for arm in found if arm.trained}
     sign = 1 if choose_by["mode"] == "max" else -1
+    if not values:
+        raise CoppiceError(f"ablation {ablation}, stage {stage}: no arm was trained to the end: {found[0].unfit}")
     order = sorted(values, key=lambda name: -sign * values[name])
     by_name = {arm.name: arm for arm in found}
     winner = by_name[order[0]]
     content = {"ablation": ablation, "stage": stage, "winner": winner.name, "settings": winner.settings}
+    content |= {"flat": winner.first["flat"]}
     content |= {"choose_by": choose_by, "values": values, "runner_up": None}
     if len(order) > 1:
         content["runner_up"] = _margin(winner, by_name[order[1]], choose_by)

@@ -10,6 +10,9 @@ HEAD = (
 )
 
 
+MEANS = (("steps", ""), ("tokens_seen", ""), ("seconds", " s"), ("tokens_per_second", ""))
+
+
 def arms(found, problems):
     """{columns, rows} of all arms: sizes, cost, validation loss and every metric, mean over seeds with its interval."""
     metrics = _metrics(found)
@@ -27,7 +30,7 @@ def _row(arm, metrics, problems):
     first = _cell(arm.name, showing.settings(arm))
     if not arm.trained:
         return [first, *(_cell("") for _ in [*HEAD[0][1:], *HEAD[1], *metrics]), notes]
-    run, seconds = arm.first, [run["seconds"] for run in arm.runs.values()]
+    run = arm.first
     peak, where = showing.memory(arm)
     gaps = [value for value in map(showing.gap, arm.runs.values()) if value is not None]
     gap = sum(gaps) / len(gaps) if gaps else None
@@ -36,10 +39,7 @@ def _row(arm, metrics, problems):
         _cell(f"{run['trainable_parameters']:,}", sort=run["trainable_parameters"]),
         _cell(f"{run['trainable_percent']:.2f} %", sort=run["trainable_percent"]),
         _cell(showing.size(run["stored_bytes"]), sort=run["stored_bytes"]),
-        _cell(f"{run['steps']:,}", sort=run["steps"]),
-        _cell(f"{run['tokens_seen']:,}", sort=run["tokens_seen"]),
-        _cell(f"{sum(seconds) / len(seconds):.0f} s", sort=sum(seconds)),
-        _cell(f"{run['tokens_per_second']:,.0f}", sort=run["tokens_per_second"]),
+        *(_cell(f"{arm.mean(key):,.0f}{unit}", sort=arm.mean(key)) for key, unit in MEANS),
         _cell(showing.size(peak), where, peak),
         _over_seeds(LOSS, arm.values(LOSS)),
         _cell("" if gap is None else f"{gap:+.3f}", sort=gap),
@@ -79,11 +79,14 @@ def _cell(text, note="", sort=None):
     return {"text": text, "note": note, "sort": text if sort is None else sort}
 
 
-def differences(found, reference):
-    """{columns, rows} of every arm's difference to the reference, by metric, with p-values and verdicts."""
+def differences(found, reference, losses=True):
+    """{columns, rows} of every arm's difference to the reference, by metric, with p-values and verdicts.
+
+    losses: whether the validation loss is among them; it is not where stages were won by it.
+    """
     compared = [arm for arm in found if arm.measured("report")] if reference.measured("report") else []
     columns = ["arm", "metric", "difference", "p (Holm)", "by seed", "verdict"]
-    rows = [row for row in _of(LOSS, found, reference, True)]
+    rows = list(_of(LOSS, found, reference, True)) if losses else []
     for metric, lower in showing.metrics(reference) if len(compared) > 1 else []:
         rows += _of(metric, compared, reference, lower)
     return {"columns": columns, "rows": rows}

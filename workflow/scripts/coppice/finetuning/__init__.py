@@ -3,6 +3,7 @@
 from .all_weights import MODEL, DoesNotFit, check_room
 from .budget import OPERATIONS
 from .prediction import trainable_parameters
+from .progress import Diverged
 from .training import EACH, REACHED, finetune, told
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "MODEL",
     "OPERATIONS",
     "REACHED",
+    "Diverged",
     "DoesNotFit",
     "check_room",
     "finetune",

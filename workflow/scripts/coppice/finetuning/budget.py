@@ -48,6 +48,11 @@ def settled(settings, train, parameters, seed):
     if not settings.get("budget"):
         return settings
     most = steps(settings["budget"], train, settings, parameters, seed)
+    if settings["warmup_steps"] >= most:
+        raise SettingsError(
+            f"the budget is spent after {most} steps, but the learning rate rises for {settings['warmup_steps']} "
+            "(warmup_steps): raise the budget, or lower those"
+        )
     return settings | {"max_steps": most, "eval_steps": min(settings["eval_steps"], max(1, most // VALIDATIONS))}
 
 

@@ -14,6 +14,10 @@ logger = logging.getLogger("coppice.finetuning")
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
+class Diverged(CoppiceError):
+    """The loss of a training is not a number."""
+
+
 class TrainingLog(TrainerCallback):
     """Writes step, losses, learning rate, speed and time left to `training_log.txt`; ends a training whose loss is NaN.
 
@@ -44,7 +48,7 @@ class TrainingLog(TrainerCallback):
         """Append a line for a logged training or validation loss."""
         for key in ("loss", "eval_loss"):
             if key in logs and not math.isfinite(logs[key]):
-                raise CoppiceError(
+                raise Diverged(
                     f"finetune: {key} is {logs[key]} at step {state.global_step}; "
                     "lower finetune.learning_rate or train in another dtype (models.X.dtype: float32)"
                 )

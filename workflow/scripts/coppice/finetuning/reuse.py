@@ -11,6 +11,7 @@ from ..errors import CoppiceError
 logger = logging.getLogger("coppice.finetuning")
 
 RECORD, STATE = "finetuning_config.json", "training_state.json"
+OWN = (RECORD, STATE, "arm.json", "reached.json")  # what says who was trained is not copied
 MERGED = "merged"
 
 
@@ -32,7 +33,7 @@ def take_over(identity, source, twin, output, settings, seed):
     output.mkdir(parents=True, exist_ok=True)
     _link_merged(twin, output)
     for file in sorted(twin.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.name not in (RECORD, STATE):
+        if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
             records.copy(file, output / file.name)
     records.write(output / STATE, records.read(twin / STATE) | identity | {"reused_from": record["config"]})
     records.write(output / RECORD, record | identity | {"reused_from": record["config"]})

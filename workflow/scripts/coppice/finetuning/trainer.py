@@ -239,7 +239,7 @@ class StepTrainer(Trainer):
     def _check_finite(self, loss, examples):
         if not math.isfinite(loss.item()):
             rows = ", ".join(str(example.get("row", "?")) for example in examples[:16])
-            raise CoppiceError(
+            raise progress.Diverged(
                 f"finetune: the loss is {loss.item()} at step {self.state.global_step + 1} (rows {rows}"
                 f"{', ...' if len(examples) > 16 else ''} of the data set); lower finetune.learning_rate, "
                 "or train in another dtype (models.X.dtype: float32)"

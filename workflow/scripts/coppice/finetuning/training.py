@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from .. import data, fingerprints, models, records
-from ..errors import TransientError
+from ..errors import CoppiceError, TransientError
 from ..settings import effects
 from . import all_weights, card, checkpoints, examples, processes, recipe, reuse, sharding
 from . import budget as budgets
@@ -23,15 +23,29 @@ EACH = "validation_losses.json"
 REACHED = "reached.json"
 
 
-def finetune(identity, source, datasets, settings, prompt, output, seed=0, world=1, twin=None, until=None, each=False):
+def finetune(
+    identity,
+    source,
+    datasets,
+    settings,
+    prompt,
+    output,
+    seed=0,
+    world=1,
+    twin=None,
+    until=None,
+    each=False,
+    expected=None,
+):
     """Fine-tune the checkpoint `source` (a models.Source) by LoRA, or all its weights where `settings` say so.
 
     identity: {model, config}; datasets: name -> path of the dataset.json of all that `settings` (the section `finetune`
     of the configuration) name; prompt: alpaca | chat | none; output: the folder to write; world: the number of
     processes; twin: the folder of the same training for another config, whose results are taken over; until: a share of
     the training after which it stops, with its validation loss in `reached.json`, and from where a later call goes on;
-    each: whether to write the loss of every validation example to `validation_losses.json`. Raises CoppiceError for a
-    loss that is not a number and for an adapter without effect.
+    each: whether to write the loss of every validation example to `validation_losses.json`; expected: the number of
+    parameters that have to be trained, where it is known. Raises CoppiceError for a loss that is not a number, for an
+    adapter without effect, and where another number of parameters is trained.
     """
     output = Path(output)
     resolved = settings | {"prompt": prompt}
@@ -46,7 +60,10 @@ def finetune(identity, source, datasets, settings, prompt, output, seed=0, world
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)
     job = {"identity": identity, "source": source, "datasets": datasets, "settings": resolved, "seed": seed}
-    _run(job | {"output": output, "key": key, "prints": prints, "until": until, "each": each}, world)
+    _run(
+        job | {"output": output, "key": key, "prints": prints, "until": until, "each": each, "expected": expected},
+        world,
+    )
 
 
 def _run(job, world):
@@ -77,7 +94,7 @@ def _key(settings, prints, seed, source):
     return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
-def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget, until, each):
+def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget, until, each, expected):
     """The training itself, in each process; the first one writes what comes of it."""
     import transformers
 
@@ -92,13 +109,19 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
-        base = models.parameters(model)
+        # a quantised model's weights are packed: their number is not that of its tensors
+        base = models.parameters(models.skeleton(source) if source.quantize else model)
         settings = budgets.settled(settings, train, base, seed)
         model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)
     trainable, total = kind.counts(model)
     logger.info("%s", told(trainable, total))
+    if expected is not None and trainable != expected:
+        raise CoppiceError(
+            f"finetune: trains {trainable} parameters, but its configuration lets expect {expected}: target modules or "
+            "biases were not applied as asked"
+        )
     before = kind.remember(model, train[0], settings, output)
     dtype = models.dtype_of(source.dtype)
     step = budgets.rung(settings, until) if until else None
@@ -127,7 +150,8 @@ def _train(identity, source, datasets, settings, seed, output, key, prints, resu
     if not processes.is_first():
         return
     if losses:
-        records.write(output / EACH, identity | {"losses": losses[0], "tokens": losses[1]})
+        rows = [str(example["row"]) for example in validation]
+        records.write(output / EACH, identity | {"rows": rows, "losses": losses[0], "tokens": losses[1]})
     kind.save(model, tokenizer, output, before, source)
     if kind is recipe:
         card.write(output, identity, settings, outcome, source, prints["weights"])

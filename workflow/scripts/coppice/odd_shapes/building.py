@@ -21,9 +21,7 @@ def load(folder, config, odd, dtype):
     state = {}
     for path in fingerprints.weights_files(folder):
         state |= load_file(path)
-    for index, widths in odd.items():
-        reshape(model, index, widths)
-        _without_lone_norms(model.model.layers[index], f"{LAYER}{index}.", state)
+    shape(model, odd, state)
     if config.tie_word_embeddings:
         _check_tied(folder, state)
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -38,6 +36,13 @@ def load(folder, config, odd, dtype):
     model.model.rotary_emb = type(rotary)(config=config)  # its buffers are in no file and still on meta
     model.config.name_or_path = str(folder)
     return model
+
+
+def shape(model, odd, names):
+    """Give every layer of `odd` its own widths, and take out norms that are not among `names` of tensors."""
+    for index, widths in odd.items():
+        reshape(model, index, widths)
+        _without_lone_norms(model.model.layers[index], f"{LAYER}{index}.", names)
 
 
 def _check_tied(folder, state):

@@ -1,5 +1,7 @@
 """The section `ablations`: arms, budgets, stages and metrics worked out and checked before anything is trained."""
 
+import math
+
 from ..errors import SettingsError, nearest
 from . import arms, effects, known, lora, schema
 from .sources import absolute, check_name
@@ -103,6 +105,9 @@ def _section(key, entry, finetune):
     data = finetune["data"] | entry["data"]
     if not data["val_size"] and not data["validation"]:
         raise SettingsError(f"{key}.data.val_size: arms are compared by a validation loss; hold some rows out")
+    trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
+    if data["validation"] in trained:
+        raise SettingsError(f"{key}.data.validation: '{data['validation']}' is trained on; name another, or val_size")
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
     return finetune | {"data": data} | own
 
@@ -197,11 +202,13 @@ def _checked(arm, key):
     if found.get("train") == arms.ALL_WEIGHTS and adapter:
         raise SettingsError(f"{key}.{adapter}: is about an adapter, but train is 'all'")
     try:
-        arms.scale(found.get("alpha", 1), 1)
-    except ValueError:
+        sound = 0 < arms.scale(found.get("alpha", 1), 1) < math.inf
+    except (ValueError, OverflowError):
+        sound = False
+    if not sound:
         raise SettingsError(
-            f"{key}.alpha: found '{found['alpha']}'; it is a number, or a multiple of the rank such as r or 2r"
-        ) from None
+            f"{key}.alpha: found '{found['alpha']}'; it is a number above 0, or a multiple of the rank such as r or 2r"
+        )
     return found
 
 
@@ -222,6 +229,12 @@ def _check_arms(key, members, below, budget):
     seen = {}
     for name, member in members.items():
         whole = arms.laid_over(below, member["changes"])
+        adapter = next((one for one in member["changes"] if one in (*lora.DEFAULTS, "preset", "scheme")), None)
+        if whole["train"] == arms.ALL_WEIGHTS and adapter:
+            raise SettingsError(
+                f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or take train "
+                "out of base"
+            )
         try:
             settings = arms.settled(whole)
         except ValueError:
@@ -229,7 +242,9 @@ def _check_arms(key, members, below, budget):
         _check_budget(key, name, settings, below, budget)
         if member["stage"] == VALIDATION:
             continue
-        same = repr([member["after"], member["stage"], sorted(settings.items())])
+        # a later stage's settings depend on who wins before
+        of = sorted(settings.items()) if member["after"] is None else sorted(member["changes"].items())
+        same = repr([member["after"], member["stage"], of])
         if same in seen:
             raise SettingsError(f"{key}: the arms '{seen[same]}' and '{name}' are the same training; leave one out")
         seen[same] = name

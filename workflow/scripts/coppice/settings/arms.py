@@ -64,6 +64,16 @@ def shared(finetune):
     return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
+def chosen_by(ablation):
+    """(texts, tasks) that the metric by which an ablation ranks its arms is measured on."""
+    metric, measured = ablation["choose_by"]["metric"], ablation["evaluate"]
+    if metric == "average_acc":
+        return [], measured["zero_shot"]["tasks"]
+    if metric.startswith("ppl."):
+        return [metric.removeprefix("ppl.")], []
+    return [], [metric] if metric in measured["zero_shot"]["tasks"] else []
+
+
 def combinations(values):
     """Every combination of key -> list of values, as name -> arm; names tell the keys where there are several."""
     keys = list(values)

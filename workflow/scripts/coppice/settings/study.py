@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
-from . import ablations, criteria, definitions, known, lora, schema
+from . import ablations, arms, criteria, definitions, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
 from .sources import absolute, check_name, folder, resolve_dataset, resolve_model
@@ -56,6 +56,11 @@ class Study:
     def candidates(self, model):
         """The model's candidates by name: a grid point (with `method`), or a row of the table (with `path`)."""
         return self._candidates[model]
+
+    def ablated_by(self):
+        """Names of the texts and tasks by whose selection rows the arms of an ablation are ranked."""
+        chosen = [arms.chosen_by(one) for one in self.ablations.values()]
+        return {name for texts, tasks in chosen for name in (*texts, *tasks)}
 
     def training_datasets(self, finetune=None):
         """Names of the data sets that fine-tuning (or a `finetune` of its own) reads, validation's counted in."""
