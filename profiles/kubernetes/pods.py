@@ -5,6 +5,7 @@ What a pod looks like stands in pod.yaml beside this file; here each job's deman
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+RUN = "COPPICE_RUN"  # as in coppice.logs: by it a job knows that it has failed for good in this run
 TEMPLATE = Path(__file__).with_name("pod.yaml")
 
 
@@ -24,12 +26,22 @@ def manifest(script, gpu):
     if asked.get("gpu"):
         demands[gpu] = str(asked["gpu"])
     job = yaml.safe_load(TEMPLATE.read_text())
-    job["spec"]["activeDeadlineSeconds"] = 60 * asked["runtime"]
-    container = job["spec"]["template"]["spec"]["containers"][0]
+    pod = job["spec"]["template"]["spec"]
+    pod["activeDeadlineSeconds"] = 60 * asked["runtime"]  # of the pod: that of a Job counts the time in the queue too
+    container = pod["containers"][0]
     container |= {"command": ["/bin/sh", str(script)], "workingDir": str(Path.cwd())}
+    container["env"] = [*container.get("env", []), *environment()]
     # a GPU is only ever given by a limit; a pod whose limits are its requests is the last to be evicted
     container["resources"] = {"requests": demands, "limits": demands}
     return job
+
+
+def environment():
+    """What pods know beside their image: the call of snakemake, and a folder of the volume for the digests of files."""
+    known = {"XDG_CACHE_HOME": str(Path.cwd() / ".snakemake" / "cache")}
+    if RUN in os.environ:
+        known[RUN] = os.environ[RUN]
+    return [{"name": name, "value": value} for name, value in known.items()]
 
 
 def submit(script, gpu):

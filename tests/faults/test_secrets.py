@@ -25,6 +25,7 @@ def environment(monkeypatch):
     [
         "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_APIKEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY",
         "AWS_ACCESS_KEY_ID", "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "my_secret", "SLURM_JWT", "SSH_PRIVATE_KEY",
+        "DEPLOY_KEY", "GITHUB_PAT", "MYSQL_PWD", "DB_CREDENTIAL", "AZURE_CREDENTIALS", "HF_TOKEN_WRITE",
     ],
 )  # fmt: skip
 def test_the_value_of_a_variable_that_names_a_secret_is_hidden(monkeypatch, name):
@@ -38,6 +39,9 @@ def test_the_value_of_a_variable_that_names_a_secret_is_hidden(monkeypatch, name
     [
         ("TOKENIZERS_PARALLELISM", "false-or-true"),
         ("HF_TOKEN_PATH", "/home/me/.cache/token"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", sys.executable),
+        ("DB_PASSWORD", "research"),
+        ("OLDPWD", "/home/me/Study-1"),
         ("SSH_AUTH_SOCK", "/tmp/ssh-agent-1"),
         ("MONKEY", "a long enough word"),
         ("X_TOKEN", "short"),
@@ -54,15 +58,17 @@ def test_what_is_no_secret_is_left_alone(monkeypatch, name, value):
     "secret",
     [
         "hf_" + "aB3" * 12,
-        "ghp_" + "a1" * 18,
-        "github_pat_" + "a1_" * 12,
+        "hf_" + "aBcDeFgHiJkLmNoPq" * 2,
+        "ghp_" + "aB1" * 12,
+        "github_pat_" + "aB1_" * 12,
         "sk-proj-" + "aB3-" * 10,
         "AKIA" + "A1B2" * 4,
         "me:pass-word",
+        "x0abcdefgh@",
     ],
 )
 def test_tokens_are_known_by_their_shape(secret):
-    text = f"https://{secret}@host/x" if ":" in secret else f"asked with {secret}, refused"
+    text = f"https://{secret.strip('@')}@host/x" if set(":@") & set(secret) else f"asked with {secret}, refused"
     assert secret not in redacted(text) and HIDDEN in redacted(text)
 
 
@@ -70,6 +76,45 @@ def test_a_header_is_hidden_and_plain_words_are_not():
     assert "abcdefgh12345678" not in redacted("Authorization: Bearer abcdefgh12345678")
     for plain in ("hf_hub_download", "sk-learn", "a 40-character sha " + "0a" * 20, "https://host:8080/x@y", "hf_xet"):
         assert redacted(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "models/sk-pruned-llama-2024-width-and-depth/config.json",
+        "hf_LlamaForCausalLMPruned",
+        "Bearer transparently given",
+        "ssh://git@github.com/org/name",
+    ],
+)
+def test_folders_and_classes_that_begin_like_tokens_keep_their_names(plain):
+    assert redacted(plain) == plain
+
+
+def test_a_long_run_of_letters_is_no_word(monkeypatch):
+    monkeypatch.setenv("MAIL_PASSWORD", "qwzhtxkvbnmplsdf")
+    assert redacted("as qwzhtxkvbnmplsdf") == f"as {HIDDEN}"
+
+
+def test_a_password_that_stands_in_the_working_folder_leaves_paths_alone(monkeypatch, tmp_path):
+    (tmp_path / "Study-2024").mkdir()
+    monkeypatch.chdir(tmp_path / "Study-2024")
+    monkeypatch.setenv("DB_PASSWORD", "Study-2024")
+    assert redacted(f"{tmp_path}/Study-2024/model") == f"{tmp_path}/Study-2024/model"
+
+
+@pytest.mark.parametrize("key", ["path", "source_path", "repository"])
+def test_a_path_or_repository_with_a_secret_in_it_is_refused_rather_than_changed(monkeypatch, tmp_path, key):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    with pytest.raises(records.RecordError, match=rf"sources\.0\.{key} holds") as raised:
+        records.write(tmp_path / "a.json", {"sources": [{key: f"data/{SECRET}"}]})
+    assert SECRET not in str(raised.value) and not (tmp_path / "a.json").exists()
+
+
+def test_a_key_of_several_lines_is_hidden_in_a_message(monkeypatch):
+    key = "-----BEGIN KEY-----\nabc\ndef\n-----END KEY-----"
+    monkeypatch.setenv("SSH_PRIVATE_KEY", key)
+    assert str(CoppiceError(f"x: refused {key} there")) == f"x: refused {HIDDEN} there"
 
 
 def test_a_token_in_an_address_is_hidden_as_it_is_written_there(monkeypatch):
@@ -116,6 +161,9 @@ from coppice.errors import CoppiceError
 with logs.job("job.log", 1, "status.json", "finetune A c"):
     secret = {secret!r}
     print("a library's words", secret, file=sys.stderr)
+    sys.stderr.writelines(["several lines ", secret])
+    sys.stderr.buffer.write(b"bytes " + secret.encode())
+    sys.stderr.flush()
     warnings.warn(secret)
     logging.getLogger("a.library").error("with %s", secret)
     try:
@@ -136,3 +184,4 @@ def test_a_job_that_fails_with_a_token_in_its_error_leaves_it_nowhere(monkeypatc
     for text in (log, json.dumps(status), done.stdout, done.stderr):
         assert SECRET not in text
     assert f"outer {HIDDEN}" in log and f"outer {HIDDEN}" in status["reason"] and "a library's words" in log
+    assert f"several lines {HIDDEN}" in log and f"bytes {HIDDEN}" in log

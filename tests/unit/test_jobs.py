@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from coppice import errors, jobs, logs
+from coppice import errors, jobs, logs, records
 
 # A job as the scripts frame it: counts that it computed, then fails as its argument says
 JOB = """
@@ -102,6 +102,10 @@ def caused(error, cause):
         (caused(errors.DataError("cannot be read"), OSError(errno.ESTALE, "stale file handle")), False),
         (caused(errors.CheckpointError("does not load"), RuntimeError("CUDA out of memory. Tried to")), False),
         (caused(errors.CheckpointError("does not load"), RuntimeError("size mismatch for weight")), True),
+        (caused(errors.CheckpointError("does not load"), RuntimeError("No CUDA GPUs are available")), False),
+        (caused(errors.CheckpointError("does not load"), RuntimeError("CUDA unknown error - this may be")), False),
+        (caused(errors.DataError("cannot be read"), OSError("stale file handle (os error 116)")), False),
+        (caused(errors.DataError("cannot be read"), OSError("not there (os error 2)")), True),
         (caused(errors.DataError("too large"), MemoryError()), False),
         (errors.TransientError("told to stop"), False),
         (ValueError("a defect"), False),
@@ -109,6 +113,12 @@ def caused(error, cause):
 )
 def test_a_failure_is_final_where_nothing_but_the_user_can_mend_it(error, final):
     assert errors.is_final(error) is final
+
+
+def test_a_record_that_is_not_there_may_be_seen_later(tmp_path):
+    with pytest.raises(records.RecordError, match="no such record") as raised:
+        records.read(tmp_path / "a.json")
+    assert not errors.is_final(raised.value)
 
 
 def test_torchs_own_words_for_a_lack_of_memory_are_known():

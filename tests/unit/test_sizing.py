@@ -143,6 +143,50 @@ def test_weights_are_spread_by_sharding_and_by_a_device_map_and_not_without(stud
     assert gpu_bytes(huge, 8) < 0.5 * gpu_bytes(huge, 1), "what fits no GPU is spread by itself"
 
 
+def test_processes_that_share_a_huge_model_load_it_one_after_another(study):
+    huge, plain = study(parameters=7 * 10**10), study(parameters=8 * 10**9)
+    one, eight = host_bytes(huge, 1), host_bytes(huge, 8)
+    assert eight - one == 7 * estimates.CUDA_PROCESS
+    assert host_bytes(plain, 8) == pytest.approx(8 * host_bytes(plain, 1)), (
+        "those that do not share it load it all at once"
+    )
+
+
+def host_bytes(study_, gpus_):
+    shape, model = sizing.Sizes(study_).shape("Big"), study_.models["Big"]
+    return estimates.finetune(shape, model, study_.finetune | {"merge": False}, estimates.Machine(gpus=gpus_)).host
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
+def test_of_a_mixture_of_experts_the_configured_number_counts(study, key):
+    loaded = study(parameters=4 * 10**10, config=LLAMA_8B | {key: 8})
+    assert sizing.Sizes(loaded).shape("Big").parameters >= 4 * 10**10
+
+
+def test_longer_rows_are_given_more_time(study):
+    short, longer, longest = (
+        asked(study(config=None, parameters=10**10, finetune={"data": {"cutoff_len": length}}))["runtime"]
+        for length in (512, 1024, 4096)
+    )
+    assert short < longer < longest
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        {"zero_shot": {"num_fewshot": 4}},
+        {"engine": "lm-eval"},
+        {"zero_shot": {"tasks": ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa",
+                                 "copa", "sciq"]}},
+        {"perplexity": {"protocol": ["gptq-2048", "llmpruner-128"]}},
+    ],
+    ids=["examples", "without sharing", "more tasks", "another protocol"],
+)  # fmt: skip
+def test_an_evaluation_of_more_is_given_more_time(study, evaluate):
+    usual, more = (study(parameters=10**11, **given) for given in ({}, {"evaluate": evaluate}))
+    assert asked(more, "evaluate")["runtime"] > asked(usual, "evaluate")["runtime"]
+
+
 def test_checkpointing_and_a_lower_rank_take_less(study):
     usual = gpu_bytes(study(parameters=8 * 10**9))
     assert gpu_bytes(study(parameters=8 * 10**9, finetune={"gradient_checkpointing": True})) < 0.9 * usual

@@ -33,7 +33,8 @@ def test_a_job_becomes_a_job_of_kubernetes(kubernetes):
     checkout.run(*PROFILE, *QUICK, TARGET)
     assert (checkout.folder / TARGET).is_file()
     [job] = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    assert job["spec"]["activeDeadlineSeconds"] == 30 * 60
+    assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 30 * 60
+    assert "activeDeadlineSeconds" not in job["spec"], "the time in the queue would count"
     assert container(job)["workingDir"] == str(checkout.folder)
     assert container(job)["resources"]["limits"] == {"cpu": "1", "memory": "4000M"}
 
@@ -56,8 +57,11 @@ def test_a_training_asks_for_its_gpu_by_name(kubernetes):
     submit = yaml.safe_load((checkout.folder / "profiles/kubernetes/config.yaml").read_text())[
         "cluster-generic-submit-cmd"
     ]
-    checkout.shell(f"{submit} {script}")
+    checkout.shell(f"COPPICE_RUN=this-run {submit} {script}")
     [job] = [json.loads(path.read_text()) for path in folder.glob("coppice-*.json")]
+    assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 90 * 60
+    known = {variable["name"]: variable["value"] for variable in container(job)["env"]}
+    assert known == {"COPPICE_RUN": "this-run", "XDG_CACHE_HOME": str(checkout.folder / ".snakemake/cache")}
     assert container(job)["resources"]["limits"] == {"cpu": "8", "memory": "9000M", "nvidia.com/gpu": "2"}
 
 

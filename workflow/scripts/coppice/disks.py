@@ -13,6 +13,8 @@ import socket
 import time
 from pathlib import Path
 
+from .errors import causes, system_number
+
 PARTIAL = ".partial"
 ABANDONED = 24 * 3600  # seconds after which what another machine left is taken for nobody's
 _NAMED = re.compile(rf"{re.escape(PARTIAL)}-(?P<host>.+)-(?P<pid>\d+)-[^-]*$")
@@ -24,7 +26,6 @@ _REFUSED = {
     errno.EACCES: "it may not be written or read",
     errno.EIO: "its disk fails",
 }
-_NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)", re.IGNORECASE)
 _TORCHS = re.compile(r"inline_container.*unexpected pos|PytorchStreamWriter failed")  # of a file that it cannot end
 
 
@@ -38,7 +39,7 @@ def in_words(error, places=()):
 
     Also of libraries that raise errors of their own, with the system's in their text or none at all.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if number := _number(cause):
             file = getattr(cause, "filename", None) or next(iter(places), "a file")
             return (
@@ -48,17 +49,9 @@ def in_words(error, places=()):
     return None
 
 
-def _causes(error):
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _number(error):
     """The system's number of an error that is told here, or None."""
-    number = getattr(error, "errno", None)
-    if number is None and (found := _NUMBER.search(str(error))):
-        number = int(found[1] or found[2])
+    number = system_number(error)
     if number is None and _TORCHS.search(str(error)):
         return errno.ENOSPC
     return number if number in _REFUSED else None

@@ -14,7 +14,17 @@ LONGEST = 2000  # characters of a message; what is left out of a longer one is i
 # What no other attempt finds otherwise, of all that an operating system answers
 PERMANENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 # How torch speaks of memory and devices that gave out
-DEVICE_FAILED = ("out of memory", "can't allocate memory", "CUDA error", "CUBLAS_STATUS", "NCCL error")
+DEVICE_FAILED = (
+    "out of memory",
+    "can't allocate memory",
+    "CUDA error",
+    "CUDA unknown error",
+    "CUDA driver",
+    "No CUDA GPUs",
+    "CUBLAS_STATUS",
+    "NCCL error",
+)
+_NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)", re.IGNORECASE)  # Python's words, and Rust's
 
 
 class CoppiceError(Exception):
@@ -22,7 +32,8 @@ class CoppiceError(Exception):
 
     def __str__(self):
         """One line that any terminal can show, without secrets, whatever was quoted in the message."""
-        text = redacted(printable(super().__str__()))
+        # as it came too: a key of several lines would not be known for one by then
+        text = redacted(printable(redacted(super().__str__())))
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
@@ -63,10 +74,11 @@ def is_final(error):
     So does what the user can mend, unless memory, time, a disk, a device or the network was behind it. Of what nobody
     foresaw that is not known.
     """
-    return isinstance(error, CoppiceError) and not any(map(_may_pass, _with_causes(error)))
+    return isinstance(error, CoppiceError) and not any(map(_may_pass, causes(error)))
 
 
-def _with_causes(error):
+def causes(error):
+    """An error and what it came from: libraries wrap what happened, and `from None` hides it in tracebacks only."""
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -74,9 +86,19 @@ def _with_causes(error):
     return seen
 
 
+def system_number(error):
+    """The operating system's number of an error, from its text where a library raised one of its own; else None."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := _NUMBER.search(str(error))):
+        number = int(found[1] or found[2])
+    return number
+
+
 def _may_pass(error):
-    if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in PERMANENT
+    if isinstance(error, CoppiceError):  # what it quotes is among its causes
+        return isinstance(error, TransientError)
+    if (number := system_number(error)) is not None:
+        return number not in PERMANENT
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in DEVICE_FAILED)
-    return isinstance(error, MemoryError | TransientError)
+    return isinstance(error, MemoryError)

@@ -30,7 +30,9 @@ READ_AND_SAVED = 0.3  # of the weights: what reading a checkpoint, or writing on
 BACKWARD = 1.25  # times what the layers keep: the gradients on their way through them
 BLOCK_BACKWARD = 2.5  # the same for a single layer, of whose weights there are gradients too
 SORTING_BYTES = 28  # a weight of the largest matrix, while its scores are ranked
-USUAL_ROOM = 0.7 * 80 * 10**9  # for weights on a GPU, where a training does not know its own yet
+USUAL_GPU = 80 * 10**9  # bytes of a GPU's memory, where a training does not know its own yet
+ROOM_FOR_WEIGHTS = 0.7  # of it; the rest is for activations, the adapter and its optimizer
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 ADAPTER_BYTES = 16  # a trained parameter in float32, its gradient and Adam's two moments
 
 
@@ -78,7 +80,7 @@ class Shape:
 
 
 def shape_of(path):
-    """The Shape in a config.json; None where the file is not there or is of another kind of model."""
+    """The Shape in a config.json; None where the file is not there or is of another kind of model, with experts say."""
     try:
         config = parsed(Path(path).read_text(encoding="utf-8"))
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -86,6 +88,8 @@ def shape_of(path):
         head = config.get("head_dim") or hidden // heads
         sizes = config["num_hidden_layers"], hidden, config["intermediate_size"], heads, kv_heads, head
         vocabulary, kind = config["vocab_size"], config["model_type"]
+        if any((config.get(name) or 0) > 1 for name in EXPERTS):
+            return None
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
     biases = head * (heads + 2 * kv_heads) if kind == "qwen2" else 0
@@ -164,9 +168,10 @@ def finetune(shape, model, settings, machine):
     tokens = settings["micro_batch_size"] * longest
     tokens = tokens if machine.gpus else max(longest, min(tokens, CPU_TOKENS * machine.threads))
     whole = weight_bytes(shape, width, model["quantize"])
-    held = _held(shape, whole, width, model, settings, machine)
+    sharded = machine.gpus > 1 and not model["device_map"] and shards(whole, model, settings)
+    held = _held(shape, whole, width, model, sharded, machine)
     if settings.get("train") == "all":  # in float32, whatever they are stored in
-        held, trained, lora, width = 0, ADAPTER_BYTES * shape.parameters, None, 4
+        sharded, held, trained, lora, width = False, 0, ADAPTER_BYTES * shape.parameters, None, 4
     else:
         lora = settings["lora"]
         trained = ADAPTER_BYTES * adapter_parameters(shape, lora)
@@ -177,7 +182,9 @@ def finetune(shape, model, settings, machine):
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
     device = held + trained + kept + boundaries + logits + TRAINING
     merged = whole if settings["merge"] else 0
-    return _placed(device, whole, merged, model, machine, processes=1 if model["device_map"] else machine.gpus)
+    processes = 1 if model["device_map"] else machine.gpus
+    # where they share the weights, processes load one after another
+    return _placed(device, whole, merged, model, machine, processes, at_once=1 if sharded else processes)
 
 
 def _chunk(shape, tokens, width):
@@ -185,11 +192,11 @@ def _chunk(shape, tokens, width):
     return min(CHUNK, 4 * tokens * shape.vocabulary) * (1 if width == 4 else 1.5)
 
 
-def _held(shape, whole, width, model, settings, machine):
+def _held(shape, whole, width, model, sharded, machine):
     """Weights on one device."""
     if model["device_map"] and machine.gpus > 1:
         return whole / machine.gpus
-    if machine.gpus > 1 and shards(whole, model, settings):
+    if sharded:
         embeddings = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden * width
         return embeddings + (whole - embeddings) / machine.gpus + 2 * shape.layer * width  # two layers gathered
     return whole
@@ -199,7 +206,7 @@ def shards(whole, model, settings):
     """Whether `whole` bytes of weights will be spread over processes: as set, else where a usual GPU is too small."""
     if settings["sharding"] is not None or model["quantize"]:
         return bool(settings["sharding"])
-    return whole > USUAL_ROOM
+    return whole > ROOM_FOR_WEIGHTS * USUAL_GPU
 
 
 def trained_bytes(shape, lora, width):
@@ -254,11 +261,11 @@ def _pruning(shape, point, calibration, width):
     return block + _chunk(shape, tokens, width), shape.layers * calibrated * shape.hidden * width
 
 
-def _placed(device, whole, beside, model, machine, processes=1):
+def _placed(device, whole, beside, model, machine, processes=1, at_once=1):
     """The Peak, with `device` bytes where the model computes; whole: its weights; beside: what the host of a GPU holds
-    after these have left it."""
+    after these have left it; at_once: how many of the processes load the model at the same time."""
     if not machine.gpus:
         return Peak(int(PROCESS + device), 0)
     # bitsandbytes and device_map put weights on the device as they are read
     loading = 0 if model["quantize"] or model["device_map"] else (1 + READ_AND_SAVED) * whole
-    return Peak(int(processes * CUDA_PROCESS + max(processes * loading, beside)), int(CUDA_CONTEXT + device))
+    return Peak(int(processes * CUDA_PROCESS + max(at_once * loading, beside)), int(CUDA_CONTEXT + device))

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from . import fingerprints, records
-from .errors import CheckpointError, CoppiceError, TransientError
+from .errors import CheckpointError, CoppiceError, TransientError, causes
 
 logger = logging.getLogger("coppice.hub")
 
@@ -144,7 +144,7 @@ def refusal(key, repository, revision, error):
     import httpx2
     from huggingface_hub import errors
 
-    chain = list(_chain(error))
+    chain = causes(error)
     where = f"{key}: {repository}"
     login = "then log in with `hf auth login` or set HF_TOKEN"
     for kind, words in (
@@ -165,10 +165,3 @@ def refusal(key, repository, revision, error):
     network = (httpx2.HTTPError, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
     kind = TransientError if any(isinstance(one, network) for one in chain) else CoppiceError
     return kind(f"{where} cannot be fetched ({type(cause).__name__}: {reason}); files that have come are kept")
-
-
-def _chain(error):
-    """An error and what it came from: libraries wrap what the hub said, and `from None` hides it in tracebacks only."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -140,13 +140,24 @@ class _Formatter(logging.Formatter):
 
 
 class _Stream:
-    """A stream to which nothing secret is written; in all else the one that it stands for."""
+    """A stream of text or bytes to which nothing secret is written; in all else the one that it stands for."""
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text):
-        return self._stream.write(redacted(text))
+        if isinstance(text, str):
+            return self._stream.write(redacted(text))
+        self._stream.write(redacted(bytes(text).decode(errors="surrogateescape")).encode(errors="surrogateescape"))
+        return len(text)
+
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
+    @property
+    def buffer(self):
+        return _Stream(self._stream.buffer)
 
     def __getattr__(self, name):
         return getattr(self._stream, name)

@@ -18,16 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .disks import partial_name
-from .errors import CoppiceError
+from .errors import CoppiceError, TransientError
 from .parsing import parsed
 from .redaction import redacted
 
 SCHEMA_VERSION = 1
+NAMES = ("path", "source_path", "repository")  # what is found by them would not be found by a redacted one
 PACKAGES = ("torch", "transformers", "peft", "datasets", "lm_eval", "tokenizers", "safetensors", "numpy")
 
 
 class RecordError(CoppiceError):
     """A record is missing, damaged or of another schema; the message names the file and the remedy."""
+
+
+class MissingRecord(RecordError, TransientError):
+    """A record is not there, or not to be seen yet: file systems of a network show files late."""
 
 
 def canonical(content):
@@ -75,7 +80,15 @@ def _umask():
 
 
 def write(path, record):
-    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically and without secrets."""
+    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically and without secrets.
+
+    Raises RecordError where a number is not finite, and where a path or a repository's name holds a secret.
+    """
+    if key := _secret_name(record):
+        raise RecordError(
+            f"{path}: not written, its {key} holds what is taken for a secret: a password, a token or the value of an "
+            "environment variable such as HF_TOKEN; give it another name or unset that variable"
+        )
     content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in redacted(record).items() if k != "checksum"}
     try:
         checksum = digest(content)
@@ -86,6 +99,19 @@ def write(path, record):
     with atomic(path) as file:
         json.dump(content | {"checksum": checksum}, file, indent=1, ensure_ascii=False)
         file.write("\n")
+
+
+def _secret_name(content, path=""):
+    """Dotted key of the first of `NAMES` in `content` that would not be written as it is; None where there is none."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    for key, value in content.items() if isinstance(content, dict) else ():
+        here = f"{path}.{key}".lstrip(".")
+        if key in NAMES and isinstance(value, str) and redacted(value) != value:
+            return here
+        if found := _secret_name(value, here):
+            return found
+    return None
 
 
 def _not_finite(content, path=""):
@@ -105,7 +131,7 @@ def read(path, remedy="delete it and run snakemake again"):
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such record (snakemake {path} makes it)") from error
+        raise MissingRecord(f"{path}: there is no such record (snakemake {path} makes it)") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:

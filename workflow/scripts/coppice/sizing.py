@@ -21,9 +21,12 @@ TAKEN_OVER = 3000 * MB  # memory of a job that only takes over another's results
 START = 60  # seconds until a job of a large model computes: imports, and the weights off the disk
 SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations a second that a job's time limit counts on
 LATE, EXTRA = 2, 20  # a time limit is so many times the estimate, and so many minutes more
-# The official evaluation splits of the seven tasks, choices sharing their context, and both texts
-EVALUATED_TOKENS, TEXT_TOKENS, ITEM_TOKENS = 2_400_000, 450_000, 200
+# The official evaluation splits of the seven tasks, choices sharing their context, and two texts by one protocol
+TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
+SHOTS = 4  # solved examples that make an item as long again
+WITHOUT_SHARING = 3  # times the tokens, where each choice comes with its context: the engine lm-eval
 TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # of alpaca-cleaned
+SHORT = 512  # a longer `cutoff_len` is set for longer rows, of which half of it is assumed
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _budgeted(budget, section, operations, parameters):
         return budget["amount"]
     tokens = budget["amount"]
     if budget["unit"] == "max_steps":
-        tokens *= section["batch_size"] * min(ROW_TOKENS, section["data"]["cutoff_len"])
+        tokens *= section["batch_size"] * row_tokens(section)
     return operations * parameters * tokens
 
 
@@ -183,15 +186,26 @@ def kept(point):
     return 1.0 if point["method"] == "unstructured" else 1 - 0.7 * point["ratio"]
 
 
+def row_tokens(settings):
+    """Tokens of a row, by the section `finetune`: nothing is known of the data, `cutoff_len` says what is expected."""
+    longest = settings["data"]["cutoff_len"]
+    return longest // 2 if longest > SHORT else min(ROW_TOKENS, longest)
+
+
 def trained_tokens(settings):
     """Tokens that a training sees, by the section `finetune`."""
     rows = settings["max_steps"] and settings["max_steps"] * settings["batch_size"]
-    return (rows or settings["epochs"] * TRAINED_ROWS) * min(ROW_TOKENS, settings["data"]["cutoff_len"])
+    return (rows or settings["epochs"] * TRAINED_ROWS) * row_tokens(settings)
 
 
 def evaluated_tokens(settings):
-    """Tokens of an evaluation, by the section `evaluate`."""
-    limit, tasks = settings["zero_shot"]["limit"], settings["zero_shot"]["tasks"]
-    if limit is None:
-        return EVALUATED_TOKENS
-    return min(EVALUATED_TOKENS, TEXT_TOKENS + limit * ITEM_TOKENS * len(tasks))
+    """Tokens of an evaluation, by the section `evaluate`; never less than the seven tasks and both texts would take,
+    but for a `limit`."""
+    asked, measured = settings["zero_shot"], settings["perplexity"]
+    protocols = 1 if isinstance(measured["protocol"], str) else len(measured["protocol"])
+    texts = TEXT_TOKENS * max(1, protocols) * max(1, len(measured["datasets"]) / TEXTS)
+    items = TASK_TOKENS * max(1, len(asked["tasks"]) / TASKS)
+    if asked["limit"] is not None:
+        items = min(items, asked["limit"] * ITEM_TOKENS * len(asked["tasks"]))
+    items *= 1 + (asked["num_fewshot"] or 0) / SHOTS
+    return texts + items * (WITHOUT_SHARING if settings["engine"] == "lm-eval" else 1)

@@ -13,12 +13,11 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from .. import fingerprints, models
+from .. import estimates, fingerprints, models
 from ..errors import CoppiceError, SettingsError, TransientError
 
 logger = logging.getLogger("coppice.finetuning")
 
-ROOM_FOR_WEIGHTS = 0.7  # of a GPU's memory; the rest is for activations, the adapter and its optimizer
 PATIENCE = timedelta(hours=6)  # the last process waits for all others to load the model
 
 
@@ -46,7 +45,7 @@ def _too_large(source):
     size = sum(file.stat().st_size for file in fingerprints.weights_files(source.path))
     # of the smallest: every process has to come to the same answer
     room = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
-    return size > ROOM_FOR_WEIGHTS * room
+    return size > estimates.ROOM_FOR_WEIGHTS * room
 
 
 @contextmanager
