@@ -219,7 +219,8 @@ def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None, fla
             "arm": name,
             "seed": seed,
             "stage": None,
-            "settings": settings or {"train": "lora"}, "flat": flat,
+            "settings": settings or {"train": "lora"},
+            "flat": flat,
         }
         content |= {"measured": [], "data": {}, "prompt": "none", "start": "tiny", "reused_from": None}
         content |= {"validation_loss": loss, "steps": 6, "tokens_seen": 600, "seconds": 1.0, "operations": 4}
