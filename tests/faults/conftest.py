@@ -1,6 +1,7 @@
 """Fixtures of the fault suite: the undisturbed small study that all disturbed ones are held against."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Undisturbed(Checkout):
 def undisturbed(new_checkout, tmp_path_factory):  # noqa: F811
     """The small study, run to its end once for all processes of a test run; nobody changes it."""
     shared = tmp_path_factory.getbasetemp()
-    shared = shared if shared.name.startswith("pytest-") else shared.parent  # as a worker of pytest-xdist
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     note = shared / "undisturbed.json"
     with FileLock(shared / "undisturbed.lock"):
         if not note.exists():
