@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,15 @@ import pytest
 from filelock import FileLock
 
 from tests.workflow.conftest import Checkout, new_checkout  # noqa: F401 - a fixture
+
+
+def pytest_configure(config):
+    """One seed for all processes of a test run: COPPICE_FAULTS_SEED, else a new one."""
+    os.environ.setdefault("COPPICE_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"moments of the faults: COPPICE_FAULTS_SEED={os.environ['COPPICE_FAULTS_SEED']}")
 
 
 @dataclass
