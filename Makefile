@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-faults test-workflow test-slurm bench lint audit clean
+.PHONY: help env demo test test-unit test-faults test-faults-bounded test-workflow test-slurm bench lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,13 +24,16 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-test: test-unit test-faults test-workflow  ## run all tests
+test: test-unit test-faults-bounded test-workflow  ## run all tests
 
 test-unit: env  ## unit tests: under two minutes
 	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -m "not slow"
 
-test-faults: env  ## bad input, damaged files, hostile files, secrets: a minute or two
+test-faults-bounded: env  ## bad input, secrets, damaged files, a full disk, one kill a stage: some minutes
 	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -m "not slow"
+
+test-faults: env  ## the same at length: ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
+	COPPICE_FAULTS_KILLS=10 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -rP
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"

@@ -1,6 +1,8 @@
 """Fixtures of the fault suite: the undisturbed small study that all disturbed ones are held against."""
 
 import json
+import os
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,15 @@ import pytest
 from filelock import FileLock
 
 from tests.workflow.conftest import Checkout, new_checkout  # noqa: F401 - a fixture
+
+
+def pytest_configure(config):
+    """One seed for all processes of a test run: COPPICE_FAULTS_SEED, else a new one."""
+    os.environ.setdefault("COPPICE_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"moments of the faults: COPPICE_FAULTS_SEED={os.environ['COPPICE_FAULTS_SEED']}")
 
 
 @dataclass
@@ -23,7 +34,7 @@ class Undisturbed(Checkout):
 def undisturbed(new_checkout, tmp_path_factory):  # noqa: F811
     """The small study, run to its end once for all processes of a test run; nobody changes it."""
     shared = tmp_path_factory.getbasetemp()
-    shared = shared if shared.name.startswith("pytest-") else shared.parent  # as a worker of pytest-xdist
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     note = shared / "undisturbed.json"
     with FileLock(shared / "undisturbed.lock"):
         if not note.exists():

@@ -35,6 +35,8 @@ STUDY = SMALL | {
     "ablations": json.dumps({"arms": ABLATION, "presets": None, "order": None}),
 }
 TARGETS = ("all", "ablation")
+# With those stages whose records nobody misses while the reports that were made of them are there
+EVERY_STAGE = ("candidates", "select", "finetune", "evaluate", "compare", *TARGETS)
 
 # stage -> the scripts that do its work
 STAGES = {
@@ -57,6 +59,8 @@ TIMED = {
     "started",
     "seconds",
     "tokens_per_second",
+    "eval_runtime",
+    "eval_samples_per_second",
     "peak_memory_bytes",
     "evaluation_seconds",
     "training_seconds",
@@ -65,10 +69,8 @@ TIMED = {
 
 
 def chances(name):
-    """A source of random moments: by COPPICE_FAULTS_SEED where it is set, else new ones; the seed is printed."""
-    seed = os.environ.get("COPPICE_FAULTS_SEED") or str(random.SystemRandom().randrange(10**6))
-    print(f"moments of {name}: COPPICE_FAULTS_SEED={seed}")
-    return random.Random(f"{seed} {name}")
+    """A source of random moments, the same for the same COPPICE_FAULTS_SEED (see conftest)."""
+    return random.Random(f"{os.environ['COPPICE_FAULTS_SEED']} {name}")
 
 
 class Running:

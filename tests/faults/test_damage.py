@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 
-from disturbance import STUDY, differences, numbers
+from disturbance import EVERY_STAGE, STUDY, differences, numbers
 
 PRUNED = "results/pruned_evaluation/Mistral/best_acc"
 TUNED = "results/finetuned/Mistral/best_{}_finetuned"
@@ -47,7 +47,7 @@ def test_what_can_be_made_again_is_made_again(copied, undisturbed):
         change(path, torn)
     (tuned / "finetuning_config.json").unlink()
     (evaluated / "evaluation_results.json").unlink()
-    copied.run("--cores", "2", "all", "ablation", config=STUDY)
+    copied.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(undisturbed.numbers, numbers(folder)) == []
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, undisturbed
     (folder / EVALUATED.format("acc") / "comparison.json").unlink()
     (folder / EVALUATED.format("ppl") / "comparison.json").unlink()
     for _ in range(len(damaged) + 1):
-        done = copied.snakemake("--cores", "2", "--keep-going", "all", "ablation", config=STUDY)
+        done = copied.snakemake("--cores", "2", "--keep-going", *EVERY_STAGE, config=STUDY)
         if done.returncode == 0:
             break
         told = remedies(done.stdout)

@@ -2,9 +2,12 @@
 
 import shutil
 
+import pytest
 from disturbance import STUDY, differences, numbers
 
 
+# In the bounded form test_kills compares one job at a time with two.
+@pytest.mark.slow
 def test_one_job_at_a_time_in_another_order_finds_what_two_at_a_time_do(undisturbed, new_checkout):
     checkout = new_checkout("in order")
     shutil.copytree(undisturbed.folder / "resources", checkout.folder / "resources", symlinks=True)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from disturbance import STUDY, differences, numbers
+from disturbance import EVERY_STAGE, STUDY, differences, numbers
 
 SIZE = 64 * 2**20
 
@@ -53,10 +53,10 @@ def test_a_full_disk_stops_a_job_with_a_sentence_and_costs_nothing_else(on_a_sma
     taken, left = CASES[stage]
     shutil.rmtree(study.folder / taken)
     ballast = fill(study.folder / "results", left)
-    stopped = study.snakemake("--cores", "1", config=STUDY)
+    stopped = study.snakemake("--cores", "1", *EVERY_STAGE, config=STUDY)
     assert stopped.returncode == 1
     assert "no space is left" in stopped.stdout or "room" in stopped.stdout, stopped.stdout[-5000:]
     assert "Traceback" not in stopped.stdout, stopped.stdout[-5000:]
     ballast.unlink()
-    study.run("--cores", "2", "all", "ablation", config=STUDY)
+    study.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(undisturbed.numbers, numbers(study.folder)) == []

@@ -37,6 +37,7 @@ TARGETS = {
     "report": (["report"], "results/report"),
     "ablation": (["ablation"], "results/ablation"),
 }
+# what is taken back of a stage that is through: what its target asks for, or Snakemake would not miss it
 FINISHED = {
     "data": "resources/miniature/models/*/model.json",
     "prune": "results/candidates/*/*/pruning.json",
@@ -44,7 +45,7 @@ FINISHED = {
     "select": "results/for_finetuning/*/*/selection_info.json",
     "finetune": "results/finetuned/*/*/finetuning_config.json",
     "evaluate": "results/*ed_evaluation/*/*_finetuned/evaluation_results.json",
-    "compare": "results/finetuned_evaluation/*/*/comparison.json",
+    "compare": "results/finetuned_evaluation/*/*/comparison_report.txt",
     "report": "results/report/study_report.html",
     "ablation": "results/ablation/*/*/*/arm.json",
 }
@@ -106,9 +107,10 @@ class Disturber:
 
     def _take_back(self, stage):
         """A record of a stage that is through, at random, so that there is something to kill again."""
-        found = sorted(self.checkout.folder.glob(FINISHED[stage]))
-        path = self.chance.choice(found)
+        path = self.chance.choice(sorted(self.checkout.folder.glob(FINISHED[stage])))
         path.unlink()
+        for page in self.checkout.folder.glob("results/ablation/*/ablation_report.html"):
+            page.unlink()
         if self.chance.random() < 0.5:
             shutil.rmtree(path.parent / ".parts", ignore_errors=True)
 

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import pytest
-from disturbance import STAGES, STUDY, Running, differences, numbers, wait_until
+from disturbance import EVERY_STAGE, STAGES, STUDY, Running, differences, numbers, wait_until
 
 
 def test_a_killed_snakemake_leaves_a_lock_and_the_next_one_says_how_to_remove_it(copied):
@@ -53,5 +53,5 @@ def test_a_run_after_a_killed_snakemake_waits_for_the_job_that_goes_on(copied, u
         orphan.resume()
         assert again.wait() == 0, again.text()[-3000:]
     assert "restored" in (copied.folder / "logs/finetune/Mistral.best_acc.log").read_text()
-    copied.run("--cores", "2", "all", "ablation", config=STUDY)
+    copied.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(undisturbed.numbers, numbers(copied.folder)) == []
