@@ -145,7 +145,7 @@ VALUES = {
     "candidates.table": "table.tsv",
     "candidates.per_job": "all",
     "candidates.keep": "all",
-    "candidates.calibration.dataset": "chats",
+    "candidates.calibration.dataset": "ptb",
     "candidates.calibration.samples": 64,
     "candidates.calibration.length": 256,
     "candidates.prune": [{"method": "depth", "ratio": 0.34}, {"method": "depth", "ratio": 0.5}, *of_point()[1:]],
