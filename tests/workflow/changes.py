@@ -6,6 +6,8 @@ planned, in this process, at a fraction of the time that a dry run on the comman
 which of the finished jobs it would run again.
 """
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
@@ -60,6 +62,11 @@ class Finished:
                 first = not any(above in again for above in dag.bfs(dag.dependencies, job) if above is not job)
                 found.setdefault(job.rule.name, set()).add(first)
             return found
+
+    def each(self, many, processes=2):
+        """`reruns` of each of `many` changes, in their order; half a second of a processor's time each."""
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            return list(pool.map(self.reruns, many, chunksize=8))
 
 
 def _is_result(job):

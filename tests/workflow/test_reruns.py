@@ -145,7 +145,7 @@ VALUES = {
     "candidates.table": "table.tsv",
     "candidates.per_job": "all",
     "candidates.keep": "all",
-    "candidates.calibration.dataset": "chats",
+    "candidates.calibration.dataset": "ptb",
     "candidates.calibration.samples": 64,
     "candidates.calibration.length": 256,
     "candidates.prune": [{"method": "depth", "ratio": 0.34}, {"method": "depth", "ratio": 0.5}, *of_point()[1:]],
@@ -356,8 +356,8 @@ def test_a_changed_setting_reruns_what_the_schema_says(finished):
     """
     paths = {schema.dotted(path): path for path, _ in schema.key_paths()}
     wrong = {}
-    for key in VALUES:
-        found, said = finished.reruns(change(key)), effects.reruns(paths[key])
+    for key, found in zip(VALUES, finished.each(map(change, VALUES)), strict=True):
+        said = effects.reruns(paths[key])
         first, all_of_them = stages(rule for rule, own in found.items() if True in own), stages(found)
         expected = {effects.NOTHING: set(), effects.EVERYTHING: {*effects.STAGES} - {"ablation"}}.get(said[0], {*said})
         fits = expected <= all_of_them if said[0] == effects.EVERYTHING else first <= expected <= all_of_them

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .. import comparison_text, data, fingerprints, models
+from .. import comparison_text, data, fingerprints, models, pairing
 from ..errors import CoppiceError
 from .chain import STAGES, roles_of
 
@@ -250,6 +250,7 @@ def _on_disk(chain, verify):
         print_, folder = trained.fingerprints.get("tokenizer"), chain["selection"].path.parent
         found.append(_of_files("tokenizer on disk", print_, folder, read, fingerprints.tokenizer))
     if verify:
+        found += [_samples_on_disk(link) for link in chain.links.values() if link.at("samples")]
         found += [_rows_on_disk(name, link) for name, link in chain.datasets.items() if link and link.record]
     return found
 
@@ -272,6 +273,16 @@ def _of_files(what, print_, folder, read, kind=fingerprints.weights):
     if held == print_:
         return Check(what, True, short(held))
     return Check(what, False, f"{folder} has {short(held)}, its record {short(print_)}")
+
+
+def _samples_on_disk(link):
+    """The items of an evaluation, on which its comparison rests, are those that it wrote."""
+    what = f"samples of {link.name} on disk"
+    try:
+        files = [pairing.samples_file(link.path.parent, task) for task in link.record["samples"]]
+    except CoppiceError as error:
+        return Check(what, False, str(error))
+    return Check(what, True, f"{len(files)} tasks")
 
 
 def _rows_on_disk(name, link):
