@@ -56,7 +56,7 @@ def _pareto(figure, found, metrics):
             axes.margins(0.12)
         _sizes(row[0], sizes)
         unit = " (%)" if metric != LOSS and not metric.startswith("ppl.") else ""
-        row[0].set_ylabel(showing.label(metric) + unit)
+        row[0].set_ylabel(showing.label(metric, part) + unit)
     _legend(figure, found, looks)
 
 

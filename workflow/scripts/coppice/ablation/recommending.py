@@ -27,7 +27,7 @@ def recommend(arms, choose_by, reference):
     against = measuring.differences(arms, best, metric, "selection", lower)
     near = [arm for arm in arms if arm is best or against[arm.name]["verdict"] != "worse"]
     cheapest = min(near, key=lambda arm: (arm.first["trainable_parameters"], arm.first["seconds"]))
-    told = f"{showing.label(metric)} {showing.value(metric, best.value(metric))}"
+    told = f"{showing.label(metric, 'selection')} {showing.value(metric, best.value(metric))}"
     if len(near) == len(arms):
         sentence = f"No arm is clearly better. Take the cheapest, {cheapest.name}: {showing.trains(cheapest)}."
     elif cheapest is best:
@@ -76,7 +76,7 @@ def _ranking(arms, best, against, metric):
             found = against[arm.name]
             sure = "clearly worse" if found["verdict"] == "worse" else "no clear difference"
             yield (
-                f"{arm.name} against {best.name}: {showing.label(metric)} {showing.difference(metric, found)}, "
+                f"{arm.name} against {best.name}: {showing.label(metric, 'selection')} {showing.difference(metric, found)}, "
                 f"p = {found['p_holm']:.2g} (Holm): {sure}"
             )
 

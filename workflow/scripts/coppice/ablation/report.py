@@ -57,7 +57,7 @@ def _content(name, ablation, start, found, fair, problems, won, race):
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "budget": showing.budget(ablation["budget"]),
         "seeds": [str(seed) for seed in found[0].runs],
-        "choose_by": showing.label(ablation["choose_by"]["metric"]),
+        "choose_by": showing.label(ablation["choose_by"]["metric"], "selection"),
         "reference": _named(reference, ablation["reference"]),
         "problems": [sentence for told in problems.values() for sentence in told],
         "answer": _answer(ablation, by_name, reference, won),

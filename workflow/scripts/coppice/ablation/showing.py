@@ -6,11 +6,16 @@ from .. import phrases
 from .reading import LOSS
 
 
-def label(metric):
-    """ "validation loss", "mean accuracy", "perplexity on ptb", "boolq"."""
-    if metric.startswith("ppl."):
-        return f"perplexity on {metric.removeprefix('ppl.')}"
-    return {LOSS: "validation loss", "average_acc": "mean accuracy"}.get(metric, metric)
+def label(metric, part="report"):
+    """ "validation loss", "mean accuracy", "perplexity on ptb", "boolq"; with the rows where they are those of selection.
+
+    What ranks arms is measured on other rows than what the report compares.
+    """
+    if metric == LOSS:
+        return "validation loss"
+    named = {"average_acc": "mean accuracy"}.get(metric, metric)
+    named = f"perplexity on {metric.removeprefix('ppl.')}" if metric.startswith("ppl.") else named
+    return named if part == "report" else f"{named}, selection rows"
 
 
 def value(metric, number):
