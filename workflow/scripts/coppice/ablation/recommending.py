@@ -76,8 +76,8 @@ def _ranking(arms, best, against, metric):
             found = against[arm.name]
             sure = "clearly worse" if found["verdict"] == "worse" else "no clear difference"
             yield (
-                f"{arm.name} against {best.name}: {showing.label(metric, 'selection')} {showing.difference(metric, found)}, "
-                f"p = {found['p_holm']:.2g} (Holm): {sure}"
+                f"{arm.name} against {best.name}: {showing.label(metric, 'selection')} "
+                f"{showing.difference(metric, found)}, p = {found['p_holm']:.2g} (Holm): {sure}"
             )
 
 

@@ -7,7 +7,7 @@ from .reading import LOSS
 
 
 def label(metric, part="report"):
-    """ "validation loss", "mean accuracy", "perplexity on ptb", "boolq"; with the rows where they are those of selection.
+    """ "validation loss", "mean accuracy", "perplexity on ptb", "boolq"; with a word where the rows are selection's.
 
     What ranks arms is measured on other rows than what the report compares.
     """
