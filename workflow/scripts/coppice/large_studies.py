@@ -47,7 +47,7 @@ def _digest(path):
 
 
 def forget_stale(folder):
-    """Remove the gathered files in `folder` that name a file which is not there, or cannot be read; returns them."""
+    """Remove the gathered files in `folder` that name a file which is not there; returns them. No job reads them."""
     stale = [path for path in Path(folder).rglob("*.json") if not _is_current(path)]
     for path in stale:
         path.unlink(missing_ok=True)
@@ -58,4 +58,4 @@ def _is_current(path):
     try:
         return all(Path(name).exists() for name in records.read(path)["files"])
     except (records.RecordError, KeyError):
-        return False
+        return True
