@@ -31,6 +31,9 @@ if study.config["candidates"]["table"] is None:
             "../../envs/coppice.yaml"
         params:
             grid=job_candidates,
+            # every point, so that none is pruned where one does not fit; asked of `output`, it is not compared: a point
+            # that is added makes no other one anew
+            every=lambda wildcards, output: study.candidates(wildcards.model),
             protocol=1,
         script:
             "../scripts/check_grid.py"

@@ -8,6 +8,6 @@ with logs.job(snakemake.log[0], snakemake.threads):
     pruning.check_grid(
         model=snakemake.wildcards.model,
         config=snakemake.input[0],
-        grid=snakemake.params.grid,
+        grid=snakemake.params.every,
         output=snakemake.output[0],
     )
