@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from coppice.settings import effects, schema
 
@@ -371,14 +372,6 @@ def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
     for path, _ in schema.key_paths():
         key = schema.dotted(path)
         if key in VALUES and key != "results" and effects.reruns(path) == (effects.NOTHING,):
-            _lay_over(silent, change(key))
+            update_config(silent, change(key))
     assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(silent)
     assert finished.reruns(silent) == {}
-
-
-def _lay_over(below, above):
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            _lay_over(below[key], value)
-        else:
-            below[key] = value

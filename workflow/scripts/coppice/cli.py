@@ -225,12 +225,13 @@ def _study(arguments):
 
 def _configured(files, words=()):
     """The study of configuration files and of `KEY=VALUE` words, as Snakemake puts them together."""
+    from snakemake.utils import update_config
+
     from . import settings
 
     merged = {}
-    for file in files:
-        _lay_over(merged, settings.configfiles.read(file))
-    _lay_over(merged, _parsed(words))
+    for layer in (*map(settings.configfiles.read, files), _parsed(words)):
+        update_config(merged, layer)
     return settings.load(merged, files)
 
 
@@ -243,15 +244,6 @@ def _parsed(words):
         return parse_config(words)
     except ValueError as error:
         raise CoppiceError(f"--config {' '.join(words)}: {error}") from error
-
-
-def _lay_over(below, above):
-    """Merge mapping `above` into `below` as Snakemake merges configuration files."""
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            _lay_over(below[key], value)
-        else:
-            below[key] = value
 
 
 def _show(arguments):
