@@ -208,6 +208,10 @@ WRONG = {
         "candidates.prune[1]: there is already a candidate 'depth-0.5'",
     ),
     "an empty grid": ({"candidates": {"prune": []}}, "candidates.prune: is empty, so model 'Llama' has no candidate"),
+    "validating on what is trained on": (
+        {"finetune": {"data": {"validation": "alpaca"}}},
+        "finetune.data.validation: 'alpaca' is trained on",
+    ),
     "part of a row": ({"finetune": {"data": {"val_size": 2.5}}}, "finetune.data.val_size: found 2.5"),
     "patience without a loss": (
         {"finetune": {"early_stopping": 3, "data": {"val_size": 0}}},

@@ -4,7 +4,7 @@ import math
 
 from ..errors import SettingsError, nearest
 from . import arms, effects, known, lora, schema
-from .sources import absolute, check_name
+from .sources import absolute, check_held_out, check_name
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
 DEFAULT_STEPS = 5000
@@ -105,9 +105,7 @@ def _section(key, entry, finetune):
     data = finetune["data"] | entry["data"]
     if not data["val_size"] and not data["validation"]:
         raise SettingsError(f"{key}.data.val_size: arms are compared by a validation loss; hold some rows out")
-    trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
-    if data["validation"] in trained:
-        raise SettingsError(f"{key}.data.validation: '{data['validation']}' is trained on; name another, or val_size")
+    check_held_out(data, f"{key}.data")
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
     return finetune | {"data": data} | own
 

@@ -158,6 +158,15 @@ def _check_roles(key, splits):
             )
 
 
+def check_held_out(data, key):
+    """Refuse a validation set, of the section `finetune.data`, that is trained on too."""
+    trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
+    if data["validation"] in trained:
+        raise SettingsError(
+            f"{key}.validation: '{data['validation']}' is trained on; name another data set, or set {key}.val_size"
+        )
+
+
 def _under_data_root(text, key, data_root, workdir):
     marker = "{data_root}"
     if text != marker and not text.startswith(marker + "/"):

@@ -8,7 +8,7 @@ from ..errors import SettingsError, nearest
 from . import ablations, arms, criteria, definitions, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from .sources import absolute, check_name, folder, resolve_dataset, resolve_model
+from .sources import absolute, check_held_out, check_name, folder, resolve_dataset, resolve_model
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def _check_training(finetune):
         raise SettingsError(
             f"config key finetune.data.val_size: found {size}; a number of rows is whole, a share of them below 1"
         )
+    check_held_out(finetune["data"], "config key finetune.data")
     if finetune["early_stopping"] and not (size or finetune["data"]["validation"]):
         raise SettingsError(
             "config key finetune.early_stopping: needs a validation loss; set finetune.data.val_size or .validation"
