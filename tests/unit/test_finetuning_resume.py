@@ -219,8 +219,8 @@ def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint
 def with_scarce_memory(limit):
     """`processes.run` with a second process that has memory for `limit` tokens."""
     real = processes.run
-    return lambda function, job, world: real(
-        scarce_memory_in_the_second_process, {"arguments": job, "limit": limit}, world
+    return lambda function, arguments, world: real(
+        scarce_memory_in_the_second_process, {"arguments": arguments, "limit": limit}, world
     )
 
 
@@ -293,8 +293,8 @@ def test_memory_that_never_suffices_for_processes_that_share_the_weights_ends_in
 ):
     budgets = []
 
-    def run(function, job, world):
-        budgets.append(job["budget"])
+    def run(function, arguments, world):
+        budgets.append(arguments["job"].budget)
         raise sharding.OutOfMemory("out of memory at step 1")
 
     monkeypatch.setattr(processes, "run", run)

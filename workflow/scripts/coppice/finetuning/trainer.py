@@ -19,9 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from .. import models, records
 from ..errors import CoppiceError, SettingsError, TransientError
-from . import checkpoints, processes, progress, recipe, sharding
+from . import budget, checkpoints, processes, progress, sharding
 from .arrangement import Engine, count_targets
-from .budget import OPERATIONS
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopAt, StopOnTerm, TrainingLog
 
@@ -30,34 +29,20 @@ logger = logging.getLogger("coppice.finetuning")
 VALIDATION_ROWS = 256  # examples that are arranged together
 
 
-def build(
-    model,
-    dtype,
-    tokenizer,
-    train,
-    validation,
-    settings,
-    output,
-    seed,
-    budget,
-    resume=None,
-    sharded=False,
-    kind=recipe,
-    until=None,
-):
-    """A StepTrainer for `model` (that computes in `dtype`) on examples, with the settings of the section `finetune`.
+def build(job, learner, tokenizer, train, validation):
+    """A StepTrainer for what a `Learner` trains, on examples, with the settings of the section `finetune`.
 
-    budget: tokens in memory at a time; resume: the checkpoint from which `run` will go on; sharded: whether the
-    processes share the model's weights; kind: `recipe` or `all_weights`; until: a step to stop at before the end.
+    It stops at `job.until`, a share of the training, where that is given.
     """
+    settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
-    engine = Engine(model, budget, settings["arrangement"])
-    log = TrainingLog(output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
+    engine = Engine(learner.model, job.budget, settings["arrangement"])
+    log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
         patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
     seal = checkpoints.Seal(
-        output,
+        job.output,
         lambda: {
             "seconds": log.seconds,
             "budget": engine.budget,
@@ -65,25 +50,28 @@ def build(
         },
     )
     stop = StopOnTerm()
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "trackers"))
+    callbacks = [log, seal, stop, *([patience] if patience else [])]
+    if job.until:
+        callbacks.append(StopAt(budget.rung(settings, job.until)))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
     try:
         trainer = StepTrainer(
             engine=engine,
             batch_size=settings["batch_size"],
-            model=model,
-            args=_arguments(dtype, settings, output, seed, validation is not None),
+            model=learner.model,
+            args=_arguments(models.dtype_of(job.source.dtype), settings, job.output, job.seed, validation is not None),
             train_dataset=train,
             eval_dataset=validation,
             processing_class=tokenizer,
-            callbacks=[log, seal, stop, *([patience] if patience else []), *([StopAt(until)] if until else [])],
+            callbacks=callbacks,
         )
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
         if not settings["report_to"]:
             raise
         raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, sharded
-    trainer.restoring, trainer.operations = kind.restore, OPERATIONS[settings.get("train", "lora")]
+    trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
+    trainer.restoring, trainer.operations = learner.kind.restore, budget.OPERATIONS[settings.get("train", "lora")]
     trainer.start_alike()
     return trainer
 
@@ -132,7 +120,7 @@ class StepTrainer(Trainer):
     def __init__(self, *, engine, batch_size, **options):
         self.engine, self.batch_size = engine, batch_size
         self.log_file = self.stop = self.patience = None
-        self.sharded, self.restoring, self.operations = False, None, OPERATIONS["lora"]
+        self.sharded, self.restoring, self.operations = False, None, budget.OPERATIONS["lora"]
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):

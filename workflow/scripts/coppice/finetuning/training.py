@@ -8,6 +8,7 @@ fingerprint goes on from the newest whole checkpoint, or restores the adapter wh
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from .. import data, fingerprints, models, records
@@ -15,6 +16,7 @@ from ..errors import CoppiceError, TransientError
 from ..settings import effects
 from . import all_weights, card, checkpoints, examples, processes, recipe, reuse, sharding
 from . import budget as budgets
+from .job import Job, Learner
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -59,24 +61,20 @@ def finetune(
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)
-    job = {"identity": identity, "source": source, "datasets": datasets, "settings": resolved, "seed": seed}
-    _run(
-        job | {"output": output, "key": key, "prints": prints, "until": until, "each": each, "expected": expected},
-        world,
-    )
+    _run(Job(identity, source, datasets, resolved, seed, output, key, prints, until, each, expected), world)
 
 
 def _run(job, world):
     """Train; where processes that share the weights run out of memory, all start again from the newest checkpoint."""
-    longest = job["settings"]["data"]["cutoff_len"]
+    longest = job.settings["data"]["cutoff_len"]
     budget = None
     while True:
-        resume = checkpoints.to_resume(job["output"], job["key"])
-        asked = job["settings"]["micro_batch_size"] * longest
+        resume = checkpoints.to_resume(job.output, job.key)
+        asked = job.settings["micro_batch_size"] * longest
         before = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
         budget = min(budget or before, before)
         try:
-            return processes.run(_train, job | {"resume": resume, "budget": budget}, world)
+            return processes.run(_train, {"job": replace(job, resume=resume, budget=budget)}, world)
         except sharding.OutOfMemory as error:
             if budget < longest:
                 raise TransientError(
@@ -94,81 +92,101 @@ def _key(settings, prints, seed, source):
     return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
-def _train(identity, source, datasets, settings, seed, output, key, prints, resume, budget, until, each, expected):
+def _train(job):
     """The training itself, in each process; the first one writes what comes of it."""
     import transformers
 
     from . import trainer as trainers
 
     clock = records.Clock()
-    transformers.set_seed(seed)
-    tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
-    train, validation, counts = examples.prepare(datasets, settings["data"], settings["prompt"], tokenizer, seed)
-    kind = all_weights if settings.get("train") == "all" else recipe
-    sharded = kind is recipe and sharding.wanted(settings["sharding"], source, processes.count())
+    transformers.set_seed(job.seed)
+    tokenizer = models.load_tokenizer(job.source.path, job.source.trust_remote_code)
+    train, validation, counts = examples.prepare(
+        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed
+    )
+    learner = _learner(job, tokenizer, train)
+    before = learner.kind.remember(learner.model, train[0], learner.settings, job.output)
+    trainer = trainers.build(job, learner, tokenizer, train, validation)
+    if job.until:
+        _stop_at_rung(job, learner, trainer)
+        return
+    outcome = _trained(job, trainer, learner.counts | counts)
+    learner.kind.check_acts(learner.model, train[0], before)
+    losses = trainer.example_losses() if job.each else None
+    if not processes.is_first():
+        return
+    if losses:
+        rows = [str(example["row"]) for example in validation]
+        records.write(job.output / EACH, job.identity | {"rows": rows, "losses": losses[0], "tokens": losses[1]})
+    _save(job, learner, tokenizer, before, outcome)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    _write(job, learner.settings, outcome, history, clock.provenance(learner.settings, job.seed, **job.prints))
+
+
+def _learner(job, tokenizer, train):
+    """The model with what is trained of it; CoppiceError where that is not as many parameters as expected."""
+    source = job.source
+    kind = all_weights if job.settings.get("train") == "all" else recipe
+    sharded = kind is recipe and sharding.wanted(job.settings["sharding"], source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
         # a quantised model's weights are packed: their number is not that of its tensors
         base = models.parameters(models.skeleton(source) if source.quantize else model)
-        settings = budgets.settled(settings, train, base, seed)
+        settings = budgets.settled(job.settings, train, base, job.seed)
         model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)
     trainable, total = kind.counts(model)
     logger.info("%s", told(trainable, total))
-    if expected is not None and trainable != expected:
+    if job.expected is not None and trainable != job.expected:
         raise CoppiceError(
-            f"finetune: trains {trainable} parameters, but its configuration lets expect {expected}: target modules or "
-            "biases were not applied as asked"
+            f"finetune: trains {trainable} parameters, but its configuration lets expect {job.expected}: target "
+            "modules or biases were not applied as asked"
         )
-    before = kind.remember(model, train[0], settings, output)
-    dtype = models.dtype_of(source.dtype)
-    step = budgets.rung(settings, until) if until else None
-    trainer = trainers.build(
-        model, dtype, tokenizer, train, validation, settings, output, seed, budget, resume, sharded, kind, step
-    )
-    if step:
-        loss = trainer.run_until(step, resume)
-        if processes.is_first():
-            records.write(output / REACHED, identity | {"share": until, "step": step, "validation_loss": loss})
-        return
-    outcome = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
-    outcome |= {"trainable_percent": 100 * trainable / total, **counts}
-    done = checkpoints.finished(output, key)
+    counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
+    counts["trainable_percent"] = 100 * trainable / total
+    return Learner(model, kind, settings, sharded, counts)
+
+
+def _stop_at_rung(job, learner, trainer):
+    """Train up to the share `job.until`, and write the validation loss there."""
+    step = budgets.rung(learner.settings, job.until)
+    loss = trainer.run_until(step, job.resume)
+    if processes.is_first():
+        records.write(job.output / REACHED, job.identity | {"share": job.until, "step": step, "validation_loss": loss})
+
+
+def _trained(job, trainer, facts):
+    """Train to the end, or restore what a training that had ended has left; returns `facts` with those of it."""
+    done = checkpoints.finished(job.output, job.key)
     if done:
         logger.info("the training was finished before: it is restored from %s", done[0].name)
-        outcome = done[1]
         trainer.restore(done[0])
-    else:
-        best, more = trainer.run(resume)
-        outcome |= more
-        if processes.is_first():
-            checkpoints.finish(output, key, best, outcome)
-    kind.check_acts(model, train[0], before)
-    losses = trainer.example_losses() if each else None
-    if not processes.is_first():
-        return
-    if losses:
-        rows = [str(example["row"]) for example in validation]
-        records.write(output / EACH, identity | {"rows": rows, "losses": losses[0], "tokens": losses[1]})
-    kind.save(model, tokenizer, output, before, source)
-    if kind is recipe:
-        card.write(output, identity, settings, outcome, source, prints["weights"])
-    if settings["merge"]:  # the last use of the adapter's model
-        whole = models.load(source, adapter=output, on="cpu") if sharded else model
-        models.save(whole.merge_and_unload(), tokenizer, output / "merged")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    provenance = clock.provenance(settings, seed, **prints)
-    _write(output, identity, settings, outcome, history, provenance)
+        return done[1]
+    best, more = trainer.run(job.resume)
+    outcome = facts | more
+    if processes.is_first():
+        checkpoints.finish(job.output, job.key, best, outcome)
+    return outcome
 
 
-def _write(output, identity, settings, outcome, history, provenance):
+def _save(job, learner, tokenizer, before, outcome):
+    """Write what was trained; the adapter's model is used up where `merge` is asked for."""
+    learner.kind.save(learner.model, tokenizer, job.output, before, job.source)
+    if learner.kind is recipe:
+        card.write(job.output, job.identity, learner.settings, outcome, job.source, job.prints["weights"])
+    if learner.settings["merge"]:
+        whole = models.load(job.source, adapter=job.output, on="cpu") if learner.sharded else learner.model
+        models.save(whole.merge_and_unload(), tokenizer, job.output / "merged")
+
+
+def _write(job, settings, outcome, history, provenance):
     """The records of a training; its warnings go to the log too."""
-    records.write(output / "training_state.json", identity | {"history": history, **outcome})
-    trained = output / all_weights.MODEL if settings.get("train") == "all" else output
+    records.write(job.output / "training_state.json", job.identity | {"history": history, **outcome})
+    trained = job.output / all_weights.MODEL if settings.get("train") == "all" else job.output
     facts = {"trained_fingerprint": fingerprints.weights(trained), "provenance": provenance}
-    records.write(output / "finetuning_config.json", identity | {"settings": settings, **outcome, **facts})
+    records.write(job.output / "finetuning_config.json", job.identity | {"settings": settings, **outcome, **facts})
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
 
