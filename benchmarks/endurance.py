@@ -1,7 +1,9 @@
-"""Whether memory and files of long runs stay flat: resident memory over the steps of a training and of an evaluation.
+"""Whether memory and files of long runs stay flat: resident memory over the length of every stage.
 
-Each stage runs by the study's own code in a new process on a random miniature model; the mean of the second quarter of
-its steps (the first one fills caches) is compared with that of the last:
+Each stage runs by the study's own code in a new process on random miniature models. Stages with steps (of a training,
+batches of an evaluation, blocks of a model that is pruned): the mean of the second quarter of the steps (the first one
+fills caches) is compared with that of the last. Stages without (data, comparison, report): the peak is compared with
+that of one that is four times as long, which gives the bytes that one more row, item or model takes.
 
     python benchmarks/endurance.py [--steps 2000] [--rows 4000] [--check]
 """
@@ -11,12 +13,18 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
-from common import conclude
+from common import ROOT, conclude
 
-STAGES = ("training", "zero-shot", "perplexity")
+STEPS = ("training", "zero-shot", "perplexity", "prune")
+# stage -> what it is long in, how many of these the shorter of its two runs has, and bytes that one more may take
+LENGTHS = {"data": ("rows", 50_000, 500), "compare": ("items a task", 1_000, 20_000), "report": ("models", 6, 3e6)}
+STAGES = (*STEPS, *LENGTHS)
+LONGER = 4
 GROWTH = 0.02  # of the memory in the second quarter
+BLOCKS = 64  # of the model that is pruned
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -36,6 +44,7 @@ def main():
     parser.add_argument("--json", help="a file for the figures")
     parser.add_argument("--check", action="store_true", help=f"fail where memory grows by more than {GROWTH:.0%}")
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         once(arguments, arguments.one[0], Path(arguments.one[1]))
@@ -43,14 +52,119 @@ def main():
     results = {}
     for stage in arguments.stages:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, *sys.argv, "--one", stage, folder]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            results[stage] = summed_up(Path(folder))
+            lengths = [LENGTHS[stage][1] * times for times in (1, LONGER)] if stage in LENGTHS else [0]
+            folders = [Path(folder) / str(length) for length in lengths]
+            for own, length in zip(folders, lengths, strict=True):
+                own.mkdir()
+                command = [sys.executable, *sys.argv, "--one", stage, str(own), "--length", str(length)]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            results[stage] = peaks(folders, lengths) if stage in LENGTHS else summed_up(folders[0])
     return conclude(results, arguments, below, show, summary)
 
 
 def once(arguments, stage, folder):
-    """Run one stage in `folder`, with the resident memory after each of its steps in `memory.json`."""
+    """Run one stage in `folder`; `memory.json` has the resident memory after each of its steps, or only the peak."""
+    run = at_length if stage in LENGTHS else step_by_step
+    (folder / "memory.json").write_text(json.dumps(run(arguments, stage, folder)))
+
+
+def at_length(arguments, stage, folder):
+    """Run a stage without steps at `arguments.length`; returns the peak in bytes.
+
+    What it works on is made in another process, which has taken its memory with it when the stage begins.
+    """
+    import multiprocessing
+
+    from coppice import logs
+
+    logs.limit_threads(1)
+    make, run = {"data": (write_rows, prepare_data), "compare": (evaluated, compare), "report": (finished, report)}[
+        stage
+    ]
+    maker = multiprocessing.get_context("fork").Process(target=make, args=(folder, arguments.length))
+    maker.start()
+    maker.join()
+    with Peak() as peak:
+        run(folder)
+    return peak.bytes
+
+
+class Peak:
+    """The most memory of its own that this process has while the block runs; mapped files are none of it."""
+
+    def __enter__(self):
+        self.bytes, self.over = 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self):
+        while not self.over.wait(0.01):
+            status = Path("/proc/self/status").read_text()
+            own = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+            self.bytes = max(self.bytes, int(own.split()[1]) * 1024)
+
+
+def write_rows(folder, rows):
+    """A JSON file of so many rows."""
+    with open(folder / "rows.jsonl", "w") as file:
+        for row in range(rows):
+            file.write(json.dumps({"text": f"row {row} " + "word " * (row % 97)}) + "\n")
+
+
+def prepare_data(folder):
+    """Bring the rows to the study's form."""
+    from coppice import data
+
+    path = str(folder / "rows.jsonl")
+    entry = {"path": path, "format": "json", "splits": {"train": path, "report": path}, "uses": ("text",)}
+    data.prepare("long", entry, folder / "long")
+
+
+def synthetic(folder, **options):
+    """(a study whose records no model was run for, the models that it may have): as the tests make them."""
+    sys.path.insert(0, str(ROOT / "tests" / "unit"))
+    import synthetic_records
+
+    return synthetic_records.Synthetic(folder / "results", **options), synthetic_records.SIX
+
+
+def evaluated(folder, items):
+    """A model before and after, evaluated on so many items a task."""
+    study, six = synthetic(folder, items=items, windows=30)
+    study.models = {"Llama": six["Llama"]}
+    study.build()
+
+
+def compare(folder):
+    """Compare it."""
+    study, _ = synthetic(folder)
+    study.compare("Llama", study.configs[0])
+
+
+def finished(folder, count):
+    """A study of so many models in two configs each."""
+    _, six = synthetic(folder)
+    facts = list(six.values())
+    models = {f"Model-{place}": facts[place % len(facts)] for place in range(count)}
+    synthetic(folder, models=models, items=100, windows=50)[0].build(distinct=6)
+    (folder / "models.json").write_text(json.dumps(models))
+
+
+def report(folder):
+    """Write its report."""
+    from coppice import reporting
+
+    study, _ = synthetic(folder, models=json.loads((folder / "models.json").read_text()))
+    reporting.write_report(study.results, study.pairs, study.models, folder / "report", {"seed": 42})
+
+
+def step_by_step(arguments, stage, folder):
+    """Run a stage with steps; returns the resident memory, in bytes, after each."""
     import psutil
 
     from coppice import logs
@@ -64,6 +178,9 @@ def once(arguments, stage, folder):
     def note(*arguments, **options):
         memory.append(process.memory_info().rss)
 
+    if stage == "prune":
+        prune(note)
+        return memory
     model, sets = prepared(folder, arguments.rows)
     if stage == "training":
         progress.TrainingLog.on_step_end = note
@@ -72,7 +189,28 @@ def once(arguments, stage, folder):
         finetuning.finetune(who, source, {"alpaca": sets["alpaca"]}, study.finetune, "none", folder / "out")
     else:
         evaluate(stage, model, sets, folder / "out", note)
-    (folder / "memory.json").write_text(json.dumps(memory))
+    return memory
+
+
+def prune(note):
+    """Prune a deep model by Taylor importance; `note` is called after the gradients of each block."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from coppice import pruning
+    from coppice.pruning import blockwise
+
+    model = MistralForCausalLM(MistralConfig(**SHAPE | {"num_hidden_layers": BLOCKS})).eval()
+    compute = blockwise._block_gradients
+
+    def noted(*arguments):
+        gradients = compute(*arguments)
+        note()
+        return gradients
+
+    blockwise._block_gradients = noted
+    batches = [torch.randint(3, 512, (4, 128)) for _ in range(8)]
+    pruning.prune(model, {"method": "width", "ratio": 0.25, "importance": "taylor"}, batches)
 
 
 def settings(**sections):
@@ -139,7 +277,7 @@ def prepared(folder, rows):
 
 
 def summed_up(folder):
-    """{steps, early and late: mean bytes in the second and the last quarter, log_bytes, checkpoint_bytes}."""
+    """{steps, early and late: mean bytes in the second and the last quarter, files, log_bytes: of those left}."""
     memory = json.loads((folder / "memory.json").read_text())
     quarter = len(memory) // 4
     early, late = memory[quarter : 2 * quarter], memory[-quarter:]
@@ -154,23 +292,38 @@ def summed_up(folder):
     }
 
 
+def peaks(folders, lengths):
+    """{runs: lengths, and the peak in bytes at each; each: bytes by which one more lengthens the peak}."""
+    taken = [json.loads((folder / "memory.json").read_text()) for folder in folders]
+    return {"runs": [lengths, taken], "each": (taken[1] - taken[0]) / (lengths[1] - lengths[0])}
+
+
 def below(name, result):
     """Where memory grew."""
+    if name in LENGTHS:
+        unit, _, limit = LENGTHS[name]
+        return [f"{name}: {result['each']:.0f} bytes for each of its {unit}"] if result["each"] > limit else []
     grown = result["late"] / result["early"] - 1
     return [f"{name}: memory grew by {grown:.1%}"] if grown > GROWTH else []
 
 
 def show(name, result):
     """One line a stage."""
+    if name in LENGTHS:
+        unit = LENGTHS[name][0]
+        told = [f"{length} {unit} {taken / 2**20:.1f} MiB" for length, taken in zip(*result["runs"], strict=True)]
+        print(f"{name}: at most {', '.join(told)}: {result['each'] / 1000:.1f} kB for one more")
+        return
     early, late = result["early"] / 2**20, result["late"] / 2**20
+    files = f"; {result['files']} files are left, {result['log_bytes'] / 1000:.0f} kB of them logs"
     print(
         f"{name}: {result['steps']} steps, {early:.1f} MiB in the second quarter, {late:.1f} MiB in the last "
-        f"({late - early:+.1f}); {result['files']} files are left, {result['log_bytes'] / 1000:.0f} kB of them logs"
+        f"({late - early:+.1f}){files if result['files'] else ''}"
     )
 
 
 def summary(results, failures):
-    return "memory grows" if failures else f"memory is flat in {', '.join(results)}"
+    return "memory grows by more than it may" if failures else f"memory is flat in {', '.join(results)}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ train serves, else (if asked for) a fixed part of the report rows, which the rep
 """
 
 import hashlib
+import heapq
 import logging
 import math
 import os
@@ -159,9 +160,10 @@ def _check_columns(name, table, role, uses, required):
                 f"datasets.{name}: its {role} rows lack the column {column} (they have "
                 f"{', '.join(table.column_names)}); map it with datasets.{name}.columns"
             )
-        empty = table.data.column(column).is_null().to_pylist()
-        if any(empty):
-            raise DataError(f"datasets.{name}: row {empty.index(True)} of its {role} rows (from 0) has no {column}")
+        cells = table.data.column(column)
+        if cells.null_count:
+            empty = cells.is_null().index(True).as_py()
+            raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}")
         if is_text:
             _check_is_text(name, table, column)
     if "training" in uses and role == "train":
@@ -181,8 +183,8 @@ def _add_selection(tables, needed):
     if "selection" in tables or not needed:
         return []
     if "train" in tables:
-        order = sorted(range(len(tables["train"])), key=lambda i: _row_digest(tables["train"][i]))
-        chosen = sorted(order[:SELECTION_ROWS])
+        digests = ((_row_digest(row), place) for place, row in enumerate(tables["train"]))
+        chosen = sorted(place for _, place in heapq.nsmallest(SELECTION_ROWS, digests))
         tables["selection"] = tables["train"].select(chosen)
         return [f"selection: a fixed sample of {len(chosen)} rows of train"]
     if "report" not in tables:
