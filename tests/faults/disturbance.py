@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,7 @@ STUDY = SMALL | {
     "evaluate": json.dumps(EVALUATE),
     "ablations": json.dumps({"arms": ABLATION, "presets": None, "order": None}),
 }
+NOBODY = 65534  # the user who owns nothing
 TARGETS = ("all", "ablation")
 # With those stages whose records nobody misses while the reports that were made of them are there
 EVERY_STAGE = ("candidates", "select", "finetune", "evaluate", "compare", *TARGETS)
@@ -264,3 +266,24 @@ def kill_one(process):
     """End one process without a word."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def not_as_root():
+    """Without root's right to read everything, for the time being; what is imported then has to be imported before."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextmanager
+def open_to_all():
+    """A folder that everybody may write to, and so may its parents' be entered; it goes afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)

@@ -26,7 +26,13 @@ def check(folder):
     CheckpointError that names the file.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    try:
+        found = (folder / "config.json").is_file()
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{folder}: {error.strerror}; give the account that runs this the right to read it"
+        ) from error
+    if not found:
         raise CheckpointError(f"{folder}: is not a checkpoint folder (it has no config.json)")
     found = {path.name: _object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
     for name, content in found.items():

@@ -84,29 +84,28 @@ def _read(name, entry, split):
     files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
     if not files:
         return None
-    for file in files if entry["format"] == "json" else ():
-        _check_json(name, file)
     try:
+        for file in files if entry["format"] == "json" else ():
+            _check_json(file)
         table = datasets.load_dataset(entry["format"], data_files={"rows": [str(f) for f in files]}, split="rows")
         table.data.table.validate(full=True)  # text of another encoding than UTF-8
     except Exception as error:  # a garbled file raises whatever the parser of its format raises
         reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
         reason = "it holds no rows" if "no data" in reason or "at least one example" in reason else reason
         raise DataError(
-            f"datasets.{name}: {', '.join(map(str, files))}: is not valid {entry['format']}: {reason}"
+            f"datasets.{name}: {', '.join(map(str, files))}: cannot be read as {entry['format']}: {reason}"
         ) from error
     return table.map(lambda row: {"text": row["text"].strip()}) if entry["format"] == "text" else table
 
 
-def _check_json(name, file):
-    """Refuse a JSON file by which arrow's parser would end the process without a word: nested too deeply, null rows."""
+def _check_json(file):
+    """Raise ValueError for JSON by which arrow would end the process without a word: deep nesting, null rows."""
     with open(file, "rb") as content:
         before = b"}\n"
         while part := content.read(2**24):
             deep = b"[" * DEEPEST in (before + part).translate(BRACKETS, NO_BRACKETS)
             if deep or re.search(rb"\}\r?\n\s*null\s*(\n|\Z)", before + part):
-                what = f"brackets more than {DEEPEST} deep" if deep else "a row that is null"
-                raise DataError(f"datasets.{name}: {file}: is not valid json: it has {what}")
+                raise ValueError(f"it has {f'brackets more than {DEEPEST} deep' if deep else 'a row that is null'}")
             before = part[-(2**16) :]
 
 

@@ -31,10 +31,11 @@ def fetch_model(name, source, revision, record):
         facts["files"] = {path: fingerprints.file_digest(folder / path) for path in sorted(pinned["files"])}
     else:
         folder = Path(source["path"])
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"models.{name}.base: {source['path']} has no config.json: it is not a checkpoint")
-    checkpoint_files.check(folder)
-    checkpoint_files.check_tokenizer(folder)
+    try:
+        checkpoint_files.check(folder)
+        checkpoint_files.check_tokenizer(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"models.{name}.base: {error}") from error
     facts["path"] = str(folder)
     facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
     facts["weights_fingerprint"] = fingerprints.weights(folder)

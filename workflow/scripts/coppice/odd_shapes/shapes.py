@@ -30,7 +30,8 @@ def tensor_shapes(folder):
         if path.suffix != ".safetensors":
             return None
         try:
-            with safe_open(path, "np") as file:  # no tensor is read, and numpy is the quickest to import
+            # the library calls a file that may not be read one that is not there; numpy is the quickest to import
+            with open(path, "rb"), safe_open(path, "np") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
