@@ -85,6 +85,7 @@ def wait_for(machine, what, number=1):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_hundred_jobs_and_random_kills_never_share_a_device_or_leave_one_idle(machine):
     """A killed job computes no more from when the signal was sent; who takes its device before that shares it."""
     chance = random.Random(1)

@@ -202,6 +202,7 @@ def test_a_model_without_its_partner_is_left_out_of_the_last_question(copied):
     assert "4 pairs of 2 models" in evidence_of
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_listed_and_the_rest_is_rendered(copied):
     shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))
     shutil.rmtree(copied.folder("trained", "Mistral", "best_acc"))
@@ -252,6 +253,7 @@ def test_samples_that_are_no_parquet_are_left_out_and_named(copied):
     assert note.startswith("Llama best_ppl finetuned: no usable samples of piqa") and "piqa.parquet" in note
 
 
+@pytest.mark.slow
 def test_a_name_that_is_markup_is_shown_and_not_run(tmp_path):
     models = {EVIL: SIX["Llama"], "$a_b$ | c": SIX["Llama-Instruct"]}
     study = Synthetic(tmp_path, models, **SMALL).build()

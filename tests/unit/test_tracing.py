@@ -119,3 +119,51 @@ def test_what_is_no_part_of_a_study_is_told_with_the_remedy(study, tmp_path, cap
     assert cli.main(["trace", "notes.txt"]) == 1
     assert "name them (coppice trace MODEL CONFIG)" in capsys.readouterr().err
     assert cli.main(["trace", "Llama", "best_ac"]) == 1
+
+
+@pytest.fixture
+def reported(study):
+    """The same study with its report."""
+    from coppice.reporting import study as studies
+    from coppice.reporting import tables
+
+    (study.results / "report").mkdir()
+    (study.results / "report/study_report.html").write_text("<html>")
+    known = studies.read(study.results, study.pairs, study.models)
+    for name in ("comparisons", "tasks"):
+        getattr(tables, name)(known).to_csv(study.results / f"report/{name}.csv", index=False)
+    return study
+
+
+@pytest.mark.parametrize("target", ["results", "results/report", "results/report/study_report.html"])
+def test_a_whole_study_is_traced_pair_by_pair(reported, target):
+    status, found = traced(target)
+    assert status == 0
+    (pair,) = found["pairs"]
+    assert pair["of"]["model"] == "Llama" and pair["agrees"]
+    (check,) = found["report"]
+    assert check["agrees"] and check["detail"] == "30 numbers"
+
+
+def test_a_number_that_the_studys_report_alone_holds_is_named(reported, capsys):
+    path = reported.results / "report/comparisons.csv"
+    held = records.read(reported.folder("finetuned", "Llama", "best_acc") / "comparison.json")["average_acc"][
+        "finetuned"
+    ]
+    assert str(held) in path.read_text()
+    path.write_text(path.read_text().replace(str(held), "0.99"))
+    assert cli.main(["trace", "results"]) == 1
+    told = capsys.readouterr().out
+    assert (
+        "DIFFERS" in told
+        and "average_acc_finetuned in the tables of results/report: 0.99" in told
+        and str(held) in told
+    )
+
+
+def test_a_record_that_changed_after_the_report_is_found_in_the_whole_study(reported, capsys):
+    changed(reported.folder("pruned", "Llama", "best_acc") / "evaluation_results.json", average_acc=0.99)
+    assert cli.main(["trace", "results", "--metric", "average_acc"]) == 1
+    told = capsys.readouterr().out
+    assert "comparison shows the numbers of the pruned evaluation" in told
+    assert "average_acc             0.99   results/pruned_evaluation" in told

@@ -81,7 +81,8 @@ def _tracing(commands):
         "of",
         nargs="+",
         metavar="FILE | MODEL CONFIG",
-        help="a file or folder of the results (a comparison report, an ablation's arm), or a model and a config",
+        help="the results folder or the study's report (every pair, in a line each), a file or folder in it (a "
+        "comparison report, an ablation's arm), or a model and a config",
     )
     traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
     traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")

@@ -111,7 +111,7 @@ def _numbers(chain):
             continue
         shown = {key: value for key, value in numbers(comparison.record, stage).items() if value is not None}
         held = numbers_of(link.record)
-        other = [name for name, value in shown.items() if not _near(value, held.get(name))]
+        other = [name for name, value in shown.items() if not near(value, held.get(name))]
         detail = f"{len(shown)} numbers" if not other else _differing(other[0], shown, held, link.path)
         found.append(Check(f"comparison shows the numbers of the {stage} evaluation", not other, detail))
     if chain["arm"].record and chain["training"].record:
@@ -124,7 +124,7 @@ def _differing(name, shown, held, path):
     return f"{name}: shown as {shown[name]}, {path} holds {held.get(name)}"
 
 
-def _near(a, b):
+def near(a, b):
     """Equal but for the last digits, where a mean was taken in another order."""
     return a is not None and b is not None and abs(a - b) <= 1e-9 * max(1.0, abs(a), abs(b))
 

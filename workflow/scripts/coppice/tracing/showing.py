@@ -1,5 +1,6 @@
 """A traced chain for people (the terminal, or plain text in a pipe) and for machines."""
 
+from ..errors import CoppiceError, nearest
 from .chain import STAGES, roles_of
 from .checks import numbers_of, short
 
@@ -51,6 +52,12 @@ def known_metrics(chain):
     return [*held, *more]
 
 
+def check_metric(metric, valid):
+    """Raise CoppiceError for a `metric` that is asked for and is none of the `valid` ones."""
+    if metric is not None and metric not in valid:
+        raise CoppiceError(f"--metric {metric}: valid are {', '.join(valid)}{nearest(metric, valid)}")
+
+
 def _recovered(comparison):
     parts = {"average_acc": comparison.at("average_acc")}
     parts |= {f"ppl.{name}": text for name, text in comparison.at("perplexity").items()}
@@ -93,10 +100,7 @@ def _record(link):
 def show(console, chain, checks, notes, rows):
     """Print the chain to a rich console: the numbers, every record, what agrees and what does not."""
     console.print(" ".join(str(value) for value in chain.identity.values()), style="bold")
-    for row in rows:
-        console.print(
-            f"  {row['stage']:<10}{row['metric']:<24}{row['value']:.6g}   {row['record']}: {row['key']}", soft_wrap=True
-        )
+    show_values(console, rows)
     if chain.report:
         console.print(f"\nreport  {chain.report}", style="bold", soft_wrap=True)
     for link in chain.links.values():
@@ -108,15 +112,33 @@ def show(console, chain, checks, notes, rows):
             console.print(f"\ndata set {name}  its record is not among the resources", soft_wrap=True)
     console.print("\nDo they agree?", style="bold")
     for check in checks:
-        mark, style = MARKS[check.agrees]
-        console.print(f"  {mark:<9}", style=style, end="")
-        console.print(f"{check.what}: {check.detail}", soft_wrap=True)
+        show_check(console, check)
     for note in notes:
         console.print(f"  note     {note}", soft_wrap=True)
+    wrong = any(check.agrees is False for check in checks)
+    console.print(tally(checks), style="bold red" if wrong else "bold")
+
+
+def show_values(console, rows):
+    """Print rows of `values`: each number with its record, and its place in it."""
+    for row in rows:
+        console.print(
+            f"  {row['stage']:<10}{row['metric']:<24}{row['value']:.6g}   {row['record']}: {row['key']}", soft_wrap=True
+        )
+
+
+def show_check(console, check):
+    """Print one Check in a line."""
+    mark, style = MARKS[check.agrees]
+    console.print(f"  {mark:<9}", style=style, end="")
+    console.print(f"{check.what}: {check.detail}", soft_wrap=True)
+
+
+def tally(checks):
+    """How many of the checks agree, in words."""
     wrong = sum(check.agrees is False for check in checks)
     unknown = sum(check.agrees is None for check in checks)
-    total = f"{len(checks)} checks: {len(checks) - wrong - unknown} agree, {wrong} differ, {unknown} unknown"
-    console.print(total, style="bold red" if wrong else "bold")
+    return f"{len(checks)} checks: {len(checks) - wrong - unknown} agree, {wrong} differ, {unknown} unknown"
 
 
 def _show_link(console, title, link):
