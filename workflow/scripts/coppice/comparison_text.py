@@ -28,7 +28,8 @@ def render(record):
     console.print(
         "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks.\n"
         '"no clear change": p of 0.05 or more; for perplexity and the mean, an interval that holds 0.\n'
-        "Recovered: (tuned - pruned) / (dense - pruned)."
+        "Recovered: (tuned - pruned) / (dense - pruned).\n"
+        f"Behind these numbers: {phrases.trace(record['model'], record['config'])}"
     )
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
