@@ -23,6 +23,7 @@ STOREYS = [
         "gpus",
         "jobs",
         "large_studies",
+        "layout",
     },
     {
         "checkpoint_files",

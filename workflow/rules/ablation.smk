@@ -15,7 +15,7 @@ rule ablation:
 rule ablation_arm:
     input:
         unpack(start_inputs),
-        datasets=lambda wildcards: dataset_records(
+        datasets=lambda wildcards: files.datasets(
             dict.fromkeys(
                 [
                     *study.training_datasets(ablated(wildcards)["finetune"]),
@@ -23,7 +23,7 @@ rule ablation_arm:
                 ]
             )
         ),
-        definitions=own_tasks(),
+        definitions=files.task_definitions(),
         after=winner_before,
         survivors=lambda wildcards: rung_before(wildcards, last=True),
         reached=lambda wildcards: expand(
@@ -66,7 +66,7 @@ rule ablation_arm:
 use rule ablation_arm as ablation_rung with:
     input:
         unpack(start_inputs),
-        datasets=lambda wildcards: dataset_records(
+        datasets=lambda wildcards: files.datasets(
             study.training_datasets(ablated(wildcards)["finetune"])
         ),
         survivors=rung_before,

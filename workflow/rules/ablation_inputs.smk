@@ -31,8 +31,8 @@ def start_inputs(wildcards):
     """The records, or the user's files, that the start of an ablation rests on."""
     start = ablated(wildcards)["start"]
     if start["kind"] == "checkpoint":
-        return {"checkpoint": local_files(start | {"kind": "local"})}
-    dense = {"dense": model_record(start["model"])}
+        return {"checkpoint": layout.local_files(start | {"kind": "local"})}
+    dense = {"dense": files.model(start["model"])}
     if start["kind"] == "dense":
         return dense
     chosen = SELECTION.format(model=start["model"], config=start["config"])
@@ -126,8 +126,8 @@ def ablation_plan(wildcards):
             settings.effects.deciding("finetune", one["finetune"])
         ),
         "evaluate": measured(wildcards),
-        "training_datasets": by_name(study.training_datasets(one["finetune"])),
-        "evaluation_datasets": by_name(ablation_datasets(wildcards)),
+        "training_datasets": files.by_name(study.training_datasets(one["finetune"])),
+        "evaluation_datasets": files.by_name(ablation_datasets(wildcards)),
     }
 
 

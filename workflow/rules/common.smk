@@ -20,6 +20,7 @@ from coppice import (
     gpus,
     jobs,
     large_studies,
+    layout,
     miniature,
     reporting,
     selection,
@@ -28,6 +29,7 @@ from coppice import (
 )
 from coppice.errors import CoppiceError
 from coppice.large_studies import of_model, signed
+from coppice.selection import scoring
 
 jobs.run_from(SCRIPTS)
 if workflow.is_main_process:
@@ -48,15 +50,16 @@ large_studies.plan_quickly()
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
+files = layout.Files(study)
 
 # The record or folder of each stage
-CANDIDATE = f"{RESULTS}/candidates/{{model}}/{{candidate}}/pruning.json"
-SCORED = f"{RESULTS}/candidate_evaluation/{{model}}/{{candidate}}"
-SELECTION = f"{RESULTS}/for_finetuning/{{model}}/{{config}}/selection_info.json"
-FINETUNED = f"{RESULTS}/finetuned/{{model}}/{{config}}_finetuned"
-DENSE = f"{RESULTS}/dense_evaluation/{{model}}"
-PRUNED = f"{RESULTS}/pruned_evaluation/{{model}}/{{config}}"
-REPORTED = f"{RESULTS}/finetuned_evaluation/{{model}}/{{config}}_finetuned"
+CANDIDATE = layout.record(RESULTS, "candidate")
+SCORED = layout.folder(RESULTS, "scores")
+SELECTION = layout.record(RESULTS, "selection")
+FINETUNED = layout.folder(RESULTS, "training")
+DENSE = layout.folder(RESULTS, "dense")
+PRUNED = layout.folder(RESULTS, "pruned")
+REPORTED = layout.folder(RESULTS, "finetuned")
 # Of further seeds; {seeded} is empty for the first one, whose files lie at the usual paths
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
@@ -88,59 +91,10 @@ def pairs(pattern, **more):
     ]
 
 
-def dataset_record(name):
-    """The record of the prepared dataset `name`: generated ones share one folder, others have their own."""
-    entry = study.dataset(name)
-    if entry and entry["source"]["kind"] == "miniature":
-        return (
-            f"{RESOURCES}/miniature/{Path(entry['source']['path']).name}/dataset.json"
-        )
-    return f"{RESOURCES}/datasets/{name}/dataset.json"
-
-
-def dataset_records(names):
-    """Records of several datasets, as a list of inputs."""
-    return [dataset_record(name) for name in names]
-
-
-def by_name(names):
-    """name -> record path, as a rule parameter."""
-    return {name: dataset_record(name) for name in names}
-
-
-def model_record(model):
-    """The record of a dense model's folder."""
-    source = study.models[model]["source"]
-    if source["kind"] == "miniature":
-        return f"{RESOURCES}/miniature/models/{Path(source['path']).name}/model.json"
-    return f"{RESOURCES}/models/{model}/model.json"
-
-
-@functools.cache
-def config_files():
-    """model -> the configuration of each active model that is not made here: known before its weights are."""
-    return {
-        model: sizing.config_file(study, model)
-        for model in study.active_models()
-        if study.models[model]["source"]["kind"] != "miniature"
-    }
-
-
 @signed
 def checked_grid(wildcards):
     """The record that the model takes a job's points of the grid, where that is checked."""
-    return GRID.format(**wildcards) if wildcards.model in config_files() else []
-
-
-def hub_configs():
-    """Those of them that have to be fetched, where a grid is checked against them."""
-    if study.config["candidates"]["table"] is not None:
-        return []
-    return [
-        path
-        for model, path in config_files().items()
-        if study.models[model]["source"]["kind"] == "hub"
-    ]
+    return GRID.format(**wildcards) if wildcards.model in files.configurations else []
 
 
 def loading(model):
@@ -245,92 +199,6 @@ RELEASES = study.config["candidates"]["keep"] == "selected" and (
 EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
 
 
-def scoring_settings():
-    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for, under the
-    protocol that stands for a model, and without its answers and its cost."""
-    asked = [
-        metric.removeprefix("ppl.")
-        for criterion in study.configs.values()
-        for metric in selection.asked(criterion)
-    ]
-    texts = study.evaluate["perplexity"]["datasets"]
-    chosen = [name for name in texts if name in asked] or texts
-    return settings.effects.deciding(
-        "evaluate", settings.effects.narrowed(study.evaluate, chosen)
-    )
-
-
-def scored_datasets():
-    """Names of the datasets that candidates are scored on."""
-    return list(dict.fromkeys([*scoring_settings()["perplexity"]["datasets"], *TASKS]))
-
-
-def own_tasks():
-    """The files of the user's own task definitions, as inputs: a change of theirs is noticed."""
-    folder = study.evaluate["zero_shot"]["include_path"]
-    files = Path(folder).rglob("*") if folder else []
-    return sorted(str(file) for file in files if file.suffix in (".yaml", ".py"))
-
-
-def needs_selection(dataset):
-    """Whether candidates are scored here on rows of `dataset`."""
-    scored = any(
-        selection.needs_scoring(candidate, study.configs)
-        for model in study.active_models()
-        for candidate in study.candidates(model).values()
-    )
-    if dataset in study.ablated_by():
-        return True
-    return scored and dataset in scored_datasets()
-
-
-def local_files(source):
-    """The files of a local model or dataset, as inputs: a change of theirs is noticed."""
-    if source is None or source["kind"] != "local":
-        return []
-    path = Path(source["path"])
-    return (
-        sorted(str(file) for file in path.iterdir() if file.is_file())
-        if path.is_dir()
-        else [str(path)]
-    )
-
-
-def miniature_corpus():
-    """The records of the text that the miniature models are trained on."""
-    corpus = study.miniature["corpus"]
-    if corpus != "world":
-        return [dataset_record(corpus)]
-    return expand(
-        f"{RESOURCES}/miniature/{{dataset}}/dataset.json",
-        dataset=["pretraining", "wikitext2", "ptb"],
-    )
-
-
-def miniature_parents(name):
-    """What a miniature model is built from beside the corpus: for an instruct one its base and the instructions."""
-    if not name.endswith("-instruct"):
-        return []
-    base = f"{RESOURCES}/miniature/models/{name.removesuffix('-instruct')}/model.json"
-    return [base, dataset_record(study.training_datasets()[0])]
-
-
-@functools.cache
-def folders(model):
-    """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
-    return {
-        name: (
-            CANDIDATE.format(model=model, candidate=name),
-            (
-                f"{SCORED}/evaluation_results.json".format(model=model, candidate=name)
-                if selection.needs_scoring(candidate, study.configs)
-                else None
-            ),
-        )
-        for name, candidate in study.candidates(model).items()
-    }
-
-
 def produced(pattern):
     """The outputs of one candidate job: of one candidate, or of a model's whole grid where its jobs are shared."""
     if not SHARED:
@@ -348,9 +216,15 @@ def job_candidates(wildcards):
     return every if SHARED else {wildcards.candidate: every[wildcards.candidate]}
 
 
+@functools.cache
+def records_of(model):
+    """candidate -> (its pruning.json, its scores or None), as a rule parameter."""
+    return scoring.records(study, model)
+
+
 def candidate_records(model):
     """The last record of each of a model's candidates: its scores, which its pruning precedes, where it has any."""
-    return [scores or pruning for pruning, scores in folders(model).values()]
+    return [scores or pruning for pruning, scores in records_of(model).values()]
 
 
 def evaluated(folder):

@@ -9,15 +9,15 @@ data sets of an evaluation in one file, so that ten thousand jobs have one input
 # everything that comes from outside: run this where there is a network
 rule fetch:
     input:
-        [model_record(model) for model in study.active_models()],
-        hub_configs(),
-        dataset_records(list(dict.fromkeys([*study.datasets, *TASKS]))),
+        [files.model(model) for model in study.active_models()],
+        files.fetched_configurations(),
+        files.datasets(list(dict.fromkeys([*study.datasets, *TASKS]))),
     localrule: True
 
 
 rule fetch_model:
     input:
-        lambda wildcards: local_files(study.models[wildcards.model]["source"]),
+        lambda wildcards: layout.local_files(study.models[wildcards.model]["source"]),
     output:
         f"{RESOURCES}/models/{{model}}/model.json",
     log:
@@ -53,7 +53,7 @@ rule fetch_config:
 
 rule fetch_dataset:
     input:
-        lambda wildcards: local_files(
+        lambda wildcards: layout.local_files(
             (study.dataset(wildcards.dataset) or {}).get("source")
         ),
     output:
@@ -65,7 +65,9 @@ rule fetch_dataset:
         "../../envs/coppice.yaml"
     params:
         entry=lambda wildcards: study.dataset(wildcards.dataset),
-        needs_selection=lambda wildcards: needs_selection(wildcards.dataset),
+        needs_selection=lambda wildcards: scoring.needs_rows_of(
+            study, wildcards.dataset
+        ),
         include_path=lambda wildcards: (
             study.evaluate["zero_shot"]["include_path"]
             if study.dataset(wildcards.dataset) is None
@@ -78,10 +80,10 @@ rule fetch_dataset:
 
 rule gather_rows:
     input:
-        lambda wildcards: dataset_records(
-            EVALUATED if wildcards.purpose == "report" else scored_datasets()
+        lambda wildcards: files.datasets(
+            EVALUATED if wildcards.purpose == "report" else scoring.datasets(study)
         ),
-        own_tasks(),
+        files.task_definitions(),
     output:
         ROWS,
     log:
@@ -117,8 +119,8 @@ rule build_miniature_world:
 
 rule build_miniature_model:
     input:
-        corpus=miniature_corpus(),
-        parents=lambda wildcards: miniature_parents(wildcards.miniature),
+        corpus=files.miniature_corpus(),
+        parents=lambda wildcards: files.miniature_parents(wildcards.miniature),
     output:
         f"{RESOURCES}/miniature/models/{{miniature}}/model.json",
     log:

@@ -17,7 +17,7 @@ rule evaluate:
 
 rule evaluate_dense:
     input:
-        model=of_model(model_record),
+        model=of_model(files.model),
         rows=ROWS.format(purpose="report"),
     output:
         **evaluated(DENSE),
@@ -40,7 +40,7 @@ rule evaluate_dense:
         stage="dense",
         settings=settings.effects.deciding("evaluate", study.evaluate),
         handling=handling("evaluate"),
-        datasets=by_name(EVALUATED),
+        datasets=files.by_name(EVALUATED),
         loading=of_model(loading),
         placement=placement,
         prompt=of_model(prompt),
@@ -53,7 +53,7 @@ rule evaluate_dense:
 
 use rule evaluate_dense as evaluate_pruned with:
     input:
-        dense=of_model(model_record),
+        dense=of_model(files.model),
         selection=SELECTION,
         rows=ROWS.format(purpose="report"),
         twin=of_twin(f"{PRUNED}/evaluation_results.json"),
@@ -67,7 +67,7 @@ use rule evaluate_dense as evaluate_pruned with:
         stage="pruned",
         settings=settings.effects.deciding("evaluate", study.evaluate),
         handling=handling("evaluate"),
-        datasets=by_name(EVALUATED),
+        datasets=files.by_name(EVALUATED),
         loading=of_model(loading),
         placement=placement,
         prompt=of_model(prompt),
@@ -78,7 +78,7 @@ use rule evaluate_dense as evaluate_pruned with:
 
 use rule evaluate_dense as evaluate_finetuned with:
     input:
-        dense=of_model(model_record),
+        dense=of_model(files.model),
         selection=SELECTION,
         adapter=f"{SEEDED}/adapter_model.safetensors",
         record=f"{SEEDED}/finetuning_config.json",
@@ -95,7 +95,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         stage="finetuned",
         settings=settings.effects.deciding("evaluate", study.evaluate),
         handling=handling("evaluate"),
-        datasets=by_name(EVALUATED),
+        datasets=files.by_name(EVALUATED),
         loading=of_model(loading),
         placement=placement,
         prompt=of_model(prompt),

@@ -16,7 +16,7 @@ rule finetune:
 rule finetune_lora:
     input:
         selection=SELECTION,
-        datasets=dataset_records(study.training_datasets()),
+        datasets=files.datasets(study.training_datasets()),
         twin=of_twin(f"{SEEDED}/finetuning_config.json"),
     output:
         adapter=f"{SEEDED}/adapter_model.safetensors",
@@ -43,7 +43,7 @@ rule finetune_lora:
     params:
         settings=settings.effects.deciding("finetune", study.finetune) | {"seeds": None},
         handling=handling("finetune"),
-        datasets=by_name(study.training_datasets()),
+        datasets=files.by_name(study.training_datasets()),
         prompt=of_model(prompt),
         loading=of_model(loading),
         placement=placement,

@@ -20,7 +20,7 @@ if study.config["candidates"]["table"] is None:
     # whether a model takes every point of its grid, found before its weights are here
     rule check_grid:
         input:
-            lambda wildcards: config_files().get(wildcards.model, []),
+            lambda wildcards: files.configurations.get(wildcards.model, []),
         output:
             GRID,
         log:
@@ -40,8 +40,8 @@ if study.config["candidates"]["table"] is None:
 
     rule prune_candidate:
         input:
-            model=of_model(model_record),
-            calibration=dataset_record(study.calibration["dataset"]),
+            model=of_model(files.model),
+            calibration=files.dataset(study.calibration["dataset"]),
             grid=checked_grid,
         output:
             produced(CANDIDATE),

@@ -40,9 +40,9 @@ rule score_candidate:
         disk_mb=asked("score", "disk_mb"),
         runtime=asked("score", "runtime"),
     params:
-        settings=scoring_settings(),
+        settings=scoring.settings(study),
         handling=handling("evaluate"),
-        datasets=by_name(scored_datasets()),
+        datasets=files.by_name(scoring.datasets(study)),
         purpose=study.select["split"],
         loading=of_model(loading),
         placement=placement,
@@ -82,7 +82,7 @@ checkpoint select_best:
     params:
         criterion=lambda wildcards: study.configs[wildcards.config]
         | {"split": study.select["split"]},
-        folders=of_model(folders),
+        folders=of_model(records_of),
         seed=study.seed,
         status=status("select", "{model}", "{config}"),
         protocol=2,
@@ -115,7 +115,7 @@ rule summarize_selection:
     conda:
         "../../envs/coppice.yaml"
     params:
-        folders={model: folders(model) for model in study.active_models()},
+        folders={model: records_of(model) for model in study.active_models()},
         protocol=2,
     script:
         "../scripts/summarize_selection.py"
@@ -135,7 +135,7 @@ rule release_weights:
         "../../envs/coppice.yaml"
     params:
         folders=lambda wildcards: {
-            name: paths[0] for name, paths in folders(wildcards.model).items()
+            name: paths[0] for name, paths in records_of(wildcards.model).items()
         },
         protocol=1,
     script:

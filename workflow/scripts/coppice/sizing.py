@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from . import estimates
+from . import estimates, layout
 from .settings import arms
 
 MB = 10**6
@@ -39,16 +39,6 @@ class Need:
     operations: float
 
 
-def config_file(study, model):
-    """Where the configuration of a model lies once it is known."""
-    source = study.models[model]["source"]
-    if source["kind"] == "local":
-        return f"{source['path']}/config.json"
-    if source["kind"] == "miniature":
-        return f"{study.resources}/miniature/models/{source['path']}/checkpoint/config.json"
-    return f"{study.resources}/models/{model}/config.json"
-
-
 class Sizes:
     """The needs of a study's jobs; a model's configuration is looked for until it is there."""
 
@@ -59,7 +49,7 @@ class Sizes:
     def shape(self, model):
         """The model's Shape: of its configuration, else of its configured number of parameters, else None."""
         if model not in self._shapes:
-            file = config_file(self.study, model)
+            file = layout.config_file(self.study, model)
             files = file, os.path.join(os.path.dirname(file), "snapshot", "config.json")
             found = next(filter(None, (estimates.shape_of(path) for path in files if os.path.isfile(path))), None)
             if found is None:

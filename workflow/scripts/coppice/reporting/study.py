@@ -6,12 +6,10 @@ Needs the standard library alone, so that `coppice show` answers at once.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import records
+from .. import layout, records
 from .status import Statuses
 
 STAGES = ("dense", "pruned", "finetuned")
-SUFFIX = "_finetuned"
-EVALUATION = "evaluation_results.json"
 
 
 @dataclass(frozen=True)
@@ -136,37 +134,15 @@ def read(results, pairs, models=None):
     names = dict.fromkeys(model for model, _ in pairs)
     known = {name: {"variant": None, "family": None, "base": None} | (models or {}).get(name, {}) for name in names}
     study = Study(results, known, [], Statuses(results))
-    dense = {name: _take(study, f"{name}: dense evaluation", _dense(results, name) / EVALUATION) for name in names}
+    pattern = layout.record(results, "dense")
+    dense = {name: _take(study, f"{name}: dense evaluation", Path(pattern.format(model=name))) for name in names}
     for model, config in pairs:
         study.pairs.append(_read_pair(study, model, config, dense[model]))
     return study
 
 
-def _dense(results, model):
-    return results / "dense_evaluation" / model
-
-
-def paths_of(results, model, config, seed=None):
-    """Where the records of a pair lie: selection, training, the three evaluations by stage, comparison.
-
-    seed: of a further training, whose files lie in a folder of its own.
-    """
-    results, tuned = Path(results), f"{config}{SUFFIX}"
-    more = f"seed-{seed}" if seed is not None else ""
-    trained = results / "finetuned" / model / tuned
-    reported = results / "finetuned_evaluation" / model / tuned
-    return {
-        "selection": results / "for_finetuning" / model / config / "selection_info.json",
-        "training": trained / more / "finetuning_config.json",
-        "dense": _dense(results, model) / EVALUATION,
-        "pruned": results / "pruned_evaluation" / model / config / EVALUATION,
-        "finetuned": reported / more / EVALUATION,
-        "comparison": reported / "comparison.json",
-    }
-
-
 def _read_pair(study, model, config, dense):
-    who, paths = f"{model} / {config}", paths_of(study.results, model, config)
+    who, paths = f"{model} / {config}", layout.of_pair(study.results, model, config)
     pair = Pair(model, config, {stage: paths[stage].parent for stage in STAGES}, dense=dense)
     failures = len(study.failed)
     for name, what in (
@@ -210,20 +186,17 @@ def discover(results):
     """
     results = Path(results)
     pairs = {}
-    for folder, name in (
-        ("for_finetuning", "selection_info.json"),
-        ("pruned_evaluation", EVALUATION),
-        ("finetuned", "finetuning_config.json"),
-        ("finetuned_evaluation", EVALUATION),
-        ("finetuned_evaluation", "comparison.json"),
-    ):
+    kinds = ("selection", "pruned", "training", "finetuned")
+    named = [(layout.root(kind), layout.RECORDS[kind][1]) for kind in kinds]
+    for folder, name in (*named, (layout.root("finetuned"), layout.COMPARISON)):
         for path in sorted((results / folder).rglob(name)):
             *model, config = path.parent.relative_to(results / folder).parts
             if model and not config.startswith(("seed-", ".", "checkpoint-")):
-                pairs[("/".join(model), config.removesuffix(SUFFIX))] = None
+                pairs[("/".join(model), config.removesuffix(layout.TUNED))] = None
     names = dict.fromkeys(model for model, _ in pairs)
-    for path in sorted((results / "dense_evaluation").rglob(EVALUATION)):
-        names.setdefault(str(path.parent.relative_to(results / "dense_evaluation")))
+    dense = results / layout.root("dense")
+    for path in sorted(dense.rglob(layout.EVALUATION)):
+        names.setdefault(str(path.parent.relative_to(dense)))
     configs = sorted({config for _, config in pairs})
     order = sorted(names, key=lambda name: (family_of(name), name))
     found = [(model, config) for model in order for config in configs]

@@ -1,17 +1,17 @@
 """The tables of the report as pandas frames: one row a pair, one a task of a pair, one a candidate."""
 
-from .. import records
+from .. import layout, records
 from .study import STAGES
 
-JOBS = (
-    ("prune", "candidates", "pruning.json"),
-    ("score candidates", "candidate_evaluation", "evaluation_results.json"),
-    ("fine-tune", "finetuned", "finetuning_config.json"),
-    ("evaluate dense", "dense_evaluation", "evaluation_results.json"),
-    ("evaluate pruned", "pruned_evaluation", "evaluation_results.json"),
-    ("evaluate fine-tuned", "finetuned_evaluation", "evaluation_results.json"),
-    ("compare", "finetuned_evaluation", "comparison.json"),
-)
+# what a job is called -> the kind of record that it leaves
+JOBS = {
+    "prune": "candidate",
+    "score candidates": "scores",
+    "fine-tune": "training",
+    "evaluate dense": "dense",
+    "evaluate pruned": "pruned",
+    "evaluate fine-tuned": "finetuned",
+}
 
 
 def comparisons(study):
@@ -79,7 +79,8 @@ def jobs(study):
     import pandas
 
     rows = []
-    for stage, folder, name in JOBS:
+    places = [(stage, layout.root(kind), layout.RECORDS[kind][1]) for stage, kind in JOBS.items()]
+    for stage, folder, name in (*places, ("compare", layout.root("finetuned"), layout.COMPARISON)):
         for path in sorted((study.results / folder).rglob(name)):
             record = _whole(path)
             provenance = record.get("provenance") or {}

@@ -2,14 +2,14 @@
 
 import os
 
+from .. import layout
 from ..errors import SettingsError, nearest
 
-CONFIG_FOLDERS = ("for_finetuning", "pruned_evaluation")
-FINETUNED_FOLDERS = ("finetuned", "finetuned_evaluation")
-CANDIDATE_FOLDERS = ("candidates", "candidate_evaluation")
-FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, "dense_evaluation")
+CONFIG_FOLDERS = (layout.root("selection"), layout.root("pruned"))
+FINETUNED_FOLDERS = (layout.root("training"), layout.root("finetuned"))
+CANDIDATE_FOLDERS = (layout.root("candidate"), layout.root("scores"))
+FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, layout.root("dense"))
 ABLATIONS = "ablation"
-SUFFIX = "_finetuned"
 
 
 def check_targets(study, targets):
@@ -44,7 +44,7 @@ def _check(study, target, folder, parts):
     if folder in CONFIG_FOLDERS and parts[1] not in study.configs:
         _refuse(target, "config", parts[1], study.configs)
     if folder in FINETUNED_FOLDERS:
-        valid = [config + SUFFIX for config in study.configs]
+        valid = [config + layout.TUNED for config in study.configs]
         if parts[1] not in valid:
             _refuse(target, "fine-tuned config", parts[1], valid)
 

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import records
+from .. import layout, records
 from ..errors import CoppiceError
 from ..reporting import study
 
 STAGES = study.STAGES
-FOLDERS = ("finetuned_evaluation", "finetuned", "pruned_evaluation", "for_finetuning")
-EVALUATION = study.EVALUATION
+FOLDERS = [layout.root(kind) for kind in ("finetuned", "training", "pruned", "selection")]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _pair_in(folder):
             "their comparison, evaluation, fine-tuning or selection, or the folder of an ablation's arm"
         )
     results = _relative(Path(*parts[:place]))
-    return results, "/".join(inside[:-1]), inside[-1].removesuffix(study.SUFFIX), seed
+    return results, "/".join(inside[:-1]), inside[-1].removesuffix(layout.TUNED), seed
 
 
 def _relative(path):
@@ -102,7 +101,7 @@ def _relative(path):
 
 def of_pair(results, resources, model, config, seed=None):
     """The Chain behind the comparison report of a pair."""
-    paths = study.paths_of(results, model, config, seed)
+    paths = layout.of_pair(results, model, config, seed)
     if not any(path.is_file() for path in paths.values()):
         raise CoppiceError(f"{results}: holds no record of {model} {config}; run snakemake first, or mend the names")
     order = ("comparison", "dense", "pruned", "finetuned", "training", "selection")
@@ -119,12 +118,13 @@ def of_arm(folder, resources):
     arm = read("arm", folder / "arm.json")
     links = {"arm": arm}
     for part in arm.at("measured", default=[]):
-        links[part] = read(part, folder / part / EVALUATION)
+        links[part] = read(part, folder / part / layout.EVALUATION)
     if arm.at("unfit") or arm.at("raced_out"):
         return Chain("arm", _identity(arm), links)
     links["training"] = read("training", folder / "finetuning_config.json")
     start, results = arm.fingerprints.get("weights"), _relative(folder.absolute().parents[3])
-    chosen = _first(results.glob("for_finetuning/**/selection_info.json"), "selection", ("weights_fingerprint",), start)
+    choices = (results / layout.root("selection")).glob(f"**/{layout.RECORDS['selection'][1]}")
+    chosen = _first(choices, "selection", ("weights_fingerprint",), start)
     if chosen:
         links["selection"] = chosen
         links |= _below(chosen, Link("dense", Path()), chosen.at("model"), resources)
@@ -144,8 +144,9 @@ def _below(selection, dense, model, resources):
     found = {}
     if selection.record:
         folder = Path(selection.record["source_path"])
-        found["candidate"] = read("candidate", folder / "pruning.json")
-        scores = Path(*("candidate_evaluation" if part == "candidates" else part for part in folder.parts), EVALUATION)
+        found["candidate"] = read("candidate", folder / layout.RECORDS["candidate"][1])
+        made, scored = layout.root("candidate"), layout.root("scores")
+        scores = Path(*(scored if part == made else part for part in folder.parts), layout.EVALUATION)
         if scores.is_file():
             found["scores"] = read("scores", scores)
     source = found.get("candidate", selection).fingerprints.get("source") or dense.fingerprints.get("weights")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from .. import layout
 from ..errors import CoppiceError
 from ..reporting import study
 from . import chain, checks, showing
@@ -16,7 +17,7 @@ def results_of(words):
         return None
     path = Path(words[0])
     for folder in (path, path.parent, path.parent.parent) if path.exists() else ():
-        if (folder / "finetuned_evaluation").is_dir() and path in (
+        if (folder / layout.root("finetuned")).is_dir() and path in (
             folder,
             folder / "report",
             folder / "report" / path.name,
@@ -50,7 +51,7 @@ def trace(results, resources, console, metric=None, stage=None, verify=False, as
 
 def _chain(results, resources, pair):
     """The Chain of a pair; None where the study has no record of this model with this config."""
-    paths = study.paths_of(results, *pair)
+    paths = layout.of_pair(results, *pair)
     own = [path for name, path in paths.items() if name != "dense"]
     return chain.of_pair(results, resources, *pair) if any(path.is_file() for path in own) else None
 

@@ -1,0 +1,138 @@
+"""Where a study's files lie: one place for the rules, the reports and `coppice trace`. No record is read here.
+
+Patterns have the wildcards of the workflow: {model}, {config}, {candidate}.
+"""
+
+import functools
+from pathlib import Path
+
+TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
+EVALUATION = "evaluation_results.json"
+COMPARISON = "comparison.json"
+# what a record is of -> its folder below the results, and its name
+RECORDS = {
+    "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
+    "scores": ("candidate_evaluation/{model}/{candidate}", EVALUATION),
+    "selection": ("for_finetuning/{model}/{config}", "selection_info.json"),
+    "training": (f"finetuned/{{model}}/{{config}}{TUNED}", "finetuning_config.json"),
+    "dense": ("dense_evaluation/{model}", EVALUATION),
+    "pruned": ("pruned_evaluation/{model}/{config}", EVALUATION),
+    "finetuned": (f"finetuned_evaluation/{{model}}/{{config}}{TUNED}", EVALUATION),
+}
+
+
+def folder(results, kind):
+    """The pattern of the folder in which a record of this kind lies."""
+    return f"{results}/{RECORDS[kind][0]}"
+
+
+def record(results, kind):
+    """The pattern of the record of this kind."""
+    return f"{folder(results, kind)}/{RECORDS[kind][1]}"
+
+
+def root(kind):
+    """The folder of all records of this kind, below the results."""
+    return RECORDS[kind][0].partition("/")[0]
+
+
+def of_pair(results, model, config, seed=None):
+    """Where the records of a pair lie: selection, training, the three evaluations by stage, comparison.
+
+    seed: of a further training, whose files lie in a folder of its own.
+    """
+    kinds = ("selection", "training", "dense", "pruned", "finetuned")
+    paths = {kind: Path(record(results, kind).format(model=model, config=config)) for kind in kinds}
+    paths["comparison"] = paths["finetuned"].with_name(COMPARISON)
+    if seed is not None:
+        for kind in ("training", "finetuned"):
+            paths[kind] = paths[kind].parent / f"seed-{seed}" / paths[kind].name
+    return paths
+
+
+def config_file(study, model):
+    """Where the configuration of a dense model lies once it is known."""
+    source = study.models[model]["source"]
+    if source["kind"] == "local":
+        return f"{source['path']}/config.json"
+    if source["kind"] == "miniature":
+        return f"{study.resources}/miniature/models/{source['path']}/checkpoint/config.json"
+    return f"{study.resources}/models/{model}/config.json"
+
+
+def local_files(source):
+    """The files of a local model or data set ({kind, path} or None): a change of theirs is to be noticed."""
+    if source is None or source["kind"] != "local":
+        return []
+    path = Path(source["path"])
+    return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+
+
+class Files:
+    """The files of one study (a settings.Study) that its jobs rest on, by the names of models and data sets."""
+
+    def __init__(self, study):
+        self.study, self.resources = study, study.resources
+
+    def dataset(self, name):
+        """The record of a prepared data set: generated ones share one folder, others have their own."""
+        entry = self.study.dataset(name)
+        if entry and entry["source"]["kind"] == "miniature":
+            return f"{self.resources}/miniature/{Path(entry['source']['path']).name}/dataset.json"
+        return f"{self.resources}/datasets/{name}/dataset.json"
+
+    def datasets(self, names):
+        """The records of several data sets."""
+        return [self.dataset(name) for name in names]
+
+    def by_name(self, names):
+        """name -> record of several data sets."""
+        return {name: self.dataset(name) for name in names}
+
+    def model(self, name):
+        """The record of a dense model's folder."""
+        source = self.study.models[name]["source"]
+        if source["kind"] == "miniature":
+            return self._miniature(Path(source["path"]).name)
+        return f"{self.resources}/models/{name}/model.json"
+
+    def _miniature(self, name):
+        return f"{self.resources}/miniature/models/{name}/model.json"
+
+    @functools.cached_property
+    def configurations(self):
+        """model -> the configuration of each active model that is not made here: known before its weights are."""
+        return {
+            model: config_file(self.study, model)
+            for model in self.study.active_models()
+            if self.study.models[model]["source"]["kind"] != "miniature"
+        }
+
+    def fetched_configurations(self):
+        """Those of them that have to be fetched, where a grid is checked against them."""
+        if self.study.config["candidates"]["table"] is not None:
+            return []
+        every = self.configurations.items()
+        return [path for model, path in every if self.study.models[model]["source"]["kind"] == "hub"]
+
+    def task_definitions(self):
+        """The files of the user's own task definitions: a change of theirs is to be noticed."""
+        place = self.study.evaluate["zero_shot"]["include_path"]
+        files = Path(place).rglob("*") if place else []
+        return sorted(str(file) for file in files if file.suffix in (".yaml", ".py"))
+
+    def miniature_corpus(self):
+        """The records of the text that the miniature models are trained on."""
+        corpus = self.study.miniature["corpus"]
+        if corpus != "world":
+            return [self.dataset(corpus)]
+        return [f"{self.resources}/miniature/{name}/dataset.json" for name in ("pretraining", "wikitext2", "ptb")]
+
+    def miniature_parents(self, name):
+        """What a miniature model is built from beside the corpus: an instruct one from its base and instructions."""
+        if not name.endswith("-instruct"):
+            return []
+        return [
+            self._miniature(name.removesuffix("-instruct")),
+            self.dataset(self.study.training_datasets()[0]),
+        ]
