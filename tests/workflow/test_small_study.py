@@ -63,6 +63,15 @@ def test_the_adapter_loads_with_plain_peft(small_study):
         assert (folder / name).exists()
 
 
+def test_whoever_may_read_new_files_may_read_all_that_a_study_wrote(small_study):
+    new = small_study.folder / "new"
+    new.touch()
+    files = [path for part in ("results", "resources", "logs") for path in (small_study.folder / part).rglob("*")]
+    files = [path for path in files if path.is_file() and not path.is_symlink()]
+    assert {path.suffix for path in files} > {".safetensors", ".pt", ".json", ".parquet", ".log"}
+    assert not [path for path in files if new.stat().st_mode & ~path.stat().st_mode]
+
+
 def test_a_checkout_runs_its_own_code_whatever_is_installed(new_checkout):
     checkout = new_checkout("own code")
     path = checkout.folder / "workflow/scripts/coppice/logs.py"

@@ -225,9 +225,7 @@ def save(model, tokenizer, folder):
     odd_shapes.write_manifest(partial, model.config)
     for file in folder.glob("*.safetensors*"):
         file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
-    for file in sorted(partial.iterdir()):
-        file.replace(folder / file.name)
-    partial.rmdir()
+    records.move_in(partial, folder)
 
 
 def load_tokenizer(path, trust_remote_code=False):

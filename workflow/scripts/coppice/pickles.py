@@ -9,7 +9,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from . import models, odd_shapes
+from . import models, odd_shapes, records
 from .errors import CheckpointError
 
 logger = logging.getLogger("coppice.pickles")
@@ -119,6 +119,7 @@ def _write(folder, config, state):
         kept[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen[tensor.data_ptr()] = name
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    records.as_new_files(folder)
 
 
 def _architecture(config):

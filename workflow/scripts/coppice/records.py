@@ -73,6 +73,23 @@ def copy(source, path):
         shutil.copyfileobj(content, file)
 
 
+def move_in(partial, folder):
+    """Move what lies in the folder `partial` into `folder`, where it replaces what has the same name."""
+    as_new_files(partial)
+    for path in sorted(partial.iterdir()):
+        if path.is_dir():  # some tokenizers have folders, which replace no older one by themselves
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    partial.rmdir()
+
+
+def as_new_files(folder):
+    """Give the files in `folder` the rights that new ones have: safetensors writes weights for their owner alone."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~_umask())
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

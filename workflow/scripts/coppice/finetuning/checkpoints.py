@@ -111,6 +111,7 @@ class Seal(TrainerCallback):
 
     def _seal(self, state):
         folder = self.output / f"checkpoint-{state.global_step}"
+        records.as_new_files(folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
         digests = {str(path.relative_to(folder)): fingerprints.content_digest(path) for path in files}
         records.write(folder / COMPLETE, {"step": state.global_step, "sha256": digests, "facts": self.facts()})

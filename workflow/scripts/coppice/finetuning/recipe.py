@@ -1,9 +1,8 @@
 """The adapter: LoRA settings as peft takes them, put on a model, checked, saved so that plain peft loads it, merged."""
 
 import logging
-import shutil
 
-from .. import disks, estimates
+from .. import disks, estimates, records
 from ..errors import CoppiceError, SettingsError
 
 logger = logging.getLogger("coppice.finetuning")
@@ -181,11 +180,7 @@ def save(model, tokenizer, output, initial=None, source=None):
     options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
     model.save_pretrained(partial, **options)
     tokenizer.save_pretrained(partial)
-    for file in sorted(partial.iterdir()):
-        if file.is_dir():  # some tokenizers have folders, which replace no older one by themselves
-            shutil.rmtree(output / file.name, ignore_errors=True)
-        file.replace(output / file.name)
-    partial.rmdir()
+    records.move_in(partial, output)
 
 
 def checkpoints_activations(model, settings):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import data
+from .. import data, records
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 logger = logging.getLogger("coppice.miniature")
@@ -259,3 +259,4 @@ def _save(model, tokenizer, output: Path) -> None:
     model.eval()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    records.as_new_files(output)
