@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 from synthetic_records import Synthetic
 
-from coppice import cli, records
+from coppice import cli, large_studies, records
 
 MODEL = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
 REPORT = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
@@ -141,24 +143,59 @@ def test_a_whole_study_is_traced_pair_by_pair(reported, target):
     assert status == 0
     (pair,) = found["pairs"]
     assert pair["of"]["model"] == "Llama" and pair["agrees"]
-    (check,) = found["report"]
-    assert check["agrees"] and check["detail"] == "30 numbers"
+    assert [check["detail"] for check in found["report"]] == ["1 rows", "7 rows"]
+    assert all(check["agrees"] for check in found["report"])
 
 
-def test_a_number_that_the_studys_report_alone_holds_is_named(reported, capsys):
-    path = reported.results / "report/comparisons.csv"
-    held = records.read(reported.folder("finetuned", "Llama", "best_acc") / "comparison.json")["average_acc"][
-        "finetuned"
-    ]
-    assert str(held) in path.read_text()
-    path.write_text(path.read_text().replace(str(held), "0.99"))
+@pytest.mark.parametrize(("table", "column"), [("comparisons", "average_acc_finetuned"), ("tasks", "p_holm")])
+def test_a_number_that_only_the_studys_report_holds_is_named(reported, capsys, table, column):
+    path = reported.results / f"report/{table}.csv"
+    frame = pandas.read_csv(path)
+    frame.loc[0, column] = 0.123
+    frame.to_csv(path, index=False)
     assert cli.main(["trace", "results"]) == 1
     told = capsys.readouterr().out
     assert (
-        "DIFFERS" in told
-        and "average_acc_finetuned in the tables of results/report: 0.99" in told
-        and str(held) in told
+        "DIFFERS" in told and f"{table}.csv: {column} of Llama best_acc" in told and "is 0.123, by the records" in told
     )
+
+
+def test_a_pair_that_the_studys_report_alone_holds_or_lacks_is_named(reported, capsys):
+    path = reported.results / "report/comparisons.csv"
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[1].replace("best_acc", "best_ppl", 1) + "\n")
+    assert cli.main(["trace", "results"]) == 1
+    told = capsys.readouterr().out
+    assert "of Llama best_ppl" in told, told
+    path.write_text(text.splitlines()[0] + "\n")
+    assert cli.main(["trace", "results"]) == 0  # it may have been left out on purpose
+    assert "report is without Llama best_acc" in capsys.readouterr().out
+
+
+def test_a_seed_is_asked_of_one_pair_alone(reported, capsys):
+    assert cli.main(["trace", "results", "--seed", "7"]) == 1
+    assert "--seed goes with a model and config" in capsys.readouterr().err
+
+
+def test_a_study_that_has_chosen_and_no_more_is_traced_too(study):
+    shutil.rmtree(study.results / "finetuned_evaluation")
+    _, found = traced("results")
+    assert found["pairs"][0]["of"]["config"] == "best_acc"
+
+
+def test_models_and_data_lie_where_the_studys_records_say(study):
+    rows = study.results.parent / "elsewhere/miniature/piqa/dataset.json"
+    records.write(rows, {"name": "piqa"})
+    large_studies.gather([rows], study.results / ".gathered/report.json")
+    _, found = traced(REPORT)
+    assert str(rows) in [record["path"] for record in found["records"]]
+
+
+def test_an_arm_without_a_loss_is_traced(study, tmp_path):
+    arm = {"ablation": "a", "arm": "b", "seed": 1, "unfit": "does not fit", "validation_loss": None}
+    records.write(tmp_path / "results/ablation/a/b/seed-1/arm.json", arm)
+    status, found = traced("results/ablation/a/b/seed-1")
+    assert status == 0 and found["numbers"] == []
 
 
 def test_a_record_that_changed_after_the_report_is_found_in_the_whole_study(reported, capsys):

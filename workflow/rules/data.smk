@@ -53,9 +53,7 @@ rule fetch_config:
 
 rule fetch_dataset:
     input:
-        lambda wildcards: layout.local_files(
-            (study.dataset(wildcards.dataset) or {}).get("source")
-        ),
+        lambda wildcards: files.dataset_sources(wildcards.dataset),
     output:
         f"{RESOURCES}/datasets/{{dataset}}/dataset.json",
     log:

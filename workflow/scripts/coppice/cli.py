@@ -88,7 +88,7 @@ def _tracing(commands):
     traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")
     traced.add_argument("--seed", type=int, help="of a further training (finetune.seeds)")
     traced.add_argument("--results", default="results", metavar="FOLDER", help="with names: where (%(default)s)")
-    traced.add_argument("--resources", default="resources", metavar="FOLDER", help="models and data (%(default)s)")
+    traced.add_argument("--resources", metavar="FOLDER", help="models and data (default: as the records say)")
     traced.add_argument("--verify", action="store_true", help="read weights, adapters and rows on disk, and hash them")
     traced.add_argument("--json", action="store_true", help="for machines, with all settings")
     traced.set_defaults(run=_trace)

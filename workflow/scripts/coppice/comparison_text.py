@@ -29,7 +29,7 @@ def render(record):
         "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks.\n"
         '"no clear change": p of 0.05 or more; for perplexity and the mean, an interval that holds 0.\n'
         "Recovered: (tuned - pruned) / (dense - pruned).\n"
-        f"Behind these numbers: {phrases.trace(record['model'], record['config'])}"
+        "The records behind these numbers: coppice trace, with the path of this file."
     )
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 

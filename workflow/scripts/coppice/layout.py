@@ -9,6 +9,7 @@ from pathlib import Path
 TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
+REPORT = "report"
 # what a record is of -> its folder below the results, and its name
 RECORDS = {
     "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
@@ -36,6 +37,13 @@ def root(kind):
     return RECORDS[kind][0].partition("/")[0]
 
 
+def results_above(path):
+    """The results folder of which `path` is: that folder itself, its report, or a file of its report; else None."""
+    path = Path(path)
+    places = [path, *([path.parent] if path.name == REPORT else [path.parent.parent] * (path.parent.name == REPORT))]
+    return next((place for place in places if any((place / root(kind)).is_dir() for kind in RECORDS)), None)
+
+
 def of_pair(results, model, config, seed=None):
     """Where the records of a pair lie: selection, training, the three evaluations by stage, comparison.
 
@@ -60,12 +68,18 @@ def config_file(study, model):
     return f"{study.resources}/models/{model}/config.json"
 
 
-def local_files(source):
-    """The files of a local model or data set ({kind, path} or None): a change of theirs is to be noticed."""
+def local_files(source, splits=()):
+    """The files of a local model or data set ({kind, path} or None): a change of theirs is to be noticed.
+
+    splits: names of files below the folder, or of what `data` finds in it by their names.
+    """
     if source is None or source["kind"] != "local":
         return []
     path = Path(source["path"])
-    return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+    if not path.is_dir():
+        return [str(path)]
+    named = [path / split for split in splits if split]
+    return sorted({str(file) for file in [*path.iterdir(), *named] if file.is_file()})
 
 
 class Files:
@@ -78,12 +92,17 @@ class Files:
         """The record of a prepared data set: generated ones share one folder, others have their own."""
         entry = self.study.dataset(name)
         if entry and entry["source"]["kind"] == "miniature":
-            return f"{self.resources}/miniature/{Path(entry['source']['path']).name}/dataset.json"
+            return self._generated(entry["source"]["path"])
         return f"{self.resources}/datasets/{name}/dataset.json"
 
     def datasets(self, names):
         """The records of several data sets."""
         return [self.dataset(name) for name in names]
+
+    def dataset_sources(self, name):
+        """The files that a local data set is read from."""
+        entry = self.study.dataset(name) or {}
+        return local_files(entry.get("source"), (entry.get("splits") or {}).values())
 
     def by_name(self, names):
         """name -> record of several data sets."""
@@ -93,7 +112,7 @@ class Files:
         """The record of a dense model's folder."""
         source = self.study.models[name]["source"]
         if source["kind"] == "miniature":
-            return self._miniature(Path(source["path"]).name)
+            return self._miniature(source["path"])
         return f"{self.resources}/models/{name}/model.json"
 
     def _miniature(self, name):
@@ -119,20 +138,21 @@ class Files:
         """The files of the user's own task definitions: a change of theirs is to be noticed."""
         place = self.study.evaluate["zero_shot"]["include_path"]
         files = Path(place).rglob("*") if place else []
-        return sorted(str(file) for file in files if file.suffix in (".yaml", ".py"))
+        return sorted(str(file) for file in files if file.is_file() and "__pycache__" not in file.parts)
 
     def miniature_corpus(self):
         """The records of the text that the miniature models are trained on."""
         corpus = self.study.miniature["corpus"]
         if corpus != "world":
             return [self.dataset(corpus)]
-        return [f"{self.resources}/miniature/{name}/dataset.json" for name in ("pretraining", "wikitext2", "ptb")]
+        return [self._generated(name) for name in ("pretraining", "wikitext2", "ptb")]
 
     def miniature_parents(self, name):
         """What a miniature model is built from beside the corpus: an instruct one from its base and instructions."""
         if not name.endswith("-instruct"):
             return []
-        return [
-            self._miniature(name.removesuffix("-instruct")),
-            self.dataset(self.study.training_datasets()[0]),
-        ]
+        instructions = self.dataset("alpaca") if self.study.dataset("alpaca") else self._generated("alpaca")
+        return [self._miniature(name.removesuffix("-instruct")), instructions]
+
+    def _generated(self, name):
+        return f"{self.resources}/miniature/{name}/dataset.json"

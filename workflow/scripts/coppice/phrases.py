@@ -39,8 +39,3 @@ def bounds(interval, scale=100, digits=1, signed=False):
     low, high = (scale * bound for bound in interval)
     sign = "+" if signed else ""
     return f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def trace(model, config):
-    """The command that shows what is behind the numbers of a pair."""
-    return f"coppice trace {model} {config}"

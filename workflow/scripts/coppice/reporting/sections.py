@@ -259,7 +259,7 @@ def _provenance(pair):
             shown = ", ".join(f"{key} {value[:12]}" for key, value in prints.items())
             where = f"{known.get('device')}, seed {known.get('seed')}, {known.get('started')}"
             rows.append((name, f"{where}; {shown}" if shown else where))
-    return [*rows, ("all records behind it", phrases.trace(pair.model, pair.config))] if rows else rows
+    return [*rows, ("all records behind it", f"coppice trace {pair.folders['finetuned']}")] if rows else rows
 
 
 def measured(study, metadata):

@@ -4,12 +4,14 @@ import os
 import re
 from pathlib import Path
 
+from .. import layout
 from ..errors import SettingsError, nearest
 from ..parsing import parsed
 from . import known
 
 LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
 RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
+FOLDERS_OF_RUNS = ("seed-", "checkpoint-", "superseded-", "rung-", "winner-")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
@@ -26,6 +28,11 @@ def check_name(name, where):
         raise SettingsError(f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}")
     if name in RESERVED:
         raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
+    if name.startswith(FOLDERS_OF_RUNS) or name.endswith(layout.TUNED):
+        raise SettingsError(
+            f"{where}: folders of runs are called {', '.join(f'{start}...' for start in FOLDERS_OF_RUNS)} and "
+            f"...{layout.TUNED}; take another name than '{name}'"
+        )
 
 
 def folder(text, key, workdir):

@@ -2,22 +2,26 @@
 
 import json
 
+from .. import layout
+from ..errors import CoppiceError
 from . import checks, showing, whole
-from .chain import of_target
+from .chain import of_target, resources_of
 
 __all__ = ["trace"]
 
 
-def trace(words, console, results="results", resources="resources", metric=None, stage=None, seed=None, **how):
+def trace(words, console, results="results", resources=None, metric=None, stage=None, seed=None, **how):
     """Print what is behind a pair of model and config, an arm, or a whole study; returns whether all of it agrees.
 
     words: one path inside the results (that folder, or its report, for the whole study), or a model and a config;
-    console: of rich; metric: a task, average_acc, ppl.<text> or recovered; stage: dense, pruned or finetuned; seed: of
-    a further training; how: verify, to read the files on disk again, and as_json. Raises CoppiceError where there is
-    nothing of that name.
+    resources: by default those that the study's records name; console: of rich; metric: a task, average_acc, ppl.<text>
+    or recovered; stage: dense, pruned or finetuned; seed: of a further training; how: verify, to read the files on disk
+    again, and as_json. Raises CoppiceError where there is nothing of that name.
     """
-    if study := whole.results_of(words):
-        return whole.trace(study, resources, console, metric, stage, **how)
+    if len(words) == 1 and (study := layout.results_above(words[0])):
+        if seed is not None:
+            raise CoppiceError("--seed goes with a model and config, or with a file of theirs, not with a whole study")
+        return whole.trace(study, resources or resources_of(study), console, metric, stage, **how)
     chain = of_target(words, results, resources, seed)
     showing.check_metric(metric, showing.known_metrics(chain))
     found, notes = checks.of_chain(chain, how.get("verify", False)), checks.notes(chain)

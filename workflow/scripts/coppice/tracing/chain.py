@@ -1,5 +1,7 @@
 """The records behind a pair of model and config, or behind an arm of an ablation: found, read, put in one line."""
 
+import contextlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +66,7 @@ class Chain:
 def of_target(words, results, resources, seed=None):
     """The Chain of what a person names: `words` is one path, or a model and a config."""
     if len(words) == 2:
-        return of_pair(results, resources, *words, seed)
+        return of_pair(results, resources or resources_of(results), *words, seed)
     if len(words) != 1:
         raise CoppiceError("name a file of the results, or a model and a config")
     path = Path(words[0])
@@ -72,9 +74,23 @@ def of_target(words, results, resources, seed=None):
         raise CoppiceError(f"{path}: there is no such file; name one of the results, or a model and a config")
     folder = path if path.is_dir() else path.parent
     if (folder / "arm.json").is_file():
-        return of_arm(folder, resources)
-    inside, *pair = _pair_in(folder)
-    return of_pair(inside, resources, *pair)
+        return of_arm(folder, resources or resources_of(_results_of_arm(folder)))
+    inside, model, config, named = _pair_in(folder)
+    return of_pair(inside, resources or resources_of(inside), model, config, named if seed is None else seed)
+
+
+def resources_of(results):
+    """The folder of models and data that the study under `results` uses, as its records name it."""
+    with contextlib.suppress(records.RecordError, KeyError):
+        for name in records.read(Path(results) / ".gathered" / "report.json")["files"]:
+            folder = next((place for place in Path(name).parents if place.name in ("datasets", "miniature")), None)
+            if folder:
+                return folder.parent
+    return "resources"
+
+
+def _results_of_arm(folder):
+    return _relative(folder.absolute().parents[3])
 
 
 def _pair_in(folder):
@@ -82,7 +98,7 @@ def _pair_in(folder):
     parts = folder.absolute().parts
     place = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] in FOLDERS), None)
     inside = list(parts[place + 1 :]) if place is not None else []
-    seed = next((int(part.removeprefix("seed-")) for part in inside if part.startswith("seed-")), None)
+    seed = next((int(found[1]) for part in inside if (found := re.fullmatch(r"seed-(\d+)", part))), None)
     inside = [part for part in inside if part not in ("samples", f"seed-{seed}")]
     if len(inside) < 2:
         raise CoppiceError(
@@ -122,7 +138,7 @@ def of_arm(folder, resources):
     if arm.at("unfit") or arm.at("raced_out"):
         return Chain("arm", _identity(arm), links)
     links["training"] = read("training", folder / "finetuning_config.json")
-    start, results = arm.fingerprints.get("weights"), _relative(folder.absolute().parents[3])
+    start, results = arm.fingerprints.get("weights"), _results_of_arm(folder)
     choices = (results / layout.root("selection")).glob(f"**/{layout.RECORDS['selection'][1]}")
     chosen = _first(choices, "selection", ("weights_fingerprint",), start)
     if chosen:

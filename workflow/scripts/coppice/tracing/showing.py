@@ -39,8 +39,9 @@ def values(chain, metric, stage=None):
                 rows.append(_row(key, name, value, link, _place(key)))
     if metric in ("recovered", None) and stage is None and chain["comparison"].record:
         rows += _recovered(chain["comparison"])
-    if chain.kind == "arm" and metric in ("validation_loss", None):
-        rows.append(_row("validation_loss", "arm", chain["arm"].at("validation_loss"), chain["arm"], "validation_loss"))
+    loss = chain["arm"].at("validation_loss")  # an arm that was stopped, or did not fit, has none
+    if metric in ("validation_loss", None) and loss is not None:
+        rows.append(_row("validation_loss", "arm", loss, chain["arm"], "validation_loss"))
     return rows
 
 

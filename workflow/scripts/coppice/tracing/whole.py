@@ -1,29 +1,16 @@
 """A whole study traced: every pair of model and config in a line, and whether the report shows their records."""
 
+import io
 import json
+import math
 from pathlib import Path
 
 from .. import layout
 from ..errors import CoppiceError
-from ..reporting import study
+from ..reporting import study, tables
 from . import chain, checks, showing
 
 TABLES = ("comparisons", "tasks")
-
-
-def results_of(words):
-    """The results folder where `words` name a whole study (that folder, or a file of its report); else None."""
-    if len(words) != 1:
-        return None
-    path = Path(words[0])
-    for folder in (path, path.parent, path.parent.parent) if path.exists() else ():
-        if (folder / layout.root("finetuned")).is_dir() and path in (
-            folder,
-            folder / "report",
-            folder / "report" / path.name,
-        ):
-            return folder
-    return None
 
 
 def trace(results, resources, console, metric=None, stage=None, verify=False, as_json=False):
@@ -39,7 +26,7 @@ def trace(results, resources, console, metric=None, stage=None, verify=False, as
     valid = sorted({name for one in chains for name in showing.known_metrics(one)})
     showing.check_metric(metric, valid)
     found = [checks.of_chain(one, verify) for one in chains]
-    shown = _of_tables(Path(results) / "report", chains)
+    shown = _of_tables(Path(results))
     rows = [showing.values(one, metric, stage) if metric or stage else [] for one in chains]
     if as_json:
         told = [showing.as_dict(*one) for one in zip(chains, found, map(checks.notes, chains), rows, strict=True)]
@@ -56,47 +43,62 @@ def _chain(results, resources, pair):
     return chain.of_pair(results, resources, *pair) if any(path.is_file() for path in own) else None
 
 
-def _of_tables(folder, chains):
-    """Whether the tables of the report in `folder` show the numbers of the comparisons."""
+def _of_tables(results):
+    """Whether the tables of the report are those that the records give now."""
+    folder = results / layout.REPORT
     try:
-        shown = _shown(folder)
+        shown = [_read(folder / f"{name}.csv") for name in TABLES]
+        names = shown[0][["model", "family", "variant"]].drop_duplicates("model").set_index("model")
+        pairs = list(shown[0][["model", "config"]].itertuples(index=False, name=None))
     except FileNotFoundError as error:
         return [checks.Check("report", None, f"{error.filename}: there is no such file; run snakemake report")]
     except (ValueError, KeyError, OSError) as error:
         words = f"{folder}: its tables cannot be read ({error}); delete them and run snakemake report"
         return [checks.Check("report", False, words)]
-    return [_of_pair(folder, shown, one) for one in chains if one["comparison"].record]
+    known = study.read(results, pairs, {name: dict(facts) for name, facts in names.iterrows()})
+    found = [_of_table(folder, name, table, known) for name, table in zip(TABLES, shown, strict=True) if pairs]
+    absent = [" ".join(pair) for pair in study.discover(results)[0] if pair not in pairs and _compared(results, pair)]
+    if absent:
+        words = f"{folder} is without {', '.join(absent)}, which the study may have left out since (only.*)"
+        found.append(checks.Check("report", None, words))
+    return found
 
 
-def _shown(folder):
-    """(model, config) -> {<metric>_<stage>: the number that the report's tables show}."""
+def _read(source):
     import pandas
 
-    names = {"model": str, "config": str, "task": str}
-    means, tasks = (pandas.read_csv(folder / f"{table}.csv", dtype=names) for table in TABLES)
-    shown = {(row["model"], row["config"]): row for row in means.to_dict("records")}
-    for row in tasks.to_dict("records"):
-        shown[row["model"], row["config"]] |= {f"{row['task']}_{stage}": row[stage] for stage in chain.STAGES}
-    return shown
+    return pandas.read_csv(source, dtype=str, keep_default_na=False)
 
 
-def _of_pair(folder, shown, one):
-    """The Check of one pair: numbers that its comparison holds and the report shows otherwise, or not at all."""
-    pair, comparison = tuple(one.identity.values()), one["comparison"]
-    held = {
-        f"{name}_{stage}": value
-        for stage in chain.STAGES
-        for name, value in checks.numbers(comparison.record, stage).items()
-        if value is not None
-    }
-    what = f"report shows the comparison of {' '.join(pair)}"
-    other = [name for name, value in held.items() if not checks.near(shown.get(pair, {}).get(name), value)]
-    if not other:
-        return checks.Check(what, True, f"{len(held)} numbers")
-    there = shown.get(pair, {}).get(other[0], "not there")
-    return checks.Check(
-        what, False, f"{other[0]} in the tables of {folder}: {there}; {comparison.path} holds {held[other[0]]}"
+def _value(cell):
+    """A cell of a table as what it means: pandas writes whole numbers as such or not, by what stands above them."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    return number if math.isfinite(number) else cell  # a model may be called nan
+
+
+def _compared(results, pair):
+    return layout.of_pair(results, *pair)["comparison"].is_file()
+
+
+def _of_table(folder, name, shown, known):
+    """The Check of one table: every cell as the records give it, but for how far the jobs were."""
+    path, what = folder / f"{name}.csv", f"{name} of the report are those of the records"
+    given = _read(io.StringIO(getattr(tables, name)(known).to_csv(index=False)))
+    if list(given) != list(shown) or len(given) != len(shown):
+        return checks.Check(what, False, f"{path} has other rows or columns; run snakemake report")
+    every = [column for column in shown if column != "state"]
+    differs = shown[every].map(_value) != given[every].map(_value)
+    if not differs.any(axis=None):
+        return checks.Check(what, True, f"{len(shown)} rows")
+    row, column = differs.stack().idxmax()
+    where = " ".join(shown.loc[row, key] for key in ("model", "config", "task") if key in shown)
+    detail = (
+        f"{path}: {column} of {where} is {shown.loc[row, column] or 'empty'}, by the records {given.loc[row, column]}"
     )
+    return checks.Check(what, False, detail)
 
 
 def _show(console, chains, found, rows, shown):
@@ -111,4 +113,4 @@ def _show(console, chains, found, rows, shown):
         if check.agrees is not True:
             showing.show_check(console, check)
     console.print(f"the report  {showing.tally(shown)}", style="bold")
-    console.print("coppice trace MODEL CONFIG shows the records of one of them")
+    console.print("coppice trace FILE, with the path of a comparison_report.txt, shows the records of one of them")

@@ -1,0 +1,40 @@
+"""The files that jobs rest on: what Snakemake has to know of, so that a change of it is noticed."""
+
+from coppice import layout, settings
+
+MODELS = {"Llama-Instruct": {"base": "miniature/llama-instruct", "variant": "instruct"}}
+
+
+def files(**config):
+    return layout.Files(settings.load({"models": MODELS} | config))
+
+
+def test_a_file_in_a_folder_of_a_local_data_set_that_a_split_names_is_noticed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("train.jsonl", "sub/report.jsonl", "sub/other.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    source = {"kind": "local", "path": str(tmp_path)}
+    found = layout.local_files(source, ["train", "sub/report.jsonl", None])
+    assert found == [str(tmp_path / "sub/report.jsonl"), str(tmp_path / "train.jsonl")]
+
+
+def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
+    (tmp_path / "__pycache__").mkdir()
+    for name in ("mine.yaml", "utils.py", "_default_template_yaml", "__pycache__/utils.pyc"):
+        (tmp_path / name).write_text("task: mine\n" if name == "mine.yaml" else "")
+    found = layout.Files(
+        settings.load({"models": MODELS, "evaluate": {"zero_shot": {"include_path": str(tmp_path)}}})
+    ).task_definitions()
+    assert found == sorted(str(tmp_path / name) for name in ("mine.yaml", "utils.py", "_default_template_yaml"))
+
+
+def test_what_studies_are_tuned_on_makes_no_miniature_model_anew(tmp_path):
+    """A miniature instruct model is trained on the miniature instructions, whatever the study tunes on."""
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}\n')
+    usual = files().miniature_parents("llama-instruct")
+    assert [path.split("/")[-2] for path in usual] == ["llama", "alpaca"]
+    chats = {"path": str(tmp_path / "chats.jsonl"), "format": "json", "splits": {"train": "chats.jsonl"}}
+    assert files(datasets={"chats": chats}, finetune={"data": {"dataset": "chats"}}).miniature_parents(
+        "llama-instruct"
+    ) == [usual[0], "resources/miniature/alpaca/dataset.json"]
+    assert files().miniature_parents("llama") == []
