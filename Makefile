@@ -24,7 +24,7 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-test: test-unit test-faults-bounded test-workflow  ## run all tests
+test: test-unit test-faults-bounded test-workflow  ## the tests, but for the long fault tests and Slurm
 
 test-unit: env  ## unit tests: under two minutes
 	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -m "not slow"
@@ -42,7 +42,7 @@ test-slurm: env  ## a small study on a real Slurm, which is installed where apt 
 	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/slurm -q -rs
 
-bench: $(VENV)/.bench  ## speed against the peers, with figures
+bench: $(VENV)/.bench  ## speed against the peers, and how jobs are planned
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/planning.py
@@ -52,7 +52,7 @@ $(VENV)/.bench: $(INSTALLED) envs/requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements-bench.txt
 	touch $@
 
-lint: env  ## what the pre-commit hooks check
+lint: env  ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow

@@ -121,6 +121,13 @@ def snakemake(folder, *words):
     )
 
 
+def quietly(command):
+    """Run a command; where it fails, end with the last lines that it wrote."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+
+
 def conclude(results, arguments, below_bars, show, summary):
     """Write and print the results by model, what is below its bar, and last a line; returns the exit status."""
     if arguments.json:
@@ -129,6 +136,6 @@ def conclude(results, arguments, below_bars, show, summary):
     for name, result in results.items():
         show(name, result)
     for failure in failures:
-        print(f"below the bar: {failure}")
+        print(f"not within the bar: {failure}")
     print(summary(results, failures))
     return 1 if arguments.check and failures else 0

@@ -7,12 +7,11 @@ Trains and evaluates a checkpoint of a finished miniature study by the study's o
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import conclude
+from common import conclude, quietly
 
 TASKS = ("piqa", "arc_easy")
 RUNS = {"1 thread": 1, "1 thread again": 1, "2 threads": 2, "2 threads again": 2}
@@ -37,7 +36,7 @@ def main():
         for name, threads in RUNS.items():
             own = Path(folder) / name.replace(" ", "-")
             command = [sys.executable, *sys.argv, "--one", str(threads), str(own)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            quietly(command)
             found[name] = measured(own)
     pairs = [("1 thread", "1 thread again"), ("2 threads", "2 threads again"), ("1 thread", "2 threads")]
     results = {f"{one} and {other}": apart(found[one], found[other]) for one, other in pairs}

@@ -5,18 +5,19 @@ batches of an evaluation, blocks of a model that is pruned): the mean of the sec
 fills caches) is compared with that of the last. Stages without (data, comparison, report): the peak is compared with
 that of one that is four times as long, which gives the bytes that one more row, item or model takes.
 
-    python benchmarks/endurance.py [--steps 2000] [--rows 4000] [--check]
+    python benchmarks/endurance.py [--stages training data ...] [--steps 2000] [--rows 4000] [--check] [--json FILE]
+
+On Linux: memory of a process's own is read from /proc.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-from common import ROOT, conclude
+from common import ROOT, conclude, quietly
 
 STEPS = ("training", "zero-shot", "perplexity", "prune")
 # stage -> what it is long in, how many of these the shorter of its two runs has, and bytes that one more may take
@@ -39,13 +40,15 @@ SHAPE = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--steps", type=int, default=2000, help="of the training")
+    parser.add_argument("--steps", type=int, default=2000, help="of the training, at least 8")
     parser.add_argument("--rows", type=int, default=4000, help="of the task and of the text")
     parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--check", action="store_true", help=f"fail where memory grows by more than {GROWTH:.0%}")
+    parser.add_argument("--check", action="store_true", help="fail where memory grows by more than it may")
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.steps < 8:
+        parser.error("--steps: at least 8, so that there are quarters to compare")
     if arguments.one:
         once(arguments, arguments.one[0], Path(arguments.one[1]))
         return 0
@@ -57,7 +60,7 @@ def main():
             for own, length in zip(folders, lengths, strict=True):
                 own.mkdir()
                 command = [sys.executable, *sys.argv, "--one", stage, str(own), "--length", str(length)]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                quietly(command)
             results[stage] = peaks(folders, lengths) if stage in LENGTHS else summed_up(folders[0])
     return conclude(results, arguments, below, show, summary)
 
@@ -84,6 +87,8 @@ def at_length(arguments, stage, folder):
     maker = multiprocessing.get_context("fork").Process(target=make, args=(folder, arguments.length))
     maker.start()
     maker.join()
+    if maker.exitcode:
+        raise SystemExit(f"{stage}: what it works on could not be made (exit code {maker.exitcode})")
     with Peak() as peak:
         run(folder)
     return peak.bytes

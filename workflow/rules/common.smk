@@ -1,4 +1,7 @@
-"""What the rules share: the study, wildcard constraints, resources, and the words at a run's start and end.
+"""What the rules share: the study, wildcard constraints, and the words at a run's start and end.
+
+Takes the configuration; gives the study, the patterns of its records, and the functions of wildcards that several rule
+files have for their inputs and parameters.
 
 The configuration is checked here, once, in the main process: a job that Snakemake starts on its own (a cluster's, or
 one in a group) trusts it.

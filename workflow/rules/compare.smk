@@ -1,6 +1,6 @@
 """Before against after, for one model and config.
 
-Takes the three evaluations, the selection and the finetuning record; gives `comparison_report.txt` for people and
+Takes the three evaluations (of further seeds, their own), the selection and the finetuning record; gives `comparison_report.txt` for people and
 `comparison.json` for programs.
 """
 

@@ -1,7 +1,7 @@
 """Models and datasets, each brought to one form under `resources`.
 
-Takes hub ids, local folders or `miniature/...` names; gives a `model.json` a model and a `dataset.json` a dataset,
-beside the files. The fetch rules are the only ones that ever touch the network. `gather_rows` names the records of all
+Takes hub ids, local folders or `miniature/...` names; gives a `model.json` a model, a `dataset.json` a dataset, beside
+the files, and the `config.json` of a model that is not here yet. The fetch rules are the only ones that ever touch the network. `gather_rows` names the records of all
 data sets of an evaluation in one file, so that ten thousand jobs have one input for them and not ten.
 """
 

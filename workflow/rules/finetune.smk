@@ -22,7 +22,12 @@ rule finetune_lora:
         adapter=f"{SEEDED}/adapter_model.safetensors",
         adapter_config=f"{SEEDED}/adapter_config.json",
         record=f"{SEEDED}/finetuning_config.json",
-        log=f"{SEEDED}/training_log.txt",
+        log=report(
+            f"{SEEDED}/training_log.txt",
+            category="fine-tuning",
+            caption="../report/finetuning.rst",
+            labels={"model": "{model}", "config": "{config}{seeded}"},
+        ),
         state=f"{SEEDED}/training_state.json",
     log:
         f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.log",

@@ -254,7 +254,7 @@ def load(record, role):
     import datasets
     import pyarrow.parquet
 
-    known = facts(record, role).get("sha256")  # records of before 0.1 do not have it
+    known = facts(record, role).get("sha256")  # older records do not have it
     path, remedy = Path(record).parent / f"{role}.parquet", f"delete {record} and run snakemake again"
     try:
         if known and fingerprints.content_digest(path) != known:

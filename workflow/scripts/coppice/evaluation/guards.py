@@ -13,7 +13,7 @@ def check_adapter(folder, weights):
     record = Path(folder) / "finetuning_config.json"
     if not record.is_file():  # an adapter from elsewhere: nothing says how it was written
         return
-    known = records.read(record).get("trained_fingerprint")  # records of before 0.1 do not have it
+    known = records.read(record).get("trained_fingerprint")  # older records do not have it
     if known not in (None, weights):
         raise CheckpointError(
             f"{folder}: adapter_model.safetensors or adapter_config.json was changed after it was written (the "

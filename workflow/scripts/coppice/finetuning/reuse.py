@@ -10,8 +10,9 @@ from ..errors import CoppiceError
 
 logger = logging.getLogger("coppice.finetuning")
 
-RECORD, STATE = "finetuning_config.json", "training_state.json"
-OWN = (RECORD, STATE, "arm.json", "reached.json")  # what says who was trained is not copied
+RECORD, STATE, LOSSES = "finetuning_config.json", "training_state.json", "validation_losses.json"
+NAMED = (LOSSES, STATE, RECORD)  # these say who was trained; the last one says that all of it is there
+OWN = (*NAMED, "arm.json", "reached.json")
 MERGED = "merged"
 
 
@@ -35,8 +36,9 @@ def take_over(identity, source, twin, output, settings, seed):
     for file in sorted(twin.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
             records.copy(file, output / file.name)
-    records.write(output / STATE, records.read(twin / STATE) | identity | {"reused_from": record["config"]})
-    records.write(output / RECORD, record | identity | {"reused_from": record["config"]})
+    for name in NAMED:
+        if (twin / name).is_file():
+            records.write(output / name, records.read(twin / name) | identity | {"reused_from": record["config"]})
     logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])
 
 

@@ -71,10 +71,11 @@ def _run(job, world):
     while True:
         resume = checkpoints.to_resume(job.output, job.key)
         asked = job.settings["micro_batch_size"] * longest
-        before = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
-        budget = min(budget or before, before)
+        fitting = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
+        budget = min(budget or fitting, fitting)
         try:
-            return processes.run(_train, {"job": replace(job, resume=resume, budget=budget)}, world)
+            processes.run(_train, {"job": replace(job, resume=resume, budget=budget)}, world)
+            return
         except sharding.OutOfMemory as error:
             if budget < longest:
                 raise TransientError(

@@ -6,8 +6,8 @@ from .criteria import asked, needs_scoring
 
 
 def settings(study):
-    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for, under the
-    protocol that stands for a model, and without its answers and its cost.
+    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for (all, where none
+    does: the table of candidates shows them), under the protocol that stands for a model, without answers and cost.
     """
     wanted = [metric.removeprefix("ppl.") for criterion in study.configs.values() for metric in asked(criterion)]
     texts = study.evaluate["perplexity"]["datasets"]
