@@ -219,7 +219,7 @@ def test_a_data_file(tmp_path, form, kind):
         ('{"text": "a"}\n{"text": null}', "row 1 of its report rows"),
         ('{"other": "a"}', "lack the column text"),
         ("[1, 2]", "text holds int64"),
-        ('{"text": "a\\ud800"}', "not valid json"),
+        ('{"text": "a\\ud800"}', "cannot be read as json"),
     ],
 )
 def test_rows_that_are_no_text_are_told_before_any_model_reads_them(tmp_path, lines, words):
@@ -486,6 +486,7 @@ def test_a_data_file_that_may_not_be_read_is_told(form):
     with open_to_all() as folder:
         (folder / name).write_bytes(content)
         prepare(folder, form)
+        (folder / "out").chmod(0o777)
         (folder / name).chmod(0)
         with not_as_root():
             message = told(lambda: prepare(folder, form))

@@ -1,11 +1,12 @@
 """Datasets: any local form becomes roles with fingerprints; selection and report never share a row."""
 
+import hashlib
 import json
 
 import pytest
 
 from coppice import data, records
-from coppice.errors import DataError
+from coppice.errors import CoppiceError, DataError
 
 
 def entry(path, form="json", columns=None, **splits):
@@ -91,3 +92,61 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_the_file(tmp_path):
         data.prepare("mine", entry(tmp_path, form, report="test"), tmp_path / form, False)
     prints = [data.facts(tmp_path / form / "dataset.json", "report")["fingerprint"] for form in ("json", "csv")]
     assert prints[0] == prints[1]
+
+
+def boolq(*numbers):
+    return [{"question": f"q{i}", "passage": "p", "label": i % 2} for i in numbers]
+
+
+def prepared_boolq(folder, **splits):
+    data.prepare("boolq", entry(folder, **splits), folder / "out", True, data.TASK_COLUMNS["boolq"])
+    record = folder / "out/dataset.json"
+    return {
+        role: {row["question"] for row in data.load(record, role)} for role in records.read(record)["roles"]
+    }, record
+
+
+def test_rows_that_are_reported_are_never_chosen_by(tmp_path):
+    write_jsonl(tmp_path / "validation.jsonl", boolq(*range(6)))
+    write_jsonl(tmp_path / "test.jsonl", boolq(4, 5, 6))
+    found, record = prepared_boolq(tmp_path, selection="validation", report="test")
+    assert found == {"selection": {"q0", "q1", "q2", "q3"}, "report": {"q4", "q5", "q6"}}
+    assert records.read(record)["notes"] == ["selection: 2 rows are left out that are report rows too"]
+    write_jsonl(tmp_path / "validation.jsonl", boolq(4, 5))
+    with pytest.raises(DataError, match="selection rows are all among its report rows"):
+        prepared_boolq(tmp_path, selection="validation", report="test")
+
+
+def test_a_file_that_is_changed_in_the_same_second_is_read_anew(tmp_path):
+    """The library's own cache knows files by their name and time alone."""
+    import os
+
+    path = tmp_path / "test.jsonl"
+    for text in ("one", "two"):
+        write_jsonl(path, [{"text": text}])
+        os.utime(path, (0, 0))
+        data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", needs_selection=False)
+        assert data.texts(tmp_path / "out/dataset.json", "report")[:] == [text]
+    assert not list((tmp_path / "out").glob(".partial*"))
+    digests = records.read(tmp_path / "out/dataset.json")["provenance"]["fingerprints"]["files"]
+    assert digests == {"test.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize("name", ["v[12]", "q?", "a*", "b[x]", "{a,b}"])
+def test_marks_in_a_path_stand_for_themselves(tmp_path, name):
+    for folder, text in ((name, "mine"), ("v1", "other"), ("qx", "other"), ("ab", "other"), ("bx", "other")):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "test.jsonl", [{"text": text}])
+    data.prepare("mine", entry(tmp_path / name, report="test"), tmp_path / "out", needs_selection=False)
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["mine"]
+
+
+def test_files_that_may_each_be_a_split_are_told_and_numbered_parts_belong_together(tmp_path):
+    for name in ("test.json", "test.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": name}])
+    with pytest.raises(CoppiceError, match=r"test\.json, test\.jsonl may each be the split 'test'"):
+        data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", needs_selection=False)
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": name}])
+    data.prepare("mine", entry(tmp_path, train="train"), tmp_path / "out", needs_selection=False)
+    assert data.facts(tmp_path / "out/dataset.json", "train")["rows"] == 2

@@ -24,6 +24,7 @@ STOREYS = [
         "jobs",
         "large_studies",
         "layout",
+        "local_data",
     },
     {
         "checkpoint_files",

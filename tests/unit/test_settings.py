@@ -106,7 +106,7 @@ def local_data(tmp_path):
         folder = tmp_path / "somewhere" / entry["path"].removeprefix("{data_root}/")
         folder.mkdir(parents=True)
         for split in filter(None, entry["splits"].values()):
-            (folder / split).write_text("")
+            (folder / f"{split}{'.txt' if entry['format'] == 'text' else '.jsonl'}").write_text("")
         assert name in settings.load(file("config.yaml")).datasets
     return tmp_path / "somewhere"
 
@@ -130,9 +130,29 @@ def test_local_data_without_its_folder_names_data_root(tmp_path):
 
 
 def test_a_file_named_as_a_split_must_be_there(local_data):
-    (local_data / "ptb" / "ptb.test.txt").unlink()
-    with pytest.raises(settings.SettingsError, match=r"datasets\.ptb\.splits\.report: there is no file ptb\.test\.txt"):
+    (local_data / "ptb" / "test.txt").unlink()
+    with pytest.raises(settings.SettingsError, match=r"datasets\.ptb\.splits\.report: no file for 'test' .*valid\.txt"):
         settings.load(merged(file("config.yaml"), file("local_data.yaml"), {"data_root": str(local_data)}))
+
+
+def test_one_file_serves_what_is_asked_of_it_and_no_more(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    one = {"path": str(tmp_path / "rows.jsonl"), "format": "json"}
+    assert load({"datasets": {"boolq": one}}).dataset("boolq")["splits"] == {
+        "train": None,
+        "selection": None,
+        "report": "validation",
+    }
+    told = message({"datasets": {"ptb": one}, "candidates": {"calibration": {"dataset": "ptb"}}})
+    assert "datasets.ptb.path: one file cannot hold" in told and "candidates.calibration.dataset" in told
+
+
+@pytest.mark.parametrize(("role", "words"), [("train", "trained on"), ("selection", "candidates are chosen by")])
+def test_what_is_reported_is_neither_trained_on_nor_chosen_by(tmp_path, role, words):
+    (tmp_path / "test.jsonl").write_text("{}")
+    splits = {"train": None, "selection": None, "report": "test", role: "test.jsonl"}
+    told = message({"datasets": {"boolq": {"path": str(tmp_path), "format": "json", "splits": splits}}})
+    assert f"datasets.boolq.splits.{role} and .report" in told and words in told
 
 
 WRONG = {

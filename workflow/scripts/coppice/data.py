@@ -6,15 +6,18 @@ Selection and report never share a row: where the source has no split of its own
 train serves, else (if asked for) a fixed part of the report rows, which the report then leaves out and says so.
 """
 
+import contextlib
+import glob
 import hashlib
 import heapq
 import logging
 import math
-import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
-from . import fingerprints, hub, prompts, records
+from . import disks, fingerprints, hub, local_data, prompts, records
 from .errors import DataError
 
 logger = logging.getLogger("coppice.data")
@@ -22,7 +25,6 @@ logger = logging.getLogger("coppice.data")
 ROLES = ("train", "selection", "report")
 SELECTION_ROWS = 1000  # rows of train that stand in for a selection split
 SELECTION_SHARE = 5  # one report row in five goes to selection where there is nothing else
-MAPPING = {"json": ("*.json", "*.jsonl"), "csv": ("*.csv",), "parquet": ("*.parquet",), "text": ("*.txt", "*.txt.gz")}
 
 # To find brackets opened one after another with none closed, whatever stands between them
 BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -49,23 +51,43 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
     """
     clock = records.Clock()
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
+    files = {role: _files(entry, split) for role, split in splits.items()}
     tables = {}
-    for role, split in splits.items():
-        table = _read(name, entry, split)
-        if table is not None:
-            tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
-            _check_columns(name, tables[role], role, entry.get("uses") or (), required)
-    if not tables:
-        raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
-    notes = _add_selection(tables, needs_selection)
-    write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock)
+    with _scratch(folder) as scratch:
+        for role, split in splits.items():
+            table = _read(name, entry, split, files[role], scratch)
+            if table is not None:
+                tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
+                _check_columns(name, tables[role], role, entry.get("uses") or (), required)
+        if not tables:
+            raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
+        notes = _add_selection(tables, needs_selection)
+        if required:
+            notes += _keep_apart(name, tables)
+        write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock, files=files)
+
+
+@contextlib.contextmanager
+def _scratch(folder):
+    """A folder for what `datasets` keeps of local files: its own cache knows them by name and time, not by content."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(dir=folder, prefix=disks.partial_name())
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _files(entry, split):
+    """The local files of a split, none of a data set of the hub."""
+    return local_data.files_of(entry["path"], entry["format"], split) if entry.get("format") else []
 
 
 def _public(entry):
     return {key: entry.get(key) for key in ("path", "name", "revision", "commit", "format", "columns")}
 
 
-def _read(name, entry, split):
+def _read(name, entry, split, files, scratch):
     """One split as a `datasets.Dataset`, or None where a local folder does not have it."""
     import datasets
 
@@ -81,13 +103,13 @@ def _read(name, entry, split):
             raise DataError(f"datasets.{name}: {entry['path']} does not load: {error}") from error
         except Exception as error:  # whatever the library makes of what the hub said
             raise hub.refusal(f"datasets.{name}", entry["path"], entry.get("revision"), error) from error
-    files = _local_files(Path(entry["path"]).expanduser(), entry["format"], split)
     if not files:
         return None
     try:
         for file in files if entry["format"] == "json" else ():
             _check_json(file)
-        table = datasets.load_dataset(entry["format"], data_files={"rows": [str(f) for f in files]}, split="rows")
+        named = {"rows": [glob.escape(str(file)) for file in files]}
+        table = datasets.load_dataset(entry["format"], data_files=named, split="rows", cache_dir=scratch)
         table.data.table.validate(full=True)  # text of another encoding than UTF-8
     except Exception as error:  # a garbled file raises whatever the parser of its format raises
         reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
@@ -107,24 +129,6 @@ def _check_json(file):
             if deep or re.search(rb"\}\r?\n\s*null\s*(\n|\Z)", before + part):
                 raise ValueError(f"it has {f'brackets more than {DEEPEST} deep' if deep else 'a row that is null'}")
             before = part[-(2**16) :]
-
-
-def _local_files(path, form, split):
-    """The files that hold `split`: the file itself, one named so in the folder, or those whose name has the split's."""
-    path = path.absolute()
-    if path.is_file():
-        return [path]
-    if os.path.isfile(path / split):
-        return [path / split]
-    found = sorted(file for pattern in MAPPING[form] for file in path.glob(pattern) if file.is_file())
-    return [file for file in found if split in _words(file.name)]
-
-
-def _words(filename):
-    """The parts of a file name between dots, dashes, underscores: `ptb.train.txt.gz` has `train`."""
-    for separator in "-_":
-        filename = filename.replace(separator, ".")
-    return filename.split(".")
 
 
 def _rename(name, table, columns, required, split):
@@ -196,6 +200,23 @@ def _add_selection(tables, needed):
     return [f"selection: a fixed part of the report split ({len(report) - kept} rows), which reports leave out"]
 
 
+def _keep_apart(name, tables):
+    """Take rows that the reports use out of those that candidates are scored on; says how many these were."""
+    if not {"selection", "report"} <= tables.keys():
+        return []
+    reported = {_row_digest(row) for row in tables["report"]}
+    kept = [place for place, row in enumerate(tables["selection"]) if _row_digest(row) not in reported]
+    twice = len(tables["selection"]) - len(kept)
+    if not kept:
+        raise DataError(
+            f"datasets.{name}: its selection rows are all among its report rows: candidates would be chosen on what is "
+            f"reported; name another split as datasets.{name}.splits.selection, or null"
+        )
+    if twice:
+        tables["selection"] = tables["selection"].select(kept)
+    return [f"selection: {twice} rows are left out that are report rows too"] if twice else []
+
+
 def _row_digest(row):
     return hashlib.sha256(row_text(row).encode()).hexdigest()
 
@@ -217,10 +238,10 @@ def _plain(value):
     return value if known else repr(value)
 
 
-def write(name, tables, folder, splits, source, notes=(), clock=None):
+def write(name, tables, folder, splits, source, notes=(), clock=None, files=None):
     """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows.
 
-    clock: runs since the work began that made the tables.
+    clock: runs since the work began that made the tables; files: role -> the local files that it was read from.
     """
     import datasets
 
@@ -237,7 +258,9 @@ def write(name, tables, folder, splits, source, notes=(), clock=None):
         roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": fingerprint_of(table)}
         roles[role]["sha256"] = fingerprints.content_digest(path)
     facts = {"name": name, "roles": roles, "source": source, "notes": list(notes)}
-    provenance = (clock or records.Clock()).provenance({"splits": splits}, source.get("seed"))
+    every = sorted({file for found in (files or {}).values() for file in found})
+    digests = {file.name: fingerprints.content_digest(file) for file in every}
+    provenance = (clock or records.Clock()).provenance({"splits": splits}, source.get("seed"), files=digests)
     records.write(folder / "dataset.json", facts | {"provenance": provenance})
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from .. import layout
+from .. import layout, local_data
 from ..errors import SettingsError, nearest
 from ..parsing import parsed
 from . import known
@@ -150,11 +150,50 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
         return {**entry, "source": source}
     if not os.path.exists(source["path"]):
         raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
-    for role, split in entry["splits"].items():
-        named = split and split.endswith(DATA_SUFFIXES)
-        if named and os.path.isdir(source["path"]) and not os.path.isfile(os.path.join(source["path"], split)):
-            raise SettingsError(f"config key {key}.splits.{role}: there is no file {split} in {source['path']}")
     return {**entry, "path": source["path"], "source": source}
+
+
+def with_roles(name, entry, needed):
+    """The resolved data set with the splits that its roles have; needed: role -> the key that asks for it.
+
+    A single file has one role, the one that is asked for. Raises SettingsError where a role that is asked for has no
+    split or no file, and where what is reported is trained on or chosen by too.
+    """
+    key = f"config key datasets.{name}"
+    splits = dict(entry["splits"])
+    local = entry["source"]["kind"] == "local" and entry["format"]
+    if local and os.path.isfile(entry["path"]):
+        if len(needed) > 1:
+            asked = ", ".join(f"{role} rows (for {by})" for role, by in needed.items())
+            raise SettingsError(f"{key}.path: one file cannot hold {asked}; name a folder with a file for each")
+        splits = {role: splits[role] or role if role in needed else None for role in splits}
+    for role, by in needed.items():
+        if splits[role] is None:
+            raise SettingsError(f"{key}.splits.{role} is null, but {by} needs it")
+    files = {role: _files(f"{key}.splits.{role}", entry, split, local) for role, split in splits.items() if split}
+    for role, found in files.items():
+        if not found and (role in needed or splits[role].endswith(DATA_SUFFIXES)):
+            there = ", ".join(sorted(os.listdir(entry["path"]))[:10]) or "nothing"
+            raise SettingsError(
+                f"{key}.splits.{role}: no file for '{splits[role]}' is in {entry['path']}, which has {there}"
+            )
+    for role in ("train", "selection"):
+        if files.get(role) and files.get(role) == files.get("report"):
+            raise SettingsError(
+                f"{key}.splits.{role} and .report are both '{splits['report']}': what is reported would be "
+                f"{'trained on' if role == 'train' else 'what candidates are chosen by'}; name another, or null"
+            )
+    return {**entry, "splits": splits}
+
+
+def _files(key, entry, split, local):
+    """What stands for a split: its files, or its name on the hub."""
+    if not local:
+        return [split]
+    try:
+        return local_data.files_of(entry["path"], entry["format"], split)
+    except SettingsError as error:
+        raise SettingsError(f"{key}: {error}") from None
 
 
 def _check_roles(key, splits):

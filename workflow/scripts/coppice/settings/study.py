@@ -8,7 +8,7 @@ from ..errors import SettingsError, nearest
 from . import ablations, arms, criteria, definitions, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from .sources import absolute, check_held_out, check_name, folder, resolve_dataset, resolve_model
+from .sources import absolute, check_held_out, check_name, folder, resolve_dataset, resolve_model, with_roles
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def _purposes(config):
 
 
 def _resolve_datasets(config, workdir, notices):
-    resolved, entries, purposes = {}, config["datasets"], _purposes(config)
+    resolved, needed, entries, purposes = {}, {}, config["datasets"], _purposes(config)
     node = schema.schema()["properties"]["datasets"]["additionalProperties"]
     valid = [*entries, *(name for name in known.DATASETS if name not in entries)]
     for name, role, key in _uses(config):
@@ -298,9 +298,8 @@ def _resolve_datasets(config, workdir, notices):
             entry = entries.get(name) or schema.filled(known.with_known(name, {}), node)
             found = resolve_dataset(name, entry, config["data_root"], workdir, notices)
             resolved[name] = found | {"uses": sorted(purposes[name])}
-        if resolved[name]["splits"][role] is None:
-            raise SettingsError(f"config key datasets.{name}.splits.{role} is null, but {key} needs it")
-    return resolved
+        needed.setdefault(name, {}).setdefault(role, key)
+    return {name: with_roles(name, entry, needed[name]) for name, entry in resolved.items()}
 
 
 def _candidates(config, workdir, notices):
