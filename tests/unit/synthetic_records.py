@@ -207,6 +207,7 @@ class Synthetic:
             "skipped_rows": 0,
             "peak_memory_bytes": {"host": int(self.random.uniform(1, 2) * 2**30)},
             "warnings": [],
+            "trained_fingerprint": self._prints(identity | {"stage": "finetuned"})["adapter"],
         }
         lora = {"preset": None, "r": 8, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}
         settings = {"lora": lora, "learning_rate": 1e-4, "batch_size": 64, "epochs": 2, "prompt": "alpaca"}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from synthetic_records import Synthetic
 
-from coppice import comparison, fingerprints, pairing, records
+from coppice import comparison, comparison_text, fingerprints, pairing, records
 from coppice.errors import CoppiceError
 
 ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
@@ -133,6 +133,18 @@ def _other_rows(record):
     record["provenance"]["fingerprints"]["datasets"]["piqa"] = "0"
 
 
+def _other_shots(record):
+    record["zero_shot"]["piqa"]["num_fewshot"] = 3
+
+
+def _other_model(record):
+    record["model"] = "Qwen"
+
+
+def _other_adapter(record):
+    record["provenance"]["fingerprints"]["adapter"] = "0"
+
+
 def _no_task(record):
     del record["zero_shot"]["piqa"]
 
@@ -152,6 +164,9 @@ def _other_weights(record):
         (_other_metric, "piqa: finetuned was scored with metric acc_norm, dense with acc"),
         (_other_rows, "other rows than dense"),
         (_no_task, "other zero_shot data"),
+        (_other_shots, "piqa: finetuned was scored with num_fewshot 3, dense with"),
+        (_other_model, "the record of finetuned is of model Qwen"),
+        (_other_adapter, "with another adapter than was trained"),
         (_no_adapter, "without its adapter"),
         (_other_weights, "evaluated as finetuned is not the selected one"),
     ],
@@ -160,6 +175,28 @@ def test_an_evaluation_that_cannot_be_compared_is_refused(study, change, message
     _edit(study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json", change)
     with pytest.raises(CoppiceError, match=message):
         study.compare("Llama", "best_acc")
+
+
+def test_losses_of_another_evaluation_are_refused(study):
+    ours, theirs = (study.folder(stage, "Llama", "best_acc") / "ppl_results.json" for stage in ("pruned", "finetuned"))
+    ours.write_bytes(theirs.read_bytes())
+    with pytest.raises(
+        CoppiceError, match=r"ppl_results\.json: is not of the evaluation beside it: delete .*evaluation_res"
+    ):
+        study.compare("Llama", "best_acc")
+
+
+def test_every_row_of_the_report_keeps_its_name(record):
+    """A share without an interval has a note, which took the room of the first column."""
+    for text in record["perplexity"].values():
+        text |= {"dense": 1139.61, "change_percent": -111.9}
+        text["change"] |= {"value": -1114.27, "interval": [-1115.27, -1113.32]}
+        text["recovered"] |= {"value": None, "interval": None, "note": "pruning lost nothing"}
+    shown = comparison_text.render(record)
+    assert max(map(len, shown.splitlines())) <= 100
+    for name in record["perplexity"]:
+        assert any(line.strip().startswith(f"{name} ") and "undefined" in line for line in shown.splitlines()), shown
+        assert f"recovered on {name}: pruning lost nothing" in shown
 
 
 def test_a_pruned_checkpoint_that_is_the_dense_one_is_refused(study):

@@ -86,9 +86,13 @@ def evaluated(folder, right, losses):
     (folder / "samples").mkdir(parents=True)
     frame.to_parquet(folder / "samples/piqa.parquet")
     digest = fingerprints.content_digest(folder / "samples/piqa.parquet")
-    records.write(folder / "evaluation_results.json", {"samples": {"piqa": digest}})
+    same = {"provenance": {"fingerprints": {"weights": folder.name}}}
+    text = {"value": math.exp(sum(losses) / len(losses))}
+    evaluation = same | {"samples": {"piqa": digest}, "perplexity": {"wikitext2": text}}
+    records.write(folder / "evaluation_results.json", evaluation)
     windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
-    records.write(folder / "ppl_results.json", {"perplexity": {"wikitext2": {"window_losses": windows}}})
+    with_losses = {"wikitext2": text | {"window_losses": windows}}
+    records.write(folder / "ppl_results.json", same | {"perplexity": with_losses})
     return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
 
 

@@ -33,8 +33,8 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
     folders = [evaluations[stage] for stage in STAGES]
     chosen, trained = records.read(selection), records.read(finetuning)
-    _check_alike(results)
-    _check_models(results, chosen, trained)
+    check_alike(results)
+    _check_models(identity, results, chosen, trained)
     tasks, parts = _tasks(results, folders, seed)
     record = identity | {
         "candidate": chosen["candidate"],
@@ -60,8 +60,8 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     logger.info("%s", output["report"])
 
 
-def _check_alike(results):
-    """Numbers of different protocols, tasks or data cannot be compared."""
+def check_alike(results):
+    """Raise CoppiceError for evaluations (stage -> record) under different protocols, on other tasks or data."""
     first = results["dense"]
     for stage, result in results.items():
         for part in ("perplexity", "zero_shot"):
@@ -73,18 +73,22 @@ def _check_alike(results):
                     f"perplexity on {name}: {stage} and dense were measured under different protocols: {AGAIN}"
                 )
         for name, task in result["zero_shot"].items():
-            for key in ("metric", "version"):
-                if task[key] != first["zero_shot"][name][key]:
+            for key in ("metric", "version", "num_fewshot", "chat_template"):
+                ours, theirs = task.get(key), first["zero_shot"][name].get(key)
+                if ours != theirs:
                     raise CoppiceError(
-                        f"task {name}: {stage} was scored with {key} {task[key]}, dense with "
-                        f"{first['zero_shot'][name][key]}: {AGAIN}"
+                        f"task {name}: {stage} was scored with {key} {ours}, dense with {theirs}: {AGAIN}"
                     )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
             raise CoppiceError(f"{stage} was evaluated on other rows than dense: {AGAIN}")
 
 
-def _check_models(results, chosen, trained):
-    """Each stage has to be the model that it is taken for: by the fingerprints of weights and adapter."""
+def _check_models(identity, results, chosen, trained):
+    """Each stage has to be the model that it is taken for: by its name, and the fingerprints of weights and adapter."""
+    for what, record in {**results, "selection": chosen, "fine-tuning": trained}.items():
+        other = [key for key in ("model", "config") if record.get(key) not in (None, identity[key])]
+        if other:
+            raise CoppiceError(f"the record of {what} is of {other[0]} {record[other[0]]}: {AGAIN}")
     prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
     weights = {stage: known["weights"] for stage, known in prints.items()}
     if weights["pruned"] == weights["dense"]:
@@ -101,6 +105,8 @@ def _check_models(results, chosen, trained):
             )
     if not prints["finetuned"]["adapter"]:
         raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
+    if trained.get("trained_fingerprint") not in (None, prints["finetuned"]["adapter"]):
+        raise CoppiceError(f"the fine-tuned model was evaluated with another adapter than was trained: {AGAIN}")
 
 
 def _perplexity(results, folders, name, seed):
@@ -187,7 +193,7 @@ def _over_seeds(results, folders):
     """
     repeats = {seed: records.read(Path(folder) / "evaluation_results.json") for seed, folder in folders.items()}
     for repeat in repeats.values():
-        _check_alike({"dense": results["dense"], "finetuned": repeat})
+        check_alike({"dense": results["dense"], "finetuned": repeat})
     metrics = {}
     for name in (*(f"ppl.{text}" for text in results["dense"]["perplexity"]), "average_acc"):
         dense, pruned = _value(results["dense"], name), _value(results["pruned"], name)

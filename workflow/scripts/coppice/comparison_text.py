@@ -17,6 +17,7 @@ def render(record):
     console.print("=" * (len(record["model"]) + len(record["config"]) + 33))
     console.print(_subject(record))
     console.print("\nPerplexity (lower is better)", _perplexity(record))
+    console.print(_perplexity_notes(record), end="")
     if record["zero_shot"]:
         console.print("Zero-shot accuracy (higher is better)", _zero_shot(record))
         console.print(_mean(record))
@@ -66,8 +67,8 @@ def _table(*columns):
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, (name, justify) in enumerate(columns):
-        # a long name may take two lines; a number never does
-        table.add_column(name, justify=justify, no_wrap=place > 0, overflow="fold")
+        # a long name may take two lines; a number never does, and takes no room from what it is of
+        table.add_column(name, justify=justify, no_wrap=place > 0, overflow="fold", min_width=None if place else 10)
     return table
 
 
@@ -88,7 +89,7 @@ def _perplexity(record):
             *(_level(text[stage]) for stage in ("dense", "pruned", "finetuned")),
             _steps(text["change"]),
             f"{text['change_percent']:+.1f}",
-            _share(text["recovered"]),
+            _share(text["recovered"], noted=False),
             text["verdict"],
         )
     protocol = next(iter(record["perplexity"].values()), {}).get("protocol")
@@ -96,6 +97,12 @@ def _perplexity(record):
         table.caption = f"protocol {protocol['name']}: windows of {protocol['seq_len']}, stride {protocol['stride']}"
         table.caption_justify = "left"
     return table
+
+
+def _perplexity_notes(record):
+    """Why a share that came back is undefined, or has no interval: in the table there is no room for it."""
+    notes = {name: text["recovered"]["note"] for name, text in record["perplexity"].items()}
+    return "".join(f"recovered on {name}: {note}\n" for name, note in notes.items() if note)
 
 
 def _zero_shot(record):
@@ -177,12 +184,13 @@ def _points(change):
     return f"{value} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else value
 
 
-def _share(recovered):
+def _share(recovered, noted=True):
+    note = f" ({recovered['note']})" if noted else ""
     if recovered["value"] is None:
-        return f"undefined ({recovered['note']})"
+        return f"undefined{note}"
     text = f"{100 * recovered['value']:.0f} %"
     if recovered["interval"] is None:
-        return f"{text} ({recovered['note']})"
+        return f"{text}{note}"
     return f"{text} [{100 * recovered['interval'][0]:.0f}, {100 * recovered['interval'][1]:.0f}]"
 
 

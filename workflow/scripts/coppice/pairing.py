@@ -86,9 +86,20 @@ def right_and_wrong(folders, task, remedy):
     return [table["correct"].to_numpy().astype(float) for table in tables]
 
 
+def losses(folder):
+    """The record of the losses in an evaluation's `folder`; RecordError where it is not of the evaluation beside it."""
+    record, path = Path(folder) / "evaluation_results.json", Path(folder) / "ppl_results.json"
+    of, found = records.read(record), records.read(path)
+    same = of["provenance"]["fingerprints"] == found["provenance"]["fingerprints"]
+    values = [{name: text["value"] for name, text in one["perplexity"].items()} for one in (of, found)]
+    if not same or values[0] != values[1]:
+        raise records.RecordError(f"{path}: is not of the evaluation beside it: {_remedy(record)}")
+    return found
+
+
 def window_losses(folders, text, remedy):
     """(losses [models, windows] in nats a token, tokens [windows]) on a text; NotPaired as above."""
-    texts = [records.read(Path(folder) / "ppl_results.json")["perplexity"][text]["window_losses"] for folder in folders]
+    texts = [losses(folder)["perplexity"][text]["window_losses"] for folder in folders]
     counts = [[window["tokens"] for window in windows] for windows in texts]
     if any(count != counts[0] for count in counts):
         raise NotPaired(f"perplexity on {text}: the models were measured over different windows: {remedy}")

@@ -116,7 +116,7 @@ def _losses(study, model, text, evidence):
             name = column(model, pair.config, stage)
             if name in rows:
                 continue
-            windows = _windows(pair.folders[stage] / "ppl_results.json", text)
+            windows = _windows(pair.folders[stage], text)
             if windows is None or (weights is not None and [w["tokens"] for w in windows] != weights):
                 evidence.notes.append(f"{' '.join(name)}: no usable losses by window on {text}")
                 continue
@@ -125,8 +125,8 @@ def _losses(study, model, text, evidence):
     return contrasts.means(list(rows), list(rows.values()), weights) if rows else None
 
 
-def _windows(path, text):
+def _windows(folder, text):
     try:
-        return records.read(path)["perplexity"][text]["window_losses"]
+        return pairing.losses(folder)["perplexity"][text]["window_losses"]
     except (records.RecordError, ValueError, KeyError):
         return None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .. import comparison_text, data, fingerprints, models, pairing
+from ..comparison import check_alike
 from ..errors import CoppiceError
 from .chain import STAGES, roles_of
 
@@ -35,7 +36,8 @@ class Check:
 def of_chain(chain, verify=False):
     """All Checks of a chain; with `verify` files on disk are read and hashed, else only known digests count."""
     found = [Check(link.name, False, link.problem) for link in chain.whole if link.problem]
-    found += _report(chain) + _names(chain) + _numbers(chain) + _weights(chain) + _rows(chain) + _times(chain)
+    for check in (_report, _names, _numbers, _alike, _weights, _rows, _times):
+        found += check(chain)
     return found + _on_disk(chain, verify)
 
 
@@ -141,6 +143,31 @@ def numbers_of(evaluation):
     texts = {f"ppl.{name}": text["value"] for name, text in evaluation["perplexity"].items()}
     tasks = {name: task["value"] for name, task in evaluation["zero_shot"].items()}
     return texts | tasks | {"average_acc": evaluation["average_acc"]}
+
+
+def _alike(chain):
+    """The stages were measured alike, and what their losses and samples are kept in is of these evaluations."""
+    evaluated = {stage: chain[stage] for stage in STAGES if chain[stage].record}
+    found = []
+    if "dense" in evaluated:
+        found.append(_holds("stages were measured alike", check_alike, _records(evaluated)))
+    for stage, link in evaluated.items():
+        if link.at("perplexity"):
+            found.append(_holds(f"losses of the {stage} evaluation are its own", pairing.losses, link.path.parent))
+    return found
+
+
+def _records(links):
+    return {name: link.record for name, link in links.items()}
+
+
+def _holds(what, check, given):
+    """The Check that `check(given)` refuses nothing."""
+    try:
+        check(given)
+    except CoppiceError as error:
+        return Check(what, False, str(error))
+    return Check(what, True, "they were")
 
 
 def _weights(chain):
