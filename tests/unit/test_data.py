@@ -94,6 +94,12 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_the_file(tmp_path):
     assert prints[0] == prints[1]
 
 
+def test_words_that_libraries_take_for_nothing_are_text(tmp_path):
+    (tmp_path / "train.csv").write_text("instruction,input,output\nsay,,None\nsay,x,NA\nsay,x,null\n")
+    data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
+    assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["None", "NA", "null"]
+
+
 def boolq(*numbers):
     return [{"question": f"q{i}", "passage": "p", "label": i % 2} for i in numbers]
 

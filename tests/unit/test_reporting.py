@@ -16,7 +16,7 @@ import pandas
 import pytest
 from synthetic_records import SIX, Synthetic
 
-from coppice import cli, records, reporting
+from coppice import cli, fingerprints, records, reporting
 from coppice.reporting import answers, evidence
 from coppice.reporting import study as studies
 
@@ -464,3 +464,14 @@ def test_ablations_are_shown_with_what_runs_and_why_something_failed(tmp_path):
     lines = reporting.ablations(tmp_path)
     assert lines[0] == "ablation mine: jobs 1 done, 1 running, 1 failed (full 42)"
     assert lines[1] == "  failed: all 42: NaN"
+
+
+def test_a_table_of_candidates_that_was_edited_is_told_and_not_shown(copied, no_figures):
+    table = copied.results / "candidates.tsv"
+    records.write(copied.results / ".candidates.json", {"sha256": fingerprints.content_digest(table)})
+    page, _ = _render(copied)
+    assert "candidates.tsv: was changed" not in page
+    table.write_text(table.read_text().replace("candidate-0", "my favourite"))
+    page, _ = _render(copied)
+    assert "candidates.tsv: was changed after it was written; delete it and run snakemake again" in page
+    assert "my favourite" not in page

@@ -132,7 +132,7 @@ def reported(study):
     (study.results / "report").mkdir()
     (study.results / "report/study_report.html").write_text("<html>")
     known = studies.read(study.results, study.pairs, study.models)
-    for name in ("comparisons", "tasks"):
+    for name in ("comparisons", "tasks", "candidates"):
         getattr(tables, name)(known).to_csv(study.results / f"report/{name}.csv", index=False)
     return study
 
@@ -143,7 +143,7 @@ def test_a_whole_study_is_traced_pair_by_pair(reported, target):
     assert status == 0
     (pair,) = found["pairs"]
     assert pair["of"]["model"] == "Llama" and pair["agrees"]
-    assert [check["detail"] for check in found["report"]] == ["1 rows", "7 rows"]
+    assert [check["detail"] for check in found["report"]] == ["1 rows", "7 rows", "5 rows"]
     assert all(check["agrees"] for check in found["report"])
 
 

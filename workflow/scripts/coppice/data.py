@@ -26,6 +26,8 @@ ROLES = ("train", "selection", "report")
 SELECTION_ROWS = 1000  # rows of train that stand in for a selection split
 SELECTION_SHARE = 5  # one report row in five goes to selection where there is nothing else
 
+READING = {"csv": {"keep_default_na": False, "na_values": [""]}}  # "None" and "NA" are answers, not holes
+
 # To find brackets opened one after another with none closed, whatever stands between them
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -109,7 +111,8 @@ def _read(name, entry, split, files, scratch):
         for file in files if entry["format"] == "json" else ():
             _check_json(file)
         named = {"rows": [glob.escape(str(file)) for file in files]}
-        table = datasets.load_dataset(entry["format"], data_files=named, split="rows", cache_dir=scratch)
+        options = READING.get(entry["format"], {})
+        table = datasets.load_dataset(entry["format"], data_files=named, split="rows", cache_dir=scratch, **options)
         table.data.table.validate(full=True)  # text of another encoding than UTF-8
     except Exception as error:  # a garbled file raises whatever the parser of its format raises
         reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]

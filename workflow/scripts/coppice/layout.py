@@ -58,6 +58,11 @@ def of_pair(results, model, config, seed=None):
     return paths
 
 
+def seal_of(table):
+    """The record beside a table, with its digest: what was changed by hand is not taken for what was found."""
+    return Path(table).with_name(f".{Path(table).stem}.json")
+
+
 def config_file(study, model):
     """Where the configuration of a dense model lies once it is known."""
     source = study.models[model]["source"]

@@ -1,6 +1,6 @@
 """The tables of the report as pandas frames: one row a pair, one a task of a pair, one a candidate."""
 
-from .. import layout, records
+from .. import fingerprints, layout, records
 from .study import STAGES
 
 # what a job is called -> the kind of record that it leaves
@@ -65,13 +65,22 @@ def candidates(study):
         study.absent.append(("table of candidates", str(path)))
         return empty
     try:
-        frame = pandas.read_csv(path, sep="\t", dtype={"model": str, "candidate": str, "chosen_as": str})
+        _check_seal(path)
+        names = dict.fromkeys(("model", "candidate", "chosen_as"), str)
+        frame = pandas.read_csv(path, sep="\t", dtype=names, keep_default_na=False, na_values=[""])
         frame["chosen_as"] = frame["chosen_as"].fillna("")
         order = {name: place for place, name in enumerate(study.models)}
         return frame.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, records.RecordError) as error:
         study.failed.append(("table of candidates", f"{path}: {error}"))
         return empty
+
+
+def _check_seal(path):
+    """Raise ValueError for a table that is not the one whose digest stands beside it."""
+    seal = layout.seal_of(path)
+    if seal.is_file() and records.read(seal)["sha256"] != fingerprints.content_digest(path):
+        raise ValueError("was changed after it was written; delete it and run snakemake again")
 
 
 def jobs(study):

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from urllib.parse import quote
 
-from .. import fronts, phrases, records
+from .. import fingerprints, fronts, layout, phrases, records
 from ..plotting import marks, style
 from .choice import read_candidates
 
@@ -34,6 +34,7 @@ def summarize(folders_by_model, selections, table, page):
     frame.insert(len(frame.columns) - 1, "chosen_as", frame.pop("chosen_as"))
     with records.atomic(table) as file:
         frame.to_csv(file, sep="\t", index=False)
+    records.write(layout.seal_of(table), {"sha256": fingerprints.content_digest(table)})
     for model, rows in frame.groupby("model", sort=False):
         _draw(model, rows, list(dict.fromkeys(info["config"] for info in chosen)), Path(page).parent / FIGURES)
     with records.atomic(page) as file:

@@ -10,7 +10,7 @@ from ..errors import CoppiceError
 from ..reporting import study, tables
 from . import chain, checks, showing
 
-TABLES = ("comparisons", "tasks")
+TABLES = ("comparisons", "tasks", "candidates")
 
 
 def trace(results, resources, console, metric=None, stage=None, verify=False, as_json=False):
@@ -94,7 +94,7 @@ def _of_table(folder, name, shown, known):
     if not differs.any(axis=None):
         return checks.Check(what, True, f"{len(shown)} rows")
     row, column = differs.stack().idxmax()
-    where = " ".join(shown.loc[row, key] for key in ("model", "config", "task") if key in shown)
+    where = " ".join(shown.loc[row, key] for key in ("model", "config", "candidate", "task") if key in shown)
     detail = (
         f"{path}: {column} of {where} is {shown.loc[row, column] or 'empty'}, by the records {given.loc[row, column]}"
     )
