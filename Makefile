@@ -36,7 +36,7 @@ test-faults: env  ## the same at length: ten kills a stage at random moments (CO
 	COPPICE_FAULTS_KILLS=10 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -rP
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -q -m "slow or workflow"
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -n 2 --dist loadfile -q -m "slow or workflow"
 
 test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
 	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true
