@@ -1,6 +1,7 @@
 """What the benchmarks share: random models in real shapes, clocks, the speed of a model's own matrix products, and
 runs of Snakemake."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -119,6 +120,18 @@ def snakemake(folder, *words):
     return subprocess.run(
         ["snakemake", *words], cwd=folder, env=environment(), check=True, capture_output=True, text=True
     )
+
+
+def options(description, models):
+    """A parser of what the benchmarks of models have in common; models: the shapes that are measured by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--models", nargs="+", choices=SHAPES, default=models, help=f"shapes (default: {' '.join(models)})"
+    )
+    return parser
 
 
 def quietly(command):

@@ -13,7 +13,6 @@ FOLDER holds real rows, `{task}/test.jsonl` or `{task}/validation.jsonl` in the 
 one the rows are the miniature study's.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import SHAPES, MatrixProducts, build_model, conclude, seconds
+from common import MatrixProducts, build_model, conclude, options, seconds
 
 from coppice import logs
 
@@ -56,15 +55,10 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser = options(__doc__, models=["llama-42m", "qwen-88m", "mistral-39m"])
     parser.add_argument("--limit", type=int, default=20, help="items of each task (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each engine, of which the fastest counts")
     parser.add_argument("--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="real rows")
-    default = ["llama-42m", "qwen-88m", "mistral-39m"]
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=default, help="shapes (default: the small ones)")
     return parser.parse_args()
 
 

@@ -14,7 +14,6 @@ long answers leave little to be saved, and then the bars cannot be reached.
 FILE holds real rows (JSON lines with instruction, input, output); without one the rows are the miniature study's.
 """
 
-import argparse
 import ctypes
 import importlib.util
 import json
@@ -27,7 +26,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from common import SHAPES, MatrixProducts, build_model, conclude, seconds
+from common import MatrixProducts, build_model, conclude, options, seconds
 
 from coppice import logs
 
@@ -51,16 +50,11 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser = options(__doc__, models=["llama-42m", "qwen-88m"])
     parser.add_argument("--batch", type=int, default=64, help="examples of the step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="steps of each, of which the fastest counts")
     parser.add_argument("--trl-length", type=int, default=512, help="tokens of a packed row of TRL's")
     parser.add_argument("--data", metavar="FILE", help="real rows")
-    default = ["llama-42m", "qwen-88m"]
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=default, help="shapes (default: the small ones)")
     parser.add_argument("--skip", nargs="*", choices=("trl",), default=[], help="leave a peer out")
     return parser.parse_args()
 

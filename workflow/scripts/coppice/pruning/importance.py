@@ -79,14 +79,7 @@ def column_norms(model, linears: Sequence[nn.Linear], batches: Sequence[torch.Te
     def add(linear, args):
         sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
 
-    hooks = [linear.register_forward_pre_hook(add) for linear in linears]
-    try:
-        with _calibrating(model), torch.no_grad():
-            for batch in batches:
-                model.base_model(input_ids=batch.to(model.get_input_embeddings().weight.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_hooked(model, batches, [linear.register_forward_pre_hook(add) for linear in linears])
     return {linear: total.sqrt().float() for linear, total in sums.items()}
 
 
@@ -117,6 +110,12 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
         return hook
 
     hooks = [layer.register_forward_hook(hook_for(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    _run_hooked(model, batches, hooks)
+    return (sums / sum(batch.numel() for batch in batches)).float()
+
+
+def _run_hooked(model, batches, hooks):
+    """Run the decoder on all batches, and remove the hooks that have watched it."""
     try:
         with _calibrating(model), torch.no_grad():
             for batch in batches:
@@ -124,7 +123,6 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
     finally:
         for hook in hooks:
             hook.remove()
-    return (sums / sum(batch.numel() for batch in batches)).float()
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
