@@ -42,7 +42,7 @@ def test_tasks_are_the_official_ones_on_the_local_rows(study):
     assert {name: result["version"] for name, result in record["zero_shot"].items()} == {
         task: 2.0 if task == "boolq" else 1.0 for task in TASKS
     }
-    assert record["perplexity"]["wikitext2"]["protocol"]["split"] == "test.jsonl"
+    assert record["perplexity"]["wikitext2"]["protocol"]["split"] == "test"
 
 
 def test_reports_leave_out_the_items_that_candidates_were_chosen_on(study):
