@@ -319,6 +319,14 @@ def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluate, checkpoint
         evaluate(tmp_path / "out", **run)
 
 
+def test_a_folder_beside_the_parts_is_left_alone(evaluate, tmp_path):
+    mine = tmp_path / "out/.parts/mine"
+    mine.mkdir(parents=True)
+    (mine.parent / "unused.json").write_text("{}")
+    evaluate(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=None)
+    assert mine.is_dir() and not (mine.parent / "unused.json").exists()
+
+
 def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
     from safetensors.torch import load_file, save_file
 

@@ -77,9 +77,9 @@ class Parts:
         return content, pandas.read_parquet(samples).to_dict("records")
 
     def discard_unused(self):
-        """Remove the parts that this evaluation did not use: of other settings, weights or data."""
+        """Remove the parts that this evaluation did not use: of other settings, weights or data. A folder is none."""
         for path in self.folder.glob("*"):
-            if path.stem not in self.used:
+            if path.stem not in self.used and not path.is_dir():
                 path.unlink()
 
     def run(self):
