@@ -213,6 +213,10 @@ WRONG = {
         {"select": {"configs": {"x": {"metric": "piqa", "mode": "max", "where": {"parametres": {"max": 1}}}}}},
         "configs.x: there is no metric 'parametres'",
     ),
+    "a choice by the number of parameters": (
+        {"select": {"configs": {"x": {"metric": "parameters", "mode": "min"}}}},
+        "configs.x: 'parameters' is no metric to choose by, it can only be bounded (where: {parameters: {max:",
+    ),
     "an unknown criterion": ({"select": {"configs": {"x": {"metric": "ppl.c4", "mode": "min"}}}}, "no metric 'ppl.c4'"),
     "a ratio of one": (
         {"candidates": {"prune": [{"method": "depth", "ratio": 1}]}},

@@ -60,6 +60,11 @@ def _check_known(metric, key, measured, own):
     if metric in measured + own:
         return
     valid = measured + own
+    if metric == PARAMETERS:
+        raise SettingsError(
+            f"{key}: '{PARAMETERS}' is no metric to choose by, it can only be bounded (where: {{{PARAMETERS}: {{max: "
+            f"3.0e+9}}}}); metrics are {', '.join(valid)}"
+        )
     raise SettingsError(
         f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
         f"evaluate.perplexity.datasets and the table's columns), for a bound also {PARAMETERS}"
