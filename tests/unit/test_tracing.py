@@ -103,6 +103,21 @@ def test_a_training_of_another_checkpoint_differs_in_its_weights(study):
     assert any(told.startswith("training began from the chosen checkpoint") for told in differing(found))
 
 
+@pytest.mark.parametrize("method", ["imported", "depth"])
+def test_only_what_was_pruned_here_has_to_come_from_the_dense_model(study, method):
+    dense = records.read(study.folder("dense", "Llama") / "evaluation_results.json")["provenance"]["fingerprints"]
+    model = {"path": "dense", "weights_fingerprint": dense["weights"]}
+    records.write("resources/models/Llama/model.json", model)
+    chosen = records.read(study.folder("selected", "Llama", "best_acc") / "selection_info.json")
+    path = Path(chosen["source_path"]) / "pruning.json"
+    provenance = {"fingerprints": {"source": "e" * 64}}
+    changed(path, settings={"method": method}, provenance=provenance)
+    status, found = traced("Llama", "best_acc")
+    told = [told for told in differing(found) if told.startswith("candidate was pruned from the dense model")]
+    assert (status, len(told)) == ((0, 0) if method == "imported" else (1, 1))
+    assert "model" in [record["name"] for record in found["records"]]
+
+
 def test_a_report_whose_text_was_edited_does_not_show_its_record(study):
     path = Path(REPORT)
     path.write_text(path.read_text().replace("piqa", "PIQA"))

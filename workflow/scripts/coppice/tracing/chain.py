@@ -165,11 +165,13 @@ def _below(selection, dense, model, resources):
         scores = Path(*(scored if part == made else part for part in folder.parts), layout.EVALUATION)
         if scores.is_file():
             found["scores"] = read("scores", scores)
-    source = found.get("candidate", selection).fingerprints.get("source") or dense.fingerprints.get("weights")
+    candidate = found.get("candidate", selection)
+    own = candidate.at("settings", "method") == "imported"  # which names no model that it was pruned from
+    source = (None if own else candidate.fingerprints.get("source")) or dense.fingerprints.get("weights")
     known = _first(_models(resources), "model", ("weights_fingerprint",), source)
-    own = Path(resources) / "models" / str(model) / "model.json"
-    if known or own.is_file():
-        found["model"] = known or read("model", own)
+    usual = Path(resources) / "models" / str(model) / "model.json"
+    if known or usual.is_file():
+        found["model"] = known or read("model", usual)
     return found
 
 

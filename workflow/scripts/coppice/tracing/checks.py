@@ -182,9 +182,10 @@ def _weights(chain):
         ("arm has the tokenizer of its training", _print_in("arm", "tokenizer"), _print_in("training", "tokenizer")),
         ("selection links the candidate's weights", _whole("selection"), _whole("candidate")),
         ("scores are of the candidate", _print_in("scores"), _whole("candidate")),
-        ("candidate was pruned from the dense model", _print_in("candidate", "source"), _whole("model")),
         ("comparison names the candidate", ("comparison", ("candidate",)), ("candidate", ("candidate",))),
     ]
+    if chain["candidate"].at("settings", "method") != "imported":  # a user's own was pruned elsewhere
+        pairs.append(("candidate was pruned from the dense model", _print_in("candidate", "source"), _whole("model")))
     if chain.seed is None:
         for stage in STAGES:
             keys = ("weights", "adapter") if stage == "finetuned" else ("weights",)
