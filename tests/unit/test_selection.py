@@ -2,6 +2,8 @@
 
 import csv
 import math
+import shutil
+from pathlib import Path
 
 import pandas
 import pytest
@@ -132,6 +134,11 @@ def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
     assert selection.needs_scoring({"method": "depth"}, both)
 
 
+def take_in(path, folder, **given):
+    """Take a checkpoint in as the candidate `folder` of model M."""
+    candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, folder)
+
+
 @pytest.fixture
 def two_candidates(tiny_checkpoint, tmp_path):
     """Two checkpoints of a user's, taken in with numbers of their own."""
@@ -139,7 +146,7 @@ def two_candidates(tiny_checkpoint, tmp_path):
     for name, acc, ppl in (("good", 0.7, 20.0), ("fluent", 0.6, 10.0)):
         path = tiny_checkpoint(seed=len(name))
         folder = tmp_path / "candidates" / name
-        candidates.take_in({"model": "M", "candidate": name}, path, {"acc": acc, "ppl": ppl}, folder)
+        take_in(path, folder, acc=acc, ppl=ppl)
         folders[name] = (folder / "pruning.json", None)
     return folders
 
@@ -163,6 +170,37 @@ def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
     assert models.parameters(models.load(models.Source(str(tmp_path / "a")))) > 0
 
 
+def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "disk/of/another/depth").mkdir(parents=True)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/results").symlink_to(tmp_path / "disk/of/another/depth")
+    shutil.copytree(tiny_checkpoint(), tmp_path / "study/mine")
+    monkeypatch.chdir(tmp_path / "study")
+    take_in(tmp_path / "study/mine", Path("results/candidates/M/c"))
+    folders = {"c": ("results/candidates/M/c/pruning.json", None)}
+    chosen = Path("results/for_finetuning/M/a")
+    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
+    assert fingerprints.weights(chosen) == fingerprints.weights("mine")
+
+
+def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
+    (tmp_path / "study").mkdir()
+    monkeypatch.chdir(tmp_path / "study")
+    take_in(tmp_path / "mine", Path("results/candidates/M/c"))
+    folders = {"c": ("results/candidates/M/c/pruning.json", None)}
+    chosen = Path("results/for_finetuning/M/a")
+    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
+    shutil.copytree("results", tmp_path / "deep/er" / "results", symlinks=True)
+    shutil.rmtree("results")
+    monkeypatch.chdir(tmp_path / "deep/er")
+    folder = candidates.checkpoint(chosen / "selection_info.json")
+    assert fingerprints.weights(folder) == fingerprints.weights(tmp_path / "mine")
+    (tmp_path / "mine/config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not those that were taken in as candidate c; put them back"):
+        candidates.ensure("results/candidates/M/c")
+
+
 def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, tmp_path):
     criterion = by("average_acc", "max")
     selection.select_best({"model": "M", "config": "best"}, criterion, two_candidates, tmp_path / "best")
@@ -178,7 +216,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights"):
-        candidates.take_in({"model": "M", "candidate": "c"}, tmp_path / "empty", {}, tmp_path / "out")
+        take_in(tmp_path / "empty", tmp_path / "out")
 
 
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):

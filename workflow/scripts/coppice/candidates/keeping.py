@@ -31,15 +31,16 @@ def checkpoint(selection):
 def ensure(folder):
     """Make the weights of the candidate in `folder` anew where they were let go or are not those of its record.
 
-    Several jobs may want the same candidate: one makes it, the others wait. Raises CheckpointError where the weights
-    are a user's own, or come out different.
+    A user's own are linked again where the links lead nowhere, as in results that were moved. Several jobs may want the
+    same candidate: one makes it, the others wait. Raises CheckpointError where a user's own weights are not those that
+    were taken in, or others come out different.
     """
     folder = Path(folder)
     if _is_whole(folder):
         return
     with _locked(folder):
         if not _is_whole(folder):
-            _make_anew(folder)
+            _restore(folder)
 
 
 def release(model, folders, selections, output):
@@ -91,14 +92,27 @@ def _is_whole(folder):
     return _has_weights(folder) and fingerprints.weights(folder) == known
 
 
-def _make_anew(folder):
+def _restore(folder):
     record = records.read(folder / "pruning.json")
-    recipe, known = record.get("recipe"), record["weights_fingerprint"]
-    if not recipe:
+    if record.get("recipe"):
+        _make_anew(folder, record["recipe"], record["weights_fingerprint"])
+    else:
+        _link_anew(folder, record)
+
+
+def _link_anew(folder, record):
+    """Link a user's own candidate to where it came from, which still has to hold the weights that were taken in."""
+    if Path(record["origin"]).is_dir():
+        making.link(record["origin"], folder)
+    if not _is_whole(folder):
         raise CheckpointError(
             f"{record['origin']}: its weights are not those that were taken in as candidate {record['candidate']}; "
             f"put them back, or delete {folder / 'pruning.json'} and run snakemake again to study the new ones"
         )
+    logger.info("%s: linked again to %s", folder, record["origin"])
+
+
+def _make_anew(folder, recipe, known):
     source = models.Source(**recipe["source"])
     if not Path(source.path).is_dir():
         raise CheckpointError(

@@ -76,15 +76,19 @@ def take_in(identity, path, given, output):
 
 
 def link(source, folder):
-    """Fill `folder` with relative symbolic links to the files of `source`; links of an earlier call go."""
-    source, folder = Path(source), Path(folder)
+    """Fill `folder` with relative symbolic links to the files of `source`; links of an earlier call go.
+
+    Relative to where the folder really lies: from one that is reached by a link itself, `..` leads elsewhere.
+    """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    source, folder = Path(source).resolve(), folder.resolve()
     for old in folder.iterdir():
         if old.is_symlink():
             old.unlink()
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name != "pruning.json" and not file.name.startswith("."):
-            (folder / file.name).symlink_to(os.path.relpath(file.absolute(), folder.absolute()))
+            (folder / file.name).symlink_to(os.path.relpath(file, folder))
 
 
 def _write_record(facts, settings, output, source, clock, seed, calibration):
