@@ -154,7 +154,9 @@ def test_a_dense_model(copied, name):
 
 def test_a_candidate_of_the_users_own(copied):
     """One that was made here is made anew: see test_candidates in tests/workflow."""
-    candidates.take_in({"model": "A", "candidate": "x"}, copied / "model", {}, copied / "candidate")
+    dense = copied / "dense.json"
+    records.write(dense, {"weights_fingerprint": "0" * 64})
+    candidates.take_in({"model": "A", "candidate": "x"}, copied / "model", {}, dense, copied / "candidate")
     candidates.ensure(copied / "candidate")
     flip(copied / "model" / "model.safetensors")
     message = told(lambda: candidates.ensure(copied / "candidate"))

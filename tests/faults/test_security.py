@@ -44,10 +44,12 @@ def test_the_payload_of_these_tests_works(tmp_path):
 def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Payload(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
+    dense = tmp_path / "dense.json"
+    records.write(dense, {"weights_fingerprint": "0" * 64})
     for read in (
         lambda: models.load(models.Source(str(checkpoint))),
         lambda: models.count_parameters(checkpoint),
-        lambda: candidates.take_in({"model": "A", "candidate": "x"}, checkpoint, {}, tmp_path / "candidate"),
+        lambda: candidates.take_in({"model": "A", "candidate": "x"}, checkpoint, {}, dense, tmp_path / "candidate"),
         lambda: fetching.fetch_model("A", {"kind": "local", "path": str(checkpoint)}, None, tmp_path / "model.json"),
     ):
         assert str(checkpoint) in told(read)

@@ -136,7 +136,9 @@ def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
 
 def take_in(path, folder, **given):
     """Take a checkpoint in as the candidate `folder` of model M."""
-    candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, folder)
+    dense = folder.parent / "dense.json"
+    records.write(dense, {"weights_fingerprint": "0" * 64})
+    candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
 
 
 @pytest.fixture
@@ -217,6 +219,21 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "empty/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights"):
         take_in(tmp_path / "empty", tmp_path / "out")
+
+
+def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_on_it(tiny_checkpoint, tmp_path):
+    dense = tiny_checkpoint()
+    records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
+    copy = shutil.copytree(dense, tmp_path / "my copy")
+    with pytest.raises(CheckpointError) as raised:
+        candidates.take_in({"model": "M", "candidate": "c"}, copy, {}, tmp_path / "model.json", tmp_path / "out/c")
+    for words in (
+        str(copy),
+        "candidate c of model M is the dense model itself",
+        "take its row out of candidates.table",
+    ):
+        assert words in str(raised.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):

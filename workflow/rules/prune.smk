@@ -1,6 +1,6 @@
 """Candidates: pruned here by the grid, or taken in from the user's table.
 
-Takes the dense model's record and calibration text (or the user's folder); gives `{results}/candidates/{model}/
+Takes the dense model's record and calibration text (or, with that record, the user's folder); gives `{results}/candidates/{model}/
 {candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/{model}/.grid/{candidate}.json` once its
 point of the grid is known to fit a model that is not made here.
 """
@@ -77,6 +77,7 @@ else:
     rule import_candidate:
         input:
             lambda wildcards: f"{study.candidates(wildcards.model)[wildcards.candidate]['path']}/config.json",
+            model=of_model(files.model),
         output:
             CANDIDATE,
         log:

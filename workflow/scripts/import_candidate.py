@@ -12,5 +12,6 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"im
         identity={"model": model, "candidate": candidate},
         path=snakemake.params.row["path"],
         given=snakemake.params.row["given"],
+        dense=snakemake.input.model,
         output=Path(snakemake.output[0]).parent,
     )

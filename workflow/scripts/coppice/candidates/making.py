@@ -64,12 +64,20 @@ def calibration_batches(tokenizer, calibration, context, seed):
     return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
 
 
-def take_in(identity, path, given, output):
-    """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns."""
+def take_in(identity, path, given, dense, output):
+    """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns.
+
+    dense: path of the dense model's `model.json`; CheckpointError where the candidate is that model itself.
+    """
     clock = records.Clock()
     path, output = Path(path).expanduser().absolute(), Path(output)
     checkpoint_files.check(path)
     checkpoint_files.check_tokenizer(path)
+    if fingerprints.weights(path) == records.read(dense)["weights_fingerprint"]:
+        raise CheckpointError(
+            f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (its "
+            "weights have the same fingerprint): nothing was pruned; take its row out of candidates.table"
+        )
     link(path, output)
     facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
