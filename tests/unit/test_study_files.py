@@ -1,6 +1,9 @@
 """The files that jobs rest on: what Snakemake has to know of, so that a change of it is noticed."""
 
+import pytest
+
 from coppice import layout, settings
+from coppice.errors import SettingsError
 
 MODELS = {"Llama-Instruct": {"base": "miniature/llama-instruct", "variant": "instruct"}}
 
@@ -26,6 +29,34 @@ def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
         settings.load({"models": MODELS, "evaluate": {"zero_shot": {"include_path": str(tmp_path)}}})
     ).task_definitions()
     assert found == sorted(str(tmp_path / name) for name in ("mine.yaml", "utils.py", "_default_template_yaml"))
+
+
+@pytest.mark.parametrize("odd", ["own{x}/a.txt", "own/b{y}.txt"])
+@pytest.mark.parametrize("key", ["model", "data set", "candidate", "task definitions", "start of an ablation"])
+def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
+    """A brace in an input is a wildcard to Snakemake, which would stop the whole study with no word of whose it is."""
+    folder = (tmp_path / odd).parent
+    folder.mkdir()
+    (tmp_path / odd).write_text("")
+    for name, text in (("config.json", '{"model_type": "llama"}'), ("a.jsonl", "{}"), ("mine.yaml", "task: mine\n")):
+        (folder / name).write_text(text)
+    (tmp_path / "mine.csv").write_text(f"model,candidate,path\nLlama-Instruct,c,{folder}\n")
+    config, named = {
+        "model": ({"models": {"M": {"base": str(folder)}}}, "models.M.base"),
+        "data set": ({"datasets": {"ptb": {"path": str(folder), "format": "json"}}}, "datasets.ptb.path"),
+        "candidate": ({"candidates": {"table": str(tmp_path / "mine.csv")}}, "mine.csv, row 2, column path"),
+        "task definitions": ({"evaluate": {"zero_shot": {"include_path": str(folder)}}}, "include_path"),
+        "start of an ablation": (
+            {"ablations": {"a": {"start": {"checkpoint": str(folder)}, "arms": ["light", "full"]}}},
+            "ablations.a.start.checkpoint",
+        ),
+    }[key]
+    if key == "candidate" and folder.name == "own":
+        files(**config)  # of a candidate's folder, one file is named in a rule
+        return
+    with pytest.raises(SettingsError) as raised:
+        files(**config)
+    assert named in str(raised.value) and f"found '{folder}" in str(raised.value)
 
 
 def test_what_studies_are_tuned_on_makes_no_miniature_model_anew(tmp_path):

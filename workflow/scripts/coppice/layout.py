@@ -87,6 +87,12 @@ def local_files(source, splits=()):
     return sorted({str(file) for file in [*path.iterdir(), *named] if file.is_file()})
 
 
+def definition_files(folder):
+    """The files of a folder of task definitions: a change of theirs is to be noticed."""
+    files = Path(folder).rglob("*")
+    return sorted(str(file) for file in files if file.is_file() and "__pycache__" not in file.parts)
+
+
 class Files:
     """The files of one study (a settings.Study) that its jobs rest on, by the names of models and data sets."""
 
@@ -142,8 +148,7 @@ class Files:
     def task_definitions(self):
         """The files of the user's own task definitions: a change of theirs is to be noticed."""
         place = self.study.evaluate["zero_shot"]["include_path"]
-        files = Path(place).rglob("*") if place else []
-        return sorted(str(file) for file in files if file.is_file() and "__pycache__" not in file.parts)
+        return definition_files(place) if place else []
 
     def miniature_corpus(self):
         """The records of the text that the miniature models are trained on."""

@@ -2,9 +2,10 @@
 
 import math
 
+from .. import layout
 from ..errors import SettingsError, nearest
 from . import arms, effects, known, lora, schema
-from .sources import absolute, check_held_out, check_name
+from .sources import absolute, check_held_out, check_name, check_paths
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
 DEFAULT_STEPS = 5000
@@ -92,6 +93,7 @@ def _start(key, start, workdir):
         if "config" in start:
             raise SettingsError(f"{key}.start.config: goes with a model of the study")
         path = absolute(start["checkpoint"], workdir)
+        check_paths(layout.local_files({"kind": "local", "path": path}), f"{key}.start.checkpoint")
         loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
         return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
     if of_checkpoint:

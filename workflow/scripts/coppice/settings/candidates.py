@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import SettingsError, nearest
-from .sources import absolute, check_name
+from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
 # What each method takes beside `ratio`, with what holds where nothing is said
@@ -146,6 +146,7 @@ def _checkpoint(text, where, workdir):
         raise SettingsError(f"{where}: there is no {text} (looked at {path})")
     if not os.path.isfile(path / "config.json"):
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
+    check_paths([str(path)], where)
     return str(path)
 
 

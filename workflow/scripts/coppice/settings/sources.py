@@ -35,10 +35,18 @@ def check_name(name, where):
         )
 
 
+def check_paths(paths, where):
+    """Raise SettingsError for one of the `paths` that no rule can name: Snakemake knows no way to escape a brace."""
+    for path in paths:
+        if any(mark in path for mark in "{}\n\t"):
+            raise SettingsError(
+                f"{where}: found '{path}'; braces and line breaks mean something else in a rule; rename it"
+            )
+
+
 def folder(text, key, workdir):
     """A folder that the study writes to, as its rules name it: ~ expanded, no needless dots or slashes."""
-    if any(mark in text for mark in "{}\n\t"):
-        raise SettingsError(f"config key {key}: found '{text}'; braces and line breaks mean something else in a rule")
+    check_paths([text], f"config key {key}")
     path = os.path.normpath(os.path.expanduser(text))
     if path.startswith("~"):
         raise SettingsError(f"config key {key}: found '{text}', and there is no such user")
@@ -91,6 +99,7 @@ def resolve_model(name, entry, workdir, notices):
         _check_miniature(key, entry, family, suffix or "base")
     elif source["kind"] == "local":
         family = _family_of(_local_config(source["path"], entry["base"], f"{key}.base").get("model_type", ""))
+        check_paths(layout.local_files(source), f"config key {key}.base")
     else:
         family = _family_of(source["path"])
     model["family"] = entry["family"] or family
@@ -150,6 +159,7 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
         return {**entry, "source": source}
     if not os.path.exists(source["path"]):
         raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
+    check_paths([source["path"], *layout.local_files(source, entry["splits"].values())], f"config key {key}.path")
     return {**entry, "path": source["path"], "source": source}
 
 

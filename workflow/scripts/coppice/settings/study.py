@@ -4,11 +4,21 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import layout
 from ..errors import SettingsError, nearest
 from . import ablations, arms, criteria, definitions, known, lora, schema
 from . import candidates as candidate_lists
 from . import configfiles as strict
-from .sources import absolute, check_held_out, check_name, folder, resolve_dataset, resolve_model, with_roles
+from .sources import (
+    absolute,
+    check_held_out,
+    check_name,
+    check_paths,
+    folder,
+    resolve_dataset,
+    resolve_model,
+    with_roles,
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,7 @@ def _included(zero_shot, workdir):
     found = known.tasks_in(zero_shot["include_path"])
     if not found.files:
         raise SettingsError(f"{key}: no .yaml file in {given} defines a task")
+    check_paths(layout.definition_files(zero_shot["include_path"]), key)
     return found
 
 
