@@ -335,9 +335,17 @@ def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
     tensors["model.norm.weight"].fill_(float("nan"))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for choice, told in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
-        with pytest.raises(CoppiceError, match=told):
+        with pytest.raises(CoppiceError, match=told) as raised:
             evaluation.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+        assert str(raised.value).startswith(f"{folder}: ") and "prune it again, or leave it out" in str(raised.value)
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_an_adapter_that_makes_a_model_score_nan_is_named(evaluate, new_adapter, checkpoint, tmp_path):
+    torn = new_adapter(scale=float("nan"))
+    with pytest.raises(CoppiceError, match=r"lower finetune\.learning_rate") as raised:
+        evaluate(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=torn)
+    assert str(raised.value).startswith(f"{torn} on {checkpoint}: ")
 
 
 def test_a_task_whose_filter_leaves_no_row_is_an_error(checkpoint, tmp_path, datasets, tiny_tokenizer):

@@ -207,7 +207,22 @@ def load_adapter(model, folder, train=False):
         raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_said(error)}") from error
     if not _adapter_acts(model):
         raise CheckpointError(f"{folder}: the adapter changes nothing (all of its B matrices are zero or unmatched)")
+    model.adapter_folder = str(folder)
     return model
+
+
+def broken(model, found):
+    """The CheckpointError to raise of a loaded model whose numbers are none; `found` says which."""
+    folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
+    if adapter:
+        return CheckpointError(
+            f"{adapter} on {folder}: {found}: the adapter or the model under it is broken; if the model alone is "
+            "evaluated without fault, lower finetune.learning_rate and train again"
+        )
+    return CheckpointError(
+        f"{folder}: {found}: the model is broken; fetch or prune it again, or leave it out of the study (a candidate: "
+        "out of candidates.table or candidates.prune); where models.X.dtype is float16, try bfloat16"
+    )
 
 
 def _adapter_acts(model):

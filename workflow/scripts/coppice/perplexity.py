@@ -132,7 +132,7 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
     The result: {value, nll_per_token (nats), tokens (scored), windows, words, bytes (of the scored text),
     word_perplexity, byte_perplexity, bits_per_byte, protocol}; those a word and a byte are None for a tokenizer that
     does not tell where its tokens lie. bos overrides the protocol's. Raises DataError where the text has too few tokens
-    to score one.
+    to score one, CheckpointError where the perplexity is no finite number.
     """
     bos = protocol.bos if bos is None else bos
     if bos and tokenizer.bos_token_id is None:
@@ -149,7 +149,10 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
     losses = _window_losses(model, pieces, f"perplexity {dataset}")
     tokens = sum(piece.scored for piece in pieces)
     total = math.fsum(loss * piece.scored for loss, piece in zip(losses, pieces, strict=True))
-    result = {"value": _exp(total / tokens) or math.inf, "nll_per_token": total / tokens, "tokens": tokens}
+    value = _exp(total / tokens) or math.inf
+    if not math.isfinite(value):
+        raise models.broken(model, f"the perplexity on {dataset} is {value}")
+    result = {"value": value, "nll_per_token": total / tokens, "tokens": tokens}
     result |= {"windows": len(pieces)} | _normalised(total, text, spans, pieces) | {"protocol": facts}
     each = zip(losses, pieces, strict=True)
     return result, [{"nll_per_token": loss, "tokens": piece.scored} for loss, piece in each]

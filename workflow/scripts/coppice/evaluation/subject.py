@@ -1,6 +1,7 @@
 """The model under evaluation, loaded when it is first needed: a part that is finished needs none."""
 
 import logging
+import math
 
 from .. import models
 from ..errors import CheckpointError
@@ -45,13 +46,18 @@ class Subject:
         return engine if getattr(self._lm, "shares_prefixes", True) else "lm-eval"
 
     def sizes(self):
-        """{parameters, adapter_parameters, adapter_effect}; CheckpointError where the adapter changes no logit."""
+        """{parameters, adapter_parameters, adapter_effect}.
+
+        CheckpointError where the adapter changes no logit, or a logit is no finite number.
+        """
         whole = models.parameters(self.model)
         base = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
         facts = {"parameters": base, "adapter_parameters": whole - base, "adapter_effect": None}
         if self.adapter is None:
             return facts
         effect = self._difference(self._logits(), self._logits_without_adapter())
+        if not math.isfinite(effect["max_logit_difference"]):
+            raise models.broken(self.model, "its logits are no finite numbers")
         if not effect["max_logit_difference"]:
             raise CheckpointError(
                 f"{self.adapter}: the adapter changes no logit of {self.source.path}: it is not applied, or it is empty"

@@ -9,8 +9,8 @@ import functools
 import logging
 import math
 
-from .. import data
-from ..errors import CoppiceError, DataError, SettingsError
+from .. import data, models
+from ..errors import DataError, SettingsError
 from . import definitions
 
 logger = logging.getLogger("coppice.zero_shot")
@@ -92,7 +92,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
 
     choice: {limit, include_path, num_fewshot, chat_template}, all optional. The facts: {scores: metric and
     metric_stderr -> value, accuracies (metrics that are means over items of a share that should be high), n, version,
-    output_type, num_fewshot, chat_template}. Raises DataError where the task yields no item, CoppiceError on NaN.
+    output_type, num_fewshot, chat_template}. Raises DataError where the task yields no item, CheckpointError on NaN.
     """
     from lm_eval.evaluator import evaluate
 
@@ -115,7 +115,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
     examples = [example for example in output["samples"][name] if example["filter"] == first]
     rows = [_row(built, example) for example in examples]
     if any(math.isnan(score) for row in rows for score in row["loglikelihoods"]):
-        raise CoppiceError(f"task {name}: the model gives NaN as a log-likelihood: it is broken")
+        raise models.broken(lm.model, f"NaN is its log-likelihood of an answer of task {name}")
     scores = _scores(output["results"][name], first)
     facts = {
         "scores": scores,
