@@ -114,6 +114,16 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
     assert done.stderr.splitlines()[-1].startswith(f"{named}: "), done.stderr
 
 
+def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_path):
+    job = 'from coppice import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
+    for level, status in (("1", 0), ("2", 1)):
+        environment = os.environ | {"PYTHONOPTIMIZE": level}
+        command = [sys.executable, "-c", job]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status
+    assert "unset PYTHONOPTIMIZE" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_every_call_of_snakemake_is_a_run_of_its_own(monkeypatch):
     monkeypatch.setenv(logs.RUN, "of an outer snakemake")
     jobs.begin_run()
