@@ -144,7 +144,7 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     from transformers import PrinterCallback, TrainingArguments
 
     from coppice.finetuning.arrangement import Engine
-    from coppice.finetuning.progress import StopOnTerm
+    from coppice.finetuning.progress import StopOnSignal
     from coppice.finetuning.trainer import StepTrainer
 
     trainer = StepTrainer(
@@ -153,9 +153,9 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
         model=model,
         args=TrainingArguments(**arguments_of(output, arguments.batch, 1, data_seed=0, remove_unused_columns=False)),
         train_dataset=rows,
-        callbacks=[StopOnTerm()],
+        callbacks=[StopOnSignal()],
     )
-    trainer.stop = StopOnTerm()
+    trainer.stop = StopOnSignal()
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -73,3 +73,23 @@ def test_a_merged_checkpoint_never_takes_the_place_of_what_it_was_made_from(trai
 def test_options_that_do_not_fit_are_told_before_anything_is_loaded(given, train, told):
     with pytest.raises(SettingsError, match=told):
         by_hand.settings(given, train)
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("epochs", "2"),
+        ("learning-rate", "0.0001"),
+        ("r", "8"),
+        ("target-modules", "all-linear"),
+        ("use-dora", "false"),
+        ("val-size", "2000"),
+        ("gpus", "1"),
+    ],
+)
+def test_the_help_tells_what_holds_where_an_option_is_not_given(option, default, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--help"])
+    said = " ".join(capsys.readouterr().out.split()).partition("options:")[2]
+    assert f"(default: {default})" in said.partition(f"--{option} ")[2].partition(" --")[0]

@@ -101,13 +101,18 @@ def test_a_killed_training_ends_with_the_identical_adapter(
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "killed")
 
 
-def test_sigterm_writes_a_checkpoint_and_the_rerun_ends_the_same(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
+def test_a_signal_writes_a_checkpoint_and_the_rerun_ends_the_same(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch, told
+):
+    """SIGTERM is a scheduler's, SIGINT is Ctrl-C; a scheduler may follow up the one with the other."""
     folder = tiny_checkpoint("llama")
     train(folder, dataset, tmp_path / "whole", RESUMED)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in told:
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
     with pytest.raises(CoppiceError, match="stopped at step 5"):
@@ -116,6 +121,20 @@ def test_sigterm_writes_a_checkpoint_and_the_rerun_ends_the_same(tiny_checkpoint
     monkeypatch.undo()
     train(folder, dataset, tmp_path / "stopped", RESUMED)
     assert same_adapter(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    def on_step_begin(self, args, state, control, **kwargs):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from coppice import errors, jobs, logs, records
+from coppice import claims, errors, jobs, logs, records
 
 # A job as the scripts frame it: counts that it computed, then fails as its argument says
 JOB = """
@@ -73,6 +73,55 @@ def test_a_job_without_a_status_of_its_own_keeps_it_beside_its_log(tmp_path):
     code = 'from coppice import logs\nwith logs.job("fetch.M.1.log"): pass'
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
     assert json.loads((tmp_path / "fetch.M.1.status.json").read_text())["state"] == "done"
+
+
+def test_a_job_that_is_interrupted_says_that_it_was_stopped(attempt, tmp_path):
+    code, said, _ = attempt("first", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert code == 130 and said.count("\n") == 1 and said.startswith("stopped, as asked")
+    assert "Traceback" not in (tmp_path / "job.log").read_text()
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
+    assert attempt("first", "pass")[::2] == (0, 2), "the same run may go on"
+
+
+def test_a_training_that_was_told_to_stop_has_not_failed(attempt, tmp_path):
+    assert attempt("first", "raise errors.Stopped('finetune: stopped at step 5')")[0] == 1
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
+
+
+def test_an_interruption_while_another_process_is_at_the_job_leaves_that_ones_status_alone(attempt, tmp_path):
+    attempt("first", "pass")
+    before = (tmp_path / "status.json").read_text()
+    waiting = f"import signal; signal.alarm(2); signal.signal(signal.SIGALRM, signal.default_int_handler)\n{JOB}"
+    with claims.alone(tmp_path / "job.log"):
+        done = subprocess.run([sys.executable, "-c", waiting, "pass"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert (tmp_path / "status.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "named"),
+    [
+        ("", ".job.log.lock"),  # nothing can be written from the start
+        ("import os; os.symlink('/dev/full', 'job.log')", "job.log"),  # the disk of the log fills up
+    ],
+)
+def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # no file may have a byte
+    job = f"{before or small}\n{JOB}"
+    command = [sys.executable, "-c", job, "print('a warning', file=sys.stderr, flush=True)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{named}: "), done.stderr
+
+
+def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_path):
+    job = 'from coppice import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
+    for level, status in (("1", 0), ("2", 1)):
+        environment = os.environ | {"PYTHONOPTIMIZE": level}
+        command = [sys.executable, "-c", job]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status
+    assert "unset PYTHONOPTIMIZE" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_call_of_snakemake_is_a_run_of_its_own(monkeypatch):

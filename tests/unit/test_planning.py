@@ -1,7 +1,10 @@
 """What a study will take, from configurations alone, against models that were really built."""
 
 import json
+import random
 import re
+import shutil
+import string
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from coppice import cli, estimates, planning, settings, sizing
+from coppice.miniature import recipes, training
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -95,6 +99,22 @@ def test_a_plan_says_what_its_jobs_ask_for():
         assert getattr(found["finetune"], key) == max(one[key] for one in asked)
     without = {stage.name: stage for stage in planning.plan(study, 150, on_gpu=False).stages}
     assert without["finetune"].gpu_mem_mb == 0 and without["finetune"].hours > 100 * found["finetune"].hours
+
+
+def test_the_miniature_study_is_planned_before_its_models_are_built(tmp_path, capsys, monkeypatch):
+    shutil.copytree("config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "--cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "?" not in said and "fetch" not in said and "not known" not in said
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen-instruct", "mistral"])
+def test_a_miniature_has_the_size_that_was_foretold(name, tmp_path):
+    rng = random.Random(0)
+    words = [" ".join("".join(rng.choices(string.ascii_lowercase, k=9)) for _ in range(300)) for _ in range(9)]
+    training.train_base(name.partition("-")[0], training.Text(words, [], []), tmp_path, seed=0, steps=1)
+    assert estimates.shape_in(recipes.expected(name)) == estimates.shape_of(tmp_path / "config.json")
 
 
 def test_a_model_of_unknown_size_is_named_and_left_out(tmp_path, capsys, monkeypatch):

@@ -333,6 +333,24 @@ def test_show_tells_done_running_waiting_and_failed(copied, capsys, monkeypatch)
     assert rows["Llama", "best_acc"].split()[-1] == "done"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_show_speaks_to_a_terminal_that_lacks_characters(copied, encoding):
+    shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
+    _status(copied.results, "finetune/x", "finetune Qwen best_acc", "failed", reason="the loss ≥ what Žižek hoped")
+    command = [sys.executable, "-m", "coppice", "show", copied.results]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "the loss ? what ?i?ek hoped" in done.stdout.decode(encoding)
+
+
+def test_output_that_finds_no_room_is_told_in_a_line(copied):
+    command = [sys.executable, "-m", "coppice", "show", copied.results]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("coppice show: standard output: no space is left")
+
+
 def test_show_names_every_failure_with_its_reason(copied, capsys):
     shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
     _status(copied.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="the training loss is not finite")

@@ -413,6 +413,18 @@ def test_a_target_of_an_unknown_model_config_or_candidate_is_refused(tmp_path, t
     assert told in str(raised.value) and target in str(raised.value)
 
 
+def test_the_page_is_rewritten_only_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    fresh = (CONFIG / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(document, "PAGE", tmp_path / "README.md")
+    document.PAGE.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        document.main(["--help"])
+    assert document.main(["--check"]) == 1 and "is out of date" in capsys.readouterr().err
+    assert document.PAGE.read_text(encoding="utf-8") == old
+    assert document.main([]) == 0 and document.main(["--check"]) == 0
+    assert document.PAGE.read_text(encoding="utf-8") == fresh
+
+
 def test_the_page_documents_every_key_as_the_schema_has_it():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
     assert document.page(text) == text, "run: python -m coppice.settings.document"

@@ -4,6 +4,7 @@ The engine is the workflow's; options are named as keys of the section `finetune
 its schema.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def options():
             yield from ((name, child, (key,)) for name, child in node["properties"].items() if name not in LEFT_OUT)
         elif key not in LEFT_OUT:
             yield key, node, ()
+
+
+def told(key, node, place):
+    """What the help says of an option: the schema's description, and what holds where it is not given."""
+    default = lora.DEFAULTS[key] if place == ("lora",) and key in lora.DEFAULTS else node.get("default")
+    text = " ".join(node["description"].split())
+    return text if default in (None, []) else f"{text} (default: {json.dumps(default)})".replace('"', "")
 
 
 def settings(given, train="lora"):

@@ -11,6 +11,8 @@ import socket
 import sys
 from pathlib import Path
 
+from . import disks
+
 logger = logging.getLogger("coppice.jobs")
 
 
@@ -25,12 +27,14 @@ def alone(log):
         yield
         return
     path = Path(log).with_name(f".{Path(log).name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with disks.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed below; unbuffered: else closing it writes once more
+    with file:
         if _locked(file):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with disks.naming(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
@@ -43,7 +47,7 @@ def _locked(file):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read() or "another process"
+            holder = file.read().decode() or "another process"
             # to the terminal: the log and the status file are the other one's still
             print(
                 f"{holder} is still at work on this job, for a run that was killed or has another folder: waiting for "

@@ -1,24 +1,45 @@
 """The command `coppice`: what a person does beside the workflow. Imports are made by the subcommand that needs them."""
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, disks
 from .errors import CoppiceError, printable
+from .logs import INTERRUPTED
 
 
 def main(argv=None):
-    """Run one subcommand; returns the exit status. A `CoppiceError` is told in one line, without a traceback."""
+    """Run one subcommand; returns the exit status. A `CoppiceError`, a full disk and Ctrl-C are told in one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding need not have every character
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
     except CoppiceError as error:
         print(f"coppice {arguments.command}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `coppice show | head`
-        sys.stderr.close()
+    except KeyboardInterrupt:
+        print(f"coppice {arguments.command}: stopped, as asked", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        _give_up_output()
+        if isinstance(error, BrokenPipeError):  # `coppice show | head`
+            return 1
+        if (said := disks.in_words(error, ["standard output"])) is None:
+            raise
+        print(f"coppice {arguments.command}: {said}", file=sys.stderr)
         return 1
+
+
+def _give_up_output():
+    """Have what is still to be printed go nowhere: Python tries it once more on its way out."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _parser():
@@ -87,7 +108,9 @@ def _tracing(commands):
     traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
     traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")
     traced.add_argument("--seed", type=int, help="of a further training (finetune.seeds)")
-    traced.add_argument("--results", default="results", metavar="FOLDER", help="with names: where (%(default)s)")
+    traced.add_argument(
+        "--results", default="results", metavar="FOLDER", help="with names: where (default: %(default)s)"
+    )
     traced.add_argument("--resources", metavar="FOLDER", help="models and data (default: as the records say)")
     traced.add_argument("--verify", action="store_true", help="read weights, adapters and rows on disk, and hash them")
     traced.add_argument("--json", action="store_true", help="for machines, with all settings")
@@ -115,18 +138,24 @@ def _by_hand(commands):
     tuned.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint to start from")
     tuned.add_argument("--data", required=True, metavar="FILE|NAME|ID", help="examples: a local file, alpaca, a hub id")
     tuned.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter goes; a later call resumes")
-    tuned.add_argument("--train", choices=("lora", "all"), default="lora", help="an adapter, or all weights")
-    tuned.add_argument("--prompt", choices=by_hand.PROMPTS, default="alpaca", help="form of the prompt (%(default)s)")
-    tuned.add_argument("--seed", type=int, default=42, help="default: %(default)s")
-    tuned.add_argument("--gpus", type=int, default=1, help="GPUs to train on, where there are any (%(default)s)")
-    tuned.add_argument("--threads", type=int, help="CPU threads; default: all")
-    for key, node, _ in by_hand.options():
+    tuned.add_argument(
+        "--train", choices=("lora", "all"), default="lora", help="an adapter, or all weights (default: %(default)s)"
+    )
+    tuned.add_argument(
+        "--prompt", choices=by_hand.PROMPTS, default="alpaca", help="form of the prompt (default: %(default)s)"
+    )
+    tuned.add_argument("--seed", type=int, default=42, help="of the training (default: %(default)s)")
+    tuned.add_argument(
+        "--gpus", type=int, default=1, help="GPUs to train on, where there are any (default: %(default)s)"
+    )
+    tuned.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    for key, node, place in by_hand.options():
         tuned.add_argument(
             f"--{key.replace('_', '-')}",
             dest=key,
             **_taken(node),
             metavar=key.upper(),
-            help=" ".join(node["description"].split()).replace("%", "%%"),
+            help=by_hand.told(key, node, place).replace("%", "%%"),
         )
     tuned.set_defaults(run=_finetune)
     tried = commands.add_parser("generate", help="answers of a model, with or without an adapter, to your questions")
@@ -138,10 +167,16 @@ def _by_hand(commands):
     tried.add_argument(
         "--form", choices=by_hand.PROMPTS, default="alpaca", help="form in which it is asked (default: %(default)s)"
     )
-    tried.add_argument("--new-tokens", type=int, default=128, help="tokens an answer has at most (%(default)s)")
+    tried.add_argument(
+        "--new-tokens", type=int, default=128, help="tokens an answer has at most (default: %(default)s)"
+    )
     tried.set_defaults(run=_generate)
     for parser in (tuned, tried):
-        parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights")
+        parser.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16", "float16"),
+            help="precision of the weights (default: bfloat16 on a GPU that has it, else float32)",
+        )
         parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base quantised")
         parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
         parser.add_argument("--device-map", metavar="MAP", help="auto: spread one model over several GPUs")

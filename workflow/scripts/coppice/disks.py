@@ -49,6 +49,16 @@ def in_words(error, places=()):
     return None
 
 
+@contextlib.contextmanager
+def naming(path):
+    """Have an OSError of the block say which file it is about: one of writing, to a disk that is full, does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _number(error):
     """The system's number of an error that is told here, or None."""
     number = system_number(error)

@@ -41,6 +41,10 @@ class TransientError(CoppiceError):
     """Memory, time, a device or the network gave out: another attempt may end well, with more of it or by itself."""
 
 
+class Stopped(TransientError):
+    """Somebody, or a scheduler, asked the job to end; another attempt goes on from what is finished."""
+
+
 class SettingsError(CoppiceError):
     """The configuration is wrong; the message names the key."""
 

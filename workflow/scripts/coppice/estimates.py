@@ -82,7 +82,14 @@ class Shape:
 def shape_of(path):
     """The Shape in a config.json; None where the file is not there or is of another kind of model, with experts say."""
     try:
-        config = parsed(Path(path).read_text(encoding="utf-8"))
+        return shape_in(parsed(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def shape_in(config):
+    """The Shape of what a config.json holds; None for another kind of model."""
+    try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         kv_heads = config.get("num_key_value_heads") or heads
         head = config.get("head_dim") or hidden // heads
@@ -90,7 +97,7 @@ def shape_of(path):
         vocabulary, kind = config["vocab_size"], config["model_type"]
         if any((config.get(name) or 0) > 1 for name in EXPERTS):
             return None
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
     biases = head * (heads + 2 * kv_heads) if kind == "qwen2" else 0
     if config.get("attention_bias"):

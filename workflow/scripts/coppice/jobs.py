@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import uuid
 from contextlib import contextmanager
 
 from . import gpus, logs
+from .errors import SettingsError
 
 STARTED = "COPPICE_JOB_STARTED"  # set in a job that a cluster's scheduler started
 
@@ -64,8 +66,8 @@ def computing(log, status, title, threads, resources, loading):
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
     # on a CPU jobs are short, and nothing but a quantised model has a use for it there
     unused = () if loading["quantize"] or gpus.present() else ("bitsandbytes",)
-    with (
-        logs.job(log, threads, status, title, unused) as tell,
-        gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), tell),
-    ):
-        yield
+    with logs.job(log, threads, status, title, unused) as tell:
+        if sys.flags.optimize > 1:  # else every checkpoint would seem to be at fault
+            raise SettingsError("Python runs without docstrings, which transformers needs: unset PYTHONOPTIMIZE")
+        with gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), tell):
+            yield

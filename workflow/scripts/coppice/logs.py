@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import claims, disks
-from .errors import CoppiceError, is_final
+from .errors import CoppiceError, Stopped, is_final
 from .parsing import parsed
 from .records import atomic
 from .redaction import redacted
@@ -27,6 +28,7 @@ LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
 RUN = "COPPICE_RUN"  # set by the workflow: which call of snakemake a job belongs to
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells give after Ctrl-C
 UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else `datasets` calls a server for every local file too
 
 
@@ -37,37 +39,58 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     status: its file, by default beside the log. unused: packages that other libraries would import where they are
     installed, and this job has no use for. fetches: this job may use the hub, which is switched off for all others: the
     fetch rules have brought what they need. Yields a function that notes a state of the job. Raises SystemExit(1) after
-    a `CoppiceError` and where a disk is full, with the message in the log and on the terminal; before anything is
-    computed where the same run has seen the job fail for good. One process at a time runs a job: another one waits.
+    a `CoppiceError` and where a disk is full, SystemExit(130) after Ctrl-C, with the message in the log and on the
+    terminal; before anything is computed where the same run has seen the job fail for good. One process at a time runs
+    a job: another one waits.
     """
-    with claims.alone(log):
-        keep = _Status(status or Path(log).with_suffix(".status.json"), title)
+    keep = _Status(status or Path(log).with_suffix(".status.json"), title)
+    with _telling(Path(log).parent), claims.alone(log):
         if reason := keep.final_reason():
             start_logging(log, own_terminal=True)
             logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
             raise SystemExit(1)
-        os.environ.update(UNCOUNTED if fetches else OFFLINE)
-        _start_quickly(unused)
-        limit_threads(threads)
-        start_logging(log, own_terminal=True)
-        keep("running")
-        try:
+        with _telling(Path(keep.path).parent, keep):
+            os.environ.update(UNCOUNTED if fetches else OFFLINE)
+            _start_quickly(unused)
+            limit_threads(threads)
+            start_logging(log, own_terminal=True)
+            keep("running")
             yield keep
-        except BaseException as error:
-            if not _told(error, keep):
-                raise
-            raise SystemExit(1) from None
-        keep("done")
+            keep("done")
     gc.freeze()  # else a second goes by on the way out, in a last look through torch's objects
 
 
-def _told(error, keep):
-    """Say why a job ends, in its log and status and on the terminal; whether that is something the user can mend."""
-    theirs = isinstance(error, CoppiceError)
-    said = str(error) if theirs else disks.in_words(error, [str(Path(keep.path).parent)])
-    logging.getLogger("coppice").error("%s", said or traceback.format_exc())
-    keep("failed", reason=said or f"{type(error).__name__}: {error}", final=theirs and is_final(error))
-    return said is not None
+@contextmanager
+def _telling(folder, keep=None):
+    """Have a job that ends early say why, on the terminal and in its log and by `keep` in its status, where these are
+    its own by then. What the user can mend, and Ctrl-C, are told in a line; the rest is raised on.
+
+    folder: where it probably wrote, should a disk be full and the error name no file.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if keep:
+            keep("failed", reason=f"ended with exit status {error.code}")
+        raise
+    except BaseException as error:
+        code, state, said = _judged(error, folder)
+        logging.getLogger("coppice").error("%s", said or traceback.format_exc())
+        if keep:
+            final = isinstance(error, CoppiceError) and is_final(error)
+            keep(state, reason=said or f"{type(error).__name__}: {error}", final=final)
+        if said is None:
+            raise
+        raise SystemExit(code) from None
+
+
+def _judged(error, folder):
+    """(exit status, state, message or None) of a job that ends with `error`."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "stopped", "stopped, as asked; the same command goes on from what is finished"
+    if isinstance(error, CoppiceError):
+        return 1, "stopped" if isinstance(error, Stopped) else "failed", str(error)
+    return 1, "failed", disks.in_words(error, [str(folder)])
 
 
 def _start_quickly(unused):
@@ -112,7 +135,7 @@ def start_logging(log=None, own_terminal=False, append=False):
         os.dup2(captured, 2)
         os.close(captured)
         # to the end of the process: its last words, the traceback of what nobody caught, come after the job
-        sys.stderr = _Stream(sys.stderr)
+        sys.stderr = _Stream(sys.stderr, log)
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -140,16 +163,22 @@ class _Formatter(logging.Formatter):
 
 
 class _Stream:
-    """A stream of text or bytes to which nothing secret is written; in all else the one that it stands for."""
+    """A stream of text or bytes into the file `path`: nothing secret is written to it, and its errors name the file.
+    In all else it is the one that it stands for."""
 
-    def __init__(self, stream):
-        self._stream = stream
+    def __init__(self, stream, path):
+        self._stream, self._path = stream, path
 
     def write(self, text):
-        if isinstance(text, str):
-            return self._stream.write(redacted(text))
-        self._stream.write(redacted(bytes(text).decode(errors="surrogateescape")).encode(errors="surrogateescape"))
-        return len(text)
+        with disks.naming(self._path):
+            if isinstance(text, str):
+                return self._stream.write(redacted(text))
+            self._stream.write(redacted(bytes(text).decode(errors="surrogateescape")).encode(errors="surrogateescape"))
+            return len(text)
+
+    def flush(self):
+        with disks.naming(self._path):
+            self._stream.flush()
 
     def writelines(self, lines):
         for line in lines:
@@ -157,7 +186,7 @@ class _Stream:
 
     @property
     def buffer(self):
-        return _Stream(self._stream.buffer)
+        return _Stream(self._stream.buffer, self._path)
 
     def __getattr__(self, name):
         return getattr(self._stream, name)

@@ -1,6 +1,7 @@
 """What each job asks for: memory, GPU memory, disk and minutes, as configured, else by the model's size.
 
-The size is known from the model's configuration, fetched or local; before that from `models.X.parameters`. What a job
+The size is known from the model's configuration, fetched or local; before that from `models.X.parameters`, of a
+miniature from its recipe. What a job
 asks for is its estimate (`estimates`) with room to spare, and grows with each attempt: half as much memory and disk
 again, the time over again.
 """
@@ -10,6 +11,7 @@ import os
 from dataclasses import dataclass
 
 from . import estimates, layout
+from .miniature import recipes
 from .settings import arms
 
 MB = 10**6
@@ -47,16 +49,25 @@ class Sizes:
         self._shapes, self._needs = {}, {}
 
     def shape(self, model):
-        """The model's Shape: of its configuration, else of its configured number of parameters, else None."""
+        """The model's Shape: of its configuration, else of a miniature's recipe or the configured number of parameters.
+
+        None where nothing is known of it.
+        """
         if model not in self._shapes:
             file = layout.config_file(self.study, model)
             files = file, os.path.join(os.path.dirname(file), "snapshot", "config.json")
             found = next(filter(None, (estimates.shape_of(path) for path in files if os.path.isfile(path))), None)
             if found is None:
-                given = self.study.models[model]["parameters"]
-                return estimates.shape_like(given) if given else None
+                return self._expected(self.study.models[model])
             self._shapes[model] = found
         return self._shapes[model]
+
+    @staticmethod
+    def _expected(model):
+        """The Shape of a model that is not here yet, as far as anything is known of it."""
+        if model["source"]["kind"] == "miniature":
+            return estimates.shape_in(recipes.expected(model["source"]["path"]))
+        return estimates.shape_like(model["parameters"]) if model["parameters"] else None
 
     def unknown(self):
         """The models to run whose size is not known yet."""

@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 
 from .. import logs
-from ..errors import CoppiceError, TransientError, is_final
+from ..errors import CoppiceError, Stopped, TransientError, is_final
 from ..records import atomic
 from .sharding import OutOfMemory
 
 logger = logging.getLogger("coppice.finetuning")
 
 RANK, WORLD = "RANK", "WORLD_SIZE"
-KINDS = {kind.__name__: kind for kind in (OutOfMemory, TransientError, CoppiceError)}  # what a process may say
+KINDS = {kind.__name__: kind for kind in (OutOfMemory, Stopped, TransientError, CoppiceError)}  # what a process may say
 
 
 def is_first():
@@ -55,7 +55,7 @@ def run(function, arguments, world):
         try:
             elastic_launch(config, _worker)(function, arguments, _log_file(), reason)
         except SignalException as error:
-            raise TransientError("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
+            raise Stopped("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
         except ChildFailedError as error:
             if reason.is_file():
                 kind, text = json.loads(reason.read_text(encoding="utf-8"))
@@ -96,6 +96,7 @@ def _worker(function, arguments, log, reason):
 
 def _kind(error):
     """The name of what an error is to the launching process: one of `KINDS`."""
-    if isinstance(error, OutOfMemory):
-        return OutOfMemory.__name__
+    for kind in (OutOfMemory, Stopped):
+        if isinstance(error, kind):
+            return kind.__name__
     return CoppiceError.__name__ if is_final(error) else TransientError.__name__

@@ -101,10 +101,13 @@ class StopAt(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
-class StopOnTerm(TrainerCallback):
-    """At SIGTERM, a scheduler's warning: finish the step, write a checkpoint, end the training. `stopped` says so.
+class StopOnSignal(TrainerCallback):
+    """At SIGTERM, a scheduler's warning, and at Ctrl-C: finish the step, write a checkpoint, end the training.
 
-    In several processes all stop after the same step: `agree` turns what each was `asked` into what all do.
+    `stopped` says so. A second Ctrl-C ends it at once.
+
+    In several processes all stop after the same step: `agree` turns what each was `asked` into what all do. There no
+    second Ctrl-C is told from the first, which comes twice: from the terminal, and from torch's launcher.
 
     transformers' own just-in-time checkpoint is not used: it can save between a step's forward pass and its update,
     after which a resumed training draws other dropout masks than an undisturbed one.
@@ -112,14 +115,14 @@ class StopOnTerm(TrainerCallback):
 
     def __init__(self):
         self.asked = self.stopped = False
-        self.agree, self._before = None, None
+        self.agree, self._before, self._interrupted = None, {}, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Take the signal over, where this is the main thread."""
+        """Take the signals over, where this is the main thread."""
         try:
-            self._before = signal.signal(signal.SIGTERM, self._stop)
+            self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:
-            logger.debug("not the main thread: SIGTERM ends the training without a checkpoint")
+            logger.debug("not the main thread: a signal ends the training without a checkpoint")
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop once the signal has come."""
@@ -128,13 +131,15 @@ class StopOnTerm(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Give the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _stop(self, number, frame):
-        self.asked = True
-        logger.warning("told to stop (SIGTERM): a checkpoint follows")
+        if number == signal.SIGINT and self._interrupted and self.agree is None:
+            raise KeyboardInterrupt
+        self.asked, self._interrupted = True, self._interrupted or number == signal.SIGINT
+        logger.warning("told to stop (%s): a checkpoint follows", signal.Signals(number).name)
 
 
 def warnings_of(first, best, best_step, steps):

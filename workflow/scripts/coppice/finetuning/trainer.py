@@ -18,11 +18,11 @@ from torch import distributed
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from .. import models, records
-from ..errors import CoppiceError, SettingsError, TransientError
+from ..errors import CoppiceError, SettingsError, Stopped, TransientError
 from . import budget, checkpoints, processes, progress, sharding
 from .arrangement import Engine, count_targets
 from .loader import StepLoader, StepSampler, together
-from .progress import Patience, StopAt, StopOnTerm, TrainingLog
+from .progress import Patience, StopAt, StopOnSignal, TrainingLog
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -49,7 +49,7 @@ def build(job, learner, tokenizer, train, validation):
             "evaluations_in_vain": patience.early_stopping_patience_counter if patience else 0,
         },
     )
-    stop = StopOnTerm()
+    stop = StopOnSignal()
     callbacks = [log, seal, stop, *([patience] if patience else [])]
     if job.until:
         callbacks.append(StopAt(budget.rung(settings, job.until)))
@@ -283,7 +283,7 @@ class StepTrainer(Trainer):
     def run(self, resume):
         """Train, from the checkpoint folder `resume` where one is given; leaves the best adapter on the model.
 
-        Returns (the checkpoint with that adapter, facts of the training). Raises Stopped at SIGTERM.
+        Returns (the checkpoint with that adapter, facts of the training). Raises Stopped at SIGTERM and Ctrl-C.
         """
         if resume and self._was_at_its_end(resume):
             self._take_state(resume)
@@ -300,7 +300,7 @@ class StepTrainer(Trainer):
     def run_until(self, step, resume):
         """Train up to `step`, where a checkpoint is left, and return the validation loss there.
 
-        A training that was beyond that step before is left as it is. Raises Stopped at SIGTERM.
+        A training that was beyond that step before is left as it is. Raises Stopped at SIGTERM and Ctrl-C.
         """
         if resume and checkpoints.step_of(resume) >= step:
             self._take_state(resume)
@@ -366,10 +366,6 @@ class StepTrainer(Trainer):
             "peak_memory_bytes": records.peak_memory(),
             "warnings": progress.warnings_of(first, best, step, self.state.global_step),
         }
-
-
-class Stopped(TransientError):
-    """The training was told to stop and wrote a checkpoint."""
 
 
 def _is_out_of_memory(error):

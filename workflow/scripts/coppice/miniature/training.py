@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import data, records
+from .recipes import RECIPES, Recipe, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 logger = logging.getLogger("coppice.miniature")
@@ -21,32 +22,6 @@ _TOKENIZER_DOCUMENTS = 4000
 _LOG_EVERY = 50
 # Rows are halved until the last part of a training: short rows train faster, and long positions are learnt quickly.
 _LONG_PART = 0.2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Sizes and training of one family. Rates are peak learning rates; a step has rows of `context` tokens."""
-
-    vocab_size: int = 1536
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    steps: int = 900
-    step_tokens: int = 512
-    context: int = 256
-    muon_rate: float = 0.02
-    adamw_rate: float = 1.6e-2
-    instruct_steps: int = 160
-    instruct_scale: float = 0.3
-
-
-RECIPES = {
-    "llama": Recipe(),
-    "qwen": Recipe(intermediate_size=272),
-    "mistral": Recipe(intermediate_size=288),
-}
 
 
 @dataclass(frozen=True)
@@ -161,15 +136,8 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
         "mistral": (MistralConfig, MistralForCausalLM),
     }[family]
     config = config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.hidden_size // recipe.heads,
+        **sizes(recipe) | {"vocab_size": len(tokenizer)},
         max_position_embeddings=recipe.context,
-        tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

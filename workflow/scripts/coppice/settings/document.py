@@ -1,5 +1,6 @@
 """The tables of config/README.md, made from the schema: `python -m coppice.settings.document` rewrites them."""
 
+import argparse
 import json
 import sys
 from itertools import groupby
@@ -73,8 +74,18 @@ def _described(node):
     return " ".join(node["description"].split())
 
 
-def main():
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def main(argv=None):
+    """Rewrite the page, or with `--check` say whether it has to be; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m coppice.settings.document", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where they are out of date")
+    check = parser.parse_args(argv).check
+    found = PAGE.read_text(encoding="utf-8")
+    fresh = page(found)
+    if not check:
+        PAGE.write_text(fresh, encoding="utf-8")
+    elif fresh != found:
+        print(f"{PAGE}: is out of date; run: {parser.prog}", file=sys.stderr)
+        return 1
     return 0
 
 
