@@ -1,5 +1,6 @@
 """Fixtures for all tests: no network, one thread, and tiny models of the real architectures."""
 
+import logging
 import os
 
 # Before anything imports transformers or torch: they read these once.
@@ -17,6 +18,16 @@ import pytest
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def no_logging_is_left():
+    """A command that runs in a test's own process starts logging to streams that are closed once the test is over."""
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")
