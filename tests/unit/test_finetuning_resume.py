@@ -101,9 +101,17 @@ def test_a_killed_training_ends_with_the_identical_adapter(
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "killed")
 
 
+@pytest.fixture
+def in_front():
+    """As at a terminal: what runs in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("told", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
 def test_a_signal_writes_a_checkpoint_and_the_rerun_ends_the_same(
-    tiny_checkpoint, dataset, tmp_path, monkeypatch, told
+    tiny_checkpoint, dataset, tmp_path, monkeypatch, told, in_front
 ):
     """SIGTERM is a scheduler's, SIGINT is Ctrl-C; a scheduler may follow up the one with the other."""
     folder = tiny_checkpoint("llama")
@@ -123,18 +131,21 @@ def test_a_signal_writes_a_checkpoint_and_the_rerun_ends_the_same(
     assert same_adapter(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_front):
     def on_step_begin(self, args, state, control, **kwargs):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
+
+
+def test_a_training_in_the_background_goes_on_at_ctrl_c(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_front):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    step = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(progress.TrainingLog, "on_step_begin", step)
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
 
 
 def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset, tmp_path, monkeypatch):

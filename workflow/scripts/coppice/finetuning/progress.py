@@ -118,9 +118,11 @@ class StopOnSignal(TrainerCallback):
         self.agree, self._before, self._interrupted = None, {}, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Take the signals over, where this is the main thread."""
+        """Take the signals over, where this is the main thread; one that is ignored, as Ctrl-C is in the background,
+        stays so."""
+        heard = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) != signal.SIG_IGN]
         try:
-            self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._stop) for number in heard}
         except ValueError:
             logger.debug("not the main thread: a signal ends the training without a checkpoint")
 
