@@ -123,6 +123,17 @@ def test_rows_that_are_reported_are_never_chosen_by(tmp_path):
         prepared_boolq(tmp_path, selection="validation", report="test")
 
 
+def test_rows_of_any_task_are_kept_apart_and_lines_of_a_text_are_not(tmp_path):
+    for name in ("validation", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": ""}, {"text": name}])
+    rows = {}
+    for uses in ((), ("text",)):
+        mine = entry(tmp_path, selection="validation", report="test") | {"uses": uses}
+        data.prepare("mine", mine, tmp_path / "out", needs_selection=True)
+        rows[uses] = data.facts(tmp_path / "out/dataset.json", "selection")["rows"]
+    assert rows == {(): 1, ("text",): 2}
+
+
 def test_a_file_that_is_changed_in_the_same_second_is_read_anew(tmp_path):
     """The library's own cache knows files by their name and time alone."""
     import os

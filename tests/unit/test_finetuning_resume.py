@@ -143,8 +143,11 @@ def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_p
 
 def test_a_training_in_the_background_goes_on_at_ctrl_c(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_front):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    step = lambda *arguments, **more: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-    monkeypatch.setattr(progress.TrainingLog, "on_step_begin", step)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
 
 

@@ -64,7 +64,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
         if not tables:
             raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
         notes = _add_selection(tables, needs_selection)
-        if required:
+        if "text" not in (entry.get("uses") or ()):  # lines of a running text come again
             notes += _keep_apart(name, tables)
         write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock, files=files)
 

@@ -1,9 +1,8 @@
 """What each job asks for: memory, GPU memory, disk and minutes, as configured, else by the model's size.
 
 The size is known from the model's configuration, fetched or local; before that from `models.X.parameters`, of a
-miniature from its recipe. What a job
-asks for is its estimate (`estimates`) with room to spare, and grows with each attempt: half as much memory and disk
-again, the time over again.
+miniature from its recipe. What a job asks for is its estimate (`estimates`) with room to spare, and grows with each
+attempt: half as much memory and disk again, the time over again.
 """
 
 import math

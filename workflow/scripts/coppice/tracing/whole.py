@@ -26,7 +26,7 @@ def trace(results, resources, console, metric=None, stage=None, verify=False, as
     valid = sorted({name for one in chains for name in showing.known_metrics(one)})
     showing.check_metric(metric, valid)
     found = [checks.of_chain(one, verify) for one in chains]
-    shown = _of_tables(Path(results))
+    shown = _of_tables(Path(results), chains)
     rows = [showing.values(one, metric, stage) if metric or stage else [] for one in chains]
     if as_json:
         told = [showing.as_dict(*one) for one in zip(chains, found, map(checks.notes, chains), rows, strict=True)]
@@ -43,8 +43,8 @@ def _chain(results, resources, pair):
     return chain.of_pair(results, resources, *pair) if any(path.is_file() for path in own) else None
 
 
-def _of_tables(results):
-    """Whether the tables of the report are those that the records give now."""
+def _of_tables(results, chains):
+    """Whether the tables of the report are those that the records give now, and have every pair that was compared."""
     folder = results / layout.REPORT
     try:
         shown = [_read(folder / f"{name}.csv") for name in TABLES]
@@ -57,7 +57,8 @@ def _of_tables(results):
         return [checks.Check("report", False, words)]
     known = study.read(results, pairs, {name: dict(facts) for name, facts in names.iterrows()})
     found = [_of_table(folder, name, table, known) for name, table in zip(TABLES, shown, strict=True) if pairs]
-    absent = [" ".join(pair) for pair in study.discover(results)[0] if pair not in pairs and _compared(results, pair)]
+    compared = [tuple(one.identity.values()) for one in chains if one["comparison"].record]
+    absent = [" ".join(pair) for pair in compared if pair not in pairs]
     if absent:
         words = f"{folder} is without {', '.join(absent)}, which the study may have left out since (only.*)"
         found.append(checks.Check("report", None, words))
@@ -77,10 +78,6 @@ def _value(cell):
     except ValueError:
         return cell
     return number if math.isfinite(number) else cell  # a model may be called nan
-
-
-def _compared(results, pair):
-    return layout.of_pair(results, *pair)["comparison"].is_file()
 
 
 def _of_table(folder, name, shown, known):
