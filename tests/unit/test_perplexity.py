@@ -178,7 +178,8 @@ def test_real_texts_give_the_windows_that_the_definitions_imply(letters, monkeyp
         dataset, {"format": "text", "path": str(REALDATA / "ptb")}
     )
     names = {"wikitext2": ("validation.jsonl", "test.jsonl"), "ptb": ("ptb.valid.txt", "ptb.test.txt")}[dataset]
-    data.prepare(dataset, source | {"splits": {"selection": names[0], "report": names[1]}}, tmp_path)
+    entry = source | {"splits": {"selection": names[0], "report": names[1]}, "uses": ["text"]}
+    data.prepare(dataset, entry, tmp_path)
     protocol = perplexity.PROTOCOLS[name]
     role = protocol.role_of(dataset, "report")
     rows, split = data.texts(tmp_path / "dataset.json", role), data.facts(tmp_path / "dataset.json", role)["split"]
