@@ -134,9 +134,11 @@ def options(description, models):
     return parser
 
 
-def quietly(command):
+def quietly(command, environment=None):
     """Run a command; where it fails, end with the last lines that it wrote."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
 

@@ -1,4 +1,5 @@
-"""How far results move with the number of threads, and whether one number of threads gives the same twice.
+"""How far results move with the number of threads, and whether one number of threads gives the same twice; on a machine
+with a GPU how far its results are from a CPU's, and from its own.
 
 Trains and evaluates a checkpoint of a finished miniature study by the study's own code, each time in a new process:
 
@@ -7,6 +8,7 @@ Trains and evaluates a checkpoint of a finished miniature study by the study's o
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +16,9 @@ from pathlib import Path
 from common import conclude, quietly
 
 TASKS = ("piqa", "arc_easy")
-RUNS = {"1 thread": 1, "1 thread again": 1, "2 threads": 2, "2 threads again": 2}
+# What is compared: name -> (threads, whether on the GPU, data type); "again" is the same once more
+ON_CPU = {"1 thread": (1, False, "float32"), "2 threads": (2, False, "float32")}
+ON_GPU = {"CPU": (4, False, "float32"), "GPU": (4, True, "float32"), "GPU in bfloat16": (4, True, "bfloat16")}
 
 
 def main():
@@ -25,26 +29,32 @@ def main():
     parser.add_argument("--config", default="best_acc")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--check", action="store_true", help="fail where the same threads give something else twice")
-    parser.add_argument("--one", nargs=2, metavar=("THREADS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help="fail where the same way gives something else twice")
+    parser.add_argument("--one", nargs=3, metavar=("THREADS", "DTYPE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        once(arguments, int(arguments.one[0]), Path(arguments.one[1]))
+        threads, dtype, folder = arguments.one
+        once(arguments, int(threads), dtype, Path(folder))
         return 0
+    from coppice import models
+
+    runs = ON_GPU if models.device_kind() == "cuda" else ON_CPU
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for name, threads in RUNS.items():
-            own = Path(folder) / name.replace(" ", "-")
-            command = [sys.executable, *sys.argv, "--one", str(threads), str(own)]
-            quietly(command)
-            found[name] = measured(own)
-    pairs = [("1 thread", "1 thread again"), ("2 threads", "2 threads again"), ("1 thread", "2 threads")]
+        for name, (threads, on_gpu, dtype) in runs.items():
+            for each in (name, f"{name} again"):
+                own = Path(folder) / each.replace(" ", "-")
+                command = [sys.executable, *sys.argv, "--one", str(threads), dtype, str(own)]
+                quietly(command, os.environ | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}))
+                found[each] = measured(own)
+    first, *others = runs
+    pairs = [(name, f"{name} again") for name in runs] + [(first, other) for other in others]
     results = {f"{one} and {other}": apart(found[one], found[other]) for one, other in pairs}
     return conclude(results, arguments, below, show, summary)
 
 
-def once(arguments, threads, folder):
-    """Train `steps` steps and evaluate what came of it, with so many threads, into `folder`."""
+def once(arguments, threads, dtype, folder):
+    """Train `steps` steps and evaluate what came of it, with so many threads and in `dtype`, into `folder`."""
     from coppice import logs
 
     logs.limit_threads(threads)
@@ -61,7 +71,7 @@ def once(arguments, threads, folder):
             "datasets": {name: {"path": f"miniature/{name}"} for name in ("alpaca", "wikitext2", "ptb", *TASKS)},
         }
     )
-    source = models.Source(f"{arguments.results}/for_finetuning/{arguments.model}/{arguments.config}")
+    source = models.Source(f"{arguments.results}/for_finetuning/{arguments.model}/{arguments.config}", dtype=dtype)
     sets = {name: resources / name / "dataset.json" for name in ("alpaca", "wikitext2", "ptb", *TASKS)}
     who = {"model": arguments.model, "config": arguments.config}
     training = {name: sets[name] for name in ("alpaca",)}
@@ -108,13 +118,13 @@ def apart(one, other):
 
 
 def below(name, result):
-    """Where the same number of threads did not give the same."""
+    """Where the same way of computing did not give the same."""
     moved = [key for key, value in result.items() if key != "items" and value]
     return [f"{name}: {', '.join(moved)} differ"] if "again" in name and moved else []
 
 
 def summary(results, failures):
-    return "not the same twice" if failures else "the same number of threads gives the same twice"
+    return f"determinism: {'not the same twice' if failures else 'the same way of computing gives the same twice'}"
 
 
 def show(name, result):

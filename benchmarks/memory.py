@@ -2,8 +2,8 @@
 
 Each job runs a stage's own function for a step or two: fine-tuning, evaluation (perplexity, tasks, generation, cost),
 and pruning by every method. Models are random, in the shapes of Llama, Qwen2 and Mistral. What is compared is the
-process's peak resident memory, imports included. Nothing is measured on a GPU: its sums are the same ones, with a GPU's
-tokens at a time.
+process's peak resident memory, imports included; on a GPU also the most that the process took of its memory, CUDA's own
+and what the allocator kept included.
 
     python benchmarks/memory.py --check --json memory.json
 """
@@ -33,6 +33,7 @@ POINTS = {
 }
 JOBS = ("finetune", "evaluate", *POINTS)
 DEFAULT = ("llama-11m", "mistral-39m", "llama-240m")
+DTYPES = ("float32", "bfloat16", "float16")
 TEXT_ROWS = 400  # of the text whose perplexity is measured: some windows
 STUDY = {  # the real recipe, for a step or two
     "finetune": {"max_steps": 2, "eval_steps": 1, "save_steps": 1, "warmup_steps": 1, "data": {"val_size": 16}},
@@ -47,7 +48,11 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each job (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=DEFAULT, help="shapes (default: the small ones)")
     parser.add_argument(
-        "--dtypes", nargs="+", default=("float32",), help="default: float32; bfloat16 is slow on most CPUs"
+        "--dtypes",
+        nargs="+",
+        default=("float32",),
+        help="default: float32; bfloat16 is slow on most CPUs",
+        choices=DTYPES,
     )
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="default: all")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "JOB"), help=argparse.SUPPRESS)  # a fresh process's part
@@ -90,19 +95,30 @@ def run_one(folder, job, arguments):
     loading = models.Source("", dtype=dtype)
     with jobs.computing(folder / f"{job}.log", None, job, arguments.threads, {}, vars(loading)):
         run_job(job, study, folder)
-        measured = records.peak_memory()["host"]
-    print(json.dumps({"peak": measured, "estimate": expected(job, study, folder, arguments.threads)}))
+        measured = {"host": records.peak_memory()["host"], "gpu": taken_of_gpu()}
+    estimate = expected(job, study, folder, arguments.threads)._asdict()
+    print(json.dumps({at: {"peak": peak, "estimate": estimate[at]} for at, peak in measured.items() if peak}))
+
+
+def taken_of_gpu():
+    """Bytes of the first GPU that this process took at most: CUDA's context and what the allocator kept; 0 without."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()
 
 
 def expected(job, study, folder, threads):
-    """The estimate of the job's peak in bytes."""
-    shape, machine = estimates.shape_of(folder / "config.json"), estimates.Machine(threads=threads)
-    model = study.models["Random"]
+    """The estimated peak of the job, an estimates.Peak."""
+    machine = estimates.Machine(gpus=int(models.device_kind() == "cuda"), threads=threads)
+    shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"]
     if job == "finetune":
-        return estimates.finetune(shape, model, study.finetune, machine).host
+        return estimates.finetune(shape, model, study.finetune, machine)
     if job == "evaluate":
-        return estimates.evaluate(shape, model, machine).host
-    return estimates.prune(shape, model, [POINTS[job]], study.calibration, machine).host
+        return estimates.evaluate(shape, model, machine)
+    return estimates.prune(shape, model, [POINTS[job]], study.calibration, machine)
 
 
 def build(folder, name, dtype):
@@ -154,24 +170,27 @@ def run_job(job, study, folder):
         candidates.prune(identity, source, POINTS[job], calibration, folder / "pruned" / job)
 
 
+def each(result):
+    """(job, host or gpu, peak, estimate) in bytes, for every job of a model."""
+    return [(job, at, *sizes.values()) for job, found in result.items() for at, sizes in found.items()]
+
+
 def below_bars(name, result):
-    for job, found in result.items():
-        share = found["peak"] / found["estimate"]
-        if share > BARS["under"] or share < 1 / BARS["over"]:
-            yield f"{name} {job}: the peak is {share:.2f} times the estimate"
+    for job, at, peak, estimate in each(result):
+        if not 1 / BARS["over"] <= peak / estimate <= BARS["under"]:
+            yield f"{name} {job}: the {at}'s peak is {peak / estimate:.2f} times the estimate"
 
 
 def show(name, result):
-    print(f"\n{name}{'':<{max(1, 28 - len(name))}}{'peak':>9}{'estimate':>10}{'peak / estimate':>17}")
-    for job, found in result.items():
-        peak, estimate = found["peak"] / 1e6, found["estimate"] / 1e6
-        print(f"  {job:<26}{peak:9.0f}{estimate:10.0f}{peak / estimate:17.2f}")
+    print(f"\n{name}{'':<{max(1, 28 - len(name))}}{'':6}{'peak':>9}{'estimate':>10}{'peak / estimate':>17}")
+    for job, at, peak, estimate in each(result):
+        print(f"  {job:<26}{at:<6}{peak / 1e6:9.0f}{estimate / 1e6:10.0f}{peak / estimate:17.2f}")
 
 
 def summary(results, failures):
-    shares = [found["peak"] / found["estimate"] for result in results.values() for found in result.values()]
+    shares = [peak / estimate for result in results.values() for _, _, peak, estimate in each(result)]
     return (
-        f"memory: {len(shares)} jobs, peak {min(shares):.2f} to {max(shares):.2f} times the estimate (MB above); "
+        f"memory: {len(shares)} peaks, {min(shares):.2f} to {max(shares):.2f} times their estimates (MB above); "
         f"{f'FAIL: {len(failures)} beyond the bars' if failures else 'pass'}"
     )
 
