@@ -61,6 +61,13 @@ def build_model(name):
         return AutoModelForCausalLM.from_config(config, dtype=models.dtype_of(None)).eval()
 
 
+def on_gpu():
+    """Whether models will be on a GPU, known without importing torch."""
+    from coppice import models
+
+    return models.device_kind() == "cuda"
+
+
 def seconds(function, threads=1):
     """(result, seconds of `function`): CPU time on one thread, wall time on several or on a GPU."""
     import torch
@@ -84,7 +91,9 @@ class MatrixProducts:
 
         self.rows = 8192 if model.device.type == "cuda" else 512
         head = model.get_output_embeddings().weight
-        self.weights = [p for p in model.model.layers.parameters() if p.dim() == 2]
+        # peft keeps an adapter's weights in float32, which products of a half-precision model never take by themselves
+        named = model.model.layers.named_parameters()
+        self.weights = [p for name, p in named if p.dim() == 2 and "lora_" not in name]
         self.weights += [head[start : start + 4096] for start in range(0, len(head), 4096)]
         widths = {w.shape[1] for w in self.weights}
         self.states = {n: torch.randn(self.rows, n, dtype=head.dtype, device=head.device) for n in widths}
@@ -128,6 +137,13 @@ def options(description, models):
     parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    # a GPU's first runs load kernels and take memory, which a long evaluation or training does once
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3 if on_gpu() else 1,
+        help="runs of each, of which the fastest counts (default: 3 on a GPU, else 1)",
+    )
     parser.add_argument(
         "--models", nargs="+", choices=SHAPES, default=models, help=f"shapes (default: {' '.join(models)})"
     )

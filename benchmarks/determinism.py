@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import conclude, quietly
+from common import conclude, on_gpu, quietly
 
 TASKS = ("piqa", "arc_easy")
 # What is compared: name -> (threads, whether on the GPU, data type); "again" is the same once more
@@ -36,16 +36,14 @@ def main():
         threads, dtype, folder = arguments.one
         once(arguments, int(threads), dtype, Path(folder))
         return 0
-    from coppice import models
-
-    runs = ON_GPU if models.device_kind() == "cuda" else ON_CPU
+    runs = ON_GPU if on_gpu() else ON_CPU
     with tempfile.TemporaryDirectory() as folder:
         found = {}
-        for name, (threads, on_gpu, dtype) in runs.items():
+        for name, (threads, uses_gpu, dtype) in runs.items():
             for each in (name, f"{name} again"):
                 own = Path(folder) / each.replace(" ", "-")
                 command = [sys.executable, *sys.argv, "--one", str(threads), dtype, str(own)]
-                quietly(command, os.environ | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}))
+                quietly(command, os.environ | ({} if uses_gpu else {"CUDA_VISIBLE_DEVICES": ""}))
                 found[each] = measured(own)
     first, *others = runs
     pairs = [(name, f"{name} again") for name in runs] + [(first, other) for other in others]

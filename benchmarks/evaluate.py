@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import MatrixProducts, build_model, conclude, options, seconds
+from common import MatrixProducts, build_model, conclude, on_gpu, options, seconds
 
 from coppice import logs
 
@@ -57,7 +57,6 @@ def main():
 def parse_arguments():
     parser = options(__doc__, models=["llama-42m", "qwen-88m", "mistral-39m"])
     parser.add_argument("--limit", type=int, default=20, help="items of each task (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each engine, of which the fastest counts")
     parser.add_argument("--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="real rows")
     return parser.parse_args()
 
@@ -109,7 +108,7 @@ def measure_model(name, records, tokenizer, arguments):
     reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     requests = {task: task_requests(task, record, arguments.limit) for task, record in records.items()}
     engine.loglikelihood(requests["winogrande"][:8], disable_tqdm=True)  # warm up
-    reference.batch_size_per_gpu, searched = best_batch_size(reference, requests)
+    reference.batch_size_per_gpu, searched = best_batch_size(reference, requests, arguments.repeats)
     products = MatrixProducts(model)
     tasks = {}
     for task, asked in requests.items():
@@ -129,13 +128,11 @@ def task_requests(name, record, limit):
     return task.instances
 
 
-def best_batch_size(reference, requests, items=3):
+def best_batch_size(reference, requests, repeats, items=3):
     """The batch size at which the harness is fastest on a few items of each task, and the seconds of those tried.
 
-    It starts at 4 and goes on to larger or smaller ones as long as they gain.
+    It starts at 4, on a GPU at 32, and goes on to larger or smaller ones as long as they gain.
     """
-    import torch
-
     tried = {}
 
     def cost(place):
@@ -145,11 +142,13 @@ def best_batch_size(reference, requests, items=3):
             tried[size] = 0.0
             for task, asked in requests.items():
                 few = [request for request in asked if request.doc_id < items]
-                _, spent = seconds(lambda few=few: reference.loglikelihood(few, disable_tqdm=True))
-                tried[size] += spent * SIZES[task]
+                runs = [
+                    seconds(lambda few=few: reference.loglikelihood(few, disable_tqdm=True)) for _ in range(repeats)
+                ]
+                tried[size] += min(spent for _, spent in runs) * SIZES[task]
         return tried[size]
 
-    place = 5 if torch.cuda.is_available() else 2
+    place = 5 if on_gpu() else 2
     for step in (1, -1):
         while 0 <= place + step < len(BATCH_SIZES) and cost(place + step) < cost(place):
             place += step

@@ -52,7 +52,6 @@ def main():
 def parse_arguments():
     parser = options(__doc__, models=["llama-42m", "qwen-88m"])
     parser.add_argument("--batch", type=int, default=64, help="examples of the step (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="steps of each, of which the fastest counts")
     parser.add_argument("--trl-length", type=int, default=512, help="tokens of a packed row of TRL's")
     parser.add_argument("--data", metavar="FILE", help="real rows")
     parser.add_argument("--skip", nargs="*", choices=("trl",), default=[], help="leave a peer out")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import yaml
-from common import SHAPES, build_model, conclude
+from common import SHAPES, build_model, conclude, on_gpu
 
 from coppice import estimates, jobs, logs, models, records, settings
 
@@ -112,7 +112,7 @@ def taken_of_gpu():
 
 def expected(job, study, folder, threads):
     """The estimated peak of the job, an estimates.Peak."""
-    machine = estimates.Machine(gpus=int(models.device_kind() == "cuda"), threads=threads)
+    machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
     shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"]
     if job == "finetune":
         return estimates.finetune(shape, model, study.finetune, machine)
