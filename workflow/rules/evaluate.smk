@@ -6,6 +6,18 @@ undeclared, `samples/{task}.parquet`, whose digests the first has and every read
 finished of an evaluation, by which a killed or extended one goes on.
 """
 
+# How every stage is measured: what is compared must not differ in any of this
+ALIKE = {
+    "settings": settings.effects.deciding("evaluate", study.evaluate),
+    "handling": handling("evaluate"),
+    "datasets": files.by_name(EVALUATED),
+    "loading": of_model(loading),
+    "placement": placement,
+    "prompt": of_model(prompt),
+    "seed": study.seed,
+    "protocol": 2,
+}
+
 
 rule evaluate:
     input:
@@ -37,16 +49,9 @@ rule evaluate_dense:
         disk_mb=asked("evaluate", "disk_mb"),
         runtime=asked("evaluate", "runtime"),
     params:
+        **ALIKE,
         stage="dense",
-        settings=settings.effects.deciding("evaluate", study.evaluate),
-        handling=handling("evaluate"),
-        datasets=files.by_name(EVALUATED),
-        loading=of_model(loading),
-        placement=placement,
-        prompt=of_model(prompt),
-        seed=study.seed,
         status=status("evaluate", "dense", "{model}"),
-        protocol=2,
     script:
         "../scripts/evaluate_model.py"
 
@@ -64,16 +69,9 @@ use rule evaluate_dense as evaluate_pruned with:
     benchmark:
         f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.benchmark.tsv"
     params:
+        **ALIKE,
         stage="pruned",
-        settings=settings.effects.deciding("evaluate", study.evaluate),
-        handling=handling("evaluate"),
-        datasets=files.by_name(EVALUATED),
-        loading=of_model(loading),
-        placement=placement,
-        prompt=of_model(prompt),
-        seed=study.seed,
         status=status("evaluate", "pruned", "{model}", "{config}"),
-        protocol=2,
 
 
 use rule evaluate_dense as evaluate_finetuned with:
@@ -92,13 +90,6 @@ use rule evaluate_dense as evaluate_finetuned with:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
     priority: PRIORITY["finetuned"]
     params:
+        **ALIKE,
         stage="finetuned",
-        settings=settings.effects.deciding("evaluate", study.evaluate),
-        handling=handling("evaluate"),
-        datasets=files.by_name(EVALUATED),
-        loading=of_model(loading),
-        placement=placement,
-        prompt=of_model(prompt),
-        seed=study.seed,
         status=signed(lambda wildcards: status("evaluate", "finetuned", *wildcards)),
-        protocol=2,
