@@ -309,7 +309,7 @@ def checkpoint(whole, tmp_path):
 def register(folder):
     """Take a user's folder in as a candidate, and as a dense model: what the study does before it computes on it."""
     dense, output = folder.parent / "dense.json", folder.parent / "candidate"
-    records.write(dense, {"weights_fingerprint": "0" * 64})
+    records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     return [
         told(lambda: candidates.take_in({"model": "A", "candidate": "x"}, folder, {}, dense, output)),
         told(

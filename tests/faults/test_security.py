@@ -45,7 +45,7 @@ def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Payload(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
     dense = tmp_path / "dense.json"
-    records.write(dense, {"weights_fingerprint": "0" * 64})
+    records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     for read in (
         lambda: models.load(models.Source(str(checkpoint))),
         lambda: models.count_parameters(checkpoint),

@@ -1,6 +1,7 @@
 """Selection: the best by the criterion, ties by size, the user's numbers where there are some, links and no copies."""
 
 import csv
+import json
 import math
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from coppice import candidates, fingerprints, fronts, records, selection
+from coppice import candidates, fingerprints, fronts, models, records, selection
 from coppice.errors import CheckpointError, CoppiceError
 from coppice.selection import criteria, margins
 
@@ -137,7 +138,7 @@ def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
 def take_in(path, folder, **given):
     """Take a checkpoint in as the candidate `folder` of model M."""
     dense = folder.parent / "dense.json"
-    records.write(dense, {"weights_fingerprint": "0" * 64})
+    records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
 
 
@@ -163,8 +164,6 @@ def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates,
 
 
 def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
-    from coppice import models
-
     criterion = by("average_acc", "max")
     selection.select_best({"model": "M", "config": "a"}, criterion, two_candidates, tmp_path / "a")
     assert (tmp_path / "a/model.safetensors").is_symlink()
@@ -221,10 +220,25 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         take_in(tmp_path / "empty", tmp_path / "out")
 
 
-def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_on_it(tiny_checkpoint, tmp_path):
+def reconfigured(folder):
+    """The same weights under a configuration that differs in what decides no tensor."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pruned_by": "nobody"}))
+
+
+def in_other_shards(folder):
+    models.load(models.Source(str(folder))).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("disguise", [lambda folder: None, reconfigured, in_other_shards])
+def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_on_it(
+    tiny_checkpoint, tmp_path, disguise
+):
     dense = tiny_checkpoint()
     records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
     copy = shutil.copytree(dense, tmp_path / "my copy")
+    disguise(copy)
     with pytest.raises(CheckpointError) as raised:
         candidates.take_in({"model": "M", "candidate": "c"}, copy, {}, tmp_path / "model.json", tmp_path / "out/c")
     for words in (

@@ -1,13 +1,16 @@
 """What can be told of a checkpoint folder before its weights are loaded: whether its files are whole and fit together.
 
 Only small files and headers are read, and neither torch nor transformers is imported: the jobs that register a model
-or a user's candidate do this, so that a torn file is told before anything computes on it.
+or a user's candidate do this, so that a torn file is told before anything computes on it. `same_tensors` alone reads
+weights, where names and shapes do not tell two checkpoints apart.
 """
 
+import math
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
-from . import odd_shapes
+from . import fingerprints, odd_shapes
 from .errors import CheckpointError
 from .parsing import parsed
 
@@ -67,6 +70,33 @@ def check_tokenizer(folder):
         raise CheckpointError(
             f"{folder}: holds no tokenizer; put the original model's tokenizer files beside the weights"
         )
+
+
+def same_tensors(one, other):
+    """Whether two folders of safetensors hold the same tensors, in whatever shards; False for other formats.
+
+    Weights are read up to the first tensor that differs, small ones first.
+    """
+    shapes = odd_shapes.tensor_shapes(one)
+    if shapes is None or shapes != odd_shapes.tensor_shapes(other):
+        return False
+    import torch  # seconds, which only weights of equal shapes cost
+
+    with ExitStack() as opened:
+        first, second = (_files_of_tensors(opened, folder) for folder in (one, other))
+        for name in sorted(shapes, key=lambda name: math.prod(shapes[name])):
+            mine, theirs = first[name].get_tensor(name), second[name].get_tensor(name)
+            if mine.dtype != theirs.dtype or not torch.equal(mine, theirs):
+                return False
+    return True
+
+
+def _files_of_tensors(opened, folder):
+    """tensor name -> the open safetensors file that holds it."""
+    from safetensors import safe_open
+
+    files = [opened.enter_context(safe_open(path, "pt")) for path in fingerprints.weights_files(folder)]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def _object(path):

@@ -73,14 +73,23 @@ def take_in(identity, path, given, dense, output):
     path, output = Path(path).expanduser().absolute(), Path(output)
     checkpoint_files.check(path)
     checkpoint_files.check_tokenizer(path)
-    if fingerprints.weights(path) == records.read(dense)["weights_fingerprint"]:
+    if _is_dense(path, dense):
         raise CheckpointError(
-            f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (its "
-            "weights have the same fingerprint): nothing was pruned; take its row out of candidates.table"
+            f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (it has "
+            "the same weights): nothing was pruned; take its row out of candidates.table"
         )
     link(path, output)
     facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
+
+
+def _is_dense(path, dense):
+    """Whether the folder `path` holds the weights of the model.json `dense`, under another configuration or cut into
+    other files too."""
+    if fingerprints.weights(path) == records.read(dense)["weights_fingerprint"]:
+        return True
+    place = models.folder_of(dense)
+    return Path(place).is_dir() and checkpoint_files.same_tensors(path, place)
 
 
 def link(source, folder):
