@@ -1,5 +1,4 @@
-"""How far results move with the number of threads, and whether one number of threads gives the same twice; on a machine
-with a GPU how far its results are from a CPU's, and from its own.
+"""How far results move with the number of threads, or with a GPU where there is one, and what gives the same twice.
 
 Trains and evaluates a checkpoint of a finished miniature study by the study's own code, each time in a new process:
 
