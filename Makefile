@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-faults test-faults-bounded test-workflow test-slurm bench lint audit clean
+.PHONY: help env demo test test-unit test-faults test-faults-bounded test-workflow test-slurm test-gpu bench lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among
 test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
 	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/slurm -q -rs
+
+test-gpu: env  ## what computes on a GPU against a CPU; skipped where there is none
+	COPPICE_TEST_GPU=1 $(BIN)/python -m pytest tests/unit/test_on_a_gpu.py -q -rs
 
 bench: $(VENV)/.bench  ## speed against the peers, and how jobs are planned
 	$(BIN)/python benchmarks/evaluate.py

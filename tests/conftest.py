@@ -1,4 +1,5 @@
-"""Fixtures for all tests: no network, one thread, and tiny models of the real architectures."""
+"""Fixtures for all tests: no network, no GPU but where tests are about one, one thread, and tiny models of the real
+architectures."""
 
 import logging
 import os
@@ -10,6 +11,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
 )
+if not os.environ.get("COPPICE_TEST_GPU"):  # set by `make test-gpu`; what all other tests expect are a CPU's numbers
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hypothesis
 import pytest

@@ -56,7 +56,7 @@ class Disturber:
 
     def __init__(self, checkout, lives, chance, leases):
         self.checkout, self.lives, self.chance = checkout, lives, chance
-        self.environment = {"CUDA_VISIBLE_DEVICES": "0", "COPPICE_GPU_LEASES": str(leases)}
+        self.environment = {"CUDA_VISIBLE_DEVICES": "GPU-of-these-tests", "COPPICE_GPU_LEASES": str(leases)}
         self.killed, self.orphan = [], None
 
     def disturb(self, stage):
