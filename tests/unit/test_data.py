@@ -167,3 +167,41 @@ def test_files_that_may_each_be_a_split_are_told_and_numbered_parts_belong_toget
         write_jsonl(tmp_path / name, [{"text": name}])
     data.prepare("mine", entry(tmp_path, train="train"), tmp_path / "out", needs_selection=False)
     assert data.facts(tmp_path / "out/dataset.json", "train")["rows"] == 2
+
+
+CHOICES = {"text": ["x", "y"], "label": ["A", "B"]}
+ROWS = {
+    "boolq": {"question": "q", "passage": "p", "label": 1},
+    "piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0},
+    "hellaswag": {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"},
+    "winogrande": {"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "2"},
+    "arc_easy": {"question": "q", "choices": CHOICES, "answerKey": "B"},
+    "openbookqa": {"question_stem": "q", "choices": CHOICES, "answerKey": "A"},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "wrong"),
+    [
+        ("boolq", "label", -1),
+        ("piqa", "label", -1),
+        ("piqa", "label", "0"),
+        ("hellaswag", "label", "2"),
+        ("hellaswag", "label", ""),
+        ("winogrande", "answer", ""),
+        ("winogrande", "answer", 2),
+        ("arc_easy", "answerKey", "b"),
+        ("openbookqa", "choices", "x or y"),
+    ],
+)
+def test_rows_without_a_right_answer_are_told_before_any_model_is_asked(tmp_path, task, column, wrong):
+    """lm-eval counts each of them as answered wrongly: the public test split of PIQA would give an accuracy of 0."""
+    write_jsonl(tmp_path / "test.jsonl", [ROWS[task] | {column: wrong}])
+    with pytest.raises(DataError, match=rf"^datasets\.{task}: row 0 of its report rows \(from 0\): "):
+        data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])
+
+
+def test_rows_with_right_answers_are_taken(tmp_path):
+    for task, row in ROWS.items():
+        write_jsonl(tmp_path / "test.jsonl", [row])
+        data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])

@@ -100,6 +100,14 @@ def test_a_task_of_a_users_folder_is_scored_and_goes_before_an_official_one_of_i
         assert sum(row["correct"] for row in samples) / 8 == result["value"]
 
 
+@pytest.mark.parametrize("answer", [-1, 2, "w9", 1.0, None])
+def test_an_item_whose_answer_is_none_of_its_choices_is_told_before_any_is_scored(lm, folder, tmp_path, answer):
+    asked = [row | {"answer": answer} for row in rows(60, 1)]
+    data.write("mine", {"report": asked}, tmp_path / "d", {}, {})
+    with pytest.raises(DataError, match=r"^dataset mine: (item 0 \(from 0\)|its rows do not fit)"):
+        zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", {"include_path": folder})
+
+
 def test_examples_in_prompts_come_from_the_train_rows(lm, folder, record, monkeypatch):
     contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
     assert facts["num_fewshot"] == 2

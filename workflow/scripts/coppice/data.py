@@ -42,6 +42,18 @@ TASK_COLUMNS = {
     "arc_challenge": ("question", "choices", "answerKey"),
     "openbookqa": ("question_stem", "choices", "answerKey"),
 }
+TRUTHS = ("label", lambda row: (0, 1))
+KEYS = ("answerKey", lambda row: row["choices"]["label"])
+# task -> its column of right answers, and which a row can have; by lm-eval a row with any other is one answered wrongly
+ANSWERS = {
+    "boolq": TRUTHS,
+    "piqa": TRUTHS,
+    "hellaswag": ("label", lambda row: (number := [*range(len(row["endings"]))]) + [*map(str, number)]),
+    "winogrande": ("answer", lambda row: ("1", "2")),
+    "arc_easy": KEYS,
+    "arc_challenge": KEYS,
+    "openbookqa": KEYS,
+}
 
 
 def prepare(name, entry, folder, needs_selection=True, required=()):
@@ -61,6 +73,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
             if table is not None:
                 tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
                 _check_columns(name, tables[role], role, entry.get("uses") or (), required)
+                _check_answers(name, tables[role], role, required)
         if not tables:
             raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
         notes = _add_selection(tables, needs_selection)
@@ -176,6 +189,24 @@ def _check_columns(name, table, role, uses, required):
         for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
             if column != "messages":
                 _check_is_text(name, table, column)
+
+
+def _check_answers(name, table, role, required):
+    """Refuse rows of one of the seven tasks (its columns are `required`) that name none of their choices as right."""
+    if not required or name not in ANSWERS or role == "train":
+        return
+    column, valid = ANSWERS[name]
+    for place, row in enumerate(table.select_columns(list(required))):
+        where = f"datasets.{name}: row {place} of its {role} rows (from 0)"
+        try:
+            found = list(valid(row))
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{where}: has no choices as the task needs them ({error!r})") from error
+        if row[column] not in found:
+            raise DataError(
+                f"{where}: {column} is {row[column]!r}, which is none of {', '.join(map(repr, found))}; rows of public "
+                "test splits have no answers: name another split, or write the answers so"
+            )
 
 
 def _check_is_text(name, table, column):
