@@ -214,6 +214,18 @@ def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, t
     assert "**best**" in (tmp_path / "SUMMARY.md").read_text()
 
 
+def test_a_column_of_the_table_does_not_stand_for_what_was_counted_or_chosen_here(two_candidates, tmp_path):
+    """As where a `candidates.tsv` of another study is given a column of paths and taken for the table."""
+    for pruning, _ in two_candidates.values():
+        records.write(pruning, records.read(pruning) | {"given": {"parameters": "6.5B", "chosen_as": "other"}})
+    counted = {name: entry["parameters"] for name, entry in selection.choice.read_candidates(two_candidates).items()}
+    selection.summarize({"M": two_candidates}, [], tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
+    with open(tmp_path / "candidates.tsv") as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert {name: row["parameters"] for name, row in rows.items()} == {n: str(v or "") for n, v in counted.items()}
+    assert {row["chosen_as"] for row in rows.values()} == {""}
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text("{}")
