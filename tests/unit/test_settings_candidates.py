@@ -49,6 +49,15 @@ def test_a_column_of_the_table_can_be_a_criterion(tmp_path, table):
     )
 
 
+def test_a_column_that_is_measured_here_where_it_is_empty_holds_numbers_or_nothing(tmp_path, table):
+    task = {"evaluate": {"zero_shot": {"tasks": ["sciq"]}}}
+    criterion = task | {"select": {"configs": {"best": {"metric": "sciq", "mode": "max"}}}}
+    rows = "model,candidate,path,sciq\nLlama,wide,a,0.8\nLlama,deep,b,{}\n"
+    assert load(table(rows.format("")), criterion, workdir=tmp_path).candidates("Llama")["deep"]["given"] == {}
+    told = message(table(rows.format("n/a")), criterion, workdir=tmp_path)
+    assert "mine.tsv, row 3, column sciq: must be a finite number" in told
+
+
 def test_a_row_added_above_changes_nothing_of_a_candidate(tmp_path, table):
     row, other = "Llama,wide,a,,,\n", "Llama,deep,b,,,\n"
     before = load(table(HEADER + row), workdir=tmp_path).candidates("Llama")["wide"]
@@ -77,6 +86,15 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
         (HEADER + "Llama,x,a,high,,\n", "row 2, column acc: found 'high'"),
         (HEADER + "Llama,x,a,,inf,\n", "row 2, column ppl: found 'inf', must be a finite number of at least 1"),
         (HEADER + "Llama,x,a,,0.9,\n", "row 2, column ppl: found '0.9'"),
+        (
+            "model,candidate,path,average_acc\nLlama,x,a,61.2\n",
+            "row 2, column average_acc: found '61.2', must be a number",
+        ),
+        ("model,candidate,path,average_acc\nLlama,x,a,n/a\n", "row 2, column average_acc: found 'n/a'"),
+        ("model,candidate,path,piqa\nLlama,x,a,nan\n", "row 2, column piqa: found 'nan', must be a number from 0 to 1"),
+        ("model,candidate,path,ppl.ptb\nLlama,x,a,-3\n", "row 2, column ppl.ptb: found '-3', must be a finite number"),
+        ("model,candidate,path,acc,average_acc\nLlama,x,a,,\n", "row 1: the column acc stands for average_acc too"),
+        ("model,candidate,path,ppl.ptb,ppl\nLlama,x,a,,\n", "row 1: the column ppl stands for ppl.ptb too"),
         (HEADER + "Llama,x,a\n", "row 2: has 3 cells, but the header has 6"),
         (HEADER + "Llama,,a,,,\n", "row 2, column candidate: is empty"),
         (HEADER + "Llama,x/y,a,,,\n", "row 2, column candidate: the name 'x/y' cannot be part of a path"),
