@@ -122,6 +122,12 @@ def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
 def test_what_the_schema_offers_is_what_the_stages_have():
     choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
     assert set(known.PROTOCOLS) == set(perplexity.PROTOCOLS)
+    roles = {
+        name: {text: role for text, role in protocol.role.items() if text}
+        for name, protocol in perplexity.PROTOCOLS.items()
+    }
+    assert {name: texts for name, texts in roles.items() if texts} == known.PROTOCOL_ROLES
+    assert all(protocol.role[""] == "report" for protocol in perplexity.PROTOCOLS.values())
     assert set(choices["finetune.lora.preset"]) == {*lora.PRESETS, None}
     assert set(known.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 
