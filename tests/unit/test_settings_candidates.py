@@ -108,6 +108,13 @@ def test_a_wrong_row_is_told_with_its_row_and_column(tmp_path, table, text, told
     assert told in said and "mine.tsv" in said and "\n" not in said
 
 
+def test_a_file_of_a_candidate_that_no_rule_can_name_is_told_with_its_row(tmp_path, table):
+    (tmp_path / "a/model{1}.safetensors").touch()
+    (tmp_path / "a/.hidden{1}").touch()
+    said = message(table(HEADER + "Llama,x,a,,,\n"), workdir=tmp_path)
+    assert "mine.tsv, row 2, column path: found" in said and "model{1}.safetensors'; braces" in said
+
+
 def test_a_table_that_is_not_there(tmp_path):
     assert "candidates.table: there is no file no.tsv" in message({"candidates": {"table": "no.tsv"}}, workdir=tmp_path)
 

@@ -87,6 +87,12 @@ def local_files(source, splits=()):
     return sorted({str(file) for file in [*path.iterdir(), *named] if file.is_file()})
 
 
+def candidate_files(folder):
+    """The files of a user's own candidate; hidden ones, and the record that another study keeps of it, are none."""
+    files = (file for file in Path(folder).iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(str(file) for file in files if file.name != "pruning.json")
+
+
 def definition_files(folder):
     """The files of a folder of task definitions: a change of theirs is to be noticed."""
     files = Path(folder).rglob("*")

@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+from .. import layout
 from ..errors import SettingsError, nearest
 from . import known
 from .sources import absolute, check_name, check_paths
@@ -153,7 +154,10 @@ def _checkpoint(text, where, workdir):
         raise SettingsError(f"{where}: there is no {text} (looked at {path})")
     if not os.path.isfile(path / "config.json"):
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
-    check_paths([str(path)], where)
+    try:
+        check_paths([str(path), *layout.candidate_files(path)], where)
+    except OSError as error:
+        raise SettingsError(f"{where}: {text} cannot be read ({error})") from error
     return str(path)
 
 
