@@ -37,8 +37,8 @@ def known_digest(path):
     try:
         cached = parsed(_entry(path).read_text())
         return cached["sha256"] if cached["state"] == _state(path) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: the file has to be read
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None  # absent or damaged, or nobody's home: the file has to be read
 
 
 def file_digest(path):
@@ -51,8 +51,8 @@ def file_digest(path):
     try:
         with atomic(_entry(path)) as file:
             json.dump({"path": str(path), "state": state, "sha256": sha256}, file)
-    except OSError:
-        return sha256  # a read-only home costs time, not correctness
+    except (OSError, RuntimeError):
+        return sha256  # a read-only home, or none, costs time, not correctness
     return sha256
 
 
