@@ -155,7 +155,7 @@ def test_a_dense_model(copied, name):
 def test_a_candidate_of_the_users_own(copied):
     """One that was made here is made anew: see test_candidates in tests/workflow."""
     dense = copied / "dense.json"
-    records.write(dense, {"weights_fingerprint": "0" * 64})
+    records.write(dense, {"path": str(copied / "model"), "weights_fingerprint": "0" * 64})
     candidates.take_in({"model": "A", "candidate": "x"}, copied / "model", {}, dense, copied / "candidate")
     candidates.ensure(copied / "candidate")
     flip(copied / "model" / "model.safetensors")

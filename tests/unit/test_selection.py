@@ -1,6 +1,7 @@
 """Selection: the best by the criterion, ties by size, the user's numbers where there are some, links and no copies."""
 
 import csv
+import json
 import math
 import shutil
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
 def take_in(path, folder, **given):
     """Take a checkpoint in as the candidate `folder` of model M."""
     dense = folder.parent / "dense.json"
-    records.write(dense, {"weights_fingerprint": "0" * 64})
+    records.write(dense, {"path": str(path), "weights_fingerprint": "0" * 64})
     candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
 
 
@@ -246,6 +247,23 @@ def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_
     ):
         assert words in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", ["unknown words", "ids"])
+def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(tiny_checkpoint, tmp_path, changed):
+    """As with a tokenizer of another model, or one that begins texts with BOS where the other does not."""
+    dense, mine = tiny_checkpoint(), shutil.copytree(tiny_checkpoint(seed=1), tmp_path / "mine")
+    records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
+    content = json.loads((mine / "tokenizer.json").read_text())
+    content["model"] |= {"unk_token": "w4"} if changed == "unknown words" else {}
+    content["model"]["vocab"] |= {"w8": 9, "w9": 8} if changed == "ids" else {}
+    (mine / "tokenizer.json").write_text(json.dumps(content))
+    arguments = {"model": "M", "candidate": "c"}, mine, {}, tmp_path / "model.json", tmp_path / "out/c"
+    with pytest.raises(CheckpointError, match="makes other tokens of the same text than the dense model's"):
+        candidates.take_in(*arguments)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(dense / name, mine / name)
+    candidates.take_in(*arguments)
 
 
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):
