@@ -186,6 +186,19 @@ def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path,
     assert fingerprints.weights(chosen) == fingerprints.weights("mine")
 
 
+def test_results_of_another_name_find_what_was_chosen(tiny_checkpoint, tmp_path, monkeypatch):
+    """A study whose folder is renamed goes on in it, as where a task or a seed is added."""
+    shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    take_in(tmp_path / "mine", Path("results/candidates/M/c"))
+    folders = {"c": ("results/candidates/M/c/pruning.json", None)}
+    chosen = "results/for_finetuning/M/a"
+    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, Path(chosen))
+    Path("results").rename("{braces} of another name")
+    folder = candidates.checkpoint(f"{{braces}} of another name/{chosen.partition('/')[2]}/selection_info.json")
+    assert fingerprints.weights(folder) == fingerprints.weights("mine")
+
+
 def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
     (tmp_path / "study").mkdir()

@@ -4,6 +4,7 @@ Patterns have the wildcards of the workflow: {model}, {config}, {candidate}.
 """
 
 import functools
+import os
 from pathlib import Path
 
 TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
@@ -56,6 +57,14 @@ def of_pair(results, model, config, seed=None):
         for kind in ("training", "finetuned"):
             paths[kind] = paths[kind].parent / f"seed-{seed}" / paths[kind].name
     return paths
+
+
+def chosen_folder(selection, record):
+    """The folder of the candidate that a choice names (its `record`, which lies at `selection`): in the same results,
+    which may have another name by now, else where it lay."""
+    kept, name = RECORDS["candidate"]
+    beside = Path(os.path.relpath(Path(selection).absolute().parents[3] / kept.format(**record)))
+    return beside if (beside / name).is_file() else Path(record["source_path"])
 
 
 def seal_of(table):
