@@ -58,7 +58,10 @@ class Formatter:
 
     def __init__(self, kind, prompt, tokenizer):
         if prompt == "chat" and not tokenizer.chat_template:
-            raise SettingsError("prompt: chat was asked for, but the model's tokenizer has no chat template")
+            raise SettingsError(
+                "prompt: chat was asked for, but the model's tokenizer has no chat template; set models.X.prompt to "
+                "alpaca or none"
+            )
         self.kind, self.prompt, self.tokenizer = kind, prompt, tokenizer
         self.chat = prompt == "chat" and kind != "text"
         self.add_special_tokens = not self.chat
