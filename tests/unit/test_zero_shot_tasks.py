@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -228,7 +229,6 @@ def test_a_mistyped_task_is_told_with_the_nearest(folder):
 
 def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(folder, tmp_path):
     import shutil
-    from pathlib import Path
 
     before = zero_shot.facts("coded", folder)
     assert before["version"] == 3.5
@@ -238,6 +238,18 @@ def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(
     assert zero_shot.facts("coded", str(moved))["definition"] != before["definition"]
     (Path(folder) / "deeper/coded.yaml").write_text(CHOICE.format(name="coded").replace("w100", "w102"))
     assert zero_shot.facts("coded", folder)["definition"] != before["definition"]
+
+
+def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder):
+    """A part of an evaluation is found by it: after a change of a module that the code imports it would come back."""
+    place = Path(folder) / "deeper"
+    digests = [[zero_shot.facts(name, folder)["definition"] for name in ("coded", "mine")]]
+    for name in ("helper.py", "answers.json", "other.yaml", ".hidden"):
+        (place / name).write_text("{}")
+        digests.append([zero_shot.facts(task, folder)["definition"] for task in ("coded", "mine")])
+    coded, plain = zip(*digests, strict=True)
+    assert len(set(coded[:3])) == 3 and len(set(coded[2:])) == 1
+    assert len(set(plain)) == 1
 
 
 def test_the_official_definitions_have_digests_of_their_own():
