@@ -101,6 +101,11 @@ def tokenizer(folder, digest_of=file_digest):
     return _of(found, digest_of)
 
 
+def code(folder):
+    """Fingerprint of the Python in a checkpoint folder: of a model that runs it, it decides as much as the weights."""
+    return _of(sorted(path for path in Path(folder).rglob("*.py") if path.is_file()), file_digest)
+
+
 def _of(paths, digest_of):
     found = [[path.name, digest_of(path)] for path in paths]
     return digest(found) if all(sha256 for _, sha256 in found) else None
