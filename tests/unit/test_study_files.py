@@ -52,7 +52,7 @@ def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
         ),
     }[key]
     if key == "candidate" and folder.name == "own":
-        files(**config)  # of a candidate's folder, one file is named in a rule
+        files(**config)  # of a candidate's folder, a checkpoint's files alone are named in a rule
         return
     with pytest.raises(SettingsError) as raised:
         files(**config)

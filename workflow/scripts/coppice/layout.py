@@ -11,6 +11,8 @@ TUNED = "_finetuned"  # follows the name of a config in the folders of what is f
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
 REPORT = "report"
+# the files of a checkpoint, by their names
+CHECKPOINT = ("*.safetensors", "*.bin", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.py", "vocab*", "merges*")
 # what a record is of -> its folder below the results, and its name
 RECORDS = {
     "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
@@ -97,9 +99,9 @@ def local_files(source, splits=()):
 
 
 def candidate_files(folder):
-    """The files of a user's own candidate; hidden ones, and the record that another study keeps of it, are none."""
-    files = (file for file in Path(folder).iterdir() if file.is_file() and not file.name.startswith("."))
-    return sorted(str(file) for file in files if file.name != "pruning.json")
+    """The files that a user's own candidate rests on: a change of theirs is to be noticed, not one of a note beside."""
+    found = {file for pattern in CHECKPOINT for file in Path(folder).glob(pattern) if file.is_file()}
+    return sorted(str(file) for file in found if not file.name.startswith(".") and file.name != "pruning.json")
 
 
 def definition_files(folder):

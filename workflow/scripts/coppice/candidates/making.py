@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import checkpoint_files, data, fingerprints, layout, models, records
+from .. import checkpoint_files, data, fingerprints, models, records
 from ..errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
@@ -123,8 +123,9 @@ def link(source, folder):
     for old in folder.iterdir():
         if old.is_symlink():
             old.unlink()
-    for file in map(Path, layout.candidate_files(source)):
-        (folder / file.name).symlink_to(os.path.relpath(file, folder))
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name != "pruning.json" and not file.name.startswith("."):
+            (folder / file.name).symlink_to(os.path.relpath(file, folder))
 
 
 def _write_record(facts, settings, output, source, clock, seed, calibration):
