@@ -128,9 +128,11 @@ class Files:
         return [self.dataset(name) for name in names]
 
     def dataset_sources(self, name):
-        """The files that a local data set is read from."""
-        entry = self.study.dataset(name) or {}
-        return local_files(entry.get("source"), (entry.get("splits") or {}).values())
+        """The files that a local data set is read from; of a task that brings its own data, those that say which."""
+        entry = self.study.dataset(name)
+        if entry is None:
+            return self.task_definitions() if self.study.defines(name) else []
+        return local_files(entry["source"], entry["splits"].values())
 
     def by_name(self, names):
         """name -> record of several data sets."""

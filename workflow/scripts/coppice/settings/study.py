@@ -98,6 +98,11 @@ class Study:
         """The seed whose `seed_folder` it is; the first, where that is empty."""
         return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
 
+    def defines(self, task):
+        """Whether a task's definition is one of the user's own."""
+        place = self.evaluate["zero_shot"]["include_path"]
+        return place is not None and task in known.tasks_in(place).files
+
     def dataset(self, name):
         """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
