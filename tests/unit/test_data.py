@@ -41,6 +41,19 @@ def test_columns_are_mapped_to_their_canonical_names(tmp_path):
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_column_whose_name_another_one_takes_can_have_a_new_name_in_any_order(tmp_path, turned):
+    """In one of the orders the instruction was the context, and the question was gone."""
+    write_jsonl(tmp_path / "train.jsonl", [{"input": "question", "context": "context", "output": "o", "id": 1}])
+    columns = [("instruction", "input"), ("input", "context"), ("output", "output")]
+    mine = entry(tmp_path, train="train") | {"columns": dict(reversed(columns) if turned else columns)}
+    data.prepare("mine", mine, tmp_path / "out", needs_selection=False)
+    [row] = data.load(tmp_path / "out/dataset.json", "train")
+    assert row == {"instruction": "question", "input": "context", "output": "o", "id": 1}
+    with pytest.raises(DataError, match=r"columns\.prompt: the column 'id' serves twice"):
+        data.prepare("mine", mine | {"columns": {"prompt": "id", "completion": "id"}}, tmp_path / "out", False)
+
+
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"goal": "a", "sol1": "b"}])
     with pytest.raises(DataError, match=r"piqa.*sol2.*goal, sol1"):

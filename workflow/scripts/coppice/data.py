@@ -155,10 +155,12 @@ def _rename(name, table, columns, required, split):
                 f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' "
                 f"(it has {', '.join(table.column_names)})"
             )
-        if actual != canonical:
-            if canonical in table.column_names:
-                table = table.remove_columns(canonical)
-            table = table.rename_column(actual, canonical)
+        if list(columns.values()).count(actual) > 1:
+            raise DataError(f"datasets.{name}.columns.{canonical}: the column '{actual}' serves twice; name another")
+    # all at once: one that is taken for another's name may have a new name itself
+    moved = {actual: canonical for canonical, actual in columns.items() if actual != canonical}
+    replaced = [canonical for canonical in moved.values() if canonical in table.column_names and canonical not in moved]
+    table = table.remove_columns(replaced).rename_columns(moved)
     missing = [column for column in required if column not in table.column_names]
     if missing:
         raise DataError(
