@@ -281,6 +281,19 @@ def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(best, s
     assert bool(found) == warned and (not found or "never fell below its first value" in found[0])
 
 
+@pytest.mark.parametrize(
+    ("warmup", "schedule", "warned"), [(1, "linear", []), (100, "constant", []), (100, "linear", ["never reached"])]
+)
+def test_a_training_that_ends_before_its_rate_has_risen_says_so(
+    tiny_checkpoint, dataset, tmp_path, warmup, schedule, warned
+):
+    """As with the usual 100 steps of warm-up on a thousand rows."""
+    settings = SETTINGS | {"warmup_steps": warmup, "schedule": schedule}
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+    told = records.read(tmp_path / "out/finetuning_config.json")["warnings"]
+    assert ["never reached" for words in told if "never reached finetune.learning_rate" in words] == warned
+
+
 def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tmp_path):
     settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 0}}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
