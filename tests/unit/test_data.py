@@ -113,6 +113,20 @@ def test_words_that_libraries_take_for_nothing_are_text(tmp_path):
     assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["None", "NA", "null"]
 
 
+@pytest.mark.parametrize("rows", ["a,b,c\nd,e,f\n", "a,b,\nd,e,\n"])
+def test_rows_with_more_cells_than_the_header_are_refused(tmp_path, rows):
+    """All cells would move by a column: the response would be what is in the column behind it."""
+    (tmp_path / "train.csv").write_text(f"instruction,output\n{rows}")
+    with pytest.raises(DataError, match=r"train\.csv: its rows have more cells than its header; quote cells"):
+        data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
+
+
+def test_the_mark_of_an_editor_is_no_text(tmp_path):
+    (tmp_path / "test.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    data.prepare("mine", entry(tmp_path, "text", report="test"), tmp_path / "out", needs_selection=False)
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["one", "two"]
+
+
 def boolq(*numbers):
     return [{"question": f"q{i}", "passage": "p", "label": i % 2} for i in numbers]
 

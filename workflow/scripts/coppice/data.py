@@ -133,7 +133,14 @@ def _read(name, entry, split, files, scratch):
         raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: cannot be read as {entry['format']}: {reason}"
         ) from error
-    return table.map(lambda row: {"text": row["text"].strip()}) if entry["format"] == "text" else table
+    if entry["format"] == "csv" and any(column.startswith("__index_level_") for column in table.column_names):
+        raise DataError(  # pandas takes the first cell for a row's name, so that every other one moves by a column
+            f"datasets.{name}: {', '.join(map(str, files))}: its rows have more cells than its header; quote cells "
+            "that hold commas, take commas at the end of rows away, and separate cells by commas"
+        )
+    if entry["format"] == "text":  # the mark by which some editors begin a file is none of its text
+        return table.map(lambda row: {"text": row["text"].removeprefix("\ufeff").strip()})
+    return table
 
 
 def _check_json(file):
