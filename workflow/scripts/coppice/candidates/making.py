@@ -83,9 +83,9 @@ def take_in(identity, path, given, dense, output):
             f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (its "
             "weights have the same fingerprint): nothing was pruned; take its row out of candidates.table"
         )
+    facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _check_tokens(path, models.folder_of(dense))
     link(path, output)
-    facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
 
 
