@@ -219,6 +219,19 @@ def test_warnings_are_in_the_record_and_in_the_report(study):
     assert "WARNING: the validation loss never fell" in _report(study)
 
 
+def test_stages_evaluated_with_other_versions_are_warned_of(study):
+    """As where packages were brought up to date in the middle of a study."""
+
+    def upgraded(record):
+        record["provenance"]["versions"] |= {"torch": "2.14.0", "coppice": "0.2.0"}
+
+    for name in ("evaluation_results.json", "ppl_results.json"):
+        _edit(study.folder("finetuned", "Llama", "best_acc") / name, upgraded)
+    study.compare("Llama", "best_acc")
+    told = "WARNING: the stages were evaluated with other versions of torch: part of a change may be theirs"
+    assert told in " ".join(_report(study).split())
+
+
 def test_few_windows_are_warned_of(tmp_path):
     study = Synthetic(tmp_path, ONE, configs=("best_acc",), items=30, windows=1).build()
     record = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")

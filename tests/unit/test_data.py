@@ -41,6 +41,19 @@ def test_columns_are_mapped_to_their_canonical_names(tmp_path):
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_column_whose_name_another_one_takes_can_have_a_new_name_in_any_order(tmp_path, turned):
+    """In one of the orders the instruction was the context, and the question was gone."""
+    write_jsonl(tmp_path / "train.jsonl", [{"input": "question", "context": "context", "output": "o", "id": 1}])
+    columns = [("instruction", "input"), ("input", "context"), ("output", "output")]
+    mine = entry(tmp_path, train="train") | {"columns": dict(reversed(columns) if turned else columns)}
+    data.prepare("mine", mine, tmp_path / "out", needs_selection=False)
+    [row] = data.load(tmp_path / "out/dataset.json", "train")
+    assert row == {"instruction": "question", "input": "context", "output": "o", "id": 1}
+    with pytest.raises(DataError, match=r"columns\.prompt: the column 'id' serves twice"):
+        data.prepare("mine", mine | {"columns": {"prompt": "id", "completion": "id"}}, tmp_path / "out", False)
+
+
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"goal": "a", "sol1": "b"}])
     with pytest.raises(DataError, match=r"piqa.*sol2.*goal, sol1"):
@@ -98,6 +111,20 @@ def test_words_that_libraries_take_for_nothing_are_text(tmp_path):
     (tmp_path / "train.csv").write_text("instruction,input,output\nsay,,None\nsay,x,NA\nsay,x,null\n")
     data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
     assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["None", "NA", "null"]
+
+
+@pytest.mark.parametrize("rows", ["a,b,c\nd,e,f\n", "a,b,\nd,e,\n"])
+def test_rows_with_more_cells_than_the_header_are_refused(tmp_path, rows):
+    """All cells would move by a column: the response would be what is in the column behind it."""
+    (tmp_path / "train.csv").write_text(f"instruction,output\n{rows}")
+    with pytest.raises(DataError, match=r"train\.csv: its rows have more cells than its header; quote cells"):
+        data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
+
+
+def test_the_mark_of_an_editor_is_no_text(tmp_path):
+    (tmp_path / "test.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    data.prepare("mine", entry(tmp_path, "text", report="test"), tmp_path / "out", needs_selection=False)
+    assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["one", "two"]
 
 
 def boolq(*numbers):
@@ -167,3 +194,41 @@ def test_files_that_may_each_be_a_split_are_told_and_numbered_parts_belong_toget
         write_jsonl(tmp_path / name, [{"text": name}])
     data.prepare("mine", entry(tmp_path, train="train"), tmp_path / "out", needs_selection=False)
     assert data.facts(tmp_path / "out/dataset.json", "train")["rows"] == 2
+
+
+CHOICES = {"text": ["x", "y"], "label": ["A", "B"]}
+ROWS = {
+    "boolq": {"question": "q", "passage": "p", "label": 1},
+    "piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 0},
+    "hellaswag": {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"},
+    "winogrande": {"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "2"},
+    "arc_easy": {"question": "q", "choices": CHOICES, "answerKey": "B"},
+    "openbookqa": {"question_stem": "q", "choices": CHOICES, "answerKey": "A"},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "wrong"),
+    [
+        ("boolq", "label", -1),
+        ("piqa", "label", -1),
+        ("piqa", "label", "0"),
+        ("hellaswag", "label", "2"),
+        ("hellaswag", "label", ""),
+        ("winogrande", "answer", ""),
+        ("winogrande", "answer", 2),
+        ("arc_easy", "answerKey", "b"),
+        ("openbookqa", "choices", "x or y"),
+    ],
+)
+def test_rows_without_a_right_answer_are_told_before_any_model_is_asked(tmp_path, task, column, wrong):
+    """lm-eval counts each of them as answered wrongly: the public test split of PIQA would give an accuracy of 0."""
+    write_jsonl(tmp_path / "test.jsonl", [ROWS[task] | {column: wrong}])
+    with pytest.raises(DataError, match=rf"^datasets\.{task}: row 0 of its report rows \(from 0\): "):
+        data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])
+
+
+def test_rows_with_right_answers_are_taken(tmp_path):
+    for task, row in ROWS.items():
+        write_jsonl(tmp_path / "test.jsonl", [row])
+        data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])

@@ -100,6 +100,20 @@ def evaluate(checkpoint, datasets, adapter):
     return run
 
 
+def test_code_that_a_model_runs_decides_its_parts_and_its_training(checkpoint, tmp_path):
+    """Its weights are as they were, and so is their fingerprint: the numbers of the old code would come back."""
+    from coppice.finetuning import training
+
+    folder, found = shutil.copytree(checkpoint, tmp_path / "model"), {False: [], True: []}
+    for code in ("old", "new"):
+        (folder / "modeling_mine.py").write_text(f"# {code}")
+        for trusted, keys in found.items():
+            source = models.Source(str(folder), trust_remote_code=trusted)
+            keys.append([evaluation._common(source, {}), training._key({"lora": {}}, {}, 0, source)])
+    (before, after), (plain, still) = found[True], found[False]
+    assert plain == still and before[0] != after[0] and before[1] != after[1]
+
+
 def measured(monkeypatch):
     """A list that fills with the names of what is measured from now on."""
     done = []

@@ -1,5 +1,6 @@
 """What comes from the hub: of one commit, whole, checked, resumed; and what is said where it does not come."""
 
+import json
 import os
 import subprocess
 import sys
@@ -246,3 +247,20 @@ def test_a_dataset_stays_at_its_commit_and_says_why_it_does_not_come(tmp_path):
         assert fetch(address).returncode == 0
         again = records.read(record)
         assert again | {"provenance": None} == first | {"provenance": None}  # which says when it was made
+
+
+def test_a_model_that_cannot_be_asked_as_a_chat_is_told_before_anything_computes(tiny_checkpoint, tmp_path):
+    def register(prompt):
+        source = {"kind": "local", "path": str(folder)}
+        fetching.fetch_model("M", source, None, tmp_path / "model.json", prompt)
+
+    folder = tiny_checkpoint()
+    register("chat")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    register("alpaca")
+    with pytest.raises(CoppiceError, match=r"models\.M\.prompt: is chat .* has no chat template; set it to alpaca or"):
+        register("chat")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    register("chat")

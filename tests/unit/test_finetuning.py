@@ -193,6 +193,21 @@ def test_a_template_that_rewrites_earlier_turns_still_gives_the_last_answer(tiny
     assert learnt(example) == [8, 2]
 
 
+@pytest.mark.parametrize("prompt", ["alpaca", "chat", "none"])
+def test_a_field_without_a_value_is_an_empty_one(tiny_tokenizer, tmp_path, prompt):
+    """As an empty cell of a CSV file is read: it was learnt as the word None, or ended the training."""
+    for place, row in enumerate(
+        ({"instruction": "", "input": "w7", "output": "w9"}, {"prompt": "", "completion": "w9"})
+    ):
+        forms = [row, {name: value or None for name, value in row.items()}]
+        filled = row | dict.fromkeys(list(row)[:1], "w5")  # gives the column its type
+        found = [
+            prepared([form, filled], tiny_tokenizer, tmp_path / f"{place}{i}", prompt)[0]
+            for i, form in enumerate(forms)
+        ]
+        assert found[0] == found[1]
+
+
 def test_completions_and_plain_text_are_taken_as_they_are(tiny_tokenizer, tmp_path):
     [example], _ = prepared([{"prompt": "w7 w8", "completion": " w9"}], tiny_tokenizer, tmp_path / "a", prompt="alpaca")
     assert example["input_ids"] == [7, 8, 9, 2] and learnt(example) == [9, 2]
@@ -264,6 +279,19 @@ def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(best, s
     """Not where the only loss is that of the last step: there is nothing to compare it with."""
     found = progress.warnings_of(1.9, best, step, 60)
     assert bool(found) == warned and (not found or "never fell below its first value" in found[0])
+
+
+@pytest.mark.parametrize(
+    ("warmup", "schedule", "warned"), [(1, "linear", []), (100, "constant", []), (100, "linear", ["never reached"])]
+)
+def test_a_training_that_ends_before_its_rate_has_risen_says_so(
+    tiny_checkpoint, dataset, tmp_path, warmup, schedule, warned
+):
+    """As with the usual 100 steps of warm-up on a thousand rows."""
+    settings = SETTINGS | {"warmup_steps": warmup, "schedule": schedule}
+    train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
+    told = records.read(tmp_path / "out/finetuning_config.json")["warnings"]
+    assert ["never reached" for words in told if "never reached finetune.learning_rate" in words] == warned
 
 
 def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tmp_path):

@@ -25,6 +25,7 @@ STOREYS = [
         "large_studies",
         "layout",
         "local_data",
+        "sharing",
     },
     {
         "checkpoint_files",

@@ -67,6 +67,17 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     assert fingerprints.file_digest(path) == first
 
 
+def test_a_file_is_hashed_where_nobody_is_at_home(tmp_path, monkeypatch):
+    """As in a container under a number that no account has."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such account"])
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"one")
+    assert fingerprints.file_digest(path) == fingerprints.content_digest(path)
+    assert fingerprints.known_digest(path) is None
+
+
 def test_a_gathered_file_changes_with_what_the_files_say_and_not_with_when_they_were_made(tmp_path):
     record, rows, gathered = (tmp_path / name for name in ("dataset.json", "rows.yaml", "gathered.json"))
     records.write(record, {"rows": 3, "provenance": {"started": "today"}})

@@ -202,6 +202,26 @@ def test_a_model_without_its_partner_is_left_out_of_the_last_question(copied):
     assert "4 pairs of 2 models" in evidence_of
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("Llama Llama-Instruct", {"Llama": "Llama-Instruct"}),
+        ("Mistral-7B-v0.3 Mistral-Instruct-7B", {"Mistral-7B-v0.3": "Mistral-Instruct-7B"}),
+        ("L-7B L-13B L-7B-Instruct", {"L-7B": "L-7B-Instruct"}),
+        ("L L2 L2-Instruct L-Instruct", {"L": "L-Instruct", "L2": "L2-Instruct"}),
+        ("L-7B-v1 L-13B-v1 L-13B-Instruct-v1 L-7B-it-v1", {"L-7B-v1": "L-7B-it-v1", "L-13B-v1": "L-13B-Instruct-v1"}),
+        ("L-7B L-13B M-Instruct", {}),
+        ("L-7B M-Instruct N-Instruct", {}),
+    ],
+)
+def test_partners_are_of_one_size(tmp_path, names, found):
+    """Of two sizes in a family, the larger base model is not held against the smaller instruct model."""
+    variant = {name: "instruct" if re.search("Instruct|-it", name) else "base" for name in names.split()}
+    models = {name: {"variant": kind, "family": "llama"} for name, kind in variant.items()}
+    study = studies.read(tmp_path, [(name, "best_acc") for name in models], models)
+    assert dict(answers._partners(study)) == found
+
+
 @pytest.mark.slow
 def test_what_is_missing_is_listed_and_the_rest_is_rendered(copied):
     shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))

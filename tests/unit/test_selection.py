@@ -184,6 +184,19 @@ def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path,
     assert fingerprints.weights(chosen) == fingerprints.weights("mine")
 
 
+def test_results_of_another_name_find_what_was_chosen(tiny_checkpoint, tmp_path, monkeypatch):
+    """A study whose folder is renamed goes on in it, as where a task or a seed is added."""
+    shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    take_in(tmp_path / "mine", Path("results/candidates/M/c"))
+    folders = {"c": ("results/candidates/M/c/pruning.json", None)}
+    chosen = "results/for_finetuning/M/a"
+    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, Path(chosen))
+    Path("results").rename("{braces} of another name")
+    folder = candidates.checkpoint(f"{{braces}} of another name/{chosen.partition('/')[2]}/selection_info.json")
+    assert fingerprints.weights(folder) == fingerprints.weights("mine")
+
+
 def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
     (tmp_path / "study").mkdir()
@@ -211,6 +224,18 @@ def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, t
         rows = {row["candidate"]: row for row in csv.DictReader(file, delimiter="\t")}
     assert rows["good"]["chosen_as"] == "best" and rows["fluent"]["chosen_as"] == ""
     assert "**best**" in (tmp_path / "SUMMARY.md").read_text()
+
+
+def test_a_column_of_the_table_does_not_stand_for_what_was_counted_or_chosen_here(two_candidates, tmp_path):
+    """As where a `candidates.tsv` of another study is given a column of paths and taken for the table."""
+    for pruning, _ in two_candidates.values():
+        records.write(pruning, records.read(pruning) | {"given": {"parameters": "6.5B", "chosen_as": "other"}})
+    counted = {name: entry["parameters"] for name, entry in selection.choice.read_candidates(two_candidates).items()}
+    selection.summarize({"M": two_candidates}, [], tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
+    with open(tmp_path / "candidates.tsv") as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert {name: row["parameters"] for name, row in rows.items()} == {n: str(v or "") for n, v in counted.items()}
+    assert {row["chosen_as"] for row in rows.values()} == {""}
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
@@ -248,6 +273,23 @@ def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_
     ):
         assert words in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", ["unknown words", "ids"])
+def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(tiny_checkpoint, tmp_path, changed):
+    """As with a tokenizer of another model, or one that begins texts with BOS where the other does not."""
+    dense, mine = tiny_checkpoint(), shutil.copytree(tiny_checkpoint(seed=1), tmp_path / "mine")
+    records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
+    content = json.loads((mine / "tokenizer.json").read_text())
+    content["model"] |= {"unk_token": "w4"} if changed == "unknown words" else {}
+    content["model"]["vocab"] |= {"w8": 9, "w9": 8} if changed == "ids" else {}
+    (mine / "tokenizer.json").write_text(json.dumps(content))
+    arguments = {"model": "M", "candidate": "c"}, mine, {}, tmp_path / "model.json", tmp_path / "out/c"
+    with pytest.raises(CheckpointError, match="makes other tokens of the same text than the dense model's"):
+        candidates.take_in(*arguments)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(dense / name, mine / name)
+    candidates.take_in(*arguments)
 
 
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):

@@ -49,6 +49,15 @@ def test_a_column_of_the_table_can_be_a_criterion(tmp_path, table):
     )
 
 
+def test_a_column_that_is_measured_here_where_it_is_empty_holds_numbers_or_nothing(tmp_path, table):
+    task = {"evaluate": {"zero_shot": {"tasks": ["sciq"]}}}
+    criterion = task | {"select": {"configs": {"best": {"metric": "sciq", "mode": "max"}}}}
+    rows = "model,candidate,path,sciq\nLlama,wide,a,0.8\nLlama,deep,b,{}\n"
+    assert load(table(rows.format("")), criterion, workdir=tmp_path).candidates("Llama")["deep"]["given"] == {}
+    told = message(table(rows.format("n/a")), criterion, workdir=tmp_path)
+    assert "mine.tsv, row 3, column sciq: must be a finite number" in told
+
+
 def test_a_row_added_above_changes_nothing_of_a_candidate(tmp_path, table):
     row, other = "Llama,wide,a,,,\n", "Llama,deep,b,,,\n"
     before = load(table(HEADER + row), workdir=tmp_path).candidates("Llama")["wide"]
@@ -77,6 +86,15 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
         (HEADER + "Llama,x,a,high,,\n", "row 2, column acc: found 'high'"),
         (HEADER + "Llama,x,a,,inf,\n", "row 2, column ppl: found 'inf', must be a finite number of at least 1"),
         (HEADER + "Llama,x,a,,0.9,\n", "row 2, column ppl: found '0.9'"),
+        (
+            "model,candidate,path,average_acc\nLlama,x,a,61.2\n",
+            "row 2, column average_acc: found '61.2', must be a number",
+        ),
+        ("model,candidate,path,average_acc\nLlama,x,a,n/a\n", "row 2, column average_acc: found 'n/a'"),
+        ("model,candidate,path,piqa\nLlama,x,a,nan\n", "row 2, column piqa: found 'nan', must be a number from 0 to 1"),
+        ("model,candidate,path,ppl.ptb\nLlama,x,a,-3\n", "row 2, column ppl.ptb: found '-3', must be a finite number"),
+        ("model,candidate,path,acc,average_acc\nLlama,x,a,,\n", "row 1: the column acc stands for average_acc too"),
+        ("model,candidate,path,ppl.ptb,ppl\nLlama,x,a,,\n", "row 1: the column ppl stands for ppl.ptb too"),
         (HEADER + "Llama,x,a\n", "row 2: has 3 cells, but the header has 6"),
         (HEADER + "Llama,,a,,,\n", "row 2, column candidate: is empty"),
         (HEADER + "Llama,x/y,a,,,\n", "row 2, column candidate: the name 'x/y' cannot be part of a path"),
@@ -88,6 +106,13 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
 def test_a_wrong_row_is_told_with_its_row_and_column(tmp_path, table, text, told):
     said = message(table(text), workdir=tmp_path)
     assert told in said and "mine.tsv" in said and "\n" not in said
+
+
+def test_a_file_of_a_candidate_that_no_rule_can_name_is_told_with_its_row(tmp_path, table):
+    (tmp_path / "a/model{1}.safetensors").touch()
+    (tmp_path / "a/.hidden{1}").touch()
+    said = message(table(HEADER + "Llama,x,a,,,\n"), workdir=tmp_path)
+    assert "mine.tsv, row 2, column path: found" in said and "model{1}.safetensors'; braces" in said
 
 
 def test_a_table_that_is_not_there(tmp_path):
@@ -104,6 +129,12 @@ def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
 def test_what_the_schema_offers_is_what_the_stages_have():
     choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
     assert set(known.PROTOCOLS) == set(perplexity.PROTOCOLS)
+    roles = {
+        name: {text: role for text, role in protocol.role.items() if text}
+        for name, protocol in perplexity.PROTOCOLS.items()
+    }
+    assert {name: texts for name, texts in roles.items() if texts} == known.PROTOCOL_ROLES
+    assert all(protocol.role[""] == "report" for protocol in perplexity.PROTOCOLS.values())
     assert set(choices["finetune.lora.preset"]) == {*lora.PRESETS, None}
     assert set(known.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 

@@ -45,6 +45,36 @@ def test_a_wrong_protocol_is_named(texts, words):
     assert words in message(perplexity=texts)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "splits", "words"),
+    [
+        (
+            "llmpruner-128",
+            {"selection": None},
+            "datasets.ptb.splits.selection is null, but evaluate.perplexity.protocol",
+        ),
+        ("llmpruner-128", {"train": None}, "datasets.ptb.splits.train is null, but evaluate.perplexity.protocol needs"),
+        (["gptq-2048", "llmpruner-128"], {"train": None}, None),
+        (["gptq-2048", "mine"], {"train": None}, "splits.train is null, but evaluate.perplexity.protocol needs it"),
+        ("gptq-2048", {"selection": None, "train": None}, None),
+    ],
+)
+def test_rows_that_a_protocol_reads_are_asked_for_before_any_job(protocol, splits, words):
+    """LLM-Pruner's reads the validation rows of PTB, and candidates are then scored on those for training."""
+    config = MODEL | {
+        "datasets": {"ptb": {"splits": splits}},
+        "select": {"configs": {"best_ppl": {"metric": "ppl.ptb", "mode": "min"}}},
+        "evaluate": {
+            "perplexity": {"protocol": protocol, "protocols": {"mine": {"seq_len": 64, "role": "train"}}},
+        },
+    }
+    if words is None:
+        assert settings.load(config).datasets["ptb"]["splits"]["report"] == "test"
+        return
+    with pytest.raises(settings.SettingsError, match=words):
+        settings.load(config)
+
+
 def test_tasks_of_a_folder_are_known_and_the_folder_becomes_absolute(tmp_path):
     (tmp_path / "definitions").mkdir()
     (tmp_path / "definitions/mine.yaml").write_text("task: mine\ndataset_path: nowhere\n")

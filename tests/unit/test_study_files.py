@@ -31,6 +31,14 @@ def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
     assert found == sorted(str(tmp_path / name) for name in ("mine.yaml", "utils.py", "_default_template_yaml"))
 
 
+def test_data_that_a_users_task_brings_rests_on_its_definition(tmp_path):
+    """Another split or path in the YAML left the rows of the old one in use."""
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: org/mine\ntest_split: test\n")
+    tasks = {"tasks": ["mine", "sciq", "piqa"], "include_path": str(tmp_path)}
+    found = files(evaluate={"zero_shot": tasks})
+    assert [found.dataset_sources(name) for name in tasks["tasks"]] == [[str(tmp_path / "mine.yaml")], [], []]
+
+
 @pytest.mark.parametrize("odd", ["own{x}/a.txt", "own/b{y}.txt"])
 @pytest.mark.parametrize("key", ["model", "data set", "candidate", "task definitions", "start of an ablation"])
 def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
@@ -52,7 +60,7 @@ def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
         ),
     }[key]
     if key == "candidate" and folder.name == "own":
-        files(**config)  # of a candidate's folder, one file is named in a rule
+        files(**config)  # of a candidate's folder, a checkpoint's files alone are named in a rule
         return
     with pytest.raises(SettingsError) as raised:
         files(**config)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,14 @@ def test_a_task_of_a_users_folder_is_scored_and_goes_before_an_official_one_of_i
         assert (result["metric"], result["version"], result["n"], is_accuracy) == ("acc", 3.5, 8, True)
         assert {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} <= result.keys()
         assert sum(row["correct"] for row in samples) / 8 == result["value"]
+
+
+@pytest.mark.parametrize("answer", [-1, 2, "w9", 1.0, None])
+def test_an_item_whose_answer_is_none_of_its_choices_is_told_before_any_is_scored(lm, folder, tmp_path, answer):
+    asked = [row | {"answer": answer} for row in rows(60, 1)]
+    data.write("mine", {"report": asked}, tmp_path / "d", {}, {})
+    with pytest.raises(DataError, match=r"^dataset mine: (item 0 \(from 0\)|its rows do not fit)"):
+        zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", {"include_path": folder})
 
 
 def test_examples_in_prompts_come_from_the_train_rows(lm, folder, record, monkeypatch):
@@ -220,7 +229,6 @@ def test_a_mistyped_task_is_told_with_the_nearest(folder):
 
 def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(folder, tmp_path):
     import shutil
-    from pathlib import Path
 
     before = zero_shot.facts("coded", folder)
     assert before["version"] == 3.5
@@ -230,6 +238,18 @@ def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(
     assert zero_shot.facts("coded", str(moved))["definition"] != before["definition"]
     (Path(folder) / "deeper/coded.yaml").write_text(CHOICE.format(name="coded").replace("w100", "w102"))
     assert zero_shot.facts("coded", folder)["definition"] != before["definition"]
+
+
+def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder):
+    """A part of an evaluation is found by it: after a change of a module that the code imports it would come back."""
+    place = Path(folder) / "deeper"
+    digests = [[zero_shot.facts(name, folder)["definition"] for name in ("coded", "mine")]]
+    for name in ("helper.py", "answers.json", "other.yaml", ".hidden"):
+        (place / name).write_text("{}")
+        digests.append([zero_shot.facts(task, folder)["definition"] for task in ("coded", "mine")])
+    coded, plain = zip(*digests, strict=True)
+    assert len(set(coded[:3])) == 3 and len(set(coded[2:])) == 1
+    assert len(set(plain)) == 1
 
 
 def test_the_official_definitions_have_digests_of_their_own():

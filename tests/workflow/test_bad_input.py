@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from coppice import records
+
 CASES = {
     "an unknown key": ({"finetune": "{epoch: 3}"}, ["finetune.epoch", "finetune.epochs"]),
     "a wrong type": ({"finetune": "{epochs: many}"}, ["finetune.epochs"]),
@@ -92,6 +94,21 @@ def test_a_torn_checkpoint_is_told_by_the_job_that_registers_it(checkout):
     assert "Traceback" not in done.stdout and "Traceback" not in "".join(
         path.read_text() for path in (checkout.folder / "logs").rglob("*.log")
     )
+
+
+def test_a_model_of_another_study_in_shared_resources_is_never_taken_for_ones_own(checkout):
+    """Snakemake knows what it made in this folder, and of a file that another study made only that it is there."""
+    shared = checkout.folder / "shared"
+    for name in ("theirs", "ours"):
+        (checkout.folder / name).mkdir()
+        (checkout.folder / name / "config.json").write_text('{"model_type": "llama"}')
+    source = {"kind": "local", "path": str(checkout.folder / "theirs")}
+    records.write(shared / "models/Mine/model.json", {"source": source, "revision": None, "path": source["path"]})
+    mine = {"models": "{Mine: {base: ./ours}}", "only": "{models: [Mine]}", "resources": "shared"}
+    done = checkout.snakemake("results/dense_evaluation/Mine/evaluation_results.json", "--cores", "1", config=mine)
+    assert done.returncode == 1 and "Finished jobid" not in done.stdout
+    assert "shared/models/Mine/model.json: is of" in done.stdout and "set resources to a folder of" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_a_results_folder_of_any_name_is_planned_and_nothing_of_it_is_run(checkout):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
     assert chosen == {"best_acc": "pickled", "best_ppl": "sharded"}
     page = (own.folder / "known/for_finetuning/SUMMARY.md").read_text()
     assert "`pickled`" in page and (own.folder / "known/for_finetuning/figures/Mistral.png").stat().st_size > 5000
+
+
+def test_a_checkpoint_whose_weights_alone_were_replaced_is_taken_in_anew(own):
+    """Its config.json is as it was: what the table names is the whole folder."""
+    weights = own.folder / "search results/sparse/model.safetensors"
+    before = weights.stat()
+    os.utime(weights)
+    planned = jobs(own.run("-n", config=own.config))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert planned["import_candidate"] == planned["score_candidate"] == 1
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from coppice import (
     reporting,
     selection,
     settings,
+    sharing,
     sizing,
 )
 from coppice.errors import CoppiceError
@@ -255,6 +256,18 @@ def introduction():
             "time as of 10^9 parameters (or set models.X.parameters)"
         )
     return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
+
+
+def refuse_strangers(dag):
+    """End the run where another study made what this one asks for by the same name, and no job makes it anew."""
+    needed = {str(file) for job in dag.jobs for file in job.output}
+    made = {str(file) for job in dag.needrun_jobs() for file in job.output}
+    for path, words in sharing.strangers(study, files).items():
+        if path in needed - made:
+            raise WorkflowError(
+                f"{path}: {words}: another study made it under the same name; set resources to a folder of this "
+                "study's own, take another name, or delete that record to have it made anew"
+            )
 
 
 def cleared():

@@ -30,6 +30,8 @@ rule fetch_model:
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
+        # it is checked, and decides nothing of what is fetched: asked of `output`, it is not compared
+        prompt=lambda wildcards, output: study.models[wildcards.model]["prompt"],
     script:
         "../scripts/fetch_model.py"
 

@@ -76,7 +76,9 @@ else:
 
     rule import_candidate:
         input:
-            lambda wildcards: f"{study.candidates(wildcards.model)[wildcards.candidate]['path']}/config.json",
+            lambda wildcards: layout.candidate_files(
+                study.candidates(wildcards.model)[wildcards.candidate]["path"]
+            ),
             model=of_model(files.model),
         output:
             CANDIDATE,

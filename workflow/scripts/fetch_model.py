@@ -6,5 +6,9 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
     from coppice import fetching
 
     fetching.fetch_model(
-        snakemake.wildcards.model, snakemake.params.source, snakemake.params.revision, snakemake.output[0]
+        snakemake.wildcards.model,
+        snakemake.params.source,
+        snakemake.params.revision,
+        snakemake.output[0],
+        snakemake.params.prompt,
     )

@@ -65,8 +65,7 @@ def check_tokenizer(folder):
         except Exception as error:  # the library raises nothing more special
             raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); {REMEDY}") from error
         return
-    own_code = "auto_map" in _object(folder / "config.json") or list(folder.glob("tokenization_*.py"))
-    if not own_code and not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
+    if not _own_code(folder) and not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
         raise CheckpointError(
             f"{folder}: holds no tokenizer; put the original model's tokenizer files beside the weights"
         )
@@ -97,6 +96,19 @@ def _files_of_tensors(opened, folder):
 
     files = [opened.enter_context(safe_open(path, "pt")) for path in fingerprints.weights_files(folder)]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+
+def has_chat_template(folder):
+    """Whether the tokenizer in a folder has a chat template; None where code of its own may bring one."""
+    folder = Path(folder)
+    if _own_code(folder):
+        return None
+    settings = folder / "tokenizer_config.json"
+    return any(folder.glob("chat_template*")) or bool(settings.is_file() and _object(settings).get("chat_template"))
+
+
+def _own_code(folder):
+    return "auto_map" in _object(folder / "config.json") or any(folder.glob("tokenization_*.py"))
 
 
 def _object(path):

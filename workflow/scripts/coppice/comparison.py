@@ -247,6 +247,12 @@ def _warnings(record, results, trained):
             found.append(f"task {name}: the stages were scored by different engines ({', '.join(sorted(engines))})")
     if record["selection"]["criterion"].get("split") == "report":
         found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
+    versions = [results[stage]["provenance"].get("versions") or {} for stage in STAGES]
+    other = [name for name in records.PACKAGES if len({known.get(name) for known in versions}) > 1]
+    if other:
+        found.append(
+            f"the stages were evaluated with other versions of {', '.join(other)}: part of a change may be theirs"
+        )
     if len({results[stage]["provenance"]["device"] for stage in STAGES}) > 1:
         found.append("the stages were evaluated on different devices, whose rounding differs a little")
     return found

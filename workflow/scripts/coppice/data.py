@@ -42,6 +42,18 @@ TASK_COLUMNS = {
     "arc_challenge": ("question", "choices", "answerKey"),
     "openbookqa": ("question_stem", "choices", "answerKey"),
 }
+TRUTHS = ("label", lambda row: (0, 1))
+KEYS = ("answerKey", lambda row: row["choices"]["label"])
+# task -> its column of right answers, and which a row can have; by lm-eval a row with any other is one answered wrongly
+ANSWERS = {
+    "boolq": TRUTHS,
+    "piqa": TRUTHS,
+    "hellaswag": ("label", lambda row: (number := [*range(len(row["endings"]))]) + [*map(str, number)]),
+    "winogrande": ("answer", lambda row: ("1", "2")),
+    "arc_easy": KEYS,
+    "arc_challenge": KEYS,
+    "openbookqa": KEYS,
+}
 
 
 def prepare(name, entry, folder, needs_selection=True, required=()):
@@ -61,6 +73,7 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
             if table is not None:
                 tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
                 _check_columns(name, tables[role], role, entry.get("uses") or (), required)
+                _check_answers(name, tables[role], role, required)
         if not tables:
             raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
         notes = _add_selection(tables, needs_selection)
@@ -120,7 +133,14 @@ def _read(name, entry, split, files, scratch):
         raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: cannot be read as {entry['format']}: {reason}"
         ) from error
-    return table.map(lambda row: {"text": row["text"].strip()}) if entry["format"] == "text" else table
+    if entry["format"] == "csv" and any(column.startswith("__index_level_") for column in table.column_names):
+        raise DataError(  # pandas takes the first cell for a row's name, so that every other one moves by a column
+            f"datasets.{name}: {', '.join(map(str, files))}: its rows have more cells than its header; quote cells "
+            "that hold commas, take commas at the end of rows away, and separate cells by commas"
+        )
+    if entry["format"] == "text":  # the mark by which some editors begin a file is none of its text
+        return table.map(lambda row: {"text": row["text"].removeprefix("\ufeff").strip()})
+    return table
 
 
 def _check_json(file):
@@ -142,10 +162,12 @@ def _rename(name, table, columns, required, split):
                 f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' "
                 f"(it has {', '.join(table.column_names)})"
             )
-        if actual != canonical:
-            if canonical in table.column_names:
-                table = table.remove_columns(canonical)
-            table = table.rename_column(actual, canonical)
+        if list(columns.values()).count(actual) > 1:
+            raise DataError(f"datasets.{name}.columns.{canonical}: the column '{actual}' serves twice; name another")
+    # all at once: one that is taken for another's name may have a new name itself
+    moved = {actual: canonical for canonical, actual in columns.items() if actual != canonical}
+    replaced = [canonical for canonical in moved.values() if canonical in table.column_names and canonical not in moved]
+    table = table.remove_columns(replaced).rename_columns(moved)
     missing = [column for column in required if column not in table.column_names]
     if missing:
         raise DataError(
@@ -176,6 +198,24 @@ def _check_columns(name, table, role, uses, required):
         for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
             if column != "messages":
                 _check_is_text(name, table, column)
+
+
+def _check_answers(name, table, role, required):
+    """Refuse rows of one of the seven tasks (its columns are `required`) that name none of their choices as right."""
+    if not required or name not in ANSWERS or role == "train":
+        return
+    column, valid = ANSWERS[name]
+    for place, row in enumerate(table.select_columns(list(required))):
+        where = f"datasets.{name}: row {place} of its {role} rows (from 0)"
+        try:
+            found = list(valid(row))
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{where}: has no choices as the task needs them ({error!r})") from error
+        if row[column] not in found:
+            raise DataError(
+                f"{where}: {column} is {row[column]!r}, which is none of {', '.join(map(repr, found))}; rows of public "
+                "test splits have no answers: name another split, or write the answers so"
+            )
 
 
 def _check_is_text(name, table, column):

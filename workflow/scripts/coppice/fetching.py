@@ -9,15 +9,16 @@ import logging
 from pathlib import Path
 
 from . import checkpoint_files, data, fingerprints, hub, models, records
-from .errors import CheckpointError
+from .errors import CheckpointError, SettingsError
 
 logger = logging.getLogger("coppice.fetching")
 
 
-def fetch_model(name, source, revision, record):
+def fetch_model(name, source, revision, record, prompt=None):
     """Fetch or register the model `source` ({kind, path}) and write `record`: {model, path, fingerprint, ...}.
 
-    From the hub also the commit and the SHA-256 of each file.
+    From the hub also the commit and the SHA-256 of each file. prompt: the form in which it will be asked. Raises
+    CheckpointError where its files are torn, SettingsError where it cannot be asked so.
     """
     clock = records.Clock()
     facts = {"model": name, "source": source, "revision": revision}
@@ -36,6 +37,11 @@ def fetch_model(name, source, revision, record):
         checkpoint_files.check_tokenizer(folder)
     except CheckpointError as error:
         raise CheckpointError(f"models.{name}.base: {error}") from error
+    if prompt == "chat" and checkpoint_files.has_chat_template(folder) is False:
+        raise SettingsError(
+            f"config key models.{name}.prompt: is chat (as for every instruct model where nothing is said), but the "
+            f"tokenizer in {folder} has no chat template; set it to alpaca or none, or put the template beside it"
+        )
     facts["path"] = str(folder)
     facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
     facts["weights_fingerprint"] = fingerprints.weights(folder)

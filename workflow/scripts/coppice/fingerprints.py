@@ -37,8 +37,8 @@ def known_digest(path):
     try:
         cached = parsed(_entry(path).read_text())
         return cached["sha256"] if cached["state"] == _state(path) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: the file has to be read
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None  # absent or damaged, or nobody's home: the file has to be read
 
 
 def file_digest(path):
@@ -51,8 +51,8 @@ def file_digest(path):
     try:
         with atomic(_entry(path)) as file:
             json.dump({"path": str(path), "state": state, "sha256": sha256}, file)
-    except OSError:
-        return sha256  # a read-only home costs time, not correctness
+    except (OSError, RuntimeError):
+        return sha256  # a read-only home, or none, costs time, not correctness
     return sha256
 
 
@@ -99,6 +99,11 @@ def tokenizer(folder, digest_of=file_digest):
     """Fingerprint of the tokenizer in a checkpoint folder: of every file that can decide what it does."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
     return _of(found, digest_of)
+
+
+def code(folder):
+    """Fingerprint of the Python in a checkpoint folder: of a model that runs it, it decides as much as the weights."""
+    return _of(sorted(path for path in Path(folder).rglob("*.py") if path.is_file()), file_digest)
 
 
 def _of(paths, digest_of):

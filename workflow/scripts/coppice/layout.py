@@ -4,12 +4,15 @@ Patterns have the wildcards of the workflow: {model}, {config}, {candidate}.
 """
 
 import functools
+import os
 from pathlib import Path
 
 TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
 REPORT = "report"
+# the files of a checkpoint, by their names
+CHECKPOINT = ("*.safetensors", "*.bin", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.py", "vocab*", "merges*")
 # what a record is of -> its folder below the results, and its name
 RECORDS = {
     "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
@@ -58,6 +61,14 @@ def of_pair(results, model, config, seed=None):
     return paths
 
 
+def chosen_folder(selection, record):
+    """The folder of the candidate that a choice names (its `record`, which lies at `selection`): in the same results,
+    which may have another name by now, else where it lay."""
+    kept, name = RECORDS["candidate"]
+    beside = Path(os.path.relpath(Path(selection).absolute().parents[3] / kept.format(**record)))
+    return beside if (beside / name).is_file() else Path(record["source_path"])
+
+
 def seal_of(table):
     """The record beside a table, with its digest: what was changed by hand is not taken for what was found."""
     return Path(table).with_name(f".{Path(table).stem}.json")
@@ -87,6 +98,12 @@ def local_files(source, splits=()):
     return sorted({str(file) for file in [*path.iterdir(), *named] if file.is_file()})
 
 
+def candidate_files(folder):
+    """The files that a user's own candidate rests on: a change of theirs is to be noticed, not one of a note beside."""
+    found = {file for pattern in CHECKPOINT for file in Path(folder).glob(pattern) if file.is_file()}
+    return sorted(str(file) for file in found if not file.name.startswith(".") and file.name != "pruning.json")
+
+
 def definition_files(folder):
     """The files of a folder of task definitions: a change of theirs is to be noticed."""
     files = Path(folder).rglob("*")
@@ -111,9 +128,11 @@ class Files:
         return [self.dataset(name) for name in names]
 
     def dataset_sources(self, name):
-        """The files that a local data set is read from."""
-        entry = self.study.dataset(name) or {}
-        return local_files(entry.get("source"), (entry.get("splits") or {}).values())
+        """The files that a local data set is read from; of a task that brings its own data, those that say which."""
+        entry = self.study.dataset(name)
+        if entry is None:
+            return self.task_definitions() if self.study.defines(name) else []
+        return local_files(entry["source"], entry["splits"].values())
 
     def by_name(self, names):
         """name -> record of several data sets."""

@@ -58,7 +58,10 @@ class Formatter:
 
     def __init__(self, kind, prompt, tokenizer):
         if prompt == "chat" and not tokenizer.chat_template:
-            raise SettingsError("prompt: chat was asked for, but the model's tokenizer has no chat template")
+            raise SettingsError(
+                "prompt: chat was asked for, but the model's tokenizer has no chat template; set models.X.prompt to "
+                "alpaca or none"
+            )
         self.kind, self.prompt, self.tokenizer = kind, prompt, tokenizer
         self.chat = prompt == "chat" and kind != "text"
         self.add_special_tokens = not self.chat
@@ -75,11 +78,11 @@ class Formatter:
     def _plain(self, row, turns):
         *before, last = turns
         if self.kind == "completion":
-            return [Segment(row["prompt"], False), Segment(last["content"], True)]
+            return [Segment(row["prompt"] or "", False), Segment(last["content"], True)]
         if self.prompt == "alpaca" and self.kind == "instruction":
             extra = row.get("input") or ""
             template = ALPACA_WITH_INPUT if extra else ALPACA
-            asked = template.format(instruction=row["instruction"], input=extra)
+            asked = template.format(instruction=row["instruction"] or "", input=extra)
         else:
             asked = "\n\n".join(turn["content"] for turn in before)
             asked = ALPACA.format(instruction=asked) if self.prompt == "alpaca" else f"{asked}\n"
@@ -121,7 +124,7 @@ def _turns(row, kind):
     if kind == "completion":
         asked, said = row["prompt"], row["completion"]
     else:
-        extra = row.get("input") or ""
-        asked = f"{row['instruction']}\n\n{extra}" if extra else row["instruction"]
+        extra, instruction = row.get("input") or "", row["instruction"] or ""
+        asked = f"{instruction}\n\n{extra}" if extra else instruction
         said = row["output"]
     return [{"role": "user", "content": asked or ""}, {"role": "assistant", "content": said or ""}]

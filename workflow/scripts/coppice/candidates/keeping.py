@@ -8,7 +8,7 @@ import logging
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import fingerprints, models, records
+from .. import fingerprints, layout, models, records
 from ..errors import CheckpointError
 from . import making
 
@@ -20,7 +20,7 @@ LOCK = ".weights.lock"
 def checkpoint(selection):
     """The folder of a chosen checkpoint, by its `selection_info.json`; its weights are there when this returns."""
     folder = Path(selection).parent
-    candidate = Path(records.read(selection)["source_path"])
+    candidate = layout.chosen_folder(selection, records.read(selection))
     ensure(candidate)
     with _locked(candidate):
         if not _has_weights(folder):

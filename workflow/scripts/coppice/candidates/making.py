@@ -10,6 +10,9 @@ from ..errors import CheckpointError, DataError
 
 logger = logging.getLogger("coppice.candidates")
 
+# Where tokenizers differ, they do on one of these
+PROBE = "In 1999:\n\n\tCafé crème, 東京 (don't)  x = 3.5; <end> E.g."
+
 
 def prune(identity, source, point, calibration, output, seed=0):
     """Prune the dense model `source` (a models.Source) at a `point` of the grid; writes checkpoint and `pruning.json`.
@@ -67,7 +70,8 @@ def calibration_batches(tokenizer, calibration, context, seed):
 def take_in(identity, path, given, dense, output):
     """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns.
 
-    dense: path of the dense model's `model.json`; CheckpointError where the candidate is that model itself.
+    dense: path of the dense model's `model.json`; CheckpointError where the candidate is that model itself, or has
+    another tokenizer.
     """
     clock = records.Clock()
     path, output = Path(path).expanduser().absolute(), Path(output)
@@ -78,8 +82,9 @@ def take_in(identity, path, given, dense, output):
             f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (it has "
             "the same weights): nothing was pruned; take its row out of candidates.table"
         )
-    link(path, output)
     facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
+    _check_tokens(path, models.folder_of(dense))
+    link(path, output)
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
 
 
@@ -90,6 +95,29 @@ def _is_dense(path, dense):
         return True
     place = models.folder_of(dense)
     return Path(place).is_dir() and checkpoint_files.same_tensors(path, place)
+
+
+def _check_tokens(path, dense):
+    """Refuse a candidate in `path` that reads text otherwise than the model in the folder `dense`."""
+    read = [_reading(folder) for folder in (path, dense)]
+    if None in read:
+        return
+    (tokens, ids), (other_tokens, other_ids) = read
+    if tokens != other_tokens or any(other_ids.get(text, place) != place for text, place in ids.items()):
+        raise CheckpointError(
+            f"{path}: its tokenizer makes other tokens of the same text than the dense model's ({dense}), so that no "
+            "number of theirs compares; put the tokenizer files of the dense model beside its weights"
+        )
+
+
+def _reading(folder):
+    """(token ids of a text, ids of all tokens by their text) of the tokenizer in `folder`; None for one that does not
+    load by itself, of which nothing is known here."""
+    try:
+        tokenizer = models.load_tokenizer(folder)
+    except CheckpointError:
+        return None
+    return tokenizer(PROBE)["input_ids"], tokenizer.get_vocab()
 
 
 def link(source, folder):

@@ -82,6 +82,7 @@ def _common(source, prints):
         **prints,
         "tokenizer": fingerprints.tokenizer(source.path),
         "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
+        **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
         "device": models.device_kind(),
         "versions": {name: version for name, version in versions.items() if name not in ("python", "coppice")},
     }

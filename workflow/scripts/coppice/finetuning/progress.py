@@ -153,6 +153,16 @@ def warnings_of(first, best, best_step, steps):
     return []
 
 
+def warnings_of_rate(warmup_steps, steps, schedule):
+    """What they have to say where a training was over before its learning rate had risen, as on little data."""
+    if warmup_steps < steps or schedule == "constant":
+        return []
+    return [
+        f"the learning rate rose to the end of the training and never reached finetune.learning_rate: {steps} steps, "
+        f"finetune.warmup_steps {warmup_steps}"
+    ]
+
+
 def mean_loss(history):
     """Mean training loss over all steps, from the means that were logged every few of them."""
     total, before = 0.0, 0

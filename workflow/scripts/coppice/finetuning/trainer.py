@@ -364,7 +364,12 @@ class StepTrainer(Trainer):
             "processes": self.args.world_size,
             "sharded": self.sharded,
             "peak_memory_bytes": records.peak_memory(),
-            "warnings": progress.warnings_of(first, best, step, self.state.global_step),
+            "warnings": [
+                *progress.warnings_of(first, best, step, self.state.global_step),
+                *progress.warnings_of_rate(
+                    self.args.warmup_steps, self.state.global_step, self.args.lr_scheduler_type.value
+                ),
+            ],
         }
 
 

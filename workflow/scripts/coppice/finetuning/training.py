@@ -90,6 +90,8 @@ def _key(settings, prints, seed, source):
     """A digest of all that decides what is learnt; what only decides what is written about it is left out."""
     learnt = {name: value for name, value in settings.items() if name not in NOT_LEARNT_FROM}
     learnt["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
+    if source.trust_remote_code:
+        learnt["code"] = fingerprints.code(source.path)
     return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 

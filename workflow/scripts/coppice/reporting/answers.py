@@ -13,6 +13,7 @@ from .. import statistics
 from ..statistics import LEVEL
 from . import wording
 from .evidence import column
+from .study import family_of
 
 UNDECIDED = "not enough evidence"
 CLEAR = "clear"
@@ -348,17 +349,17 @@ def _variants(study, evidence):
 
 
 def _partners(study):
-    """[(base model, instruct model)] of the same family."""
-    found = []
+    """[(base model, instruct model)] of one family: those that belong together by their names, else the only two.
+
+    Of several sizes in a family, a model is never held against one of another size.
+    """
+    families = {}
     for name, facts in study.models.items():
-        if facts["variant"] != "base" or not facts["family"]:
-            continue
-        same = [
-            other
-            for other, known in study.models.items()
-            if known["variant"] == "instruct" and known["family"] == facts["family"]
-        ]
-        if same:
-            named = [other for other in same if other.startswith(name)]
-            found.append((name, (named or same)[0]))
+        if facts["family"] and facts["variant"]:
+            families.setdefault(facts["family"], {"base": [], "instruct": []})[facts["variant"]].append(name)
+    found = []
+    for variants in families.values():
+        bases, tuned = variants["base"], variants["instruct"]
+        named = [(base, other) for base in bases for other in tuned if family_of(other) == base.lower()]
+        found += named or ([(bases[0], tuned[0])] if len(bases) == len(tuned) == 1 else [])
     return found

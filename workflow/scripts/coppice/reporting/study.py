@@ -3,6 +3,7 @@
 Needs the standard library alone, so that `coppice show` answers at once.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from .. import layout, records
 from .status import Statuses
 
 STAGES = ("dense", "pruned", "finetuned")
+# As names mark such a model, at their end or before a version
+INSTRUCT = re.compile(r"[-_](instruct|chat|it)(?![^-_])")
 
 
 @dataclass(frozen=True)
@@ -205,10 +208,7 @@ def discover(results):
 
 def family_of(name):
     """The family that a model's name says: lower case, without the part that marks an instruct model."""
-    base = name.lower()
-    for mark in ("-instruct", "_instruct", "-chat", "_chat", "-it"):
-        base = base.removesuffix(mark)
-    return base
+    return INSTRUCT.sub("", name.lower())
 
 
 def _guess(name):

@@ -25,11 +25,9 @@ def summarize(folders_by_model, selections, table, page):
     for model, folders in folders_by_model.items():
         for name, entry in read_candidates(folders).items():
             configs = [info["config"] for info in chosen if (info["model"], info["candidate"]) == (model, name)]
-            rows.append(
-                {"model": model, "candidate": name, "parameters": entry["parameters"]}
-                | entry["metrics"]
-                | {"chosen_as": ",".join(configs)}
-            )
+            known = {"model": model, "candidate": name, "parameters": entry["parameters"]}
+            # a column of a user's table that is called like one of these is not what was found here
+            rows.append(known | entry["metrics"] | known | {"chosen_as": ",".join(configs)})
     frame = pandas.DataFrame(rows)
     frame.insert(len(frame.columns) - 1, "chosen_as", frame.pop("chosen_as"))
     with records.atomic(table) as file:

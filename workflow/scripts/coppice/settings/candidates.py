@@ -5,7 +5,9 @@ import math
 import os
 from pathlib import Path
 
+from .. import layout
 from ..errors import SettingsError, nearest
+from . import known
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
@@ -19,6 +21,7 @@ IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": (
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 REQUIRED = ("model", "candidate", "path")
 RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
+ACCURACIES = ("acc", "average_acc", *known.TASKS)
 
 
 def grid(points, key):
@@ -113,6 +116,12 @@ def _header(path, cells):
             raise SettingsError(f"{path}, row 1: column {place} has no name that can be shown ('{column}')")
         if header.count(column) > 1:
             raise SettingsError(f"{path}, row 1: the column '{column}' is there twice")
+    for short, names in (("acc", ["average_acc"]), ("ppl", [name for name in header if name.startswith("ppl.")])):
+        if short in header and (same := [name for name in names if name in header]):
+            raise SettingsError(
+                f"{path}, row 1: the column {short} stands for {same[0]} too, which has a column of its own; leave one "
+                "of them out"
+            )
     return header
 
 
@@ -129,9 +138,8 @@ def _row(header, cells, where, workdir):
     check_name(values["candidate"], f"{where}, column candidate")
     model, candidate, path = (values.pop(column) for column in REQUIRED)
     path = _checkpoint(path, f"{where}, column path", workdir)
-    metrics = {metric: _metric(values.get(metric, ""), metric, where) for metric in RANGES}
-    given = {**{column: _number_or_text(value) for column, value in values.items() if value}, **metrics}
-    given = {column: value for column, value in given.items() if value is not None}
+    given = {column: _value(value, column, where) for column, value in values.items() if value}
+    metrics = {metric: given.get(metric) for metric in RANGES}
     return {"model": model, "candidate": candidate, "path": path, **metrics, "given": given}
 
 
@@ -146,22 +154,23 @@ def _checkpoint(text, where, workdir):
         raise SettingsError(f"{where}: there is no {text} (looked at {path})")
     if not os.path.isfile(path / "config.json"):
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
-    check_paths([str(path)], where)
+    try:
+        check_paths([str(path), *layout.candidate_files(path)], where)
+    except OSError as error:
+        raise SettingsError(f"{where}: {text} cannot be read ({error})") from error
     return str(path)
 
 
-def _metric(text, metric, where):
-    """The number in a metric's cell, None where the cell is empty."""
-    if not text:
-        return None
-    low, high = RANGES[metric]
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and low <= value <= high):
+def _value(text, column, where):
+    """What a cell holds: a number within the range of its column where that is a metric, else a number or text."""
+    quantity = "acc" if column in ACCURACIES else "ppl" if column.startswith("ppl.") else column
+    if quantity not in RANGES:
+        return _number_or_text(text)
+    low, high = RANGES[quantity]
+    value = _number_or_text(text)
+    if not (isinstance(value, float) and low <= value <= high):
         valid = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number of at least {low:g}"
-        raise SettingsError(f"{where}, column {metric}: found '{text}', must be {valid} (or empty: not known)")
+        raise SettingsError(f"{where}, column {column}: found '{text}', must be {valid} (or empty: not known)")
     return value
 
 

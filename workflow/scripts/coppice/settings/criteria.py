@@ -20,8 +20,7 @@ def resolve(config, rows, columns):
         full = _completed(criterion, key, measured)
         for metric in asked(full):
             _check_known(metric, key, measured, own)
-            if metric not in measured:
-                _check_column(metric, rows, name, config["candidates"]["table"])
+            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in measured)
         resolved[name] = full | {"words": _words(full)}
     return resolved
 
@@ -72,9 +71,11 @@ def _check_known(metric, key, measured, own):
     )
 
 
-def _check_column(metric, rows, name, table):
+def _check_column(metric, rows, name, table, may_be_empty):
+    """Refuse cells that no criterion can compare; may_be_empty: what a row lacks is measured here."""
     for row in rows:
-        if not isinstance(row["given"].get(metric), float):
+        value = row["given"].get(metric)
+        if not (isinstance(value, float) or (value is None and may_be_empty)):
             raise SettingsError(
                 f"{table}, row {row['row']}, column {metric}: must be a finite number, since select.configs.{name} "
                 "chooses by it"

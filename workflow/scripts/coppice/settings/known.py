@@ -22,6 +22,8 @@ MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128")
+# protocol -> text -> the rows that it reads of it, where these are not the report's
+PROTOCOL_ROLES = {"llmpruner-128": {"ptb": "selection"}}
 
 _SCALAR = r"""[ \t]*:[ \t]*["']?([^\s"'#\[\]]+)"""
 _TASK = re.compile(rf"""^["']?task["']?{_SCALAR}""", re.MULTILINE)

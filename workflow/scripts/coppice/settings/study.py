@@ -1,5 +1,6 @@
 """A study: the configuration resolved into models, criteria, candidates and data sets that fit together."""
 
+import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,11 @@ class Study:
     def seed_in(self, folder):
         """The seed whose `seed_folder` it is; the first, where that is empty."""
         return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
+
+    def defines(self, task):
+        """Whether a task's definition is one of the user's own."""
+        place = self.evaluate["zero_shot"]["include_path"]
+        return place is not None and task in known.tasks_in(place).files
 
     def dataset(self, name):
         """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
@@ -270,6 +276,7 @@ def _uses(config):
         yield name, "train", f"finetune.data.{key}"
     for name in config["evaluate"]["perplexity"]["datasets"]:
         yield name, "report", "evaluate.perplexity.datasets"
+    yield from _uses_of_protocols(config)
     for name, entry in config["ablations"].items():
         if entry["start"].get("model") in (None, *config["models"]):
             for dataset, key in _training_datasets(config["finetune"]["data"] | entry["data"]).items():
@@ -281,6 +288,27 @@ def _uses(config):
     for task in config["evaluate"]["zero_shot"]["tasks"]:
         if task in config["datasets"]:
             yield task, "report", "evaluate.zero_shot.tasks"
+
+
+def _uses_of_protocols(config):
+    """The same of texts by whose protocol other rows than the report's are read."""
+    perplexity, key = config["evaluate"]["perplexity"], "evaluate.perplexity.protocol"
+    names = [perplexity["protocol"]] if isinstance(perplexity["protocol"], str) else perplexity["protocol"]
+    for name, text in itertools.product(names, perplexity["datasets"]):
+        role = (perplexity["protocols"].get(name) or {"role": known.PROTOCOL_ROLES.get(name, {}).get(text)})["role"]
+        if role in ("train", "selection"):
+            yield text, role, key
+        # what is reported is never what candidates are scored on, and that goes by the first protocol
+        if role == "selection" and name == names[0] and _scores_by(config, text):
+            yield text, "train", key
+
+
+def _scores_by(config, text):
+    """Whether candidates that are pruned here are scored on a text: one that a config names, or on all of them."""
+    named = {metric for criterion in config["select"]["configs"].values() for metric in criteria.asked(criterion)}
+    texts = [f"ppl.{name}" for name in config["evaluate"]["perplexity"]["datasets"]]
+    here = config["candidates"]["table"] is None and config["select"]["split"] == "selection"
+    return here and (f"ppl.{text}" in named or not named & set(texts))
 
 
 TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "miniature.corpus")

@@ -159,7 +159,7 @@ def _below(selection, dense, model, resources):
     """The links under a selection: its candidate, the candidate's scores, and the dense model."""
     found = {}
     if selection.record:
-        folder = Path(selection.record["source_path"])
+        folder = layout.chosen_folder(selection.path, selection.record)
         found["candidate"] = read("candidate", folder / layout.RECORDS["candidate"][1])
         made, scored = layout.root("candidate"), layout.root("scores")
         scores = Path(*(scored if part == made else part for part in folder.parts), layout.EVALUATION)

@@ -1,11 +1,10 @@
 """Where a task's definition lies, what it says, and a digest of it: lm-eval's own tasks and a user's YAML folder."""
 
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
 
-from .. import records
+from .. import fingerprints, layout, records
 from ..errors import SettingsError, nearest
 from ..settings import known
 
@@ -43,17 +42,28 @@ def definition(name, include_path=None):
 
 
 def facts(name, include_path=None):
-    """{version, shots (examples in a prompt), definition: digest of the YAML and of the Python that it calls}."""
+    """{version, shots (examples in a prompt), definition: digest of the YAML and of the Python that it calls}.
+
+    Of a user's folder, whose code may import and read what it likes of it, all files but definitions and hidden ones
+    count once a task calls any.
+    """
     config = _loaded(name, include_path, resolve_func=False)
     roots = [str(Path(folder).resolve()) for folder in (include_path, known.harness_folder()) if folder]
     code = set()
     text = json.dumps(_without(roots, config, code), default=str, sort_keys=False)
-    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in code)
+    own = Path(include_path).resolve() if include_path else None
+    if own and any(path.is_relative_to(own) for path in code):
+        code |= {path for path in map(Path, layout.definition_files(own)) if _may_be_used(path.relative_to(own))}
+    digests = sorted(map(fingerprints.file_digest, code))
     return {
         "version": (config.get("metadata") or {}).get("version"),
         "shots": config.get("num_fewshot"),
         "definition": records.digest([json.loads(text), digests]),
     }
+
+
+def _may_be_used(path):
+    return path.suffix not in (".yaml", ".yml") and not any(part.startswith(".") for part in path.parts)
 
 
 def _without(roots, value, code):

@@ -6,6 +6,7 @@ What is measured (`measure`) holds every metric of the task; which of them stand
 
 import copy
 import functools
+import itertools
 import logging
 import math
 
@@ -101,6 +102,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
     built = task(name, record, role, choice, seed)
     if not len(built.eval_docs):
         raise DataError(f"dataset {name}: the task has no items for {role}")
+    _check_answers(name, built, choice.get("limit"))
     chat = bool(choice.get("chat_template")) and has_chat_template(lm.tokenizer, name)
     output = evaluate(
         lm,
@@ -127,6 +129,26 @@ def measure(lm, name, record, role, choice=None, seed=0):
         "chat_template": chat,
     }
     return facts, rows
+
+
+def _check_answers(name, built, limit):
+    """Refuse items whose right answer is none of their choices: the harness counts each as answered wrongly."""
+    if built.OUTPUT_TYPE != "multiple_choice":
+        return
+    for place, doc in enumerate(itertools.islice(built.eval_docs, limit)):
+        try:
+            choices = built.doc_to_choice(doc)
+            gold = _gold(built, choices, doc, built.doc_to_target(doc))
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"dataset {name}: item {place} (from 0) does not fit the task's definition: {error!r}"
+            ) from error
+        right = gold if isinstance(gold, list) else [gold]
+        if not right or not all(isinstance(one, int) and 0 <= one < len(choices) for one in right):
+            raise DataError(
+                f"dataset {name}: item {place} (from 0): its answer is {gold!r}, which is none of its {len(choices)} "
+                "choices; rows of public test splits have no answers: name another split"
+            )
 
 
 def has_chat_template(tokenizer, name):
@@ -165,7 +187,8 @@ def _row(built, example):
         choices = built.doc_to_choice(example["doc"])
         scores = [float(response[0]) for response in answers[: len(choices)]]
         sizes = {"characters": [len(choice) for choice in choices], "bytes": [len(c.encode()) for c in choices]}
-        return row | {"target": str(_gold(built, choices, example)), "loglikelihoods": scores, "answer": ""} | sizes
+        gold = _gold(built, choices, example["doc"], example["target"])
+        return row | {"target": str(gold), "loglikelihoods": scores, "answer": ""} | sizes
     if built.OUTPUT_TYPE == "generate_until":
         scores, answer = [], str(answers[0])
     elif built.OUTPUT_TYPE == "loglikelihood":
@@ -176,12 +199,12 @@ def _row(built, example):
     return row | {"target": target, "loglikelihoods": scores, "answer": answer, "characters": [], "bytes": []}
 
 
-def _gold(built, choices, example):
-    """Index of the right choice: definitions give it as an index, as digits or as the choice itself.
+def _gold(built, choices, doc, target):
+    """Index of the right choice of an item, whose definition gives it as an index or as the choice itself (`target`).
 
     Where the choices differ in the context (WinoGrande), the index is what the definition calls the text.
     """
-    target = built.doc_to_text(example["doc"]) if built.multiple_input else example["target"]
+    target = built.doc_to_text(doc) if built.multiple_input else target
     return choices.index(target) if isinstance(target, str) and target in choices else target
 
 

@@ -1,0 +1,73 @@
+"""A folder of resources that several studies have: what another one made is never taken for this one's."""
+
+import json
+import shutil
+
+import pytest
+
+from coppice import data, layout, records, settings, sharing
+
+SPLITS = {"train": None, "selection": None}
+
+
+@pytest.fixture
+def strangers(tmp_path):
+    """`strangers(base, **dataset)`: what is found strange by a study of the model M and of the data set mine."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
+        rows = [{"text": f"{folder} {i}"} for i in range(3)]
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def find(base="one", write=False, path="one", **dataset):
+        entry = {"path": str(tmp_path / path), "format": "json", "splits": SPLITS} | dataset
+        study = settings.load(
+            {
+                "resources": str(tmp_path / "resources"),
+                "models": {"M": {"base": str(tmp_path / base)}},
+                "datasets": {"mine": entry},
+                "evaluate": {"perplexity": {"datasets": ["mine"]}},
+                "select": {"configs": {"best_ppl": {"metric": "ppl.mine", "mode": "min"}}},
+            }
+        )
+        files = layout.Files(study)
+        if write:
+            source = study.models["M"]["source"]
+            records.write(files.model("M"), {"source": source, "revision": None, "path": source["path"]})
+            data.prepare("mine", study.dataset("mine"), tmp_path / "resources/datasets/mine", needs_selection=False)
+        return {
+            path.removeprefix(f"{tmp_path}/resources/"): told for path, told in sharing.strangers(study, files).items()
+        }
+
+    assert find() == {}  # where nothing is there yet
+    find(write=True)
+    return find
+
+
+def test_what_was_made_for_the_same_settings_is_taken(strangers):
+    assert strangers() == {}
+
+
+def test_a_model_of_another_base_is_told(strangers, tmp_path):
+    told = f"is of {tmp_path / 'one'}, and models.M.base is {tmp_path / 'two'}"
+    assert strangers(base="two") == {"models/M/model.json": told}
+
+
+@pytest.mark.parametrize(
+    "other", [{"path": "two"}, {"splits": SPLITS | {"report": "train"}}, {"columns": {"text": "other"}}]
+)
+def test_data_of_another_place_split_or_column_is_told(strangers, tmp_path, other):
+    [(path, told)] = strangers(**other).items()
+    assert path == "datasets/mine/dataset.json"
+    assert told.startswith(f"is of {tmp_path / 'one'}, splits report: test, and datasets.mine says otherwise")
+
+
+def test_the_same_files_in_another_place_are_taken(strangers, tmp_path):
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    assert strangers(path="moved") == {}
+
+
+def test_a_record_that_cannot_be_read_is_left_to_its_job(strangers, tmp_path):
+    (tmp_path / "resources/models/M/model.json").write_text("{")
+    assert strangers(base="two") == {}
