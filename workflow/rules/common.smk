@@ -21,6 +21,7 @@ sys.path.insert(0, SCRIPTS)
 from coppice import (
     disks,
     gpus,
+    grids,
     jobs,
     large_studies,
     layout,
@@ -94,10 +95,29 @@ def pairs(pattern, **more):
     ]
 
 
+@functools.cache
+def checks():
+    """The checks that the points of the grids are in. Planning by itself leaves no note of them."""
+    checked = [study.candidates(model) for model in files.configurations]
+    keep = workflow.is_main_process and not workflow.dryrun
+    return grids.Checks(f"{RESULTS}/.grids.json", checked, keep)
+
+
 @signed
 def checked_grid(wildcards):
     """The record that the model takes a job's points of the grid, where that is checked."""
-    return GRID.format(**wildcards) if wildcards.model in files.configurations else []
+    if wildcards.model not in files.configurations:
+        return []
+    if SHARED:
+        return GRID.format(model=wildcards.model)
+    of_its_own = (
+        f"{RESULTS}/candidates/{wildcards.model}/.grid/{wildcards.candidate}.json"
+    )
+    if Path(of_its_own).exists():  # an earlier version's: what was pruned by it counts
+        return of_its_own
+    point = study.candidates(wildcards.model)[wildcards.candidate]
+    pattern = GRID.replace("{model}", wildcards.model)
+    return checks().record(pattern, wildcards.candidate, point)
 
 
 def loading(model):
@@ -190,10 +210,10 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
-# What a job's points are checked in. One record a job: were it one a model, and `ancient` to jobs whose points are as they
-# were, Snakemake would skip all that rests on it in the run that checks it anew
+# What a job's points are checked in: see `grids`. Were it one record a model, and `ancient` to jobs whose points are as
+# they were, Snakemake would skip all that rests on it in the run that checks it anew
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
-    "grid.json" if SHARED else ".grid/{candidate}.json"
+    "grid.json" if SHARED else ".grids/{check}.json"
 )
 RELEASES = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
