@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
@@ -179,7 +179,14 @@ def of_twin(record):
         before = trained_before(wildcards.model)
         chosen = dict(before)  # outside this run, what is trained counts
         for config in {*study.active_configs(), wildcards.config}:
-            made = checkpoints.select_best.get(model=wildcards.model, config=config)
+            try:
+                made = checkpoints.select_best.get(model=wildcards.model, config=config)
+            except IncompleteCheckpointException as waited:
+                # Raised on, it has Snakemake make this job and the whole plan twice. Not needed: the job is made anew once
+                # the choice is there. Of one that is there by now Snakemake has to find out whether it counts
+                if Path(waited.targetfile).exists():
+                    raise
+                return [waited.targetfile]
             chosen[config] = selection.chosen(made.output[0])
         alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
         owner = selection.owner(
