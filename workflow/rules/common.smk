@@ -132,6 +132,7 @@ def loading(model):
 # from it, and compares them with no earlier run
 
 
+@signed
 def placement(wildcards, output):
     """Where the weights are put, as a rule parameter whose change reruns nothing."""
     return settings.effects.handling("models", study.models[wildcards.model])
@@ -140,7 +141,7 @@ def placement(wildcards, output):
 def handling(section):
     """How the work of a section is done, as a rule parameter whose change reruns nothing."""
     values = settings.effects.handling(section, study.config[section])
-    return lambda wildcards, output: values
+    return signed(lambda wildcards, output: values)
 
 
 def prompt(model):
