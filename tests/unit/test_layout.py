@@ -21,6 +21,7 @@ STOREYS = [
         "logs",
         "settings",
         "gpus",
+        "grids",
         "jobs",
         "large_studies",
         "layout",

@@ -7,6 +7,7 @@ which of the finished jobs it would run again.
 """
 
 import multiprocessing
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -62,6 +63,12 @@ class Finished:
                 first = not any(above in again for above in dag.bfs(dag.dependencies, job) if above is not job)
                 found.setdefault(job.rule.name, set()).add(first)
             return found
+
+    def added(self, changes):
+        """Jobs that `changes` of the configuration add to the study, none of whose files is there: {rule: number}."""
+        with chdir(self.folder), _planned(changes) as dag:
+            new = [job for job in dag.jobs if dag.needrun(job) and not any(Path(file).exists() for file in job.output)]
+            return Counter(job.rule.name for job in new if job.output)
 
     def each(self, many, processes=2):
         """`reruns` of each of `many` changes, in their order; half a second of a processor's time each."""

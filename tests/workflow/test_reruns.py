@@ -329,9 +329,11 @@ def change(key):
     return nested(path, VALUES[key])
 
 
-@pytest.fixture(scope="module")
-def finished(new_checkout):
-    folder = new_checkout("finished").folder
+ADDED = change("candidates.prune")  # a point more
+
+
+def begun(folder):
+    """`folder` with the study above and all files that it needs from outside."""
     (folder / "config/config.yaml").write_text(STUDY)
     for checkpoint in ("checkpoint", "another"):
         (folder / checkpoint).mkdir()
@@ -343,7 +345,12 @@ def finished(new_checkout):
     (folder / "tasks/own.yaml").write_text("task: own_task")
     rows = "".join(f"{model}\tdepth-0.34\t./checkpoint\t0.5\t9\n" for model in ("Hub", "Mini"))
     (folder / "table.tsv").write_text("model\tcandidate\tpath\tacc\tppl\n" + rows)
-    return Finished(folder, CHOSEN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(new_checkout):
+    return Finished(begun(new_checkout("finished").folder), CHOSEN)
 
 
 def test_every_key_of_the_schema_is_tried():
@@ -375,3 +382,20 @@ def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
             update_config(silent, change(key))
     assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(silent)
     assert finished.reruns(silent) == {}
+
+
+def test_a_point_that_is_added_has_a_check_of_its_own_and_reruns_no_other_point(finished):
+    assert finished.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
+    assert not {"check_grid", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))
+
+
+def test_points_that_an_earlier_version_checked_one_by_one_count_as_checked(new_checkout):
+    folder = begun(new_checkout("earlier").folder)
+    checks = [f"results/candidates/Hub/.grid/{name}.json" for name in (*CHOSEN.values(), "sparse")]
+    for file in (*checks, "resources/models/Hub/config.json"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    earlier = Finished(folder, CHOSEN)
+    assert not list(folder.glob("results/candidates/Hub/.grids/*"))
+    assert earlier.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
+    assert "prune_candidate" not in earlier.reruns(ADDED)

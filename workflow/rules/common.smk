@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
@@ -21,6 +21,7 @@ sys.path.insert(0, SCRIPTS)
 from coppice import (
     disks,
     gpus,
+    grids,
     jobs,
     large_studies,
     layout,
@@ -95,10 +96,29 @@ def pairs(pattern, **more):
     ]
 
 
+@functools.cache
+def checks():
+    """The checks that the points of the grids are in. Planning by itself leaves no note of them."""
+    checked = [study.candidates(model) for model in files.configurations]
+    keep = workflow.is_main_process and not workflow.dryrun
+    return grids.Checks(f"{RESULTS}/.grids.json", checked, keep)
+
+
 @signed
 def checked_grid(wildcards):
     """The record that the model takes a job's points of the grid, where that is checked."""
-    return GRID.format(**wildcards) if wildcards.model in files.configurations else []
+    if wildcards.model not in files.configurations:
+        return []
+    if SHARED:
+        return GRID.format(model=wildcards.model)
+    of_its_own = (
+        f"{RESULTS}/candidates/{wildcards.model}/.grid/{wildcards.candidate}.json"
+    )
+    if Path(of_its_own).exists():  # an earlier version's: what was pruned by it counts
+        return of_its_own
+    point = study.candidates(wildcards.model)[wildcards.candidate]
+    pattern = GRID.replace("{model}", wildcards.model)
+    return checks().record(pattern, wildcards.candidate, point)
 
 
 def loading(model):
@@ -113,6 +133,7 @@ def loading(model):
 # from it, and compares them with no earlier run
 
 
+@signed
 def placement(wildcards, output):
     """Where the weights are put, as a rule parameter whose change reruns nothing."""
     return settings.effects.handling("models", study.models[wildcards.model])
@@ -121,7 +142,7 @@ def placement(wildcards, output):
 def handling(section):
     """How the work of a section is done, as a rule parameter whose change reruns nothing."""
     values = settings.effects.handling(section, study.config[section])
-    return lambda wildcards, output: values
+    return signed(lambda wildcards, output: values)
 
 
 def prompt(model):
@@ -160,7 +181,14 @@ def of_twin(record):
         before = trained_before(wildcards.model)
         chosen = dict(before)  # outside this run, what is trained counts
         for config in {*study.active_configs(), wildcards.config}:
-            made = checkpoints.select_best.get(model=wildcards.model, config=config)
+            try:
+                made = checkpoints.select_best.get(model=wildcards.model, config=config)
+            except IncompleteCheckpointException as waited:
+                # Raised on, it has Snakemake make this job and the whole plan twice. Not needed: the job is made anew once
+                # the choice is there. Of one that is there by now Snakemake has to find out whether it counts
+                if Path(waited.targetfile).exists():
+                    raise
+                return [waited.targetfile]
             chosen[config] = selection.chosen(made.output[0])
         alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
         owner = selection.owner(
@@ -191,10 +219,10 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
-# What a job's points are checked in. One record a job: were it one a model, and `ancient` to jobs whose points are as they
-# were, Snakemake would skip all that rests on it in the run that checks it anew
+# What a job's points are checked in: see `grids`. Were it one record a model, and `ancient` to jobs whose points are as
+# they were, Snakemake would skip all that rests on it in the run that checks it anew
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
-    "grid.json" if SHARED else ".grid/{candidate}.json"
+    "grid.json" if SHARED else ".grids/{check}.json"
 )
 RELEASES = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None

@@ -52,7 +52,7 @@ rule finetune_lora:
         prompt=of_model(prompt),
         loading=of_model(loading),
         placement=placement,
-        seed=lambda wildcards: study.seed_in(wildcards.seeded),
+        seed=signed(lambda wildcards: study.seed_in(wildcards.seeded)),
         status=signed(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:

@@ -1,8 +1,8 @@
 """Candidates: pruned here by the grid, or taken in from the user's table.
 
-Takes the dense model's record and calibration text (or, with that record, the user's folder); gives `{results}/candidates/{model}/
-{candidate}/pruning.json`, beside which the checkpoint lies, and `candidates/{model}/.grid/{candidate}.json` once its
-point of the grid is known to fit a model that is not made here.
+Takes the dense model's record and calibration text (or, with that record, the user's folder); gives
+`{results}/candidates/{model}/{candidate}/pruning.json`, beside which the checkpoint lies, and
+`candidates/{model}/.grids/{check}.json` once a model that is not made here is known to take every point of its grid.
 """
 
 
@@ -24,13 +24,17 @@ if study.config["candidates"]["table"] is None:
         output:
             GRID,
         log:
-            f"{LOGS}/prune/check_grid.{CANDIDATE_JOB}.log",
+            f"{LOGS}/prune/check_grid."
+            + ("{model}" if SHARED else "{model}.{check}")
+            + ".log",
+        wildcard_constraints:
+            check="[0-9a-f]{12}",
         priority: 100
         localrule: True
         conda:
             "../../envs/coppice.yaml"
         params:
-            grid=job_candidates,
+            grid=job_candidates if SHARED else None,
             # every point, so that none is pruned where one does not fit; asked of `output`, it is not compared: a point
             # that is added makes no other one anew
             every=lambda wildcards, output: study.candidates(wildcards.model),

@@ -23,8 +23,10 @@ def plan_quickly():
 
 
 def signed(function):
-    """`function` of wildcards with its signature at hand: Snakemake looks that up three times a job."""
-    function.__signature__ = inspect.signature(function)
+    """`function` of wildcards with its parameters at hand: Snakemake asks for them three times a job."""
+    from snakemake.common import overwrite_function_params  # which jobs have no use for
+
+    overwrite_function_params(function, inspect.signature(function).parameters)
     return function
 
 
