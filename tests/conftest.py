@@ -1,5 +1,6 @@
 """Fixtures for all tests: no network, one thread, and tiny models of the real architectures."""
 
+import gc
 import logging
 import os
 
@@ -14,10 +15,18 @@ os.environ.update(
 import hypothesis
 import pytest
 
+# As jobs have it (see coppice.logs): a third of what importing torch and transformers takes is collecting garbage
+gc.set_threshold(100_000, 50, 100)
+
 # A machine that only says yes or no tries the same examples each time; a developer's tries new ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish():
+    """What the tests' modules imported stays: else each training, which collects garbage, looks through all of it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
