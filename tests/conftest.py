@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import shutil
 
 # Before anything imports transformers or torch: they read these once.
 os.environ.update(
@@ -114,12 +115,19 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """`tiny_checkpoint(architecture, **overrides)`: the folder of a tiny model saved with its tokenizer."""
+    """`tiny_checkpoint(architecture, **overrides)`: a new folder with a tiny model and its tokenizer."""
+    made = {}
 
-    def build(architecture="llama", **overrides):
-        folder = tmp_path_factory.mktemp(architecture)
+    def make(architecture, overrides):
+        folder = tmp_path_factory.mktemp(f"made-{architecture}")
         tiny_model(architecture, **overrides).save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return folder
+
+    def build(architecture="llama", **overrides):
+        key = repr((architecture, sorted(overrides.items())))
+        if key not in made:
+            made[key] = make(architecture, overrides)
+        return shutil.copytree(made[key], tmp_path_factory.mktemp(architecture), dirs_exist_ok=True)
 
     return build
