@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+from pathlib import Path
 
 # Before anything imports transformers or torch: they read these once.
 os.environ.update(
@@ -23,6 +24,34 @@ gc.set_threshold(100_000, 50, 100)
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+# Files of tests that take minutes, those that run studies first
+LONGEST = (
+    "workflow/test_miniature_study.py",
+    "workflow/test_candidates.py",
+    "workflow/test_ablation.py",
+    "workflow/test_reruns.py",
+    "workflow/test_small_study.py",
+    "faults/test_kills.py",
+    "faults/test_damage.py",
+    "faults/test_disk.py",
+    "faults/test_runs_at_once.py",
+    "workflow/test_local_data.py",
+    "workflow/test_bad_input.py",
+    "unit/test_finetuning_resume.py",
+    "unit/test_finetuning_engine.py",
+    "unit/test_reporting.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first: else one process of a test run is busy with them long after the other has ended.
+
+    pytest-xdist keeps to this with `--no-loadscope-reorder`; by itself it begins with the files of most tests.
+    """
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_collection_finish():
