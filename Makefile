@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Two processes of pytest, a file each at a time, the longest first (tests/conftest.py)
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
@@ -24,19 +27,21 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-test: test-unit test-faults-bounded test-workflow  ## the tests, but for the long fault tests and Slurm
+# All in one: studies of the workflow tests run beside short tests, and what all of them import is imported once
+test: env  ## the tests, but for the long fault tests and Slurm
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/faults tests/workflow $(TWO) -q -m "not (faults and slow)"
 
 test-unit: env  ## unit tests: under two minutes
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile -q -m "not slow"
+	$(BIN)/python -m pytest tests/unit $(TWO) -q -m "not slow"
 
 test-faults-bounded: env  ## bad input, secrets, damaged files, a full disk, one kill a stage: some minutes
-	$(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -m "not slow"
+	$(BIN)/python -m pytest tests/faults $(TWO) -q -m "not slow"
 
 test-faults: env  ## the same at length: ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
-	COPPICE_FAULTS_KILLS=10 $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile -q -rP
+	COPPICE_FAULTS_KILLS=10 $(BIN)/python -m pytest tests/faults $(TWO) -q -rP
 
 test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow -n 2 --dist loadfile -q -m "slow or workflow"
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow $(TWO) -q -m "slow or workflow"
 
 test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
 	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true

@@ -1,8 +1,11 @@
 """Fixtures for all tests: no network, no GPU but where tests are about one, one thread, and tiny models of the real
 architectures."""
 
+import gc
 import logging
 import os
+import shutil
+from pathlib import Path
 
 # Before anything imports transformers or torch: they read these once.
 os.environ.update(
@@ -17,10 +20,46 @@ if not os.environ.get("COPPICE_TEST_GPU"):  # set by `make test-gpu`; what all o
 import hypothesis
 import pytest
 
+# As jobs have it (see coppice.logs): a third of what importing torch and transformers takes is collecting garbage
+gc.set_threshold(100_000, 50, 100)
+
 # A machine that only says yes or no tries the same examples each time; a developer's tries new ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+# Files of tests that take minutes, those that run studies first
+LONGEST = (
+    "workflow/test_miniature_study.py",
+    "workflow/test_candidates.py",
+    "workflow/test_ablation.py",
+    "workflow/test_reruns.py",
+    "workflow/test_small_study.py",
+    "faults/test_kills.py",
+    "faults/test_damage.py",
+    "faults/test_disk.py",
+    "faults/test_runs_at_once.py",
+    "workflow/test_local_data.py",
+    "workflow/test_bad_input.py",
+    "unit/test_finetuning_resume.py",
+    "unit/test_finetuning_engine.py",
+    "unit/test_reporting.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first: else one process of a test run is busy with them long after the other has ended.
+
+    pytest-xdist keeps to this with `--no-loadscope-reorder`; by itself it begins with the files of most tests.
+    """
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    """What the tests' modules imported stays: else each training, which collects garbage, looks through all of it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +147,19 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """`tiny_checkpoint(architecture, **overrides)`: the folder of a tiny model saved with its tokenizer."""
+    """`tiny_checkpoint(architecture, **overrides)`: a new folder with a tiny model and its tokenizer."""
+    made = {}
 
-    def build(architecture="llama", **overrides):
-        folder = tmp_path_factory.mktemp(architecture)
+    def make(architecture, overrides):
+        folder = tmp_path_factory.mktemp(f"made-{architecture}")
         tiny_model(architecture, **overrides).save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return folder
+
+    def build(architecture="llama", **overrides):
+        key = repr((architecture, sorted(overrides.items())))
+        if key not in made:
+            made[key] = make(architecture, overrides)
+        return shutil.copytree(made[key], tmp_path_factory.mktemp(architecture), dirs_exist_ok=True)
 
     return build

@@ -18,6 +18,13 @@ def pytest_configure(config):
     os.environ.setdefault("COPPICE_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
 
 
+def pytest_collection_modifyitems(items):
+    """So that a test run of several folders can leave out the long ones of this one alone."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("faults")
+
+
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"moments of the faults: COPPICE_FAULTS_SEED={os.environ['COPPICE_FAULTS_SEED']}")
 

@@ -23,9 +23,11 @@ def test_two_runs_in_one_folder_at_once_are_one_too_many(copied):
     """The second is told whose folder it is, and the first ends undisturbed."""
     (copied.folder / "results/report/study_report.html").unlink()
     with Running(copied) as first:
-        first.wait_for(STAGES["report"])
+        job = first.wait_for(STAGES["report"])
+        job.suspend()  # so that it is not through before the second begins
         second = copied.snakemake("--cores", "1", config=STUDY)
         assert second.returncode == 1 and "cannot be locked" in second.stdout and str(copied.folder) in second.stdout
+        job.resume()
         assert first.wait() == 0, first.text()[-3000:]
     assert "Nothing to be done" in copied.run("--cores", "1", config=STUDY).stdout
 

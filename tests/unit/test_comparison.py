@@ -1,6 +1,7 @@
 """The comparison of one model and config: its numbers, its report, and what it refuses."""
 
 import json
+import shutil
 
 import numpy
 import pandas
@@ -12,11 +13,19 @@ from coppice import comparison, comparison_text, fingerprints, pairing, records
 from coppice.errors import CoppiceError
 
 ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
+SIZE = {"configs": ("best_acc",), "items": 80, "windows": 25}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return Synthetic(tmp_path_factory.mktemp("built"), ONE, **SIZE).build()
 
 
 @pytest.fixture
-def study(tmp_path):
-    return Synthetic(tmp_path, ONE, configs=("best_acc",), items=80, windows=25).build()
+def study(built, tmp_path):
+    """A copy of the study, to be changed."""
+    shutil.copytree(built.results, tmp_path, dirs_exist_ok=True)
+    return Synthetic(tmp_path, ONE, **SIZE)
 
 
 @pytest.fixture

@@ -48,10 +48,11 @@ def instruction_rows(count=64):
     return [{"instruction": f"w{5 + i % 50} w6", "input": "", "output": f"w{5 + i % 50} w9 w10"} for i in range(count)]
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    data.write("mine", {"train": instruction_rows()}, tmp_path / "data", splits={}, source={})
-    return tmp_path / "data/dataset.json"
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    data.write("mine", {"train": instruction_rows()}, folder, splits={}, source={})
+    return folder / "dataset.json"
 
 
 def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):

@@ -1,5 +1,6 @@
 """coppice trace: what is behind a number, and whether the records agree with each other and with the files."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -12,19 +13,29 @@ from synthetic_records import Synthetic
 from coppice import cli, large_studies, records
 
 MODEL = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
+CONFIGS = ("best_acc",)
 REPORT = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder in which the records of a study of one model and config lie where the workflow puts them."""
+    folder = tmp_path_factory.mktemp("written")
+    with contextlib.chdir(folder):
+        study = Synthetic("results", MODEL, CONFIGS).build()
+        chosen = records.read(study.folder("selected", "Llama", "best_acc") / "selection_info.json")
+        own = {key: chosen[key] for key in ("model", "candidate", "weights_fingerprint")}
+        records.write(Path(chosen["source_path"]) / "pruning.json", own | {"settings": chosen["pruning"]})
+    return folder
+
+
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    """A study of one model and config whose records lie where the workflow puts them; commands run in its folder."""
+def study(written, tmp_path, monkeypatch):
+    """A copy of that study, to be changed; commands run in its folder."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    study = Synthetic("results", MODEL, configs=("best_acc",)).build()
-    chosen = records.read(study.folder("selected", "Llama", "best_acc") / "selection_info.json")
-    own = {key: chosen[key] for key in ("model", "candidate", "weights_fingerprint")}
-    records.write(Path(chosen["source_path"]) / "pruning.json", own | {"settings": chosen["pruning"]})
-    return study
+    return Synthetic("results", MODEL, CONFIGS)
 
 
 def traced(*words):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -125,8 +126,20 @@ def new_checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_study(new_checkout):
-    """The small study, run to its end once for all tests that look at it or change it back."""
-    checkout = new_checkout("small")
-    checkout.run("--cores", "2", config=SMALL, apart=True)
-    return checkout
+def small_study(new_checkout, tmp_path_factory):
+    """The small study, for all tests that look at it or change it back: each process of a test run has its own copy of
+    one that was run to its end once.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    note = shared / "small study"
+    with FileLock(shared / "small study.lock"):
+        if not note.exists():
+            checkout = new_checkout("untouched")
+            checkout.run("--cores", "2", config=SMALL, apart=True)
+            note.write_text(str(checkout.folder))
+    untouched = Checkout(Path(note.read_text()))
+    own = Checkout(tmp_path_factory.mktemp("small") / "study")
+    shutil.copytree(untouched.folder, own.folder, symlinks=True)
+    shutil.copy(untouched.watch, own.watch)
+    return own
