@@ -1,6 +1,5 @@
 """Fixtures of the fault suite: the undisturbed small study that all disturbed ones are held against."""
 
-import json
 import os
 import random
 from dataclasses import dataclass
@@ -8,9 +7,8 @@ from pathlib import Path
 
 import disturbance
 import pytest
-from filelock import FileLock
 
-from tests.workflow.conftest import Checkout, new_checkout  # noqa: F401 - a fixture
+from tests.workflow.conftest import Checkout, made_once, new_checkout  # noqa: F401 - a fixture
 
 
 def pytest_configure(config):
@@ -40,17 +38,15 @@ class Undisturbed(Checkout):
 @pytest.fixture(scope="session")
 def undisturbed(new_checkout, tmp_path_factory):  # noqa: F811
     """The small study, run to its end once for all processes of a test run; nobody changes it."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    note = shared / "undisturbed.json"
-    with FileLock(shared / "undisturbed.lock"):
-        if not note.exists():
-            checkout = new_checkout("undisturbed")
-            with disturbance.Running(checkout, *disturbance.TARGETS, cores=2) as running:
-                lives = disturbance.lives(running)
-                assert running.wait() == 0, running.text()[-8000:]
-            note.write_text(json.dumps({"folder": str(checkout.folder), "lives": lives}))
-    found = json.loads(note.read_text())
+
+    def make():
+        checkout = new_checkout("undisturbed")
+        with disturbance.Running(checkout, *disturbance.TARGETS, cores=2) as running:
+            lives = disturbance.lives(running)
+            assert running.wait() == 0, running.text()[-8000:]
+        return {"folder": str(checkout.folder), "lives": lives}
+
+    found = made_once(tmp_path_factory, "undisturbed", make)
     folder = Path(found["folder"])
     return Undisturbed(folder, disturbance.numbers(folder), found["lives"])
 

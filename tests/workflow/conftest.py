@@ -125,20 +125,29 @@ def new_checkout(tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="session")
-def small_study(new_checkout, tmp_path_factory):
-    """The small study, for all tests that look at it or change it back: each process of a test run has its own copy of
-    one that was run to its end once.
-    """
+def made_once(tmp_path_factory, name, make):
+    """What `make()` returned, to be called by one of a test run's processes and kept as JSON for all of them."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    note = shared / "small study"
-    with FileLock(shared / "small study.lock"):
+    note = shared / f"{name}.json"
+    with FileLock(shared / f"{name}.lock"):
         if not note.exists():
-            checkout = new_checkout("untouched")
-            checkout.run("--cores", "2", config=SMALL, apart=True)
-            note.write_text(str(checkout.folder))
-    untouched = Checkout(Path(note.read_text()))
+            note.write_text(json.dumps(make()))
+    return json.loads(note.read_text())
+
+
+@pytest.fixture(scope="session")
+def small_study(new_checkout, tmp_path_factory):
+    """The small study, run to its end once, for all tests that look at it or change it back: each process of a test run
+    has a copy of its own.
+    """
+
+    def make():
+        checkout = new_checkout("untouched")
+        checkout.run("--cores", "2", config=SMALL, apart=True)
+        return str(checkout.folder)
+
+    untouched = Checkout(Path(made_once(tmp_path_factory, "small-study", make)))
     own = Checkout(tmp_path_factory.mktemp("small") / "study")
     shutil.copytree(untouched.folder, own.folder, symlinks=True)
     shutil.copy(untouched.watch, own.watch)
