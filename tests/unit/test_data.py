@@ -121,6 +121,12 @@ def test_rows_with_more_cells_than_the_header_are_refused(tmp_path, rows):
         data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
 
 
+def test_a_frame_that_was_written_with_its_rows_names_is_read(tmp_path):
+    (tmp_path / "train.csv").write_text("instruction,output,__index_level_0__\na,b,7\n")
+    data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
+    assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["b"]
+
+
 def test_the_mark_of_an_editor_is_no_text(tmp_path):
     (tmp_path / "test.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
     data.prepare("mine", entry(tmp_path, "text", report="test"), tmp_path / "out", needs_selection=False)

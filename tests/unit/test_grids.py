@@ -14,7 +14,9 @@ def planned(tmp_path):
     """A function that plans a grid, the last of those given, and returns the record of the check of each point."""
 
     def plan(*grids, keep=True):
-        checks = Checks(tmp_path / "checks.json", grids, keep)
+        checks = Checks(tmp_path / "checks.json", grids)
+        if keep:
+            checks.keep()
         return {name: checks.record(f"{tmp_path}/{{check}}.json", name, point) for name, point in grids[-1].items()}
 
     return plan
@@ -59,11 +61,18 @@ def test_a_point_that_was_refused_and_is_back_is_checked_then(planned):
 
 
 def test_what_is_not_noted_comes_out_the_same_by_itself(planned, tmp_path):
-    assert planned(GRID, keep=False) == planned(GRID, keep=False)
+    unnoted = planned(GRID, keep=False)
     assert not list(tmp_path.iterdir())
+    assert planned(GRID) == unnoted and planned(GRID | MORE, keep=False) == planned(GRID | MORE)
 
 
-def test_a_damaged_note_is_made_anew(planned, tmp_path):
-    first = planned(GRID)
-    (tmp_path / "checks.json").write_text("{")
-    assert planned(GRID) == first and records.read(tmp_path / "checks.json")["checks"]
+def test_a_damaged_note_is_told_since_without_it_a_grown_grid_would_be_pruned_anew(planned, tmp_path):
+    planned(GRID)
+    grown = planned(GRID | MORE)
+    note = tmp_path / "checks.json"
+    kept = note.read_text()
+    note.write_text("{")
+    with pytest.raises(records.RecordError, match=r"checks\.json.*put a copy of it back"):
+        planned(GRID | MORE)
+    note.write_text(kept)
+    assert planned(GRID | MORE) == grown

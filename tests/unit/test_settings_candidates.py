@@ -108,6 +108,13 @@ def test_a_wrong_row_is_told_with_its_row_and_column(tmp_path, table, text, told
     assert told in said and "mine.tsv" in said and "\n" not in said
 
 
+def test_columns_that_are_called_like_what_is_not_measured_here_are_the_users_own(tmp_path, table):
+    rows = "model,candidate,path,ppl,ppl.c4,boolq\nLlama,x,a,9,n/a,61.2\n"
+    tasks = {"evaluate": {"zero_shot": {"tasks": ["piqa"]}}}
+    found = load(table(rows), tasks, workdir=tmp_path).candidates("Llama")["x"]["given"]
+    assert found == {"ppl": 9.0, "ppl.c4": "n/a", "boolq": 61.2}
+
+
 def test_a_file_of_a_candidate_that_no_rule_can_name_is_told_with_its_row(tmp_path, table):
     (tmp_path / "a/model{1}.safetensors").touch()
     (tmp_path / "a/.hidden{1}").touch()

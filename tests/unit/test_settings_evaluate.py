@@ -75,6 +75,15 @@ def test_rows_that_a_protocol_reads_are_asked_for_before_any_job(protocol, split
         settings.load(config)
 
 
+def test_a_knee_asks_for_rows_of_the_text_alone_that_it_is_of():
+    config = MODEL | {
+        "datasets": {"ptb": {"splits": {"train": None}}},
+        "select": {"configs": {"balanced": {"pareto": "knee"}}},
+        "evaluate": {"perplexity": {"protocol": "llmpruner-128"}},
+    }
+    assert "ppl.wikitext2" in settings.load(config).configs["balanced"]["metrics"]
+
+
 def test_tasks_of_a_folder_are_known_and_the_folder_becomes_absolute(tmp_path):
     (tmp_path / "definitions").mkdir()
     (tmp_path / "definitions/mine.yaml").write_text("task: mine\ndataset_path: nowhere\n")

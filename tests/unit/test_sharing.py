@@ -50,17 +50,29 @@ def test_what_was_made_for_the_same_settings_is_taken(strangers):
 
 
 def test_a_model_of_another_base_is_told(strangers, tmp_path):
-    told = f"is of {tmp_path / 'one'}, and models.M.base is {tmp_path / 'two'}"
+    told = f"was made with base {tmp_path / 'one'}, and models.M.base is {tmp_path / 'two'}"
     assert strangers(base="two") == {"models/M/model.json": told}
 
 
 @pytest.mark.parametrize(
-    "other", [{"path": "two"}, {"splits": SPLITS | {"report": "train"}}, {"columns": {"text": "other"}}]
+    ("other", "key", "theirs"),
+    [
+        ({"path": "two"}, "path", "/one"),
+        ({"splits": SPLITS | {"report": "train"}}, "splits", "{'report': 'test'}"),
+        ({"columns": {"text": "other"}}, "columns", "{}"),
+    ],
 )
-def test_data_of_another_place_split_or_column_is_told(strangers, tmp_path, other):
+def test_data_of_another_place_split_or_column_is_told_with_the_key(strangers, other, key, theirs):
     [(path, told)] = strangers(**other).items()
     assert path == "datasets/mine/dataset.json"
-    assert told.startswith(f"is of {tmp_path / 'one'}, splits report: test, and datasets.mine says otherwise")
+    made, asked = told.split(f", and datasets.mine.{key} is ")
+    assert made.startswith(f"was made with {key} ") and made.endswith(theirs) and asked != theirs
+
+
+def test_a_model_that_is_pinned_to_the_commit_that_was_fetched_is_no_other_one():
+    hub = {"source": {"kind": "hub", "path": "some/model"}, "revision": None}
+    assert sharing._of_model(hub | {"commit": "abc"}, hub | {"revision": "abc"}) is None
+    assert sharing._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
 
 
 def test_the_same_files_in_another_place_are_taken(strangers, tmp_path):

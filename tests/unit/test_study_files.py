@@ -31,6 +31,14 @@ def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
     assert found == sorted(str(tmp_path / name) for name in ("mine.yaml", "utils.py", "_default_template_yaml"))
 
 
+def test_of_a_users_candidate_the_checkpoint_counts_and_no_note_beside_it(tmp_path):
+    mine = ("config.json", "model.safetensors", "tokenizer.json", "modeling_own.py")
+    beside = ("results.json", "training_args.bin", "README.md", "pruning.json", ".cache.json")
+    for name in (*mine, *beside):
+        (tmp_path / name).write_text("")
+    assert layout.candidate_files(tmp_path) == sorted(str(tmp_path / name) for name in mine)
+
+
 def test_data_that_a_users_task_brings_rests_on_its_definition(tmp_path):
     """Another split or path in the YAML left the rows of the old one in use."""
     (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: org/mine\ntest_split: test\n")

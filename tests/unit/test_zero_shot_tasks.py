@@ -243,9 +243,15 @@ def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(
 def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder):
     """A part of an evaluation is found by it: after a change of a module that the code imports it would come back."""
     place = Path(folder) / "deeper"
+    (place / "other.yaml").write_text("task: other")
     digests = [[zero_shot.facts(name, folder)["definition"] for name in ("coded", "mine")]]
-    for name in ("helper.py", "answers.json", "other.yaml", ".hidden"):
-        (place / name).write_text("{}")
+    for name, text in (
+        ("helper.py", ""),
+        ("prompts.yaml", "- a"),
+        ("other.yaml", "task: other\n# a word"),
+        (".hidden", ""),
+    ):
+        (place / name).write_text(text)
         digests.append([zero_shot.facts(task, folder)["definition"] for task in ("coded", "mine")])
     coded, plain = zip(*digests, strict=True)
     assert len(set(coded[:3])) == 3 and len(set(coded[2:])) == 1

@@ -387,15 +387,3 @@ def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
 def test_a_point_that_is_added_has_a_check_of_its_own_and_reruns_no_other_point(finished):
     assert finished.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
     assert not {"check_grid", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))
-
-
-def test_points_that_an_earlier_version_checked_one_by_one_count_as_checked(new_checkout):
-    folder = begun(new_checkout("earlier").folder)
-    checks = [f"results/candidates/Hub/.grid/{name}.json" for name in (*CHOSEN.values(), "sparse")]
-    for file in (*checks, "resources/models/Hub/config.json"):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).touch()
-    earlier = Finished(folder, CHOSEN)
-    assert not list(folder.glob("results/candidates/Hub/.grids/*"))
-    assert earlier.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
-    assert "prune_candidate" not in earlier.reruns(ADDED)

@@ -41,6 +41,11 @@ if workflow.is_main_process:
     jobs.begin_run()
 try:
     study = settings.load(config, workflow.configfiles)
+    files = layout.Files(study)
+    CHECKS = grids.Checks(
+        f"{study.results}/.grids.json",
+        [study.candidates(model) for model in files.configurations],
+    )
     # Snakemake knows its targets only after parsing; what on the command line is no target is ignored
     settings.check_targets(study, sys.argv[1:])
 except CoppiceError as error:
@@ -55,7 +60,6 @@ large_studies.plan_quickly()
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
-files = layout.Files(study)
 
 # The record or folder of each stage
 CANDIDATE = layout.record(RESULTS, "candidate")
@@ -97,11 +101,12 @@ def pairs(pattern, **more):
 
 
 @functools.cache
-def checks():
-    """The checks that the points of the grids are in. Planning by itself leaves no note of them."""
-    checked = [study.candidates(model) for model in files.configurations]
-    keep = workflow.is_main_process and not workflow.dryrun
-    return grids.Checks(f"{RESULTS}/.grids.json", checked, keep)
+def noted_checks():
+    """The checks that the points of the grids are in; noted where jobs will run, not by planning alone."""
+    runs = workflow.executor_plugin is not None and not workflow.dryrun
+    if workflow.is_main_process and runs:
+        CHECKS.keep()
+    return CHECKS
 
 
 @signed
@@ -109,16 +114,11 @@ def checked_grid(wildcards):
     """The record that the model takes a job's points of the grid, where that is checked."""
     if wildcards.model not in files.configurations:
         return []
-    if SHARED:
-        return GRID.format(model=wildcards.model)
-    of_its_own = (
-        f"{RESULTS}/candidates/{wildcards.model}/.grid/{wildcards.candidate}.json"
-    )
-    if Path(of_its_own).exists():  # an earlier version's: what was pruned by it counts
-        return of_its_own
-    point = study.candidates(wildcards.model)[wildcards.candidate]
     pattern = GRID.replace("{model}", wildcards.model)
-    return checks().record(pattern, wildcards.candidate, point)
+    if SHARED:
+        return pattern
+    point = study.candidates(wildcards.model)[wildcards.candidate]
+    return noted_checks().record(pattern, wildcards.candidate, point)
 
 
 def loading(model):
@@ -219,6 +219,7 @@ def status(stage, *key):
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
+GRID_JOB = "{model}" if SHARED else "{model}.{check}"
 # What a job's points are checked in: see `grids`. Were it one record a model, and `ancient` to jobs whose points are as
 # they were, Snakemake would skip all that rests on it in the run that checks it anew
 GRID = f"{RESULTS}/candidates/{{model}}/" + (

@@ -73,6 +73,8 @@ rule fetch_dataset:
             if study.dataset(wildcards.dataset) is None
             else None
         ),
+        # it is checked, and decides nothing of what is read: asked of `output`, it is not compared
+        own_task=lambda wildcards, output: study.defines(wildcards.dataset),
         protocol=1,
     script:
         "../scripts/fetch_dataset.py"

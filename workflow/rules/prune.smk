@@ -2,7 +2,8 @@
 
 Takes the dense model's record and calibration text (or, with that record, the user's folder); gives
 `{results}/candidates/{model}/{candidate}/pruning.json`, beside which the checkpoint lies, and
-`candidates/{model}/.grids/{check}.json` once a model that is not made here is known to take every point of its grid.
+`candidates/{model}/.grids/{check}.json` (`grid.json` where one job makes all) once a model that is not made here is known
+to take every point of its grid.
 """
 
 
@@ -24,9 +25,7 @@ if study.config["candidates"]["table"] is None:
         output:
             GRID,
         log:
-            f"{LOGS}/prune/check_grid."
-            + ("{model}" if SHARED else "{model}.{check}")
-            + ".log",
+            f"{LOGS}/prune/check_grid.{GRID_JOB}.log",
         wildcard_constraints:
             check="[0-9a-f]{12}",
         priority: 100

@@ -11,4 +11,5 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
         snakemake.params.needs_selection,
         snakemake.output[0],
         snakemake.params.include_path,
+        snakemake.params.own_task,
     )

@@ -248,7 +248,7 @@ def _warnings(record, results, trained):
     if record["selection"]["criterion"].get("split") == "report":
         found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
     versions = [results[stage]["provenance"].get("versions") or {} for stage in STAGES]
-    other = [name for name in records.PACKAGES if len({known.get(name) for known in versions}) > 1]
+    other = [name for name in records.PACKAGES if len({known[name] for known in versions if name in known}) > 1]
     if other:
         found.append(
             f"the stages were evaluated with other versions of {', '.join(other)}: part of a change may be theirs"

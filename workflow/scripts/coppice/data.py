@@ -44,11 +44,18 @@ TASK_COLUMNS = {
 }
 TRUTHS = ("label", lambda row: (0, 1))
 KEYS = ("answerKey", lambda row: row["choices"]["label"])
+
+
+def _ending_numbers(row):
+    numbers = range(len(row["endings"]))
+    return [*numbers, *map(str, numbers)]
+
+
 # task -> its column of right answers, and which a row can have; by lm-eval a row with any other is one answered wrongly
 ANSWERS = {
     "boolq": TRUTHS,
     "piqa": TRUTHS,
-    "hellaswag": ("label", lambda row: (number := [*range(len(row["endings"]))]) + [*map(str, number)]),
+    "hellaswag": ("label", _ending_numbers),
     "winogrande": ("answer", lambda row: ("1", "2")),
     "arc_easy": KEYS,
     "arc_challenge": KEYS,
@@ -133,14 +140,25 @@ def _read(name, entry, split, files, scratch):
         raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: cannot be read as {entry['format']}: {reason}"
         ) from error
-    if entry["format"] == "csv" and any(column.startswith("__index_level_") for column in table.column_names):
-        raise DataError(  # pandas takes the first cell for a row's name, so that every other one moves by a column
+    if entry["format"] == "csv" and _has_unnamed_cells(table, files):
+        raise DataError(
             f"datasets.{name}: {', '.join(map(str, files))}: its rows have more cells than its header; quote cells "
             "that hold commas, take commas at the end of rows away, and separate cells by commas"
         )
     if entry["format"] == "text":  # the mark by which some editors begin a file is none of its text
         return table.map(lambda row: {"text": row["text"].removeprefix("\ufeff").strip()})
     return table
+
+
+def _has_unnamed_cells(table, files):
+    """Whether rows of CSV files have a cell more than their header: pandas takes the first one for a row's name, and
+    every other one moves by a column. A frame that was written with such names has a column that is called so."""
+    added = [column for column in table.column_names if column.startswith("__index_level_")]
+    headers = []
+    for file in files if added else ():
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            headers.append(lines.readline())
+    return any(column not in header for column in added for header in headers)
 
 
 def _check_json(file):
@@ -211,7 +229,8 @@ def _check_answers(name, table, role, required):
             found = list(valid(row))
         except (TypeError, KeyError) as error:
             raise DataError(f"{where}: has no choices as the task needs them ({error!r})") from error
-        if row[column] not in found:
+        answer = row[column].lstrip() if isinstance(row[column], str) else row[column]  # as OpenBookQA's is read
+        if answer not in found or isinstance(answer, float):
             raise DataError(
                 f"{where}: {column} is {row[column]!r}, which is none of {', '.join(map(repr, found))}; rows of public "
                 "test splits have no answers: name another split, or write the answers so"

@@ -70,10 +70,11 @@ def _is_snapshot_of(folder, source, revision):
     return same and (folder / "snapshot/config.json").is_file()
 
 
-def fetch_dataset(name, entry, needs_selection, record, include_path=None):
+def fetch_dataset(name, entry, needs_selection, record, include_path=None, own_task=False):
     """Fetch or read the dataset `name` into the form that every stage reads.
 
-    `entry` None means the data that the task's definition names, which is looked for in `include_path` first.
+    `entry` None means the data that the task's definition names, which is looked for in `include_path` first. own_task:
+    the user has a definition of that name, which alone knows the columns it needs and what an answer is.
     """
     if entry is None:
         from .zero_shot import official_source
@@ -86,7 +87,7 @@ def fetch_dataset(name, entry, needs_selection, record, include_path=None):
         options = dict(entry.get("options") or {})
         entry = entry | {"revision": options.pop("revision", None) or entry.get("revision"), "options": options}
         entry["commit"] = hub.pin(f"datasets.{name}", "dataset", entry["path"], entry["revision"], folder)["commit"]
-    required = data.TASK_COLUMNS.get(name, ())
+    required = () if own_task else data.TASK_COLUMNS.get(name, ())
     data.prepare(name, entry, folder, needs_selection, required)
     for role, facts in records.read(record)["roles"].items():
         logger.info("%s %s: %d rows of split %s", name, role, facts["rows"], facts["split"])

@@ -3,16 +3,19 @@
 Patterns have the wildcards of the workflow: {model}, {config}, {candidate}.
 """
 
+import fnmatch
 import functools
 import os
 from pathlib import Path
+
+from . import fingerprints
 
 TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
 REPORT = "report"
-# the files of a checkpoint, by their names
-CHECKPOINT = ("*.safetensors", "*.bin", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.py", "vocab*", "merges*")
+# what decides, beside weights and tokenizer, what a checkpoint is
+CHECKPOINT = ("config.json", "generation_config.json", "pruned_shapes.json", "*.index.json", "*.tiktoken", "*.py")
 # what a record is of -> its folder below the results, and its name
 RECORDS = {
     "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
@@ -100,8 +103,11 @@ def local_files(source, splits=()):
 
 def candidate_files(folder):
     """The files that a user's own candidate rests on: a change of theirs is to be noticed, not one of a note beside."""
-    found = {file for pattern in CHECKPOINT for file in Path(folder).glob(pattern) if file.is_file()}
-    return sorted(str(file) for file in found if not file.name.startswith(".") and file.name != "pruning.json")
+    with os.scandir(folder) as entries:  # once: a table may have thousands of rows
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    weights = next((found for kind in fingerprints.WEIGHTS if (found := fnmatch.filter(names, kind))), [])
+    others = {name for kind in (*CHECKPOINT, *fingerprints.TOKENIZER) for name in fnmatch.filter(names, kind)}
+    return sorted(str(Path(folder, name)) for name in others.union(weights))
 
 
 def definition_files(folder):
@@ -131,7 +137,9 @@ class Files:
         """The files that a local data set is read from; of a task that brings its own data, those that say which."""
         entry = self.study.dataset(name)
         if entry is None:
-            return self.task_definitions() if self.study.defines(name) else []
+            # not the code that a task calls: it judges answers, and data that is here must not ask for the hub again
+            files = self.task_definitions() if self.study.defines(name) else []
+            return [file for file in files if not file.endswith(".py")]
         return local_files(entry["source"], entry["splits"].values())
 
     def by_name(self, names):

@@ -8,43 +8,58 @@ from . import fingerprints, local_data, records
 
 
 def strangers(study, files):
-    """path of a record -> in words what it is of, for those that are not of what the study asks for by their name.
+    """path of a record -> in words how it is not what the study asks for by that name; others are left out.
 
-    study: a settings.Study; files: its layout.Files. What is not there yet, or cannot be read, is left to its job.
+    study: a settings.Study; files: its layout.Files. What is not there yet, or cannot be read, is left to its job. Of a
+    data set only what it is read from counts, not whether some of its rows were kept for the choice of candidates.
     """
     found = {}
     for name in study.active_models():
-        path, source = files.model(name), study.models[name]["source"]
-        wanted = {"source": source, "revision": study.models[name]["revision"]}
-        if source["kind"] != "miniature" and (other := _other(path, wanted, _of_model)):
-            found[path] = f"is of {other}, and models.{name}.base is {source['path']}"
-    for name, entry in study.datasets.items():
-        if entry["source"]["kind"] != "miniature" and (other := _other(files.dataset(name), entry, _of_dataset)):
-            found[files.dataset(name)] = f"is of {other}, and datasets.{name} says otherwise"
-    return found
+        wanted = study.models[name]
+        if wanted["source"]["kind"] != "miniature":
+            found[files.model(name)] = _told(files.model(name), f"models.{name}", wanted, _of_model)
+    for name, wanted in study.datasets.items():
+        if wanted["source"]["kind"] != "miniature":
+            found[files.dataset(name)] = _told(files.dataset(name), f"datasets.{name}", wanted, _of_dataset)
+    return {path: words for path, words in found.items() if words}
 
 
-def _other(path, wanted, of):
+def _told(path, section, wanted, differing):
     try:
-        return of(records.read(path), wanted)
+        differs = differing(records.read(path), wanted)
     except (records.RecordError, KeyError, TypeError):  # records of before may lack what is compared
         return None
+    if differs is None:
+        return None
+    key, theirs, ours = differs
+    return f"was made with {key} {theirs}, and {section}.{key} is {ours}"
 
 
 def _of_model(record, wanted):
-    if all(record[key] == value for key, value in wanted.items()):
-        return None
-    revision = f" ({record['revision']})" if record["revision"] else ""
-    return f"{record['source']['path']}{revision}"
+    """(key, value of the record, wanted value) of what differs first, or None."""
+    if record["source"] != wanted["source"]:
+        return "base", record["source"]["path"], wanted["source"]["path"]
+    return _of_revision(record["revision"], record.get("commit"), wanted)
+
+
+def _of_revision(revision, commit, wanted):
+    """The same of a revision: one that is pinned to the commit which another name led to is no other one."""
+    return None if wanted["revision"] in (revision, commit) else ("revision", revision, wanted["revision"])
 
 
 def _of_dataset(record, entry):
-    source, splits = record["source"], record["provenance"]["settings"]["splits"]
-    same = all(source[key] == entry[key] for key in ("name", "revision", "format", "columns"))
-    same = same and splits == {role: split for role, split in entry["splits"].items() if split}
-    if same and (source["path"] == entry["source"]["path"] or _same_files(record, entry)):
-        return None
-    return f"{source['path']}, splits {', '.join(f'{role}: {split}' for role, split in splits.items())}"
+    """(key, value of the record, wanted value) of what differs first, or None."""
+    source, splits = record["source"], {role: split for role, split in entry["splits"].items() if split}
+    if source["path"] != entry["source"]["path"] and not _same_files(record, entry):
+        return "path", source["path"], entry["source"]["path"]
+    given = record["provenance"]["settings"]["splits"]
+    for key, theirs, ours in (
+        *((key, source[key], entry[key]) for key in ("name", "format", "columns")),
+        ("splits", given, splits),
+    ):
+        if theirs != ours:
+            return key, theirs, ours
+    return _of_revision(source["revision"], source.get("commit"), entry)
 
 
 def _same_files(record, entry):

@@ -349,10 +349,7 @@ def _variants(study, evidence):
 
 
 def _partners(study):
-    """[(base model, instruct model)] of one family: those that belong together by their names, else the only two.
-
-    Of several sizes in a family, a model is never held against one of another size.
-    """
+    """[(base model, instruct model)] of one family: those that belong together by their names, else the only two."""
     families = {}
     for name, facts in study.models.items():
         if facts["family"] and facts["variant"]:

@@ -2,16 +2,15 @@
 
 from .. import layout
 from ..settings import effects
-from .criteria import asked, needs_scoring
+from ..settings.criteria import scored_texts
+from .criteria import needs_scoring
 
 
 def settings(study):
-    """How candidates are scored: as reports are, but of the texts only those that a criterion asks for (all, where none
-    does: the table of candidates shows them), under the protocol that stands for a model, without answers and cost.
+    """How candidates are scored: as reports are, but on `scored_texts` alone, under the protocol that stands for a
+    model, without answers and cost.
     """
-    wanted = [metric.removeprefix("ppl.") for criterion in study.configs.values() for metric in asked(criterion)]
-    texts = study.evaluate["perplexity"]["datasets"]
-    chosen = [name for name in texts if name in wanted] or texts
+    chosen = scored_texts(study.configs.values(), study.evaluate["perplexity"]["datasets"])
     return effects.deciding("evaluate", effects.narrowed(study.evaluate, chosen))
 
 

@@ -21,7 +21,7 @@ IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": (
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 REQUIRED = ("model", "candidate", "path")
 RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
-ACCURACIES = ("acc", "average_acc", *known.TASKS)
+ACCURACIES = ("average_acc", *known.TASKS)
 
 
 def grid(points, key):
@@ -66,10 +66,11 @@ def _name(spec):
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 
-def table(path, workdir):
+def table(path, workdir, measured):
     """(columns, rows) of the table `path`: each row checked, with acc, ppl (or None) and all values `given`.
 
-    SettingsError names the file, the row (line of the file) and the column.
+    measured: the metrics that candidates have here; a column of such a name holds values of it. SettingsError names the
+    file, the row (line of the file) and the column.
     """
     file = Path(absolute(path, workdir))
     try:
@@ -84,13 +85,13 @@ def table(path, workdir):
         first, *others = [(reader.line_num, cells) for cells in reader] or [(1, [])]
     except csv.Error as error:
         raise SettingsError(f"{path}, row {reader.line_num}: cannot be read as a row of a table ({error})") from error
-    header = _header(path, first[1])
+    header = _header(path, first[1], measured)
     rows, seen = [], {}
     for number, cells in others:
         if not any(cell.strip() for cell in cells):
             continue
         where = f"{path}, row {number}"
-        row = _row(header, cells, where, workdir)
+        row = _row(header, cells, where, workdir, measured)
         pair = (row["model"], row["candidate"])
         if pair in seen:
             raise SettingsError(
@@ -103,7 +104,7 @@ def table(path, workdir):
     return header, rows
 
 
-def _header(path, cells):
+def _header(path, cells, measured):
     header = [cell.strip() for cell in cells]
     for column in REQUIRED:
         if column not in header:
@@ -116,16 +117,17 @@ def _header(path, cells):
             raise SettingsError(f"{path}, row 1: column {place} has no name that can be shown ('{column}')")
         if header.count(column) > 1:
             raise SettingsError(f"{path}, row 1: the column '{column}' is there twice")
-    for short, names in (("acc", ["average_acc"]), ("ppl", [name for name in header if name.startswith("ppl.")])):
-        if short in header and (same := [name for name in names if name in header]):
+    for name in header:
+        short = "acc" if name == "average_acc" else name.partition(".")[0]
+        if name in measured and name != short and short in header:
             raise SettingsError(
-                f"{path}, row 1: the column {short} stands for {same[0]} too, which has a column of its own; leave one "
-                "of them out"
+                f"{path}, row 1: the column {short} stands for {name} too, which has a column of its own; leave one of "
+                "them out"
             )
     return header
 
 
-def _row(header, cells, where, workdir):
+def _row(header, cells, where, workdir, measured):
     if len(cells) != len(header):
         raise SettingsError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
     values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
@@ -138,7 +140,8 @@ def _row(header, cells, where, workdir):
     check_name(values["candidate"], f"{where}, column candidate")
     model, candidate, path = (values.pop(column) for column in REQUIRED)
     path = _checkpoint(path, f"{where}, column path", workdir)
-    given = {column: _value(value, column, where) for column, value in values.items() if value}
+    quantities = {column: _quantity(column, measured) for column in values}
+    given = {column: _value(value, quantities[column], column, where) for column, value in values.items() if value}
     metrics = {metric: given.get(metric) for metric in RANGES}
     return {"model": model, "candidate": candidate, "path": path, **metrics, "given": given}
 
@@ -161,9 +164,15 @@ def _checkpoint(text, where, workdir):
     return str(path)
 
 
-def _value(text, column, where):
-    """What a cell holds: a number within the range of its column where that is a metric, else a number or text."""
-    quantity = "acc" if column in ACCURACIES else "ppl" if column.startswith("ppl.") else column
+def _quantity(column, measured):
+    """Which of `RANGES` the values of a column are in, else its own name: of a user's own tasks no range is known."""
+    if column not in measured:
+        return column
+    return "acc" if column in ACCURACIES else "ppl" if column.startswith("ppl.") else column
+
+
+def _value(text, quantity, column, where):
+    """What a cell holds: a number within the range of its `quantity` where that has one, else a number or text."""
     if quantity not in RANGES:
         return _number_or_text(text)
     low, high = RANGES[quantity]

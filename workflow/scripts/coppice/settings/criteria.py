@@ -12,15 +12,13 @@ def resolve(config, rows, columns):
 
     rows, columns: of the user's table of candidates, empty where there is none. Raises SettingsError.
     """
-    measured = _measured(config["evaluate"])
+    known = measured(config["evaluate"])
     own = [column for column in columns if column not in REQUIRED]
     resolved = {}
-    for name, criterion in config["select"]["configs"].items():
-        key = f"config key select.configs.{name}"
-        full = _completed(criterion, key, measured)
+    for name, full in completed(config).items():
         for metric in asked(full):
-            _check_known(metric, key, measured, own)
-            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in measured)
+            _check_known(metric, _key(name), known, own)
+            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in known)
         resolved[name] = full | {"words": _words(full)}
     return resolved
 
@@ -31,12 +29,30 @@ def asked(criterion):
     return list(dict.fromkeys([*metrics, *(name for name in criterion["where"] if name != PARAMETERS)]))
 
 
-def _measured(evaluate):
+def scored_texts(criteria, texts):
+    """Those of `texts` that candidates are scored on: the ones whose perplexity a criterion asks for; all, where none
+    does, since the table of candidates shows them."""
+    wanted = {metric for criterion in criteria for metric in asked(criterion)}
+    return [name for name in texts if f"ppl.{name}" in wanted] or list(texts)
+
+
+def measured(evaluate):
+    """The metrics of a candidate that is scored by the section `evaluate`."""
     tasks, texts = evaluate["zero_shot"]["tasks"], evaluate["perplexity"]["datasets"]
     return [*(["average_acc"] if tasks else []), *(f"ppl.{name}" for name in texts), *tasks]
 
 
-def _completed(criterion, key, measured):
+def completed(config):
+    """name -> each criterion of the configuration, with the metrics of a knee worked out. Raises SettingsError."""
+    known = measured(config["evaluate"])
+    return {name: _completed(one, _key(name), known) for name, one in config["select"]["configs"].items()}
+
+
+def _key(name):
+    return f"config key select.configs.{name}"
+
+
+def _completed(criterion, key, known):
     """The criterion with the metrics of a knee worked out, and a metric of its own refused beside them."""
     if not criterion["pareto"]:
         for part in ("metric", "mode"):
@@ -48,17 +64,17 @@ def _completed(criterion, key, measured):
     for part in ("metric", "mode"):
         if criterion[part]:
             raise SettingsError(f"{key}.{part}: found {criterion[part]} beside pareto; give the two metrics as metrics")
-    text = next((metric for metric in measured if metric.startswith("ppl.")), "ppl.wikitext2")
+    text = next((metric for metric in known if metric.startswith("ppl.")), "ppl.wikitext2")
     metrics = criterion["metrics"] or {"average_acc": "max", text: "min"}
     if len(metrics) != 2:
         raise SettingsError(f"{key}.metrics: found {len(metrics)}; a knee is that of two metrics")
     return criterion | {"metrics": metrics}
 
 
-def _check_known(metric, key, measured, own):
-    if metric in measured + own:
+def _check_known(metric, key, known, own):
+    valid = known + own
+    if metric in valid:
         return
-    valid = measured + own
     if metric == PARAMETERS:
         raise SettingsError(
             f"{key}: '{PARAMETERS}' is no metric to choose by, it can only be bounded (where: {{{PARAMETERS}: {{max: "

@@ -304,11 +304,10 @@ def _uses_of_protocols(config):
 
 
 def _scores_by(config, text):
-    """Whether candidates that are pruned here are scored on a text: one that a config names, or on all of them."""
-    named = {metric for criterion in config["select"]["configs"].values() for metric in criteria.asked(criterion)}
-    texts = [f"ppl.{name}" for name in config["evaluate"]["perplexity"]["datasets"]]
+    """Whether candidates that are pruned here are scored on a text."""
     here = config["candidates"]["table"] is None and config["select"]["split"] == "selection"
-    return here and (f"ppl.{text}" in named or not named & set(texts))
+    texts = config["evaluate"]["perplexity"]["datasets"]
+    return here and text in criteria.scored_texts(criteria.completed(config).values(), texts)
 
 
 TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "miniature.corpus")
@@ -351,7 +350,7 @@ def _candidates(config, workdir, notices):
             key = f"models.{name}.prune" if own else "candidates.prune"
             grids[name] = candidate_lists.grid(model["prune"] if own else settings["prune"], key)
         return grids, [], []
-    columns, rows = candidate_lists.table(settings["table"], workdir)
+    columns, rows = candidate_lists.table(settings["table"], workdir, criteria.measured(config["evaluate"]))
     for name in dict.fromkeys(row["model"] for row in rows if row["model"] not in models):
         notices.append(
             f"{settings['table']}: '{name}' is not in the study, its rows are left out{nearest(name, models)}"

@@ -44,8 +44,8 @@ def definition(name, include_path=None):
 def facts(name, include_path=None):
     """{version, shots (examples in a prompt), definition: digest of the YAML and of the Python that it calls}.
 
-    Of a user's folder, whose code may import and read what it likes of it, all files but definitions and hidden ones
-    count once a task calls any.
+    Of a user's folder, whose code may import and read what it likes of it, all files but other definitions and hidden
+    ones count once a task calls any.
     """
     config = _loaded(name, include_path, resolve_func=False)
     roots = [str(Path(folder).resolve()) for folder in (include_path, known.harness_folder()) if folder]
@@ -53,17 +53,15 @@ def facts(name, include_path=None):
     text = json.dumps(_without(roots, config, code), default=str, sort_keys=False)
     own = Path(include_path).resolve() if include_path else None
     if own and any(path.is_relative_to(own) for path in code):
-        code |= {path for path in map(Path, layout.definition_files(own)) if _may_be_used(path.relative_to(own))}
+        defining = set(known.tasks_in(own).files.values())
+        every = (path for path in map(Path, layout.definition_files(own)) if path not in defining)
+        code |= {path for path in every if not any(part.startswith(".") for part in path.relative_to(own).parts)}
     digests = sorted(map(fingerprints.file_digest, code))
     return {
         "version": (config.get("metadata") or {}).get("version"),
         "shots": config.get("num_fewshot"),
         "definition": records.digest([json.loads(text), digests]),
     }
-
-
-def _may_be_used(path):
-    return path.suffix not in (".yaml", ".yml") and not any(part.startswith(".") for part in path.parts)
 
 
 def _without(roots, value, code):

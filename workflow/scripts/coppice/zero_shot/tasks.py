@@ -132,8 +132,9 @@ def measure(lm, name, record, role, choice=None, seed=0):
 
 
 def _check_answers(name, built, limit):
-    """Refuse items whose right answer is none of their choices: the harness counts each as answered wrongly."""
-    if built.OUTPUT_TYPE != "multiple_choice":
+    """Refuse items whose right answer is none of their choices: the harness counts each as answered wrongly, but for
+    tasks that judge answers by code of their own."""
+    if built.OUTPUT_TYPE != "multiple_choice" or built.config.process_results:
         return
     for place, doc in enumerate(itertools.islice(built.eval_docs, limit)):
         try:
