@@ -1,6 +1,6 @@
 """What a user gets wrong is said before any job starts: exit code 1, one message that names the key or the file."""
 
-import time
+import resource
 
 import pytest
 
@@ -34,6 +34,12 @@ FILES = {
     "a huge seed": (b"seed: 99999999999999999999\n", ["seed", "1e+15"]),
     "a table that is none": (b"candidates: {table: study.yaml}\n", ["study.yaml", "model"]),
 }
+
+
+def processor_seconds():
+    """Of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +81,9 @@ def test_the_same_model_twice_in_a_file_is_refused_with_both_lines(checkout):
 def test_a_configuration_file_that_is_none_is_told_at_once(checkout, case):
     content, words = FILES[case]
     (checkout.folder / "study.yaml").write_bytes(content)
-    started = time.monotonic()
+    before = processor_seconds()
     done = checkout.snakemake("-n", "--configfile", "study.yaml")
-    assert time.monotonic() - started < 10
+    assert processor_seconds() - before < 10  # not by the clock: other tests run beside this one
     assert done.returncode == 1, done.stdout
     assert all(word in done.stdout for word in words) and "Traceback" not in done.stdout, done.stdout
     assert not list(checkout.folder.parent.rglob("pwned*")) and "\x1b[31m" not in done.stdout
@@ -107,7 +113,8 @@ def test_a_model_of_another_study_in_shared_resources_is_never_taken_for_ones_ow
     mine = {"models": "{Mine: {base: ./ours}}", "only": "{models: [Mine]}", "resources": "shared"}
     done = checkout.snakemake("results/dense_evaluation/Mine/evaluation_results.json", "--cores", "1", config=mine)
     assert done.returncode == 1 and "Finished jobid" not in done.stdout
-    assert "shared/models/Mine/model.json: is of" in done.stdout and "set resources to a folder of" in done.stdout
+    for words in ("shared/models/Mine/model.json: was made with base", "set resources to a folder of"):
+        assert words in done.stdout
     assert "Traceback" not in done.stdout
 
 
