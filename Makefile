@@ -31,7 +31,7 @@ demo: env  ## run the whole miniature study (some ten minutes on two cores)
 test: env  ## the tests, but for the long fault tests and Slurm
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/faults tests/workflow $(TWO) -q -m "not (faults and slow)"
 
-test-unit: env  ## unit tests: under two minutes
+test-unit: env  ## unit tests: some two minutes
 	$(BIN)/python -m pytest tests/unit $(TWO) -q -m "not slow"
 
 test-faults-bounded: env  ## bad input, secrets, damaged files, a full disk, one kill a stage: some minutes
