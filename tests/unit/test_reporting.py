@@ -1,6 +1,7 @@
 """The study's report and its table in the terminal, from records that no model was run for."""
 
 import html
+import io
 import json
 import os
 import re
@@ -11,13 +12,15 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
+from rich.console import Console
 from synthetic_records import SIX, Synthetic
 
 from coppice import cli, fingerprints, records, reporting
-from coppice.reporting import answers, evidence
+from coppice.reporting import answers, evidence, failures
 from coppice.reporting import study as studies
 
 SMALL = {"items": 40, "windows": 20}
@@ -392,15 +395,72 @@ def test_all_pairs_wait_for_a_candidate_that_failed(copied, capsys):
     assert _shown(capsys, copied.results).count("prune: disk is full") == 2
 
 
-def test_the_table_fits_a_hundred_columns(whole, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    lines = _shown(capsys, whole.results).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum(line.rstrip().endswith(" done") and line.split()[0] in whole.models for line in lines) == 12
+def _cut(text):
+    return [line for line in text.splitlines() if "…" in line]
 
 
-def test_overview_is_a_table_of_all_pairs(whole):
-    assert reporting.overview(whole.results, whole.pairs).row_count == 12
+def test_a_pipe_gets_the_whole_table_whatever_the_width_of_a_terminal(whole, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = _shown(capsys, whole.results)
+    rows = [line.split() for line in text.splitlines() if line.split() and line.split()[0] in whole.models]
+    assert not _cut(text) and len(rows) == 12
+    assert all(len(row) == 13 and row[-1] == "done" for row in rows), "names, two times three values and a share, state"
+
+
+@pytest.mark.parametrize("columns", [80, 60, 40])
+def test_a_narrow_terminal_shows_every_number_whole(whole, columns):
+    narrow, wide = io.StringIO(), io.StringIO()
+    reporting.overview(whole.results, whole.pairs, Console(file=narrow, force_terminal=True, width=columns))
+    reporting.overview(whole.results, whole.pairs, Console(file=wide))
+    found = [re.findall(r"\d+\.\d+", text.getvalue()) for text in (narrow, wide)]
+    assert sorted(found[0]) == sorted(found[1]) and len(found[1]) == 12 * 6
+    assert not _cut(narrow.getvalue())
+    if columns == 80:
+        assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", narrow.getvalue()).splitlines())) <= 80
+        assert all(model in narrow.getvalue() for model in whole.models)
+
+
+# The last lines of a run that failed
+
+
+def _job(folder, name, *, run="this", log=None, **status):
+    """What Snakemake's scheduler knows of a failed job, with its status file; `run` is the run that wrote that."""
+    path = folder / f"{name}.status.json"
+    if status:
+        path.write_text(json.dumps({"title": f"finetune {name}", "reason": None, "run": run} | status))
+    written = folder / f"{name}.log"
+    if log:
+        written.write_text(log)
+    return SimpleNamespace(
+        rule=SimpleNamespace(name="finetune_lora"),
+        wildcards_dict={"model": name},
+        params={"status": str(path)},
+        log=[str(written)],
+        is_group=lambda: False,
+    )
+
+
+def test_a_run_that_failed_ends_with_each_job_its_reason_its_log_and_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("COPPICE_RUN", "this")
+    jobs = [
+        _job(tmp_path, "A", state="failed", reason="the loss is not finite"),
+        _job(tmp_path, "B", state="running"),
+        _job(tmp_path, "C", state="failed", reason="of an earlier run", run="before", log="1\nKeyError: 'c'\n\n"),
+        _job(tmp_path, "D"),
+    ]
+    group = SimpleNamespace(is_group=lambda: True, jobs=jobs[2:])
+    text = failures.summary([*jobs[:2], group], ["--cores", "2", "--config", "results=my study"])
+    lines = text.splitlines()
+    assert lines[0] == "4 jobs failed:"
+    assert "  finetune A: the loss is not finite" in lines and f"    log: {tmp_path}/A.log" in lines
+    assert any(line.startswith("  finetune B:") and "killed" in line for line in lines)
+    assert "  finetune_lora C: KeyError: 'c'" in lines
+    assert any(line.startswith("  finetune_lora D: no reason") for line in lines)
+    assert "  snakemake --cores 2 --config 'results=my study'" in lines and "of an earlier run" not in text
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on():
+    assert "snakemake --cores 2" in failures.summary([], ["--cores", "2"])
 
 
 def test_pairs_and_models_are_found_from_the_records(whole):

@@ -34,6 +34,7 @@ from coppice import (
 )
 from coppice.errors import CoppiceError
 from coppice.large_studies import of_model, signed
+from coppice.reporting import failures
 from coppice.selection import scoring
 
 jobs.run_from(SCRIPTS)
@@ -309,10 +310,14 @@ def cleared():
     )
 
 
-def tell(*words):
-    """Print to the terminal, beside Snakemake's own lines."""
+def terminal():
+    """The terminal, beside Snakemake's own lines."""
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, markup=False)
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def tell(*words):
+    """Print lines to the terminal."""
     for word in words:
-        console.print(word)
+        terminal().print(word, soft_wrap=True)

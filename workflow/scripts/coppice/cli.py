@@ -291,8 +291,8 @@ def _show(arguments):
     found = study.read(arguments.results, pairs, models)
     console = Console(highlight=False, markup=False, emoji=False)
     if found.pairs:
-        console.print(terminal.table(found))
-    console.print(terminal.tally(found))
+        terminal.show(found, console)
+    console.print(terminal.tally(found), soft_wrap=True)
     for line in terminal.ablations(arguments.results):
         console.print(line, soft_wrap=True)
     for what, why in found.failed:

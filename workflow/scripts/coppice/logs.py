@@ -43,7 +43,7 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     terminal; before anything is computed where the same run has seen the job fail for good. One process at a time runs
     a job: another one waits.
     """
-    keep = _Status(status or Path(log).with_suffix(".status.json"), title)
+    keep = _Status(status or status_beside(log), title)
     with _telling(Path(log).parent), claims.alone(log):
         if reason := keep.final_reason():
             start_logging(log, own_terminal=True)
@@ -58,6 +58,11 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
             yield keep
             keep("done")
     gc.freeze()  # else a second goes by on the way out, in a last look through torch's objects
+
+
+def status_beside(log):
+    """The status file of a job that keeps it beside its log."""
+    return Path(log).with_suffix(".status.json")
 
 
 @contextmanager

@@ -21,11 +21,11 @@ def write_report(results, pairs, models, output, metadata=None):
     page.write(results, pairs, models, output, metadata or {})
 
 
-def overview(results, pairs):
-    """The `rich` table of models and configs: accuracies, perplexities, what came back, and where each pair stands."""
+def overview(results, pairs, console):
+    """Print the table of models and configs: accuracies, perplexities, what came back, and where each pair stands."""
     from . import terminal
 
-    return terminal.overview(results, pairs)
+    terminal.overview(results, pairs, console)
 
 
 def ablations(results):

@@ -10,38 +10,72 @@ from .status import Statuses
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
 
 
-def overview(results, pairs):
-    """The `rich.table.Table` of `pairs`: accuracy and perplexity at each stage, what was recovered, and the state."""
-    return table(studies.read(results, pairs))
+def overview(results, pairs, console):
+    """Print where `pairs` stand: accuracy and perplexity at each stage, what was recovered, and the state."""
+    show(studies.read(results, pairs), console)
 
 
-def table(study):
-    """The same of a study that was read already."""
+def show(study, console):
+    """Print the same of a study that was read already.
+
+    A terminal that is too narrow for one table gets one a metric, with long names over several lines; a pipe or a file
+    gets one table, as wide as it has to be. No number is ever cut.
+    """
+    from rich.measure import Measurement
+
+    def needed(table):
+        return Measurement.get(console, console.options.update(max_width=10_000), table)
+
+    metrics = study.metrics[:2]
+    whole = table(study, metrics)
+    if not console.is_terminal:
+        console.width = max(console.width, needed(whole).maximum)
+    if needed(whole).minimum <= console.width:
+        console.print(whole)
+        return
+    for metric in metrics:
+        part = table(study, [metric], fold=True, with_state=metric is metrics[0])
+        console.width = max(console.width, needed(part).minimum)
+        console.print(part)
+
+
+def table(study, metrics, fold=False, with_state=True):
+    """Return the `rich.table.Table` of a study's pairs; `fold` lets long names go over several lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    metrics = study.metrics[:2]
     grid = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=_caption(metrics), caption_justify="left"
     )
-    grid.add_column("model", no_wrap=True)
-    grid.add_column("config", no_wrap=True)
+    for name in ("model", "config"):
+        grid.add_column(name, no_wrap=not fold, overflow="fold")
     for metric in metrics:
-        grid.add_column("acc %" if metric.is_accuracy else "ppl", justify="right", no_wrap=True)
-        grid.add_column("pruned", justify="right", no_wrap=True)
-        grid.add_column("tuned", justify="right", no_wrap=True)
-        grid.add_column("recov.", justify="right", no_wrap=True)
-    grid.add_column("state", min_width=7, overflow="fold")
+        for title in ("acc %" if metric.is_accuracy else "ppl", "pruned", "tuned", "recov."):
+            grid.add_column(title, justify="right", no_wrap=True)
+    if with_state:
+        longest = max((len(_state(pair)) for pair in study.pairs), default=0)
+        grid.add_column("state", min_width=min(16, longest), overflow="fold")
     for model in study.models:
         for pair in study.pairs_of(model):
             cells = [cell for metric in metrics for cell in _cells(pair, metric)]
-            state = Text(pair.state, style=STYLES.get(pair.state, ""))
-            if pair.detail:
-                state.append(f" ({wording.shortened(printable(pair.detail))})", style="dim")
-            grid.add_row(Text(printable(pair.model)), Text(printable(pair.config)), *cells, state)
+            grid.add_row(
+                Text(printable(pair.model)),
+                Text(printable(pair.config)),
+                *cells,
+                *([_state(pair)] if with_state else []),
+            )
         grid.add_section()
     return grid
+
+
+def _state(pair):
+    from rich.text import Text
+
+    state = Text(pair.state, style=STYLES.get(pair.state, ""))
+    if pair.detail:
+        state.append(f" ({wording.shortened(printable(pair.detail))})", style="dim")
+    return state
 
 
 def _caption(metrics):
