@@ -248,6 +248,22 @@ def test_a_quantised_base_takes_an_adapter(tiny_checkpoint, dataset, tmp_path, b
     assert models.load(source, tmp_path)(torch.tensor([[5, 6, 9]])).logits.isfinite().all()
 
 
+def test_a_4_bit_base_passes_the_same_gradients_after_an_evaluation_as_before(tiny_checkpoint):
+    """bitsandbytes packs layers at an evaluation where the CPU has AVX512-BF16, and packed ones pass none."""
+    folder = tiny_checkpoint("llama", hidden_size=64, intermediate_size=128)
+    model = models.load(models.Source(str(folder), quantize="4bit"))
+    embeddings = model.get_input_embeddings()(torch.tensor([[5, 6, 9, 10]])).detach().requires_grad_()
+
+    def gradient():
+        (found,) = torch.autograd.grad(model(inputs_embeds=embeddings).logits.sum(), embeddings)
+        return found
+
+    before = gradient()
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 9, 10]]))
+    assert before.abs().max() > 0 and torch.equal(gradient(), before)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which LoftQ works")
 def test_loftq_without_a_gpu_is_told(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(SettingsError, match=r"finetune\.lora"):

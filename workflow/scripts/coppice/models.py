@@ -153,7 +153,20 @@ def _load_regular(source, on):
         **options,
     )
     _check_complete(source.path, model, info)
+    _keep_4_bit_layers_unpacked(model)
     return model if options else model.to(on or device())
+
+
+def _keep_4_bit_layers_unpacked(model):
+    """Have bitsandbytes compute with 4-bit layers on every CPU in one way.
+
+    On a CPU with AVX512-BF16 it packs a layer's weights at the first forward pass without gradients, for good. Packed
+    layers round to bfloat16, need widths that are multiples of 64 and 32, and pass no gradient on: a training that goes
+    on after a validation would learn something else, without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load_odd(source, config, odd, on):
