@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Two processes of pytest, a file each at a time, the longest first (tests/conftest.py)
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Processes of pytest that take a file each at a time, the longest first (tests/conftest.py)
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -q --dist loadfile --no-loadscope-reorder
 
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-faults test-faults-bounded test-workflow test-slurm test-gpu bench lint audit clean
+.PHONY: help env demo test test-unit test-guard test-all test-faults test-slurm test-gpu slurm bench lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,25 +27,27 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-# All in one: studies of the workflow tests run beside short tests, and what all of them import is imported once
-test: env  ## the tests, but for the long fault tests and Slurm
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/faults tests/workflow $(TWO) -q -m "not (faults and slow)"
+test: env  ## what to run before a commit: all short tests, and one small study from end to end (some six minutes)
+	$(PYTEST) tests -n 2 -m "not guard and not slow"
 
-test-unit: env  ## unit tests: some two minutes
-	$(BIN)/python -m pytest tests/unit $(TWO) -q -m "not slow"
+test-unit: env  ## the unit tests alone (a minute and a half)
+	$(PYTEST) tests/unit -n 2 -m "not guard and not slow"
 
-test-faults-bounded: env  ## bad input, secrets, damaged files, a full disk, one kill a stage: some minutes
-	$(BIN)/python -m pytest tests/faults $(TWO) -q -m "not slow"
+# Three processes on two cores: the tests on Slurm wait most of the time
+test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (some twenty minutes)
+	$(PYTEST) tests -n 3 -m guard
 
-test-faults: env  ## the same at length: ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
-	COPPICE_FAULTS_KILLS=10 $(BIN)/python -m pytest tests/faults $(TWO) -q -rP
+test-all: env slurm  ## every test, real data beside the checkout too (some forty minutes)
+	$(PYTEST) tests -n 3
 
-test-workflow: env  ## workflow tests: the DAG for real, and the slow ones among the unit tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/unit tests/workflow $(TWO) -q -m "slow or workflow"
+test-faults: env  ## the fault tests with ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
+	COPPICE_FAULTS_KILLS=10 $(PYTEST) tests/faults -n 2 -rP
 
-test-slurm: env  ## a small study on a real Slurm, which is installed where apt can and started by the test
+test-slurm: env slurm  ## a small study on a real Slurm, which the test starts
+	$(PYTEST) tests/slurm -n 0 -rs
+
+slurm:  # installed where apt can; elsewhere its tests are skipped and say so
 	command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -q slurmctld slurmd slurm-client munge || true
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests/slurm -q -rs
 
 test-gpu: env  ## what computes on a GPU against a CPU; skipped where there is none
 	COPPICE_TEST_GPU=1 $(BIN)/python -m pytest tests/unit/test_on_a_gpu.py -q -rs

@@ -1,10 +1,13 @@
 """Fixtures for all tests: no network, no GPU but where tests are about one, one thread, and tiny models of the real
 architectures."""
 
+import functools
 import gc
+import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before anything imports transformers or torch: they read these once.
@@ -19,6 +22,10 @@ if not os.environ.get("COPPICE_TEST_GPU"):  # set by `make test-gpu`; what all o
 
 import hypothesis
 import pytest
+from filelock import FileLock
+
+from tests.study import checkout as checkouts
+from tests.study import outcome, running
 
 # As jobs have it (see coppice.logs): a third of what importing torch and transformers takes is collecting garbage
 gc.set_threshold(100_000, 50, 100)
@@ -29,32 +36,39 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-# Files of tests that take minutes, those that run studies first
-LONGEST = (
+# Of the files that take minutes, one that runs the small study begins, and those that wait for it come last.
+FIRST = (
     "workflow/test_miniature_study.py",
     "workflow/test_candidates.py",
-    "workflow/test_ablation.py",
-    "workflow/test_reruns.py",
+    "slurm/test_slurm.py",
     "workflow/test_small_study.py",
-    "faults/test_kills.py",
-    "faults/test_damage.py",
-    "faults/test_disk.py",
-    "faults/test_runs_at_once.py",
-    "workflow/test_local_data.py",
+    "workflow/test_reruns.py",
     "workflow/test_bad_input.py",
     "unit/test_finetuning_resume.py",
-    "unit/test_finetuning_engine.py",
     "unit/test_reporting.py",
+    "unit/test_finetuning_engine.py",
+    "faults/test_checksums.py",
+    "faults/test_bad_configuration.py",
+)
+LAST = (
+    "workflow/test_offline.py",
+    "faults/test_runs_at_once.py",
+    "faults/test_damage.py",
+    "faults/test_disk.py",
+    "faults/test_kills.py",
+    "workflow/test_ablation.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files begin first: else one process of a test run is busy with them long after the other has ended.
+    """Begin with the longest files: else one process of a test run is busy long after the other has ended.
 
     pytest-xdist keeps to this with `--no-loadscope-reorder`; by itself it begins with the files of most tests.
     """
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    here = Path(__file__).parent
+    places = {here / name: place - len(FIRST) for place, name in enumerate(FIRST)}
+    places |= {here / name: place + 1 for place, name in enumerate(LAST)}
+    items.sort(key=lambda item: places.get(item.path, 0))
 
 
 def pytest_collection_finish():
@@ -163,3 +177,62 @@ def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
         return shutil.copytree(made[key], tmp_path_factory.mktemp(architecture), dirs_exist_ok=True)
 
     return build
+
+
+# Studies
+
+
+@pytest.fixture(scope="session")
+def new_checkout(tmp_path_factory):
+    """`new_checkout(name)`: a fresh copy of what a user clones."""
+    return lambda name="checkout": checkouts.new(tmp_path_factory.mktemp(name))
+
+
+def made_once(tmp_path_factory, name, make):
+    """What `make()` returned, to be called by one of a test run's processes and kept as JSON for all of them."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    note = shared / f"{name}.json"
+    with FileLock(shared / f"{name}.lock"):
+        if not note.exists():
+            note.write_text(json.dumps(make()))
+    return json.loads(note.read_text())
+
+
+@dataclass
+class Finished(checkouts.Checkout):
+    """A finished study that nobody changes: what its run said, and the CPU seconds of each script's longest job."""
+
+    said: str
+    lives: dict
+
+    @functools.cached_property
+    def numbers(self):
+        return outcome.numbers(self.folder)
+
+
+@pytest.fixture(scope="session")
+def finished(new_checkout, tmp_path_factory):
+    """The small study, run to its end by the README's own command, once for all processes of a test run."""
+
+    def make():
+        made = new_checkout("finished")
+        with running.Running(made, *checkouts.TARGETS, "--resources", "gpu=2", cores=8, apart=True) as run:
+            lives = running.lives(run)
+            run.ends_well()
+        return {"folder": str(made.folder), "said": run.text(), "lives": lives}
+
+    found = made_once(tmp_path_factory, "small-study", make)
+    return Finished(Path(found["folder"]), found["said"], found["lives"])
+
+
+@pytest.fixture(scope="session")
+def study(finished, tmp_path_factory):
+    """A copy of the small study for the tests of one process, which leave it as they found it."""
+    return checkouts.copied(finished, tmp_path_factory.mktemp("small") / "study")
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the small study for one test, which may damage it."""
+    return checkouts.copied(finished, tmp_path / "study")

@@ -4,8 +4,13 @@ import os
 import re
 import shutil
 
-from disturbance import EVERY_STAGE, STUDY, differences, numbers
+import pytest
+from disturbance import EVERY_STAGE
 
+from tests.study.checkout import STUDY
+from tests.study.outcome import differences, numbers
+
+pytestmark = pytest.mark.slow
 PRUNED = "results/pruned_evaluation/Mistral/best_acc"
 TUNED = "results/finetuned/Mistral/best_{}_finetuned"
 EVALUATED = "results/finetuned_evaluation/Mistral/best_{}_finetuned"
@@ -31,7 +36,7 @@ def garbled(content):
     return b"\x00\xff{[" * 8
 
 
-def test_what_can_be_made_again_is_made_again(copied, undisturbed):
+def test_what_can_be_made_again_is_made_again(copied, finished):
     """Weights, checkpoints, parts of evaluations, and the small files that runs leave for each other."""
     folder = copied.folder
     tuned, evaluated = folder / TUNED.format("acc"), folder / EVALUATED.format("acc")
@@ -48,10 +53,10 @@ def test_what_can_be_made_again_is_made_again(copied, undisturbed):
     (tuned / "finetuning_config.json").unlink()
     (evaluated / "evaluation_results.json").unlink()
     copied.run("--cores", "2", *EVERY_STAGE, config=STUDY)
-    assert differences(undisturbed.numbers, numbers(folder)) == []
+    assert differences(finished.numbers, numbers(folder)) == []
 
 
-def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, undisturbed):
+def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, finished):
     """Each of several damages stops one job; the remedies that are told are all that it takes."""
     folder = copied.folder
     damaged = {
@@ -75,7 +80,7 @@ def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, undisturbed
         for path in told:
             (folder / path).unlink()
     assert done.returncode == 0, done.stdout[-6000:]
-    assert differences(undisturbed.numbers, numbers(folder)) == []
+    assert differences(finished.numbers, numbers(folder)) == []
 
 
 def remedies(text):

@@ -5,7 +5,12 @@ import shutil
 import subprocess
 
 import pytest
-from disturbance import EVERY_STAGE, STUDY, differences, numbers
+from disturbance import EVERY_STAGE
+
+from tests.study.checkout import STUDY
+from tests.study.outcome import differences, numbers
+
+pytestmark = pytest.mark.slow
 
 SIZE = 64 * 2**20
 
@@ -45,18 +50,14 @@ def fill(folder, left):
     return ballast
 
 
-@pytest.mark.parametrize(
-    "stage", [name if name == "finetune" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
-def test_a_full_disk_stops_a_job_with_a_sentence_and_costs_nothing_else(on_a_small_disk, undisturbed, stage):
+@pytest.mark.parametrize("stage", CASES)
+def test_a_full_disk_stops_a_job_with_a_sentence_and_costs_nothing_else(on_a_small_disk, finished, stage):
     study = on_a_small_disk
     taken, left = CASES[stage]
     shutil.rmtree(study.folder / taken)
     ballast = fill(study.folder / "results", left)
-    stopped = study.snakemake("--cores", "1", *EVERY_STAGE, config=STUDY)
-    assert stopped.returncode == 1
-    assert "no space is left" in stopped.stdout or "room" in stopped.stdout, stopped.stdout[-5000:]
-    assert "Traceback" not in stopped.stdout, stopped.stdout[-5000:]
+    said = study.refused("--cores", "1", *EVERY_STAGE, config=STUDY)
+    assert "no space is left" in said or "room" in said, said[-5000:]
     ballast.unlink()
     study.run("--cores", "2", *EVERY_STAGE, config=STUDY)
-    assert differences(undisturbed.numbers, numbers(study.folder)) == []
+    assert differences(finished.numbers, numbers(study.folder)) == []

@@ -8,26 +8,21 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.study import checkout as checkouts
+from tests.study.checkout import SECRETS, SNAKEMAKE
+
 from .cluster import GPUS, Cluster, missing
 
+pytestmark = pytest.mark.guard
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-SECRET = "hf_PlantedTokenOfTheTests"
-SHIPPED = ("Snakefile", "workflow", "config", "profiles", "envs")
-STUDY = {
-    "only": "{models: [Mistral, Qwen]}",
-    "miniature": "{steps: 30}",
-    "finetune": "{max_steps: 4, eval_steps: 2, save_steps: 2, warmup_steps: 1, data: {val_size: 20}}",
-    "evaluate": "{zero_shot: {limit: 10, tasks: [piqa]}}",
-    "candidates": "{prune: [{method: depth, ratio: 0.34}, {method: width, ratio: 0.5, importance: magnitude}]}",
+SECRET = SECRETS["HF_TOKEN"]
+STUDY = checkouts.STUDY | {
     "threads_per_job": "{finetune: 2, evaluate: 1, prune: 1, build: 1}",
     "resources_per_job": "{finetune: {runtime: 1}}",
 }
@@ -51,12 +46,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("login")
-    for part in SHIPPED:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / part, folder / part)
+    folder = checkouts.new(tmp_path_factory.mktemp("login")).folder
     path = folder / "profiles/slurm/config.yaml"
     profile = yaml.safe_load(path.read_text())
     profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10}  # jobs here last seconds
@@ -100,18 +90,18 @@ def snakemake(cluster, checkout, tmp_path_factory):
 
     def run(*arguments):
         environment = cluster.environment() | {"COPPICE_TEST_PATIENCE": str(patience), "HF_TOKEN": SECRET}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        environment["PATH"] = f"{Path(SNAKEMAKE).parent}:{environment['PATH']}"
         environment["PYTHONPATH"] = f"{HERE / 'patience'}:{os.environ.get('PYTHONPATH', '')}"
         options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 1500}
         done = subprocess.run([SNAKEMAKE, *arguments], cwd=checkout, env=environment, **options)
-        assert done.returncode == 0, done.stdout[-8000:]
+        assert done.returncode == 0, checkouts.explained(done.args, done.returncode, done.stdout, checkout)
         return done
 
     run.patience = patience
     return run
 
 
-CONFIG = ["--config", *(f"{key}={value}" for key, value in STUDY.items())]
+CONFIG = checkouts.words(STUDY)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,13 @@
 """Ablations, run for real: a staged plan that is killed between its stages, and a race with all weights in it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from .conftest import SMALL
+from tests.study.checkout import SMALL
+from tests.study.running import Running
 
+pytestmark = pytest.mark.slow
 START = {"checkpoint": "./resources/miniature/models/mistral/checkpoint", "prompt": "none"}
 COMMON = {
     "start": START,
@@ -46,9 +42,9 @@ def content(folder, *names):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_study):
-    small_study.run("--cores", "2", REPORT.format("whole", "staged"), config=settings("whole"))
-    return small_study.folder / "whole/ablation/staged"
+def undisturbed(study):
+    study.run("--cores", "2", REPORT.format("whole", "staged"), config=settings("whole"))
+    return study.folder / "whole/ablation/staged"
 
 
 def test_a_staged_plan_ends_with_its_combination_on_data_that_no_stage_has_seen(undisturbed):
@@ -63,22 +59,15 @@ def test_a_staged_plan_ends_with_its_combination_on_data_that_no_stage_has_seen(
     assert "Not an equal budget" not in page
 
 
-def test_killed_between_stages_it_goes_on_to_the_same_winner(small_study, undisturbed):
-    folder = small_study.folder / "killed/ablation/staged"
-    words = ["--config", *(f"{key}={value}" for key, value in settings("killed").items())]
-    command = [str(Path(sys.executable).parent / "snakemake"), "--cores", "2", REPORT.format("killed", "staged")]
-    log = open(small_study.folder / "killed.log", "w")  # noqa: SIM115 - the process writes to it
-    run = subprocess.Popen([*command, *words], cwd=small_study.folder, start_new_session=True, stdout=log, stderr=log)
-    until = time.monotonic() + 600
-    while not (folder / WINNERS[0]).exists():
-        assert run.poll() is None and time.monotonic() < until, (small_study.folder / "killed.log").read_text()[-3000:]
-        time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+def test_killed_between_stages_it_goes_on_to_the_same_winner(study, undisturbed):
+    folder = study.folder / "killed/ablation/staged"
+    with Running(study, REPORT.format("killed", "staged"), config=settings("killed"), cores=2) as run:
+        run.wait_until(lambda: (folder / WINNERS[0]).exists())
+        run.kill()
     before = (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns
     assert not (folder / WINNERS[1]).exists()
-    small_study.run("--unlock", config=settings("killed"))
-    small_study.run("--cores", "2", REPORT.format("killed", "staged"), config=settings("killed"))
+    study.run("--unlock", config=settings("killed"))
+    study.run("--cores", "2", REPORT.format("killed", "staged"), config=settings("killed"))
     assert (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns == before, "what was finished is not trained again"
     for ended, again in zip(content(undisturbed, *WINNERS), content(folder, *WINNERS), strict=True):
         assert {key: ended[key] for key in ("winner", "settings", "values")} == {
@@ -86,9 +75,9 @@ def test_killed_between_stages_it_goes_on_to_the_same_winner(small_study, undist
         }
 
 
-def test_a_race_stops_the_worse_arms_and_says_so(small_study):
-    small_study.run("--cores", "2", REPORT.format("raced", "race"), config=settings("raced"))
-    folder = small_study.folder / "raced/ablation/race"
+def test_a_race_stops_the_worse_arms_and_says_so(study):
+    study.run("--cores", "2", REPORT.format("raced", "race"), config=settings("raced"))
+    folder = study.folder / "raced/ablation/race"
     (rung,) = content(folder, "rung-1.json")
     arms = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("*/seed-42/arm.json")}
     assert len(rung["survivors"]) == 2 and set(arms) == {"r-2", "r-8", "whole"}

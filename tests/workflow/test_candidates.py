@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from .conftest import SMALL
-from .test_small_study import jobs
+from tests.study.checkout import SMALL, planned
 
+pytestmark = pytest.mark.guard
 CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null}}"
 
 
@@ -30,14 +30,14 @@ def read(checkout, path):
 
 
 @pytest.fixture(scope="module")
-def world(small_study):
+def world(study):
     """Settings of a study in a folder of its own that takes data and dense models from the small study."""
-    return SMALL | {"resources": small_study.folder / "resources"}
+    return SMALL | {"resources": study.folder / "resources"}
 
 
 @pytest.fixture(scope="module")
-def dense(small_study):
-    return small_study.folder / "resources/miniature/models/mistral/checkpoint"
+def dense(study):
+    return study.folder / "resources/miniature/models/mistral/checkpoint"
 
 
 def load(folder):
@@ -167,9 +167,9 @@ def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
         "candidates": "{table: known.csv}",
         "select": "{configs: {best_ppl: {metric: ppl.wikitext2, mode: min}}}",
     }
-    planned = jobs(own.run("select", "-n", config=config))
+    jobs = planned(own.run("select", "-n", config=config))
     choosing = {"gather_candidates", "select_best", "summarize_selection", "select"}
-    assert set(planned) == {"import_candidate", *choosing}
+    assert set(jobs) == {"import_candidate", *choosing}
     own.run("select", "--cores", "2", config=config)
     chosen = {
         name: read(own, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]
@@ -185,9 +185,9 @@ def test_a_checkpoint_whose_weights_alone_were_replaced_is_taken_in_anew(own):
     weights = own.folder / "search results/sparse/model.safetensors"
     before = weights.stat()
     os.utime(weights)
-    planned = jobs(own.run("-n", config=own.config))
+    jobs = planned(own.run("-n", config=own.config))
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert planned["import_candidate"] == planned["score_candidate"] == 1
+    assert jobs["import_candidate"] == jobs["score_candidate"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +221,8 @@ def test_two_configs_with_one_candidate_train_and_evaluate_it_once(searched):
 def test_a_result_that_is_taken_over_holds_no_gpu_of_any_kind(searched):
     again = ("--forcerun", "finetune_lora", "evaluate_finetuned")
     kind = "{finetune: {gpu_model: h100, gpu_mem_mb: 900}, evaluate: {gpu_model: h100, gpu_mem_mb: 900}}"
-    planned = searched.run("-n", *again, config=searched.config | {"resources_per_job": kind}).stdout.split("rule ")
-    held = [job for job in planned if job.startswith(("finetune_lora", "evaluate_finetuned"))]
+    said = searched.run("-n", *again, config=searched.config | {"resources_per_job": kind}).stdout.split("rule ")
+    held = [job for job in said if job.startswith(("finetune_lora", "evaluate_finetuned"))]
     assert len(held) == 4
     for job in held:
         assert ("gpu=0" in job) == ("config=again" in job), job
@@ -231,7 +231,7 @@ def test_a_result_that_is_taken_over_holds_no_gpu_of_any_kind(searched):
 
 def test_a_run_of_the_second_config_alone_leaves_what_it_took_over(searched):
     alone = searched.config | {"only": "{models: [Mistral], configs: [again]}"}
-    assert "finetune_lora" not in jobs(searched.run("-n", config=alone))
+    assert "finetune_lora" not in planned(searched.run("-n", config=alone))
 
 
 def test_a_config_that_chooses_otherwise_now_trains_itself_and_harms_no_other(searched):
@@ -261,7 +261,7 @@ def test_weights_of_the_losers_go_and_come_back_when_they_are_wanted(searched):
     assert "Nothing to be done" in searched.run("-n", config=searched.config).stdout
 
     selected = searched.config | {"candidates": SMALL["candidates"]}
-    assert jobs(searched.run("-n", config=selected)) == {"release_weights": 1, "all": 1}
+    assert planned(searched.run("-n", config=selected)) == {"release_weights": 1, "all": 1}
     searched.run("--cores", "1", config=selected)
     assert not weights(searched, loser).exists() and weights(searched, chosen).exists()
     assert read(searched, "results/candidates/Mistral/released.json")["freed_bytes"][loser] > 2**20
@@ -269,8 +269,8 @@ def test_weights_of_the_losers_go_and_come_back_when_they_are_wanted(searched):
 
     later = selected | {"select": selected["select"].replace("again", "worst").replace("max}}", "min}}")}
     target = "results/pruned_evaluation/Mistral/worst/evaluation_results.json"
-    planned = jobs(searched.run("-n", target, config=later))
-    assert planned == {"select_best": 1, "evaluate_pruned": 1}
+    jobs = planned(searched.run("-n", target, config=later))
+    assert jobs == {"select_best": 1, "evaluate_pruned": 1}
     searched.run("--cores", "1", target, config=later)
     assert read(searched, target)["config"] == "worst"
     record = read(searched, f"results/candidates/Mistral/{loser}/pruning.json")

@@ -3,16 +3,20 @@
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import HERE, SMALL
+from tests.study.checkout import SMALL
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is None,
-    reason="snakemake-executor-plugin-cluster-generic is not installed (it is among envs/requirements-dev.txt)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is None,
+        reason="snakemake-executor-plugin-cluster-generic is not installed (it is among envs/requirements-dev.txt)",
+    ),
+]
 PROFILE = ("--profile", "profiles/kubernetes")
 QUICK = ("--latency-wait", "1", "--seconds-between-status-checks", "1")
 TARGET = "resources/miniature/ptb/dataset.json"
@@ -22,7 +26,7 @@ TARGET = "resources/miniature/ptb/dataset.json"
 def kubernetes(new_checkout, tmp_path, monkeypatch):
     """(a checkout on a machine with such a kubectl, the folder in which that keeps its Jobs)"""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/kubectl").symlink_to(HERE / "kubectl")
+    (tmp_path / "bin/kubectl").symlink_to(Path(__file__).parent / "kubectl")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_KUBERNETES", str(tmp_path))
     return new_checkout("kubernetes"), tmp_path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.guard
 MODELS = ("Llama", "Llama-Instruct", "Qwen", "Qwen-Instruct", "Mistral", "Mistral-Instruct")
 CHANCE = math.fsum((0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.25)) / 7
 

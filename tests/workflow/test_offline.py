@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from ..unit.fake_hub import serving
-from .conftest import ROOT, SECRETS, Checkout, may_be_alone
+from tests.study.checkout import ROOT, SECRETS, Checkout, may_be_alone
+from tests.unit.fake_hub import serving
 
-# The small study has no need of these: its model is a miniature, and it ablates nothing. Where other tests run them, it
-# is under the same watch.
-ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "check_grid", "import_candidate"}
-ELSEWHERE |= {"choose_arm", "train_arm", "write_ablation_report"}
+# The small study has no need of these: its models are miniatures, and its ablation has one stage. Where other tests run
+# them, it is under the same watch.
+ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "check_grid", "import_candidate", "choose_arm"}
 
 
 def jobs_of(notes):
@@ -22,30 +21,30 @@ def jobs_of(notes):
     return {match[1] for match in found if match}
 
 
-def test_no_job_of_a_study_looks_outside(small_study):
+def test_no_job_of_a_study_looks_outside(finished):
     """Every run of these tests is watched, and fails otherwise; here it is seen that no job escapes the watch."""
     scripts = {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}
-    assert jobs_of(small_study.watched("started")) >= scripts - ELSEWHERE
-    assert not small_study.watched("outside")
+    assert jobs_of(finished.watched("started")) >= scripts - ELSEWHERE
+    assert not finished.watched("outside")
 
 
-def test_every_job_has_the_hub_switched_off(small_study):
+def test_every_job_has_the_hub_switched_off(finished):
     """Whatever the user's environment says; these runs' says nothing."""
-    hub = [(switch, command) for switch, command in small_study.watched("hub") if jobs_of([(switch, command)])]
+    hub = [(switch, command) for switch, command in finished.watched("hub") if jobs_of([(switch, command)])]
     assert {switch for switch, _ in hub} == {"1"}
     assert {"finetune_lora", "evaluate_model", "score_candidate"} <= jobs_of(hub)
 
 
-def test_a_study_ends_where_there_is_no_network(small_study):
+def test_a_study_ends_where_there_is_no_network(finished):
     if not may_be_alone():
         pytest.skip("this machine lets nobody make a network of their own (unshare -rn)")
-    assert (small_study.folder / "results/report/study_report.html").is_file()
+    assert (finished.folder / "results/report/study_report.html").is_file()
 
 
-def test_no_secret_of_the_environment_is_written_down(small_study):
+def test_no_secret_of_the_environment_is_written_down(finished):
     """In results, logs, Snakemake's own folder, or a command line, which everybody on a machine can read."""
-    assert {".snakemake", "logs", "results"} <= {path.name for path in small_study.folder.iterdir()}
-    assert not with_secrets(small_study)
+    assert {".snakemake", "logs", "results"} <= {path.name for path in finished.folder.iterdir()}
+    assert not with_secrets(finished)
 
 
 def with_secrets(checkout):
@@ -55,10 +54,11 @@ def with_secrets(checkout):
     return [path for path in [*written, checkout.watch] if any(secret in path.read_bytes() for secret in secrets)]
 
 
-def test_fetch_brings_a_gated_model_and_data_with_the_users_token(small_study, new_checkout, monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_fetch_brings_a_gated_model_and_data_with_the_users_token(finished, new_checkout, monkeypatch, tmp_path):
     """From a hub of the test's own; data in local files is read beside it, and calls nobody."""
     checkout = new_checkout("fetch")
-    own = next((small_study.folder / "resources/miniature/models/mistral").rglob("config.json")).parent
+    own = next((finished.folder / "resources/miniature/models/mistral").rglob("config.json")).parent
     tiny = {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()}
     rows = [{"goal": f"g{n}", "sol1": "a", "sol2": "b", "label": n % 2} for n in range(9)]
     (checkout.folder / "piqa.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -10,6 +10,8 @@ from coppice.settings import effects, schema
 
 from .changes import Finished
 
+pytestmark = pytest.mark.guard
+
 # A study in which every key of the schema has a meaning: a model from the hub and one of the miniature's, each kind of
 # criterion, a mixture, a protocol of its own, each kind of ablation
 STUDY = """

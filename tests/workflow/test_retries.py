@@ -2,6 +2,7 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow
 BAD = '{"instruction": "", "input": "", "output": ""}\n'
 KILLED_ONCE = """
 from pathlib import Path as _Path
