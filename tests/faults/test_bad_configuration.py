@@ -84,7 +84,7 @@ def put(path, value):
 
 def told(call):
     """What a `CoppiceError` of `call` says, one line that any terminal can show; None where nothing is wrong."""
-    started = time.monotonic()
+    started = time.process_time()  # of this process: other work on the machine does not count
     try:
         call()
         return None
@@ -93,7 +93,7 @@ def told(call):
         assert message.isprintable() and 10 < len(message) <= LONGEST + 10, message
         return message
     finally:
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("kind", VALUES)

@@ -178,7 +178,7 @@ def test_a_job_that_fails_with_a_token_in_its_error_leaves_it_nowhere(monkeypatc
     monkeypatch.setenv("HF_TOKEN", SECRET)
     code = JOB.format(secret=SECRET, kind=kind)
     code = code.replace(repr(SECRET), "__import__('os').environ['HF_TOKEN']")  # tracebacks quote the source
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     log, status = (tmp_path / "job.log").read_text(), json.loads((tmp_path / "status.json").read_text())
     for text in (log, json.dumps(status), done.stdout, done.stderr):

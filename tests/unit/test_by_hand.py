@@ -30,7 +30,7 @@ def trained(tiny_checkpoint, tmp_path_factory):
     words += ["--r", "4", "--max-steps", "2", "--warmup-steps", "1", "--val-size", "8", "--batch-size", "8"]
     words += ["--eval-steps", "2", "--prompt", "none", "--learning-rate", "1e-2"]
     done = subprocess.run(
-        [sys.executable, "-m", "coppice", *map(str, words)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "coppice", *map(str, words)], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return start, folder / "out", done.stdout + done.stderr

@@ -26,11 +26,12 @@ with records.atomic(sys.argv[1]) as file:
     time.sleep(60)
 """
 WORKER = """
-import sys, time
+import sys
 from coppice import logs
 with logs.job(sys.argv[1], 1, sys.argv[2], "finetune A b"):
     print("at work", flush=True)
-    time.sleep(float(sys.argv[3]))
+    if sys.argv[3:]:
+        sys.stdin.read()
 """
 
 
@@ -38,6 +39,7 @@ def start(code, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": PACKAGE},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,24 +125,25 @@ def test_whoever_writes_the_file_that_does_not_fit_is_understood(tmp_path, write
 
 def test_a_job_whose_status_cannot_be_kept_goes_on(tmp_path):
     (tmp_path / "status").write_text("a file where a folder should be")
-    done = start(WORKER, tmp_path / "job.log", tmp_path / "status" / "x.json", 0)
+    done = start(WORKER, tmp_path / "job.log", tmp_path / "status" / "x.json")
     assert done.wait() == 0, done.stderr.read()
     assert "not kept" in (tmp_path / "job.log").read_text()
 
 
 def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
-    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 2)
+    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", "until told")
     assert first.stdout.readline() == "at work\n"
-    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 0)
+    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json")
     line = second.stderr.readline()
     assert f"process {first.pid} on " in line and "still at work on this job" in line
+    first.stdin.close()
     assert second.stdout.readline() == "at work\n"
-    assert first.wait(10) == 0 and second.wait(10) == 0
+    assert first.wait() == 0 and second.wait() == 0
 
 
 def test_a_killed_job_is_in_nobodys_way(tmp_path):
-    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 60)
+    first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", "until told")
     assert first.stdout.readline() == "at work\n"
     first.kill()
-    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", 0)
+    second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json")
     assert second.wait() == 0 and "still at work" not in second.stderr.read()

@@ -30,7 +30,7 @@ def attempt(tmp_path):
     def once(run, failure=NAN):
         environment = os.environ | {logs.RUN: run} if run else {k: v for k, v in os.environ.items() if k != logs.RUN}
         command = [sys.executable, "-c", JOB, failure]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stderr, len((tmp_path / "computed").read_text())
 
     return once
@@ -71,7 +71,7 @@ def test_a_job_outside_any_run_is_always_computed(attempt):
 
 def test_a_job_without_a_status_of_its_own_keeps_it_beside_its_log(tmp_path):
     code = 'from coppice import logs\nwith logs.job("fetch.M.1.log"): pass'
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
     assert json.loads((tmp_path / "fetch.M.1.status.json").read_text())["state"] == "done"
 
 
@@ -110,7 +110,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
     small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # no file may have a byte
     job = f"{before or small}\n{JOB}"
     command = [sys.executable, "-c", job, "print('a warning', file=sys.stderr, flush=True)"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"{named}: "), done.stderr
 
@@ -120,7 +120,7 @@ def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_pat
     for level, status in (("1", 0), ("2", 1)):
         environment = os.environ | {"PYTHONOPTIMIZE": level}
         command = [sys.executable, "-c", job]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == status
     assert "unset PYTHONOPTIMIZE" in done.stderr and "Traceback" not in done.stderr
 

@@ -361,7 +361,7 @@ def test_show_speaks_to_a_terminal_that_lacks_characters(copied, encoding):
     shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
     _status(copied.results, "finetune/x", "finetune Qwen best_acc", "failed", reason="the loss ≥ what Žižek hoped")
     command = [sys.executable, "-m", "coppice", "show", copied.results]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=60)
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, b"")
     assert "the loss ? what ?i?ek hoped" in done.stdout.decode(encoding)
 
@@ -369,7 +369,7 @@ def test_show_speaks_to_a_terminal_that_lacks_characters(copied, encoding):
 def test_output_that_finds_no_room_is_told_in_a_line(copied):
     command = [sys.executable, "-m", "coppice", "show", copied.results]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("coppice show: standard output: no space is left")
 
@@ -541,7 +541,7 @@ def test_the_page_works_in_a_browser(whole, tmp_path, width):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert "CONSOLE" not in run.stderr
 

@@ -282,7 +282,7 @@ def test_the_harness_command_line_scores_with_our_model(tiny_checkpoint, tmp_pat
         asked = ["--model", model, "--model_args", f"pretrained={tiny_checkpoint('llama')}", "--tasks", "told"]
         asked += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / model)]
         command = [sys.executable, "-m", "coppice", "lm-eval", *asked]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, check=True, capture_output=True, timeout=900)
         [file] = (tmp_path / model).rglob("results_*.json")
         found[model] = json.loads(file.read_text())["results"]["told"]
     timed = ("alias", "name", "sample_len", "sample_count")

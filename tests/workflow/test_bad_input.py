@@ -6,14 +6,10 @@ import pytest
 
 from coppice import records
 
+# What the keys may hold is tested in tests/faults; here, that Snakemake prints what is said of them
 CASES = {
     "an unknown key": ({"finetune": "{epoch: 3}"}, ["finetune.epoch", "finetune.epochs"]),
-    "a wrong type": ({"finetune": "{epochs: many}"}, ["finetune.epochs"]),
     "a model folder that does not exist": ({"models": "{Mine: {base: ./nowhere}}"}, ["models.Mine.base", "nowhere"]),
-    "an unknown task": ({"evaluate": "{zero_shot: {tasks: [pika]}}"}, ["evaluate.zero_shot.tasks", "pika", "piqa"]),
-    "an unknown dataset": ({"evaluate": "{perplexity: {datasets: [wikitext]}}"}, ["wikitext", "wikitext2"]),
-    "a name with a slash": ({"models": "{a/b: {base: miniature/llama}}"}, ["a/b"]),
-    "a name with two dots": ({"models": "{a..b: {base: miniature/llama}}"}, ["a..b"]),
     "an unknown model in only": ({"only": "{models: [Lama]}"}, ["only.models", "Llama"]),
 }
 
@@ -31,8 +27,6 @@ FILES = {
     "Python to run": (b"seed: !!python/object/apply:os.system ['touch pwned']\n", ["Config file is not valid"]),
     "aliases that multiply": (ALIASES, ["study.yaml", "an alias stands for more than"]),
     "a name with escape codes": (b'models: {"a\\e[31m": {base: miniature/llama}}\n', ["models", "U+001B"]),
-    "a huge seed": (b"seed: 99999999999999999999\n", ["seed", "1e+15"]),
-    "a table that is none": (b"candidates: {table: study.yaml}\n", ["study.yaml", "model"]),
 }
 
 
@@ -50,31 +44,28 @@ def checkout(new_checkout):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_key_is_named(checkout, case):
     config, words = CASES[case]
-    done = checkout.snakemake("-n", config=config)
-    assert done.returncode == 1
-    message = done.stdout
+    message = checkout.refused("-n", config=config)
     assert all(word in message for word in words), message
-    assert "Traceback" not in message and not (checkout.folder / "results").exists()
+    assert not (checkout.folder / "results").exists()
 
 
 def test_an_unknown_model_in_a_target_path_is_named_with_the_nearest_one(checkout):
-    done = checkout.snakemake("results/finetuned_evaluation/Lama/best_acc_finetuned/comparison_report.txt", "-n")
-    assert done.returncode == 1 and "'Lama'" in done.stdout and "did you mean 'Llama'" in done.stdout
+    said = checkout.refused("results/finetuned_evaluation/Lama/best_acc_finetuned/comparison_report.txt", "-n")
+    assert "'Lama'" in said and "did you mean 'Llama'" in said
 
 
 def test_a_study_without_models_is_refused(checkout):
     names = ("Llama", "Llama-Instruct", "Qwen", "Qwen-Instruct", "Mistral", "Mistral-Instruct")
     overlay = checkout.folder / "none.yaml"
     overlay.write_text("models:\n" + "".join(f"  {name}: null\n" for name in names))
-    done = checkout.snakemake("-n", "--configfile", str(overlay))
-    assert done.returncode == 1 and "no model" in done.stdout
+    assert "no model" in checkout.refused("-n", "--configfile", str(overlay))
 
 
 def test_the_same_model_twice_in_a_file_is_refused_with_both_lines(checkout):
     overlay = checkout.folder / "twice.yaml"
     overlay.write_text("models:\n  Llama: {base: miniature/llama}\n  Llama: {base: miniature/qwen}\n")
-    done = checkout.snakemake("-n", "--configfile", str(overlay))
-    assert done.returncode == 1 and "twice.yaml" in done.stdout and "Llama" in done.stdout
+    said = checkout.refused("-n", "--configfile", str(overlay))
+    assert "twice.yaml" in said and "Llama" in said
 
 
 @pytest.mark.parametrize("case", FILES, ids=str)
@@ -82,11 +73,10 @@ def test_a_configuration_file_that_is_none_is_told_at_once(checkout, case):
     content, words = FILES[case]
     (checkout.folder / "study.yaml").write_bytes(content)
     before = processor_seconds()
-    done = checkout.snakemake("-n", "--configfile", "study.yaml")
+    said = checkout.refused("-n", "--configfile", "study.yaml")
     assert processor_seconds() - before < 10  # not by the clock: other tests run beside this one
-    assert done.returncode == 1, done.stdout
-    assert all(word in done.stdout for word in words) and "Traceback" not in done.stdout, done.stdout
-    assert not list(checkout.folder.parent.rglob("pwned*")) and "\x1b[31m" not in done.stdout
+    assert all(word in said for word in words), said
+    assert not list(checkout.folder.parent.rglob("pwned*")) and "\x1b[31m" not in said
 
 
 def test_a_torn_checkpoint_is_told_by_the_job_that_registers_it(checkout):
@@ -95,11 +85,9 @@ def test_a_torn_checkpoint_is_told_by_the_job_that_registers_it(checkout):
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     mine = {"models": "{Mine: {base: './my model'}}", "only": "{models: [Mine]}"}
-    done = checkout.snakemake("resources/models/Mine/model.json", "--cores", "1", config=mine)
-    assert done.returncode == 1 and "my model/model.safetensors: cannot be read as safetensors" in done.stdout
-    assert "Traceback" not in done.stdout and "Traceback" not in "".join(
-        path.read_text() for path in (checkout.folder / "logs").rglob("*.log")
-    )
+    said = checkout.refused("resources/models/Mine/model.json", "--cores", "1", config=mine)
+    assert "my model/model.safetensors: cannot be read as safetensors" in said
+    assert not [path for path in (checkout.folder / "logs").rglob("*.log") if "Traceback" in path.read_text()]
 
 
 def test_a_model_of_another_study_in_shared_resources_is_never_taken_for_ones_own(checkout):
@@ -111,11 +99,10 @@ def test_a_model_of_another_study_in_shared_resources_is_never_taken_for_ones_ow
     source = {"kind": "local", "path": str(checkout.folder / "theirs")}
     records.write(shared / "models/Mine/model.json", {"source": source, "revision": None, "path": source["path"]})
     mine = {"models": "{Mine: {base: ./ours}}", "only": "{models: [Mine]}", "resources": "shared"}
-    done = checkout.snakemake("results/dense_evaluation/Mine/evaluation_results.json", "--cores", "1", config=mine)
-    assert done.returncode == 1 and "Finished jobid" not in done.stdout
+    said = checkout.refused("results/dense_evaluation/Mine/evaluation_results.json", "--cores", "1", config=mine)
+    assert "Finished jobid" not in said
     for words in ("shared/models/Mine/model.json: was made with base", "set resources to a folder of"):
-        assert words in done.stdout
-    assert "Traceback" not in done.stdout
+        assert words in said
 
 
 def test_a_results_folder_of_any_name_is_planned_and_nothing_of_it_is_run(checkout):
@@ -125,11 +112,8 @@ def test_a_results_folder_of_any_name_is_planned_and_nothing_of_it_is_run(checko
 
 
 def test_values_on_the_command_line_are_accepted(checkout):
-    done = checkout.snakemake("-n", "-q", config={"finetune": "{epochs: 3}", "seed": "7"})
-    assert done.returncode == 0, done.stdout
+    checkout.run("-n", "-q", config={"finetune": "{epochs: 3}", "seed": "7"})
 
 
-@pytest.mark.parametrize("overlay", ["config/full.yaml"])
-def test_the_real_study_plans_without_a_network(checkout, overlay):
-    done = checkout.snakemake("-n", "-q", "--configfile", overlay)
-    assert done.returncode == 0, done.stdout
+def test_the_real_study_plans_without_a_network(checkout):
+    checkout.run("-n", "-q", "--configfile", "config/full.yaml")
