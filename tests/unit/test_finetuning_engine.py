@@ -187,14 +187,28 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert record["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-4)
 
 
+# Several at once where they have nothing to do with each other
 OPTIONS = {
-    "light": {"lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}},
-    "standard": {"lora": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"}},
-    "full": {"lora": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]}},
-    "aggressive": {"lora": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]}},
-    "dotted name": {"lora": {"target_modules": ["mlp.down_proj"]}},
-    "all biases": {"lora": {"bias": "all"}},
-    "LoRA's biases": {"lora": {"bias": "lora_only"}},
+    "light, cosine": {
+        "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
+        "schedule": "cosine",
+    },
+    "standard, sorted": {
+        "lora": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
+        "arrangement": "sorted",
+    },
+    "full, constant, weight decay": {
+        "lora": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
+        "schedule": "constant_with_warmup",
+        "weight_decay": 0.1,
+    },
+    "aggressive, gradient checkpointing": {
+        "lora": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
+        "gradient_checkpointing": True,
+    },
+    "dotted name, on inputs": {"lora": {"target_modules": ["mlp.down_proj"]}, "data": {"train_on_inputs": True}},
+    "all biases, a share for validation": {"lora": {"bias": "all"}, "data": {"val_size": 0.25}},
+    "LoRA's biases, no validation": {"lora": {"bias": "lora_only"}, "data": {"val_size": 0}},
     "rsLoRA": {"lora": {"use_rslora": True}},
     "DoRA": {"lora": {"use_dora": True}},
     "gaussian": {"lora": {"init": "gaussian"}},
@@ -203,14 +217,6 @@ OPTIONS = {
     "OLoRA": {"lora": {"init": "olora"}},
     "EVA": {"lora": {"init": "eva"}},
     "orthogonal": {"lora": {"init": "orthogonal"}},
-    "cosine": {"schedule": "cosine"},
-    "constant": {"schedule": "constant_with_warmup"},
-    "weight decay": {"weight_decay": 0.1},
-    "sorted": {"arrangement": "sorted"},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "on inputs": {"data": {"train_on_inputs": True}},
-    "a share for validation": {"data": {"val_size": 0.25}},
-    "no validation": {"data": {"val_size": 0}},
 }
 
 

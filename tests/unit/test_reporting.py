@@ -392,7 +392,7 @@ def test_all_pairs_wait_for_a_candidate_that_failed(copied, capsys):
         shutil.rmtree(copied.folder("finetuned", "Llama", config))
     _status(copied.results, "prune/a", "prune Llama depth-0.25", "failed", reason="disk is full")
     _status(copied.results, "prune/b", "prune Llama-Instruct depth-0.25", "failed", reason="of no concern: it is done")
-    assert _shown(capsys, copied.results).count("prune: disk is full") == 2
+    assert _shown(capsys, copied.results).count("failed (prune: disk is full)") == 2
 
 
 def _cut(text):
