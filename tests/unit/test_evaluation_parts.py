@@ -90,7 +90,7 @@ def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "p
 
 
 @pytest.fixture
-def evaluate(checkpoint, datasets, adapter):
+def evaluated(checkpoint, datasets, adapter):
     def run(output, choice=None, adapter=adapter, source=checkpoint, **options):
         evaluation.evaluate(
             IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
@@ -167,23 +167,23 @@ def in_new_process(code, checkpoint, adapter, datasets, output, choice):
 
 @pytest.mark.slow
 def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(
-    evaluate, checkpoint, adapter, datasets, monkeypatch, tmp_path
+    evaluated, checkpoint, adapter, datasets, monkeypatch, tmp_path
 ):
-    evaluate(tmp_path / "undisturbed")
+    evaluated(tmp_path / "undisturbed")
     assert in_new_process(KILLED, checkpoint, adapter, datasets, tmp_path / "killed", settings()) == -9
     assert not (tmp_path / "killed/evaluation_results.json").exists()
     done = measured(monkeypatch)
-    evaluate(tmp_path / "killed")
+    evaluated(tmp_path / "killed")
     assert done == ["arc_challenge"]
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_one_more_task_and_another_metric_cost_that_task_alone(evaluate, monkeypatch, tmp_path):
-    evaluate(tmp_path, settings(tasks=["piqa"]))
+def test_one_more_task_and_another_metric_cost_that_task_alone(evaluated, monkeypatch, tmp_path):
+    evaluated(tmp_path, settings(tasks=["piqa"]))
     done = measured(monkeypatch)
     choice = settings(tasks=["piqa", "arc_easy"])
     choice["zero_shot"]["metric"]["piqa"] = "acc_norm"
-    record = evaluate(tmp_path, choice)
+    record = evaluated(tmp_path, choice)
     assert done == ["arc_easy"]
     assert record["zero_shot"]["piqa"]["metric"] == "acc_norm"
     assert record["zero_shot"]["piqa"]["value"] == record["zero_shot"]["piqa"]["acc_norm"]
@@ -191,19 +191,19 @@ def test_one_more_task_and_another_metric_cost_that_task_alone(evaluate, monkeyp
     assert samples["correct"].mean() == pytest.approx(record["zero_shot"]["piqa"]["value"])
 
 
-def test_parts_that_no_setting_asks_for_any_more_go(evaluate, tmp_path):
-    evaluate(tmp_path, settings(tasks=["piqa", "arc_easy"]))
+def test_parts_that_no_setting_asks_for_any_more_go(evaluated, tmp_path):
+    evaluated(tmp_path, settings(tasks=["piqa", "arc_easy"]))
     before = len(list((tmp_path / ".parts").iterdir()))
-    evaluate(tmp_path, settings(tasks=["piqa"]))
+    evaluated(tmp_path, settings(tasks=["piqa"]))
     assert len(list((tmp_path / ".parts").iterdir())) == before - 2
 
 
 @pytest.mark.parametrize("what", ["adapter", "no adapter", "weights", "tokenizer", "limit", "rows", "dtype"])
 def test_a_part_of_anything_else_is_never_picked_up(
-    evaluate, new_adapter, checkpoint, tiny_checkpoint, datasets, monkeypatch, tmp_path, what
+    evaluated, new_adapter, checkpoint, tiny_checkpoint, datasets, monkeypatch, tmp_path, what
 ):
     choice = settings(tasks=["piqa"], texts=["ptb"])
-    evaluate(tmp_path / "out", choice)
+    evaluated(tmp_path / "out", choice)
     done = measured(monkeypatch)
     options = {}
     if what == "adapter":
@@ -225,49 +225,49 @@ def test_a_part_of_anything_else_is_never_picked_up(
         source = models.Source(str(checkpoint), dtype="float64")
         evaluation.evaluate(IDENTITY, source, choice, datasets, tmp_path / "out")
     else:
-        evaluate(tmp_path / "out", choice, **options)
+        evaluated(tmp_path / "out", choice, **options)
     assert set(done) == ({"piqa"} if what == "limit" else {"piqa", "ptb"})
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_a_damaged_part_is_computed_again(evaluate, monkeypatch, tmp_path, suffix):
-    evaluate(tmp_path, settings(tasks=["piqa"], texts=[]))
+def test_a_damaged_part_is_computed_again(evaluated, monkeypatch, tmp_path, suffix):
+    evaluated(tmp_path, settings(tasks=["piqa"], texts=[]))
     expected = contents(tmp_path)
     path = next(
         path for path in (tmp_path / ".parts").glob("*.json") if json.loads(path.read_text())["kind"] == "task"
     ).with_suffix(suffix)
     path.write_bytes(path.read_bytes()[:-20])
     done = measured(monkeypatch)
-    evaluate(tmp_path, settings(tasks=["piqa"], texts=[]))
+    evaluated(tmp_path, settings(tasks=["piqa"], texts=[]))
     assert done == ["piqa"] and contents(tmp_path) == expected
 
 
-def test_a_finished_evaluation_is_put_together_without_torch(evaluate, checkpoint, adapter, datasets, tmp_path):
-    evaluate(tmp_path, settings(cost=True))
+def test_a_finished_evaluation_is_put_together_without_torch(evaluated, checkpoint, adapter, datasets, tmp_path):
+    evaluated(tmp_path, settings(cost=True))
     expected = contents(tmp_path)
     (tmp_path / "evaluation_results.json").unlink()
     assert in_new_process("", checkpoint, adapter, datasets, tmp_path, settings(cost=True)) == 0
     assert contents(tmp_path) == expected
 
 
-def test_the_record_says_what_the_adapter_does_and_what_merging_changes(evaluate, tmp_path):
-    record = evaluate(tmp_path, settings(tasks=[], texts=[]))
+def test_the_record_says_what_the_adapter_does_and_what_merging_changes(evaluated, tmp_path):
+    record = evaluated(tmp_path, settings(tasks=[], texts=[]))
     assert record["adapter_effect"]["max_logit_difference"] > 0.1
     assert 0 <= record["merge_drift"]["max_logit_difference"] < 1e-3 * record["merge_drift"]["max_logit"]
     assert record["average_acc"] is None and record["cost"] is None
-    dense = evaluate(tmp_path / "dense", settings(tasks=[], texts=[]), adapter=None)
+    dense = evaluated(tmp_path / "dense", settings(tasks=[], texts=[]), adapter=None)
     assert dense["adapter_effect"] is None and dense["merge_drift"] is None
     assert dense["parameters"] == record["parameters"] and record["adapter_parameters"] > 0
 
 
-def test_an_adapter_that_changes_no_logit_is_an_error(evaluate, new_adapter, tmp_path):
+def test_an_adapter_that_changes_no_logit_is_an_error(evaluated, new_adapter, tmp_path):
     # not zero, so that loading does not see it, but far below what float32 can add to a weight's product
     with pytest.raises(CheckpointError, match="changes no logit"):
-        evaluate(tmp_path, settings(tasks=[], texts=[]), adapter=new_adapter(scale=1e-30))
+        evaluated(tmp_path, settings(tasks=[], texts=[]), adapter=new_adapter(scale=1e-30))
 
 
-def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluate, checkpoint, tmp_path):
-    cost = evaluate(tmp_path, settings(tasks=[], texts=[], cost=True))["cost"]
+def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluated, checkpoint, tmp_path):
+    cost = evaluated(tmp_path, settings(tasks=[], texts=[], cost=True))["cost"]
     plain = models.load(models.Source(str(checkpoint)))
     assert cost["adapter_merged"] and cost["parameters"] == models.parameters(plain)
     assert cost["weight_bytes"] == 4 * cost["parameters"] >= 4 * cost["nonzero_parameters"] > 0
@@ -279,11 +279,11 @@ def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluate
     assert cost["peak_memory_bytes"]["host"] > 0
 
 
-def test_several_protocols_are_measured_and_the_first_one_stands(evaluate, tmp_path):
+def test_several_protocols_are_measured_and_the_first_one_stands(evaluated, tmp_path):
     choice = settings(tasks=[], texts=["ptb"])
     choice["perplexity"]["protocols"] = {"mine": {"seq_len": 32, "stride": 16, "join": " ", "role": "train"}}
     choice["perplexity"]["protocol"] = ["llmpruner-128", "mine"]
-    record = evaluate(tmp_path, choice)
+    record = evaluated(tmp_path, choice)
     assert record["perplexity"]["ptb"]["protocol"]["name"] == "llmpruner-128"
     mine = record["perplexity_more"]["mine"]["ptb"]
     assert mine["protocol"] == {
@@ -313,7 +313,7 @@ def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
 
 
 @pytest.mark.parametrize("case", ["the dense model", "as many parameters", "another checkpoint", "imported", "pruned"])
-def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluate, checkpoint, tiny_checkpoint, tmp_path, case):
+def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
     from coppice import fingerprints
 
     layers = 3 if case in ("pruned", "another checkpoint") else 4
@@ -322,7 +322,7 @@ def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluate, checkpoint
     options = pruned_records(tmp_path, folder, fingerprint, checkpoint, "imported" if case == "imported" else "depth")
     run = {"choice": settings(tasks=[], texts=[]), "adapter": None, "source": folder} | options
     if case in ("pruned", "imported"):
-        assert evaluate(tmp_path / "out", **run)["parameters"] > 0
+        assert evaluated(tmp_path / "out", **run)["parameters"] > 0
         return
     told = {
         "the dense model": "has the dense model's weights",
@@ -330,14 +330,14 @@ def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluate, checkpoint
         "another checkpoint": "not those of the selected c",
     }[case]
     with pytest.raises(CheckpointError, match=told):
-        evaluate(tmp_path / "out", **run)
+        evaluated(tmp_path / "out", **run)
 
 
-def test_a_folder_beside_the_parts_is_left_alone(evaluate, tmp_path):
+def test_a_folder_beside_the_parts_is_left_alone(evaluated, tmp_path):
     mine = tmp_path / "out/.parts/mine"
     mine.mkdir(parents=True)
     (mine.parent / "unused.json").write_text("{}")
-    evaluate(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=None)
+    evaluated(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=None)
     assert mine.is_dir() and not (mine.parent / "unused.json").exists()
 
 
@@ -355,10 +355,10 @@ def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_an_adapter_that_makes_a_model_score_nan_is_named(evaluate, new_adapter, checkpoint, tmp_path):
+def test_an_adapter_that_makes_a_model_score_nan_is_named(evaluated, new_adapter, checkpoint, tmp_path):
     torn = new_adapter(scale=float("nan"))
     with pytest.raises(CoppiceError, match=r"lower finetune\.learning_rate") as raised:
-        evaluate(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=torn)
+        evaluated(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=torn)
     assert str(raised.value).startswith(f"{torn} on {checkpoint}: ")
 
 

@@ -13,12 +13,12 @@ def trainable_parameters(source, settings):
     model = models.skeleton(source)
     if settings.get("train") == "all":
         return models.parameters(model)
-    lora = settings["lora"]
-    wanted = recipe.target_modules(model, lora["target_modules"])
+    adapter = settings["lora"]
+    wanted = recipe.target_modules(model, adapter["target_modules"])
     layers = {name: model.get_submodule(name) for name in recipe.linear_layers(model)}
     adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-    each = [lora["r"] * (m.in_features + m.out_features) + lora["use_dora"] * m.out_features for m in adapted]
-    return sum(each) + _biases(model, adapted, lora["bias"])
+    each = [adapter["r"] * (m.in_features + m.out_features) + adapter["use_dora"] * m.out_features for m in adapted]
+    return sum(each) + _biases(model, adapted, adapter["bias"])
 
 
 def _is_wanted(name, wanted):
