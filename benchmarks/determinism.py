@@ -52,10 +52,12 @@ def main():
 
 def once(arguments, threads, dtype, folder):
     """Train `steps` steps and evaluate what came of it, with so many threads and in `dtype`, into `folder`."""
-    from coppice import logs
+    from coppice.core import logs
 
     logs.limit_threads(threads)
-    from coppice import evaluation, finetuning, models, settings
+    from coppice import models
+    from coppice.stages import evaluate, recover
+    from coppice.study import settings
 
     resources = Path(arguments.resources) / "miniature"
     section = {"max_steps": arguments.steps, "eval_steps": 10, "save_steps": 40, "data": {"val_size": 100}}
@@ -72,10 +74,10 @@ def once(arguments, threads, dtype, folder):
     sets = {name: resources / name / "dataset.json" for name in ("alpaca", "wikitext2", "ptb", *TASKS)}
     who = {"model": arguments.model, "config": arguments.config}
     training = {name: sets[name] for name in ("alpaca",)}
-    finetuning.finetune(who, source, training, study.finetune, "alpaca", folder / "tuned", study.seed)
+    recover.finetune(who, source, training, study.finetune, "alpaca", folder / "tuned", study.seed)
     tuned = who | {"stage": "finetuned"}
-    evaluation.evaluate(tuned, source, study.evaluate, sets, folder / "evaluated", adapter=folder / "tuned")
-    evaluation.evaluate(who | {"stage": "pruned"}, source, study.evaluate, sets, folder / "before")
+    evaluate.evaluate(tuned, source, study.evaluate, sets, folder / "evaluated", adapter=folder / "tuned")
+    evaluate.evaluate(who | {"stage": "pruned"}, source, study.evaluate, sets, folder / "before")
 
 
 def measured(folder):

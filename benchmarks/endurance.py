@@ -78,7 +78,7 @@ def at_length(arguments, stage, folder):
     """
     import multiprocessing
 
-    from coppice import logs
+    from coppice.core import logs
 
     logs.limit_threads(1)
     make, run = {"data": (write_rows, prepare_data), "compare": (evaluated, compare), "report": (finished, report)}[
@@ -162,21 +162,22 @@ def finished(folder, count):
 
 def report(folder):
     """Write its report."""
-    from coppice import reporting
+    from coppice.report import study_report
 
     study, _ = synthetic(folder, models=json.loads((folder / "models.json").read_text()))
-    reporting.write_report(study.results, study.pairs, study.models, folder / "report", {"seed": 42})
+    study_report.write_report(study.results, study.pairs, study.models, folder / "report", {"seed": 42})
 
 
 def step_by_step(arguments, stage, folder):
     """Run a stage with steps; returns the resident memory, in bytes, after each."""
     import psutil
 
-    from coppice import logs
+    from coppice.core import logs
 
     logs.limit_threads(1)
-    from coppice import finetuning, models
-    from coppice.finetuning import progress
+    from coppice import models
+    from coppice.stages import recover
+    from coppice.stages.recover.engine import progress
 
     process, memory = psutil.Process(), []
 
@@ -191,7 +192,7 @@ def step_by_step(arguments, stage, folder):
         progress.TrainingLog.on_step_end = note
         study = settings(finetune={"max_steps": arguments.steps, "batch_size": 4, "save_steps": 100, "eval_steps": 100})
         who, source = {"model": "M", "config": "c"}, models.Source(str(model))
-        finetuning.finetune(who, source, {"alpaca": sets["alpaca"]}, study.finetune, "none", folder / "out")
+        recover.finetune(who, source, {"alpaca": sets["alpaca"]}, study.finetune, "none", folder / "out")
     else:
         evaluate(stage, model, sets, folder / "out", note)
     return memory
@@ -202,8 +203,8 @@ def prune(note):
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
-    from coppice import pruning
-    from coppice.pruning import blockwise
+    from coppice.stages import prune
+    from coppice.stages.prune import blockwise
 
     model = MistralForCausalLM(MistralConfig(**SHAPE | {"num_hidden_layers": BLOCKS})).eval()
     compute = blockwise._block_gradients
@@ -215,12 +216,12 @@ def prune(note):
 
     blockwise._block_gradients = noted
     batches = [torch.randint(3, 512, (4, 128)) for _ in range(8)]
-    pruning.prune(model, {"method": "width", "ratio": 0.25, "importance": "taylor"}, batches)
+    prune.prune(model, {"method": "width", "ratio": 0.25, "importance": "taylor"}, batches)
 
 
 def settings(**sections):
     """A study whose settings are those of the schema, but for `sections`."""
-    from coppice import settings
+    from coppice.study import settings
 
     sections["finetune"] = {"data": {"val_size": 50}, "warmup_steps": 1} | sections.get("finetune", {})
     return settings.load({"models": {"M": {"base": "miniature/mistral"}}, "datasets": DATASETS} | sections)
@@ -231,7 +232,9 @@ DATASETS = {name: {"path": f"miniature/{name}"} for name in ("alpaca", "ptb", "w
 
 def evaluate(stage, model, sets, folder, note):
     """Evaluate on a long task or a long text; `note` is called after each batch."""
-    from coppice import evaluation, logs, models
+    from coppice import models
+    from coppice.core import logs
+    from coppice.stages import evaluate
 
     advance = logs.ProgressLines.advance
 
@@ -246,7 +249,7 @@ def evaluate(stage, model, sets, folder, note):
         select={"configs": {"c": {"metric": "ppl.ptb" if texts else "piqa", "mode": "min" if texts else "max"}}},
     )
     who = {"model": "M", "config": "c", "stage": "dense"}
-    evaluation.evaluate(who, models.Source(str(model)), study.evaluate, sets, folder)
+    evaluate.evaluate(who, models.Source(str(model)), study.evaluate, sets, folder)
 
 
 def prepared(folder, rows):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common import MatrixProducts, build_model, conclude, on_gpu, options, seconds
 
-from coppice import logs
+from coppice.core import logs
 
 # Items of the official evaluation splits, which weight the overall figures
 SIZES = {
@@ -101,7 +101,7 @@ def measure_model(name, records, tokenizer, arguments):
     """All figures of one model: {batch_size, gemm_gflops, tasks: name -> figures, overall: figures}."""
     from lm_eval.models.huggingface import HFLM
 
-    from coppice import zero_shot
+    from coppice.stages.evaluate import zero_shot
 
     model = build_model(name)
     engine = zero_shot.language_model(model, tokenizer, "prefix-tree", 1)
@@ -121,7 +121,7 @@ def measure_model(name, records, tokenizer, arguments):
 
 
 def task_requests(name, record, limit):
-    from coppice import zero_shot
+    from coppice.stages.evaluate import zero_shot
 
     task = zero_shot.task(name, record, "report")
     task.build_all_requests(limit=limit, rank=0, world_size=1)

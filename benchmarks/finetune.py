@@ -28,7 +28,7 @@ from pathlib import Path
 
 from common import MatrixProducts, build_model, conclude, options, seconds
 
-from coppice import logs
+from coppice.core import logs
 
 LORA = {"r": 16, "alpha": 32, "target_modules": "all-linear", "bias": "none", "use_rslora": False, "use_dora": False}
 BARS = {"ratio": 1.8, "ratio_large_vocabulary": 2.5, "difference": 1e-5, "trl": 1.0}
@@ -61,8 +61,8 @@ def parse_arguments():
 def prepare_rows(arguments):
     """(tokenised examples of one step, tokenizer): the tokenizer is a byte-level BPE of the rows' own text."""
     from coppice import data
-    from coppice.finetuning import examples
     from coppice.miniature.tokenizer import train_tokenizer
+    from coppice.stages.recover import examples
 
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.data:
@@ -87,10 +87,10 @@ def lora_model(name):
     import torch
     from peft import get_peft_model
 
-    from coppice.finetuning import recipe
+    from coppice.stages.recover import lora
 
     model = build_model(name)
-    model = get_peft_model(model, recipe.lora_config(model, LORA | {"dropout": 0.0, "init": "default"}))
+    model = get_peft_model(model, lora.lora_config(model, LORA | {"dropout": 0.0, "init": "default"}))
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, 0.0, 0.02)
@@ -142,9 +142,9 @@ def arguments_of(output, batch, accumulate, **more):
 def engine_trainer(model, rows, tokenizer, output, arguments):
     from transformers import PrinterCallback, TrainingArguments
 
-    from coppice.finetuning.arrangement import Engine
-    from coppice.finetuning.progress import StopOnSignal
-    from coppice.finetuning.trainer import StepTrainer
+    from coppice.stages.recover.engine.batching import Engine
+    from coppice.stages.recover.engine.progress import StopOnSignal
+    from coppice.stages.recover.engine.trainer import StepTrainer
 
     trainer = StepTrainer(
         engine=Engine(model, MICRO * CUTOFF),

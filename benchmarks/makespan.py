@@ -91,7 +91,8 @@ def estimated():
     from snakemake.common.configfile import load_configfile
     from snakemake.utils import update_config
 
-    from coppice import planning, settings
+    from coppice.planning import plan
+    from coppice.study import settings
 
     files = [common.ROOT / "config/config.yaml", common.ROOT / "config/full.yaml"]
     config = load_configfile(files[0])
@@ -99,7 +100,7 @@ def estimated():
     lengths = {}
     for model in config["models"]:
         study = settings.load(config | {"only": {"models": [model], "configs": None}}, [str(file) for file in files])
-        lengths |= {(stage.name, model): stage.longest for stage in planning.plan(study, TFLOPS).stages}
+        lengths |= {(stage.name, model): stage.longest for stage in plan.plan(study, TFLOPS).stages}
     jobs = planned("--configfile", "config/full.yaml")
     for job in jobs:
         job.length = lengths.get((STAGES.get(job.rule), job.wildcards.get("model")), 0.0)

@@ -1,4 +1,4 @@
-"""Peak memory of jobs on random models, measured in fresh processes, against what `coppice.estimates` says beforehand.
+"""Peak memory of jobs on random models, measured in fresh processes, against what `models.estimates` says beforehand.
 
 Each job runs a stage's own function for a step or two: fine-tuning, evaluation (perplexity, tasks, generation, cost),
 and pruning by every method. Models are random, in the shapes of Llama, Qwen2 and Mistral. What is compared is the
@@ -20,7 +20,10 @@ from pathlib import Path
 import yaml
 from common import SHAPES, build_model, conclude, on_gpu
 
-from coppice import estimates, jobs, logs, models, records, settings
+from coppice import models
+from coppice.core import jobs, logs, records
+from coppice.models import estimates
+from coppice.study import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BARS = {"under": 1.15, "over": 1.3}  # times that the peak may be above, or below, the estimate
@@ -152,7 +155,8 @@ def study_of(folder, dtype):
 
 def run_job(job, study, folder):
     """The stage's own function, as its script calls it."""
-    from coppice import candidates, evaluation, finetuning
+    from coppice.stages import evaluate, recover
+    from coppice.stages.prune import candidates
 
     source = models.Source(str(folder), dtype=study.models["Random"]["dtype"])
     names = ("alpaca", "boolq", "hellaswag", "ptb", "wikitext2")
@@ -160,10 +164,10 @@ def run_job(job, study, folder):
     if job == "finetune":
         identity = {"model": "Random", "config": "best_ppl"}
         chosen = {"alpaca": datasets["alpaca"]}
-        finetuning.finetune(identity, source, chosen, study.finetune | {"seeds": None}, "alpaca", folder / "tuned")
+        recover.finetune(identity, source, chosen, study.finetune | {"seeds": None}, "alpaca", folder / "tuned")
     elif job == "evaluate":
         identity = {"model": "Random", "config": None, "stage": "dense"}
-        evaluation.evaluate(identity, source, study.evaluate, datasets, folder / "evaluated")
+        evaluate.evaluate(identity, source, study.evaluate, datasets, folder / "evaluated")
     else:
         calibration = study.calibration | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}

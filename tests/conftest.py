@@ -27,7 +27,7 @@ from filelock import FileLock
 from tests.study import checkout as checkouts
 from tests.study import outcome, running
 
-# As jobs have it (see coppice.logs): a third of what importing torch and transformers takes is collecting garbage
+# As jobs have it (see coppice.core.logs): a third of what importing torch and transformers takes is collecting garbage
 gc.set_threshold(100_000, 50, 100)
 
 # A machine that only says yes or no tries the same examples each time; a developer's tries new ones.

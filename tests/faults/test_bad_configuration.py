@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from coppice import cli, settings
-from coppice.errors import LONGEST, CoppiceError
-from coppice.settings import configfiles, schema
+from coppice import cli
+from coppice.core.errors import LONGEST, CoppiceError
+from coppice.study import settings
+from coppice.study.settings import config_files, schema
 
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
 # what stands for <name> in the path of a key
@@ -215,13 +216,13 @@ FILES = {
 def test_a_configuration_file_that_is_none_is_told_with_its_name(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_bytes(FILES[kind])
-    assert "study.yaml" in told(lambda: configfiles.read("study.yaml"))
+    assert "study.yaml" in told(lambda: config_files.read("study.yaml"))
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
 def test_a_folder_or_nothing_in_place_of_a_configuration_file(tmp_path):
     for path in (tmp_path, tmp_path / "missing.yaml"):
-        assert path.name in told(lambda path=path: configfiles.read(path))
+        assert path.name in told(lambda path=path: config_files.read(path))
 
 
 @given(st.binary(max_size=300) | st.text(st.sampled_from("ab: -\n\t{}[]&*!|>#%@`'\"0,?~"), max_size=60).map(str.encode))
@@ -229,7 +230,7 @@ def test_a_folder_or_nothing_in_place_of_a_configuration_file(tmp_path):
 def test_any_bytes_as_a_configuration_file_are_taken_or_told(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    told(lambda: settings.load(configfiles.read(path)))
+    told(lambda: settings.load(config_files.read(path)))
 
 
 HEADER = b"model,candidate,path,acc,ppl\n"

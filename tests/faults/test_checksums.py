@@ -7,8 +7,13 @@ import shutil
 import pytest
 from test_bad_configuration import MODEL, told
 
-from coppice import candidates, data, evaluation, finetuning, models, pairing, records, settings
-from coppice.finetuning import checkpoints
+from coppice import data, models
+from coppice.core import records
+from coppice.stages import evaluate, recover
+from coppice.stages.prune import candidates
+from coppice.stages.recover.engine import checkpoints
+from coppice.stats import stored_samples
+from coppice.study import settings
 
 FINETUNE = {
     "data": {"dataset": "alpaca", "val_size": 4, "cutoff_len": 32},
@@ -56,12 +61,12 @@ def made(study, tiny_checkpoint, tmp_path_factory):
     for name, tables in rows.items():
         data.write(name, tables, root / name, {}, {})
     train(root, study)
-    evaluate(root, study)
+    evaluated(root, study)
     return root
 
 
 def prints(folder):
-    from coppice import fingerprints
+    from coppice.core import fingerprints
 
     return fingerprints.weights(folder)
 
@@ -69,14 +74,14 @@ def prints(folder):
 def train(root, study):
     source = models.Source(str(root / "model"))
     sets = {"alpaca": root / "alpaca" / "dataset.json"}
-    finetuning.finetune({"model": "A", "config": "c"}, source, sets, study.finetune, "none", root / "tuned")
+    recover.finetune({"model": "A", "config": "c"}, source, sets, study.finetune, "none", root / "tuned")
 
 
-def evaluate(root, study):
+def evaluated(root, study):
     sets = {name: root / name / "dataset.json" for name in ("ptb", "piqa")}
     identity = {"model": "A", "config": "c", "stage": "finetuned"}
     source, tuned = models.Source(str(root / "model")), root / "tuned"
-    evaluation.evaluate(identity, source, study.evaluate, sets, root / "evaluated", adapter=tuned)
+    evaluate.evaluate(identity, source, study.evaluate, sets, root / "evaluated", adapter=tuned)
 
 
 @pytest.fixture
@@ -118,10 +123,10 @@ def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
     path = copied / "evaluated" / "samples" / "piqa.parquet"
     whole = path.read_bytes()
     flip(path)
-    message = told(lambda: pairing.right_and_wrong([copied / "evaluated"], "piqa", "again"))
+    message = told(lambda: stored_samples.right_and_wrong([copied / "evaluated"], "piqa", "again"))
     assert "piqa.parquet: is not the file that its evaluation wrote" in message and "delete" in message
     (copied / "evaluated" / "evaluation_results.json").unlink()
-    evaluate(copied, study)
+    evaluated(copied, study)
     assert path.read_bytes() == whole
 
 
@@ -129,10 +134,10 @@ def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
 def test_an_adapter_comes_back_from_its_checkpoint(copied, study, name):
     whole = (copied / "tuned" / name).read_bytes()
     flip(copied / "tuned" / name)
-    message = told(lambda: evaluate(copied, study))
+    message = told(lambda: evaluated(copied, study))
     assert f"{name}" in message and "snakemake --forcerun finetune_lora" in message
     train(copied, study)
-    evaluate(copied, study)
+    evaluated(copied, study)
     assert (copied / "tuned" / "adapter_model.safetensors").read_bytes() == whole or name != "adapter_model.safetensors"
 
 
@@ -140,7 +145,7 @@ def test_an_adapter_whose_record_is_of_before_checksums_is_evaluated(copied, stu
     record = records.read(copied / "tuned" / "finetuning_config.json")
     del record["trained_fingerprint"]
     records.write(copied / "tuned" / "finetuning_config.json", record)
-    evaluate(copied, study)
+    evaluated(copied, study)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -175,7 +180,7 @@ def test_a_part_of_an_evaluation_is_computed_again(copied, study):
     whole = records.read(copied / "evaluated" / "evaluation_results.json")
     for path in sorted((copied / "evaluated" / ".parts").iterdir()):
         flip(path)
-    evaluate(copied, study)
+    evaluated(copied, study)
     again = records.read(copied / "evaluated" / "evaluation_results.json")
     assert again["zero_shot"] == whole["zero_shot"] and again["perplexity"] == whole["perplexity"]
 

@@ -17,23 +17,17 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from test_bad_configuration import MODEL, load_table, told
 
-from coppice import (
-    candidates,
-    checkpoint_files,
-    data,
-    estimates,
-    fetching,
-    fingerprints,
-    gpus,
-    models,
-    pairing,
-    records,
-    selection,
-    settings,
-)
-from coppice.errors import CoppiceError
-from coppice.reporting import status, study
-from coppice.settings import configfiles
+from coppice import data, models
+from coppice.core import fingerprints, gpus, records
+from coppice.core.errors import CoppiceError
+from coppice.data import fetching
+from coppice.models import estimates, files
+from coppice.report.study_report import job_status, study_records
+from coppice.stages import select
+from coppice.stages.prune import candidates
+from coppice.stats import stored_samples
+from coppice.study import settings
+from coppice.study.settings import config_files
 
 NOISE = bytes((i * 197 + i * i * 31) % 256 for i in range(400))
 DAMAGES = {
@@ -79,17 +73,17 @@ def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
     records.write(path, {"owners": {"a": "best_ppl"}})
     damage(path, kind)
     if kind != "a folder":
-        assert selection.owner(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
+        assert select.owner(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
 
 
 def test_a_status_file_is_passed_over(tmp_path, kind):
     path = tmp_path / ".status" / "finetune" / "x.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"title": "finetune Llama best_acc", "state": "running", "started": 1, "updated": 2}))
-    assert len(status.Statuses(tmp_path).jobs) == 1
+    assert len(job_status.Statuses(tmp_path).jobs) == 1
     damage(path, kind)
-    assert not status.Statuses(tmp_path).jobs
-    assert study.read(tmp_path, [("Llama", "best_acc")]).pairs[0].state == "waiting"
+    assert not job_status.Statuses(tmp_path).jobs
+    assert study_records.read(tmp_path, [("Llama", "best_acc")]).pairs[0].state == "waiting"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +95,7 @@ def test_a_status_file_with_odd_values_is_no_error(tmp_path, facts):
     whole = {"title": "x", "state": "running", "started": 1, "updated": 2, "host": socket.gethostname(), "pid": 1}
     (tmp_path / ".status").mkdir()
     (tmp_path / ".status" / "x.json").write_text(json.dumps(whole | facts))
-    for job in status.Statuses(tmp_path).jobs:
+    for job in job_status.Statuses(tmp_path).jobs:
         job.describe()
 
 
@@ -153,7 +147,7 @@ def test_a_definition_of_a_task(tmp_path, kind):
     zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"]}
     config = MODEL | {"evaluate": {"zero_shot": zero_shot}, "datasets": {"mine": {"path": "a/b"}}}
     assert settings.load(config)
-    settings.known.tasks_in.cache_clear()
+    settings.registry.tasks_in.cache_clear()
     if kind == "torn":  # half of it is YAML too: see below
         return
     damage(path, kind)
@@ -275,15 +269,15 @@ def test_a_prepared_data_set(tmp_path, kind, name):
 def evaluation(folder):
     """An evaluation's folder with the samples of one task."""
     rows = [{"doc_id": i, "doc_hash": str(i), "correct": i % 2 / 1} for i in range(40)]
-    records.write(folder / "evaluation_results.json", {"samples": pairing.write_samples(folder, {"piqa": rows})})
+    records.write(folder / "evaluation_results.json", {"samples": stored_samples.write_samples(folder, {"piqa": rows})})
     return folder / "samples" / "piqa.parquet"
 
 
 def test_samples(tmp_path, kind):
     path = evaluation(tmp_path)
-    assert pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
+    assert stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
     damage(path, kind)
-    message = told(lambda: pairing.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
+    message = told(lambda: stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
     assert "piqa.parquet" in message and "evaluation_results.json" in message
 
 
@@ -293,7 +287,7 @@ def test_samples_that_were_written_damaged(tmp_path, kind):
     if kind not in ("a folder", "missing"):
         digest = fingerprints.content_digest(path)
         records.write(tmp_path / "evaluation_results.json", {"samples": {"piqa": digest}})
-        assert "piqa.parquet: cannot be read" in told(lambda: pairing.samples(tmp_path, "piqa"))
+        assert "piqa.parquet: cannot be read" in told(lambda: stored_samples.samples(tmp_path, "piqa"))
 
 
 @pytest.fixture(scope="module")
@@ -445,11 +439,11 @@ def test_any_bytes_are_told_by_every_reader(tmp_path_factory, content):
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "record.json"):
         (folder / name).write_bytes(content)
-    told(lambda: checkpoint_files.check(folder))
-    told(lambda: checkpoint_files.check_tokenizer(folder))
+    told(lambda: files.check(folder))
+    told(lambda: files.check_tokenizer(folder))
     assert told(lambda: records.read(folder / "record.json"))
     estimates.shape_of(folder / "config.json")
-    status._read(folder / "record.json")
+    job_status._read(folder / "record.json")
 
 
 @pytest.fixture
@@ -502,5 +496,5 @@ def test_a_configuration_or_a_table_that_may_not_be_read_is_told():
             (folder / name).write_bytes(b"seed: 1\n")
             (folder / name).chmod(0)
         with not_as_root():
-            for message in (told(lambda: configfiles.read(folder / "study.yaml")), told(lambda: load_table(folder))):
+            for message in (told(lambda: config_files.read(folder / "study.yaml")), told(lambda: load_table(folder))):
                 assert str(folder) in message and "ermission" in message

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from coppice import logs, records
-from coppice.errors import CoppiceError
-from coppice.redaction import HIDDEN, redacted
+from coppice.core import logs, records
+from coppice.core.errors import CoppiceError
+from coppice.core.secrets import HIDDEN, redacted
 
 SECRET = "correct-horse-battery-staple"
 
@@ -156,8 +156,8 @@ def test_progress_and_chains_of_errors_in_a_log_hold_none(monkeypatch, tmp_path,
 
 JOB = """
 import logging, sys, warnings
-from coppice import logs
-from coppice.errors import CoppiceError
+from coppice.core import logs
+from coppice.core.errors import CoppiceError
 with logs.job("job.log", 1, "status.json", "finetune A c"):
     secret = {secret!r}
     print("a library's words", secret, file=sys.stderr)

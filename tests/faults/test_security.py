@@ -11,8 +11,13 @@ import torch
 from test_bad_configuration import MODEL, told
 
 import coppice
-from coppice import candidates, cli, fetching, models, records, reporting, settings
-from coppice.reporting import status
+from coppice import cli, models
+from coppice.core import records
+from coppice.data import fetching
+from coppice.report import study_report
+from coppice.report.study_report import job_status
+from coppice.stages.prune import candidates
+from coppice.study import settings
 
 PACKAGE = Path(coppice.__file__).parent
 EVIL = (
@@ -119,10 +124,10 @@ def test_nothing_in_the_package_runs_what_it_reads(path):
 def test_every_yaml_loader_is_a_safe_one():
     import yaml
 
-    from coppice.settings import configfiles, definitions
+    from coppice.study.settings import config_files, task_metrics
 
     safe = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    assert configfiles.LOADER in safe and definitions.LOADER in safe
+    assert config_files.LOADER in safe and task_metrics.LOADER in safe
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def study(tmp_path):
 def test_the_report_shows_hostile_text_and_runs_none_of_it(study, tmp_path):
     pairs = [("Llama", "best_acc")]
     facts = {"Llama": {"variant": "base", "family": EVIL, "base": EVIL}}
-    reporting.write_report(study, pairs, facts, tmp_path / "report", {EVIL: EVIL})
+    study_report.write_report(study, pairs, facts, tmp_path / "report", {EVIL: EVIL})
     page, text = ((tmp_path / "report" / f"study_report.{kind}").read_text() for kind in ("html", "md"))
     for document in (page, text):
         assert "<script>alert" not in document and "<img" not in document and "&lt;script&gt;alert(1)" in document
@@ -171,14 +176,14 @@ def test_the_terminal_is_shown_no_escape_codes(study, capsys):
     assert cli.main(["show", str(study)]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "Llama" in shown
-    job = status.Statuses(study).jobs[0]
+    job = job_status.Statuses(study).jobs[0]
     assert "\x1b" not in f"{job.reason}{job.state}{job.names}"
     assert cli.main(["show", f"{study}\x1b[2J"]) == 1
     assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_summary_escapes_the_names_of_a_users_columns(tmp_path):
-    from coppice.selection import summary
+    from coppice.stages.select import summary
 
     assert "<b>" not in summary._cell("<b>x|y</b>") and "\\|" in summary._cell("<b>x|y</b>")
 

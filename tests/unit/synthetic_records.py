@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy
 import pandas
 
-from coppice import comparison, fingerprints, records
+from coppice.core import fingerprints, records
+from coppice.stages.compare import comparison
 
 TASKS = {"boolq": 2, "piqa": 2, "hellaswag": 4, "winogrande": 2, "arc_easy": 4, "arc_challenge": 4, "openbookqa": 4}
 TEXTS = ("wikitext2", "ptb")

@@ -9,16 +9,19 @@ from safetensors.torch import load_file
 from test_finetuning import SETTINGS, instruction_rows, train
 from test_finetuning import dataset as dataset
 
-from coppice import data, finetuning, models, records
+from coppice import data, models
 from coppice.ablation import arm as arms_of
-from coppice.ablation import measuring, racing, reading, recommending, report, stages
-from coppice.errors import CoppiceError, SettingsError
-from coppice.finetuning import budget, recipe
-from coppice.settings import arms, lora
+from coppice.ablation import measuring, races, reading, recommendation, report, stages
+from coppice.core import records
+from coppice.core.errors import CoppiceError, SettingsError
+from coppice.stages import recover
+from coppice.stages.recover import lora
+from coppice.stages.recover.engine import duration
+from coppice.study.settings import arms, lora_presets
 
 STEPS = {"unit": "max_steps", "amount": 6}
 LOSS = {"metric": "validation_loss", "mode": "min"}
-EVERY = [*({"preset": name} for name in lora.PRESETS), *({"scheme": name} for name in lora.SCHEMES)]
+EVERY = [*({"preset": name} for name in lora_presets.PRESETS), *({"scheme": name} for name in lora_presets.SCHEMES)]
 
 
 def section(arm, below=SETTINGS):
@@ -27,7 +30,7 @@ def section(arm, below=SETTINGS):
 
 def trained_in(folder, settings):
     """Parameters that really get a gradient."""
-    model = recipe.prepare(models.load(models.Source(str(folder)), train=True), settings, None, [])
+    model = lora.prepare(models.load(models.Source(str(folder)), train=True), settings, None, [])
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -37,7 +40,7 @@ def test_trained_parameters_are_known_before_training(tiny_checkpoint, architect
     folder = tiny_checkpoint(architecture)
     for more in ({}, {"bias": "all", "use_dora": True}):
         settings = section(arm | more)
-        assert finetuning.trainable_parameters(models.Source(str(folder)), settings) == trained_in(folder, settings)
+        assert recover.trainable_parameters(models.Source(str(folder)), settings) == trained_in(folder, settings)
 
 
 def test_of_a_layer_with_other_names_too(tmp_path):
@@ -48,7 +51,7 @@ def test_of_a_layer_with_other_names_too(tmp_path):
     more = {"vocab_size": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
     OPTForCausalLM(OPTConfig(**sizes, **more)).save_pretrained(tmp_path)
     settings = section({"r": 4, "target_modules": ["out_proj", "fc1", "fc2"], "bias": "lora_only"})
-    predicted = finetuning.trainable_parameters(models.Source(str(tmp_path)), settings)
+    predicted = recover.trainable_parameters(models.Source(str(tmp_path)), settings)
     assert predicted == 2 * (4 * (32 + 32) + 32 + 4 * (32 + 48) * 2 + 48 + 32) == trained_in(tmp_path, settings)
 
 
@@ -57,9 +60,9 @@ def test_of_all_weights_every_one_is_trained_and_the_checkpoint_is_whole(tiny_ch
     settings = section({"train": "all", "learning_rate": 1e-3})
     record = train(folder, dataset, tmp_path / "out", settings)
     source = models.Source(str(folder))
-    assert record["trainable_parameters"] == finetuning.trainable_parameters(source, settings)
+    assert record["trainable_parameters"] == recover.trainable_parameters(source, settings)
     assert record["trainable_percent"] == 100 and record["validation_loss"] < record["first_validation_loss"]
-    after = models.load(models.Source(str(tmp_path / "out" / finetuning.MODEL))).state_dict()
+    after = models.load(models.Source(str(tmp_path / "out" / recover.MODEL))).state_dict()
     before = models.load(source).state_dict()
     assert all(not after[name].equal(before[name]) for name in before if "norm" in name or "q_proj" in name)
 
@@ -69,18 +72,18 @@ def test_training_all_weights_goes_on_from_a_checkpoint_as_if_nothing_had_been(t
     train(folder, dataset, tmp_path / "whole", settings)
     source, identity = models.Source(str(folder)), {"model": "M", "config": "c"}
     stopped = {"prompt": "none", "output": tmp_path / "out", "seed": 3}
-    finetuning.finetune(identity, source, {"mine": dataset}, settings, until=0.5, **stopped)
-    assert records.read(tmp_path / "out" / finetuning.REACHED)["step"] == 4  # losses are taken every second step
+    recover.finetune(identity, source, {"mine": dataset}, settings, until=0.5, **stopped)
+    assert records.read(tmp_path / "out" / recover.REACHED)["step"] == 4  # losses are taken every second step
     assert not (tmp_path / "out/finetuning_config.json").exists()
     train(folder, dataset, tmp_path / "out", settings)
-    ends = [load_file(tmp_path / name / finetuning.MODEL / "model.safetensors") for name in ("whole", "out")]
+    ends = [load_file(tmp_path / name / recover.MODEL / "model.safetensors") for name in ("whole", "out")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_more_than_the_device_holds_is_told_before_training(monkeypatch):
     monkeypatch.setattr(models, "device_memory", lambda: 2**30)
-    with pytest.raises(finetuning.DoesNotFit, match="takes 104 GiB"):
-        finetuning.check_room(7 * 10**9)
+    with pytest.raises(recover.DoesNotFit, match="takes 104 GiB"):
+        recover.check_room(7 * 10**9)
 
 
 def examples(lengths):
@@ -89,19 +92,19 @@ def examples(lengths):
 
 def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
     wanted, settings = {"unit": "tokens", "amount": 100}, {"batch_size": 2}
-    assert budget.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 a step, over two epochs
-    assert budget.steps(wanted | {"amount": 101}, examples([10] * 8), settings, 1000, seed=0) == 6
+    assert duration.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 a step, over two epochs
+    assert duration.steps(wanted | {"amount": 101}, examples([10] * 8), settings, 1000, seed=0) == 6
 
 
 def test_a_budget_of_operations_trains_all_weights_for_fewer_tokens():
     wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, examples([10] * 8)
-    assert budget.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
-    assert budget.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
+    assert duration.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
+    assert duration.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
 
 
 def test_a_budget_that_the_first_step_exceeds_is_refused():
     with pytest.raises(SettingsError, match="spent before the first step is over, which takes 20 tokens"):
-        budget.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
+        duration.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
 
 
 PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}
@@ -200,7 +203,7 @@ def test_an_arm_that_an_earlier_stage_trained_is_taken_over(trained_arms, monkey
     paths = {name: [folder / name / "seed-3/arm.json"] for name in ("r-4", "r-8")}
     stages.decide("mine", "rank", paths, LOSS, STEPS, folder / "winner-rank.json")
     winner = records.read(folder / "winner-rank.json")
-    monkeypatch.setattr(finetuning.training, "_run", lambda *arguments: pytest.fail("it was trained again"))
+    monkeypatch.setattr(recover.training, "_run", lambda *arguments: pytest.fail("it was trained again"))
     again = run_arm(start, rows, folder, "alpha.8", {"alpha": 8}, folder / "winner-rank.json")
     assert records.read(again)["reused_from"] == winner["winner"]
     assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]
@@ -288,7 +291,7 @@ def found(folder, losses, sizes):
 )
 def test_the_recommendation_is_the_best_the_cheapest_within_noise_or_neither(tmp_path, losses, sizes, verdict, told):
     arms_found = found(tmp_path, losses, sizes)
-    answer = recommending.recommend(arms_found, LOSS, arms_found[0])
+    answer = recommendation.recommend(arms_found, LOSS, arms_found[0])
     assert answer["verdict"] == verdict and told in answer["sentence"]
 
 
@@ -324,9 +327,9 @@ def test_an_ablation_of_which_nothing_was_trained_has_a_report_that_says_so(tmp_
 
 def test_an_arm_that_diverges_is_noted_and_the_others_go_on(tiny_checkpoint, dataset, tmp_path, monkeypatch):
     def diverge(*arguments, **options):
-        raise finetuning.Diverged("finetune: the loss is nan at step 3")
+        raise recover.Diverged("finetune: the loss is nan at step 3")
 
-    monkeypatch.setattr(finetuning, "finetune", diverge)
+    monkeypatch.setattr(recover, "finetune", diverge)
     path = run_arm(tiny_checkpoint(), dataset, tmp_path)
     found = reading.arm("r-4", [path])
     assert not found.trained and "the loss is nan at step 3; to try it again, delete" in found.unfit
@@ -336,7 +339,7 @@ def test_a_difference_that_seeds_do_not_agree_on_is_not_clear(tmp_path):
     first = synthetic(tmp_path, "a", 1.0)
     second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.2), (2, 1.2), (3, 0.99))]
     both = [reading.arm("a", first), reading.arm("b", second)]
-    assert recommending.recommend(both, LOSS, both[0])["verdict"] == "not clear"
+    assert recommendation.recommend(both, LOSS, both[0])["verdict"] == "not clear"
 
 
 def test_a_race_lets_the_better_half_go_on_and_remembers_how_far_each_got(tmp_path):
@@ -348,11 +351,11 @@ def test_a_race_lets_the_better_half_go_on_and_remembers_how_far_each_got(tmp_pa
 
     rung(1, {"a": 3.0, "b": 1.0, "c": 2.0, "d": 1.5})
     paths = {name: [tmp_path / f"{name}-1.json"] for name in "abcd"}
-    racing.cut("mine", paths, 2, tmp_path / "rung-1.json")
+    races.cut("mine", paths, 2, tmp_path / "rung-1.json")
     assert records.read(tmp_path / "rung-1.json")["survivors"] == ["b", "d"]
     rung(2, {"b": 0.9, "d": 0.8})
     paths = {name: [tmp_path / f"{name}-2.json"] for name in "abcd"}
-    racing.cut("mine", paths, 2, tmp_path / "rung-2.json", tmp_path / "rung-1.json")
+    races.cut("mine", paths, 2, tmp_path / "rung-2.json", tmp_path / "rung-1.json")
     last = records.read(tmp_path / "rung-2.json")
     assert last["survivors"] == ["d"] and [rung["step"] for rung in last["reached"]["b"]] == [1, 2]
     assert [rung["step"] for rung in last["reached"]["a"]] == [1]

@@ -7,8 +7,9 @@ import sys
 import pytest
 from test_finetuning import instruction_rows
 
-from coppice import by_hand, cli
-from coppice.errors import SettingsError
+from coppice import cli
+from coppice.cli import single_jobs
+from coppice.core.errors import SettingsError
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_merged_checkpoint_never_takes_the_place_of_what_it_was_made_from(trai
 )
 def test_options_that_do_not_fit_are_told_before_anything_is_loaded(given, train, told):
     with pytest.raises(SettingsError, match=told):
-        by_hand.settings(given, train)
+        single_jobs.settings(given, train)
 
 
 @pytest.mark.parametrize(

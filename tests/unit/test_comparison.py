@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 from synthetic_records import Synthetic
 
-from coppice import comparison, comparison_text, fingerprints, pairing, records
-from coppice.errors import CoppiceError
+from coppice.core import fingerprints, records
+from coppice.core.errors import CoppiceError
+from coppice.stages.compare import comparison, report_text
+from coppice.stats import stored_samples
 
 ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
 SIZE = {"configs": ("best_acc",), "items": 80, "windows": 25}
@@ -97,7 +99,7 @@ def test_wide_numbers_and_long_names_are_not_cut(study, record):
     record["perplexity"]["wikitext2"] |= {"dense": 9.5, "pruned": 123456.7, "finetuned": 4.2e9}
     record["perplexity"]["wikitext2"]["change"] = {"value": -123456.7, "interval": [-1.5e8, -1000.5]}
     record["zero_shot"]["a_task_with_quite_a_long_name_of_its_own"] = record["zero_shot"]["piqa"] | {"n": 10042}
-    from coppice.comparison_text import render
+    from coppice.stages.compare.report_text import render
 
     text = render(record)
     assert max(map(len, text.splitlines())) <= 100
@@ -124,8 +126,8 @@ def test_evaluations_on_other_items_are_refused(study):
 
 def test_samples_of_a_task_that_was_dropped_do_not_stay(tmp_path):
     rows = [{"doc_id": 0, "doc_hash": "a", "correct": 1.0}]
-    before = pairing.write_samples(tmp_path, {"piqa": rows, "boolq": rows})
-    after = pairing.write_samples(tmp_path, {"piqa": rows})
+    before = stored_samples.write_samples(tmp_path, {"piqa": rows, "boolq": rows})
+    after = stored_samples.write_samples(tmp_path, {"piqa": rows})
     assert after == {"piqa": before["piqa"]}
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["piqa.parquet"]
 
@@ -201,7 +203,7 @@ def test_every_row_of_the_report_keeps_its_name(record):
         text |= {"dense": 1139.61, "change_percent": -111.9}
         text["change"] |= {"value": -1114.27, "interval": [-1115.27, -1113.32]}
         text["recovered"] |= {"value": None, "interval": None, "note": "pruning lost nothing"}
-    shown = comparison_text.render(record)
+    shown = report_text.render(record)
     assert max(map(len, shown.splitlines())) <= 100
     for name in record["perplexity"]:
         assert any(line.strip().startswith(f"{name} ") and "undefined" in line for line in shown.splitlines()), shown

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from coppice import data, records
-from coppice.errors import CoppiceError, DataError
+from coppice import data
+from coppice.core import records
+from coppice.core.errors import CoppiceError, DataError
 
 
 def entry(path, form="json", columns=None, **splits):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from coppice import disks, records
+from coppice.core import disks, records
 
-PACKAGE = str(Path(records.__file__).parents[1])
+PACKAGE = str(Path(records.__file__).parents[2])
 WRITER = """
 import sys, time
-from coppice import records
+from coppice.core import records
 with records.atomic(sys.argv[1]) as file:
     file.write("half")
     file.flush()
@@ -27,7 +27,7 @@ with records.atomic(sys.argv[1]) as file:
 """
 WORKER = """
 import sys
-from coppice import logs
+from coppice.core import logs
 with logs.job(sys.argv[1], 1, sys.argv[2], "finetune A b"):
     print("at work", flush=True)
     if sys.argv[3:]:

@@ -6,8 +6,10 @@ import pandas
 import pytest
 import torch
 
-from coppice import data, evaluation, models, records
-from coppice.errors import CoppiceError, DataError, SettingsError
+from coppice import data, models
+from coppice.core import records
+from coppice.core.errors import CoppiceError, DataError, SettingsError
+from coppice.stages import evaluate
 
 SETTINGS = {
     "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
@@ -47,16 +49,16 @@ def datasets(tmp_path_factory):
     return {name: str(folder / name / "dataset.json") for name in tables}
 
 
-def evaluate(folder, datasets, output, settings=SETTINGS, **more):
+def evaluated(folder, datasets, output, settings=SETTINGS, **more):
     identity = {"model": "M", "config": None, "stage": "dense"}
-    evaluation.evaluate(identity, models.Source(str(folder)), settings, datasets, output, **more)
+    evaluate.evaluate(identity, models.Source(str(folder)), settings, datasets, output, **more)
     return records.read(output / "evaluation_results.json")
 
 
 def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_its_provenance(
     tiny_checkpoint, datasets, tmp_path
 ):
-    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path)
+    record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path)
     task = record["zero_shot"]["arc_easy"]
     assert task["metric"] == "acc_norm" and task["value"] == task["acc_norm"] and "acc" in task
     assert record["average_acc"] == pytest.approx((record["zero_shot"]["piqa"]["acc"] + task["acc_norm"]) / 2)
@@ -66,7 +68,7 @@ def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_its_prov
 
 
 def test_samples_say_item_by_item_what_was_picked(tiny_checkpoint, datasets, tmp_path):
-    record = evaluate(tiny_checkpoint("mistral"), datasets, tmp_path)
+    record = evaluated(tiny_checkpoint("mistral"), datasets, tmp_path)
     rows = pandas.read_parquet(tmp_path / "samples/arc_easy.parquet")
     assert (
         list(rows["doc_id"]) == list(range(9)) and rows["correct"].mean() == record["zero_shot"]["arc_easy"]["acc_norm"]
@@ -79,8 +81,8 @@ def test_samples_say_item_by_item_what_was_picked(tiny_checkpoint, datasets, tmp
 
 def test_both_engines_give_the_same_result(tiny_checkpoint, datasets, tmp_path):
     folder = tiny_checkpoint("mistral")
-    ours = evaluate(folder, datasets, tmp_path / "a")
-    theirs = evaluate(folder, datasets, tmp_path / "b", SETTINGS | {"engine": "lm-eval"})
+    ours = evaluated(folder, datasets, tmp_path / "a")
+    theirs = evaluated(folder, datasets, tmp_path / "b", SETTINGS | {"engine": "lm-eval"})
     assert ours["average_acc"] == theirs["average_acc"]
     for name in ("piqa", "arc_easy"):
         mine = pandas.read_parquet(tmp_path / "a/samples" / f"{name}.parquet")
@@ -91,14 +93,14 @@ def test_both_engines_give_the_same_result(tiny_checkpoint, datasets, tmp_path):
 
 
 def test_selection_uses_its_own_rows(tiny_checkpoint, datasets, tmp_path):
-    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path, purpose="selection")
+    record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path, purpose="selection")
     assert (
         record["zero_shot"]["piqa"]["n"] == 4 and record["perplexity"]["wikitext2"]["protocol"]["split"] == "selection"
     )
 
 
 def test_window_losses_explain_the_perplexity(tiny_checkpoint, datasets, tmp_path):
-    record = evaluate(tiny_checkpoint("llama"), datasets, tmp_path)
+    record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path)
     windows = json.loads((tmp_path / "ppl_results.json").read_text())["perplexity"]["wikitext2"]["window_losses"]
     total = sum(window["nll_per_token"] * window["tokens"] for window in windows)
     assert total / sum(w["tokens"] for w in windows) == pytest.approx(
@@ -109,27 +111,27 @@ def test_window_losses_explain_the_perplexity(tiny_checkpoint, datasets, tmp_pat
 def test_a_model_that_gives_nan_leaves_no_record(tiny_model, tiny_tokenizer, datasets, tmp_path):
     import torch
 
-    from coppice.errors import CoppiceError
+    from coppice.core.errors import CoppiceError
 
     model = tiny_model("llama")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     model.save_pretrained(tmp_path / "broken")
     tiny_tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(CoppiceError, match=r"wikitext2 is nan.*broken"):
-        evaluate(tmp_path / "broken", datasets, tmp_path / "out")
+        evaluated(tmp_path / "broken", datasets, tmp_path / "out")
     assert not (tmp_path / "out/evaluation_results.json").exists()
 
 
 def test_a_metric_that_a_task_does_not_have_is_named(tiny_checkpoint, datasets, tmp_path):
     settings = SETTINGS | {"zero_shot": SETTINGS["zero_shot"] | {"metric": {"piqa": "f1"}}}
     with pytest.raises(SettingsError, match=r"metric\.piqa.*'f1'.*acc"):
-        evaluate(tiny_checkpoint("llama"), datasets, tmp_path, settings)
+        evaluated(tiny_checkpoint("llama"), datasets, tmp_path, settings)
 
 
 def test_a_role_that_a_dataset_lacks_is_named(tiny_checkpoint, datasets, tmp_path):
     data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa", splits={}, source={})
     with pytest.raises(DataError, match="piqa has no rows for report"):
-        evaluate(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
+        evaluated(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("form", ["none", "chat"])
@@ -137,7 +139,7 @@ def test_answers_are_the_likeliest_tokens_one_after_another(tiny_checkpoint, dat
     """Against a loop that runs the whole text anew for each token."""
     folder, question = tiny_checkpoint("mistral"), "w9 w8 w7"
     settings = SETTINGS | {"generation": {"prompts": [question, "w3 " * 300], "new_tokens": 5}}
-    record = evaluate(folder, datasets, tmp_path, settings, prompt=form)
+    record = evaluated(folder, datasets, tmp_path, settings, prompt=form)
     model, tokenizer = models.load(models.Source(str(folder))), models.load_tokenizer(folder)
     asked = f"{question}\n" if form == "none" else f"w4 {question} w5 "
     ids = [1] * (form == "none" and tokenizer(asked).input_ids[0] == 1) + tokenizer(
@@ -155,16 +157,16 @@ def test_answers_are_the_likeliest_tokens_one_after_another(tiny_checkpoint, dat
 
 def test_an_evaluation_is_taken_over_only_from_the_same_model(tiny_checkpoint, datasets, tmp_path):
     folder, other = tiny_checkpoint("llama"), tiny_checkpoint("llama", seed=1)
-    first = evaluate(folder, datasets, tmp_path / "first")
+    first = evaluated(folder, datasets, tmp_path / "first")
     identity = {"model": "M", "config": "again", "stage": "pruned"}
     source = models.Source(str(folder))
-    evaluation.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", twin=tmp_path / "first")
+    evaluate.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", twin=tmp_path / "first")
     again = records.read(tmp_path / "again/evaluation_results.json")
     assert again["config"] == "again" and again["average_acc"] == first["average_acc"]
     assert (tmp_path / "again/samples/piqa.parquet").read_bytes() == (
         tmp_path / "first/samples/piqa.parquet"
     ).read_bytes()
     with pytest.raises(CoppiceError, match="is of another model"):
-        evaluation.evaluate(
+        evaluate.evaluate(
             identity, models.Source(str(other)), SETTINGS, datasets, tmp_path / "no", twin=tmp_path / "first"
         )

@@ -10,8 +10,11 @@ import pandas
 import pytest
 import torch
 
-from coppice import data, evaluation, models, perplexity, records, zero_shot
-from coppice.errors import CheckpointError, CoppiceError, DataError
+from coppice import data, models
+from coppice.core import records
+from coppice.core.errors import CheckpointError, CoppiceError, DataError
+from coppice.stages import evaluate
+from coppice.stages.evaluate import perplexity, zero_shot
 
 TIMES = {"started", "seconds", "peak_memory_bytes"}
 IDENTITY = {"model": "Llama", "config": "best_acc", "stage": "finetuned"}
@@ -92,7 +95,7 @@ def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "p
 @pytest.fixture
 def evaluated(checkpoint, datasets, adapter):
     def run(output, choice=None, adapter=adapter, source=checkpoint, **options):
-        evaluation.evaluate(
+        evaluate.evaluate(
             IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
         )
         return records.read(output / "evaluation_results.json")
@@ -102,14 +105,14 @@ def evaluated(checkpoint, datasets, adapter):
 
 def test_code_that_a_model_runs_decides_its_parts_and_its_training(checkpoint, tmp_path):
     """Its weights are as they were, and so is their fingerprint: the numbers of the old code would come back."""
-    from coppice.finetuning import training
+    from coppice.stages.recover import training
 
     folder, found = shutil.copytree(checkpoint, tmp_path / "model"), {False: [], True: []}
     for code in ("old", "new"):
         (folder / "modeling_mine.py").write_text(f"# {code}")
         for trusted, keys in found.items():
             source = models.Source(str(folder), trust_remote_code=trusted)
-            keys.append([evaluation._common(source, {}), training._key({"lora": {}}, {}, 0, source)])
+            keys.append([evaluate._common(source, {}), training._key({"lora": {}}, {}, 0, source)])
     (before, after), (plain, still) = found[True], found[False]
     assert plain == still and before[0] != after[0] and before[1] != after[1]
 
@@ -143,7 +146,7 @@ def contents(folder):
 
 KILLED = """
 import os, signal
-from coppice import zero_shot
+from coppice.stages.evaluate import zero_shot
 original, asked = zero_shot.measure, []
 def dies(lm, name, *arguments, **options):
     asked.append(name)
@@ -157,12 +160,12 @@ zero_shot.measure = dies
 def in_new_process(code, checkpoint, adapter, datasets, output, choice):
     """Evaluate in a process of its own after `code` has run there; returns its exit status."""
     call = (
-        f"evaluation.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, {datasets!r}, "
+        f"evaluate.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, {datasets!r}, "
         f"{str(output)!r}, adapter={str(adapter)!r})\n"
     )
     lazy = "" if code else "import sys\nassert not {'torch', 'transformers'} & sys.modules.keys()\n"
-    script = "from coppice import evaluation, models\n" + code + call + lazy
-    return subprocess.run([sys.executable, "-c", script], cwd=Path(evaluation.__file__).parents[2]).returncode
+    script = "from coppice import models\nfrom coppice.stages import evaluate\n" + code + call + lazy
+    return subprocess.run([sys.executable, "-c", script], cwd=Path(evaluate.__file__).parents[3]).returncode
 
 
 @pytest.mark.slow
@@ -223,7 +226,7 @@ def test_a_part_of_anything_else_is_never_picked_up(
         options["purpose"] = "selection"
     if what == "dtype":
         source = models.Source(str(checkpoint), dtype="float64")
-        evaluation.evaluate(IDENTITY, source, choice, datasets, tmp_path / "out")
+        evaluate.evaluate(IDENTITY, source, choice, datasets, tmp_path / "out")
     else:
         evaluated(tmp_path / "out", choice, **options)
     assert set(done) == ({"piqa"} if what == "limit" else {"piqa", "ptb"})
@@ -302,7 +305,7 @@ def test_several_protocols_are_measured_and_the_first_one_stands(evaluated, tmp_
 
 def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
     """A selection_info.json of the checkpoint `folder` and the model.json of the `dense` one."""
-    from coppice import fingerprints
+    from coppice.core import fingerprints
 
     records.write(
         tmp_path / "selection_info.json",
@@ -314,7 +317,7 @@ def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
 
 @pytest.mark.parametrize("case", ["the dense model", "as many parameters", "another checkpoint", "imported", "pruned"])
 def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
-    from coppice import fingerprints
+    from coppice.core import fingerprints
 
     layers = 3 if case in ("pruned", "another checkpoint") else 4
     folder = checkpoint if case == "the dense model" else tiny_checkpoint("llama", seed=5, num_hidden_layers=layers)
@@ -350,7 +353,7 @@ def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for choice, told in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
         with pytest.raises(CoppiceError, match=told) as raised:
-            evaluation.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+            evaluate.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
         assert str(raised.value).startswith(f"{folder}: ") and "prune it again, or leave it out" in str(raised.value)
     assert not list((tmp_path / "out").glob("*.json"))
 

@@ -14,8 +14,9 @@ from fake_hub import commit_of, serving
 from huggingface_hub import constants
 from safetensors.numpy import save
 
-from coppice import fetching, records
-from coppice.errors import CoppiceError
+from coppice.core import records
+from coppice.core.errors import CoppiceError
+from coppice.data import fetching
 
 CHECKPOINT = {
     "config.json": b'{"model_type": "tiny"}',
@@ -213,8 +214,8 @@ def rows(*texts):
 
 DATASET = """
 import sys
-from coppice import fetching
-from coppice.errors import CoppiceError
+from coppice.data import fetching
+from coppice.core.errors import CoppiceError
 entry = {"source": {"kind": "hub", "path": "org/texts"}, "path": "org/texts", "splits": {"train": "train"}}
 try:
     fetching.fetch_dataset("texts", entry, False, sys.argv[1])

@@ -6,10 +6,14 @@ import json
 import pytest
 import torch
 
-from coppice import data, finetuning, models, prompts, records
-from coppice.errors import CoppiceError, DataError, SettingsError
-from coppice.finetuning import examples, progress, recipe
-from coppice.finetuning.examples import IGNORED
+from coppice import data, models
+from coppice.core import records
+from coppice.core.errors import CoppiceError, DataError, SettingsError
+from coppice.data import prompts
+from coppice.stages import recover
+from coppice.stages.recover import examples, lora
+from coppice.stages.recover.engine import progress
+from coppice.stages.recover.examples import IGNORED
 
 SETTINGS = {
     "data": {"dataset": "mine", "val_size": 8, "validation": None, "cutoff_len": 32, "train_on_inputs": False},
@@ -57,7 +61,7 @@ def dataset(tmp_path_factory):
 
 def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):
     identity, source = {"model": "M", "config": "c"}, models.Source(str(folder))
-    finetuning.finetune(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
+    recover.finetune(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
     return records.read(output / "finetuning_config.json")
 
 
@@ -252,7 +256,7 @@ def test_more_validation_rows_than_rows_are_refused(tiny_checkpoint, dataset, tm
 
 def test_a_module_name_that_matches_nothing_lists_the_models_layers(tiny_model):
     with pytest.raises(SettingsError, match=r"q_porj.*down_proj.*q_proj"):
-        recipe.target_modules(tiny_model("llama"), ["q_porj"])
+        lora.target_modules(tiny_model("llama"), ["q_porj"])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_a_module_name_that_matches_nothing_lists_the_models_layers(tiny_model):
     ],
 )
 def test_groups_and_dotted_names_are_understood(tiny_model, wanted, found):
-    assert set(recipe.target_modules(tiny_model("qwen2"), wanted)) == found
+    assert set(lora.target_modules(tiny_model("qwen2"), wanted)) == found
 
 
 def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):

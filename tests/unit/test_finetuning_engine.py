@@ -7,10 +7,14 @@ import torch
 from test_finetuning import SETTINGS, adapter_of, train
 from test_finetuning import dataset as dataset
 
-from coppice import finetuning, models, output_layer, records
-from coppice.errors import CoppiceError, SettingsError
-from coppice.finetuning import arrangement, recipe
-from coppice.finetuning.examples import IGNORED
+from coppice import models
+from coppice.core import records
+from coppice.core.errors import CoppiceError, SettingsError
+from coppice.models import output_head
+from coppice.stages import recover
+from coppice.stages.recover import lora
+from coppice.stages.recover.engine import batching
+from coppice.stages.recover.examples import IGNORED
 
 ARCHITECTURES = {
     "llama": {},
@@ -21,7 +25,7 @@ ARCHITECTURES = {
 }
 
 
-def lora(model, dropout=0.0, targets="all-linear"):
+def adapted(model, dropout=0.0, targets="all-linear"):
     """A LoRA model whose B matrices are not zero, so that A has gradients too."""
     from peft import LoraConfig, get_peft_model
 
@@ -58,7 +62,7 @@ def gradients(model):
 
 def padded_gradients(model, examples, micro=4):
     """The padded recipe: micro-batches of four in the order given, full logits, the step's targets as normaliser."""
-    total = arrangement.count_targets(examples)
+    total = batching.count_targets(examples)
     for start in range(0, len(examples), micro):
         part = examples[start : start + micro]
         length = max(len(example["input_ids"]) for example in part)
@@ -70,8 +74,8 @@ def padded_gradients(model, examples, micro=4):
 
 
 def engine_gradients(model, examples, **options):
-    engine = arrangement.Engine(model, **{"budget": 100, **options})
-    total, losses = arrangement.count_targets(examples), []
+    engine = batching.Engine(model, **{"budget": 100, **options})
+    total, losses = batching.count_targets(examples), []
     for micro in engine.micro_batches(examples):
         loss = engine.summed_loss(micro) / total
         loss.backward()
@@ -86,10 +90,10 @@ def assert_close(found, expected, tolerance=1e-5):
         assert float((found[name] - gradient).norm()) <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("how", arrangement.ARRANGEMENTS)
+@pytest.mark.parametrize("how", batching.ARRANGEMENTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_are_those_of_the_padded_recipe(tiny_model, architecture, how):
-    model = lora(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
+    model = adapted(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
     examples = some_examples()
     expected = padded_gradients(model, examples)
     for budget in (30, 100, 4000):
@@ -100,14 +104,14 @@ def test_gradients_are_those_of_the_padded_recipe(tiny_model, architecture, how)
 def test_eager_attention_gives_the_same_gradients(tiny_model):
     plain, eager = tiny_model("llama"), tiny_model("llama")
     eager.set_attn_implementation("eager")
-    expected = padded_gradients(lora(plain), some_examples())
-    found, _ = engine_gradients(lora(eager), some_examples(), arrangement="tree")
+    expected = padded_gradients(adapted(plain), some_examples())
+    found, _ = engine_gradients(adapted(eager), some_examples(), arrangement="tree")
     assert_close(found, expected)
 
 
 def test_with_dropout_each_example_alone_has_the_padded_recipes_gradient(tiny_model):
     """One example a micro-batch draws the same masks either way."""
-    model, [example] = lora(tiny_model("llama"), dropout=0.3), some_examples(1)
+    model, [example] = adapted(tiny_model("llama"), dropout=0.3), some_examples(1)
     short = {key: value[:-1] if key != "row" else value for key, value in example.items()}
     torch.manual_seed(5)
     found, _ = engine_gradients(model, [example], arrangement="sorted")
@@ -121,7 +125,7 @@ def test_with_dropout_each_example_alone_has_the_padded_recipes_gradient(tiny_mo
 
 def test_an_adapter_on_the_output_layer_is_trained_through_it(tiny_model):
     targets = ["q_proj", "lm_head"]
-    model = lora(tiny_model("llama"), targets=targets)
+    model = adapted(tiny_model("llama"), targets=targets)
     expected = padded_gradients(model, some_examples())
     assert any("lm_head" in name for name in expected)
     found, _ = engine_gradients(model, some_examples(), arrangement="tree")
@@ -133,7 +137,7 @@ def test_layers_of_different_widths_have_the_same_gradients_too(tiny_model):
     for layer, width in zip(model.model.layers, (48, 20, 33, 7), strict=True):
         layer.mlp.gate_proj, layer.mlp.up_proj = (torch.nn.Linear(32, width, bias=False) for _ in range(2))
         layer.mlp.down_proj = torch.nn.Linear(width, 32, bias=False)
-    model = lora(model)
+    model = adapted(model)
     expected = padded_gradients(model, some_examples())
     assert_close(engine_gradients(model, some_examples(), arrangement="tree")[0], expected)
 
@@ -141,10 +145,10 @@ def test_layers_of_different_widths_have_the_same_gradients_too(tiny_model):
 def test_the_tree_runs_what_examples_share_once(tiny_model):
     stem = list(range(3, 63))
     examples = [{"input_ids": [*stem, 70 + i, 90 + i], "labels": [IGNORED] * 61 + [90 + i], "row": i} for i in range(8)]
-    model = lora(tiny_model("llama"))
+    model = adapted(tiny_model("llama"))
     run = {
-        how: sum(micro.tokens for micro in arrangement.Engine(model, 4000, how).micro_batches(examples))
-        for how in arrangement.ARRANGEMENTS
+        how: sum(micro.tokens for micro in batching.Engine(model, 4000, how).micro_batches(examples))
+        for how in batching.ARRANGEMENTS
     }
     assert run == {"tree": 60 + 8, "sorted": 8 * 61}
 
@@ -152,11 +156,11 @@ def test_the_tree_runs_what_examples_share_once(tiny_model):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_summed_loss_and_its_gradient_are_cross_entropys(monkeypatch, bias, trained):
-    monkeypatch.setattr(output_layer, "TRAINING_CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
+    monkeypatch.setattr(output_head, "TRAINING_CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 300, bias=bias).requires_grad_(trained), torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(300, (40,))
-    loss = output_layer.summed_loss(head, hidden, targets)
+    loss = output_head.summed_loss(head, hidden, targets)
     (loss / 40).backward()
     found, hidden.grad = [hidden.grad, head.weight.grad], None
     head.weight.grad = None
@@ -173,14 +177,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
 ):
     folder = tiny_checkpoint("llama")
     whole = train(folder, dataset, tmp_path / "whole")
-    real = arrangement.Engine.summed_loss
+    real = batching.Engine.summed_loss
 
     def scarce(self, micro):
         if micro.tokens > 12 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, micro)
 
-    monkeypatch.setattr(arrangement.Engine, "summed_loss", scarce)
+    monkeypatch.setattr(batching.Engine, "summed_loss", scarce)
     record = train(folder, dataset, tmp_path / "scarce")
     assert record["tokens_at_a_time"] < 128 and "out of memory at step 1" in caplog.text
     assert record["steps"] == whole["steps"] and record["tokens_seen"] == whole["tokens_seen"]
@@ -248,7 +252,7 @@ def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoi
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_a_quantised_base_takes_an_adapter(tiny_checkpoint, dataset, tmp_path, bits):
     source = models.Source(str(tiny_checkpoint("llama")), quantize=bits)
-    finetuning.finetune({"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3)
+    recover.finetune({"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3)
     record = records.read(tmp_path / "finetuning_config.json")
     assert record["validation_loss"] < record["first_validation_loss"]
     assert models.load(source, tmp_path)(torch.tensor([[5, 6, 9]])).logits.isfinite().all()
@@ -278,12 +282,12 @@ def test_loftq_without_a_gpu_is_told(tiny_checkpoint, dataset, tmp_path):
 
 def validation_loss(model, dataset, output):
     """The validation loss of `model` by transformers' own loss, over the rows that the record says were held out."""
-    from coppice.finetuning import examples
+    from coppice.stages.recover import examples
 
     settings = records.read(output / "finetuning_config.json")["settings"]
     tokenizer = models.load_tokenizer(output)
     _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3)
-    total = arrangement.count_targets(held)
+    total = batching.count_targets(held)
     with torch.no_grad():
         return sum(
             model(
@@ -316,12 +320,12 @@ def test_what_peft_refuses_is_told_with_the_key(tiny_model):
     settings = copy.deepcopy(SETTINGS)
     settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
     with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
-        recipe.prepare(tiny_model("llama"), settings, None, some_examples())
+        lora.prepare(tiny_model("llama"), settings, None, some_examples())
 
 
 def test_a_model_that_takes_no_tree_is_told_when_the_tree_was_asked_for(tiny_model, monkeypatch):
-    monkeypatch.setattr("coppice.prefix_tree.TreeForward.usable", lambda self: False)
-    model = lora(tiny_model("llama"))
-    assert arrangement.Engine(model, 100).arrangement == "sorted"
+    monkeypatch.setattr("coppice.models.prefix_tree.TreeForward.usable", lambda self: False)
+    model = adapted(tiny_model("llama"))
+    assert batching.Engine(model, 100).arrangement == "sorted"
     with pytest.raises(CoppiceError, match="sorted"):
-        arrangement.Engine(model, 100, "tree")
+        batching.Engine(model, 100, "tree")

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from test_finetuning import SETTINGS, adapter_of, train
 from test_finetuning import dataset as dataset
 
-from coppice import models, records
-from coppice.errors import CoppiceError, SettingsError
-from coppice.finetuning import arrangement, checkpoints, processes, progress, sharding, trainer, training
+from coppice import models
+from coppice.core import records
+from coppice.core.errors import CoppiceError, SettingsError
+from coppice.stages.recover import training
+from coppice.stages.recover.engine import batching, checkpoints, processes, progress, sharding, trainer
 
 # Dropout, so that the random state counts; several epochs, so that the order of the data does.
 RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
@@ -259,14 +261,14 @@ def with_scarce_memory(limit):
 
 def scarce_memory_in_the_second_process(arguments, limit):
     """In place of the training: the second process has less memory than the first."""
-    real = arrangement.Engine.summed_loss
+    real = batching.Engine.summed_loss
 
     def scarce(self, micro):
         if os.environ["RANK"] == "1" and micro.tokens > limit and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, micro)
 
-    arrangement.Engine.summed_loss = scarce
+    batching.Engine.summed_loss = scarce
     training._train(**arguments)
 
 

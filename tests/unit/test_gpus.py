@@ -12,14 +12,14 @@ from unittest import mock
 
 import pytest
 
-from coppice import gpus, jobs
-from coppice.errors import CoppiceError
+from coppice.core import gpus, jobs
+from coppice.core.errors import CoppiceError
 
-PACKAGE = str(Path(gpus.__file__).parents[1])
+PACKAGE = str(Path(gpus.__file__).parents[2])
 # A job: leases, notes that it holds a device and that it let go, each in one write.
 JOB = """
 import os, sys, time
-from coppice import gpus, jobs
+from coppice.core import gpus, jobs
 count, seconds, log = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 memory = int(sys.argv[4]) if len(sys.argv) > 4 else None
 def note(what, names):

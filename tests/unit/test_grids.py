@@ -2,8 +2,8 @@
 
 import pytest
 
-from coppice import records
-from coppice.grids import Checks
+from coppice.core import records
+from coppice.planning.grid_checks import Checks
 
 GRID = {"depth-0.25": {"method": "depth", "ratio": 0.25}, "mine": {"method": "width", "ratio": 0.5}}
 MORE = {"depth-0.1": {"method": "depth", "ratio": 0.1}}

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from coppice import claims, errors, jobs, logs, records
+from coppice.core import errors, jobs, locks, logs, records
 
 # A job as the scripts frame it: counts that it computed, then fails as its argument says
 JOB = """
 import sys
-from coppice import errors, logs
+from coppice.core import errors, logs
 with logs.job("job.log", status="status.json", title="finetune Tiny best_acc"):
     assert "torch" not in sys.modules
     with open("computed", "a") as file:
@@ -70,7 +70,7 @@ def test_a_job_outside_any_run_is_always_computed(attempt):
 
 
 def test_a_job_without_a_status_of_its_own_keeps_it_beside_its_log(tmp_path):
-    code = 'from coppice import logs\nwith logs.job("fetch.M.1.log"): pass'
+    code = 'from coppice.core import logs\nwith logs.job("fetch.M.1.log"): pass'
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
     assert json.loads((tmp_path / "fetch.M.1.status.json").read_text())["state"] == "done"
 
@@ -93,7 +93,7 @@ def test_an_interruption_while_another_process_is_at_the_job_leaves_that_ones_st
     attempt("first", "pass")
     before = (tmp_path / "status.json").read_text()
     waiting = f"import signal; signal.alarm(2); signal.signal(signal.SIGALRM, signal.default_int_handler)\n{JOB}"
-    with claims.alone(tmp_path / "job.log"):
+    with locks.alone(tmp_path / "job.log"):
         done = subprocess.run([sys.executable, "-c", waiting, "pass"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 130 and "Traceback" not in done.stderr
     assert (tmp_path / "status.json").read_text() == before
@@ -116,7 +116,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
 
 
 def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_path):
-    job = 'from coppice import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
+    job = 'from coppice.core import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
     for level, status in (("1", 0), ("2", 1)):
         environment = os.environ | {"PYTHONOPTIMIZE": level}
         command = [sys.executable, "-c", job]

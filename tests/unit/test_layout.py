@@ -9,66 +9,21 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow/scripts/coppice"
-STOREYS = [
-    {
-        "claims",
-        "disks",
-        "errors",
-        "parsing",
-        "redaction",
-        "records",
-        "fingerprints",
-        "logs",
-        "settings",
-        "gpus",
-        "grids",
-        "jobs",
-        "large_studies",
-        "layout",
-        "local_data",
-        "sharing",
-    },
-    {
-        "checkpoint_files",
-        "models",
-        "data",
-        "hub",
-        "miniature",
-        "statistics",
-        "output_layer",
-        "contrasts",
-        "sizes",
-        "cost",
-        "odd_shapes",
-        "prefix_tree",
-        "fronts",
-        "pairing",
-        "phrases",
-        "pages",
-        "plotting",
-        "prompts",
-        "estimates",
-        "sizing",
-    },
-    {
-        "ablation",
-        "candidates",
-        "comparison",
-        "comparison_text",
-        "evaluation",
-        "fetching",
-        "finetuning",
-        "perplexity",
-        "pickles",
-        "planning",
-        "pruning",
-        "reporting",
-        "selection",
-        "tracing",
-        "zero_shot",
-    },
-    {"by_hand", "cli", "__main__", "__init__"},
-]
+# From the bottom up: a storey imports from those below it
+STOREYS = (
+    "core",
+    "stats",
+    "models",
+    "study",
+    "render",
+    "data",
+    "miniature",
+    "stages",
+    "report",
+    "ablation",
+    "planning",
+    "cli",
+)
 
 
 def pins(path):
@@ -94,31 +49,48 @@ def test_a_script_is_thin_and_says_what_it_does(script):
     assert len(text.splitlines()) < 40 and ast.get_docstring(ast.parse(text))
 
 
-@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def storey_of(parts):
+    """The place of a module's storey; what lies in none may import anything."""
+    return STOREYS.index(parts[0]) if parts[0] in STOREYS else len(STOREYS)
+
+
+def test_every_module_lies_in_a_storey():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(STOREYS)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_is_short_documented_and_imports_only_downwards(module):
     tree = ast.parse(module.read_text())
     assert len(module.read_text().splitlines()) <= 400
     assert ast.get_docstring(tree), "no module docstring"
     parts = module.relative_to(PACKAGE).with_suffix("").parts
-    own = storey_of(parts[0])
-    for name in imported(tree, parts):
-        assert storey_of(name) <= own, f"{'.'.join(parts)} imports {name}, which stands above it"
+    for storey in imported(tree):
+        assert storey_of([storey]) <= storey_of(parts), f"{'.'.join(parts)} imports {storey}, which stands above it"
 
 
-def storey_of(name):
-    return next(level for level, names in enumerate(STOREYS) if name in names)
+def test_two_modules_of_one_name_are_the_same_thing_of_different_kinds():
+    names = [path.stem for path in MODULES if path.stem not in ("__init__", "__main__")]
+    assert {name for name in names if names.count(name) > 1} == {"figures", "tables", "reuse"}
 
 
-def imported(tree, parts):
-    """Top-level names of the package that a module imports, anywhere in it."""
+def imported(tree):
+    """The storeys that a module imports from, anywhere in it; a relative import stays inside its storey."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            inside = parts[: len(parts) - node.level]
-            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-            if not inside:
-                yield from (name for name in names if not name.startswith("__"))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "coppice":
-            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] == "coppice":
+            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            yield from (name for name in names if name != "__version__")
+
+
+def test_no_relative_import_leaves_its_storey():
+    for module in MODULES:
+        parts = module.relative_to(PACKAGE).parts
+        levels = [node.level for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert max(levels, default=0) < max(len(parts), 2), module
 
 
 def test_partitions_and_accounts_stand_in_the_profile_alone():
@@ -131,9 +103,3 @@ def test_partitions_and_accounts_stand_in_the_profile_alone():
 def test_every_rule_file_opens_with_its_contract():
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         assert path.read_text().startswith('"""'), path.name
-
-
-def test_the_readme_has_a_line_for_every_file_of_the_workflow():
-    text = (ROOT / "README.md").read_text()
-    names = [path.name for path in (ROOT / "workflow").rglob("*") if path.suffix in (".py", ".smk")]
-    assert not [name for name in names if name != "__init__.py" and f" {name} " not in text]

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coppice import models
-from coppice.errors import CheckpointError
+from coppice.core.errors import CheckpointError
 
 
 def test_a_checkpoint_loads_as_plain_transformers_does(tiny_checkpoint):
@@ -74,7 +74,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tiny_model
 
 
 def test_a_models_record_is_followed_from_another_working_directory(tmp_path, monkeypatch):
-    from coppice import records
+    from coppice.core import records
 
     (tmp_path / "study/resources/checkpoint").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "study")

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from coppice import models, odd_shapes, sizes
-from coppice.errors import CheckpointError
+from coppice import models
+from coppice.core.errors import CheckpointError
+from coppice.models import footprint, pruned_shapes
 
 IDS = torch.tensor([[5, 6, 9, 10, 77, 3, 40, 41], [9, 8, 7, 6, 5, 4, 3, 99]])
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")
@@ -56,15 +57,15 @@ def load(folder):
 def test_it_loads_with_the_identical_logits_with_and_without_a_manifest(odd):
     model, folder = odd
     assert torch.equal(load(folder)(IDS).logits, model(IDS).logits)
-    found = odd_shapes.write_manifest(folder, model.config)
+    found = pruned_shapes.write_manifest(folder, model.config)
     assert set(found) == {0, 1, 3} and found[0] == {
         "num_attention_heads": 6,
         "num_key_value_heads": 3,
         "intermediate_size": 30,
     }
-    assert set(json.loads((folder / odd_shapes.MANIFEST).read_text())["per_layer_config"]) == {"0", "1", "3"}
+    assert set(json.loads((folder / pruned_shapes.MANIFEST).read_text())["per_layer_config"]) == {"0", "1", "3"}
     assert torch.equal(load(folder)(IDS).logits, model(IDS).logits)
-    assert sizes.measure(load(folder)) == sizes.measure(model)
+    assert footprint.measure(load(folder)) == footprint.measure(model)
 
 
 def test_it_generates_with_its_cache_what_it_says_without(odd):
@@ -89,7 +90,7 @@ def test_an_adapter_is_put_on_it_merged_and_loaded_again(odd, tmp_path):
     assert torch.equal(again(IDS).logits, expected) and isinstance(again, PeftModel)
     merged = again.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    odd_shapes.write_manifest(tmp_path / "merged", merged.config)
+    pruned_shapes.write_manifest(tmp_path / "merged", merged.config)
     torch.testing.assert_close(load(tmp_path / "merged")(IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -135,13 +136,13 @@ def edit_config(folder, **changes):
 
 def test_a_manifest_that_is_not_the_weights_is_refused(odd):
     model, folder = odd
-    odd_shapes.write_manifest(folder, model.config)
-    content = json.loads((folder / odd_shapes.MANIFEST).read_text())
+    pruned_shapes.write_manifest(folder, model.config)
+    content = json.loads((folder / pruned_shapes.MANIFEST).read_text())
     content["per_layer_config"]["1"]["intermediate_size"] = 40
-    (folder / odd_shapes.MANIFEST).write_text(json.dumps(content))
+    (folder / pruned_shapes.MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"pruned_shapes\.json: layer 1 .*40 MLP channels.*48 MLP channels"):
         load(folder)
-    (folder / odd_shapes.MANIFEST).write_text('{"per_layer_config": {"1": ')
+    (folder / pruned_shapes.MANIFEST).write_text('{"per_layer_config": {"1": ')
     with pytest.raises(CheckpointError, match="is no manifest"):
         load(folder)
 

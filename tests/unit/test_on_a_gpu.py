@@ -17,9 +17,10 @@ from test_finetuning import dataset as dataset
 from test_finetuning_engine import assert_close, engine_gradients, lora, padded_gradients, some_examples
 from test_zero_shot_engine import harness, instances, multiple_choice, words
 
-from coppice import data, gpus
-from coppice.finetuning import arrangement
-from coppice.zero_shot.engine import PrefixTreeLM
+from coppice import data
+from coppice.core import gpus
+from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
+from coppice.stages.recover.engine import batching
 
 pytestmark = pytest.mark.skipif(
     not (os.environ.get("COPPICE_TEST_GPU") and torch.cuda.is_available()),
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 ARCHITECTURES = [("llama", {}), ("qwen2", {}), ("mistral", {"sliding_window": 7})]
 JOB = """
-from coppice import gpus
+from coppice.core import gpus
 with gpus.lease(1) as taken:
     import torch
     print(torch.cuda.device_count(), len(taken), torch.ones(2, device="cuda").sum().item())
@@ -61,7 +62,7 @@ def test_in_bfloat16_scores_are_as_near_to_the_exact_ones_as_the_harness_s(
     assert ours.mean() <= 1.5 * theirs.mean() and ours.max() <= 2 * theirs.max()
 
 
-@pytest.mark.parametrize("how", arrangement.ARRANGEMENTS)
+@pytest.mark.parametrize("how", batching.ARRANGEMENTS)
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
 def test_gradients_are_those_of_the_padded_recipe_on_a_cpu(tiny_model, architecture, overrides, how):
     model, examples = lora(tiny_model(architecture, **overrides)), some_examples()
@@ -103,6 +104,6 @@ def test_memory_that_runs_out_halves_the_tokens_at_a_time(tiny_checkpoint, tmp_p
 def test_a_job_leases_a_device_that_the_driver_lists(tmp_path):
     devices = gpus.visible()
     assert devices and all(device.memory and device.uuid.startswith(("GPU-", "MIG-")) for device in devices)
-    environment = os.environ | {"COPPICE_GPU_LEASES": str(tmp_path), "PYTHONPATH": str(Path(gpus.__file__).parents[1])}
+    environment = os.environ | {"COPPICE_GPU_LEASES": str(tmp_path), "PYTHONPATH": str(Path(gpus.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", JOB], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "2.0"]

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppice import data, output_layer, perplexity
-from coppice.errors import DataError
+from coppice import data
+from coppice.core.errors import DataError
+from coppice.models import output_head
+from coppice.stages.evaluate import perplexity
 
 
 def reference(model, ids, seq_len, bos=None):
@@ -117,7 +119,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("vocab_size", [128, 30000])
 def test_memory_does_not_grow_with_the_vocabulary(tiny_model, tiny_tokenizer, monkeypatch, vocab_size):
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(output_head, "CHUNK_BYTES", 2**20)
     model = tiny_model("llama", vocab_size=vocab_size)
     protocol = perplexity.Protocol("test", 128, 128, join={"": " "})
     with LargestTensor() as seen:

@@ -8,8 +8,11 @@ import torch
 from test_odd_shapes import IDS, load, narrow
 from torch import nn
 
-from coppice import cli, odd_shapes, pickles
-from coppice.errors import CheckpointError
+import coppice
+from coppice import cli
+from coppice.core.errors import CheckpointError
+from coppice.models import pruned_shapes
+from coppice.stages.prune import pickles
 
 
 class Pruned(nn.Module):
@@ -34,7 +37,7 @@ def test_it_becomes_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys)
     assert cli.main(["import-pickle", str(path), str(tmp_path / "out"), "--i-trust-this-file"]) == 0
     assert "2 of them with widths of their own" in capsys.readouterr().out
     assert torch.equal(load(tmp_path / "out")(IDS).logits, model(IDS).logits)
-    assert (tmp_path / "out" / odd_shapes.MANIFEST).is_file()
+    assert (tmp_path / "out" / pruned_shapes.MANIFEST).is_file()
     assert not list(tmp_path.glob(".*partial"))
 
 
@@ -74,7 +77,7 @@ def test_a_pickle_without_a_tokenizer_takes_the_base_models(pickled, tiny_checkp
 
 
 def test_nothing_else_in_the_project_unpickles():
-    for path in Path(pickles.__file__).parent.rglob("*.py"):
+    for path in Path(coppice.__file__).parent.rglob("*.py"):
         names = {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}
         assert not names & {"pickle", "dill", "cloudpickle", "joblib"}, path
         assert path.name == "pickles.py" or "weights_only=False" not in path.read_text(), path

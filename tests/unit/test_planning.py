@@ -11,8 +11,11 @@ import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from coppice import cli, estimates, planning, settings, sizing
-from coppice.miniature import recipes, training
+from coppice import cli
+from coppice.miniature import pretraining, tiny_models
+from coppice.models import estimates
+from coppice.planning import job_resources, plan
+from coppice.study import settings
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -93,11 +96,11 @@ def test_a_plan_takes_the_words_that_snakemake_takes(capsys):
 
 def test_a_plan_says_what_its_jobs_ask_for():
     study = settings.load(yaml.safe_load(Path("config/full.yaml").read_text()))
-    found = {stage.name: stage for stage in planning.plan(study, 150).stages}
-    asked = [sizing.Sizes(study).asked("finetune", model) for model in study.models]
+    found = {stage.name: stage for stage in plan.plan(study, 150).stages}
+    asked = [job_resources.Sizes(study).asked("finetune", model) for model in study.models]
     for key in ("mem_mb", "gpu_mem_mb", "disk_mb", "runtime"):
         assert getattr(found["finetune"], key) == max(one[key] for one in asked)
-    without = {stage.name: stage for stage in planning.plan(study, 150, on_gpu=False).stages}
+    without = {stage.name: stage for stage in plan.plan(study, 150, on_gpu=False).stages}
     assert without["finetune"].gpu_mem_mb == 0 and without["finetune"].hours > 100 * found["finetune"].hours
 
 
@@ -113,8 +116,8 @@ def test_the_miniature_study_is_planned_before_its_models_are_built(tmp_path, ca
 def test_a_miniature_has_the_size_that_was_foretold(name, tmp_path):
     rng = random.Random(0)
     words = [" ".join("".join(rng.choices(string.ascii_lowercase, k=9)) for _ in range(300)) for _ in range(9)]
-    training.train_base(name.partition("-")[0], training.Text(words, [], []), tmp_path, seed=0, steps=1)
-    assert estimates.shape_in(recipes.expected(name)) == estimates.shape_of(tmp_path / "config.json")
+    pretraining.train_base(name.partition("-")[0], pretraining.Text(words, [], []), tmp_path, seed=0, steps=1)
+    assert estimates.shape_in(tiny_models.expected(name)) == estimates.shape_of(tmp_path / "config.json")
 
 
 def test_a_model_of_unknown_size_is_named_and_left_out(tmp_path, capsys, monkeypatch):

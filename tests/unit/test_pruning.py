@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coppice import models, odd_shapes
-from coppice.errors import CheckpointError, DataError, SettingsError
-from coppice.pruning import importance, prune, resolve
+from coppice import models
+from coppice.core.errors import CheckpointError, DataError, SettingsError
+from coppice.models import pruned_shapes
+from coppice.stages.prune import importance, prune, resolve
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral"]
 POINTS = {
@@ -253,7 +254,7 @@ def test_a_global_ranking_makes_an_odd_shaped_checkpoint_that_loads(
     models.save(result.model, tiny_tokenizer, tmp_path)
     loaded = models.load(models.Source(str(tmp_path)))
     assert torch.equal(logits(loaded, token_batches()[0]), logits(result.model, token_batches()[0]))
-    assert (tmp_path / odd_shapes.MANIFEST).is_file()
+    assert (tmp_path / pruned_shapes.MANIFEST).is_file()
 
 
 def linear_weights(model):
@@ -477,5 +478,5 @@ def test_models_and_batches_that_cannot_be_used_are_refused(tiny_model, token_ba
 
 
 def test_points_are_checked_without_importing_torch():
-    code = "import sys; import coppice.pruning; sys.exit('torch' in sys.modules)"
+    code = "import sys; import coppice.stages.prune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

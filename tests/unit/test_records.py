@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from coppice import fingerprints, large_studies, records
+from coppice.core import fingerprints, records
+from coppice.planning import gathered_inputs
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
@@ -82,13 +83,13 @@ def test_a_gathered_file_changes_with_what_the_files_say_and_not_with_when_they_
     record, rows, gathered = (tmp_path / name for name in ("dataset.json", "rows.yaml", "gathered.json"))
     records.write(record, {"rows": 3, "provenance": {"started": "today"}})
     rows.write_text("a")
-    large_studies.gather([record, rows], gathered)
+    gathered_inputs.gather([record, rows], gathered)
     before = gathered.read_bytes()
     records.write(record, {"rows": 3, "provenance": {"started": "tomorrow"}})
-    large_studies.gather([record, rows], gathered)
+    gathered_inputs.gather([record, rows], gathered)
     assert gathered.read_bytes() == before
     records.write(record, {"rows": 4})
-    large_studies.gather([record, rows], gathered)
+    gathered_inputs.gather([record, rows], gathered)
     assert gathered.read_bytes() != before
 
 
@@ -97,7 +98,7 @@ def test_a_gathered_file_goes_where_it_names_one_that_is_gone(tmp_path):
     kept, lost = tmp_path / "kept.json", tmp_path / "lost.json"
     for name, path in (("whole", kept), ("stale", lost)):
         records.write(path, {})
-        large_studies.gather([path], tmp_path / f".gathered/{name}.json")
+        gathered_inputs.gather([path], tmp_path / f".gathered/{name}.json")
     lost.unlink()
-    assert [path.stem for path in large_studies.forget_stale(tmp_path / ".gathered")] == ["stale"]
+    assert [path.stem for path in gathered_inputs.forget_stale(tmp_path / ".gathered")] == ["stale"]
     assert (tmp_path / ".gathered/whole.json").is_file()

@@ -19,9 +19,11 @@ import pytest
 from rich.console import Console
 from synthetic_records import SIX, Synthetic
 
-from coppice import cli, fingerprints, records, reporting
-from coppice.reporting import answers, evidence, failures
-from coppice.reporting import study as studies
+from coppice import cli
+from coppice.core import fingerprints, records
+from coppice.report import study_report
+from coppice.report.study_report import answers, failures, measurements
+from coppice.report.study_report import study_records as studies
 
 SMALL = {"items": 40, "windows": 20}
 EVIL = "<script>alert(1)</script>"
@@ -39,7 +41,7 @@ COST = {
 def whole(tmp_path_factory):
     """A whole study of 6 x 2 with its report."""
     study = Synthetic(tmp_path_factory.mktemp("whole"), **SMALL).build()
-    reporting.write_report(study.results, study.pairs, study.models, study.results / "report", {"seed": 42})
+    study_report.write_report(study.results, study.pairs, study.models, study.results / "report", {"seed": 42})
     return study
 
 
@@ -53,21 +55,21 @@ def copied(whole, tmp_path):
 
 def _render(study, pairs=None, models=None, metadata=None):
     output = study.results / "report"
-    reporting.write_report(study.results, pairs or study.pairs, models or study.models, output, metadata)
+    study_report.write_report(study.results, pairs or study.pairs, models or study.models, output, metadata)
     return (output / "study_report.html").read_text(), (output / "study_report.md").read_text()
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
     """Leave the drawing out where a test is about text: it is most of the time."""
-    from coppice.reporting import figures
+    from coppice.report.study_report import figures
 
-    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(reporting.FIGURES, ""))
+    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(study_report.FIGURES, ""))
 
 
 def _answers(study, pairs=None, models=None):
     found = studies.read(study.results, pairs or study.pairs, models or study.models)
-    return {answer.key: answer for answer in answers.answers(found, evidence.gather(found))}
+    return {answer.key: answer for answer in answers.answers(found, measurements.gather(found))}
 
 
 class _Page(HTMLParser):
@@ -91,8 +93,8 @@ class _Page(HTMLParser):
 def test_every_promised_file_is_written(whole):
     report = whole.results / "report"
     names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
-    figures = {f"figures/{name}.{kind}" for name in reporting.FIGURES for kind in ("png", "svg")}
-    expected = {"study_report.html", "study_report.md", *(f"{name}.csv" for name in reporting.TABLES), *figures}
+    figures = {f"figures/{name}.{kind}" for name in study_report.FIGURES for kind in ("png", "svg")}
+    expected = {"study_report.html", "study_report.md", *(f"{name}.csv" for name in study_report.TABLES), *figures}
     assert names == expected
 
 
@@ -101,7 +103,7 @@ def test_the_page_needs_nothing_from_outside(whole):
     page = _Page(text)
     assert page.addresses == []
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert page.tags.count("svg") == len(reporting.FIGURES)
+    assert page.tags.count("svg") == len(study_report.FIGURES)
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -249,7 +251,7 @@ def test_nothing_done_yet_is_a_report_too(tmp_path):
     study.results.mkdir()
     page, _ = _render(study)
     assert page.count("not enough evidence") >= 5
-    assert _Page(page).tags.count("svg") == len(reporting.FIGURES)
+    assert _Page(page).tags.count("svg") == len(study_report.FIGURES)
 
 
 @pytest.mark.slow
@@ -272,7 +274,7 @@ def test_damaged_records_and_numbers_that_are_none_are_failures(copied):
 def test_samples_that_are_no_parquet_are_left_out_and_named(copied):
     (copied.folder("finetuned", "Llama", "best_ppl") / "samples" / "piqa.parquet").write_text("not parquet")
     found = studies.read(copied.results, copied.pairs, copied.models)
-    (note,) = evidence.gather(found).notes
+    (note,) = measurements.gather(found).notes
     assert note.startswith("Llama best_ppl finetuned: no usable samples of piqa") and "piqa.parquet" in note
 
 
@@ -303,11 +305,11 @@ def test_later_records_are_shown_where_they_are(copied, no_figures):
 @pytest.mark.slow
 def test_rendering_imports_neither_torch_nor_transformers(whole, tmp_path):
     code = (
-        "import sys; from coppice import reporting\n"
+        "import sys; from coppice.report import study_report as reporting\n"
         f"reporting.write_report({str(whole.results)!r}, [('Llama', 'best_acc')], {{}}, {str(tmp_path)!r}, {{}})\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
-    scripts = Path(reporting.__file__).parents[2]
+    scripts = Path(study_report.__file__).parents[3]
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(scripts)}, capture_output=True, text=True
     )
@@ -410,8 +412,8 @@ def test_a_pipe_gets_the_whole_table_whatever_the_width_of_a_terminal(whole, cap
 @pytest.mark.parametrize("columns", [80, 60, 40])
 def test_a_narrow_terminal_shows_every_number_whole(whole, columns):
     narrow, wide = io.StringIO(), io.StringIO()
-    reporting.overview(whole.results, whole.pairs, Console(file=narrow, force_terminal=True, width=columns))
-    reporting.overview(whole.results, whole.pairs, Console(file=wide))
+    study_report.overview(whole.results, whole.pairs, Console(file=narrow, force_terminal=True, width=columns))
+    study_report.overview(whole.results, whole.pairs, Console(file=wide))
     found = [re.findall(r"\d+\.\d+", text.getvalue()) for text in (narrow, wide)]
     assert sorted(found[0]) == sorted(found[1]) and len(found[1]) == 12 * 6
     assert not _cut(narrow.getvalue())
@@ -495,7 +497,7 @@ def test_a_folder_that_is_not_there_is_told_in_a_line(command, tmp_path, capsys)
 
 def test_help_needs_no_heavy_import():
     code = "import sys, coppice.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(len(sys.modules))"
-    scripts = Path(reporting.__file__).parents[2]
+    scripts = Path(study_report.__file__).parents[3]
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(scripts)}, capture_output=True, text=True
     )
@@ -547,7 +549,7 @@ def test_the_page_works_in_a_browser(whole, tmp_path, width):
 
     facts = json.loads(html.unescape(re.search(r'data-facts="([^"]*)"', run.stdout)[1]))
     assert facts["told"] == []
-    assert facts["drawn"] == len(reporting.FIGURES)
+    assert facts["drawn"] == len(study_report.FIGURES)
     assert facts["up"] == sorted(facts["up"], key=float) and facts["down"] == facts["up"][::-1]
     assert facts["overflow"] <= 0  # wide parts scroll by themselves, the page does not
 
@@ -559,7 +561,7 @@ def test_ablations_are_shown_with_what_runs_and_why_something_failed(tmp_path):
         path = tmp_path / ".status/ablation" / f"mine.{name.replace(' ', '.')}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts | {"host": host, "pid": os.getpid()}))
-    lines = reporting.ablations(tmp_path)
+    lines = study_report.ablations(tmp_path)
     assert lines[0] == "ablation mine: jobs 1 done, 1 running, 1 failed (full 42)"
     assert lines[1] == "  failed: all 42: NaN"
 

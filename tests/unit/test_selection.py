@@ -9,9 +9,13 @@ from pathlib import Path
 import pandas
 import pytest
 
-from coppice import candidates, fingerprints, fronts, models, records, selection
-from coppice.errors import CheckpointError, CoppiceError
-from coppice.selection import criteria, margins
+from coppice import models
+from coppice.core import fingerprints, records
+from coppice.core.errors import CheckpointError, CoppiceError
+from coppice.stages import select
+from coppice.stages.prune import candidates
+from coppice.stages.select import margins, ranking
+from coppice.stats import pareto
 
 
 def scored(**values):
@@ -29,7 +33,7 @@ KNEE = by(None, None) | {"pareto": "knee", "metrics": {"average_acc": "max", "pp
 
 
 def order(entries, criterion):
-    return [name for name, _ in criteria.rank(entries, criterion)]
+    return [name for name, _ in ranking.rank(entries, criterion)]
 
 
 def test_the_highest_wins_for_max_and_the_lowest_for_min():
@@ -44,7 +48,7 @@ def test_ties_go_to_fewer_parameters_and_then_to_the_name():
 
 def test_a_candidate_without_the_metric_is_named():
     with pytest.raises(CoppiceError, match=r"candidate a .* ppl\.ptb"):
-        criteria.rank(scored(a=(0.5, 1)), by("ppl.ptb", "min"))
+        ranking.rank(scored(a=(0.5, 1)), by("ppl.ptb", "min"))
 
 
 def points(**values):
@@ -53,13 +57,13 @@ def points(**values):
 
 def test_the_pareto_front_by_hand():
     accuracy, perplexity = [0.5, 0.6, 0.4, 0.6, float("nan")], [10, 20, 30, 25, 5]
-    assert fronts.pareto(accuracy, perplexity) == [True, True, False, False, False]
+    assert pareto.pareto(accuracy, perplexity) == [True, True, False, False, False]
 
 
 def test_the_knee_is_the_point_of_the_front_farthest_from_the_line_between_its_ends():
     """Scaled over the front, `bend` lies at (0.8, 0.2): 0.6 / sqrt(2) from the diagonal, `near` at (0.9, 0.6)."""
     entries = points(fluent=(0.4, 10), near=(0.58, 22), bend=(0.56, 14), sharp=(0.6, 30), beaten=(0.5, 25))
-    found = criteria.rank(entries, KNEE)
+    found = ranking.rank(entries, KNEE)
     assert [name for name, _ in found] == ["bend", "near", "fluent", "sharp"]
     assert found[0][1] == pytest.approx(0.6 / 2**0.5) and found[1][1] == pytest.approx(0.3 / 2**0.5)
     upside_down = KNEE | {"metrics": {"ppl": "min", "average_acc": "max"}}
@@ -75,12 +79,12 @@ def test_a_front_of_two_has_no_knee_and_the_smaller_model_wins():
 def test_what_lies_outside_the_bounds_is_passed_over_and_named():
     entries = scored(large=(0.7, 100), small=(0.5, 10), tiny=(0.3, 1))
     where = by("average_acc", "max", parameters={"max": 50}, average_acc={"min": 0.5})["where"]
-    left, outside = criteria.within_bounds(entries, where)
+    left, outside = ranking.within_bounds(entries, where)
     assert left == ["small"]
     assert outside["large"] == "parameters 100, at most 50 is asked for" and "at least 0.5" in outside["tiny"]
-    assert criteria.within_bounds(scored(big=(0.7, 5 * 10**9)), by("", "", parameters={"max": 6.0e9})["where"])[0]
+    assert ranking.within_bounds(scored(big=(0.7, 5 * 10**9)), by("", "", parameters={"max": 6.0e9})["where"])[0]
     with pytest.raises(CoppiceError, match=r"no candidate keeps the bounds.*large.*tiny"):
-        criteria.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
+        ranking.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
 
 
 def evaluated(folder, right, losses):
@@ -100,10 +104,10 @@ def evaluated(folder, right, losses):
 
 
 def test_a_given_perplexity_stands_for_every_one_and_acc_for_the_mean():
-    metrics = criteria.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
-    assert criteria.value_of(metrics, "ppl.wikitext2") == 20.0 and criteria.value_of(metrics, "acc") == 0.4
-    given = metrics | criteria.metrics_of(given={"ppl": 12.0, "acc": 0.5})
-    assert criteria.value_of(given, "ppl.wikitext2") == 12.0 and criteria.value_of(given, "acc") == 0.5
+    metrics = ranking.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
+    assert ranking.value_of(metrics, "ppl.wikitext2") == 20.0 and ranking.value_of(metrics, "acc") == 0.4
+    given = metrics | ranking.metrics_of(given={"ppl": 12.0, "acc": 0.5})
+    assert ranking.value_of(given, "ppl.wikitext2") == 12.0 and ranking.value_of(given, "acc") == 0.5
 
 
 def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
@@ -129,10 +133,10 @@ def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
 
 def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
     both = {"best_acc": by("average_acc", "max"), "best_ppl": by("ppl.wikitext2", "min", parameters={"max": 9})}
-    assert not selection.needs_scoring({"path": "p", "given": {"acc": 0.5, "ppl": 9.0}}, both)
-    assert selection.needs_scoring({"path": "p", "given": {"acc": 0.5}}, both)
-    assert selection.needs_scoring({"path": "p", "given": {"acc": 0.5}}, {"knee": KNEE})
-    assert selection.needs_scoring({"method": "depth"}, both)
+    assert not select.needs_scoring({"path": "p", "given": {"acc": 0.5, "ppl": 9.0}}, both)
+    assert select.needs_scoring({"path": "p", "given": {"acc": 0.5}}, both)
+    assert select.needs_scoring({"path": "p", "given": {"acc": 0.5}}, {"knee": KNEE})
+    assert select.needs_scoring({"method": "depth"}, both)
 
 
 def take_in(path, folder, **given):
@@ -157,7 +161,7 @@ def two_candidates(tiny_checkpoint, tmp_path):
 def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates, tmp_path):
     for config, metric, mode, best in (("a", "average_acc", "max", "good"), ("p", "ppl.wikitext2", "min", "fluent")):
         criterion = by(metric, mode)
-        selection.select_best({"model": "M", "config": config}, criterion, two_candidates, tmp_path / config)
+        select.select_best({"model": "M", "config": config}, criterion, two_candidates, tmp_path / config)
         info = records.read(tmp_path / config / "selection_info.json")
         assert info["candidate"] == best and info["metrics_from"] == "the user's table"
         assert info["runner_up"]["margin"] == pytest.approx(0.1 if config == "a" else 10.0)
@@ -165,7 +169,7 @@ def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates,
 
 def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
     criterion = by("average_acc", "max")
-    selection.select_best({"model": "M", "config": "a"}, criterion, two_candidates, tmp_path / "a")
+    select.select_best({"model": "M", "config": "a"}, criterion, two_candidates, tmp_path / "a")
     assert (tmp_path / "a/model.safetensors").is_symlink()
     assert not (tmp_path / "a/model.safetensors").readlink().is_absolute()
     assert models.parameters(models.load(models.Source(str(tmp_path / "a")))) > 0
@@ -180,7 +184,7 @@ def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path,
     take_in(tmp_path / "study/mine", Path("results/candidates/M/c"))
     folders = {"c": ("results/candidates/M/c/pruning.json", None)}
     chosen = Path("results/for_finetuning/M/a")
-    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
+    select.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
     assert fingerprints.weights(chosen) == fingerprints.weights("mine")
 
 
@@ -191,7 +195,7 @@ def test_results_of_another_name_find_what_was_chosen(tiny_checkpoint, tmp_path,
     take_in(tmp_path / "mine", Path("results/candidates/M/c"))
     folders = {"c": ("results/candidates/M/c/pruning.json", None)}
     chosen = "results/for_finetuning/M/a"
-    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, Path(chosen))
+    select.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, Path(chosen))
     Path("results").rename("{braces} of another name")
     folder = candidates.checkpoint(f"{{braces}} of another name/{chosen.partition('/')[2]}/selection_info.json")
     assert fingerprints.weights(folder) == fingerprints.weights("mine")
@@ -204,7 +208,7 @@ def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_ch
     take_in(tmp_path / "mine", Path("results/candidates/M/c"))
     folders = {"c": ("results/candidates/M/c/pruning.json", None)}
     chosen = Path("results/for_finetuning/M/a")
-    selection.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
+    select.select_best({"model": "M", "config": "a"}, by("average_acc", "max"), folders, chosen)
     shutil.copytree("results", tmp_path / "deep/er" / "results", symlinks=True)
     shutil.rmtree("results")
     monkeypatch.chdir(tmp_path / "deep/er")
@@ -217,9 +221,9 @@ def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_ch
 
 def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, tmp_path):
     criterion = by("average_acc", "max")
-    selection.select_best({"model": "M", "config": "best"}, criterion, two_candidates, tmp_path / "best")
+    select.select_best({"model": "M", "config": "best"}, criterion, two_candidates, tmp_path / "best")
     chosen = [tmp_path / "best/selection_info.json"]
-    selection.summarize({"M": two_candidates}, chosen, tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
+    select.summarize({"M": two_candidates}, chosen, tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
     with open(tmp_path / "candidates.tsv") as file:
         rows = {row["candidate"]: row for row in csv.DictReader(file, delimiter="\t")}
     assert rows["good"]["chosen_as"] == "best" and rows["fluent"]["chosen_as"] == ""
@@ -230,8 +234,8 @@ def test_a_column_of_the_table_does_not_stand_for_what_was_counted_or_chosen_her
     """As where a `candidates.tsv` of another study is given a column of paths and taken for the table."""
     for pruning, _ in two_candidates.values():
         records.write(pruning, records.read(pruning) | {"given": {"parameters": "6.5B", "chosen_as": "other"}})
-    counted = {name: entry["parameters"] for name, entry in selection.choice.read_candidates(two_candidates).items()}
-    selection.summarize({"M": two_candidates}, [], tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
+    counted = {name: entry["parameters"] for name, entry in select.choice.read_candidates(two_candidates).items()}
+    select.summarize({"M": two_candidates}, [], tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
     with open(tmp_path / "candidates.tsv") as file:
         rows = {row["candidate"]: row for row in csv.DictReader(file, delimiter="\t")}
     assert {name: row["parameters"] for name, row in rows.items()} == {n: str(v or "") for n, v in counted.items()}
@@ -295,9 +299,9 @@ def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(t
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):
     """Later runs and a cluster's jobs, which see other files, come to the same."""
     path = tmp_path / "owners.json"
-    assert selection.owner(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
-    assert selection.owner(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
-    assert selection.owner(path, "c", ["a", "b"], {}, decide=False) == "b"
-    assert selection.owner(path, "c", ["a", "b"], {"a": "c"}) == "b"
-    assert selection.owner(path, "d", ["a", "b"], {}) == "a"
-    assert selection.owner(path, "c", ["a"], {}) == "a"  # b chooses another one now
+    assert select.owner(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
+    assert select.owner(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
+    assert select.owner(path, "c", ["a", "b"], {}, decide=False) == "b"
+    assert select.owner(path, "c", ["a", "b"], {"a": "c"}) == "b"
+    assert select.owner(path, "d", ["a", "b"], {}) == "a"
+    assert select.owner(path, "c", ["a"], {}) == "a"  # b chooses another one now

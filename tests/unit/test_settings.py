@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppice import settings
-from coppice.settings import document, schema
+from coppice.study import settings
+from coppice.study.settings import reference, schema
 
 CONFIG = Path(__file__).parents[2] / "config"
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
@@ -415,19 +415,19 @@ def test_a_target_of_an_unknown_model_config_or_candidate_is_refused(tmp_path, t
 
 def test_the_page_is_rewritten_only_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
     fresh = (CONFIG / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(document, "PAGE", tmp_path / "README.md")
-    document.PAGE.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
+    monkeypatch.setattr(reference, "PAGE", tmp_path / "README.md")
+    reference.PAGE.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
     with pytest.raises(SystemExit):
-        document.main(["--help"])
-    assert document.main(["--check"]) == 1 and "is out of date" in capsys.readouterr().err
-    assert document.PAGE.read_text(encoding="utf-8") == old
-    assert document.main([]) == 0 and document.main(["--check"]) == 0
-    assert document.PAGE.read_text(encoding="utf-8") == fresh
+        reference.main(["--help"])
+    assert reference.main(["--check"]) == 1 and "is out of date" in capsys.readouterr().err
+    assert reference.PAGE.read_text(encoding="utf-8") == old
+    assert reference.main([]) == 0 and reference.main(["--check"]) == 0
+    assert reference.PAGE.read_text(encoding="utf-8") == fresh
 
 
 def test_the_page_documents_every_key_as_the_schema_has_it():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
-    assert document.page(text) == text, "run: python -m coppice.settings.document"
+    assert reference.page(text) == text, "run: python -m coppice.study.settings.reference"
     for path in LEAVES:
         if "prune[]" not in path and path[2:3] != ("base",):  # told with candidates.prune, with an arm
             assert f"`{schema.dotted(path)}`" in text
@@ -440,8 +440,8 @@ def test_the_page_documents_every_key_as_the_schema_has_it():
 
 
 def test_reading_the_configuration_loads_nothing_heavy():
-    code = "import sys; from coppice import settings; print(*sys.modules)"
-    folder = Path(settings.__file__).parents[2]
+    code = "import sys; from coppice.study import settings; print(*sys.modules)"
+    folder = Path(settings.__file__).parents[3]
     modules = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     ).stdout

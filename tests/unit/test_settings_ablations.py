@@ -3,7 +3,7 @@
 import pytest
 from test_settings import file, load, message
 
-from coppice.settings import arms
+from coppice.study.settings import arms
 
 START = {"start": {"model": "Llama", "config": "best_acc"}}
 PRESETS = START | {"arms": ["light", "standard"]}

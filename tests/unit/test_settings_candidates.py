@@ -3,9 +3,10 @@
 import pytest
 from test_settings import load, message
 
-from coppice import miniature, perplexity, settings
-from coppice.pruning import points
-from coppice.settings import known, lora, schema
+from coppice import miniature
+from coppice.stages.evaluate import perplexity
+from coppice.study import settings
+from coppice.study.settings import lora_presets, registry, schema
 
 
 @pytest.fixture
@@ -135,21 +136,21 @@ def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
 
 def test_what_the_schema_offers_is_what_the_stages_have():
     choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
-    assert set(known.PROTOCOLS) == set(perplexity.PROTOCOLS)
+    assert set(registry.PROTOCOLS) == set(perplexity.PROTOCOLS)
     roles = {
         name: {text: role for text, role in protocol.role.items() if text}
         for name, protocol in perplexity.PROTOCOLS.items()
     }
-    assert {name: texts for name, texts in roles.items() if texts} == known.PROTOCOL_ROLES
+    assert {name: texts for name, texts in roles.items() if texts} == registry.PROTOCOL_ROLES
     assert all(protocol.role[""] == "report" for protocol in perplexity.PROTOCOLS.values())
-    assert set(choices["finetune.lora.preset"]) == {*lora.PRESETS, None}
-    assert set(known.MINIATURE_DATASETS) <= set(miniature.DATASETS)
+    assert set(choices["finetune.lora.preset"]) == {*lora_presets.PRESETS, None}
+    assert set(registry.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 
 
 def test_every_point_of_a_grid_is_one_that_pruning_takes():
     from transformers import LlamaConfig
 
     config = LlamaConfig(num_hidden_layers=4, intermediate_size=64, num_attention_heads=8, num_key_value_heads=4)
-    grid = [{"method": "depth", "ratio": 0.25}, {"method": "width", "ratio": 0.5}]
-    for point in load({"candidates": {"prune": grid}}).candidates("Llama").values():
-        assert points.resolve(point, config).settings == {key: value for key, value in point.items() if key != "name"}
+    points = [{"method": "depth", "ratio": 0.25}, {"method": "width", "ratio": 0.5}]
+    for point in load({"candidates": {"prune": points}}).candidates("Llama").values():
+        assert grid.resolve(point, config).settings == {key: value for key, value in point.items() if key != "name"}

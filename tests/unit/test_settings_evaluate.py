@@ -2,7 +2,8 @@
 
 import pytest
 
-from coppice import perplexity, settings
+from coppice.stages.evaluate import perplexity
+from coppice.study import settings
 
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
 

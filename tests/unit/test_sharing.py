@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from coppice import data, layout, records, settings, sharing
+from coppice import data
+from coppice.core import records
+from coppice.study import layout, settings, shared_resources
 
 SPLITS = {"train": None, "selection": None}
 
@@ -37,7 +39,8 @@ def strangers(tmp_path):
             records.write(files.model("M"), {"source": source, "revision": None, "path": source["path"]})
             data.prepare("mine", study.dataset("mine"), tmp_path / "resources/datasets/mine", needs_selection=False)
         return {
-            path.removeprefix(f"{tmp_path}/resources/"): told for path, told in sharing.strangers(study, files).items()
+            path.removeprefix(f"{tmp_path}/resources/"): told
+            for path, told in shared_resources.strangers(study, files).items()
         }
 
     assert find() == {}  # where nothing is there yet
@@ -71,8 +74,8 @@ def test_data_of_another_place_split_or_column_is_told_with_the_key(strangers, o
 
 def test_a_model_that_is_pinned_to_the_commit_that_was_fetched_is_no_other_one():
     hub = {"source": {"kind": "hub", "path": "some/model"}, "revision": None}
-    assert sharing._of_model(hub | {"commit": "abc"}, hub | {"revision": "abc"}) is None
-    assert sharing._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
+    assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "abc"}) is None
+    assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
 
 
 def test_the_same_files_in_another_place_are_taken(strangers, tmp_path):

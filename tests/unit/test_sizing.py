@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from coppice import estimates, gpus, settings, sizing
+from coppice.core import gpus
+from coppice.models import estimates
+from coppice.planning import job_resources
+from coppice.study import settings
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -35,12 +38,12 @@ def study(tmp_path):
 
 
 def asked(loaded, job="finetune", **options):
-    return sizing.Sizes(loaded).asked(job, "Big", **options)
+    return job_resources.Sizes(loaded).asked(job, "Big", **options)
 
 
 def test_a_configuration_is_believed_before_a_configured_number(study):
     loaded = study(parameters=10**9, config=LLAMA_8B)
-    assert sizing.Sizes(loaded).shape("Big").parameters == 8_030_261_248
+    assert job_resources.Sizes(loaded).shape("Big").parameters == 8_030_261_248
 
 
 def test_before_the_configuration_is_here_the_configured_number_counts(study):
@@ -56,7 +59,7 @@ def test_a_shape_of_so_many_parameters_has_hardly_more(parameters):
 
 
 def test_a_size_that_becomes_known_is_taken_up(study, tmp_path):
-    sizes = sizing.Sizes(study())
+    sizes = job_resources.Sizes(study())
     before = sizes.asked("evaluate", "Big")
     assert sizes.unknown() == ["Big"]
     (tmp_path / "resources/models/Big/snapshot").mkdir(parents=True)
@@ -116,7 +119,7 @@ def test_a_machine_without_a_gpu_has_it_all_in_its_own_memory(study):
 
 
 def gpu_bytes(study_, gpus_=1, stage="finetune"):
-    sizes = sizing.Sizes(study_)
+    sizes = job_resources.Sizes(study_)
     shape, model, machine = sizes.shape("Big"), study_.models["Big"], estimates.Machine(gpus=gpus_)
     if stage == "finetune":
         return estimates.finetune(shape, model, study_.finetune, machine).gpu
@@ -126,7 +129,7 @@ def gpu_bytes(study_, gpus_=1, stage="finetune"):
 def test_quantised_bases_take_about_a_quarter_and_half(study, tmp_path):
     loaded = {kind: study(parameters=8 * 10**9, model={"quantize": kind}) for kind in (None, "8bit", "4bit")}
     sizes = {kind: gpu_bytes(one, stage="evaluate") for kind, one in loaded.items()}
-    weights = 2 * sizing.Sizes(loaded[None]).shape("Big").parameters
+    weights = 2 * job_resources.Sizes(loaded[None]).shape("Big").parameters
     assert 0.35 * weights < sizes[None] - sizes["8bit"] < 0.5 * weights
     assert 0.55 * weights < sizes[None] - sizes["4bit"] < 0.75 * weights
 
@@ -135,7 +138,7 @@ def test_weights_are_spread_by_sharding_and_by_a_device_map_and_not_without(stud
     plain, sharded = study(parameters=8 * 10**9), study(parameters=8 * 10**9, finetune={"sharding": True})
     mapped = study(parameters=8 * 10**9, model={"device_map": "auto"})
     assert gpu_bytes(plain, 4) == gpu_bytes(plain, 1)
-    weights = 2 * sizing.Sizes(plain).shape("Big").parameters
+    weights = 2 * job_resources.Sizes(plain).shape("Big").parameters
     assert gpu_bytes(sharded, 1) - gpu_bytes(sharded, 4) > 0.5 * weights  # embeddings stay whole
     for stage in ("finetune", "evaluate"):
         assert gpu_bytes(mapped, 1, stage) - gpu_bytes(mapped, 4, stage) == pytest.approx(0.75 * weights, rel=0.01)
@@ -153,14 +156,14 @@ def test_processes_that_share_a_huge_model_load_it_one_after_another(study):
 
 
 def host_bytes(study_, gpus_):
-    shape, model = sizing.Sizes(study_).shape("Big"), study_.models["Big"]
+    shape, model = job_resources.Sizes(study_).shape("Big"), study_.models["Big"]
     return estimates.finetune(shape, model, study_.finetune | {"merge": False}, estimates.Machine(gpus=gpus_)).host
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
 def test_of_a_mixture_of_experts_the_configured_number_counts(study, key):
     loaded = study(parameters=4 * 10**10, config=LLAMA_8B | {key: 8})
-    assert sizing.Sizes(loaded).shape("Big").parameters >= 4 * 10**10
+    assert job_resources.Sizes(loaded).shape("Big").parameters >= 4 * 10**10
 
 
 def test_longer_rows_are_given_more_time(study):
@@ -218,7 +221,7 @@ def test_pruning_writes_its_candidates_and_a_shared_job_all_of_them(study):
 def test_an_arm_that_trains_every_weight_asks_for_its_optimizer_too(study):
     ablations = {"one": {"start": {"model": "Big"}, "budget": {"max_steps": 500}, "arms": ["light", {"train": "all"}]}}
     loaded = study(parameters=10**9, ablations=ablations)
-    sizes = sizing.Sizes(loaded)
+    sizes = job_resources.Sizes(loaded)
     light, everything = (sizes.arm("one", name, True) for name in loaded.ablations["one"]["arms"])
     parameters = sizes.shape("Big").parameters
     assert 13 * parameters < everything.gpu - light.gpu < 16 * parameters  # 16 bytes a weight for 2

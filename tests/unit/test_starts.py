@@ -65,7 +65,10 @@ def test_a_comparison_is_made_and_shown_without_torch(tmp_path):
         f"assert not cli.main(['show', {str(tmp_path)!r}])"
     )
     modules = loaded(code)
-    assert {"coppice.comparison", "coppice.reporting.study"} <= modules and not TORCH & modules
+    assert {
+        "coppice.stages.compare.comparison",
+        "coppice.report.study_report.study_records",
+    } <= modules and not TORCH & modules
 
 
 def test_the_command_line_plans_without_torch():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from coppice import layout, settings
-from coppice.errors import SettingsError
+from coppice.core.errors import SettingsError
+from coppice.study import layout, settings
 
 MODELS = {"Llama-Instruct": {"base": "miniature/llama-instruct", "variant": "instruct"}}
 

@@ -10,7 +10,9 @@ import pandas
 import pytest
 from synthetic_records import Synthetic
 
-from coppice import cli, large_studies, records
+from coppice import cli
+from coppice.core import records
+from coppice.planning import gathered_inputs
 
 MODEL = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
 CONFIGS = ("best_acc",)
@@ -152,8 +154,8 @@ def test_what_is_no_part_of_a_study_is_told_with_the_remedy(study, tmp_path, cap
 @pytest.fixture
 def reported(study):
     """The same study with its report."""
-    from coppice.reporting import study as studies
-    from coppice.reporting import tables
+    from coppice.report.study_report import study_records as studies
+    from coppice.report.study_report import tables
 
     (study.results / "report").mkdir()
     (study.results / "report/study_report.html").write_text("<html>")
@@ -212,7 +214,7 @@ def test_a_study_that_has_chosen_and_no_more_is_traced_too(study):
 def test_models_and_data_lie_where_the_studys_records_say(study):
     rows = study.results.parent / "elsewhere/miniature/piqa/dataset.json"
     records.write(rows, {"name": "piqa"})
-    large_studies.gather([rows], study.results / ".gathered/report.json")
+    gathered_inputs.gather([rows], study.results / ".gathered/report.json")
     _, found = traced(REPORT)
     assert str(rows) in [record["path"] for record in found["records"]]
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from coppice import models, output_layer, zero_shot
-from coppice.errors import DataError, SettingsError
-from coppice.prefix_tree import TreeForward, trie
-from coppice.zero_shot.engine import PrefixTreeLM
+from coppice import models
+from coppice.core.errors import DataError, SettingsError
+from coppice.models import output_head
+from coppice.models.prefix_tree import TreeForward, trie
+from coppice.stages.evaluate import zero_shot
+from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
 
 TOLERANCE = 1e-3
 
@@ -192,7 +194,7 @@ def test_a_model_that_caps_its_logits_is_scored_from_full_logits(tiny_model, tin
         max_position_embeddings=256,
     )
     model = Gemma2ForCausalLM(config).eval()
-    assert output_layer.parts(model) == (None, None)
+    assert output_head.parts(model) == (None, None)
     assert_agree(model, tiny_tokenizer, multiple_choice())
 
 
@@ -299,13 +301,13 @@ def test_out_of_memory_halves_the_batches_and_changes_no_answer(tiny_model, tiny
 
 def test_equal_logits_are_greedy_at_the_first_only(monkeypatch):
     """As argmax has it, within a tile of the vocabulary and across tiles."""
-    monkeypatch.setattr(output_layer, "CPU_TILE", 256)  # tiles of 256
+    monkeypatch.setattr(output_head, "CPU_TILE", 256)  # tiles of 256
     head = torch.nn.Linear(4, 600, bias=False)
     torch.nn.init.zeros_(head.weight)
     head.weight.data[[10, 20, 300]] = 1.0
     hidden, targets = torch.ones(1, 4), torch.tensor([10, 20, 300, 599, 10])
     with torch.no_grad():
-        value, greedy = output_layer.score(head, hidden, torch.zeros(5, dtype=torch.long), targets)
+        value, greedy = output_head.score(head, hidden, torch.zeros(5, dtype=torch.long), targets)
         expected = head(hidden).log_softmax(-1)[0, targets]
     assert greedy.tolist() == [True, False, False, False, True]
     torch.testing.assert_close(value, expected)
@@ -314,13 +316,13 @@ def test_equal_logits_are_greedy_at_the_first_only(monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_the_tiled_output_layer_equals_log_softmax(monkeypatch, bias, scale):
-    monkeypatch.setattr(output_layer, "CPU_TILE", 256)
+    monkeypatch.setattr(output_head, "CPU_TILE", 256)
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 1000, bias=bias), torch.randn(9, 16) * scale
     rows, targets = torch.randint(9, (40,)), torch.randint(1000, (40,))
     rows[:9], targets[:9] = torch.arange(9), head(hidden).argmax(-1)
     with torch.no_grad():
-        value, greedy = output_layer.score(head, hidden, rows, targets)
+        value, greedy = output_head.score(head, hidden, rows, targets)
         logits = head(hidden).double()
     torch.testing.assert_close(value.double(), logits.log_softmax(-1)[rows, targets], rtol=1e-5, atol=1e-4)
     assert greedy.tolist() == (logits.argmax(-1)[rows] == targets).tolist()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from coppice import data, evaluation, models, records, zero_shot
-from coppice.errors import DataError, SettingsError
+from coppice import data, models
+from coppice.core import records
+from coppice.core.errors import DataError, SettingsError
+from coppice.stages import evaluate
+from coppice.stages.evaluate import zero_shot
 
 CHOICE = """
 task: {name}
@@ -182,7 +185,7 @@ def test_what_is_no_accuracy_stands_apart_from_the_average(tiny_checkpoint, fold
     }
     source, output = models.Source(str(tiny_checkpoint("llama"))), tmp_path / "out"
     identity = {"model": "M", "config": None, "stage": "dense"}
-    evaluation.evaluate(identity, source, settings, {"mine": str(record), "rolled": str(record)}, output)
+    evaluate.evaluate(identity, source, settings, {"mine": str(record), "rolled": str(record)}, output)
     result = records.read(output / "evaluation_results.json")
     assert list(result["zero_shot"]) == ["mine"] and list(result["other_tasks"]) == ["rolled"]
     assert result["average_acc"] == result["zero_shot"]["mine"]["value"]
@@ -205,7 +208,7 @@ def test_a_task_without_an_entry_brings_its_own_data(folder, tmp_path):
     import json
     from pathlib import Path
 
-    from coppice import fetching
+    from coppice.data import fetching
 
     for name, start in (("train", 10), ("test", 60)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(start, 5)))
@@ -259,7 +262,7 @@ def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder)
 
 
 def test_the_official_definitions_have_digests_of_their_own():
-    from coppice.settings.known import OFFICIAL
+    from coppice.study.settings.registry import OFFICIAL
 
     facts = {name: zero_shot.facts(name) for name in OFFICIAL}
     assert len({fact["definition"] for fact in facts.values()}) == len(OFFICIAL)

@@ -22,7 +22,7 @@ from snakemake.settings.types import (
     ResourceSettings,
 )
 
-from coppice import records
+from coppice.core import records
 
 TARGETS = {"all", "ablation"}
 TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT, RerunTrigger.SOFTWARE_ENV})

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from coppice import records
+from coppice.core import records
 
 # What the keys may hold is tested in tests/faults; here, that Snakemake prints what is said of them
 CASES = {

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from coppice.settings import effects, schema
+from coppice.study.settings import rerun_policy, schema
 
 from .changes import Finished
 
@@ -321,6 +321,10 @@ ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
 VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
 
 
+# What stands for stages in the schema
+SAID = {rerun_policy.NOTHING: set(), rerun_policy.EVERYTHING: {*rerun_policy.STAGES} - {"ablation"}}
+
+
 def stages(rules):
     return {STAGE[rule.partition("_")[0]] for rule in rules}
 
@@ -367,10 +371,10 @@ def test_a_changed_setting_reruns_what_the_schema_says(finished):
     paths = {schema.dotted(path): path for path, _ in schema.key_paths()}
     wrong = {}
     for key, found in zip(VALUES, finished.each(map(change, VALUES)), strict=True):
-        said = effects.reruns(paths[key])
+        said = rerun_policy.reruns(paths[key])
         first, all_of_them = stages(rule for rule, own in found.items() if True in own), stages(found)
-        expected = {effects.NOTHING: set(), effects.EVERYTHING: {*effects.STAGES} - {"ablation"}}.get(said[0], {*said})
-        fits = expected <= all_of_them if said[0] == effects.EVERYTHING else first <= expected <= all_of_them
+        expected = SAID.get(said[0], {*said})
+        fits = expected <= all_of_them if said[0] == rerun_policy.EVERYTHING else first <= expected <= all_of_them
         if not fits:
             wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; the schema says {said}"
     assert not wrong
@@ -380,7 +384,7 @@ def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
     silent = {}
     for path, _ in schema.key_paths():
         key = schema.dotted(path)
-        if key in VALUES and key != "results" and effects.reruns(path) == (effects.NOTHING,):
+        if key in VALUES and key != "results" and rerun_policy.reruns(path) == (rerun_policy.NOTHING,):
             update_config(silent, change(key))
     assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(silent)
     assert finished.reruns(silent) == {}

@@ -76,7 +76,7 @@ def test_whoever_may_read_new_files_may_read_all_that_a_study_wrote(study):
 
 def test_a_checkout_runs_its_own_code_whatever_is_installed(new_checkout):
     checkout = new_checkout("own code")
-    path = checkout.folder / "workflow/scripts/coppice/logs.py"
+    path = checkout.folder / "workflow/scripts/coppice/core/logs.py"
     path.write_text(path.read_text().replace('LINE = "', 'LINE = "here '))
     checkout.run("--cores", "1", "resources/miniature/ptb/dataset.json")
     assert (checkout.folder / "logs/data/build_miniature_world.log").read_text().startswith("here ")

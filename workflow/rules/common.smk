@@ -18,24 +18,16 @@ from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
-from coppice import (
-    disks,
-    gpus,
-    grids,
-    jobs,
-    large_studies,
-    layout,
-    miniature,
-    reporting,
-    selection,
-    settings,
-    sharing,
-    sizing,
-)
-from coppice.errors import CoppiceError
-from coppice.large_studies import of_model, signed
-from coppice.reporting import failures
-from coppice.selection import scoring
+from coppice import miniature
+from coppice.core import disks, gpus, jobs
+from coppice.core.errors import CoppiceError
+from coppice.planning import gathered_inputs, grid_checks, job_resources
+from coppice.planning.gathered_inputs import of_model, signed
+from coppice.report import study_report
+from coppice.report.study_report import failures
+from coppice.stages import select
+from coppice.stages.select import scoring
+from coppice.study import layout, settings, shared_resources
 
 jobs.run_from(SCRIPTS)
 if workflow.is_main_process:
@@ -43,7 +35,7 @@ if workflow.is_main_process:
 try:
     study = settings.load(config, workflow.configfiles)
     files = layout.Files(study)
-    CHECKS = grids.Checks(
+    CHECKS = grid_checks.Checks(
         f"{study.results}/.grids.json",
         [study.candidates(model) for model in files.configurations],
     )
@@ -57,7 +49,7 @@ gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
 if workflow.remote_exec:
     jobs.note_start()
 
-large_studies.plan_quickly()
+gathered_inputs.plan_quickly()
 
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
@@ -80,7 +72,7 @@ GATHERED = f"{RESULTS}/.gathered"
 ROWS = f"{GATHERED}/{{purpose}}.json"
 POOL = f"{GATHERED}/candidates/{{model}}.json"
 if workflow.is_main_process:
-    large_studies.forget_stale(GATHERED)
+    gathered_inputs.forget_stale(GATHERED)
 
 
 wildcard_constraints:
@@ -137,12 +129,12 @@ def loading(model):
 @signed
 def placement(wildcards, output):
     """Where the weights are put, as a rule parameter whose change reruns nothing."""
-    return settings.effects.handling("models", study.models[wildcards.model])
+    return settings.rerun_policy.handling("models", study.models[wildcards.model])
 
 
 def handling(section):
     """How the work of a section is done, as a rule parameter whose change reruns nothing."""
-    values = settings.effects.handling(section, study.config[section])
+    values = settings.rerun_policy.handling(section, study.config[section])
     return signed(lambda wildcards, output: values)
 
 
@@ -170,7 +162,7 @@ def trained_before(model):
         )
         for config in study.configs
     }
-    return selection.trained(paths)
+    return select.trained(paths)
 
 
 def of_twin(record):
@@ -190,9 +182,9 @@ def of_twin(record):
                 if Path(waited.targetfile).exists():
                     raise
                 return [waited.targetfile]
-            chosen[config] = selection.chosen(made.output[0])
+            chosen[config] = select.chosen(made.output[0])
         alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
-        owner = selection.owner(
+        owner = select.owner(
             f"{RESULTS}/.owners/{wildcards.model}.json",
             chosen[wildcards.config],
             alike,
@@ -221,7 +213,7 @@ TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 GRID_JOB = "{model}" if SHARED else "{model}.{check}"
-# What a job's points are checked in: see `grids`. Were it one record a model, and `ancient` to jobs whose points are as
+# What a job's points are checked in: see `grid_checks`. Were it one record a model, and `ancient` to jobs whose points are as
 # they were, Snakemake would skip all that rests on it in the run that checks it anew
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
     "grid.json" if SHARED else ".grids/{check}.json"
@@ -292,7 +284,7 @@ def refuse_strangers(dag):
     """End the run where another study made what this one asks for by the same name, and no job makes it anew."""
     needed = {str(file) for job in dag.jobs for file in job.output}
     made = {str(file) for job in dag.needrun_jobs() for file in job.output}
-    for path, words in sharing.strangers(study, files).items():
+    for path, words in shared_resources.strangers(study, files).items():
         if path in needed - made:
             raise WorkflowError(
                 f"{path}: {words}: another study made it under the same name; set resources to a folder of this "

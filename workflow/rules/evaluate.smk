@@ -8,7 +8,7 @@ finished of an evaluation, by which a killed or extended one goes on.
 
 # How every stage is measured: what is compared must not differ in any of this
 ALIKE = {
-    "settings": settings.effects.deciding("evaluate", study.evaluate),
+    "settings": settings.rerun_policy.deciding("evaluate", study.evaluate),
     "handling": handling("evaluate"),
     "datasets": files.by_name(EVALUATED),
     "loading": of_model(loading),

@@ -46,7 +46,8 @@ rule finetune_lora:
         disk_mb=asked("finetune", "disk_mb"),
         runtime=asked("finetune", "runtime"),
     params:
-        settings=settings.effects.deciding("finetune", study.finetune) | {"seeds": None},
+        settings=settings.rerun_policy.deciding("finetune", study.finetune)
+        | {"seeds": None},
         handling=handling("finetune"),
         datasets=files.by_name(study.training_datasets()),
         prompt=of_model(prompt),

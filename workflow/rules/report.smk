@@ -21,11 +21,11 @@ rule write_report:
             caption="../report/study.rst",
         ),
         page=f"{REPORT}/study_report.md",
-        tables=expand(f"{REPORT}/{{table}}.csv", table=reporting.TABLES),
+        tables=expand(f"{REPORT}/{{table}}.csv", table=study_report.TABLES),
         figures=report(
             expand(
                 f"{REPORT}/figures/{{figure}}.{{kind}}",
-                figure=reporting.FIGURES,
+                figure=study_report.FIGURES,
                 kind=["png", "svg"],
             ),
             category="figures",

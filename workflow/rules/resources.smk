@@ -1,10 +1,10 @@
 """What jobs ask for: memory, GPU memory, disk and minutes by the model's size, GPUs, and who goes first.
 
 Takes the study and its models' configurations; gives the functions and numbers that the rules have under `resources:`
-and `priority:`. The sums are those of `coppice.sizing`.
+and `priority:`. The sums are those of `coppice.planning.job_resources`.
 """
 
-sizes = sizing.Sizes(study)
+sizes = job_resources.Sizes(study)
 
 # Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
 # pruned models (0) fill the gaps
@@ -38,7 +38,7 @@ def largest_gpu():
 
 
 def asked(job, key):
-    """What a job asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`: see `sizing`. Known for certain once the
+    """What a job asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`: see `job_resources`. Known for certain once the
     model's configuration is here, which Snakemake asks for again before the job starts.
     """
 
@@ -59,8 +59,8 @@ def asked(job, key):
 def weights_on_disk(wildcards):
     """MB that fetching a model writes."""
     if study.models[wildcards.model]["source"]["kind"] != "hub":
-        return sizing.SPARE_DISK // sizing.MB
-    return sizes.fetched(wildcards.model) // sizing.MB
+        return job_resources.SPARE_DISK // job_resources.MB
+    return sizes.fetched(wildcards.model) // job_resources.MB
 
 
 def takes_over(input):

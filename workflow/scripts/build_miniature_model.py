@@ -1,6 +1,6 @@
 """Train one tiny model of the miniature study, or its instruct version from the base one."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
     from coppice.miniature import prepare

@@ -1,11 +1,11 @@
 """Check that a model takes every point of its pruning grid."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
-    from coppice import pruning
+    from coppice.stages import prune
 
-    pruning.check_grid(
+    prune.check_grid(
         model=snakemake.wildcards.model,
         config=snakemake.input[0],
         grid=snakemake.params.every,

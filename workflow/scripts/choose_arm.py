@@ -1,15 +1,15 @@
 """Choose among the arms of an ablation: the winner of a stage, or those that go on after a rung of a race."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(
     snakemake.log[0], snakemake.threads, snakemake.params.status, " ".join(["ablation", *snakemake.wildcards])
 ):
-    from coppice.ablation import racing, stages
+    from coppice.ablation import races, stages
 
     params, before = snakemake.params, next(iter(snakemake.input.before), None)
     if params.get("eta"):
-        racing.cut(snakemake.wildcards.ablation, params.arms, params.eta, snakemake.output[0], before)
+        races.cut(snakemake.wildcards.ablation, params.arms, params.eta, snakemake.output[0], before)
     else:
         stages.decide(
             ablation=snakemake.wildcards.ablation,

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from coppice import logs
+from coppice.core import logs
 
 model, config = snakemake.wildcards.model, snakemake.wildcards.config
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"compare {model} {config}"):
-    from coppice import comparison
+    from coppice.stages.compare import comparison
 
     finetuned = Path(snakemake.input.finetuned).parent
     more = [Path(path).parent for path in snakemake.input.seeds]

@@ -2,29 +2,29 @@
 
 from pathlib import Path
 
-from coppice import jobs, models
+from coppice import models
+from coppice.core import jobs
 
 stage = snakemake.params.stage
 model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
-seeded = snakemake.wildcards.get("seeded", "").strip("/")
-title = " ".join(filter(None, ("evaluate", stage, model, config, seeded)))
 with jobs.computing(
     snakemake.log[0],
     snakemake.params.status,
-    title,
+    " ".join(filter(None, ("evaluate", stage, *(name.strip("/") for name in snakemake.wildcards)))),
     snakemake.threads,
     snakemake.resources,
     snakemake.params.loading,
 ):
-    from coppice import candidates, evaluation
+    from coppice.stages import evaluate
+    from coppice.stages.prune import candidates
 
     params, twin = snakemake.params, snakemake.input.get("twin")
-    loading = params.loading | params.placement
     if stage == "dense":
-        source = models.Source.of_record(snakemake.input.model, loading)
+        source = models.Source.of_record(snakemake.input.model, params.loading | params.placement)
     else:
-        source = models.Source(path=candidates.checkpoint(snakemake.input.selection), **loading)
-    evaluation.evaluate(
+        path = candidates.checkpoint(snakemake.input.selection)
+        source = models.Source(path=path, **params.loading, **params.placement)
+    evaluate.evaluate(
         identity={"model": model, "config": config, "stage": stage},
         source=source,
         settings=params.settings | params.handling,

@@ -1,9 +1,9 @@
 """Bring a model's configuration from the hub, ahead of its weights."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
-    from coppice import fetching
+    from coppice.data import fetching
 
     fetching.fetch_config(
         name=snakemake.wildcards.model,

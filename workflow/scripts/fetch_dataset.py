@@ -1,9 +1,9 @@
 """Fetch a dataset from the hub, or read a local one: writes its roles as parquet beside dataset.json."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
-    from coppice import fetching
+    from coppice.data import fetching
 
     fetching.fetch_dataset(
         snakemake.wildcards.dataset,

@@ -1,9 +1,9 @@
 """Fetch a model from the hub, or register a local folder: writes its model.json."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
-    from coppice import fetching
+    from coppice.data import fetching
 
     fetching.fetch_model(
         snakemake.wildcards.model,

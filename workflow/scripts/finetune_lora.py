@@ -4,7 +4,8 @@ from pathlib import Path
 
 # Processes that train together are spawned, and spawning runs this file once more: hence the guard.
 if __name__ == "__main__":
-    from coppice import jobs, models
+    from coppice import models
+    from coppice.core import jobs
 
     model, config, seeded = snakemake.wildcards
     title = f"finetune {model} {config} {seeded.strip('/')}"
@@ -17,11 +18,12 @@ if __name__ == "__main__":
         snakemake.params.loading,
     ):
         jobs.stop_in_time(snakemake.resources)  # before torch, whose import may take minutes
-        from coppice import candidates, finetuning
+        from coppice.stages import recover
+        from coppice.stages.prune import candidates
 
         path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
         source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
-        finetuning.finetune(
+        recover.finetune(
             identity={"model": model, "config": config},
             source=source,
             datasets=snakemake.params.datasets,

@@ -1,8 +1,8 @@
 """Name the files that many jobs rest on, with their digests, in one file for all of these jobs."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
-    from coppice import large_studies
+    from coppice.planning import gathered_inputs
 
-    large_studies.gather(snakemake.input, snakemake.output[0])
+    gathered_inputs.gather(snakemake.input, snakemake.output[0])

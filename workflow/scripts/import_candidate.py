@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from coppice import logs
+from coppice.core import logs
 
 model, candidate = snakemake.wildcards.model, snakemake.wildcards.candidate
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"import {model} {candidate}"):
-    from coppice import candidates
+    from coppice.stages.prune import candidates
 
     candidates.take_in(
         identity={"model": model, "candidate": candidate},

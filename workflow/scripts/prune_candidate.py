@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from coppice import jobs, models
+from coppice import models
+from coppice.core import jobs
 
 title = " ".join(("prune", *snakemake.wildcards))
 with jobs.computing(
@@ -13,7 +14,7 @@ with jobs.computing(
     snakemake.resources,
     snakemake.params.loading,
 ):
-    from coppice import candidates
+    from coppice.stages.prune import candidates
 
     loading = snakemake.params.loading | snakemake.params.placement
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):

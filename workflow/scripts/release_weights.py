@@ -1,9 +1,9 @@
 """Delete the weights of candidates that no config chose."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
-    from coppice import candidates
+    from coppice.stages.prune import candidates
 
     candidates.release(
         model=snakemake.wildcards.model,

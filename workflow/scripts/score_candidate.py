@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from coppice import jobs, models
+from coppice import models
+from coppice.core import jobs
 
 title = " ".join(("score", *snakemake.wildcards))
 with jobs.computing(
@@ -13,13 +14,14 @@ with jobs.computing(
     snakemake.resources,
     snakemake.params.loading,
 ):
-    from coppice import candidates, evaluation
+    from coppice.stages import evaluate
+    from coppice.stages.prune import candidates
 
     loading = snakemake.params.loading | snakemake.params.placement
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output, strict=True)
     for name, pruning, scores in records:
         candidates.ensure(Path(pruning).parent)
-        evaluation.evaluate(
+        evaluate.evaluate(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
             source=models.Source(path=str(Path(pruning).parent), **loading),
             settings=snakemake.params.settings | snakemake.params.handling,

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from coppice import logs
+from coppice.core import logs
 
 model, config = snakemake.wildcards.model, snakemake.wildcards.config
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"select {model} {config}"):
-    from coppice import selection
+    from coppice.stages import select
 
-    selection.select_best(
+    select.select_best(
         identity={"model": model, "config": config},
         criterion=snakemake.params.criterion,
         folders=snakemake.params.folders,

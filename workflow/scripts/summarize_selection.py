@@ -1,11 +1,11 @@
 """Write the table of all candidates and the summary of what was chosen."""
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads):
-    from coppice import selection
+    from coppice.stages import select
 
-    selection.summarize(
+    select.summarize(
         folders_by_model=snakemake.params.folders,
         selections=snakemake.input.selections,
         table=snakemake.output.table,

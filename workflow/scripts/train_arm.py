@@ -4,7 +4,8 @@ from pathlib import Path
 
 # Processes that train together are spawned, and spawning runs this file once more: hence the guard.
 if __name__ == "__main__":
-    from coppice import jobs, models
+    from coppice import models
+    from coppice.core import jobs
 
     name, arm, seed = snakemake.wildcards[:3]
     params, own = snakemake.params, snakemake.input
@@ -17,8 +18,8 @@ if __name__ == "__main__":
         params.loading,
     ):
         jobs.stop_in_time(snakemake.resources)  # before torch, whose import may take minutes
-        from coppice import candidates
         from coppice.ablation import arm as arms
+        from coppice.stages.prune import candidates
 
         chosen, dense = own.get("selection"), own.get("dense")
         path, how = candidates.checkpoint(chosen) if chosen else params.start["path"], params.loading | params.placement

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(
     snakemake.log[0], snakemake.threads, snakemake.params.status, f"ablation {snakemake.wildcards.ablation} report"

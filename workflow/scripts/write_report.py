@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from coppice import logs
+from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, "report"):
-    from coppice import reporting
+    from coppice.report import study_report
 
-    reporting.write_report(
+    study_report.write_report(
         results=Path(snakemake.output.html).parent.parent,
         pairs=snakemake.params.pairs,
         models=snakemake.params.models,

@@ -9,8 +9,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import evaluation, finetuning, models, records
-from ..settings import arms
+from coppice import models
+from coppice.core import records
+from coppice.stages import evaluate, recover
+from coppice.study.settings import arms
 
 logger = logging.getLogger("coppice.ablation")
 
@@ -65,7 +67,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     section = section_of(plan, settings)
     twin = _twin(after, settings, seed)
     job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
-    predicted = finetuning.trainable_parameters(start.source, section)
+    predicted = recover.trainable_parameters(start.source, section)
     race = records.read(survivors) if survivors else None
     if race and identity["arm"] not in race["survivors"] and race["reached"].get(identity["arm"]):
         records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
@@ -73,17 +75,17 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
         return
     try:
         if settings["train"] == arms.ALL_WEIGHTS:
-            finetuning.check_room(predicted)
+            recover.check_room(predicted)
         # EVA gives ranks to the layers as their inputs vary: the sum is rounded
         expected = None if settings.get("init") == "eva" else predicted
         _train(**job, output=output.parent, twin=twin, share=share, expected=expected)
-    except (finetuning.DoesNotFit, finetuning.Diverged) as error:
+    except (recover.DoesNotFit, recover.Diverged) as error:
         again = f"{error}; to try it again, delete {output}"
         records.write(output, content | {"unfit": again, "predicted_parameters": predicted})
         logger.warning("%s: not trained to the end: %s", identity["arm"], error)
         return
     if share:
-        reached = records.read(output.parent / finetuning.REACHED)
+        reached = records.read(output.parent / recover.REACHED)
         records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})
         return
     measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
@@ -100,7 +102,7 @@ def _facts(output, settings, predicted):
     return facts | {
         "stored_bytes": _stored(output, settings),
         "history": records.read(output / "training_state.json")["history"],
-        "operations": finetuning.OPERATIONS[settings["train"]] * trained["base_parameters"],
+        "operations": recover.OPERATIONS[settings["train"]] * trained["base_parameters"],
         "reused_from": trained.get("reused_from"),
         "fingerprints": trained["provenance"]["fingerprints"],
     }
@@ -119,7 +121,7 @@ def section_of(plan, settings):
 
 
 def _train(identity, start, plan, section, seed, world, output, twin, share, expected):
-    finetuning.finetune(
+    recover.finetune(
         identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
         source=start.source,
         datasets=plan["training_datasets"],
@@ -146,11 +148,11 @@ def _twin(after, settings, seed):
 def _evaluate(identity, start, plan, member, settings, seed, output):
     """The parts in which the arm was measured: on selection rows where it is chosen by them, on report rows."""
     whole = settings["train"] == arms.ALL_WEIGHTS
-    path = str(output / finetuning.MODEL) if whole else start.source.path
+    path = str(output / recover.MODEL) if whole else start.source.path
     wanted = [plan["choose_by"]["metric"] != LOSS, member["report"]]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
-        evaluation.evaluate(
+        evaluate.evaluate(
             identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
             settings=plan["evaluate"] if part == "report" else _ranking(plan),
@@ -178,5 +180,5 @@ def _ranking(plan):
 
 def _stored(output, settings):
     """Bytes of what the training leaves to be kept: the adapter's weights, or those of the whole model."""
-    folder = output / finetuning.MODEL if settings["train"] == arms.ALL_WEIGHTS else output
+    folder = output / recover.MODEL if settings["train"] == arms.ALL_WEIGHTS else output
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,8 +1,9 @@
 """The figures of an ablation: quality against size and time, and the course of the validation loss."""
 
-from ..plotting import marks, style
-from ..plotting.style import COLOURS, FAINT, MARKERS, WIDTH
-from . import showing
+from coppice.render.plotting import elements, style
+from coppice.render.plotting.style import COLOURS, FAINT, MARKERS, WIDTH
+
+from . import formats
 from .reading import LOSS
 
 FIGURES = ("pareto", "curves")
@@ -56,7 +57,7 @@ def _pareto(figure, found, metrics):
             axes.margins(0.12)
         _sizes(row[0], sizes)
         unit = " (%)" if metric != LOSS and not metric.startswith("ppl.") else ""
-        row[0].set_ylabel(showing.label(metric, part) + unit)
+        row[0].set_ylabel(formats.label(metric, part) + unit)
     _legend(figure, found, looks)
 
 
@@ -65,7 +66,7 @@ def _sizes(axes, sizes):
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     if max(sizes) > 4 * min(sizes):
-        marks.log(axes.xaxis, axes.set_xscale)
+        elements.log(axes.xaxis, axes.set_xscale)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter())
@@ -77,9 +78,9 @@ def _scaled(metric, value):
 
 def _front(axes, x, y, lower):
     """The line through the points that none is better than in both."""
-    from .. import fronts
+    from coppice.stats import pareto
 
-    best = fronts.pareto([-value if lower else value for value in y], x)
+    best = pareto.pareto([-value if lower else value for value in y], x)
     points = sorted((a, b) for a, b, on in zip(x, y, best, strict=True) if on)
     axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1)
 
@@ -109,5 +110,5 @@ def _course(arm, key):
 
 
 def _legend(figure, found, looks):
-    handles = [marks.handle(*looks[arm.name], arm.name) for arm in found]
+    handles = [elements.handle(*looks[arm.name], arm.name) for arm in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8)

@@ -9,7 +9,9 @@ import math
 
 import numpy
 
-from .. import contrasts, pairing, records, statistics
+from coppice.core import records
+from coppice.stats import across_models, paired_stats, stored_samples
+
 from .reading import LOSS
 
 AGAIN = "delete the arm's folder and run snakemake again"
@@ -23,15 +25,15 @@ def joint(arms, metric, part):
         return _losses(arms, names)
     by_seed = list(zip(*([folder / part for folder in arm.folders.values()] for arm in arms), strict=True))
     if metric.startswith("ppl."):
-        texts = [pairing.window_losses(folders, metric.removeprefix("ppl."), AGAIN) for folders in by_seed]
-        return contrasts.means(names, numpy.mean([losses for losses, _ in texts], axis=0), texts[0][1])
+        texts = [stored_samples.window_losses(folders, metric.removeprefix("ppl."), AGAIN) for folders in by_seed]
+        return across_models.means(names, numpy.mean([losses for losses, _ in texts], axis=0), texts[0][1])
     tasks = arms[0].evaluations(part)[0]["zero_shot"] if metric == "average_acc" else [metric]
-    return contrasts.mean_of([_right(names, by_seed, task) for task in tasks])
+    return across_models.mean_of([_right(names, by_seed, task) for task in tasks])
 
 
 def _right(names, by_seed, task):
-    seeds = [pairing.right_and_wrong(folders, task, AGAIN) for folders in by_seed]
-    return contrasts.means(names, numpy.mean(seeds, axis=0))
+    seeds = [stored_samples.right_and_wrong(folders, task, AGAIN) for folders in by_seed]
+    return across_models.means(names, numpy.mean(seeds, axis=0))
 
 
 def _losses(arms, names):
@@ -47,7 +49,7 @@ def _losses(arms, names):
                 found.setdefault(row, [[] for _ in arms])[place].append(loss / tokens)
                 weights[row] = tokens
     samples = [[sum(each[place]) / len(each[place]) for each in found.values()] for place in range(len(arms))]
-    return contrasts.means(names, samples, list(weights.values()))
+    return across_models.means(names, samples, list(weights.values()))
 
 
 def differences(arms, reference, metric, part, lower_is_better):
@@ -65,11 +67,11 @@ def differences(arms, reference, metric, part, lower_is_better):
     found = {arm.name: means.contrast({arm.name: 1, reference.name: -1}) for arm in others}
     seeds = {arm.name: _by_seed(arm, reference, metric, part) for arm in others}
     found = {name: _with_seeds(one, list(seeds.values()), len(seeds[name])) for name, one in found.items()}
-    corrected = statistics.holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
+    corrected = paired_stats.holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
     sign = -1 if lower_is_better else 1
     for arm, p in zip(others, corrected, strict=True):
         agree = len({numpy.sign(value) for value in seeds[arm.name]} - {0}) == 1
-        verdict = statistics.verdict(sign * found[arm.name]["value"], p) if agree else "no clear change"
+        verdict = paired_stats.verdict(sign * found[arm.name]["value"], p) if agree else "no clear change"
         found[arm.name] |= {"p_holm": p, "by_seed": seeds[arm.name], "verdict": verdict}
     return found
 
@@ -80,12 +82,12 @@ def _with_seeds(estimate, by_seed, count):
         return estimate
     from scipy.stats import norm, t
 
-    over_items = (estimate["interval"][1] - estimate["interval"][0]) / 2 / norm.ppf(0.5 + statistics.LEVEL / 2)
+    over_items = (estimate["interval"][1] - estimate["interval"][0]) / 2 / norm.ppf(0.5 + paired_stats.LEVEL / 2)
     between = numpy.mean([numpy.var(values, ddof=1) for values in by_seed]) / count
     error, freedom = float(numpy.hypot(over_items, numpy.sqrt(between))), (count - 1) * len(by_seed)
     if not error:
         return estimate
-    half = error * t.ppf(0.5 + statistics.LEVEL / 2, freedom)
+    half = error * t.ppf(0.5 + paired_stats.LEVEL / 2, freedom)
     p = float(2 * t.sf(abs(estimate["value"]) / error, freedom))
     return {"value": estimate["value"], "interval": [estimate["value"] - half, estimate["value"] + half], "p": p}
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .. import records
-from ..errors import CoppiceError
+from coppice.core import records
+from coppice.core.errors import CoppiceError
 
 LOSS = "validation_loss"
 # What the trainings of all arms have in common, seed by seed, and how it is told

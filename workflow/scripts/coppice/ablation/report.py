@@ -4,8 +4,10 @@ import logging
 import time
 from pathlib import Path
 
-from .. import pages, records
-from . import figures, reading, recommending, showing, tables
+from coppice.core import records
+from coppice.render import html
+
+from . import figures, formats, reading, recommendation, tables
 
 logger = logging.getLogger("coppice.ablation")
 
@@ -31,7 +33,7 @@ def write(name, ablation, start, arms, winners, survivors, output):
     drawn = figures.draw(fair, _axes(fair, ablation["choose_by"]), output / "figures")
     content = _content(name, ablation, start, found, fair, problems, won, race)
     for page in PAGES:
-        text = pages.environment(TEMPLATES).get_template(f"{page}.j2").render(content, svg=drawn)
+        text = html.environment(TEMPLATES).get_template(f"{page}.j2").render(content, svg=drawn)
         with records.atomic(output / page) as file:
             file.write(text)
     with records.atomic(output / "ablation.csv") as file:
@@ -42,7 +44,7 @@ def write(name, ablation, start, arms, winners, survivors, output):
 def _axes(fair, choose_by):
     """The rows of the figure of quality: the metric that ranks the arms, and the report's main one."""
     rows = [(choose_by["metric"], "selection", choose_by["mode"] == "min")]
-    main = recommending.main_metric(fair)
+    main = recommendation.main_metric(fair)
     if main and sum(arm.measured("report") for arm in fair) > 1:
         rows.append((main, "report", main.startswith("ppl.")))
     return rows
@@ -55,9 +57,9 @@ def _content(name, ablation, start, found, fair, problems, won, race):
         "name": name,
         "start": start,
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "budget": showing.budget(ablation["budget"]),
+        "budget": formats.budget(ablation["budget"]),
         "seeds": [str(seed) for seed in found[0].runs],
-        "choose_by": showing.label(ablation["choose_by"]["metric"], "selection"),
+        "choose_by": formats.label(ablation["choose_by"]["metric"], "selection"),
         "reference": _named(reference, ablation["reference"]),
         "problems": [sentence for told in problems.values() for sentence in told],
         "answer": _answer(ablation, by_name, reference, won),
@@ -84,13 +86,13 @@ def _differences(fair, reference, stages):
 
 def _answer(ablation, by_name, reference, won):
     if ablation["stages"] and {"start", "combination"} <= by_name.keys():
-        answer = recommending.validated(by_name["start"], by_name["combination"])
+        answer = recommendation.validated(by_name["start"], by_name["combination"])
         chosen = [f"stage {winner['stage']}: {winner['winner']}" for winner in won]
-        combined = f"the combination is {showing.settings(by_name['combination'])}"
+        combined = f"the combination is {formats.settings(by_name['combination'])}"
         return answer | {"evidence": [*answer["evidence"], *chosen, combined]}
     if not ablation["stages"] and len(by_name) > 1:
         arms = list(by_name.values())
-        return recommending.recommend(arms, ablation["choose_by"], reference)
+        return recommendation.recommend(arms, ablation["choose_by"], reference)
     return {
         "verdict": "none",
         "sentence": "No recommendation: fewer than two arms can be compared.",

@@ -1,7 +1,8 @@
 """Who wins a stage of a staged ablation: the arm with the best value, on data that the report does not use."""
 
-from .. import records
-from ..errors import CoppiceError
+from coppice.core import records
+from coppice.core.errors import CoppiceError
+
 from . import measuring, reading
 
 

@@ -1,7 +1,8 @@
 """The tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
 
-from .. import statistics
-from . import measuring, showing
+from coppice.stats import paired_stats
+
+from . import formats, measuring
 from .reading import LOSS
 
 HEAD = (
@@ -16,31 +17,31 @@ MEANS = (("steps", ""), ("tokens_seen", ""), ("seconds", " s"), ("tokens_per_sec
 def arms(found, problems):
     """{columns, rows} of all arms: sizes, cost, validation loss and every metric, mean over seeds with its interval."""
     metrics = _metrics(found)
-    columns = [*HEAD[0], *HEAD[1], *map(showing.label, metrics), "notes"]
+    columns = [*HEAD[0], *HEAD[1], *map(formats.label, metrics), "notes"]
     return {"columns": columns, "texts": 1, "rows": [_row(arm, metrics, problems) for arm in found]}
 
 
 def _metrics(found):
     measured = next((arm for arm in found if arm.measured("report")), None)
-    return [name for name, _ in showing.metrics(measured)] if measured else []
+    return [name for name, _ in formats.metrics(measured)] if measured else []
 
 
 def _row(arm, metrics, problems):
     notes = _cell("; ".join(_notes(arm, problems)))
-    first = _cell(arm.name, showing.settings(arm))
+    first = _cell(arm.name, formats.settings(arm))
     if not arm.trained:
         return [first, *(_cell("") for _ in [*HEAD[0][1:], *HEAD[1], *metrics]), notes]
     run = arm.first
-    peak, where = showing.memory(arm)
-    gaps = [value for value in map(showing.gap, arm.runs.values()) if value is not None]
+    peak, where = formats.memory(arm)
+    gaps = [value for value in map(formats.gap, arm.runs.values()) if value is not None]
     gap = sum(gaps) / len(gaps) if gaps else None
     return [
         first,
         _cell(f"{run['trainable_parameters']:,}", sort=run["trainable_parameters"]),
         _cell(f"{run['trainable_percent']:.2f} %", sort=run["trainable_percent"]),
-        _cell(showing.size(run["stored_bytes"]), sort=run["stored_bytes"]),
+        _cell(formats.size(run["stored_bytes"]), sort=run["stored_bytes"]),
         *(_cell(f"{arm.mean(key):,.0f}{unit}", sort=arm.mean(key)) for key, unit in MEANS),
-        _cell(showing.size(peak), where, peak),
+        _cell(formats.size(peak), where, peak),
         _over_seeds(LOSS, arm.values(LOSS)),
         _cell("" if gap is None else f"{gap:+.3f}", sort=gap),
         *(_over_seeds(name, arm.values(name, "report")) if arm.measured("report") else _cell("") for name in metrics),
@@ -49,14 +50,14 @@ def _row(arm, metrics, problems):
 
 
 def _over_seeds(metric, values):
-    found = statistics.over_seeds(values)
+    found = paired_stats.over_seeds(values)
     note = ""
     if found["n"] == 2:  # an interval from two says nothing
-        note = " and ".join(showing.value(metric, value) for value in values)
+        note = " and ".join(formats.value(metric, value) for value in values)
     elif found["interval"]:
-        low, high = (showing.value(metric, bound) for bound in found["interval"])
+        low, high = (formats.value(metric, bound) for bound in found["interval"])
         note = f"{low} to {high}, {found['n']} seeds"
-    return _cell(showing.value(metric, found["mean"]), note, found["mean"])
+    return _cell(formats.value(metric, found["mean"]), note, found["mean"])
 
 
 def _notes(arm, problems):
@@ -68,7 +69,7 @@ def _notes(arm, problems):
     if arm.name in problems:
         yield "not compared: see above"
     if arm.trained:
-        flag = showing.overfitting(arm)
+        flag = formats.overfitting(arm)
         if flag:
             yield flag
         if arm.first.get("reused_from"):
@@ -87,7 +88,7 @@ def differences(found, reference, losses=True):
     compared = [arm for arm in found if arm.measured("report")] if reference.measured("report") else []
     columns = ["arm", "metric", "difference", "p (Holm)", "by seed", "verdict"]
     rows = list(_of(LOSS, found, reference, True)) if losses else []
-    for metric, lower in showing.metrics(reference) if len(compared) > 1 else []:
+    for metric, lower in formats.metrics(reference) if len(compared) > 1 else []:
         rows += _of(metric, compared, reference, lower)
     return {"columns": columns, "rows": rows}
 
@@ -95,9 +96,9 @@ def differences(found, reference, losses=True):
 def _of(metric, compared, reference, lower):
     part = measuring.differences(compared, reference, metric, "report", lower)
     for name, one in part.items():
-        seeds = [showing.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
-        told = showing.difference(metric, one)
-        yield [name, showing.label(metric), told, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
+        seeds = [formats.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
+        told = formats.difference(metric, one)
+        yield [name, formats.label(metric), told, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
 
 
 def stages(winners):
@@ -108,8 +109,8 @@ def stages(winners):
         behind = ""
         if second:
             sure = "within noise" if second["verdict"] == "no clear change" else "beyond noise"
-            behind = f"{second['arm']}: {showing.difference(metric, second)}, {sure}"
-        values = ", ".join(f"{arm} {showing.value(metric, value)}" for arm, value in winner["values"].items())
+            behind = f"{second['arm']}: {formats.difference(metric, second)}, {sure}"
+        values = ", ".join(f"{arm} {formats.value(metric, value)}" for arm, value in winner["values"].items())
         rows.append([winner["stage"], winner["winner"], values, behind])
     return {"columns": ["stage", "winner", "all arms", "next best, against the winner"], "rows": rows}
 
@@ -125,12 +126,12 @@ def sides(found):
     metrics = _metrics(shown)
     rows = [
         ["trained parameters", *(f"{arm.first['trainable_parameters']:,}" for arm in shown)],
-        ["peak memory", *(" ".join([showing.size(showing.memory(arm)[0]), showing.memory(arm)[1]]) for arm in shown)],
+        ["peak memory", *(" ".join([formats.size(formats.memory(arm)[0]), formats.memory(arm)[1]]) for arm in shown)],
         ["tokens/s", *(f"{arm.first['tokens_per_second']:,.0f}" for arm in shown)],
-        ["on disk", *(showing.size(arm.first["stored_bytes"]) for arm in shown)],
-        ["validation loss", *(showing.value(LOSS, arm.value(LOSS)) for arm in shown)],
+        ["on disk", *(formats.size(arm.first["stored_bytes"]) for arm in shown)],
+        ["validation loss", *(formats.value(LOSS, arm.value(LOSS)) for arm in shown)],
         *(
-            [showing.label(name), *(showing.value(name, arm.value(name, "report")) for arm in shown)]
+            [formats.label(name), *(formats.value(name, arm.value(name, "report")) for arm in shown)]
             for name in metrics
             if all(arm.measured("report") for arm in shown)
         ),
@@ -155,7 +156,7 @@ def frame(found, problems):
             if arm.trained:
                 row |= {key: run[key] for key in ("trainable_parameters", "all_parameters", "stored_bytes", "steps")}
                 row |= {key: run[key] for key in ("tokens_seen", "seconds", "tokens_per_second", "train_loss", LOSS)}
-                row |= {"peak_memory_bytes": showing.memory(arm)[0], "gap": showing.gap(run)}
+                row |= {"peak_memory_bytes": formats.memory(arm)[0], "gap": formats.gap(run)}
             if arm.measured("report"):
                 row |= {name: arm.values(name, "report")[place] for name in metrics}
             rows.append(row)

@@ -4,8 +4,10 @@ import json
 import logging
 from pathlib import Path
 
-from .. import data, fingerprints, records
-from . import training
+from coppice import data
+from coppice.core import fingerprints, records
+
+from . import pretraining
 from .build import DATASETS, build_world
 
 logger = logging.getLogger("coppice.miniature")
@@ -40,10 +42,10 @@ def prepare_model(name, corpus, parents, record, seed, steps=None, context=None)
     folder = Path(record).parent / "checkpoint"
     if instruct:
         base, instructions = parents
-        text = training.Text.of_records(corpus, instructions)
-        facts = training.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps, context)
+        text = pretraining.Text.of_records(corpus, instructions)
+        facts = pretraining.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps, context)
     else:
-        facts = training.train_base(family, training.Text.of_records(corpus), folder, seed, steps, context)
+        facts = pretraining.train_base(family, pretraining.Text.of_records(corpus), folder, seed, steps, context)
     source = {"kind": "miniature", "path": name}
     records.write(
         record,

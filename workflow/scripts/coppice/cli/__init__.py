@@ -1,0 +1,354 @@
+"""The command `coppice`: what a person does beside the workflow. Imports are made by the subcommand that needs them."""
+
+import argparse
+import io
+import os
+import sys
+from pathlib import Path
+
+from coppice import __version__
+from coppice.core import disks
+from coppice.core.errors import CoppiceError, printable
+from coppice.core.logs import INTERRUPTED
+
+
+def main(argv=None):
+    """Run one subcommand; returns the exit status. A `CoppiceError`, a full disk and Ctrl-C are told in one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding need not have every character
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except CoppiceError as error:
+        print(f"coppice {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"coppice {arguments.command}: stopped, as asked", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        _give_up_output()
+        if isinstance(error, BrokenPipeError):  # `coppice show | head`
+            return 1
+        if (said := disks.in_words(error, ["standard output"])) is None:
+            raise
+        print(f"coppice {arguments.command}: {said}", file=sys.stderr)
+        return 1
+
+
+def _give_up_output():
+    """Have what is still to be printed go nowhere: Python tries it once more on its way out."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="coppice", description="Prune-then-finetune studies of language models.")
+    parser.add_argument("--version", action="version", version=f"coppice {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    show = commands.add_parser("show", help="where the study stands, as a table in the terminal")
+    _study_arguments(show)
+    show.set_defaults(run=_show)
+    report = commands.add_parser("report", help="render the report of what is there, without running anything")
+    _study_arguments(report)
+    report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
+    report.set_defaults(run=_report)
+    _tracing(commands)
+    planned = commands.add_parser("plan", help="jobs, GPU hours, memory and disk of a study, before anything is spent")
+    planned.add_argument(
+        "--configfile",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="as for snakemake: laid over config/config.yaml, later ones over earlier ones",
+    )
+    planned.add_argument(
+        "--config", nargs="+", default=[], metavar="KEY=VALUE", help="as for snakemake: single values, over all files"
+    )
+    planned.add_argument("--cpu", action="store_true", help="for a machine without a GPU")
+    planned.add_argument(
+        "--tflops",
+        type=_above_zero,
+        default=150.0,
+        help="operations a second that one GPU really does, in 10^12 (default: %(default)s)",
+    )
+    planned.set_defaults(run=_plan)
+    pickled = commands.add_parser(
+        "import-pickle", help="turn LLM-Pruner's pickle into a checkpoint folder for candidates.table"
+    )
+    pickled.add_argument("pickle", metavar="IN", help="the file: torch.save({'model': ..., 'tokenizer': ...})")
+    pickled.add_argument("output", metavar="OUT", help="the folder to write")
+    pickled.add_argument("--base", metavar="FOLDER", help="the original model's folder, for its config and tokenizer")
+    pickled.add_argument(
+        "--i-trust-this-file", action="store_true", help="loading a pickle runs the code that it names: say that it may"
+    )
+    pickled.set_defaults(run=_import_pickle)
+    _by_hand(commands)
+    # every word of it is the harness's, options too: hence no prefix character of its own
+    harness = commands.add_parser(
+        "lm-eval",
+        help="lm-eval's own command line with --model coppice: the prefix-tree engine",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    harness.add_argument("words", nargs="*")
+    harness.set_defaults(run=_harness)
+    return parser
+
+
+def _tracing(commands):
+    traced = commands.add_parser("trace", help="the records behind a number of the report, and whether they agree")
+    traced.add_argument(
+        "of",
+        nargs="+",
+        metavar="FILE | MODEL CONFIG",
+        help="the results folder or the study's report (every pair, in a line each), a file or folder in it (a "
+        "comparison report, an ablation's arm), or a model and a config",
+    )
+    traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
+    traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")
+    traced.add_argument("--seed", type=int, help="of a further training (finetune.seeds)")
+    traced.add_argument(
+        "--results", default="results", metavar="FOLDER", help="with names: where (default: %(default)s)"
+    )
+    traced.add_argument("--resources", metavar="FOLDER", help="models and data (default: as the records say)")
+    traced.add_argument("--verify", action="store_true", help="read weights, adapters and rows on disk, and hash them")
+    traced.add_argument("--json", action="store_true", help="for machines, with all settings")
+    traced.set_defaults(run=_trace)
+
+
+def _trace(arguments):
+    from rich.console import Console
+
+    from coppice.report import provenance
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    named = ("results", "resources", "metric", "stage", "seed", "verify")
+    options = {name: getattr(arguments, name) for name in named}
+    return 0 if provenance.trace(arguments.of, console, as_json=arguments.json, **options) else 1
+
+
+def _by_hand(commands):
+    """The subcommands for a single training and for trying what came of it."""
+    from coppice.cli import single_jobs
+
+    tuned = commands.add_parser(
+        "finetune", help="a single training without the workflow; options named as in the section finetune"
+    )
+    tuned.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint to start from")
+    tuned.add_argument("--data", required=True, metavar="FILE|NAME|ID", help="examples: a local file, alpaca, a hub id")
+    tuned.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter goes; a later call resumes")
+    tuned.add_argument(
+        "--train", choices=("lora", "all"), default="lora", help="an adapter, or all weights (default: %(default)s)"
+    )
+    tuned.add_argument(
+        "--prompt", choices=single_jobs.PROMPTS, default="alpaca", help="form of the prompt (default: %(default)s)"
+    )
+    tuned.add_argument("--seed", type=int, default=42, help="of the training (default: %(default)s)")
+    tuned.add_argument(
+        "--gpus", type=int, default=1, help="GPUs to train on, where there are any (default: %(default)s)"
+    )
+    tuned.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    for key, node, place in single_jobs.options():
+        tuned.add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            **_taken(node),
+            metavar=key.upper(),
+            help=single_jobs.told(key, node, place).replace("%", "%%"),
+        )
+    tuned.set_defaults(run=_finetune)
+    tried = commands.add_parser("generate", help="answers of a model, with or without an adapter, to your questions")
+    tried.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint")
+    tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to put on it")
+    tried.add_argument("--merge", action="store_true", help="put the adapter into the weights first")
+    tried.add_argument("--output", metavar="FOLDER", help="with --merge: where to write the merged checkpoint")
+    tried.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="a question; may be repeated")
+    tried.add_argument(
+        "--form", choices=single_jobs.PROMPTS, default="alpaca", help="form in which it is asked (default: %(default)s)"
+    )
+    tried.add_argument(
+        "--new-tokens", type=int, default=128, help="tokens an answer has at most (default: %(default)s)"
+    )
+    tried.set_defaults(run=_generate)
+    for parser in (tuned, tried):
+        parser.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16", "float16"),
+            help="precision of the weights (default: bfloat16 on a GPU that has it, else float32)",
+        )
+        parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base quantised")
+        parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+        parser.add_argument("--device-map", metavar="MAP", help="auto: spread one model over several GPUs")
+
+
+def _taken(node):
+    """How many values the option of this schema node takes: several for a list, none or one for a truth."""
+    from coppice.study.settings import schema
+
+    kinds = schema.types_of(node)
+    if "array" in kinds:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if "boolean" in kinds else {}
+
+
+def _loading(arguments):
+    return {key: getattr(arguments, key) for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
+
+
+def _finetune(arguments):
+    from coppice.cli import single_jobs
+
+    given = {key: getattr(arguments, key) for key, _, _ in single_jobs.options()}
+    named = ("model", "data", "output", "train", "prompt", "seed", "gpus", "threads")
+    model, data, output, *more = (getattr(arguments, name) for name in named)
+    single_jobs.finetune(
+        model, data, output, given, **dict(zip(named[3:], more, strict=True)), loading=_loading(arguments)
+    )
+    print(output)
+
+
+def _generate(arguments):
+    from coppice.cli import single_jobs
+
+    answers = single_jobs.generate(
+        arguments.model,
+        arguments.adapter,
+        arguments.prompt,
+        arguments.merge,
+        arguments.form,
+        arguments.new_tokens,
+        arguments.output,
+        _loading(arguments),
+    )
+    for answer in answers:
+        print(f"> {answer['prompt']}\n{answer['text'] if answer['text'] is not None else '(no room in the context)'}\n")
+
+
+def _above_zero(text):
+    """A number above 0, as argparse takes types."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, must be a number above 0")
+    return number
+
+
+def _study_arguments(parser):
+    parser.add_argument("results", nargs="?", default="results", help="folder of the results (default: %(default)s)")
+    parser.add_argument(
+        "--configfile",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="configuration files of the study, later ones laid over earlier ones; without them, models and configs "
+        "are those of which a record exists, and what they are is read off their names",
+    )
+
+
+def _study(arguments):
+    """(pairs, models, notice): what the study consists of, from its configuration or else from its records."""
+    from coppice.report.study_report import study_records
+
+    results = Path(arguments.results)
+    if not results.is_dir():
+        raise CoppiceError(f"{results}: there is no such folder; name the study's results folder")
+    if not arguments.configfile:
+        pairs, models = study_records.discover(results)
+        return pairs, models, "models and configs found from the records; variants and families from the names"
+    configured = _configured(arguments.configfile)
+    keys = ("variant", "family", "base")
+    models = {name: {key: model[key] for key in keys} for name, model in configured.models.items()}
+    return configured.pairs(), models, None
+
+
+def _configured(files, words=()):
+    """The study of configuration files and of `KEY=VALUE` words, as Snakemake puts them together."""
+    from snakemake.utils import update_config
+
+    from coppice.study import settings
+
+    merged = {}
+    for layer in (*map(settings.config_files.read, files), _parsed(words)):
+        update_config(merged, layer)
+    return settings.load(merged, files)
+
+
+def _parsed(words):
+    if not words:
+        return {}
+    from snakemake.cli import parse_config
+
+    try:
+        return parse_config(words)
+    except ValueError as error:
+        raise CoppiceError(f"--config {' '.join(words)}: {error}") from error
+
+
+def _show(arguments):
+    from rich.console import Console
+
+    from coppice.report.study_report import study_records, terminal
+
+    pairs, models, _ = _study(arguments)
+    found = study_records.read(arguments.results, pairs, models)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if found.pairs:
+        terminal.show(found, console)
+    console.print(terminal.tally(found), soft_wrap=True)
+    for line in terminal.ablations(arguments.results):
+        console.print(line, soft_wrap=True)
+    for what, why in found.failed:
+        console.print(printable(f"failed: {what}: {why}"), style="red", soft_wrap=True)
+
+
+def _plan(arguments):
+    from rich.console import Console
+
+    from coppice.planning import plan
+
+    base = Path("config/config.yaml")
+    files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
+    if not files:
+        raise CoppiceError("there is no config/config.yaml here; name the study's with --configfile")
+    study_records, on_gpu = _configured(files, arguments.config), not arguments.cpu
+    shown, lines = plan.table(plan.plan(study_records, arguments.tflops, on_gpu), arguments.tflops, on_gpu)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(shown)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _report(arguments):
+    from coppice.report import study_report
+
+    pairs, models, notice = _study(arguments)
+    if not pairs:
+        raise CoppiceError(f"{arguments.results}: holds no record of any model and config; run snakemake first")
+    output = Path(arguments.output or Path(arguments.results) / "report")
+    study_report.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
+    print(output / "study_report.html")
+
+
+def _import_pickle(arguments):
+    from coppice.stages.prune import pickles
+
+    facts = pickles.convert(arguments.pickle, arguments.output, arguments.base, arguments.i_trust_this_file)
+    print(
+        f"{arguments.output}: {facts['tensors']} tensors, {facts['layers']} layers, "
+        f"{facts['odd_layers']} of them with widths of their own"
+    )
+
+
+def _harness(arguments):
+    """Pass everything on to lm-eval, which by itself discovers no outside models."""
+    from lm_eval.__main__ import cli_evaluate
+
+    from coppice.stages.evaluate.zero_shot import harness_model  # noqa: F401 - registers the model `coppice`
+
+    sys.argv = ["coppice lm-eval", *arguments.words]
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

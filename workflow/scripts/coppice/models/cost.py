@@ -1,0 +1,113 @@
+"""What a model costs to hold and to run: sizes, and the time of reading a prompt and of writing a token.
+
+Sizes are counted; times are measured on this machine while other jobs may run, so they compare models roughly and
+repeat only roughly. Nothing that must come out the same twice rests on them.
+"""
+
+import logging
+import statistics
+import time
+
+from coppice import models
+from coppice.core import records
+
+logger = logging.getLogger("coppice.cost")
+
+REPETITIONS = 3  # after one to warm up; the median counts
+SECONDS = 30.0  # no further repetition after that
+
+
+def measure(model, merged, settings):
+    """The cost of a loaded model.
+
+    settings: {batch_sizes, prompt_tokens, new_tokens}. Returns {parameters, nonzero_parameters, weight_bytes,
+    macs_per_token: {linear, attention, context_length}, adapter_merged, dtype, device, threads, prompt_tokens,
+    new_tokens, speed: [{batch_size, prefill_tokens_per_second, decode_seconds_per_token, repetitions}],
+    peak_memory_bytes}. A decode step writes one token for each sequence of the batch. The peak on a GPU is that of
+    these measurements, weights included; the host's is the process's so far.
+    """
+    import torch
+
+    from . import footprint
+
+    counted = footprint.measure(model)
+    prompt, new = _lengths(settings, models.context_length(model))
+    device = model.get_input_embeddings().weight.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        speed = [_speed(model, device, batch, prompt, new) for batch in settings["batch_sizes"]]
+    macs = {"linear": counted["linear_macs"], "attention": counted["attention_macs"]}
+    found = {
+        "parameters": counted["parameters"],
+        "nonzero_parameters": footprint.nonzero_parameters(model),
+        "weight_bytes": footprint.weight_bytes(model),
+        "macs_per_token": macs | {"context_length": counted["context_length"]},
+        "adapter_merged": merged,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompt_tokens": prompt,
+        "new_tokens": new,
+        "speed": speed,
+    } | records.running()
+    logger.info("%.4g MACs a token, %s", counted["linear_macs"], ", ".join(map(_told, speed)))
+    return found
+
+
+def _told(speed):
+    return (
+        f"batch {speed['batch_size']}: prompt {speed['prefill_tokens_per_second']:.0f} tokens/s, "
+        f"{1000 * speed['decode_seconds_per_token']:.1f} ms a new token"
+    )
+
+
+def _lengths(settings, context):
+    """(prompt, new) tokens, cut to what the model's context holds."""
+    new = min(settings["new_tokens"], max(1, context // 2))
+    return max(1, min(settings["prompt_tokens"], context - new)), new
+
+
+def _speed(model, device, batch, prompt, new):
+    """Medians over repetitions of the time of a prompt, and over all decode steps of the time of a step."""
+    import torch
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(device)
+    _once(model, ids, min(new, 2))
+    prefills, steps, started = [], [], time.perf_counter()
+    while len(prefills) < REPETITIONS and (not prefills or time.perf_counter() - started < SECONDS):
+        prefill, decode = _once(model, ids, new)
+        prefills.append(prefill)
+        steps += decode
+    return {
+        "batch_size": batch,
+        "prefill_tokens_per_second": batch * prompt / statistics.median(prefills),
+        "decode_seconds_per_token": statistics.median(steps),
+        "repetitions": len(prefills),
+    }
+
+
+def _once(model, ids, new):
+    """Seconds of the prompt, and of each of `new` steps after it."""
+    prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+    steps = []
+    for _ in range(new):
+        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        seconds, output = _timed(ids, lambda t=token, c=cache: model(input_ids=t, past_key_values=c, use_cache=True))
+        steps.append(seconds)
+    return prefill, steps
+
+
+def _timed(ids, call):
+    """(seconds, what `call` returns); a GPU's work is waited for on both sides."""
+    _wait(ids.device)
+    started = time.perf_counter()
+    result = call()
+    _wait(ids.device)
+    return time.perf_counter() - started, result
+
+
+def _wait(device):
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,173 @@
+"""What a study will take before anything is spent: jobs, hours, memory and disk a stage, as `coppice plan` shows.
+
+The sums are those by which the jobs themselves ask for memory and time (`sizing`). Sizes follow from the models'
+configurations, fetched or local; before that from `models.X.parameters`; else they are unknown, and said to be.
+"""
+
+from dataclasses import dataclass, fields
+
+from coppice.models import estimates
+from coppice.stages import select
+
+from . import job_resources
+
+GB = 10**9
+JOBS = {"prune": "prune", "score": "score", "finetune": "finetune"}  # the other stages are evaluations
+STAGE = {"score": "evaluate"}  # what asks for what another stage does
+
+
+@dataclass
+class Stage:
+    """Jobs of one kind over all models: their number, device hours, and the most that one of them asks for."""
+
+    name: str
+    jobs: int = 0
+    hours: float = 0.0
+    longest: float = 0.0
+    mem_mb: int = 0
+    gpu_mem_mb: int = 0
+    disk_mb: int = 0
+    runtime: int = 0
+
+
+@dataclass
+class Plan:
+    """The stages of a study, its ablations as a Stage each (no part of `all`), bytes on disk by what they hold, and the
+    models whose size is not known."""
+
+    stages: list
+    ablations: list
+    disk: dict
+    unknown: list
+
+
+def plan(study, tflops, on_gpu=True):
+    """The Plan of a `settings.Study`, at `tflops` * 10^12 operations a second and GPU, or without any GPU."""
+    sizes = job_resources.Sizes(study)
+    stages = {name: Stage(name) for name in ("prune", "score", "dense", "pruned", "finetune", "finetuned")}
+    disk = dict.fromkeys(("dense models", "candidates, all", "candidates, chosen", "adapters and checkpoints"), 0)
+    for model in study.active_models():
+        known = sizes.shape(model) is not None
+        for name, count in _jobs(study, model).items():
+            stages[name].jobs += count
+            if known and count:
+                _add(stages[name], count, study, sizes, model, tflops, on_gpu)
+        if known:
+            _add_disk(disk, study, sizes, model)
+    ablations = [_ablation(name, study, sizes, tflops, on_gpu) for name in study.ablations]
+    return Plan(list(stages.values()), ablations, disk, sizes.unknown())
+
+
+def _ablation(name, study, sizes, tflops, on_gpu):
+    """The arms of an ablation, each trained and measured once a seed."""
+    stage, one = Stage(f"ablation {name}"), study.ablations[name]
+    for arm in one["arms"]:
+        stage.jobs += len(one["seeds"])
+        if one["start"].get("model") in sizes.unknown():
+            continue
+        need = sizes.arm(name, arm, on_gpu)
+        seconds = sizes.seconds("finetune", need, on_gpu, tflops * 10**12)
+        gpus = max(1, sizes.machine("finetune", on_gpu).gpus)
+        _count(stage, len(one["seeds"]), seconds, gpus, sizes.granted("finetune", need, on_gpu=on_gpu))
+    return stage
+
+
+def _jobs(study, model):
+    candidates, configs, seeds = len(study.candidates(model)), len(study.active_configs()), len(study.training_seeds())
+    own = study.config["candidates"]["table"] is not None
+    made = 1 if study.config["candidates"]["per_job"] == "all" else candidates
+    scored = sum(select.needs_scoring(one, study.configs) for one in study.candidates(model).values())
+    return {
+        "prune": 0 if own else made,
+        "score": min(made, scored),
+        "dense": 1,
+        "pruned": configs,
+        "finetune": configs * seeds,
+        "finetuned": configs * seeds,
+    }
+
+
+def _add(stage, count, study, sizes, model, tflops, on_gpu):
+    """Add `count` jobs on a model to a stage."""
+    job = JOBS.get(stage.name, "evaluate")
+    kind = STAGE.get(job, job)
+    candidates = [None] if study.config["candidates"]["per_job"] == "all" else list(study.candidates(model))
+    for candidate in candidates if job in ("prune", "score") else [None]:
+        seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)
+        share = count / len(candidates) if job in ("prune", "score") else count
+        gpus = max(1, sizes.machine(kind, on_gpu).gpus)
+        _count(stage, share, seconds, gpus, sizes.asked(job, model, on_gpu=on_gpu, candidate=candidate))
+
+
+def _count(stage, jobs, seconds, gpus, asked):
+    """Add the hours of `jobs` jobs that take so long each, and what one of them asks for, to a stage."""
+    stage.hours += jobs * seconds / 3600 * gpus
+    stage.longest = max(stage.longest, seconds / 60)
+    for key, value in asked.items():
+        setattr(stage, key, max(value, getattr(stage, key)))
+
+
+def _add_disk(disk, study, sizes, model):
+    shape, configs = sizes.shape(model), len(study.active_configs())
+    whole = sizes.fetched(model) - job_resources.SPARE_DISK
+    disk["dense models"] += whole
+    if study.config["candidates"]["table"] is None:
+        kept = [job_resources.kept(point) * whole for point in study.candidates(model).values()]
+        chosen = sorted(kept)[-configs:] if study.config["candidates"]["keep"] == "selected" else kept
+        disk["candidates, all"] += int(sum(kept))
+        disk["candidates, chosen"] += int(sum(chosen))
+    trainings = configs * len(study.training_seeds())
+    adapter = estimates.adapter_parameters(shape, study.finetune["lora"])
+    merged = whole if study.finetune["merge"] else 0
+    disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * adapter + merged)
+
+
+def table(found, tflops, on_gpu=True):
+    """The plan as a rich table and lines under it."""
+    from rich import box
+    from rich.table import Table
+
+    device = "GPU" if on_gpu else "machine"
+    shown = Table(box=box.SIMPLE_HEAD)
+    titles = (
+        "stage",
+        "jobs",
+        f"{device}\nhours",
+        "longest\n(min)",
+        "time limit\n(min)",
+        "memory\n(GB)",
+        "GPU memory\n(GB)",
+        "disk\n(GB)",
+    )
+    for title in titles:
+        width = max(map(len, title.split("\n")))
+        shown.add_column(title, justify="left" if title == "stage" else "right", min_width=width)
+    for stage in found.stages:
+        shown.add_row(*_cells(stage), end_section=stage is found.stages[-1])
+    for stage in found.ablations:
+        shown.add_row(*_cells(stage))
+    total = sum(stage.hours for stage in found.stages)
+    speed = f"at {tflops:g} TFLOP/s a GPU (--tflops)" if on_gpu else "without a GPU"
+    lines = [
+        f"{sum(stage.jobs for stage in found.stages)} jobs with a model, {total:.1f} {device} hours {speed}, the "
+        "official evaluation splits and alpaca-cleaned assumed",
+        "time limit, memory and disk are what one job asks for, at most; each retry asks for more",
+        "disk in all: " + ", ".join(f"{what} {size / GB:.0f} GB" for what, size in found.disk.items()),
+    ]
+    if found.ablations:
+        hours = sum(stage.hours for stage in found.ablations)
+        lines.append(f"the ablations come on top: {hours:.1f} {device} hours for snakemake ablation")
+    if found.unknown:
+        lines.append(
+            f"size not known before it is fetched, and left out: {', '.join(found.unknown)} (run snakemake fetch, or "
+            "set models.X.parameters)"
+        )
+    return shown, lines
+
+
+def _cells(stage):
+    if not stage.runtime:  # no job, or none of a known size
+        return (stage.name, str(stage.jobs), *["?" if stage.jobs else "-"] * (len(fields(Stage)) - 2))
+    sizes = (stage.mem_mb, stage.gpu_mem_mb, stage.disk_mb)
+    gigabytes = [f"{size / 1000:.1f}" if size else "-" for size in sizes]
+    return (stage.name, str(stage.jobs), f"{stage.hours:.1f}", f"{stage.longest:.0f}", str(stage.runtime), *gigabytes)

@@ -1,0 +1,1 @@
+"""How numbers, figures and pages look. Knows no study."""

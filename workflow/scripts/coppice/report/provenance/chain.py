@@ -1,0 +1,222 @@
+"""The records behind a pair of model and config, or behind an arm of an ablation: found, read, put in one line."""
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coppice.core import records
+from coppice.core.errors import CoppiceError
+from coppice.study import layout
+
+from ..study_report import study_records
+
+STAGES = study_records.STAGES
+FOLDERS = [layout.root(kind) for kind in ("finetuned", "training", "pruned", "selection")]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One record of the chain: what it is, where it lies, its content; or what is wrong with it."""
+
+    name: str
+    path: Path
+    record: dict | None = None
+    problem: str | None = None
+
+    @property
+    def provenance(self):
+        return (self.record or {}).get("provenance") or {}
+
+    @property
+    def fingerprints(self):
+        return self.provenance.get("fingerprints") or {}
+
+    def at(self, *keys, default=None):
+        """What the record holds at a path of keys; `default` where it holds nothing there."""
+        found = self.record
+        for key in keys:
+            if not isinstance(found, dict) or key not in found:
+                return default
+            found = found[key]
+        return found
+
+
+@dataclass
+class Chain:
+    """The links by name, from the report down to the data; `report`: path of the text, where there is one.
+
+    `datasets`: data set -> Link or None; `identity`: what the records are about; `seed`: of a further training.
+    """
+
+    kind: str
+    identity: dict
+    links: dict
+    datasets: dict = field(default_factory=dict)
+    report: Path | None = None
+    seed: int | None = None
+
+    def __getitem__(self, name):
+        return self.links.get(name) or Link(name, Path(), None, None)
+
+    @property
+    def whole(self):
+        """All links, those of data sets last."""
+        return [*self.links.values(), *(link for link in self.datasets.values() if link)]
+
+
+def of_target(words, results, resources, seed=None):
+    """The Chain of what a person names: `words` is one path, or a model and a config."""
+    if len(words) == 2:
+        return of_pair(results, resources or resources_of(results), *words, seed)
+    if len(words) != 1:
+        raise CoppiceError("name a file of the results, or a model and a config")
+    path = Path(words[0])
+    if not path.exists():
+        raise CoppiceError(f"{path}: there is no such file; name one of the results, or a model and a config")
+    folder = path if path.is_dir() else path.parent
+    if (folder / "arm.json").is_file():
+        return of_arm(folder, resources or resources_of(_results_of_arm(folder)))
+    inside, model, config, named = _pair_in(folder)
+    return of_pair(inside, resources or resources_of(inside), model, config, named if seed is None else seed)
+
+
+def resources_of(results):
+    """The folder of models and data that the study under `results` uses, as its records name it."""
+    with contextlib.suppress(records.RecordError, KeyError):
+        for name in records.read(Path(results) / ".gathered" / "report.json")["files"]:
+            folder = next((place for place in Path(name).parents if place.name in ("datasets", "miniature")), None)
+            if folder:
+                return folder.parent
+    return "resources"
+
+
+def _results_of_arm(folder):
+    return _relative(folder.absolute().parents[3])
+
+
+def _pair_in(folder):
+    """(results, model, config, seed) of which a folder of the results is."""
+    parts = folder.absolute().parts
+    place = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] in FOLDERS), None)
+    inside = list(parts[place + 1 :]) if place is not None else []
+    seed = next((int(found[1]) for part in inside if (found := re.fullmatch(r"seed-(\d+)", part))), None)
+    inside = [part for part in inside if part not in ("samples", f"seed-{seed}")]
+    if len(inside) < 2:
+        raise CoppiceError(
+            f"{folder}: is not the folder of a model and config; name them (coppice trace MODEL CONFIG), or a file of "
+            "their comparison, evaluation, fine-tuning or selection, or the folder of an ablation's arm"
+        )
+    results = _relative(Path(*parts[:place]))
+    return results, "/".join(inside[:-1]), inside[-1].removesuffix(layout.TUNED), seed
+
+
+def _relative(path):
+    """`path` as a person in the working directory writes it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def of_pair(results, resources, model, config, seed=None):
+    """The Chain behind the comparison report of a pair."""
+    paths = layout.of_pair(results, model, config, seed)
+    if not any(path.is_file() for path in paths.values()):
+        raise CoppiceError(f"{results}: holds no record of {model} {config}; run snakemake first, or mend the names")
+    order = ("comparison", "dense", "pruned", "finetuned", "training", "selection")
+    links = {name: read(name, paths[name]) for name in order}
+    links |= _below(links["selection"], links["dense"], model, resources)
+    identity = {"model": model, "config": config}
+    chain = Chain("pair", identity, links, report=paths["comparison"].with_name("comparison_report.txt"), seed=seed)
+    chain.datasets = _datasets(chain, resources)
+    return chain
+
+
+def of_arm(folder, resources):
+    """The Chain behind an arm of an ablation with one seed; where it starts from is found by the fingerprint."""
+    arm = read("arm", folder / "arm.json")
+    links = {"arm": arm}
+    for part in arm.at("measured", default=[]):
+        links[part] = read(part, folder / part / layout.EVALUATION)
+    if arm.at("unfit") or arm.at("raced_out"):
+        return Chain("arm", _identity(arm), links)
+    links["training"] = read("training", folder / "finetuning_config.json")
+    start, results = arm.fingerprints.get("weights"), _results_of_arm(folder)
+    choices = (results / layout.root("selection")).glob(f"**/{layout.RECORDS['selection'][1]}")
+    chosen = _first(choices, "selection", ("weights_fingerprint",), start)
+    if chosen:
+        links["selection"] = chosen
+        links |= _below(chosen, Link("dense", Path()), chosen.at("model"), resources)
+    elif model := _first(_models(resources), "model", ("weights_fingerprint",), start):
+        links["model"] = model
+    chain = Chain("arm", _identity(arm), links)
+    chain.datasets = _datasets(chain, resources)
+    return chain
+
+
+def _identity(arm):
+    return {key: arm.at(key) for key in ("ablation", "arm", "seed")}
+
+
+def _below(selection, dense, model, resources):
+    """The links under a selection: its candidate, the candidate's scores, and the dense model."""
+    found = {}
+    if selection.record:
+        folder = layout.chosen_folder(selection.path, selection.record)
+        found["candidate"] = read("candidate", folder / layout.RECORDS["candidate"][1])
+        made, scored = layout.root("candidate"), layout.root("scores")
+        scores = Path(*(scored if part == made else part for part in folder.parts), layout.EVALUATION)
+        if scores.is_file():
+            found["scores"] = read("scores", scores)
+    candidate = found.get("candidate", selection)
+    own = candidate.at("settings", "method") == "imported"  # which names no model that it was pruned from
+    source = (None if own else candidate.fingerprints.get("source")) or dense.fingerprints.get("weights")
+    known = _first(_models(resources), "model", ("weights_fingerprint",), source)
+    usual = Path(resources) / "models" / str(model) / "model.json"
+    if known or usual.is_file():
+        found["model"] = known or read("model", usual)
+    return found
+
+
+def _models(resources):
+    return Path(resources).glob("**/model.json")
+
+
+def _first(paths, name, keys, value):
+    """The first of the records at `paths` that holds `value` at `keys`."""
+    links = (read(name, path) for path in sorted(paths))
+    return next((link for link in links if value is not None and link.at(*keys) == value), None)
+
+
+def _datasets(chain, resources):
+    """Data set -> its Link, None where it is not among the resources, for all that any record names."""
+    named = {}
+    for link in chain.links.values():
+        prints = link.fingerprints.get("datasets")
+        for name, print_ in (prints if isinstance(prints, dict) else {}).items():
+            named.setdefault(name.partition(" (")[0], print_)
+    calibration = chain["candidate"].at("recipe", "calibration", "dataset")
+    if calibration:
+        named.setdefault(calibration, chain["candidate"].fingerprints.get("calibration"))
+    every = [read("data set", path) for path in sorted(Path(resources).glob("**/dataset.json"))]
+    return {name: _dataset(name, print_, every) for name, print_ in named.items()}
+
+
+def _dataset(name, print_, every):
+    """The record that has rows of this fingerprint; else the one of that name."""
+    fitting = [link for link in every if print_ in roles_of(link).values()]
+    called = [link for link in every if name in (link.at("name"), link.path.parent.name)]
+    both = [link for link in fitting if link in called]
+    return next(iter(both or fitting or called), None)
+
+
+def roles_of(link):
+    """role -> fingerprint of a data set's rows."""
+    return {role: facts["fingerprint"] for role, facts in (link.at("roles") or {}).items()}
+
+
+def read(name, path):
+    """The Link to the record at `path`, whose checksum is verified."""
+    try:
+        return Link(name, Path(path), records.read(path))
+    except records.RecordError as error:
+        return Link(name, Path(path), None, str(error))

@@ -1,0 +1,278 @@
+"""The figures of what was measured. Each draws into a figure, or returns a sentence that says why it cannot."""
+
+import math
+
+from coppice.render.plotting import elements
+from coppice.render.plotting.style import FAINT, MARKERS, WIDTH
+
+from . import drawing, wording
+from .drawing import LABELLED
+from .study_records import ACCURACY
+
+
+def tradeoff(figure, study, frames):
+    """Accuracy against perplexity: an arrow from pruned to fine-tuned, the dense point beside it."""
+    texts = [metric for metric in study.metrics if not metric.is_accuracy][:2]
+    pairs = [p for p in study.pairs if any(_points(p, text) for text in texts)]
+    if not pairs:
+        return "No pair has accuracy and perplexity by now."
+    figure.set_size_inches(WIDTH, 4.6)
+    colour, kinds = drawing.colours(study)
+    shape = {config: MARKERS[place % len(MARKERS)] for place, config in enumerate(study.configs)}
+    panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
+    for axes, text in zip(panels, texts, strict=True):
+        groups = {}
+        for pair in pairs:
+            groups.setdefault((colour[pair.model], shape[pair.config]), []).append(_points(pair, text))
+        for (shade, marker), points in groups.items():
+            _marks(axes, points, shade, marker)
+            _moves(axes, points, shade, heads=len(pairs) <= LABELLED)
+        values = [x for pair in pairs for x, _ in _points(pair, text).values()]
+        if values and max(values) > 4 * min(values):
+            elements.log(axes.xaxis, axes.set_xscale)
+        axes.set_xlabel(f"{text.label} (lower is better)")
+    panels[0].set_ylabel("mean zero-shot accuracy (%)")
+    handles = [elements.handle(c, "o", name) for name, c in kinds.items()]
+    handles += [elements.handle(FAINT, shape[config], config) for config in study.configs]
+    handles += drawing.stage_handles()
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return None
+
+
+def _points(pair, text):
+    """Stage -> (perplexity, accuracy in per cent) of the stages that have both."""
+    accuracy, perplexity = pair.values(ACCURACY), pair.values(text)
+    return {
+        stage: (perplexity[stage], 100 * accuracy[stage])
+        for stage in accuracy
+        if accuracy[stage] is not None and perplexity[stage] is not None
+    }
+
+
+def _marks(axes, points, colour, marker):
+    """The marks of pairs that look alike: a star for dense, hollow for pruned, filled for fine-tuned."""
+    for stage, mark, face, size in (
+        ("dense", "*", colour, 9),
+        ("pruned", marker, "none", 6),
+        ("finetuned", marker, colour, 6),
+    ):
+        known = [stages[stage] for stages in points if stage in stages]
+        if known:
+            axes.plot(*zip(*known, strict=True), mark, color=colour, markerfacecolor=face, markersize=size)
+
+
+def _moves(axes, points, colour, heads):
+    """A way from each pruned mark to its fine-tuned one; without heads, plain lines from hollow to filled."""
+    from matplotlib.collections import LineCollection
+
+    ways = [(stages["pruned"], stages["finetuned"]) for stages in points if {"pruned", "finetuned"} <= stages.keys()]
+    if not heads:
+        axes.add_collection(LineCollection(ways, color=colour, alpha=0.4, linewidth=0.8))
+        return
+    for start, end in ways:
+        arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.7, "shrinkA": 4, "shrinkB": 4}
+        axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
+
+
+def recovered(figure, study, frames):
+    """The recovered fraction of each pair with its interval, for accuracy and for perplexity."""
+    metrics = study.metrics[:3]
+    pairs = [pair for pair in study.compared if any(_recovered(pair, metric) for metric in metrics)]
+    metrics = [metric for metric in metrics if any(_recovered(pair, metric) for pair in pairs)]
+    if not pairs:
+        return "No recovered fraction is defined by now."
+    names = list(dict.fromkeys(pair.model for pair in pairs))
+    configs = study.configs
+    figure.set_size_inches(WIDTH, 1.6 + len(names) * (0.12 + 0.17 * len(configs)))
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for place, config in enumerate(configs):
+            parts = [(pair, _recovered(pair, metric)) for pair in pairs if pair.config == config]
+            rows = [(names.index(pair.model), part) for pair, part in parts if part]
+            _intervals(axes, rows, place, len(configs))
+        axes.axvline(0, color=FAINT, linewidth=1)
+        axes.axvline(100, color=FAINT, linewidth=1, linestyle="--")
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -150), min(high, 250))
+        axes.set_title(metric.label)
+        axes.set_xlabel("recovered (% of the loss)")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    handles = [
+        elements.handle(elements.config_colour(i), MARKERS[i % len(MARKERS)], config)
+        for i, config in enumerate(configs)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return None
+
+
+def _recovered(pair, metric):
+    part = (pair.measured(metric) or {}).get("recovered") or {}
+    return part if part.get("value") is not None else None
+
+
+def _intervals(axes, rows, place, count):
+    """The recovered fractions of one config, (row, fraction) each, with their intervals where they have one."""
+    values = [100 * part["value"] for _, part in rows]
+    bounds = [[100 * bound for bound in part["interval"] or (part["value"],) * 2] for _, part in rows]
+    # a percentile interval need not hold the value itself
+    errors = [[max(v - low, 0), max(high - v, 0)] for v, (low, high) in zip(values, bounds, strict=True)]
+    y = [row + (place - (count - 1) / 2) * 0.6 / count for row, _ in rows]
+    if rows:
+        marker = MARKERS[place % len(MARKERS)]
+        sides = list(zip(*errors, strict=True))
+        axes.errorbar(
+            values, y, xerr=sides, fmt=marker, color=elements.config_colour(place), markersize=5, linewidth=1.5
+        )
+
+
+def task_changes(figure, study, frames):
+    """The change of every task in every pair, as a heat map in points."""
+    import numpy
+
+    names, pairs = study.task_names, [pair for pair in study.compared if pair.tasks]
+    if not pairs:
+        return "No zero-shot task was compared by now."
+    columns = [*names, "mean"]
+    cells = numpy.full((len(pairs), len(columns)), numpy.nan)
+    for row, pair in enumerate(pairs):
+        parts = [pair.tasks.get(name) for name in names] + [pair.measured(ACCURACY)]
+        cells[row] = [numpy.nan if part is None else 100 * part["change"]["value"] for part in parts]
+    labelled = len(pairs) <= LABELLED
+    figure.set_size_inches(WIDTH, 1.5 + (0.28 if labelled else 0.14) * len(pairs))
+    axes = figure.subplots()
+    limit = max(1.0, float(numpy.nanmax(numpy.abs(cells))))
+    image = axes.pcolormesh(cells, cmap="PuOr", vmin=-limit, vmax=limit, edgecolors="none", rasterized=not labelled)
+    axes.invert_yaxis()
+    axes.set_xticks(
+        [place + 0.5 for place in range(len(columns))], columns, rotation=30, ha="left", rotation_mode="anchor"
+    )
+    axes.xaxis.tick_top()
+    names = [f"{pair.model} / {pair.config}" for pair in pairs]
+    axes.set_yticks([row + 0.5 for row in range(len(pairs))], names, fontsize=9 if labelled else 6)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if labelled:
+        for (row, column), value in numpy.ndenumerate(cells):
+            _cell(axes, row, column, value, limit, pairs[row], columns[column])
+    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.03 if labelled else 0.005)
+    stars = "; * clear after Holm's correction" if labelled else ""
+    bar.set_label(f"change by fine-tuning (points of accuracy){stars}")
+    bar.outline.set_visible(False)
+    return None
+
+
+def _cell(axes, row, column, value, limit, pair, name):
+    if math.isnan(value):
+        axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=FAINT)
+        return
+    part = pair.measured(ACCURACY) if name == "mean" else pair.tasks[name]
+    star = "" if part["verdict"] == "no clear change" else "*"
+    # the map is dark at both ends and pale in the middle, in the light page and in the dark one
+    colour = "#ffffff" if abs(value) > 0.62 * limit else "#000000"
+    axes.text(column + 0.5, row + 0.5, f"{value:+.1f}{star}", ha="center", va="center", color=colour, fontsize=7.5)
+
+
+def ranks(figure, study, frames):
+    """Rank of the pairs before and after fine-tuning, with Kendall's tau: does the best start stay the best?"""
+    from scipy.stats import kendalltau
+
+    metrics = [(metric, _ranked(study, metric)) for metric in study.metrics[:2]]
+    metrics = [(metric, ranked) for metric, ranked in metrics if len(ranked) > 1]
+    if not metrics:
+        return "Fewer than two pairs were measured before and after fine-tuning."
+    count = max(len(ranked) for _, ranked in metrics)
+    labelled = count <= LABELLED
+    figure.set_size_inches(WIDTH, 1.6 + 0.24 * count if labelled else 5.0)
+    for axes, (metric, ranked) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
+        found = kendalltau(before, after)
+        sure = "" if math.isnan(found.pvalue) else f", {wording.probability(found.pvalue)}"
+        axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
+        (_slopes if labelled else _rank_scatter)(axes, study, ranked)
+        axes.invert_yaxis()
+    handles = [
+        elements.handle(elements.config_colour(i), MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return None
+
+
+def _slopes(axes, study, ranked):
+    """A line a pair from its rank before to its rank after; ties stand one below the other, under the same number."""
+    from scipy.stats import rankdata
+
+    places = [rankdata([row[side] for row in ranked], method="ordinal") for side in (1, 2)]
+    for (pair, *_), before, after in zip(ranked, *places, strict=True):
+        place = study.configs.index(pair.config)
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot([0, 1], [before, after], marker=marker, color=elements.config_colour(place), markersize=5)
+    axes.set_xticks([0, 1], ["pruned", "fine-tuned"])
+    axes.set_xlim(-0.1, 1.1)
+    axes.set_yticks(places[0], [f"{pair.model} / {pair.config}  {rank:g}" for pair, rank, _ in ranked], fontsize=7.5)
+    axes.set_ylabel("rank before fine-tuning")
+    axes.grid(axis="y", visible=False)
+
+
+def _rank_scatter(axes, study, ranked):
+    """Rank after against rank before, where there are too many pairs to name."""
+    for place, config in enumerate(study.configs):
+        points = [(before, after) for pair, before, after in ranked if pair.config == config]
+        if points:
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(*zip(*points, strict=True), marker, color=elements.config_colour(place), markersize=5)
+    axes.set_xlabel("rank before fine-tuning")
+    axes.set_ylabel("rank after fine-tuning")
+
+
+def _ranked(study, metric):
+    """[(pair, rank before, rank after)], 1 for the best."""
+    from scipy.stats import rankdata
+
+    values = [(pair, pair.values(metric)) for pair in study.pairs]
+    values = [(pair, v["pruned"], v["finetuned"]) for pair, v in values if None not in (v["pruned"], v["finetuned"])]
+    sign = -1 if metric.higher_is_better else 1
+    if not values:
+        return []
+    before, after = (rankdata([sign * row[place] for row in values]) for place in (1, 2))
+    return [(row[0], float(b), float(a)) for row, b, a in zip(values, before, after, strict=True)]
+
+
+def size(figure, study, frames):
+    """Accuracy against the number of parameters, and against measured latency where it was measured."""
+    panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
+    if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
+        panels.append(("measured latency (ms a new token)", _latency))
+    rows = [pair for pair in study.pairs if pair.values(ACCURACY)["pruned"] is not None]
+    if not rows:
+        return "No accuracy was measured by now."
+    colour, kinds = drawing.colours(study)
+    for axes, (label, read) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        groups = {}
+        for pair in rows:
+            places = {
+                stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(ACCURACY).items()
+            }
+            known = {stage: (x, 100 * y) for stage, (x, y) in places.items() if None not in (x, y)}
+            marker = MARKERS[study.configs.index(pair.config) % len(MARKERS)]
+            groups.setdefault((colour[pair.model], marker), []).append(known)
+        for (shade, marker), points in groups.items():
+            _marks(axes, points, shade, marker)
+        axes.set_xlabel(label)
+        axes.set_ylabel("mean zero-shot accuracy (%)")
+    handles = [elements.handle(c, "o", name) for name, c in kinds.items()]
+    handles += [elements.handle(FAINT, MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
+    handles += drawing.stage_handles()
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+    return None
+
+
+def _millions(count):
+    return None if count is None else count / 1e6
+
+
+def _latency(record):
+    """Milliseconds of a new token at the first batch size that was measured."""
+    speed = (record.get("cost") or {}).get("speed")
+    return 1000 * speed[0]["decode_seconds_per_token"] if speed else None

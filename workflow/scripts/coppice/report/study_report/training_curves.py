@@ -1,0 +1,91 @@
+"""The figures of how it came about: candidates, training, cost. As in `pictures`."""
+
+from coppice.render.plotting import elements
+from coppice.render.plotting.style import BLUE, INK, MARKERS, ORANGE, PURPLE, WIDTH
+from coppice.stats import pareto
+
+from . import drawing, wording
+
+
+def candidates(figure, study, frames):
+    """Every candidate of each model by accuracy and perplexity, the Pareto front and the chosen ones."""
+    frame = frames["candidates"]
+    accuracy, perplexity = pareto.axes_of(frame.columns)
+    names = [name for name in study.models if (frame["model"] == name).any()]
+    if not names or not accuracy or not perplexity:
+        return "No candidates with accuracy and perplexity are listed by now."
+    labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
+    for axes, name in drawing.panels(figure, names, *labels):
+        rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
+        chosen = [
+            [i for i, names_ in enumerate(rows["chosen_as"]) if config in names_.split(",")] for config in study.configs
+        ]
+        elements.candidates(axes, rows[perplexity].tolist(), (100 * rows[accuracy]).tolist(), chosen)
+    handles = elements.candidate_handles(study.configs)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    return None
+
+
+def training(figure, study, frames):
+    """Training and validation loss of every pair, a panel a model."""
+    names = [name for name in study.models if any(pair.history for pair in study.pairs_of(name))]
+    if not names:
+        return "No training has ended by now."
+    for axes, name in drawing.panels(figure, names, "optimizer step", "loss (nats a target token)"):
+        for pair in study.pairs_of(name):
+            place = study.configs.index(pair.config)
+            colour, marker = elements.config_colour(place), MARKERS[place % len(MARKERS)]
+            for key, style in (
+                ("loss", {"alpha": 0.6, "linewidth": 1}),
+                ("eval_loss", {"marker": marker, "markersize": 4}),
+            ):
+                steps = [(entry["step"], entry[key]) for entry in pair.history or [] if key in entry]
+                if steps:
+                    axes.plot(*zip(*steps, strict=True), color=colour, **style)
+    handles = [
+        elements.handle(
+            elements.config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-"
+        )
+        for i, c in enumerate(study.configs)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2))
+    return None
+
+
+def cost(figure, study, frames):
+    """Time and peak memory of every stage: the sum over its jobs, and the largest of them."""
+    jobs = frames["jobs"]
+    if jobs.empty:
+        return "No job has left its time and memory by now."
+    stages = list(dict.fromkeys(jobs["stage"]))
+    figure.set_size_inches(WIDTH, 1.3 + 0.42 * len(stages))
+    left, right = figure.subplots(1, 2, sharey=True)
+    totals = jobs.groupby("stage", sort=False)["seconds"].sum().reindex(stages)
+    unit, scale = ("hours", 3600) if totals.max() > 7200 else ("minutes", 60)
+    bars = left.barh(range(len(stages)), totals / scale, color=BLUE, height=0.6)
+    numbers = jobs.groupby("stage", sort=False).size().reindex(stages)
+    counts = [
+        f" {total / scale:.2g} in {wording.count(number, 'job')}" for total, number in zip(totals, numbers, strict=True)
+    ]
+    left.bar_label(bars, counts, fontsize=8, color=INK)
+    left.margins(x=0.45)
+    left.set_xlabel(f"time, sum over jobs ({unit})")
+    left.set_yticks(range(len(stages)), stages)
+    left.invert_yaxis()
+    for kind, colour, offset in (("host", ORANGE, -0.15), ("gpu", PURPLE, 0.15)):
+        rows = jobs.dropna(subset=[kind])
+        y = [stages.index(stage) + offset for stage in rows["stage"]]
+        if len(rows):
+            right.plot(
+                rows[kind] / 2**30,
+                y,
+                "o",
+                color=colour,
+                markersize=5,
+                alpha=0.7,
+                label=f"{kind.replace('gpu', 'GPU')} memory",
+            )
+    right.set_xlim(0, 1.08 * right.get_xlim()[1])
+    right.set_xlabel("peak memory of each job (GiB)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return None

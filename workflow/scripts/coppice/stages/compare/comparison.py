@@ -1,0 +1,260 @@
+"""Compare one model and config before and after fine-tuning, with the dense model for reference.
+
+Reads records and samples alone, pairs them item by item, and writes `comparison.json` (everything) and
+`comparison_report.txt` (for a terminal of 100 columns).
+"""
+
+import logging
+from pathlib import Path
+
+import numpy
+
+from coppice.core import records
+from coppice.core.errors import CoppiceError
+from coppice.stats import paired_stats, stored_samples
+
+from .report_text import render
+
+logger = logging.getLogger("coppice.comparison")
+
+STAGES = ("dense", "pruned", "finetuned")
+DENSE, PRUNED, FINETUNED = range(3)
+FEW_WINDOWS = 20
+AGAIN = "delete that evaluation and run snakemake again"
+
+
+def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=None):
+    """Compare the three evaluations of one model and config and write both files.
+
+    identity: {model, config}; evaluations: stage -> folder of its evaluation; selection, finetuning: paths of the
+    records of those stages; output: {record, report}; seeds: seed -> folder of the evaluation of the model that was
+    fine-tuned with it, the first one's included, where the training was repeated. Raises CoppiceError where the stages
+    were not evaluated alike, or where one of them was not the model that it should be.
+    """
+    clock = records.Clock()
+    results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
+    folders = [evaluations[stage] for stage in STAGES]
+    chosen, trained = records.read(selection), records.read(finetuning)
+    check_alike(results)
+    _check_models(identity, results, chosen, trained)
+    tasks, parts = _tasks(results, folders, seed)
+    record = identity | {
+        "candidate": chosen["candidate"],
+        "reused_from": results["finetuned"].get("reused_from"),
+        "pruning": chosen["pruning"],
+        "selection": {key: chosen[key] for key in ("criterion", "value", "runner_up", "metrics_from")},
+        "parameters": {stage: results[stage]["parameters"] for stage in STAGES},
+        "perplexity": {name: _perplexity(results, folders, name, seed) for name in results["dense"]["perplexity"]},
+        "zero_shot": tasks,
+        "average_acc": _average(parts),
+        "extremes": _extremes(tasks),
+        "cost": _cost(results, trained),
+        "generations": _generations(results),
+    }
+    if seeds:
+        record["seeds"] = _over_seeds(results, seeds)
+    record["warnings"] = _warnings(record, results, trained)
+    inputs = {stage: results[stage]["provenance"]["fingerprints"] for stage in STAGES}
+    record["provenance"] = clock.provenance({"level": paired_stats.LEVEL}, seed, **inputs)
+    records.write(output["record"], record)
+    with records.atomic(output["report"]) as file:
+        file.write(render(record))
+    logger.info("%s", output["report"])
+
+
+def check_alike(results):
+    """Raise CoppiceError for evaluations (stage -> record) under different protocols, on other tasks or data."""
+    first = results["dense"]
+    for stage, result in results.items():
+        for part in ("perplexity", "zero_shot"):
+            if list(result[part]) != list(first[part]):
+                raise CoppiceError(f"{stage} was evaluated on other {part} data than dense: {AGAIN}")
+        for name, text in result["perplexity"].items():
+            if text["protocol"] != first["perplexity"][name]["protocol"]:
+                raise CoppiceError(
+                    f"perplexity on {name}: {stage} and dense were measured under different protocols: {AGAIN}"
+                )
+        for name, task in result["zero_shot"].items():
+            for key in ("metric", "version", "num_fewshot", "chat_template"):
+                ours, theirs = task.get(key), first["zero_shot"][name].get(key)
+                if ours != theirs:
+                    raise CoppiceError(
+                        f"task {name}: {stage} was scored with {key} {ours}, dense with {theirs}: {AGAIN}"
+                    )
+        if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
+            raise CoppiceError(f"{stage} was evaluated on other rows than dense: {AGAIN}")
+
+
+def _check_models(identity, results, chosen, trained):
+    """Each stage has to be the model that it is taken for: by its name, and the fingerprints of weights and adapter."""
+    for what, record in {**results, "selection": chosen, "fine-tuning": trained}.items():
+        other = [key for key in ("model", "config") if record.get(key) not in (None, identity[key])]
+        if other:
+            raise CoppiceError(f"the record of {what} is of {other[0]} {record[other[0]]}: {AGAIN}")
+    prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
+    weights = {stage: known["weights"] for stage, known in prints.items()}
+    if weights["pruned"] == weights["dense"]:
+        raise CoppiceError(f"the model evaluated as pruned has the dense model's weights: {AGAIN}")
+    for what, found in (
+        ("evaluated as pruned", weights["pruned"]),
+        ("evaluated as finetuned", weights["finetuned"]),
+        ("fine-tuned", trained["provenance"]["fingerprints"]["weights"]),
+    ):
+        if found != chosen["weights_fingerprint"]:
+            raise CoppiceError(
+                f"the checkpoint that was {what} is not the selected one ({chosen['candidate']}): delete that result "
+                "and run snakemake again"
+            )
+    if not prints["finetuned"]["adapter"]:
+        raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
+    if trained.get("trained_fingerprint") not in (None, prints["finetuned"]["adapter"]):
+        raise CoppiceError(f"the fine-tuned model was evaluated with another adapter than was trained: {AGAIN}")
+
+
+def _perplexity(results, folders, name, seed):
+    """The three perplexities on one text, their change with interval, and what was recovered."""
+    texts = [results[stage]["perplexity"][name] for stage in STAGES]
+    windows, tokens = stored_samples.window_losses(folders, name, AGAIN)
+    paired = paired_stats.paired_means(windows, seed, tokens).map(numpy.exp)
+    change = paired_stats.change(paired, PRUNED, FINETUNED)
+    return {
+        **{stage: text["value"] for stage, text in zip(STAGES, texts, strict=True)},
+        "protocol": texts[0]["protocol"],
+        "tokens": texts[0]["tokens"],
+        "windows": len(tokens),
+        "change": change,
+        "change_percent": 100 * change["value"] / texts[PRUNED]["value"],
+        "lost": paired_stats.change(paired, DENSE, PRUNED),
+        "recovered": paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED, higher_is_better=False),
+        "verdict": paired_stats.verdict_of_interval(change["interval"], higher_is_better=False),
+    }
+
+
+def _tasks(results, folders, seed):
+    """Per task: accuracies, change with interval and tests; and the bootstrap of each, for the mean."""
+    tasks, parts = {}, []
+    for name, result in results["dense"]["zero_shot"].items():
+        correct = stored_samples.right_and_wrong(folders, name, AGAIN)
+        paired = paired_stats.paired_means(correct, seed)
+        parts.append(paired)
+        tasks[name] = {
+            "metric": result["metric"],
+            "n": len(correct[0]),
+            **{stage: float(value) for stage, value in zip(STAGES, paired.values, strict=True)},
+            "change": paired_stats.change(paired, PRUNED, FINETUNED),
+            "lost": paired_stats.change(paired, DENSE, PRUNED),
+            **paired_stats.mcnemar(correct[PRUNED] > 0.5, correct[FINETUNED] > 0.5),
+        }
+    for task, p in zip(tasks.values(), paired_stats.holm([task["p"] for task in tasks.values()]), strict=True):
+        task["p_holm"] = p
+        task["verdict"] = paired_stats.verdict(task["change"]["value"], p)
+    return tasks, parts
+
+
+def _average(parts):
+    """The unweighted mean over tasks of the three stages, its change and what was recovered; None without tasks."""
+    if not parts:
+        return None
+    paired = paired_stats.mean_of(parts)
+    change = paired_stats.change(paired, PRUNED, FINETUNED)
+    return {
+        **{stage: float(value) for stage, value in zip(STAGES, paired.values, strict=True)},
+        "change": change,
+        "lost": paired_stats.change(paired, DENSE, PRUNED),
+        "recovered": paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED),
+        "verdict": paired_stats.verdict_of_interval(change["interval"]),
+    }
+
+
+def _extremes(tasks):
+    """The tasks with the largest and the smallest change, signs kept."""
+    if not tasks:
+        return None
+    ordered = sorted(tasks, key=lambda name: tasks[name]["change"]["value"])
+    return {"largest": ordered[-1], "smallest": ordered[0]}
+
+
+def _generations(results):
+    """[{prompt, dense, pruned, finetuned}] of the questions that all stages were asked."""
+    said = {
+        stage: {one["prompt"]: one["text"] for one in result.get("generations") or []}
+        for stage, result in results.items()
+    }
+    return [
+        {"prompt": question} | {stage: texts[question] for stage, texts in said.items()}
+        for question in said["dense"]
+        if all(question in texts for texts in said.values())
+    ]
+
+
+def _over_seeds(results, folders):
+    """Mean and spread of every metric over repeated trainings, the seed as a random factor.
+
+    {seeds, metrics: metric -> statistics.over_seeds of the fine-tuned values, with `recovered` for that of the shares
+    recovered, None where pruning lost nothing}.
+    """
+    repeats = {seed: records.read(Path(folder) / "evaluation_results.json") for seed, folder in folders.items()}
+    for repeat in repeats.values():
+        check_alike({"dense": results["dense"], "finetuned": repeat})
+    metrics = {}
+    for name in (*(f"ppl.{text}" for text in results["dense"]["perplexity"]), "average_acc"):
+        dense, pruned = _value(results["dense"], name), _value(results["pruned"], name)
+        values = [_value(repeat, name) for repeat in repeats.values()]
+        if dense is None:
+            continue
+        lost = dense - pruned if name == "average_acc" else pruned - dense
+        shares = [(value - pruned) / (dense - pruned) for value in values] if lost > 0 else None
+        metrics[name] = paired_stats.over_seeds(values) | {"recovered": shares and paired_stats.over_seeds(shares)}
+    return {"seeds": list(folders), "metrics": metrics}
+
+
+def _value(result, name):
+    return result["average_acc"] if name == "average_acc" else result["perplexity"][name.removeprefix("ppl.")]["value"]
+
+
+def _cost(results, trained):
+    """Seconds, tokens and memory of training and of the three evaluations."""
+    return {
+        "training_seconds": trained["seconds"],
+        "training_tokens": trained["tokens_seen"],
+        "training_peak_memory_bytes": trained["peak_memory_bytes"],
+        "trainable_parameters": trained["trainable_parameters"],
+        "evaluation_seconds": {stage: results[stage]["provenance"]["seconds"] for stage in STAGES},
+        "evaluation_peak_memory_bytes": {stage: results[stage]["provenance"]["peak_memory_bytes"] for stage in STAGES},
+    }
+
+
+def _warnings(record, results, trained):
+    """What a reader has to know before trusting or quoting the numbers."""
+    found = list(trained["warnings"])
+    for name, text in record["perplexity"].items():
+        if text["verdict"] == "worse":
+            found.append(f"fine-tuning made the perplexity on {name} worse")
+        if text["windows"] < FEW_WINDOWS:
+            found.append(
+                f"perplexity on {name}: fewer than {FEW_WINDOWS} windows of text ({text['windows']}), too few for its "
+                "interval to be relied on"
+            )
+        if "requested_seq_len" in text["protocol"]:
+            facts = text["protocol"]
+            found.append(
+                f"perplexity on {name}: windows of {facts['seq_len']}, the model's context, "
+                f"not {facts['requested_seq_len']}: do not compare it with other models' published values"
+            )
+    if record["average_acc"] and record["average_acc"]["verdict"] == "worse":
+        found.append("fine-tuning made the mean accuracy worse")
+    for name in record["zero_shot"]:
+        engines = {results[stage]["zero_shot"][name]["engine"] for stage in STAGES}
+        if len(engines) > 1:
+            found.append(f"task {name}: the stages were scored by different engines ({', '.join(sorted(engines))})")
+    if record["selection"]["criterion"].get("split") == "report":
+        found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
+    versions = [results[stage]["provenance"].get("versions") or {} for stage in STAGES]
+    other = [name for name in records.PACKAGES if len({known[name] for known in versions if name in known}) > 1]
+    if other:
+        found.append(
+            f"the stages were evaluated with other versions of {', '.join(other)}: part of a change may be theirs"
+        )
+    if len({results[stage]["provenance"]["device"] for stage in STAGES}) > 1:
+        found.append("the stages were evaluated on different devices, whose rounding differs a little")
+    return found

@@ -1,0 +1,204 @@
+"""Evaluate one model: perplexity on texts and zero-shot tasks, by the same code for dense, pruned and finetuned.
+
+Writes `evaluation_results.json`, `ppl_results.json` and `samples/{task}.parquet`. Each task and each text is a part
+that is stored once it is finished (`parts`): a killed evaluation goes on, an extended one computes what is new, and
+where every part is there no model is loaded.
+"""
+
+import logging
+import math
+from pathlib import Path
+
+from coppice import data, models
+from coppice.core import fingerprints, records
+from coppice.models import cost
+from coppice.stats import stored_samples
+
+from . import generation, guards, perplexity, reuse, zero_shot
+from .parts import Parts
+from .subject import Subject
+
+logger = logging.getLogger("coppice.evaluation")
+
+
+def evaluate(
+    identity,
+    source,
+    settings,
+    datasets,
+    output,
+    adapter=None,
+    purpose="report",
+    seed=0,
+    dense=None,
+    selection=None,
+    twin=None,
+    prompt="none",
+):
+    """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
+
+    identity: {model, config or candidate, stage}; settings: the section `evaluate` of the configuration; datasets:
+    name -> path of its dataset.json; output: the folder that takes the records and samples. `purpose` is "report" or
+    "selection", which decides the rows that are used. dense (a model.json) and selection (a selection_info.json) let a
+    pruned model be told from the dense one. twin: the folder of the same evaluation for another config, whose results
+    are taken over. prompt: the form in which the model is asked questions: alpaca, chat or none.
+    """
+    clock, output = records.Clock(), Path(output)
+    prints = {
+        "weights": fingerprints.weights(source.path),
+        "adapter": fingerprints.weights(adapter) if adapter else None,
+    }
+    if adapter:
+        guards.check_adapter(adapter, prints["adapter"])
+    if dense and selection:
+        guards.check_pruned(source.path, prints["weights"], selection, dense)
+    if twin:
+        reuse.take_over(identity, prints, twin, output)
+        return
+    parts = Parts(output / ".parts", _common(source, prints))
+    job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
+    record, losses, samples, used = job.run()
+    provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
+    record["samples"] = stored_samples.write_samples(output, samples)
+    records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
+    records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
+    parts.discard_unused()
+    logger.info("%s", summary(identity | record))
+
+
+def average(tasks):
+    """Unweighted mean of the tasks' values (each under its own metric); None where there is no task."""
+    return math.fsum(result["value"] for result in tasks.values()) / len(tasks) if tasks else None
+
+
+def summary(record):
+    """One line: who was evaluated and what came out."""
+    texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record["perplexity"].items())
+    accuracy = f"mean accuracy {record['average_acc']:.4f}" if record["average_acc"] is not None else "no tasks"
+    who = " ".join(str(record[key]) for key in ("model", "config", "candidate", "stage") if record.get(key))
+    return f"{who}: {accuracy}; perplexity {texts or 'not measured'}"
+
+
+def _common(source, prints):
+    """What every part's numbers rest on."""
+    versions = records.versions()
+    return {
+        **prints,
+        "tokenizer": fingerprints.tokenizer(source.path),
+        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
+        **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
+        "device": models.device_kind(),
+        "versions": {name: version for name, version in versions.items() if name not in ("python", "coppice")},
+    }
+
+
+class _Evaluation:
+    """The parts of one evaluation, put together."""
+
+    def __init__(self, subject, parts, settings, datasets, purpose, seed):
+        self.subject, self.parts, self.settings, self.datasets = subject, parts, settings, datasets
+        self.purpose, self.seed = purpose, seed
+        self.used = {}  # dataset -> fingerprint of the rows that were used
+
+    def run(self):
+        """(record, per-window losses, samples by task, dataset fingerprints), the latter as the records have them."""
+        sizes, _ = self.parts.part("sizes", "model", {}, lambda: (self.subject.sizes(), None))
+        first, *more = [self._texts(protocol, index) for index, protocol in enumerate(self._protocols())]
+        tasks, others, samples = self._tasks()
+        record = {
+            "perplexity": _without_losses(first),
+            "perplexity_more": {name: _without_losses(texts) for name, texts in self._named(more)},
+            "zero_shot": tasks,
+            "other_tasks": others,
+            "average_acc": average(tasks),
+            **sizes,
+            "generations": self._generations(),
+            **self._merged_and_timed(),
+        }
+        return record, {"perplexity": first, "perplexity_more": dict(self._named(more))}, samples, self.used
+
+    def _protocols(self):
+        return perplexity.protocols(self.settings["perplexity"])
+
+    def _named(self, more):
+        return zip((protocol.name for protocol in self._protocols()[1:]), more, strict=True)
+
+    def _texts(self, protocol, index):
+        """text -> result with `window_losses` under one protocol."""
+        results = {}
+        for name in self.settings["perplexity"]["datasets"]:
+            role = protocol.role_of(name, self.purpose)
+            rows = data.facts(self.datasets[name], role)
+            self.used[name if not index else f"{name} ({protocol.name})"] = rows["fingerprint"]
+            facts = protocol.facts(name, self.purpose) | {"rows": rows["fingerprint"], "split": rows["split"]}
+            results[name], _ = self.parts.part(
+                "perplexity", name, facts, lambda n=name, r=role, s=rows["split"]: self._text(n, protocol, r, s)
+            )
+        return results
+
+    def _text(self, name, protocol, role, split):
+        rows = data.texts(self.datasets[name], role)
+        result, losses = perplexity.measure(
+            self.subject.model, self.subject.tokenizer, rows, name, protocol, split=split
+        )
+        logger.info("perplexity on %s (%s): %.3f (%d tokens)", name, protocol.name, result["value"], result["tokens"])
+        return result | {"window_losses": losses}, None
+
+    def _tasks(self):
+        """(accuracies, other results, samples) by task; the latter hold what items cannot be paired by."""
+        choice = self.settings["zero_shot"]
+        accuracies, others, samples = {}, {}, {}
+        for name in choice["tasks"]:
+            facts, rows = self.parts.part("task", name, self._task_facts(name), lambda n=name: self._task(n))
+            found, samples[name], is_accuracy = zero_shot.result(name, facts, rows, choice["metric"].get(name))
+            (accuracies if is_accuracy else others)[name] = found | {"engine": facts["engine"]}
+            logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
+        return accuracies, others, samples
+
+    def _task_facts(self, name):
+        """What decides a task's scores; not the metric, which is chosen from all of them."""
+        choice, engine = self.settings["zero_shot"], self.settings["engine"]
+        rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
+        self.used[name] = rows
+        facts = zero_shot.facts(name, choice.get("include_path")) | {"rows": rows, "engine": engine}
+        facts |= {key: choice.get(key) for key in ("limit", "num_fewshot", "chat_template")}
+        if facts["shots"] or facts["num_fewshot"]:
+            facts |= {"train": data.fingerprint(self.datasets[name], "train"), "seed": self.seed}
+        return facts | ({"batch_size": self.settings["batch_size"]} if engine == "lm-eval" else {})
+
+    def _task(self, name):
+        engine = self.settings["engine"]
+        lm = self.subject.language_model(engine, self.settings["batch_size"])
+        facts, rows = zero_shot.measure(
+            lm, name, self.datasets[name], self.purpose, self.settings["zero_shot"], self.seed
+        )
+        return facts | {"engine": self.subject.engine_of(engine)}, rows
+
+    def _generations(self):
+        """What the model answers to the questions of `generation`, in its own form of prompt."""
+        wanted = self.settings.get("generation") or {}
+        if not wanted.get("prompts"):
+            return []
+        facts, subject = wanted | {"form": self.settings["prompt"]}, self.subject
+
+        def ask():
+            options = wanted["prompts"], self.settings["prompt"], wanted["new_tokens"]
+            return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
+
+        return self.parts.part("generation", "prompts", facts, ask)[0]["answers"]
+
+    def _merged_and_timed(self):
+        """{merge_drift, cost}: last, because merging changes the weights; the time is that of the merged model."""
+        subject, wanted = self.subject, self.settings.get("cost") or {}
+        found = {"merge_drift": None, "cost": None}
+        if subject.adapter is not None:
+            found["merge_drift"], _ = self.parts.part("merge", "adapter", {}, lambda: (subject.merge(), None))
+        if wanted.get("enabled"):
+            found["cost"], _ = self.parts.part(
+                "cost", "model", wanted, lambda: (cost.measure(*subject.merged_model(), wanted), None)
+            )
+        return found
+
+
+def _without_losses(texts):
+    return {name: {k: v for k, v in result.items() if k != "window_losses"} for name, result in texts.items()}

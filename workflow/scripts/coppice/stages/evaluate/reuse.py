@@ -1,0 +1,29 @@
+"""Taking over the evaluation of another config that chose the same checkpoint: nothing is measured twice."""
+
+import logging
+from pathlib import Path
+
+from coppice.core import records
+from coppice.core.errors import CoppiceError
+from coppice.stats import stored_samples
+
+logger = logging.getLogger("coppice.evaluation")
+
+RECORDS = ("ppl_results.json", "evaluation_results.json")  # the one that is waited for last
+
+
+def take_over(identity, prints, twin, output):
+    """Fill `output` with the records and samples in the folder `twin`, under the name of `identity`.
+
+    prints: fingerprints {weights, adapter} of the model that is to be evaluated. Raises CoppiceError where the twin was
+    another model.
+    """
+    twin, output = Path(twin), Path(output)
+    found = {name: records.read(twin / name) for name in RECORDS}
+    for name, record in found.items():
+        if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
+            raise CoppiceError(f"{twin / name}: is of another model; delete it and run snakemake again")
+    stored_samples.copy_samples(twin, output, found["evaluation_results.json"]["samples"])
+    for name, record in found.items():
+        records.write(output / name, record | identity | {"reused_from": record["config"]})
+    logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])

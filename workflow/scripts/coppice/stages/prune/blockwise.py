@@ -1,0 +1,108 @@
+"""Gradients of the loss block by block: what one backward pass through the whole model gives, in one block's memory.
+
+The hidden states before each block are kept in the host's memory; from the last block to the first, each is run again
+with its own graph alone. So a device holds the weights, one block's activations and one block's gradients, however deep
+the model is. By calculation, for an 8B Llama in bfloat16: 16 GB, under 1 GB (4096 tokens a batch, 8 states of width
+4096 and 4 of width 14336 each) and 0.9 GB (218M weights in float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from coppice.models import output_head
+
+from . import anatomy
+
+
+def visit_gradients(
+    model,
+    batches: Sequence[torch.Tensor],
+    tensors_of: Callable[[nn.Module], list[nn.Parameter]],
+    visit: Callable[[int, dict[nn.Parameter, torch.Tensor]], None],
+) -> None:
+    """Call `visit(index, gradients)` for each block, the last first.
+
+    gradients: of the mean next-token loss over all tokens of all `batches` (LongTensor [B, T]) with respect to the
+    block's tensors that `tensors_of` names, at least float32; freed after the visit. The model has to be in evaluation
+    mode, with no parameter that requires a gradient.
+    """
+    targets = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
+    recorded = [_Recorded(model, batch, targets) for batch in batches]
+    blocks = anatomy.blocks(model)
+    for index in range(len(blocks) - 1, -1, -1):
+        visit(index, _block_gradients(blocks[index], index, tensors_of(blocks[index]), recorded))
+
+
+class _Recorded:
+    """One batch: the input of every block, on the host, and the gradient of the loss at the block that comes next."""
+
+    def __init__(self, model, batch, targets):
+        self.inputs, self.options = {}, {}
+        blocks = anatomy.blocks(model)
+        hooks = [b.register_forward_pre_hook(self._keep(i), with_kwargs=True) for i, b in enumerate(blocks)]
+        hooks.append(blocks[-1].register_forward_hook(self._keep_last))
+        try:
+            with torch.no_grad():
+                batch = batch.to(model.get_input_embeddings().weight.device)
+                model.base_model(input_ids=batch, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.gradient = self._loss_gradient(model, batch, targets)
+
+    def _keep(self, index):
+        def hook(_block, args, kwargs):
+            options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            self.inputs[index] = (args[0] if args else kwargs["hidden_states"]).cpu()
+            self.options[index] = options
+
+        return hook
+
+    def _keep_last(self, _block, _args, output):
+        self.last = _state(output)
+
+    def _loss_gradient(self, model, batch, targets):
+        """At the output of the last block: through the final norm and the output layer, in chunks of tokens."""
+        with torch.enable_grad():
+            last = self.last.detach().requires_grad_(True)
+            hidden = model.base_model.norm(last)[:, :-1].flatten(0, 1)
+            head = model.get_output_embeddings()
+            wanted = batch[:, 1:].flatten().to(hidden.device)
+            (output_head.summed_loss(head, hidden, wanted) / targets).backward()
+        del self.last
+        return last.grad.cpu()
+
+
+def _block_gradients(block, index, tensors, recorded):
+    gradients = {tensor: torch.zeros_like(tensor, dtype=wide_dtype(tensor)) for tensor in tensors}
+
+    def take(tensor):  # as soon as autograd has it, so that half-precision sums do not lose what comes later
+        gradients[tensor].add_(tensor.grad)
+        tensor.grad = None
+
+    hooks = [tensor.requires_grad_(True).register_post_accumulate_grad_hook(take) for tensor in tensors]
+    try:
+        for batch in recorded:
+            with torch.enable_grad():
+                state = batch.inputs.pop(index).to(tensors[0].device).requires_grad_(True)
+                output = _state(block(state, **batch.options.pop(index)))
+                output.backward(batch.gradient.to(output.device, output.dtype))
+            batch.gradient = state.grad.cpu()
+    finally:
+        for hook, tensor in zip(hooks, tensors, strict=True):
+            hook.remove()
+            tensor.requires_grad_(False)
+    return gradients
+
+
+def _state(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """float32, or the tensor's own type where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,63 @@
+"""Per-layer shapes of a model, its sizes side by side, and checks of what goes into and comes out of scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from coppice.core.errors import CheckpointError, DataError
+
+from . import anatomy
+
+
+def per_layer_shapes(model) -> dict[str, dict[str, int]]:
+    """Widths of every layer by its index, in the format of transformers' `per_layer_config`."""
+    shapes = {}
+    for index, block in enumerate(anatomy.blocks(model)):
+        groups = anatomy.count(block, "attention")
+        shapes[str(index)] = {
+            "intermediate_size": anatomy.count(block, "mlp"),
+            "num_attention_heads": groups * block.self_attn.num_key_value_groups,
+            "num_key_value_heads": groups,
+        }
+    return shapes
+
+
+def checked_batches(batches: Iterable[torch.Tensor], required: bool) -> list[torch.Tensor]:
+    """The calibration batches as a list; DataError where they cannot be used."""
+    batches = list(batches)
+    if required and not batches:
+        raise DataError("pruning: there are no calibration batches, but this importance is measured on data")
+    for index, batch in enumerate(batches):
+        if batch.dim() != 2 or batch.dtype != torch.long or batch.shape[0] < 1 or batch.shape[1] < 2:
+            raise DataError(
+                f"pruning: calibration batch {index} is {batch.dtype} of shape {list(batch.shape)}; token ids of "
+                "shape [sequences, at least 2 tokens], int64, are needed"
+            )
+    return batches
+
+
+def check_finite(importance: dict[str, list[torch.Tensor]]) -> None:
+    """A NaN would sort somewhere and prune at random: CheckpointError naming part and layer instead."""
+    for part, layers in importance.items():
+        for index, scores in enumerate(layers):
+            if not torch.isfinite(scores).all():
+                where = f"layer {index}" if part != "layers" else f"layers {(~scores.isfinite()).nonzero().tolist()}"
+                raise CheckpointError(
+                    f"pruning: the importance of '{part}' in {where} is not finite; the model's weights are damaged "
+                    "or overflow in this dtype (load it in bfloat16 or float32)"
+                )
+
+
+def facts_of_sizes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Two measures side by side, for the record."""
+    return {
+        "parameters": {"before": before["parameters"], "after": after["parameters"]},
+        "macs_per_token": {
+            "context_length": before["context_length"],
+            "linear": {"before": before["linear_macs"], "after": after["linear_macs"]},
+            "attention": {"before": before["attention_macs"], "after": after["attention_macs"]},
+        },
+    }

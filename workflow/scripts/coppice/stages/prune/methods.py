@@ -1,0 +1,206 @@
+"""The pruning methods: what each removes, and how the model and its configuration follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import anatomy, grid
+from .grid import Plan
+from .importance import activation, block_distances, column_norms, magnitude, taylor
+
+# What each method's `score` returns: a name -> one tensor of scores a layer (or one for the whole model).
+Importance = dict[str, list[torch.Tensor]]
+
+
+class Method(ABC):
+    """One way to prune. Lower importance goes first; equal importance, the lower index first."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    @abstractmethod
+    def score(self, model, batches: Sequence[torch.Tensor]) -> Importance:
+        """Importance of each structure; the model is left as it was."""
+
+    @abstractmethod
+    def choose(self, importance: Importance) -> dict[str, Any]:
+        """Indices of what goes, in the unpruned model's numbering."""
+
+    @abstractmethod
+    def apply(self, model, importance: Importance):
+        """Remove from the model, in place, what `choose` names, and bring its configuration up to date."""
+
+    @abstractmethod
+    def summary(self, importance: Importance) -> dict[str, Any]:
+        """The importance in a few numbers, for the record."""
+
+
+class Depth(Method):
+    """Removes whole blocks: those of lowest influence, or with `consecutive` the run that moves the state least."""
+
+    def score(self, model, batches):
+        if self.plan.settings["consecutive"]:
+            distances = block_distances(model, batches, span=self.plan.remove["layers"], angular=True)
+        else:
+            distances = block_distances(model, batches)
+        return {"layers": [distances]}
+
+    def choose(self, importance):
+        (scores,), count = importance["layers"], self.plan.remove["layers"]
+        if self.plan.settings["consecutive"]:
+            (first,) = _lowest(scores, 1)
+            return {"layers": list(range(first, first + count))}
+        return {"layers": _lowest(scores, count)}
+
+    def apply(self, model, importance):
+        removed = set(self.choose(importance)["layers"])
+        kept = [index for index in range(len(anatomy.blocks(model))) if index not in removed]
+        base, config = model.base_model, model.config
+        base.layers = nn.ModuleList([base.layers[index] for index in kept])
+        for index, block in enumerate(base.layers):
+            for module in block.modules():
+                if hasattr(module, "layer_idx"):  # the KV cache files keys and values under it
+                    module.layer_idx = index
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = [config.layer_types[index] for index in kept]
+        return _configured(model, self.plan)
+
+    def summary(self, importance):
+        kind = "angular_distance" if self.plan.settings["consecutive"] else "block_influence"
+        return {kind: importance["layers"][0].tolist()}
+
+
+class Width(Method):
+    """Removes MLP channels and KV groups, the least important ones: as many in every layer, or with the ranking
+    `global` wherever in the model they are."""
+
+    def score(self, model, batches):
+        measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
+        return magnitude(model, parts) if measure == "magnitude" else BY_DATA[measure](model, parts, batches)
+
+    def choose(self, importance):
+        return {
+            part: [_lowest(scores, count) for scores, count in zip(layers, self._counts(part, layers), strict=True)]
+            for part, layers in importance.items()
+        }
+
+    def _counts(self, part, layers):
+        """How many structures each layer loses."""
+        if self.plan.settings["ranking"] == "uniform":
+            return [self.plan.remove[part]] * len(layers)
+        return _global_counts(self._comparable(layers), self.plan.remove[part], grid.alignment(len(layers[0])))
+
+    def _comparable(self, layers):
+        """Scores that mean the same in every layer: Taylor's do, changes of one loss; others have a layer's scale."""
+        if self.plan.settings["importance"] == "taylor":
+            return layers
+        return [scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny) for scores in layers]
+
+    def apply(self, model, importance):
+        for part, layers in self.choose(importance).items():
+            for block, removed in zip(anatomy.blocks(model), layers, strict=True):
+                stays = torch.ones(anatomy.count(block, part), dtype=torch.bool)
+                stays[removed] = False
+                anatomy.keep(block, part, stays.nonzero().flatten())
+        return _configured(model, self.plan)
+
+    def summary(self, importance):
+        return {
+            part: [
+                _layer_summary(scores, count) for scores, count in zip(layers, self._counts(part, layers), strict=True)
+            ]
+            for part, layers in importance.items()
+        }
+
+
+class Unstructured(Method):
+    """Sets single weights of the linear layers to zero, a share of each layer's or two in every four."""
+
+    def score(self, model, batches):
+        linears = _named_linears(model)
+        if self.plan.settings["importance"] == "magnitude":
+            norms = dict.fromkeys(linears.values(), torch.ones(()))
+        else:
+            norms = column_norms(model, list(linears.values()), batches)
+        return {"norms": [norms[linear] for linear in linears.values()]}
+
+    def choose(self, importance):
+        return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}
+
+    @torch.no_grad()
+    def apply(self, model, importance):
+        for linear, norms in zip(_named_linears(model).values(), importance["norms"], strict=True):
+            scores = linear.weight.abs().float() * norms.to(linear.weight.device)
+            linear.weight[self._zeroed(scores)] = 0
+        return model
+
+    def _zeroed(self, scores):
+        """bool [rows, columns]: the lowest of each row by Wanda, of the whole matrix by magnitude, or 2 of 4."""
+        rows, columns = scores.shape
+        if self.plan.settings["pattern"] == "2:4":
+            lowest = scores.view(rows, columns // 4, 4).argsort(dim=-1, stable=True)[..., :2]
+            return torch.zeros(rows, columns // 4, 4, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view_as(scores)
+        if self.plan.settings["importance"] == "magnitude":
+            scores = scores.view(1, -1)
+        lowest = scores.argsort(dim=-1, stable=True)[:, : round(self.plan.settings["ratio"] * scores.shape[1])]
+        return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view(rows, columns)
+
+    def summary(self, importance):
+        return {}
+
+
+METHODS: dict[str, type[Method]] = {"depth": Depth, "width": Width, "unstructured": Unstructured}
+BY_DATA = {"taylor": taylor, "activation": activation}
+
+
+def _named_linears(model):
+    """The linear layers of the decoder blocks, by name: what is pruned without structure."""
+    return {name: m for name, m in anatomy.blocks(model).named_modules() if isinstance(m, nn.Linear)}
+
+
+def _global_counts(layers, total: int, align: int) -> list[int]:
+    """How many of the `total` lowest scores of all layers lie in each; every layer keeps one structure.
+
+    Kept widths are rounded to multiples of `align`.
+    """
+    widths = [len(scores) for scores in layers]
+    owner = torch.cat([torch.full((width,), index) for index, width in enumerate(widths)])
+    counts = [0] * len(layers)
+    for place in torch.argsort(torch.cat(list(layers)), stable=True).tolist():
+        layer = int(owner[place])
+        if sum(counts) == total:
+            break
+        if counts[layer] < widths[layer] - 1:
+            counts[layer] += 1
+    if align > 1:
+        kept = [max(align, round((width - count) / align) * align) for width, count in zip(widths, counts, strict=True)]
+        counts = [width - stays for width, stays in zip(widths, kept, strict=True)]
+    return counts
+
+
+def _lowest(scores: torch.Tensor, count: int) -> list[int]:
+    """Indices of the `count` lowest scores, ascending by index."""
+    return sorted(torch.argsort(scores, stable=True)[:count].tolist())
+
+
+def _layer_summary(scores: torch.Tensor, removed: int) -> dict[str, float]:
+    """Of one layer's scores; `removed_share` is the part of their sum that goes."""
+    removed_sum = scores.sort().values[:removed].sum()
+    return {
+        "min": scores.min().item(),
+        "median": scores.median().item(),
+        "max": scores.max().item(),
+        "removed_share": (removed_sum / scores.sum()).item() if scores.sum() > 0 else 0.0,
+    }
+
+
+def _configured(model, plan: Plan):
+    for key, value in plan.changes.items():
+        setattr(model.config, key, value)
+    model.config.validate()
+    return model

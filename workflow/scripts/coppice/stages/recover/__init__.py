@@ -1,0 +1,20 @@
+"""Fine-tuning of a checkpoint, by LoRA or of all weights: examples, recipe and the training itself."""
+
+from .engine.duration import OPERATIONS
+from .engine.progress import Diverged
+from .full import MODEL, DoesNotFit, check_room
+from .parameter_count import trainable_parameters
+from .training import EACH, REACHED, finetune, told
+
+__all__ = [
+    "EACH",
+    "MODEL",
+    "OPERATIONS",
+    "REACHED",
+    "Diverged",
+    "DoesNotFit",
+    "check_room",
+    "finetune",
+    "told",
+    "trainable_parameters",
+]

@@ -1,0 +1,1 @@
+"""The training engine: batches, steps, checkpoints, processes. Knows no recovery by name."""

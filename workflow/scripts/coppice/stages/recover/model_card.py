@@ -1,0 +1,25 @@
+"""The model card beside an adapter: what it was made from and how, and how it is used."""
+
+from pathlib import Path
+
+import jinja2
+
+from coppice.core.records import atomic
+
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+
+
+def write(output, identity, settings, outcome, source, weights):
+    """Write `README.md` into the adapter's folder `output`."""
+    card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    text = card.render(
+        **identity,
+        lora=settings["lora"],
+        settings=settings,
+        outcome=outcome,
+        source=source.path,
+        literal=repr(source.path),  # a folder's name may hold quotes
+        weights=weights,
+    )
+    with atomic(output / "README.md") as file:
+        file.write(text)

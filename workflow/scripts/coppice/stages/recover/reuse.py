@@ -1,0 +1,57 @@
+"""Taking over the training of another config that chose the same checkpoint: nothing is learnt twice."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from coppice.core import fingerprints, records
+from coppice.core.errors import CoppiceError
+
+logger = logging.getLogger("coppice.finetuning")
+
+RECORD, STATE, LOSSES = "finetuning_config.json", "training_state.json", "validation_losses.json"
+NAMED = (LOSSES, STATE, RECORD)  # these say who was trained; the last one says that all of it is there
+OWN = (*NAMED, "arm.json", "reached.json")
+MERGED = "merged"
+
+
+def take_over(identity, source, twin, output, settings, seed):
+    """Fill `output` with copies of the adapter and the records in the folder `twin`, under the name of `identity`.
+
+    source: the checkpoint (a models.Source) that both were to be trained from; settings, seed: what decides what is
+    learnt from it. A merged checkpoint is linked. Raises CoppiceError where the twin was trained otherwise.
+    """
+    twin, output = Path(twin), Path(output)
+    record = records.read(twin / RECORD)
+    same = record["provenance"]["fingerprints"]["weights"] == fingerprints.weights(source.path)
+    same &= record["provenance"]["seed"] == seed
+    if not same or any(record["settings"].get(key) != value for key, value in settings.items()):
+        raise CoppiceError(
+            f"{twin}: was trained from another checkpoint than {source.path}, or with other settings; delete "
+            f"{twin / RECORD} and run snakemake again"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    _link_merged(twin, output)
+    for file in sorted(twin.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
+            records.copy(file, output / file.name)
+    for name in NAMED:
+        if (twin / name).is_file():
+            records.write(output / name, records.read(twin / name) | identity | {"reused_from": record["config"]})
+    logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])
+
+
+def leave(output):
+    """Forget a merged checkpoint that is another config's, before `output` gets one of its own."""
+    if (output / MERGED).is_symlink():
+        (output / MERGED).unlink()
+
+
+def _link_merged(twin, output):
+    """Link the twin's merged checkpoint; one that a training left in `output` goes: it is another model's."""
+    leave(output)
+    if (output / MERGED).is_dir():
+        shutil.rmtree(output / MERGED)
+    if (twin / MERGED).is_dir():
+        (output / MERGED).symlink_to(os.path.relpath((twin / MERGED).resolve(), output.resolve()))

@@ -1,0 +1,1 @@
+"""Statistics of paired comparisons, and the samples of evaluations that they are made of."""

@@ -1,0 +1,1 @@
+"""The study: its settings, where its files lie, what it shares with other studies."""

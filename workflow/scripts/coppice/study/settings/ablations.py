@@ -1,0 +1,335 @@
+"""The section `ablations`: arms, budgets, stages and metrics worked out and checked before anything is trained."""
+
+import math
+
+from coppice.core.errors import SettingsError, nearest
+
+from .. import layout
+from . import arms, lora_presets, registry, rerun_policy, schema
+from .sources import absolute, check_held_out, check_name, check_paths
+
+STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
+DEFAULT_STEPS = 5000
+KINDS = ("arms", "grid", "staged")
+START, COMBINATION, VALIDATION = "start", "combination", "validation"
+LOSS = "validation_loss"
+# The order in which practitioners tune LoRA: what matters most first, each stage at the best of those before
+USUAL_ORDER = [
+    {"name": "rank", "vary": {"r": [8, 16, 32, 64, 128]}, "with": {"alpha": "2r"}},
+    {"name": "alpha", "vary": {"alpha": ["r", "2r", "4r"]}, "with": {}},
+    {"name": "dropout", "vary": {"dropout": [0.0, 0.05, 0.1, 0.2, 0.3]}, "with": {}},
+    {"name": "bias", "vary": {"bias": ["none", "lora_only", "all"]}, "with": {}},
+    {
+        "name": "targets",
+        "vary": {"target_modules": [["q_proj", "v_proj"], "attention", ["attention", "mlp"]]},
+        "with": {},
+    },
+    {"name": "variants", "vary": {"use_rslora": [False, True], "use_dora": [False, True]}, "with": {}},
+]
+
+
+def resolve(config, workdir, notices):
+    """name -> the ablation, worked out; those of models that are not in the study are left out with a notice.
+
+    Each is {start, finetune, prompt, budget: {unit, amount}, seeds, evaluate, choose_by, stages, arms, reference,
+    racing}: `stages` the list of {name, arms, after}, `arms` name -> {stage, changes, after, report}, where `after` is
+    the stage whose winner the changes are laid over, and `report` says whether the arm is measured in the metrics.
+    Raises SettingsError.
+    """
+    found = {}
+    for name, entry in config["ablations"].items():
+        key = f"config key ablations.{name}"
+        check_name(name, "config key ablations")
+        if not _in_study(key, entry["start"], config, notices):
+            continue
+        found[name] = _ablation(key, entry, config, workdir, notices)
+    return found
+
+
+def _in_study(key, start, config, notices):
+    """Whether the model and config that an ablation starts from are in the study; a notice where they are not."""
+    for name, valid in (("model", config["models"]), ("config", config["select"]["configs"])):
+        if start.get(name) is not None and start[name] not in valid:
+            hint = nearest(start[name], valid)
+            notices.append(f"{key}: '{start[name]}' is not in the study, the ablation is left out{hint}")
+            return False
+    return True
+
+
+def _ablation(key, entry, config, workdir, notices):
+    base = _arm(entry["base"], f"{key}.base")
+    finetune = _section(key, entry, config["finetune"])
+    below = arms.laid_over(arms.flat(finetune), base)
+    stages, members = _stages(key, entry)
+    budget = _budget(key, entry["budget"])
+    metrics = _metrics(key, entry["metrics"], config["evaluate"], notices)
+    _check_arms(key, members, below, budget)
+    if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
+        raise SettingsError(
+            f"{key}.metrics: a staged ablation ends with a comparison on data that no stage has seen; name a task or "
+            "a text"
+        )
+    return {
+        "start": _start(key, entry["start"], workdir),
+        "finetune": finetune,
+        "base": below,
+        "budget": budget,
+        "seeds": entry["seeds"] or [config["seed"]],
+        "eval_steps": entry["eval_steps"],
+        "evaluate": metrics,
+        "choose_by": _criterion(key, entry["choose_by"], metrics),
+        "stages": stages,
+        "arms": members,
+        "reference": _reference(key, entry["reference"], members, stages),
+        "racing": _racing(key, entry["racing"], stages, budget),
+    }
+
+
+def _start(key, start, workdir):
+    """{kind: dense | selection | checkpoint, ...}"""
+    if ("model" in start) == ("checkpoint" in start):
+        raise SettingsError(f"{key}.start: name a model of the study, or a checkpoint folder")
+    of_checkpoint = [name for name in ("prompt", "dtype", "trust_remote_code") if name in start]
+    if "checkpoint" in start:
+        if "config" in start:
+            raise SettingsError(f"{key}.start.config: goes with a model of the study")
+        path = absolute(start["checkpoint"], workdir)
+        check_paths(layout.local_files({"kind": "local", "path": path}), f"{key}.start.checkpoint")
+        loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
+        return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
+    if of_checkpoint:
+        raise SettingsError(f"{key}.start.{of_checkpoint[0]}: goes with a checkpoint; a model has its own under models")
+    chosen = start.get("config")
+    return {"kind": "selection" if chosen else "dense", "model": start["model"], "config": chosen}
+
+
+def _section(key, entry, finetune):
+    """The section `finetune` that holds for all arms; no arm may stop before the others."""
+    data = finetune["data"] | entry["data"]
+    if not data["val_size"] and not data["validation"]:
+        raise SettingsError(f"{key}.data.val_size: arms are compared by a validation loss; hold some rows out")
+    check_held_out(data, f"{key}.data")
+    own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
+    return finetune | {"data": data} | own
+
+
+def _stages(key, entry):
+    """(stages, arms) of the one of `KINDS` that the ablation has."""
+    given = [kind for kind in KINDS if entry.get(kind)]
+    if len(given) != 1:
+        found = f"found {', '.join(given)}" if given else "found none of them"
+        raise SettingsError(f"{key}: has one of {', '.join(KINDS)}; {found}")
+    if given == ["staged"]:
+        return _staged(f"{key}.staged", USUAL_ORDER if entry["staged"] is True else entry["staged"])
+    if given == ["grid"]:
+        changes = _combinations(f"{key}.grid", entry["grid"])
+    else:
+        changes = _listed(f"{key}.arms", entry["arms"])
+    members = {name: {"stage": None, "changes": arm, "after": None, "report": True} for name, arm in changes.items()}
+    return [], members
+
+
+def _listed(key, entries):
+    changes = {}
+    for place, entry in enumerate(entries):
+        arm = _arm(entry, f"{key}[{place}]")
+        name = arms.name_of(arm)
+        check_name(name, f"{key}[{place}].name")
+        if name in changes:
+            raise SettingsError(f"{key}[{place}]: there is an arm '{name}' already; give this one another name")
+        changes[name] = arm
+    return changes
+
+
+def _staged(key, entries):
+    stages, members, after = [], {}, None
+    for place, entry in enumerate(entries):
+        at, name = f"{key}[{place}]", entry["name"]
+        check_name(name, f"{at}.name")
+        if name in (START, COMBINATION, VALIDATION) or name in [stage["name"] for stage in stages]:
+            raise SettingsError(f"{at}.name: '{name}' is taken; give the stage another name")
+        both = next((one for one in entry["with"] if one in entry["vary"]), None)
+        if both:
+            raise SettingsError(f"{at}.with.{both}: is varied by this very stage")
+        more = _checked(entry["with"], f"{at}.with")
+        changes = {arm: more | own for arm, own in _combinations(f"{at}.vary", entry["vary"]).items()}
+        if len(changes) < 2:
+            raise SettingsError(f"{at}.vary: has one value, so that there is nothing to choose; name at least two")
+        own = {f"{name}.{arm}": arm_changes for arm, arm_changes in changes.items()}
+        members |= {arm: {"stage": name, "changes": one, "after": after, "report": False} for arm, one in own.items()}
+        stages.append({"name": name, "arms": list(own), "after": after})
+        after = name
+    final = {"stage": VALIDATION, "changes": {}, "report": True}
+    members |= {START: final | {"after": None}, COMBINATION: final | {"after": after}}
+    return stages, members
+
+
+def _combinations(key, values):
+    for name in values:
+        if name in (*arms.NAMED, "train") or name not in _node()["properties"]:
+            valid = [one for one in _node()["properties"] if one not in (*arms.NAMED, "train")]
+            raise SettingsError(
+                f"{key}: '{name}' is no key of an arm; valid are {', '.join(valid)}{nearest(name, valid)}"
+            )
+    if not values:
+        raise SettingsError(f"{key}: names no key")
+    checked = {name: [_checked({name: value}, key)[name] for value in several] for name, several in values.items()}
+    try:
+        return arms.combinations(checked)
+    except SettingsError as error:
+        raise SettingsError(f"{key}.{error}") from None
+
+
+def _arm(entry, key):
+    """An arm as a mapping: the name of a preset, else of a scheme, stands for it."""
+    if not isinstance(entry, str):
+        return _checked(entry, key)
+    if entry in lora_presets.PRESETS:
+        return {"preset": entry}
+    if entry in lora_presets.SCHEMES:
+        return {"name": entry, "scheme": entry}
+    valid = [*lora_presets.PRESETS, *(name for name in lora_presets.SCHEMES if name not in lora_presets.PRESETS)]
+    raise SettingsError(
+        f"{key}: there is no preset or scheme '{entry}'; valid are {', '.join(valid)}{nearest(entry, valid)}"
+    )
+
+
+def _checked(arm, key):
+    """The keys of an arm, scalars brought to the schema's types; SettingsError where one is wrong."""
+    found = schema.checked_part(arm, _node(), (key.removeprefix("config key "),))
+    if found.get("preset") and found.get("scheme"):
+        raise SettingsError(f"{key}: has a preset and a scheme; one of them says what the arm starts from")
+    adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
+    if found.get("train") == arms.ALL_WEIGHTS and adapter:
+        raise SettingsError(f"{key}.{adapter}: is about an adapter, but train is 'all'")
+    try:
+        sound = 0 < arms.scale(found.get("alpha", 1), 1) < math.inf
+    except (ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise SettingsError(
+            f"{key}.alpha: found '{found['alpha']}'; it is a number above 0, or a multiple of the rank such as r or 2r"
+        )
+    return found
+
+
+def _node():
+    return schema.schema()["properties"]["ablations"]["additionalProperties"]["properties"]["base"]
+
+
+def _budget(key, budget):
+    given = [unit for unit in (STEPS, TOKENS, FLOPS) if unit in budget]
+    if len(given) > 1:
+        raise SettingsError(f"{key}.budget: found {' and '.join(given)}; a budget has one unit")
+    unit = given[0] if given else STEPS
+    return {"unit": unit, "amount": budget.get(unit, DEFAULT_STEPS)}
+
+
+def _check_arms(key, members, below, budget):
+    """No arm repeats another or cannot be trained within the budget."""
+    seen = {}
+    for name, member in members.items():
+        whole = arms.laid_over(below, member["changes"])
+        adapter = next((one for one in member["changes"] if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
+        if whole["train"] == arms.ALL_WEIGHTS and adapter:
+            raise SettingsError(
+                f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or take train "
+                "out of base"
+            )
+        try:
+            settings = arms.settled(whole)
+        except ValueError:
+            raise SettingsError(f"{key}.base.alpha: found '{whole['alpha']}'; it is a number, r or 2r") from None
+        _check_budget(key, name, settings, below, budget)
+        if member["stage"] == VALIDATION:
+            continue
+        # a later stage's settings depend on who wins before
+        of = sorted(settings.items()) if member["after"] is None else sorted(member["changes"].items())
+        same = repr([member["after"], member["stage"], of])
+        if same in seen:
+            raise SettingsError(f"{key}: the arms '{seen[same]}' and '{name}' are the same training; leave one out")
+        seen[same] = name
+    if len(members) < 2:
+        raise SettingsError(f"{key}: has one arm, '{next(iter(members))}'; there is nothing to compare")
+
+
+def _check_budget(key, name, settings, below, budget):
+    amount, size = budget["amount"], settings["batch_size"]
+    if budget["unit"] == STEPS:
+        if settings["warmup_steps"] >= amount:
+            raise SettingsError(
+                f"{key}.budget.max_steps: found {amount}, but arm '{name}' warms up for {settings['warmup_steps']} "
+                "steps: it would never train at its learning rate; raise the budget, or lower warmup_steps"
+            )
+        if size != below["batch_size"]:
+            raise SettingsError(
+                f"{key}: arm '{name}' has batch_size {size}, others {below['batch_size']}: with a budget of steps they "
+                "would not see the same number of examples; give budget.tokens"
+            )
+    if budget["unit"] == TOKENS and amount < 2 * size:
+        raise SettingsError(
+            f"{key}.budget.tokens: found {amount:g}, which arm '{name}' spends before its first step of {size} "
+            "examples is over; raise the budget"
+        )
+
+
+def _metrics(key, chosen, evaluate, notices):
+    """The section `evaluate` for the arms: what the study measures, or some of it, without answers and cost."""
+    tasks, texts = evaluate["zero_shot"], evaluate["perplexity"]
+    valid = {"tasks": tasks["tasks"], "perplexity": texts["datasets"]}
+    measured = {name: _measured(f"{key}.metrics.{name}", chosen[name], valid[name], notices) for name in valid}
+    limit = tasks["limit"] if chosen["limit"] is None else chosen["limit"]
+    return rerun_policy.narrowed(evaluate, measured["perplexity"]) | {
+        "zero_shot": tasks | {"tasks": measured["tasks"], "limit": limit}
+    }
+
+
+def _measured(key, chosen, valid, notices):
+    """The names chosen of those that the study evaluates; known ones that it does not are left out with a notice."""
+    for name in chosen or []:
+        if name not in valid and name not in (*registry.TASKS, *registry.DATASETS):
+            raise SettingsError(
+                f"{key}: '{name}' is not among those that the study evaluates ({', '.join(valid)})"
+                f"{nearest(name, valid)}"
+            )
+        if name not in valid:
+            notices.append(f"{key}: the study does not evaluate '{name}', which is left out")
+    return valid if chosen is None else [name for name in chosen if name in valid]
+
+
+def _criterion(key, chosen, evaluate):
+    tasks, texts = evaluate["zero_shot"]["tasks"], [f"ppl.{name}" for name in evaluate["perplexity"]["datasets"]]
+    valid = [LOSS, *(["average_acc"] if tasks else []), *texts, *tasks]
+    if chosen["metric"] not in valid:
+        raise SettingsError(
+            f"{key}.choose_by.metric: found '{chosen['metric']}'; valid are {', '.join(valid)}"
+            f"{nearest(chosen['metric'], valid)}"
+        )
+    lower = chosen["metric"] == LOSS or chosen["metric"] in texts
+    return {"metric": chosen["metric"], "mode": chosen["mode"] or ("min" if lower else "max")}
+
+
+def _reference(key, wanted, members, stages):
+    if wanted is None:
+        return START if stages else next(iter(members))
+    reported = [name for name, member in members.items() if member["report"]]
+    if wanted not in reported:
+        raise SettingsError(
+            f"{key}.reference: there is no arm '{wanted}' to compare to; there are {', '.join(reported)}"
+            f"{nearest(wanted, reported)}"
+        )
+    return wanted
+
+
+def _racing(key, racing, stages, budget):
+    """The rungs of a race, as shares of the budget, rising; none where all arms train to the end."""
+    if racing is None:
+        return None
+    if stages:
+        raise SettingsError(f"{key}.racing: a staged ablation does not race; its stages are short already")
+    rungs = [racing["eta"] ** -(racing["rungs"] - place) for place in range(racing["rungs"])]
+    if budget["unit"] == STEPS and budget["amount"] * rungs[0] < 1:
+        raise SettingsError(
+            f"{key}.racing: the first of {racing['rungs']} rungs lies before the first of {budget['amount']} steps"
+        )
+    return {"eta": racing["eta"], "rungs": rungs}

@@ -1,0 +1,238 @@
+"""Where models and data sets come from: the hub, a local folder, or the miniatures; and the names they go by."""
+
+import os
+import re
+from pathlib import Path
+
+from coppice.core.errors import SettingsError, nearest
+from coppice.core.json_text import parsed
+
+from .. import layout, local_files
+from . import registry
+
+LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
+RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
+FOLDERS_OF_RUNS = ("seed-", "checkpoint-", "superseded-", "rung-", "winner-")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
+
+
+def check_name(name, where):
+    """Raise SettingsError unless `name` can be part of a path: letters, digits and . _ + - only."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise SettingsError(
+            f"{where}: the name {name!r} cannot be part of a path; use letters, digits and . _ + - only, "
+            "begin with a letter or digit, and leave out '..'"
+        )
+    if len(name) > LONGEST_NAME:
+        raise SettingsError(f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}")
+    if name in RESERVED:
+        raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
+    if name.startswith(FOLDERS_OF_RUNS) or name.endswith(layout.TUNED):
+        raise SettingsError(
+            f"{where}: folders of runs are called {', '.join(f'{start}...' for start in FOLDERS_OF_RUNS)} and "
+            f"...{layout.TUNED}; take another name than '{name}'"
+        )
+
+
+def check_paths(paths, where):
+    """Raise SettingsError for one of the `paths` that no rule can name: Snakemake knows no way to escape a brace."""
+    for path in paths:
+        if any(mark in path for mark in "{}\n\t"):
+            raise SettingsError(
+                f"{where}: found '{path}'; braces and line breaks mean something else in a rule; rename it"
+            )
+
+
+def folder(text, key, workdir):
+    """A folder that the study writes to, as its rules name it: ~ expanded, no needless dots or slashes."""
+    check_paths([text], f"config key {key}")
+    path = os.path.normpath(os.path.expanduser(text))
+    if path.startswith("~"):
+        raise SettingsError(f"config key {key}: found '{text}', and there is no such user")
+    if any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)) or len(absolute(path, workdir)) > 3000:
+        raise SettingsError(f"config key {key}: '{text[:40]}...' is longer than file systems allow")
+    parents = [Path(absolute(path, workdir)), *Path(absolute(path, workdir)).parents]
+    taken = next((parent for parent in parents if parent.exists() and not parent.is_dir()), None)
+    if taken is not None:
+        raise SettingsError(f"config key {key}: '{text}' cannot be a folder, {taken} is a file")
+    return path
+
+
+def absolute(path, workdir):
+    """`path` as an absolute one: ~ expanded, relative to `workdir`."""
+    return os.path.abspath(os.path.join(workdir, os.path.expanduser(path)))
+
+
+def locate(text, key, workdir, miniatures, notices):
+    """{kind: hub|local|miniature, path} of a base or data-set path; `key` names it in a SettingsError."""
+    if text.startswith("miniature/"):
+        name = text.removeprefix("miniature/")
+        if name not in miniatures:
+            raise SettingsError(
+                f"config key {key}: there is no miniature '{name}'; valid are "
+                f"{', '.join('miniature/' + m for m in miniatures)}{nearest(name, miniatures)}"
+            )
+        return {"kind": "miniature", "path": name}
+    if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
+        return {"kind": "local", "path": absolute(text, workdir)}
+    if not HUB_ID.fullmatch(text) or ".." in text:
+        raise SettingsError(
+            f"config key {key}: '{text}' is neither a hub id (org/name), nor a local path (which begins with /, ./, "
+            f"../ or ~/), nor a miniature (miniature/{miniatures[0]}, ...)"
+        )
+    if os.path.exists(os.path.join(workdir, text)):
+        notices.append(
+            f"config key {key}: '{text}' is taken for a hub id; write './{text}' for the folder of that name"
+        )
+    return {"kind": "hub", "path": text}
+
+
+def resolve_model(name, entry, workdir, notices):
+    """The model's settings with its source, family and prompt worked out; SettingsError where they do not fit."""
+    key = f"models.{name}"
+    source = locate(entry["base"], f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
+    model = {setting: value for setting, value in entry.items() if setting != "prune"}
+    model.update(source=source, prompt=entry["prompt"] or {"base": "alpaca", "instruct": "chat"}[entry["variant"]])
+    if source["kind"] == "miniature":
+        family, _, suffix = source["path"].partition("-")
+        _check_miniature(key, entry, family, suffix or "base")
+    elif source["kind"] == "local":
+        family = _family_of(_local_config(source["path"], entry["base"], f"{key}.base").get("model_type", ""))
+        check_paths(layout.local_files(source), f"config key {key}.base")
+    else:
+        family = _family_of(source["path"])
+    model["family"] = entry["family"] or family
+    if model["family"] is None:
+        raise SettingsError(
+            f"config key {key}.family: the base '{entry['base']}' does not say which family it is of; "
+            f"set it to {', '.join(registry.FAMILIES[:-1])} or {registry.FAMILIES[-1]}"
+        )
+    return model
+
+
+def _check_miniature(key, entry, family, variant):
+    for setting, value in (("family", family), ("variant", variant)):
+        if entry[setting] not in (None, value):
+            raise SettingsError(
+                f"config key {key}.{setting}: found '{entry[setting]}', but {entry['base']} is '{value}'"
+            )
+
+
+def _family_of(text):
+    return next((family for family in registry.FAMILIES if family in text.lower()), None)
+
+
+def _local_config(folder, base, key):
+    """The content of the checkpoint's config.json; SettingsError where `folder` is not a checkpoint."""
+    file = Path(folder, "config.json")
+    if not os.path.isdir(folder):
+        raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")
+    if not os.path.isfile(file):
+        raise SettingsError(
+            f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
+        )
+    try:
+        content = parsed(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"config key {key}: {file} is not valid JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type", ""), str):
+        raise SettingsError(
+            f"config key {key}: {file} does not hold a model's configuration (a mapping whose model_type is a name)"
+        )
+    return content
+
+
+def resolve_dataset(name, entry, data_root, workdir, notices):
+    """The data set's settings with its source worked out, local paths absolute; SettingsError if it is not there."""
+    key = f"datasets.{name}"
+    if entry["path"] is None:
+        raise SettingsError(f"config key {key}.path is missing: say where '{name}' lies")
+    text = _under_data_root(entry["path"], f"{key}.path", data_root, workdir)
+    if entry["format"]:
+        source = {"kind": "local", "path": absolute(text, workdir)}
+    else:
+        source = locate(text, f"{key}.path", workdir, registry.MINIATURE_DATASETS, notices)
+    if source["kind"] != "local":
+        if source["kind"] == "miniature":
+            _check_roles(key, entry["splits"])
+        return {**entry, "source": source}
+    if not os.path.exists(source["path"]):
+        raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
+    check_paths([source["path"], *layout.local_files(source, entry["splits"].values())], f"config key {key}.path")
+    return {**entry, "path": source["path"], "source": source}
+
+
+def with_roles(name, entry, needed):
+    """The resolved data set with the splits that its roles have; needed: role -> the key that asks for it.
+
+    A single file has one role, the one that is asked for. Raises SettingsError where a role that is asked for has no
+    split or no file, and where what is reported is trained on or chosen by too.
+    """
+    key = f"config key datasets.{name}"
+    splits = dict(entry["splits"])
+    local = entry["source"]["kind"] == "local" and entry["format"]
+    if local and os.path.isfile(entry["path"]):
+        if len(needed) > 1:
+            asked = ", ".join(f"{role} rows (for {by})" for role, by in needed.items())
+            raise SettingsError(f"{key}.path: one file cannot hold {asked}; name a folder with a file for each")
+        splits = {role: splits[role] or role if role in needed else None for role in splits}
+    for role, by in needed.items():
+        if splits[role] is None:
+            raise SettingsError(f"{key}.splits.{role} is null, but {by} needs it")
+    files = {role: _files(f"{key}.splits.{role}", entry, split, local) for role, split in splits.items() if split}
+    for role, found in files.items():
+        if not found and (role in needed or splits[role].endswith(DATA_SUFFIXES)):
+            there = ", ".join(sorted(os.listdir(entry["path"]))[:10]) or "nothing"
+            raise SettingsError(
+                f"{key}.splits.{role}: no file for '{splits[role]}' is in {entry['path']}, which has {there}"
+            )
+    for role in ("train", "selection"):
+        if files.get(role) and files.get(role) == files.get("report"):
+            raise SettingsError(
+                f"{key}.splits.{role} and .report are both '{splits['report']}': what is reported would be "
+                f"{'trained on' if role == 'train' else 'what candidates are chosen by'}; name another, or null"
+            )
+    return {**entry, "splits": splits}
+
+
+def _files(key, entry, split, local):
+    """What stands for a split: its files, or its name on the hub."""
+    if not local:
+        return [split]
+    try:
+        return local_files.files_of(entry["path"], entry["format"], split)
+    except SettingsError as error:
+        raise SettingsError(f"{key}: {error}") from None
+
+
+def _check_roles(key, splits):
+    for role, split in splits.items():
+        if split not in (None, *splits):
+            raise SettingsError(
+                f"config key {key}.splits.{role}: found '{split}', but a miniature's splits are {', '.join(splits)}"
+            )
+
+
+def check_held_out(data, key):
+    """Refuse a validation set, of the section `finetune.data`, that is trained on too."""
+    trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
+    if data["validation"] in trained:
+        raise SettingsError(
+            f"{key}.validation: '{data['validation']}' is trained on; name another data set, or set {key}.val_size"
+        )
+
+
+def _under_data_root(text, key, data_root, workdir):
+    marker = "{data_root}"
+    if text != marker and not text.startswith(marker + "/"):
+        return text
+    if data_root is None:
+        raise SettingsError(
+            f"config key data_root is not set, but {key} is '{text}'; set it to the folder of your data"
+        )
+    root = absolute(data_root, workdir)
+    if not os.path.isdir(root):
+        raise SettingsError(f"config key data_root: there is no folder {data_root} (looked at {root})")
+    return root + text.removeprefix(marker)
