@@ -83,7 +83,7 @@ def put(path, value):
     return config, keys[0]
 
 
-def told(call):
+def message_of(call):
     """What a `CoppiceError` of `call` says, one line that any terminal can show; None where nothing is wrong."""
     started = time.process_time()  # of this process: other work on the machine does not count
     try:
@@ -102,7 +102,7 @@ def test_any_kind_of_value_at_any_key_is_taken_or_told_with_its_key(kind, tmp_pa
     monkeypatch.chdir(tmp_path)
     for path, _ in schema.key_paths():
         config, section = put(path, copy.deepcopy(VALUES[kind]))
-        message = told(lambda config=config: settings.load(config))
+        message = message_of(lambda config=config: settings.load(config))
         if message is None:
             assert kind not in NEVER, path
         elif path != ("candidates", "table"):  # there the file is named
@@ -120,7 +120,7 @@ def test_an_unknown_key_of_any_form_is_told(section, key):
     for part in section:
         node = node.setdefault(part, {})
     node[key] = 1
-    assert told(lambda: settings.load(config))
+    assert message_of(lambda: settings.load(config))
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ def test_a_name_never_leaves_its_folder(section, name, words):
         "protocols": {"evaluate": {"perplexity": {"protocols": {name: {"seq_len": 8}}}}},
         "candidates": {"candidates": {"prune": [{"method": "depth", "ratio": 0.5, "name": name}]}},
     }[section]
-    assert words in told(lambda: settings.load({**copy.deepcopy(MODEL), **config}))
+    assert words in message_of(lambda: settings.load({**copy.deepcopy(MODEL), **config}))
 
 
 @pytest.mark.parametrize("task", ["..", "a/b", "-x", "x\x1b[1m", "y" * 101])
 def test_a_task_never_leaves_its_folder(task):
-    assert told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": {"tasks": [task]}}}))
+    assert message_of(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": {"tasks": [task]}}}))
 
 
 @pytest.mark.parametrize("key", ["results", "resources"])
 def test_a_folder_to_write_to_is_one_that_can_be(tmp_path, key):
     (tmp_path / "file").write_text("")
     for text in ("file", "file/below", "a{b}", "~nosuchuser/x", "x" * 300, "a\nb"):
-        assert f"config key {key}" in told(lambda text=text: settings.load(MODEL | {key: text}, workdir=tmp_path))
+        assert f"config key {key}" in message_of(lambda text=text: settings.load(MODEL | {key: text}, workdir=tmp_path))
     for text in ("mein Ordner \"ü\" 'x' $(touch pwned)", "/somewhere/else", "../beside"):
         assert settings.load(MODEL | {key: text}, workdir=tmp_path).config[key] == text
     assert settings.load(MODEL | {key: "./a//b/"}, workdir=tmp_path).config[key] == "a/b"
@@ -177,7 +177,7 @@ def test_a_folder_to_write_to_is_one_that_can_be(tmp_path, key):
 @pytest.mark.parametrize(("task", "metric"), [("piqa", "acc_nrom"), ("arc_challenge", "f1"), ("sciq", "exact_match")])
 def test_a_metric_that_a_task_does_not_have_is_told_before_any_job(task, metric):
     tasks = {"tasks": [task], "metric": {task: metric}}
-    message = told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": tasks}}))
+    message = message_of(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": tasks}}))
     assert f"zero_shot.metric.{task}" in message and "(it has acc, acc_norm)" in message
 
 
@@ -187,7 +187,7 @@ def test_trackers_are_those_of_transformers():
     (theirs,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"]
     ours = dict(schema.key_paths())["finetune", "report_to"]["items"]["enum"]
     assert set(ours) == {key.value for key in theirs.keys}
-    assert "did you mean 'wandb'" in told(lambda: settings.load(MODEL | {"finetune": {"report_to": ["wandbb"]}}))
+    assert "did you mean 'wandb'" in message_of(lambda: settings.load(MODEL | {"finetune": {"report_to": ["wandbb"]}}))
 
 
 FILES = {
@@ -216,13 +216,13 @@ FILES = {
 def test_a_configuration_file_that_is_none_is_told_with_its_name(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_bytes(FILES[kind])
-    assert "study.yaml" in told(lambda: config_files.read("study.yaml"))
+    assert "study.yaml" in message_of(lambda: config_files.read("study.yaml"))
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
 def test_a_folder_or_nothing_in_place_of_a_configuration_file(tmp_path):
     for path in (tmp_path, tmp_path / "missing.yaml"):
-        assert path.name in told(lambda path=path: config_files.read(path))
+        assert path.name in message_of(lambda path=path: config_files.read(path))
 
 
 @given(st.binary(max_size=300) | st.text(st.sampled_from("ab: -\n\t{}[]&*!|>#%@`'\"0,?~"), max_size=60).map(str.encode))
@@ -230,7 +230,7 @@ def test_a_folder_or_nothing_in_place_of_a_configuration_file(tmp_path):
 def test_any_bytes_as_a_configuration_file_are_taken_or_told(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    told(lambda: settings.load(config_files.read(path)))
+    message_of(lambda: settings.load(config_files.read(path)))
 
 
 HEADER = b"model,candidate,path,acc,ppl\n"
@@ -272,12 +272,12 @@ def beside(tmp_path):
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_that_is_none_is_told_with_its_name(beside, kind):
     (beside / "mine.csv").write_bytes(TABLES[kind])
-    assert "mine.csv" in told(lambda: load_table(beside))
+    assert "mine.csv" in message_of(lambda: load_table(beside))
 
 
 def test_a_folder_in_place_of_a_table(beside):
     (beside / "mine.csv").mkdir()
-    assert "mine.csv" in told(lambda: load_table(beside))
+    assert "mine.csv" in message_of(lambda: load_table(beside))
 
 
 CELLS = ("model", "candidate", "path", "acc", "ppl", "note")
@@ -295,7 +295,7 @@ def test_any_kind_of_value_in_any_column_is_taken_or_told_with_its_row(beside, c
         value = VALUES[kind]
         cell = "9" * 400 if kind == "a number of 400 digits" else "" if value is None else str(value)
         csv.writer(file).writerows([CELLS, (SANE | {column: cell}).values()])
-    message = told(lambda: load_table(beside))
+    message = message_of(lambda: load_table(beside))
     assert message is None or "mine.csv" in message
 
 
@@ -305,7 +305,7 @@ def test_any_kind_of_value_in_any_column_is_taken_or_told_with_its_row(beside, c
 def test_any_bytes_as_a_table_are_taken_or_told(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp()
     (folder / "mine.csv").write_bytes(content)
-    told(lambda: load_table(folder))
+    message_of(lambda: load_table(folder))
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from test_bad_configuration import MODEL, told
+from test_bad_configuration import MODEL, message_of
 
 from coppice import data, models
 from coppice.core import records
@@ -107,7 +107,7 @@ def test_a_record(copied, name):
     size = (copied / name).stat().st_size
     for place in (10, size // 3, size // 2, size - 20):
         flip(copied / name, place)
-        assert name.rpartition("/")[2] in told(lambda: records.read(copied / name))
+        assert name.rpartition("/")[2] in message_of(lambda: records.read(copied / name))
         flip(copied / name, place)
     assert records.read(copied / name)
 
@@ -115,7 +115,7 @@ def test_a_record(copied, name):
 def test_a_prepared_data_set(copied):
     record = copied / "ptb" / "dataset.json"
     flip(copied / "ptb" / "report.parquet")
-    message = told(lambda: data.texts(record, "report"))
+    message = message_of(lambda: data.texts(record, "report"))
     assert "report.parquet: was changed" in message and f"delete {record} and run snakemake again" in message
 
 
@@ -123,7 +123,7 @@ def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
     path = copied / "evaluated" / "samples" / "piqa.parquet"
     whole = path.read_bytes()
     flip(path)
-    message = told(lambda: stored_samples.right_and_wrong([copied / "evaluated"], "piqa", "again"))
+    message = message_of(lambda: stored_samples.right_and_wrong([copied / "evaluated"], "piqa", "again"))
     assert "piqa.parquet: is not the file that its evaluation wrote" in message and "delete" in message
     (copied / "evaluated" / "evaluation_results.json").unlink()
     evaluated(copied, study)
@@ -134,7 +134,7 @@ def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
 def test_an_adapter_comes_back_from_its_checkpoint(copied, study, name):
     whole = (copied / "tuned" / name).read_bytes()
     flip(copied / "tuned" / name)
-    message = told(lambda: evaluated(copied, study))
+    message = message_of(lambda: evaluated(copied, study))
     assert f"{name}" in message and "snakemake --forcerun finetune_lora" in message
     train(copied, study)
     evaluated(copied, study)
@@ -153,7 +153,7 @@ def test_a_dense_model(copied, name):
     assert models.Source.of_record(copied / "model.json", {}).path == str(copied / "model")
     place = (copied / "model" / name).read_bytes().rindex(b"e") if name == "config.json" else None
     flip(copied / "model" / name, place)
-    message = told(lambda: models.Source.of_record(copied / "model.json", {}))
+    message = message_of(lambda: models.Source.of_record(copied / "model.json", {}))
     assert str(copied / "model") in message and "model.json" in message
 
 
@@ -164,7 +164,7 @@ def test_a_candidate_of_the_users_own(copied):
     candidates.take_in({"model": "A", "candidate": "x"}, copied / "model", {}, dense, copied / "candidate")
     candidates.ensure(copied / "candidate")
     flip(copied / "model" / "model.safetensors")
-    message = told(lambda: candidates.ensure(copied / "candidate"))
+    message = message_of(lambda: candidates.ensure(copied / "candidate"))
     assert str(copied / "model") in message and "put them back" in message
 
 
@@ -188,4 +188,4 @@ def test_a_part_of_an_evaluation_is_computed_again(copied, study):
 def test_a_record_of_another_schema_or_without_a_checksum_is_told(tmp_path):
     for content in ({"schema_version": 2, "checksum": "x"}, {"schema_version": 1}):
         (tmp_path / "a.json").write_text(json.dumps(content))
-        assert "a.json" in told(lambda: records.read(tmp_path / "a.json"))
+        assert "a.json" in message_of(lambda: records.read(tmp_path / "a.json"))

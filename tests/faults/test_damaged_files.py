@@ -15,7 +15,7 @@ from disturbance import not_as_root, open_to_all
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from test_bad_configuration import MODEL, load_table, told
+from test_bad_configuration import MODEL, load_table, message_of
 
 from coppice import data, models
 from coppice.core import fingerprints, gpus, records
@@ -65,7 +65,7 @@ def test_a_record(tmp_path, kind):
     path = tmp_path / "record.json"
     records.write(path, {"value": 1})
     damage(path, kind)
-    assert "record.json" in told(lambda: records.read(path))
+    assert "record.json" in message_of(lambda: records.read(path))
 
 
 def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
@@ -73,7 +73,7 @@ def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
     records.write(path, {"owners": {"a": "best_ppl"}})
     damage(path, kind)
     if kind != "a folder":
-        assert select.owner(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
+        assert select.config_to_train(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
 
 
 def test_a_status_file_is_passed_over(tmp_path, kind):
@@ -138,7 +138,7 @@ def test_a_folder_in_place_of_a_candidates_lock(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "candidate")
     records.write(folder / "pruning.json", {"weights_fingerprint": "another", "recipe": None, "origin": str(folder)})
     (folder / ".weights.lock").mkdir()
-    assert ".weights.lock" in told(lambda: candidates.ensure(folder))
+    assert ".weights.lock" in message_of(lambda: candidates.ensure(folder))
 
 
 def test_a_definition_of_a_task(tmp_path, kind):
@@ -151,14 +151,14 @@ def test_a_definition_of_a_task(tmp_path, kind):
     if kind == "torn":  # half of it is YAML too: see below
         return
     damage(path, kind)
-    assert "include_path" in told(lambda: settings.load(config))
+    assert "include_path" in message_of(lambda: settings.load(config))
 
 
 @pytest.mark.parametrize("text", ["a: [", "x: {", "\tb: 1", "include: nowhere.yaml", "include: [a.yaml, {}]"])
 def test_a_definition_that_breaks_off_is_told_before_any_job(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(f"task: mine\n{text}\n")
     zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"], "metric": {"mine": "acc"}}
-    message = told(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": zero_shot}}))
+    message = message_of(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": zero_shot}}))
     assert "include_path" in message and ".yaml" in message
 
 
@@ -199,7 +199,7 @@ def test_a_data_file(tmp_path, form, kind):
         "torn",
     ):
         return
-    message = told(lambda: prepare(tmp_path, form))
+    message = message_of(lambda: prepare(tmp_path, form))
     assert "datasets.mine" in message
     assert not (tmp_path / "out/dataset.json").exists()
 
@@ -218,12 +218,12 @@ def test_a_data_file(tmp_path, form, kind):
 )
 def test_rows_that_are_no_text_are_told_before_any_model_reads_them(tmp_path, lines, words):
     (tmp_path / "test.jsonl").write_text(lines + "\n")
-    assert words in told(lambda: prepare(tmp_path, "json"))
+    assert words in message_of(lambda: prepare(tmp_path, "json"))
 
 
 def test_text_of_another_encoding_is_told(tmp_path):
     (tmp_path / "test.jsonl").write_bytes('{"text": "Grüße"}\n'.encode("latin-1"))
-    assert "test.jsonl" in told(lambda: prepare(tmp_path, "json"))
+    assert "test.jsonl" in message_of(lambda: prepare(tmp_path, "json"))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_text_of_another_encoding_is_told(tmp_path):
 )
 def test_rows_that_nothing_can_be_learnt_from_are_told_before_any_training(tmp_path, row, words):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    assert words in told(lambda: prepare(tmp_path, "json", splits={"train": "train"}, uses=["training"]))
+    assert words in message_of(lambda: prepare(tmp_path, "json", splits={"train": "train"}, uses=["training"]))
 
 
 def test_values_that_json_has_no_form_for_are_no_error(tmp_path):
@@ -247,14 +247,14 @@ def test_values_that_json_has_no_form_for_are_no_error(tmp_path):
 
 def test_a_compressed_file_that_breaks_off(tmp_path):
     (tmp_path / "ptb.test.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n" * 50)[:-15])
-    assert "ptb.test.txt.gz" in told(lambda: prepare(tmp_path, "text"))
+    assert "ptb.test.txt.gz" in message_of(lambda: prepare(tmp_path, "text"))
 
 
 def test_a_task_whose_rows_lack_an_answer_is_told(tmp_path):
     rows = [{"goal": "a", "sol1": "b", "sol2": "c", "label": label} for label in (0, None)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"path": str(tmp_path), "format": "json", "splits": {"report": "test"}}
-    message = told(lambda: data.prepare("piqa", entry, tmp_path / "out", False, data.TASK_COLUMNS["piqa"]))
+    message = message_of(lambda: data.prepare("piqa", entry, tmp_path / "out", False, data.TASK_COLUMNS["piqa"]))
     assert "row 1 of its report rows (from 0) has no label" in message
 
 
@@ -263,7 +263,7 @@ def test_a_prepared_data_set(tmp_path, kind, name):
     (tmp_path / "test.txt").write_text("one\ntwo\n")
     prepare(tmp_path, "text")
     damage(tmp_path / "out" / name, kind)
-    assert name in told(lambda: data.texts(tmp_path / "out/dataset.json", "report"))
+    assert name in message_of(lambda: data.texts(tmp_path / "out/dataset.json", "report"))
 
 
 def evaluation(folder):
@@ -277,7 +277,7 @@ def test_samples(tmp_path, kind):
     path = evaluation(tmp_path)
     assert stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
     damage(path, kind)
-    message = told(lambda: stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
+    message = message_of(lambda: stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
     assert "piqa.parquet" in message and "evaluation_results.json" in message
 
 
@@ -287,7 +287,7 @@ def test_samples_that_were_written_damaged(tmp_path, kind):
     if kind not in ("a folder", "missing"):
         digest = fingerprints.content_digest(path)
         records.write(tmp_path / "evaluation_results.json", {"samples": {"piqa": digest}})
-        assert "piqa.parquet: cannot be read" in told(lambda: stored_samples.samples(tmp_path, "piqa"))
+        assert "piqa.parquet: cannot be read" in message_of(lambda: stored_samples.samples(tmp_path, "piqa"))
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +305,8 @@ def register(folder):
     dense, output = folder.parent / "dense.json", folder.parent / "candidate"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     return [
-        told(lambda: candidates.take_in({"model": "A", "candidate": "x"}, folder, {}, dense, output)),
-        told(
+        message_of(lambda: candidates.take_in({"model": "A", "candidate": "x"}, folder, {}, dense, output)),
+        message_of(
             lambda: fetching.fetch_model(
                 "A", {"kind": "local", "path": str(folder)}, None, folder.parent / "model.json"
             )
@@ -329,11 +329,11 @@ def test_a_file_of_a_checkpoint_is_told_before_anything_computes_on_it(checkpoin
     for message in register(checkpoint):
         assert str(checkpoint) in message and (absent or name in message)
     if name in ("config.json", "model.safetensors"):
-        assert str(checkpoint) in told(lambda: models.load(models.Source(str(checkpoint))))
+        assert str(checkpoint) in message_of(lambda: models.load(models.Source(str(checkpoint))))
         if name == "config.json":
             estimates.shape_of(checkpoint / name)
             local = {"models": {"A": {"base": str(checkpoint), "family": "llama"}}}
-            assert "models.A.base" in told(lambda: settings.load(local))
+            assert "models.A.base" in message_of(lambda: settings.load(local))
 
 
 HEADER = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
@@ -383,7 +383,7 @@ def test_a_configuration_that_is_not_the_weights_is_told_before_anything_compute
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | changes))
     assert all(words in message for message in register(checkpoint))
-    assert words in told(lambda: models.load(models.Source(str(checkpoint))))
+    assert words in message_of(lambda: models.load(models.Source(str(checkpoint))))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_any_other_value_of_a_configuration_is_loaded_or_told(checkpoint, key):
     config = json.loads((checkpoint / "config.json").read_text())
     for value in ("nope", 10**9, [], {"rope_type": "nope"}):
         (checkpoint / "config.json").write_text(json.dumps(config | {key: value}))
-        told(lambda: models.load(models.Source(str(checkpoint))))
+        message_of(lambda: models.load(models.Source(str(checkpoint))))
 
 
 @pytest.mark.parametrize(
@@ -409,14 +409,14 @@ def test_any_other_value_of_a_configuration_is_loaded_or_told(checkpoint, key):
 def test_an_index_names_files_of_its_own_folder_and_all_of_them_are_there(checkpoint, index, words):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     assert all(words in message for message in register(checkpoint))
-    assert words in told(lambda: models.load(models.Source(str(checkpoint))))
+    assert words in message_of(lambda: models.load(models.Source(str(checkpoint))))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_an_adapter(adapter, kind, name):
     base, folder = adapter
     damage(folder / name, kind)
-    assert str(folder) in told(lambda: models.load_adapter(models.load(models.Source(str(base))), folder))
+    assert str(folder) in message_of(lambda: models.load_adapter(models.load(models.Source(str(base))), folder))
 
 
 @pytest.fixture
@@ -439,9 +439,9 @@ def test_any_bytes_are_told_by_every_reader(tmp_path_factory, content):
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "record.json"):
         (folder / name).write_bytes(content)
-    told(lambda: files.check(folder))
-    told(lambda: files.check_tokenizer(folder))
-    assert told(lambda: records.read(folder / "record.json"))
+    message_of(lambda: files.check(folder))
+    message_of(lambda: files.check_tokenizer(folder))
+    assert message_of(lambda: records.read(folder / "record.json"))
     estimates.shape_of(folder / "config.json")
     job_status._read(folder / "record.json")
 
@@ -470,7 +470,7 @@ def test_a_record_or_a_folder_that_may_not_be_read_is_told(anyones):
     records.write(record, {})
     record.chmod(0)
     with not_as_root():
-        assert str(record) in told(lambda: records.read(record))
+        assert str(record) in message_of(lambda: records.read(record))
     anyones.chmod(0)
     with not_as_root():
         assert all(str(anyones) in message for message in register(anyones))
@@ -485,7 +485,7 @@ def test_a_data_file_that_may_not_be_read_is_told(form):
         (folder / "out").chmod(0o777)
         (folder / name).chmod(0)
         with not_as_root():
-            message = told(lambda: prepare(folder, form))
+            message = message_of(lambda: prepare(folder, form))
         assert "datasets.mine" in message and name in message and "ermission" in message
 
 
@@ -496,5 +496,6 @@ def test_a_configuration_or_a_table_that_may_not_be_read_is_told():
             (folder / name).write_bytes(b"seed: 1\n")
             (folder / name).chmod(0)
         with not_as_root():
-            for message in (told(lambda: config_files.read(folder / "study.yaml")), told(lambda: load_table(folder))):
+            readers = (lambda: config_files.read(folder / "study.yaml"), lambda: load_table(folder))
+            for message in map(message_of, readers):
                 assert str(folder) in message and "ermission" in message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bad_configuration import MODEL, told
+from test_bad_configuration import MODEL, message_of
 
 import coppice
 from coppice import cli, models
@@ -57,7 +57,7 @@ def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
         lambda: candidates.take_in({"model": "A", "candidate": "x"}, checkpoint, {}, dense, tmp_path / "candidate"),
         lambda: fetching.fetch_model("A", {"kind": "local", "path": str(checkpoint)}, None, tmp_path / "model.json"),
     ):
-        assert str(checkpoint) in told(read)
+        assert str(checkpoint) in message_of(read)
     assert not (tmp_path / "ran").exists()
 
 
@@ -68,7 +68,7 @@ def test_a_pickle_in_place_of_an_adapter_does_not_run(checkpoint, tmp_path):
     get_peft_model(models.load(source), LoraConfig(target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({"x": Payload(tmp_path / "ran")}, tmp_path / "adapter" / "adapter_model.bin")
-    assert str(tmp_path / "adapter") in told(lambda: models.load(source, tmp_path / "adapter"))
+    assert str(tmp_path / "adapter") in message_of(lambda: models.load(source, tmp_path / "adapter"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -82,9 +82,9 @@ def test_a_models_own_code_is_not_run_unless_the_model_is_trusted(checkpoint, tm
     path = checkpoint / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Config", "evil.Config"]}}
     path.write_text(json.dumps(tokenizer))
-    message = told(lambda: models.load(models.Source(str(checkpoint))))
+    message = message_of(lambda: models.load(models.Source(str(checkpoint))))
     assert message is None or str(checkpoint) in message
-    told(lambda: models.load_tokenizer(str(checkpoint)))
+    message_of(lambda: models.load_tokenizer(str(checkpoint)))
     assert not (tmp_path / "ran").exists()
     assert not settings.load(MODEL).models["Llama"]["trust_remote_code"]
 

@@ -160,7 +160,7 @@ def test_an_evaluation_is_taken_over_only_from_the_same_model(tiny_checkpoint, d
     first = evaluated(folder, datasets, tmp_path / "first")
     identity = {"model": "M", "config": "again", "stage": "pruned"}
     source = models.Source(str(folder))
-    evaluate.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", twin=tmp_path / "first")
+    evaluate.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", reused=tmp_path / "first")
     again = records.read(tmp_path / "again/evaluation_results.json")
     assert again["config"] == "again" and again["average_acc"] == first["average_acc"]
     assert (tmp_path / "again/samples/piqa.parquet").read_bytes() == (
@@ -168,5 +168,5 @@ def test_an_evaluation_is_taken_over_only_from_the_same_model(tiny_checkpoint, d
     ).read_bytes()
     with pytest.raises(CoppiceError, match="is of another model"):
         evaluate.evaluate(
-            identity, models.Source(str(other)), SETTINGS, datasets, tmp_path / "no", twin=tmp_path / "first"
+            identity, models.Source(str(other)), SETTINGS, datasets, tmp_path / "no", reused=tmp_path / "first"
         )

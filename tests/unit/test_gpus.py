@@ -204,7 +204,7 @@ def test_waiting_is_told_and_so_is_its_end(machine, caplog):
     states = []
     holder = start(machine, 2, 0.5)
     wait_for(machine, "takes")
-    with gpus.lease(1, tell=lambda state, reason=None: states.append((state, reason))):
+    with gpus.lease(1, note_state=lambda state, reason=None: states.append((state, reason))):
         pass
     assert states == [("waiting", "for 1 of 2 GPUs to be free"), ("running", None)]
     assert "waiting for 1 of 2 GPUs" in caplog.text and "waited" in caplog.text

@@ -299,9 +299,9 @@ def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(t
 def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):
     """Later runs and a cluster's jobs, which see other files, come to the same."""
     path = tmp_path / "owners.json"
-    assert select.owner(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
-    assert select.owner(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
-    assert select.owner(path, "c", ["a", "b"], {}, decide=False) == "b"
-    assert select.owner(path, "c", ["a", "b"], {"a": "c"}) == "b"
-    assert select.owner(path, "d", ["a", "b"], {}) == "a"
-    assert select.owner(path, "c", ["a"], {}) == "a"  # b chooses another one now
+    assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
+    assert select.config_to_train(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
+    assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "b"
+    assert select.config_to_train(path, "c", ["a", "b"], {"a": "c"}) == "b"
+    assert select.config_to_train(path, "d", ["a", "b"], {}) == "a"
+    assert select.config_to_train(path, "c", ["a"], {}) == "a"  # b chooses another one now

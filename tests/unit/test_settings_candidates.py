@@ -5,6 +5,7 @@ from test_settings import load, message
 
 from coppice import miniature
 from coppice.stages.evaluate import perplexity
+from coppice.stages.prune import grid
 from coppice.study import settings
 from coppice.study.settings import lora_presets, registry, schema
 

@@ -13,7 +13,7 @@ SPLITS = {"train": None, "selection": None}
 
 
 @pytest.fixture
-def strangers(tmp_path):
+def differing_records(tmp_path):
     """`strangers(base, **dataset)`: what is found strange by a study of the model M and of the data set mine."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -40,7 +40,7 @@ def strangers(tmp_path):
             data.prepare("mine", study.dataset("mine"), tmp_path / "resources/datasets/mine", needs_selection=False)
         return {
             path.removeprefix(f"{tmp_path}/resources/"): told
-            for path, told in shared_resources.strangers(study, files).items()
+            for path, told in shared_resources.differing_records(study, files).items()
         }
 
     assert find() == {}  # where nothing is there yet

@@ -56,7 +56,7 @@ rule ablation_arm:
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
-        handling=arm_handling,
+        execution=arm_handling,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
     script:
@@ -86,7 +86,7 @@ use rule ablation_arm as ablation_rung with:
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
-        handling=arm_handling,
+        execution=arm_handling,
         share=lambda wildcards: ablated(wildcards)["racing"]["rungs"][
             int(wildcards.rung) - 1
         ],

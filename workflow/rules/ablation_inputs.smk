@@ -55,7 +55,9 @@ def start_placement(wildcards, output):
     """As `placement`, of the model that an ablation starts from."""
     start = ablated(wildcards)["start"]
     entry = {} if start["kind"] == "checkpoint" else study.models[start["model"]]
-    return settings.rerun_policy.handling("models", {"device_map": None} | entry)
+    return settings.rerun_policy.execution_settings(
+        "models", {"device_map": None} | entry
+    )
 
 
 def start_facts(wildcards):
@@ -123,7 +125,7 @@ def ablation_plan(wildcards):
     plan = {key: one[key] for key in ("base", "budget", "eval_steps", "choose_by")}
     return plan | {
         "finetune": settings.arms.shared(
-            settings.rerun_policy.deciding("finetune", one["finetune"])
+            settings.rerun_policy.result_settings("finetune", one["finetune"])
         ),
         "evaluate": measured(wildcards),
         "training_datasets": files.by_name(study.training_datasets(one["finetune"])),
@@ -133,7 +135,9 @@ def ablation_plan(wildcards):
 
 def measured(wildcards):
     """How arms are measured, without what decides no number."""
-    return settings.rerun_policy.deciding("evaluate", ablated(wildcards)["evaluate"])
+    return settings.rerun_policy.result_settings(
+        "evaluate", ablated(wildcards)["evaluate"]
+    )
 
 
 def arm_handling(wildcards, output):
@@ -141,8 +145,11 @@ def arm_handling(wildcards, output):
     training = ablated(wildcards)["finetune"]
     lasting = {key: training[key] for key in settings.arms.LASTING}
     return {
-        "finetune": settings.rerun_policy.handling("finetune", training) | lasting,
-        "evaluate": settings.rerun_policy.handling("evaluate", study.evaluate),
+        "finetune": settings.rerun_policy.execution_settings("finetune", training)
+        | lasting,
+        "evaluate": settings.rerun_policy.execution_settings(
+            "evaluate", study.evaluate
+        ),
     }
 
 

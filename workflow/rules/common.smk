@@ -22,7 +22,7 @@ from coppice import miniature
 from coppice.core import disks, gpus, jobs
 from coppice.core.errors import CoppiceError
 from coppice.planning import gathered_inputs, grid_checks, job_resources
-from coppice.planning.gathered_inputs import of_model, signed
+from coppice.planning.gathered_inputs import of_model, with_parameters
 from coppice.report import study_report
 from coppice.report.study_report import failures
 from coppice.stages import select
@@ -102,7 +102,7 @@ def noted_checks():
     return CHECKS
 
 
-@signed
+@with_parameters
 def checked_grid(wildcards):
     """The record that the model takes a job's points of the grid, where that is checked."""
     if wildcards.model not in files.configurations:
@@ -126,16 +126,18 @@ def loading(model):
 # from it, and compares them with no earlier run
 
 
-@signed
+@with_parameters
 def placement(wildcards, output):
     """Where the weights are put, as a rule parameter whose change reruns nothing."""
-    return settings.rerun_policy.handling("models", study.models[wildcards.model])
+    return settings.rerun_policy.execution_settings(
+        "models", study.models[wildcards.model]
+    )
 
 
-def handling(section):
+def execution(section):
     """How the work of a section is done, as a rule parameter whose change reruns nothing."""
-    values = settings.rerun_policy.handling(section, study.config[section])
-    return signed(lambda wildcards, output: values)
+    values = settings.rerun_policy.execution_settings(section, study.config[section])
+    return with_parameters(lambda wildcards, output: values)
 
 
 def prompt(model):
@@ -165,7 +167,7 @@ def trained_before(model):
     return select.trained(paths)
 
 
-def of_twin(record):
+def reusable(record):
     """The `record` of the config that chose the same candidate and is trained for all that did, where that is not this
     one: what was trained and evaluated for it is taken over. Known once all configs have chosen.
     """
@@ -184,18 +186,18 @@ def of_twin(record):
                 return [waited.targetfile]
             chosen[config] = select.chosen(made.output[0])
         alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
-        owner = select.owner(
+        trained = select.config_to_train(
             f"{RESULTS}/.owners/{wildcards.model}.json",
             chosen[wildcards.config],
             alike,
             before,
             decide=workflow.is_main_process,
         )
-        if owner == wildcards.config:
+        if trained == wildcards.config:
             return []
-        return [record.format(**dict(wildcards.items()) | {"config": owner})]
+        return [record.format(**dict(wildcards.items()) | {"config": trained})]
 
-    return signed(inputs)
+    return with_parameters(inputs)
 
 
 def released():
@@ -235,7 +237,7 @@ def produced(pattern):
     ]
 
 
-@signed
+@with_parameters
 def job_candidates(wildcards):
     """name -> grid point or table row of the candidates that one job makes or scores."""
     every = study.candidates(wildcards.model)
@@ -280,11 +282,11 @@ def introduction():
     return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
 
 
-def refuse_strangers(dag):
+def check_shared_resources(dag):
     """End the run where another study made what this one asks for by the same name, and no job makes it anew."""
     needed = {str(file) for job in dag.jobs for file in job.output}
     made = {str(file) for job in dag.needrun_jobs() for file in job.output}
-    for path, words in shared_resources.strangers(study, files).items():
+    for path, words in shared_resources.differing_records(study, files).items():
         if path in needed - made:
             raise WorkflowError(
                 f"{path}: {words}: another study made it under the same name; set resources to a folder of this "
@@ -309,7 +311,7 @@ def terminal():
     return Console(stderr=True, highlight=False, markup=False)
 
 
-def tell(*words):
+def print_lines(*words):
     """Print lines to the terminal."""
     for word in words:
         terminal().print(word, soft_wrap=True)

@@ -8,8 +8,8 @@ finished of an evaluation, by which a killed or extended one goes on.
 
 # How every stage is measured: what is compared must not differ in any of this
 ALIKE = {
-    "settings": settings.rerun_policy.deciding("evaluate", study.evaluate),
-    "handling": handling("evaluate"),
+    "settings": settings.rerun_policy.result_settings("evaluate", study.evaluate),
+    "execution": execution("evaluate"),
     "datasets": files.by_name(EVALUATED),
     "loading": of_model(loading),
     "placement": placement,
@@ -61,7 +61,7 @@ use rule evaluate_dense as evaluate_pruned with:
         dense=of_model(files.model),
         selection=SELECTION,
         rows=ROWS.format(purpose="report"),
-        twin=of_twin(f"{PRUNED}/evaluation_results.json"),
+        reuse=reusable(f"{PRUNED}/evaluation_results.json"),
     output:
         **evaluated(PRUNED),
     log:
@@ -81,7 +81,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         adapter=f"{SEEDED}/adapter_model.safetensors",
         record=f"{SEEDED}/finetuning_config.json",
         rows=ROWS.format(purpose="report"),
-        twin=of_twin(f"{REPORTED_SEED}/evaluation_results.json"),
+        reuse=reusable(f"{REPORTED_SEED}/evaluation_results.json"),
     output:
         **evaluated(REPORTED_SEED),
     log:
@@ -92,4 +92,6 @@ use rule evaluate_dense as evaluate_finetuned with:
     params:
         **ALIKE,
         stage="finetuned",
-        status=signed(lambda wildcards: status("evaluate", "finetuned", *wildcards)),
+        status=with_parameters(
+            lambda wildcards: status("evaluate", "finetuned", *wildcards)
+        ),

@@ -17,7 +17,7 @@ rule finetune_lora:
     input:
         selection=SELECTION,
         datasets=files.datasets(study.training_datasets()),
-        twin=of_twin(f"{SEEDED}/finetuning_config.json"),
+        reuse=reusable(f"{SEEDED}/finetuning_config.json"),
     output:
         adapter=f"{SEEDED}/adapter_model.safetensors",
         adapter_config=f"{SEEDED}/adapter_config.json",
@@ -46,15 +46,15 @@ rule finetune_lora:
         disk_mb=asked("finetune", "disk_mb"),
         runtime=asked("finetune", "runtime"),
     params:
-        settings=settings.rerun_policy.deciding("finetune", study.finetune)
+        settings=settings.rerun_policy.result_settings("finetune", study.finetune)
         | {"seeds": None},
-        handling=handling("finetune"),
+        execution=execution("finetune"),
         datasets=files.by_name(study.training_datasets()),
         prompt=of_model(prompt),
         loading=of_model(loading),
         placement=placement,
-        seed=signed(lambda wildcards: study.seed_in(wildcards.seeded)),
-        status=signed(lambda wildcards: status("finetune", *wildcards)),
+        seed=with_parameters(lambda wildcards: study.seed_in(wildcards.seeded)),
+        status=with_parameters(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
         "../scripts/finetune_lora.py"

@@ -67,8 +67,8 @@ def takes_over(input):
     """Whether a job only takes over the results of another config. Before all configs have chosen, Snakemake has the
     choice that is waited for in the place of those results: then nothing is said yet.
     """
-    twin = input.get("twin", [])
-    paths = [twin] if isinstance(twin, str) else twin
+    reused = input.get("reuse", [])
+    paths = [reused] if isinstance(reused, str) else reused
     return any(Path(path).name != Path(SELECTION).name for path in paths)
 
 

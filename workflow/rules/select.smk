@@ -41,13 +41,13 @@ rule score_candidate:
         runtime=asked("score", "runtime"),
     params:
         settings=scoring.settings(study),
-        handling=handling("evaluate"),
+        execution=execution("evaluate"),
         datasets=files.by_name(scoring.datasets(study)),
         purpose=study.select["split"],
         loading=of_model(loading),
         placement=placement,
         seed=study.seed,
-        candidates=signed(lambda wildcards: list(job_candidates(wildcards))),
+        candidates=with_parameters(lambda wildcards: list(job_candidates(wildcards))),
         status=status("select", CANDIDATE_JOB),
         protocol=1,
     script:

@@ -18,7 +18,7 @@ with jobs.computing(
     from coppice.stages import evaluate
     from coppice.stages.prune import candidates
 
-    params, twin = snakemake.params, snakemake.input.get("twin")
+    params, reused = snakemake.params, snakemake.input.get("reuse")
     if stage == "dense":
         source = models.Source.of_record(snakemake.input.model, params.loading | params.placement)
     else:
@@ -27,13 +27,13 @@ with jobs.computing(
     evaluate.evaluate(
         identity={"model": model, "config": config, "stage": stage},
         source=source,
-        settings=params.settings | params.handling,
+        settings=params.settings | params.execution,
         datasets=params.datasets,
         output=Path(snakemake.output.evaluation).parent,
         dense=snakemake.input.get("dense"),
         selection=snakemake.input.get("selection"),
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
         seed=params.seed,
-        twin=Path(twin[0]).parent if twin else None,
+        reused=Path(reused[0]).parent if reused else None,
         prompt=params.prompt,
     )

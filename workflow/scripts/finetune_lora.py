@@ -21,16 +21,16 @@ if __name__ == "__main__":
         from coppice.stages import recover
         from coppice.stages.prune import candidates
 
-        path, twin = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("twin")
+        path, reused = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("reuse")
         source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
         recover.finetune(
             identity={"model": model, "config": config},
             source=source,
             datasets=snakemake.params.datasets,
-            settings=snakemake.params.settings | snakemake.params.handling,
+            settings=snakemake.params.settings | snakemake.params.execution,
             prompt=snakemake.params.prompt,
             output=Path(snakemake.output.record).parent,
             seed=snakemake.params.seed,
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
-            twin=Path(twin[0]).parent if twin else None,
+            reused=Path(reused[0]).parent if reused else None,
         )

@@ -24,7 +24,7 @@ with jobs.computing(
         evaluate.evaluate(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
             source=models.Source(path=str(Path(pruning).parent), **loading),
-            settings=snakemake.params.settings | snakemake.params.handling,
+            settings=snakemake.params.settings | snakemake.params.execution,
             datasets=snakemake.params.datasets,
             output=Path(scores).parent,
             purpose=snakemake.params.purpose,

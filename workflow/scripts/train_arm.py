@@ -27,7 +27,7 @@ if __name__ == "__main__":
         arms.train(
             identity={"ablation": name, "arm": arm},
             start=arms.Start(params.start["name"], source, params.start["prompt"], chosen and dense, chosen),
-            plan=params.plan | {part: params.plan[part] | how for part, how in params.handling.items()},
+            plan=params.plan | {part: params.plan[part] | how for part, how in params.execution.items()},
             member=params.member,
             seed=int(seed),
             output=Path(snakemake.output.record),

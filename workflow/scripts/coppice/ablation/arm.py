@@ -65,7 +65,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "flat": flat}
     content |= {"start": start.name}
     section = section_of(plan, settings)
-    twin = _twin(after, settings, seed)
+    reused = _same_training(after, settings, seed)
     job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
     predicted = recover.trainable_parameters(start.source, section)
     race = records.read(survivors) if survivors else None
@@ -78,7 +78,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
             recover.check_room(predicted)
         # EVA gives ranks to the layers as their inputs vary: the sum is rounded
         expected = None if settings.get("init") == "eva" else predicted
-        _train(**job, output=output.parent, twin=twin, share=share, expected=expected)
+        _train(**job, output=output.parent, reused=reused, share=share, expected=expected)
     except (recover.DoesNotFit, recover.Diverged) as error:
         again = f"{error}; to try it again, delete {output}"
         records.write(output, content | {"unfit": again, "predicted_parameters": predicted})
@@ -120,7 +120,7 @@ def section_of(plan, settings):
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
 
-def _train(identity, start, plan, section, seed, world, output, twin, share, expected):
+def _train(identity, start, plan, section, seed, world, output, reused, share, expected):
     recover.finetune(
         identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
         source=start.source,
@@ -130,14 +130,14 @@ def _train(identity, start, plan, section, seed, world, output, twin, share, exp
         output=output,
         seed=seed,
         world=world,
-        twin=twin,
+        reused=reused,
         until=share,
         each=True,
         expected=expected,
     )
 
 
-def _twin(after, settings, seed):
+def _same_training(after, settings, seed):
     """The folder of an earlier stage's arm that is the very same training, or None."""
     if not after or settings["train"] == arms.ALL_WEIGHTS:
         return None

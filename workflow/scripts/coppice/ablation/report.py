@@ -1,4 +1,4 @@
-"""The report of an ablation: one page that opens from disk, its Markdown twin, a CSV file and the figures."""
+"""The report of an ablation: one page that opens from disk, the same as Markdown, a CSV file and the figures."""
 
 import logging
 import time

@@ -156,7 +156,7 @@ def _by_hand(commands):
             dest=key,
             **_taken(node),
             metavar=key.upper(),
-            help=single_jobs.told(key, node, place).replace("%", "%%"),
+            help=single_jobs.help_text(key, node, place).replace("%", "%%"),
         )
     tuned.set_defaults(run=_finetune)
     tried = commands.add_parser("generate", help="answers of a model, with or without an adapter, to your questions")

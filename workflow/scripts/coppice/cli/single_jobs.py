@@ -27,7 +27,7 @@ def options():
             yield key, node, ()
 
 
-def told(key, node, place):
+def help_text(key, node, place):
     """What the help says of an option: the schema's description, and what holds where it is not given."""
     default = lora_presets.DEFAULTS[key] if place == ("lora",) and key in lora_presets.DEFAULTS else node.get("default")
     text = " ".join(node["description"].split())

@@ -45,11 +45,11 @@ class Device:
 
 
 @contextlib.contextmanager
-def lease(wanted, memory=None, tell=lambda *state, **facts: None):
+def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
     """Hold `wanted` GPUs while the block runs, with `CUDA_VISIBLE_DEVICES` set to them; torch must not be loaded yet.
 
     memory: MB of each that the job will use; without it, or without `SHARE` in the environment, a device is taken
-    whole. tell(state, reason=...): keeps the job's status. With `SKIP_BUSY` devices on which somebody else's process
+    whole. note_state(state, reason=...) keeps its status. With `SKIP_BUSY` devices on which somebody else's process
     computes are left out. With no GPU, with `wanted` 0, or where the scheduler has given just those devices, nothing
     happens; where it has given more, other jobs of the same group share them. Raises CoppiceError where fewer than
     `wanted` devices could ever be had.
@@ -61,7 +61,7 @@ def lease(wanted, memory=None, tell=lambda *state, **facts: None):
     memory = memory if os.environ.get(SHARE) else None
     _check_possible(devices, wanted, memory)
     with contextlib.ExitStack() as held:
-        taken = _wait(held, devices, wanted, memory, tell)
+        taken = _wait(held, devices, wanted, memory, note_state)
         before = os.environ.get(VISIBLE)
         os.environ[VISIBLE] = ",".join(device.name for device in taken)
         logger.info("on %s", ", ".join(f"GPU {device.name}" for device in taken))
@@ -171,7 +171,7 @@ def _check_possible(devices, wanted, memory):
         )
 
 
-def _wait(held, devices, wanted, memory, tell):
+def _wait(held, devices, wanted, memory, note_state):
     """The leased devices, once there are enough; what they hold is let go of when `held` is left."""
     pause, started, reminded = SHORTEST, time.monotonic(), None
     while True:
@@ -180,12 +180,12 @@ def _wait(held, devices, wanted, memory, tell):
         if taken:
             if reminded is not None:
                 logger.info("waited %.0f s for a GPU", time.monotonic() - started)
-            tell("running")
+            note_state("running")
             return taken
         if reminded is None or time.monotonic() - reminded > REMINDER:
             reason = f"for {wanted} of {len(devices)} GPUs to be free"
             logger.info("waiting %s", reason)
-            tell("waiting", reason=reason)
+            note_state("waiting", reason=reason)
             reminded = time.monotonic()
         time.sleep(pause)
         pause = min(LONGEST, 1.5 * pause)

@@ -66,8 +66,8 @@ def computing(log, status, title, threads, resources, loading):
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
     # on a CPU jobs are short, and nothing but a quantised model has a use for it there
     unused = () if loading["quantize"] or gpus.present() else ("bitsandbytes",)
-    with logs.job(log, threads, status, title, unused) as tell:
+    with logs.job(log, threads, status, title, unused) as note_state:
         if sys.flags.optimize > 1:  # else every checkpoint would seem to be at fault
             raise SettingsError("Python runs without docstrings, which transformers needs: unset PYTHONOPTIMIZE")
-        with gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), tell):
+        with gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), note_state):
             yield

@@ -44,12 +44,12 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     a job: another one waits.
     """
     keep = _Status(status or status_beside(log), title)
-    with _telling(Path(log).parent), locks.alone(log):
+    with _explaining_failures(Path(log).parent), locks.alone(log):
         if reason := keep.final_reason():
             start_logging(log, own_terminal=True)
             logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
             raise SystemExit(1)
-        with _telling(Path(keep.path).parent, keep):
+        with _explaining_failures(Path(keep.path).parent, keep):
             os.environ.update(UNCOUNTED if fetches else OFFLINE)
             _start_quickly(unused)
             limit_threads(threads)
@@ -66,7 +66,7 @@ def status_beside(log):
 
 
 @contextmanager
-def _telling(folder, keep=None):
+def _explaining_failures(folder, keep=None):
     """Have a job that ends early say why, on the terminal and in its log and by `keep` in its status, where these are
     its own by then. What the user can mend, and Ctrl-C, are told in a line; the rest is raised on.
 

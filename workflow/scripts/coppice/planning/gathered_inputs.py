@@ -22,7 +22,7 @@ def plan_quickly():
         smart_open.parse_uri = functools.cache(smart_open.parse_uri)
 
 
-def signed(function):
+def with_parameters(function):
     """`function` of wildcards with its parameters at hand: Snakemake asks for them three times a job."""
     from snakemake.common import overwrite_function_params  # which jobs have no use for
 
@@ -33,7 +33,7 @@ def signed(function):
 def of_model(value):
     """An input or parameter that is `value(model)`: worked out once a model, not once a job."""
     once = functools.cache(value)
-    return signed(lambda wildcards: once(wildcards.model))
+    return with_parameters(lambda wildcards: once(wildcards.model))
 
 
 def gather(paths, output):

@@ -9,7 +9,7 @@ from coppice.core import fingerprints, records
 from . import local_files
 
 
-def strangers(study, files):
+def differing_records(study, files):
     """path of a record -> in words how it is not what the study asks for by that name; others are left out.
 
     study: a settings.Study; files: its layout.Files. What is not there yet, or cannot be read, is left to its job. Of a

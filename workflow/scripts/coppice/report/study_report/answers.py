@@ -9,10 +9,10 @@ enough evidence.
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from coppice.render import formatting
 from coppice.stats import paired_stats
 from coppice.stats.paired_stats import LEVEL
 
-from . import wording
 from .measurements import column
 from .study_records import family_of
 
@@ -77,7 +77,7 @@ def _absent(key, question, why):
 def _start(study, evidence):
     """Question 1: which config is the better start."""
     configs = study.configs
-    question = f"Which is the better start for fine-tuning: {wording.either(configs)}?"
+    question = f"Which is the better start for fine-tuning: {formatting.either(configs)}?"
     if len(configs) < 2:
         question = "Which config is the better start for fine-tuning?"
     if len(configs) < 2:
@@ -126,27 +126,28 @@ def _two_starts(evidence, first, second, models, same):
     each = [means.contrast({(m, first, "finetuned"): 1, (m, second, "finetuned"): -1})["value"] for m in models]
     lines = [
         f"{first} ends ahead of {second} in {sum(value > 0 for value in each)} of "
-        f"{wording.count(len(models), 'model')}; before fine-tuning it was {wording.points(leads['pruned'])} {second}."
+        f"{formatting.count(len(models), 'model')}; before fine-tuning it was "
+        f"{formatting.points(leads['pruned'])} {second}."
     ]
     if same:
-        lines.append(f"They chose the same candidate for {wording.listed(same)}: no difference there.")
+        lines.append(f"They chose the same candidate for {formatting.listed(same)}: no difference there.")
     lines += _text_leads(evidence, first, second, models)
-    lines.append(wording.beyond(paired_stats.sign_flip(each), "models"))
+    lines.append(formatting.beyond(paired_stats.sign_flip(each), "models"))
     return {"configs": (first, second), "lead": leads["finetuned"], "models": len(models), "lines": lines}
 
 
 def _start_sentence(entry):
     """Which of two configs is ahead after fine-tuning, and by how much."""
     first, second = entry["configs"]
-    lead, over = entry["lead"], wording.count(entry["models"], "model")
+    lead, over = entry["lead"], formatting.count(entry["models"], "model")
     if not entry["clear"]:
         return (
             f"Not enough evidence: after fine-tuning, {first} and {second} differ by "
-            f"{wording.points(lead, signed=True)} of mean accuracy over {over}, which is within noise."
+            f"{formatting.points(lead, signed=True)} of mean accuracy over {over}, which is within noise."
         )
     winner, loser = (first, second) if lead["value"] > 0 else (second, first)
     return (
-        f"{winner} is the better start: after fine-tuning its mean accuracy is {wording.points(lead, size=True)} "
+        f"{winner} is the better start: after fine-tuning its mean accuracy is {formatting.points(lead, size=True)} "
         f"above that of {loser}, over {over}."
     )
 
@@ -161,7 +162,7 @@ def _text_leads(evidence, first, second, models):
         terms = {(m, first, "finetuned"): 1 / len(named) for m in named}
         terms |= {(m, second, "finetuned"): -1 / len(named) for m in named}
         lead = losses.contrast(terms)
-        lines.append(f"After fine-tuning, {first} has {wording.times(lead)} the perplexity of {second} on {text}.")
+        lines.append(f"After fine-tuning, {first} has {formatting.times(lead)} the perplexity of {second} on {text}.")
     return lines
 
 
@@ -175,22 +176,24 @@ def _recovery(study, evidence):
     gained, lost = shares(pairs)
     ratio = means.ratio(gained, lost)
     loss = means.contrast({name: weight / len(pairs) for name, weight in lost.items()})
-    lines = [f"Pruning cost {wording.points(loss, size=True)} of mean accuracy, over {wording.pairs(pairs)}."]
+    lines = [f"Pruning cost {formatting.points(loss, size=True)} of mean accuracy, over {formatting.pairs(pairs)}."]
     lines += _spread(pairs) + _verdicts(pairs)
     below = {}
     for pair in pairs:
         dense, _, finetuned = _columns(pair)
         below[finetuned] = below.get(finetuned, 0) + 1 / len(pairs)
         below[dense] = below.get(dense, 0) - 1 / len(pairs)
-    lines.append(f"After fine-tuning the models stand {wording.points(means.contrast(below))} the dense ones.")
+    lines.append(f"After fine-tuning the models stand {formatting.points(means.contrast(below))} the dense ones.")
     lines += [line for _, line in text_shares(study, evidence)]
     if ratio["interval"] is None:
         why = "pruning lost nothing" if ratio["value"] is None else "what pruning lost is within noise"
         return Answer("recovery", question, UNDECIDED, f"Not enough evidence: {why} in mean accuracy.", lines)
     low, _ = ratio["interval"]
-    sentence = f"Fine-tuning brings back {wording.share(ratio)} of the mean accuracy that pruning lost."
+    sentence = f"Fine-tuning brings back {formatting.share(ratio)} of the mean accuracy that pruning lost."
     if low <= 0 <= ratio["interval"][1]:
-        sentence = f"Not enough evidence that anything comes back in mean accuracy: {wording.share(ratio)} of the loss."
+        sentence = (
+            f"Not enough evidence that anything comes back in mean accuracy: {formatting.share(ratio)} of the loss."
+        )
         return Answer("recovery", question, UNDECIDED, sentence, lines)
     return Answer("recovery", question, CLEAR, sentence, lines)
 
@@ -211,7 +214,7 @@ def text_shares(study, evidence):
         pairs = [pair for pair in study.compared if all(name in losses for name in _columns(pair))]
         if pairs:
             ratio = losses.ratio(*_negated(shares(pairs)))
-            found.append((ratio, f"Of the loss in nats a token on {text}, {wording.share(ratio)} came back."))
+            found.append((ratio, f"Of the loss in nats a token on {text}, {formatting.share(ratio)} came back."))
     return found
 
 
@@ -221,11 +224,14 @@ def _spread(pairs):
     known = sorted(((value, pair) for value, pair in known if value is not None), key=lambda entry: entry[0])
     lines = []
     if len(known) < len(pairs):
-        lines.append(f"Undefined for {wording.count(len(pairs) - len(known), 'pair')}, in which pruning lost nothing.")
+        lines.append(
+            f"Undefined for {formatting.count(len(pairs) - len(known), 'pair')}, in which pruning lost nothing."
+        )
     if len(known) > 1:
         (low, least), (high, most) = known[0], known[-1]
         lines.append(
-            f"From {wording.percent(low)} ({wording.name(least)}) to {wording.percent(high)} ({wording.name(most)})."
+            f"From {formatting.percent(low)} ({formatting.name(least)}) "
+            f"to {formatting.percent(high)} ({formatting.name(most)})."
         )
     return lines
 
@@ -247,13 +253,16 @@ def _tradeoff(study, evidence):
         return Answer("tradeoff", question, UNDECIDED, why)
     accuracy, loss = evidence.accuracy.ratio(*shares(pairs)), losses.ratio(*_negated(shares(pairs)))
     lines = [_quadrants(pairs, text)]
-    lines += [wording.exchange(evidence.accuracy, losses, text, [_columns(pair) for pair in pairs])]
+    lines += [formatting.exchange(evidence.accuracy, losses, text, [_columns(pair) for pair in pairs])]
     if accuracy["interval"] is None or loss["interval"] is None:
         return Answer("tradeoff", question, UNDECIDED, "Not enough evidence: what pruning lost is within noise.", lines)
     # two data sets, so the errors of the two shares are independent
     apart = paired_stats.apart(loss, accuracy)
     each = [
-        (wording.ratio_of(losses, *_negated(shares([pair]))), wording.ratio_of(evidence.accuracy, *shares([pair])))
+        (
+            formatting.ratio_of(losses, *_negated(shares([pair]))),
+            formatting.ratio_of(evidence.accuracy, *shares([pair])),
+        )
         for pair in pairs
     ]
     both = [by_text - by_task for by_text, by_task in each if by_text is not None and by_task is not None]
@@ -262,8 +271,8 @@ def _tradeoff(study, evidence):
     clear = apart["p"] < ALPHA
     more, less = ("perplexity", "accuracy") if apart["value"] > 0 else ("accuracy", "perplexity")
     facts = (
-        f"{wording.share(loss)} of the lost log-perplexity on {text} comes back, and {wording.share(accuracy)} of the "
-        "lost accuracy"
+        f"{formatting.share(loss)} of the lost log-perplexity on {text} comes back, and {formatting.share(accuracy)} of "
+        "the lost accuracy"
     )
     sentence = f"Not enough evidence that it moves: {facts}, which do not differ beyond noise."
     if clear:
@@ -277,8 +286,8 @@ def _quadrants(pairs, text):
     both = words.count(("better", "better"))
     traded = sum(set(pair) == {"better", "worse"} for pair in words)
     return (
-        f"Fine-tuning improves both clearly in {both} of {wording.count(len(pairs), 'pair')}, and trades one for the "
-        f"other in {traded}."
+        f"Fine-tuning improves both clearly in {both} of {formatting.count(len(pairs), 'pair')}, and trades one for "
+        f"the other in {traded}."
     )
 
 
@@ -301,34 +310,35 @@ def _groups_differ(key, question, means, groups):
     """Whether recovered shares differ between named groups of pairs, two by two, Holm-corrected."""
     ratios = {name: means.ratio(*shares(pairs)) for name, pairs in groups.items()}
     lines = [
-        f"{name}: {wording.share(ratio)} comes back ({wording.pairs(groups[name])})." for name, ratio in ratios.items()
+        f"{name}: {formatting.share(ratio)} comes back ({formatting.pairs(groups[name])})."
+        for name, ratio in ratios.items()
     ]
     tests = []
     for first, second in combinations(groups, 2):
         found = means.ratio_difference(shares(groups[first]), shares(groups[second]))
         if found and found["p"] is not None:
             tests.append((first, second, found))
-    by_model = [wording.by_model(means, pairs, shares) for pairs in groups.values()]
-    lines.append(wording.beyond(paired_stats.groups_differ(by_model), "models in a group"))
+    by_model = [formatting.by_model(means, pairs, shares) for pairs in groups.values()]
+    lines.append(formatting.beyond(paired_stats.groups_differ(by_model), "models in a group"))
     corrected = paired_stats.holm([found["p"] for *_, found in tests])
     clear = [test for test, p in zip(tests, corrected, strict=True) if p < ALPHA]
     if not clear:
         sentence = "Not enough evidence: " + (
-            f"the shares that come back ({wording.ratios(ratios)}) do not differ beyond noise."
+            f"the shares that come back ({formatting.ratios(ratios)}) do not differ beyond noise."
             if tests
             else "what pruning lost is within noise in all groups but one."
         )
         return Answer(key, question, UNDECIDED, sentence, lines)
     if len(clear) > NAMED:
         order = sorted(ratios, key=lambda name: ratios[name]["value"])
-        least, most = (f"{name} {wording.share(ratios[name])}" for name in (order[0], order[-1]))
+        least, most = (f"{name} {formatting.share(ratios[name])}" for name in (order[0], order[-1]))
         sentence = f"Yes, in these models: {len(clear)} of {len(tests)} pairs of groups differ, from {least} to {most}."
         return Answer(key, question, CLEAR, sentence, lines)
     named = []
     for first, second, found in clear:
         more, less = (first, second) if found["value"] > 0 else (second, first)
-        named.append(f"{more} recovers {wording.share_points(found)} more than {less}")
-    return Answer(key, question, CLEAR, f"Yes, in these models: {wording.listed(named)}.", lines)
+        named.append(f"{more} recovers {formatting.share_points(found)} more than {less}")
+    return Answer(key, question, CLEAR, f"Yes, in these models: {formatting.listed(named)}.", lines)
 
 
 def _variants(study, evidence):

@@ -12,8 +12,7 @@ from coppice.core import logs
 from coppice.core.errors import printable
 from coppice.core.json_text import parsed
 from coppice.core.secrets import redacted
-
-from .wording import count
+from coppice.render.formatting import count
 
 KILLED = "it was killed, perhaps because memory ran out"
 UNKNOWN = "no reason was noted; see Snakemake's lines above"

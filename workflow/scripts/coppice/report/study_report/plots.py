@@ -2,10 +2,11 @@
 
 import math
 
+from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import FAINT, MARKERS, WIDTH
 
-from . import drawing, wording
+from . import drawing
 from .drawing import LABELLED
 from .study_records import ACCURACY
 
@@ -188,7 +189,7 @@ def ranks(figure, study, frames):
     for axes, (metric, ranked) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
         found = kendalltau(before, after)
-        sure = "" if math.isnan(found.pvalue) else f", {wording.probability(found.pvalue)}"
+        sure = "" if math.isnan(found.pvalue) else f", {formatting.probability(found.pvalue)}"
         axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
         (_slopes if labelled else _rank_scatter)(axes, study, ranked)
         axes.invert_yaxis()

@@ -4,7 +4,6 @@ import json
 
 from coppice.render import formatting
 
-from . import wording
 from .study_records import ACCURACY, STAGES
 
 CAPTIONS = {
@@ -57,7 +56,7 @@ def main_table(study):
                 note = verdict_mark(known) if stage == "finetuned" else ""
                 row.append(cell(number(value, metric), "" if value is None else value, note))
             row.append(_recovered(known.get("recovered")))
-        row.append(cell(pair.state, note=wording.shortened(pair.detail)))
+        row.append(cell(pair.state, note=formatting.shortened(pair.detail)))
         rows.append(row)
     headings = ["model", "config", *(f"{m.label}, {name}" for m in metrics for name in (*STAGES, "recovered")), "state"]
     return {"groups": groups, "columns": columns, "headings": headings, "rows": rows, "texts": 2}
@@ -78,8 +77,8 @@ def _recovered(part):
         return cell(DASH, "")
     if part["value"] is None:
         return cell("undefined", "", part["note"])
-    interval = wording.bounds(part["interval"], digits=0).strip()
-    return cell(wording.percent(part["value"]), part["value"], interval or part["note"])
+    interval = formatting.bounds(part["interval"], digits=0).strip()
+    return cell(formatting.percent(part["value"]), part["value"], interval or part["note"])
 
 
 def model_section(study, name, evidence):
@@ -120,7 +119,7 @@ def _numbers(pair):
     for name, task in pair.tasks.items():
         values = [f"{100 * task[stage]:.1f}" for stage in STAGES]
         changes = [_difference(task.get(key), 100, 1) for key in ("change", "lost")]
-        p = wording.plain_probability(task.get("p_holm"))
+        p = formatting.plain_probability(task.get("p_holm"))
         rows.append([f"{name} ({task['metric']}, %)", f"{task['n']:,}", *values, *changes, "", p, task["verdict"]])
     if mean := comparison.get("average_acc"):
         values = [f"{100 * mean[stage]:.1f}" for stage in STAGES]
@@ -132,7 +131,7 @@ def _numbers(pair):
 def _difference(part, scale, digits):
     if not isinstance(part, dict):
         return ""
-    interval = wording.bounds(part["interval"], scale, digits, signed=True)
+    interval = formatting.bounds(part["interval"], scale, digits, signed=True)
     return f"{scale * part['value']:+.{digits}f}{interval}"
 
 
@@ -140,7 +139,7 @@ def _share(part):
     recovered = part["recovered"]
     if recovered["value"] is None:
         return f"undefined: {recovered['note']}"
-    return wording.share(recovered) + (f" ({recovered['note']})" if recovered["interval"] is None else "")
+    return formatting.share(recovered) + (f" ({recovered['note']})" if recovered["interval"] is None else "")
 
 
 def _selection(pair):
@@ -158,8 +157,8 @@ def _selection(pair):
         ("runner-up", formatting.margin(second).removeprefix("next ") if second else "none"),
         ("considered", f"{len(info.get('candidates_considered') or [])} candidates"),
     ]
-    twin = (pair.comparison or {}).get("reused_from")
-    return rows + ([("reused", formatting.reused(twin))] if twin else [])
+    reused = (pair.comparison or {}).get("reused_from")
+    return rows + ([("reused", formatting.reused(reused))] if reused else [])
 
 
 def settings_text(settings):
@@ -195,10 +194,10 @@ def _cost(pair):
     cost = (pair.comparison or {}).get("cost")
     if not cost:
         return []
-    rows = [("training", f"{wording.duration(cost['training_seconds'])}, {cost['training_tokens']:,} tokens")]
-    rows.append(("peak memory", wording.memory(cost.get("training_peak_memory_bytes"))))
+    rows = [("training", f"{formatting.duration(cost['training_seconds'])}, {cost['training_tokens']:,} tokens")]
+    rows.append(("peak memory", formatting.memory(cost.get("training_peak_memory_bytes"))))
     evaluations = cost["evaluation_seconds"].items()
-    rows.append(("evaluation", ", ".join(f"{stage} {wording.duration(seconds)}" for stage, seconds in evaluations)))
+    rows.append(("evaluation", ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in evaluations)))
     for stage in STAGES:
         if measured := (getattr(pair, stage) or {}).get("cost"):
             rows.append((f"measured, {stage}", _measured(measured)))
@@ -229,7 +228,7 @@ def _seeds(seeds):
         scale, digits = (100, 1) if name == ACCURACY.key else (1, 2)
         values = [f"{scale * value:.{digits}f}" for value in part["values"]]
         spread = DASH if part["sd"] is None else f"{scale * part['sd']:.{digits}f}"
-        mean = f"{scale * part['mean']:.{digits}f}{wording.bounds(part['interval'], scale, digits)}"
+        mean = f"{scale * part['mean']:.{digits}f}{formatting.bounds(part['interval'], scale, digits)}"
         rows.append([name, *values, mean, spread])
     return {"columns": ["quantity", *(f"seed {seed}" for seed in seeds["seeds"]), "mean", "sd"], "rows": rows}
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from coppice.core.errors import printable
+from coppice.render import formatting
 
 from . import study_records as studies
-from . import wording
 from .job_status import Statuses
 
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
@@ -75,7 +75,7 @@ def _state(pair):
 
     state = Text(pair.state, style=STYLES.get(pair.state, ""))
     if pair.detail:
-        state.append(f" ({wording.shortened(printable(pair.detail))})", style="dim")
+        state.append(f" ({formatting.shortened(printable(pair.detail))})", style="dim")
     return state
 
 
@@ -98,7 +98,9 @@ def tally(study):
     """One line: how many pairs are done, running, waiting, failed."""
     states = [pair.state for pair in study.pairs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
-    return f"{wording.count(len(states), 'model and config pair')}: {counts}" if states else "no model and config pair"
+    return (
+        f"{formatting.count(len(states), 'model and config pair')}: {counts}" if states else "no model and config pair"
+    )
 
 
 def ablations(results):

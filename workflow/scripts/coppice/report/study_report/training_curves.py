@@ -1,10 +1,11 @@
 """The figures of how it came about: candidates, training, cost. As in `pictures`."""
 
+from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import BLUE, INK, MARKERS, ORANGE, PURPLE, WIDTH
 from coppice.stats import pareto
 
-from . import drawing, wording
+from . import drawing
 
 
 def candidates(figure, study, frames):
@@ -65,7 +66,8 @@ def cost(figure, study, frames):
     bars = left.barh(range(len(stages)), totals / scale, color=BLUE, height=0.6)
     numbers = jobs.groupby("stage", sort=False).size().reindex(stages)
     counts = [
-        f" {total / scale:.2g} in {wording.count(number, 'job')}" for total, number in zip(totals, numbers, strict=True)
+        f" {total / scale:.2g} in {formatting.count(number, 'job')}"
+        for total, number in zip(totals, numbers, strict=True)
     ]
     left.bar_label(bars, counts, fontsize=8, color=INK)
     left.margins(x=0.45)

@@ -32,7 +32,7 @@ def evaluate(
     seed=0,
     dense=None,
     selection=None,
-    twin=None,
+    reused=None,
     prompt="none",
 ):
     """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
@@ -40,7 +40,7 @@ def evaluate(
     identity: {model, config or candidate, stage}; settings: the section `evaluate` of the configuration; datasets:
     name -> path of its dataset.json; output: the folder that takes the records and samples. `purpose` is "report" or
     "selection", which decides the rows that are used. dense (a model.json) and selection (a selection_info.json) let a
-    pruned model be told from the dense one. twin: the folder of the same evaluation for another config, whose results
+    pruned model be told from the dense one. reused: the folder of the same evaluation for another config, whose results
     are taken over. prompt: the form in which the model is asked questions: alpaca, chat or none.
     """
     clock, output = records.Clock(), Path(output)
@@ -52,8 +52,8 @@ def evaluate(
         guards.check_adapter(adapter, prints["adapter"])
     if dense and selection:
         guards.check_pruned(source.path, prints["weights"], selection, dense)
-    if twin:
-        reuse.take_over(identity, prints, twin, output)
+    if reused:
+        reuse.take_over(identity, prints, reused, output)
         return
     parts = Parts(output / ".parts", _common(source, prints))
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)

@@ -12,18 +12,18 @@ logger = logging.getLogger("coppice.evaluation")
 RECORDS = ("ppl_results.json", "evaluation_results.json")  # the one that is waited for last
 
 
-def take_over(identity, prints, twin, output):
-    """Fill `output` with the records and samples in the folder `twin`, under the name of `identity`.
+def take_over(identity, prints, reused, output):
+    """Fill `output` with the records and samples in the folder `reused`, under the name of `identity`.
 
-    prints: fingerprints {weights, adapter} of the model that is to be evaluated. Raises CoppiceError where the twin was
+    prints: fingerprints {weights, adapter} of the model that is to be evaluated. Raises CoppiceError if `reused` is of
     another model.
     """
-    twin, output = Path(twin), Path(output)
-    found = {name: records.read(twin / name) for name in RECORDS}
+    reused, output = Path(reused), Path(output)
+    found = {name: records.read(reused / name) for name in RECORDS}
     for name, record in found.items():
         if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
-            raise CoppiceError(f"{twin / name}: is of another model; delete it and run snakemake again")
-    stored_samples.copy_samples(twin, output, found["evaluation_results.json"]["samples"])
+            raise CoppiceError(f"{reused / name}: is of another model; delete it and run snakemake again")
+    stored_samples.copy_samples(reused, output, found["evaluation_results.json"]["samples"])
     for name, record in found.items():
         records.write(output / name, record | identity | {"reused_from": record["config"]})
     logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])

@@ -4,7 +4,7 @@ from .engine.duration import OPERATIONS
 from .engine.progress import Diverged
 from .full import MODEL, DoesNotFit, check_room
 from .parameter_count import trainable_parameters
-from .training import EACH, REACHED, finetune, told
+from .training import EACH, REACHED, finetune, trainable_share
 
 __all__ = [
     "EACH",
@@ -15,6 +15,6 @@ __all__ = [
     "DoesNotFit",
     "check_room",
     "finetune",
-    "told",
     "trainable_parameters",
+    "trainable_share",
 ]

@@ -16,29 +16,29 @@ OWN = (*NAMED, "arm.json", "reached.json")
 MERGED = "merged"
 
 
-def take_over(identity, source, twin, output, settings, seed):
-    """Fill `output` with copies of the adapter and the records in the folder `twin`, under the name of `identity`.
+def take_over(identity, source, reused, output, settings, seed):
+    """Fill `output` with copies of the adapter and the records in the folder `reused`, under the name of `identity`.
 
     source: the checkpoint (a models.Source) that both were to be trained from; settings, seed: what decides what is
-    learnt from it. A merged checkpoint is linked. Raises CoppiceError where the twin was trained otherwise.
+    learnt from it. A merged checkpoint is linked. Raises CoppiceError if that was trained otherwise.
     """
-    twin, output = Path(twin), Path(output)
-    record = records.read(twin / RECORD)
+    reused, output = Path(reused), Path(output)
+    record = records.read(reused / RECORD)
     same = record["provenance"]["fingerprints"]["weights"] == fingerprints.weights(source.path)
     same &= record["provenance"]["seed"] == seed
     if not same or any(record["settings"].get(key) != value for key, value in settings.items()):
         raise CoppiceError(
-            f"{twin}: was trained from another checkpoint than {source.path}, or with other settings; delete "
-            f"{twin / RECORD} and run snakemake again"
+            f"{reused}: was trained from another checkpoint than {source.path}, or with other settings; delete "
+            f"{reused / RECORD} and run snakemake again"
         )
     output.mkdir(parents=True, exist_ok=True)
-    _link_merged(twin, output)
-    for file in sorted(twin.iterdir()):
+    _link_merged(reused, output)
+    for file in sorted(reused.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.name not in OWN:
             records.copy(file, output / file.name)
     for name in NAMED:
-        if (twin / name).is_file():
-            records.write(output / name, records.read(twin / name) | identity | {"reused_from": record["config"]})
+        if (reused / name).is_file():
+            records.write(output / name, records.read(reused / name) | identity | {"reused_from": record["config"]})
     logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])
 
 
@@ -48,10 +48,10 @@ def leave(output):
         (output / MERGED).unlink()
 
 
-def _link_merged(twin, output):
-    """Link the twin's merged checkpoint; one that a training left in `output` goes: it is another model's."""
+def _link_merged(reused, output):
+    """Link the merged checkpoint of `reused`; one that a training left in `output` is of another model and goes."""
     leave(output)
     if (output / MERGED).is_dir():
         shutil.rmtree(output / MERGED)
-    if (twin / MERGED).is_dir():
-        (output / MERGED).symlink_to(os.path.relpath((twin / MERGED).resolve(), output.resolve()))
+    if (reused / MERGED).is_dir():
+        (output / MERGED).symlink_to(os.path.relpath((reused / MERGED).resolve(), output.resolve()))

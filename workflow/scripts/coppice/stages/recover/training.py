@@ -23,7 +23,7 @@ from .job import Job, Learner
 
 logger = logging.getLogger("coppice.finetuning")
 
-NOT_LEARNT_FROM = (*rerun_policy.HANDLING["finetune"], *rerun_policy.BESIDES["finetune"])
+NOT_LEARNT_FROM = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
 EACH = "validation_losses.json"
 REACHED = "reached.json"
 
@@ -37,7 +37,7 @@ def finetune(
     output,
     seed=0,
     world=1,
-    twin=None,
+    reused=None,
     until=None,
     each=False,
     expected=None,
@@ -46,7 +46,7 @@ def finetune(
 
     identity: {model, config}; datasets: name -> path of the dataset.json of all that `settings` (the section `finetune`
     of the configuration) name; prompt: alpaca | chat | none; output: the folder to write; world: the number of
-    processes; twin: the folder of the same training for another config, whose results are taken over; until: a share of
+    processes; reused: the folder of the same training for another config, to be copied; until: a share of
     the training after which it stops, with its validation loss in `reached.json`, and from where a later call goes on;
     each: whether to write the loss of every validation example to `validation_losses.json`; expected: the number of
     parameters that have to be trained, where it is known. Raises CoppiceError for a loss that is not a number, for an
@@ -54,10 +54,10 @@ def finetune(
     """
     output = Path(output)
     resolved = settings | {"prompt": prompt}
-    if twin:
+    if reused:
         settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()  # worked out from the budget
         learnt = {name: value for name, value in resolved.items() if name not in (*NOT_LEARNT_FROM, *settled)}
-        reuse.take_over(identity, source, twin, output, learnt, seed)
+        reuse.take_over(identity, source, reused, output, learnt, seed)
         return
     reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _learner(job, tokenizer, train):
         if sharded:
             sharding.shard(model)
     trainable, total = kind.counts(model)
-    logger.info("%s", told(trainable, total))
+    logger.info("%s", trainable_share(trainable, total))
     if job.expected is not None and trainable != job.expected:
         raise CoppiceError(
             f"finetune: trains {trainable} parameters, but its configuration lets expect {job.expected}: target "
@@ -197,6 +197,6 @@ def _write(job, settings, outcome, history, provenance):
         logger.warning("%s", warning)
 
 
-def told(trainable, every):
+def trainable_share(trainable, every):
     """The line in which peft, and every guide to it, says how much is trained."""
     return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"

@@ -4,8 +4,8 @@
 candidates with what was chosen, and a figure a model.
 """
 
-from .choice import chosen, owner, select_best, trained
+from .choice import chosen, config_to_train, select_best, trained
 from .ranking import asked, needs_scoring
 from .summary import summarize
 
-__all__ = ["asked", "chosen", "needs_scoring", "owner", "select_best", "summarize", "trained"]
+__all__ = ["asked", "chosen", "config_to_train", "needs_scoring", "select_best", "summarize", "trained"]

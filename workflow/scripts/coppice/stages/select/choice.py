@@ -104,7 +104,7 @@ def trained(paths):
     return found
 
 
-def owner(path, candidate, alike, before, decide=True):
+def config_to_train(path, candidate, alike, before, decide=True):
     """Which of the configs `alike`, which all chose `candidate`, is trained; the others take its results over.
 
     The one that was decided on earlier (in the record `path`), else one that is trained already (`before`), else the

@@ -12,7 +12,7 @@ def settings(study):
     model, without answers and cost.
     """
     chosen = scored_texts(study.configs.values(), study.evaluate["perplexity"]["datasets"])
-    return rerun_policy.deciding("evaluate", rerun_policy.narrowed(study.evaluate, chosen))
+    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate, chosen))
 
 
 def datasets(study):

@@ -6,7 +6,7 @@ The schema says of every other key, under `reruns`, what is made anew where it c
 from . import schema
 
 # Section -> keys that say how the work is done, not what comes of it but for rounding and the draws of dropout
-HANDLING = {
+EXECUTION = {
     "models": ("device_map",),
     "finetune": (
         "micro_batch_size",
@@ -19,20 +19,20 @@ HANDLING = {
     "evaluate": ("batch_size",),
 }
 # Section -> keys that say what is written besides, or how often, of what is the same by itself
-BESIDES = {"finetune": ("merge", "seeds")}
+EXTRA_OUTPUT = {"finetune": ("merge", "seeds")}
 
 NOTHING, EVERYTHING = "nothing", "everything"
 STAGES = ("data", "prune", "score", "select", "finetune", "evaluate", "compare", "report", "ablation")
 
 
-def deciding(section, values):
+def result_settings(section, values):
     """`values` of a section without the keys that decide nothing: what a result is held against."""
-    return {key: value for key, value in values.items() if key not in HANDLING[section]}
+    return {key: value for key, value in values.items() if key not in EXECUTION[section]}
 
 
-def handling(section, values):
+def execution_settings(section, values):
     """The rest of them."""
-    return {key: values[key] for key in HANDLING[section]}
+    return {key: values[key] for key in EXECUTION[section]}
 
 
 def narrowed(evaluate, texts):
