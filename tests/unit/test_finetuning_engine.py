@@ -39,7 +39,7 @@ def adapted(model, dropout=0.0, targets="all-linear"):
 
 
 def some_examples(count=20, seed=0):
-    """Examples of many lengths, in two groups that begin alike; a part of the labels is masked."""
+    """Examples of many lengths, in two groups that begin alike; of four in five a part of the labels is masked."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -50,7 +50,8 @@ def some_examples(count=20, seed=0):
     made = []
     for i in range(count):
         prompt, answer = stems[i % 2] + draw(1, 6), draw(1, 20)
-        made.append({"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer, "row": i})
+        labels = [IGNORED] * len(prompt) + answer if i % 5 else prompt + answer
+        made.append({"input_ids": prompt + answer, "labels": labels, "row": i})
     return made
 
 
@@ -60,9 +61,14 @@ def gradients(model):
     return found
 
 
+def number_of_targets(examples):
+    """Labels that a causal model predicts: those after the first, masked ones left out."""
+    return sum(int((torch.tensor(example["labels"])[1:] != IGNORED).sum()) for example in examples)
+
+
 def padded_gradients(model, examples, micro=4):
     """The padded recipe: micro-batches of four in the order given, full logits, the step's targets as normaliser."""
-    total = batching.count_targets(examples)
+    total = number_of_targets(examples)
     for start in range(0, len(examples), micro):
         part = examples[start : start + micro]
         length = max(len(example["input_ids"]) for example in part)
@@ -287,7 +293,7 @@ def validation_loss(model, dataset, output):
     settings = records.read(output / "finetuning_config.json")["settings"]
     tokenizer = models.load_tokenizer(output)
     _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3)
-    total = batching.count_targets(held)
+    total = number_of_targets(held)
     with torch.no_grad():
         return sum(
             model(

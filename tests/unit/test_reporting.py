@@ -123,13 +123,18 @@ def test_numbers_of_the_tables_are_those_of_the_records(whole):
     assert len(frame) == 12
     record = records.read(whole.folder("finetuned", "Qwen", "best_ppl") / "comparison.json")
     row = frame.loc["Qwen", "best_ppl"]
-    assert row["average_acc_finetuned"] == pytest.approx(record["average_acc"]["finetuned"])
+    for stage in ("dense", "pruned", "finetuned"):
+        assert row[f"average_acc_{stage}"] == pytest.approx(record["average_acc"][stage]), stage
+        assert row[f"ppl.wikitext2_{stage}"] == pytest.approx(record["perplexity"]["wikitext2"][stage]), stage
     assert row["average_acc_recovered_low"] == pytest.approx(record["average_acc"]["recovered"]["interval"][0])
     assert row["ppl.ptb_dense"] == pytest.approx(record["perplexity"]["ptb"]["dense"])
     tasks = pandas.read_csv(whole.results / "report" / "tasks.csv")
     assert len(tasks) == 12 * 7
     shown = tasks[(tasks.model == "Qwen") & (tasks.config == "best_ppl") & (tasks.task == "piqa")].iloc[0]
-    assert shown["p_holm"] == pytest.approx(record["zero_shot"]["piqa"]["p_holm"])
+    recorded = record["zero_shot"]["piqa"]
+    for column in ("n", "dense", "pruned", "finetuned", "gained_items", "lost_items", "p", "p_holm"):
+        assert shown[column] == pytest.approx(recorded[column]), column
+    assert (shown["change"], shown["verdict"]) == (pytest.approx(recorded["change"]["value"]), recorded["verdict"])
 
 
 @pytest.mark.slow
