@@ -72,7 +72,7 @@ def test_a_damaged_note_is_told_since_without_it_a_grown_grid_would_be_pruned_an
     note = tmp_path / "checks.json"
     kept = note.read_text()
     note.write_text("{")
-    with pytest.raises(records.RecordError, match=r"checks\.json.*put a copy of it back"):
+    with pytest.raises(records.RecordError, match=r"checks\.json.*restore a copy"):
         planned(GRID | MORE)
     note.write_text(kept)
     assert planned(GRID | MORE) == grown

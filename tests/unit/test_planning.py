@@ -109,7 +109,7 @@ def test_the_miniature_study_is_planned_before_its_models_are_built(tmp_path, ca
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", "--cpu"]) == 0
     said = capsys.readouterr().out
-    assert "?" not in said and "fetch" not in said and "not known" not in said
+    assert "?" not in said and "fetch" not in said and "unknown" not in said
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen-instruct", "mistral"])
@@ -125,4 +125,4 @@ def test_a_model_of_unknown_size_is_named_and_left_out(tmp_path, capsys, monkeyp
     (tmp_path / "one.json").write_text(json.dumps({"models": {"Big": model}}))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", "--configfile", "one.json"]) == 0
-    assert "left out: Big" in capsys.readouterr().out
+    assert "not included: Big" in capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""What lets Snakemake plan a study of ten thousand jobs: answers given once, not for every job; files named together.
+"""Make planning fast for studies of ten thousand jobs: cached input functions, and one gathered file for many inputs.
 
-A gathered file stands for the files that many jobs rest on. Snakemake makes a missing file only for a job that has it
-as an input, so a gathered file that names a missing one has to go before the plan is made.
+A gathered file lists the inputs that many jobs share, with their digests, so that each job declares one input instead
+of dozens. Snakemake makes a missing file only if some job declares it as an input. A gathered file that lists a missing
+file must therefore be deleted before planning (`forget_stale`): the job that writes it again declares the missing file.
 """
 
 import functools
@@ -13,9 +14,11 @@ from coppice.core import fingerprints, records
 
 
 def plan_quickly():
-    """Have no time go by in collecting garbage that is none, and in `smart_open.parse_uri`, which builds a class for
-    every answer and is asked four times a job where its script lies."""
-    import smart_open  # a dependency of Snakemake's own
+    """Speed up Snakemake's planning: run the garbage collector less often, and cache `smart_open.parse_uri`.
+
+    Snakemake calls `parse_uri` four times a job for the script's path, and each call builds a class.
+    """
+    import smart_open  # a dependency of Snakemake
 
     gc.set_threshold(100_000, 50, 100)
     if not hasattr(smart_open.parse_uri, "cache_info"):
@@ -23,33 +26,33 @@ def plan_quickly():
 
 
 def with_parameters(function):
-    """`function` of wildcards with its parameters at hand: Snakemake asks for them three times a job."""
-    from snakemake.common import overwrite_function_params  # which jobs have no use for
+    """Store a function's parameters on it and return it, because Snakemake inspects them three times a job."""
+    from snakemake.common import overwrite_function_params  # imported here because jobs do not need Snakemake
 
     overwrite_function_params(function, inspect.signature(function).parameters)
     return function
 
 
 def of_model(value):
-    """An input or parameter that is `value(model)`: worked out once a model, not once a job."""
+    """Return an input or parameter function for `value(model)`, computed once a model instead of once a job."""
     once = functools.cache(value)
     return with_parameters(lambda wildcards: once(wildcards.model))
 
 
 def gather(paths, output):
-    """Write the record {files: path -> digest} of `paths`: it changes with what they say, not with when it was made."""
+    """Write the record {files: path -> digest} of `paths`. It depends on their contents, not on their time stamps."""
     records.write(output, {"files": {str(path): _digest(Path(path)) for path in paths}})
 
 
 def _digest(path):
-    """Of a record without its provenance, so that the same rows or scores made again are the same."""
+    """Return a file's digest. A record's provenance is left out, so that rows or scores made again compare equal."""
     if path.suffix != ".json":
         return fingerprints.content_digest(path)
     return records.digest({key: value for key, value in records.read(path).items() if key != "provenance"})
 
 
 def forget_stale(folder):
-    """Remove the gathered files in `folder` that name a file which is not there; returns them. No job reads them."""
+    """Delete the gathered files in `folder` that list a missing file, and return their paths."""
     stale = [path for path in Path(folder).rglob("*.json") if not _is_current(path)]
     for path in stale:
         path.unlink(missing_ok=True)

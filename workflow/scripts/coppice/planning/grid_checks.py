@@ -1,7 +1,7 @@
-"""Which check of a grid each of its points is in: one job checks all points of a model that were new at the time.
+"""Assign the points of pruning grids to grid checks. One check job covers all points that were new at the same time.
 
-A point stays in the check that it was first planned with. So a point that is added, or changed, has a check of its own,
-which looks at all points again, and what rests on the checks of before is not made anew.
+A point keeps the check that it was first planned with. A point that is added or changed later gets a new check, which
+examines all points of the grid again, so that the earlier checks and everything that depends on them stay.
 """
 
 from pathlib import Path
@@ -10,52 +10,60 @@ from coppice.core import records
 
 
 class Checks:
-    """The checks of `grids` (a list of candidate -> point); the record `path` remembers those of earlier runs.
+    """The checks of several grids.
 
-    What is not noted, as by a dry run or a cluster's job, comes out the same by itself. Raises RecordError for a note
-    that is damaged: without it, points that came later would be taken for new, and all of the grid pruned again.
+    Checks depend only on the grids and on the saved record, so a dry run or a cluster job that saves nothing assigns
+    the same ones.
+
+    Args:
+        path: the record with the checks of earlier runs.
+        grids: list of {candidate: point}.
+
+    Raises:
+        RecordError: the record is damaged. Without it every point would be new and the whole grid be pruned again.
     """
 
     def __init__(self, path, grids):
         self.path = path
         try:
-            remedy = "put a copy of it back, or delete it: grids that have grown are then pruned anew"
-            self._noted = records.read(path, remedy)["checks"]
+            remedy = "restore a copy of it, or delete it; without it, grids that were extended are pruned again"
+            self._saved = records.read(path, remedy)["checks"]
         except records.MissingRecord:
-            self._noted = {}
-        self._checks = dict(self._noted)
-        self._looked_at = {}
+            self._saved = {}
+        self._checks = dict(self._saved)
+        self._checked = {}  # path of a check's record -> the candidates that it covers
         for grid in grids:
             new = [key for key in (_key(*one) for one in grid.items()) if key not in self._checks]
             self._checks |= dict.fromkeys(new, _digest(new))
 
     def keep(self):
-        """Note the checks for later runs."""
-        if len(self._checks) > len(self._noted):
+        """Save the checks for later runs."""
+        if len(self._checks) > len(self._saved):
             records.write(self.path, {"checks": self._checks})
-            self._noted = dict(self._checks)
+            self._saved = dict(self._checks)
 
     def record(self, pattern, candidate, point):
-        """The record that a model takes a point: `pattern` with {check} filled in.
+        """Return the path of the check's record for a point: `pattern` with {check} filled in.
 
-        A point that was taken out of the grid before its check was made, and is back now, has another one.
+        A point that was removed from the grid before its check ran, and is now back, is not covered by that check and
+        gets another one.
         """
         key = _key(candidate, point)
         first = pattern.format(check=self._checks[key])
         again = pattern.format(check=_digest([self._checks[key], key]))
         if Path(again).exists():
             return again
-        looked_at = self._candidates_of(first)
-        return first if looked_at is None or candidate in looked_at else again
+        covered = self._candidates_of(first)
+        return first if covered is None or candidate in covered else again
 
     def _candidates_of(self, record):
-        """The candidates that a check looked at; None where it has not been made."""
-        if record not in self._looked_at:
+        """Return the candidates that a check covered; None if it has not run yet."""
+        if record not in self._checked:
             try:
-                self._looked_at[record] = set(records.read(record)["plans"])
+                self._checked[record] = set(records.read(record)["plans"])
             except (records.RecordError, KeyError):
-                self._looked_at[record] = None
-        return self._looked_at[record]
+                self._checked[record] = None
+        return self._checked[record]
 
 
 def _key(candidate, point):

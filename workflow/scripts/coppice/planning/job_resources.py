@@ -1,8 +1,8 @@
-"""What each job asks for: memory, GPU memory, disk and minutes, as configured, else by the model's size.
+"""Compute what each job requests: memory, GPU memory, disk and minutes, as configured or else from the model's size.
 
-The size is known from the model's configuration, fetched or local; before that from `models.X.parameters`, of a
-miniature from its recipe. What a job asks for is its estimate (`estimates`) with room to spare, and grows with each
-attempt: half as much memory and disk again, the time over again.
+The size comes from the model's config.json, fetched or local; before it is there, from `models.X.parameters`, or from
+the definition of a miniature. A job requests its estimate (`models.estimates`) plus a margin. Each retry requests more:
+half of the first request again of memory and disk, and the whole of it again of time.
 """
 
 import math
@@ -15,25 +15,26 @@ from coppice.study import layout
 from coppice.study.settings import arms
 
 MB = 10**6
-UNKNOWN = 10**9  # parameters of a model whose size is not known yet
-ROOM = 1.25  # times the estimated peak; `benchmarks/memory.py` says how far off estimates are
+UNKNOWN = 10**9  # parameters assumed for a model whose size is not known yet
+ROOM = 1.25  # factor on the estimated peak; `benchmarks/memory.py` measures the error of the estimates
 SPARE_DISK = 1000 * MB  # logs, tokenizers, samples
-TRAINED_BYTES = 28  # a trained parameter on disk: the adapter, and two checkpoints of it with the optimizer's state
-TAKEN_OVER = 3000 * MB  # memory of a job that only takes over another's results
-START = 60  # seconds until a job of a large model computes: imports, and the weights off the disk
-SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations a second that a job's time limit counts on
-LATE, EXTRA = 2, 20  # a time limit is so many times the estimate, and so many minutes more
-# The official evaluation splits of the seven tasks, choices sharing their context, and two texts by one protocol
+TRAINED_BYTES = 28  # on disk for each trained parameter: the adapter, and two checkpoints of it with optimizer state
+TAKEN_OVER = 3000 * MB  # memory of a job that only reuses another job's results
+START = 60  # seconds before a job with a large model computes: imports, and reading the weights from disk
+SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations a second assumed for a job's time limit
+LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minutes
+# Tokens of the seven tasks' official evaluation splits (choices of an item share its context) and of two texts under
+# one protocol
 TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
-SHOTS = 4  # solved examples that make an item as long again
-WITHOUT_SHARING = 3  # times the tokens, where each choice comes with its context: the engine lm-eval
-TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # of alpaca-cleaned
-SHORT = 512  # a longer `cutoff_len` is set for longer rows, of which half of it is assumed
+SHOTS = 4  # solved examples that double the length of an item
+WITHOUT_SHARING = 3  # factor on the tokens for the engine lm-eval, which repeats the context for each choice
+TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens a row
+SHORT = 512  # a `cutoff_len` above this means long rows; half of it is then assumed as their length
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a job takes: peak bytes of the machine's memory and of each GPU's, bytes that it writes, operations."""
+    """What a job uses: peak bytes of the machine's memory and of each GPU's, bytes written to disk, operations."""
 
     host: int
     gpu: int
@@ -42,16 +43,16 @@ class Need:
 
 
 class Sizes:
-    """The needs of a study's jobs; a model's configuration is looked for until it is there."""
+    """Compute the needs of a study's jobs. A model's config.json is looked for again until it exists."""
 
     def __init__(self, study):
         self.study = study
         self._shapes, self._needs = {}, {}
 
     def shape(self, model):
-        """The model's Shape: of its configuration, else of a miniature's recipe or the configured number of parameters.
+        """Return the model's Shape from its config.json, else from a miniature's definition or `models.X.parameters`.
 
-        None where nothing is known of it.
+        Return None if the size is unknown.
         """
         if model not in self._shapes:
             file = layout.config_file(self.study, model)
@@ -64,22 +65,22 @@ class Sizes:
 
     @staticmethod
     def _expected(model):
-        """The Shape of a model that is not here yet, as far as anything is known of it."""
+        """Return the expected Shape of a model that is not here yet; None if its size is unknown."""
         if model["source"]["kind"] == "miniature":
             return estimates.shape_in(tiny_models.expected(model["source"]["path"]))
         return estimates.shape_like(model["parameters"]) if model["parameters"] else None
 
     def unknown(self):
-        """The models to run whose size is not known yet."""
+        """Return the active models whose size is not known yet."""
         return [model for model in self.study.active_models() if self.shape(model) is None]
 
     def machine(self, stage, on_gpu):
-        """Where a job of `stage` computes: on its GPUs, or without any on its threads."""
+        """Return the Machine of a job of `stage`: its GPUs, or its CPU threads if there is no GPU."""
         wanted = self.study.resources_per_job[stage]["gpu"] if on_gpu else 0
         return estimates.Machine(wanted, self.study.threads_per_job[stage])
 
     def need(self, stage, model, on_gpu, candidate=None):
-        """The Need of a job: of all candidates of a model, where none is named and `stage` is prune or score."""
+        """Return the Need of a job. Without a `candidate`, a prune or score job works on all the model's candidates."""
         shape = self.shape(model) or estimates.shape_like(UNKNOWN)
         key = stage, model, on_gpu, candidate, shape
         if key not in self._needs:
@@ -94,33 +95,34 @@ class Sizes:
         if stage == "prune":
             peak = estimates.prune(shape, loaded, points, study.calibration, self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
-            # a gradient of every weight: twice the forward pass again
+            # 2 operations a parameter and token for the forward pass and 4 for the gradient of every weight
             operations = 6 * study.calibration["samples"] * study.calibration["length"] * len(points)
         elif stage == "finetune":
             peak = estimates.finetune(shape, loaded, study.finetune, self.machine("finetune", on_gpu))
             disk = TRAINED_BYTES * estimates.adapter_parameters(shape, study.finetune["lora"])
             disk += whole if study.finetune["merge"] else 0
-            operations = 4 * trained_tokens(study.finetune)  # no gradients of the weights
+            # 4 operations a parameter and token instead of 6: LoRA computes no gradient of the frozen weights
+            operations = 4 * trained_tokens(study.finetune)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
             disk, operations = 0, 2 * evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations * shape.parameters)
 
     def fetched(self, model):
-        """Bytes of a hub model on disk: two a parameter, as most are published."""
+        """Return the bytes of a hub model on disk: two a parameter, the precision in which most are published."""
         shape = self.shape(model) or estimates.shape_like(UNKNOWN)
         return 2 * shape.parameters + SPARE_DISK
 
     def seconds(self, stage, need, on_gpu, rate=None):
-        """How long it takes: at `rate` operations a second and GPU, by default at the slowest that is counted on."""
+        """Return the seconds that a job takes. rate: operations a second and GPU; default: the slowest assumed rate."""
         machine = self.machine(stage, on_gpu)
         if not machine.gpus:
             return START + need.operations / (SLOWEST["thread"] * machine.threads)
-        # an evaluation, and pruning, compute on one of their GPUs at a time
+        # Evaluation and pruning compute on one of their GPUs at a time; only training uses all of them at once
         return START + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
 
     def arm(self, ablation, name, on_gpu):
-        """The Need of an arm of an ablation; of a stage after the first, as if it began where the first does."""
+        """Return the Need of an ablation's arm. An arm of a later stage is estimated as if it belonged to the first."""
         one = self.study.ablations[ablation]
         start, changes = one["start"], one["arms"][name]["changes"]
         if start["kind"] == "checkpoint":
@@ -141,10 +143,13 @@ class Sizes:
         return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
 
     def asked(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
-        """{mem_mb, gpu_mem_mb, disk_mb, runtime} that a job asks for at an attempt, counted from 1.
+        """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
 
-        job: prune, score, evaluate or finetune; taken_over: whether it only takes over another job's results; largest:
-        MB of the largest GPU, where that is known: no estimate asks for more.
+        Args:
+            job: prune, score, evaluate or finetune.
+            attempt: counted from 1; later attempts request more.
+            taken_over: whether the job only reuses another job's results.
+            largest: MB of the largest GPU if it is known; no estimate exceeds it.
         """
         need = self.need(job, model, on_gpu, candidate)
         if taken_over:
@@ -153,7 +158,7 @@ class Sizes:
         return asked | ({"gpu_mem_mb": 0} if taken_over else {})
 
     def granted(self, stage, need, attempt=1, on_gpu=True, largest=None):
-        """The same for a Need, of a job that computes as those of `stage` do."""
+        """Return the same for a Need, as a job of `stage` requests it."""
         wanted = {
             "mem_mb": ROOM * need.host / MB,
             "gpu_mem_mb": ROOM * need.gpu / MB,
@@ -171,7 +176,7 @@ class Sizes:
 
 
 def _budgeted(budget, section, operations, parameters):
-    """Operations of a training by its budget: {unit: max_steps, tokens or flops, amount}."""
+    """Return the operations of a training from its budget {unit: max_steps, tokens or flops, amount}."""
     if budget["unit"] == "flops":
         return budget["amount"]
     tokens = budget["amount"]
@@ -181,27 +186,32 @@ def _budgeted(budget, section, operations, parameters):
 
 
 def kept(point):
-    """The share of a dense checkpoint that a candidate takes, at most; zeros of unstructured pruning stay."""
-    if "method" not in point:  # a row of the user's table: nothing is written
+    """Return the largest size of a candidate as a share of the dense checkpoint.
+
+    Unstructured pruning stores its zeros, so such a candidate is as large as the dense checkpoint.
+    """
+    if "method" not in point:  # a row of the user's table: Coppice writes no weights for it
         return 0.0
     return 1.0 if point["method"] == "unstructured" else 1 - 0.7 * point["ratio"]
 
 
 def row_tokens(settings):
-    """Tokens of a row, by the section `finetune`: nothing is known of the data, `cutoff_len` says what is expected."""
+    """Estimate the tokens a training row from `cutoff_len`, because the data are not read yet. settings: `finetune`."""
     longest = settings["data"]["cutoff_len"]
     return longest // 2 if longest > SHORT else min(ROW_TOKENS, longest)
 
 
 def trained_tokens(settings):
-    """Tokens that a training sees, by the section `finetune`."""
+    """Estimate the tokens that a training processes. settings: the section `finetune`."""
     rows = settings["max_steps"] and settings["max_steps"] * settings["batch_size"]
     return (rows or settings["epochs"] * TRAINED_ROWS) * row_tokens(settings)
 
 
 def evaluated_tokens(settings):
-    """Tokens of an evaluation, by the section `evaluate`; never less than the seven tasks and both texts would take,
-    but for a `limit`."""
+    """Estimate the tokens of an evaluation. settings: the section `evaluate`.
+
+    The estimate is never below that of the seven tasks and two texts, unless a `limit` is set.
+    """
     asked, measured = settings["zero_shot"], settings["perplexity"]
     protocols = 1 if isinstance(measured["protocol"], str) else len(measured["protocol"])
     texts = TEXT_TOKENS * max(1, protocols) * max(1, len(measured["datasets"]) / TEXTS)

@@ -1,7 +1,7 @@
-"""What a study will take before anything is spent: jobs, hours, memory and disk a stage, as `coppice plan` shows.
+"""Estimate jobs, hours, memory and disk of each stage of a study before it runs, for `coppice plan`.
 
-The sums are those by which the jobs themselves ask for memory and time (`sizing`). Sizes follow from the models'
-configurations, fetched or local; before that from `models.X.parameters`; else they are unknown, and said to be.
+The estimates are those by which the jobs request memory and time (`job_resources`). A model without a config.json and
+without `models.X.parameters` has an unknown size; the plan leaves it out and names it.
 """
 
 from dataclasses import dataclass, fields
@@ -12,13 +12,14 @@ from coppice.stages import select
 from . import job_resources
 
 GB = 10**9
-JOBS = {"prune": "prune", "score": "score", "finetune": "finetune"}  # the other stages are evaluations
-STAGE = {"score": "evaluate"}  # what asks for what another stage does
+JOBS = {"prune": "prune", "score": "score", "finetune": "finetune"}  # the jobs of all other stages are evaluations
+STAGE = {"score": "evaluate"}  # scoring jobs request what evaluation jobs do
 
 
 @dataclass
 class Stage:
-    """Jobs of one kind over all models: their number, device hours, and the most that one of them asks for."""
+    """The jobs of one kind over all models: their number, device hours, the longest one's minutes, and the largest
+    request of each resource (MB; `runtime` in minutes)."""
 
     name: str
     jobs: int = 0
@@ -32,8 +33,8 @@ class Stage:
 
 @dataclass
 class Plan:
-    """The stages of a study, its ablations as a Stage each (no part of `all`), bytes on disk by what they hold, and the
-    models whose size is not known."""
+    """The plan of a study: its stages, its ablations as one Stage each (`snakemake` alone does not run them), bytes on
+    disk by kind of file, and the models of unknown size."""
 
     stages: list
     ablations: list
@@ -42,24 +43,30 @@ class Plan:
 
 
 def plan(study, tflops, on_gpu=True):
-    """The Plan of a `settings.Study`, at `tflops` * 10^12 operations a second and GPU, or without any GPU."""
+    """Return the Plan of a study.
+
+    Args:
+        study: a settings.Study.
+        tflops: 10^12 operations a second that a GPU achieves.
+        on_gpu: whether the jobs have GPUs; if not, `tflops` is ignored.
+    """
     sizes = job_resources.Sizes(study)
     stages = {name: Stage(name) for name in ("prune", "score", "dense", "pruned", "finetune", "finetuned")}
     disk = dict.fromkeys(("dense models", "candidates, all", "candidates, chosen", "adapters and checkpoints"), 0)
     for model in study.active_models():
-        known = sizes.shape(model) is not None
+        has_size = sizes.shape(model) is not None
         for name, count in _jobs(study, model).items():
             stages[name].jobs += count
-            if known and count:
+            if has_size and count:
                 _add(stages[name], count, study, sizes, model, tflops, on_gpu)
-        if known:
+        if has_size:
             _add_disk(disk, study, sizes, model)
     ablations = [_ablation(name, study, sizes, tflops, on_gpu) for name in study.ablations]
     return Plan(list(stages.values()), ablations, disk, sizes.unknown())
 
 
 def _ablation(name, study, sizes, tflops, on_gpu):
-    """The arms of an ablation, each trained and measured once a seed."""
+    """Return the Stage of an ablation's arms, each trained and measured once a seed."""
     stage, one = Stage(f"ablation {name}"), study.ablations[name]
     for arm in one["arms"]:
         stage.jobs += len(one["seeds"])
@@ -88,7 +95,7 @@ def _jobs(study, model):
 
 
 def _add(stage, count, study, sizes, model, tflops, on_gpu):
-    """Add `count` jobs on a model to a stage."""
+    """Add `count` jobs of a model to a stage."""
     job = JOBS.get(stage.name, "evaluate")
     kind = STAGE.get(job, job)
     candidates = [None] if study.config["candidates"]["per_job"] == "all" else list(study.candidates(model))
@@ -100,7 +107,7 @@ def _add(stage, count, study, sizes, model, tflops, on_gpu):
 
 
 def _count(stage, jobs, seconds, gpus, asked):
-    """Add the hours of `jobs` jobs that take so long each, and what one of them asks for, to a stage."""
+    """Add `jobs` jobs to a stage, each taking `seconds` on `gpus` GPUs. asked: the resources that one requests."""
     stage.hours += jobs * seconds / 3600 * gpus
     stage.longest = max(stage.longest, seconds / 60)
     for key, value in asked.items():
@@ -123,7 +130,7 @@ def _add_disk(disk, study, sizes, model):
 
 
 def table(found, tflops, on_gpu=True):
-    """The plan as a rich table and lines under it."""
+    """Return the plan as a rich table and a list of text lines to print below it."""
     from rich import box
     from rich.table import Table
 
@@ -149,24 +156,24 @@ def table(found, tflops, on_gpu=True):
     total = sum(stage.hours for stage in found.stages)
     speed = f"at {tflops:g} TFLOP/s a GPU (--tflops)" if on_gpu else "without a GPU"
     lines = [
-        f"{sum(stage.jobs for stage in found.stages)} jobs with a model, {total:.1f} {device} hours {speed}, the "
-        "official evaluation splits and alpaca-cleaned assumed",
-        "time limit, memory and disk are what one job asks for, at most; each retry asks for more",
-        "disk in all: " + ", ".join(f"{what} {size / GB:.0f} GB" for what, size in found.disk.items()),
+        f"{sum(stage.jobs for stage in found.stages)} jobs with a model, {total:.1f} {device} hours {speed}, assuming "
+        "the official evaluation splits and alpaca-cleaned",
+        "time limit, memory and disk: the largest request of any one job; each retry requests more",
+        "total disk: " + ", ".join(f"{what} {size / GB:.0f} GB" for what, size in found.disk.items()),
     ]
     if found.ablations:
         hours = sum(stage.hours for stage in found.ablations)
-        lines.append(f"the ablations come on top: {hours:.1f} {device} hours for snakemake ablation")
+        lines.append(f"the ablations are extra: `snakemake ablation` takes {hours:.1f} {device} hours")
     if found.unknown:
         lines.append(
-            f"size not known before it is fetched, and left out: {', '.join(found.unknown)} (run snakemake fetch, or "
-            "set models.X.parameters)"
+            f"models of unknown size, not included: {', '.join(found.unknown)}; run `snakemake fetch`, or set "
+            "models.X.parameters"
         )
     return shown, lines
 
 
 def _cells(stage):
-    if not stage.runtime:  # no job, or none of a known size
+    if not stage.runtime:  # the stage has no job, or no job of a model whose size is known
         return (stage.name, str(stage.jobs), *["?" if stage.jobs else "-"] * (len(fields(Stage)) - 2))
     sizes = (stage.mem_mb, stage.gpu_mem_mb, stage.disk_mb)
     gigabytes = [f"{size / 1000:.1f}" if size else "-" for size in sizes]
