@@ -67,8 +67,8 @@ def test_a_merged_checkpoint_never_takes_the_place_of_what_it_was_made_from(trai
     ("given", "train", "told"),
     [
         ({"r": "many"}, "lora", "finetune.lora.r: found 'many'"),
-        ({"r": "4"}, "all", "an adapter's options go with --train lora"),
-        ({"merge": "true"}, "all", "--merge: is about an adapter"),
+        ({"r": "4"}, "all", "options of an adapter are given"),
+        ({"merge": "true"}, "all", "--merge: needs an adapter"),
     ],
 )
 def test_options_that_do_not_fit_are_told_before_anything_is_loaded(given, train, told):

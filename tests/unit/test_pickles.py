@@ -35,7 +35,7 @@ def pickled(tiny_model, tiny_tokenizer, tmp_path):
 def test_it_becomes_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys):
     model, path = pickled
     assert cli.main(["import-pickle", str(path), str(tmp_path / "out"), "--i-trust-this-file"]) == 0
-    assert "2 of them with widths of their own" in capsys.readouterr().out
+    assert "2 of them with other widths" in capsys.readouterr().out
     assert torch.equal(load(tmp_path / "out")(IDS).logits, model(IDS).logits)
     assert (tmp_path / "out" / pruned_shapes.MANIFEST).is_file()
     assert not list(tmp_path.glob(".*partial"))

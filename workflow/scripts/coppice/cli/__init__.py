@@ -1,4 +1,7 @@
-"""The command `coppice`: what a person does beside the workflow. Imports are made by the subcommand that needs them."""
+"""The command `coppice`, for what a user does outside the workflow.
+
+Each subcommand imports what it needs, so that `coppice --help` starts fast.
+"""
 
 import argparse
 import io
@@ -13,9 +16,9 @@ from coppice.core.logs import INTERRUPTED
 
 
 def main(argv=None):
-    """Run one subcommand; returns the exit status. A `CoppiceError`, a full disk and Ctrl-C are told in one line."""
+    """Run one subcommand and return the exit status. A `CoppiceError`, a full disk and Ctrl-C print one line each."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding need not have every character
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of the output
     arguments = _parser().parse_args(argv)
     try:
         code = arguments.run(arguments) or 0
@@ -25,20 +28,20 @@ def main(argv=None):
         print(f"coppice {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"coppice {arguments.command}: stopped, as asked", file=sys.stderr)
+        print(f"coppice {arguments.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        _give_up_output()
-        if isinstance(error, BrokenPipeError):  # `coppice show | head`
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # as with `coppice show | head`
             return 1
-        if (said := disks.in_words(error, ["standard output"])) is None:
+        if (message := disks.in_words(error, ["standard output"])) is None:
             raise
-        print(f"coppice {arguments.command}: {said}", file=sys.stderr)
+        print(f"coppice {arguments.command}: {message}", file=sys.stderr)
         return 1
 
 
-def _give_up_output():
-    """Have what is still to be printed go nowhere: Python tries it once more on its way out."""
+def _discard_output():
+    """Redirect standard output to the null device, because Python flushes the buffered rest again when it exits."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -47,48 +50,54 @@ def _parser():
     parser = argparse.ArgumentParser(prog="coppice", description="Prune-then-finetune studies of language models.")
     parser.add_argument("--version", action="version", version=f"coppice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    show = commands.add_parser("show", help="where the study stands, as a table in the terminal")
+    show = commands.add_parser("show", help="show the state of a study as a table in the terminal")
     _study_arguments(show)
     show.set_defaults(run=_show)
-    report = commands.add_parser("report", help="render the report of what is there, without running anything")
+    report = commands.add_parser("report", help="write the report from the records that exist, without running a job")
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
     report.set_defaults(run=_report)
     _tracing(commands)
-    planned = commands.add_parser("plan", help="jobs, GPU hours, memory and disk of a study, before anything is spent")
+    planned = commands.add_parser("plan", help="estimate jobs, GPU hours, memory and disk of a study before it runs")
     planned.add_argument(
         "--configfile",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="as for snakemake: laid over config/config.yaml, later ones over earlier ones",
+        help="configuration files, as for snakemake: they override config/config.yaml, and later files earlier ones",
     )
     planned.add_argument(
-        "--config", nargs="+", default=[], metavar="KEY=VALUE", help="as for snakemake: single values, over all files"
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="single values, as for snakemake: they override all files",
     )
-    planned.add_argument("--cpu", action="store_true", help="for a machine without a GPU")
+    planned.add_argument("--cpu", action="store_true", help="plan for a machine without a GPU")
     planned.add_argument(
         "--tflops",
         type=_above_zero,
         default=150.0,
-        help="operations a second that one GPU really does, in 10^12 (default: %(default)s)",
+        help="operations a second that one GPU achieves in practice, in 10^12 (default: %(default)s)",
     )
     planned.set_defaults(run=_plan)
     pickled = commands.add_parser(
-        "import-pickle", help="turn LLM-Pruner's pickle into a checkpoint folder for candidates.table"
+        "import-pickle", help="convert LLM-Pruner's pickle to a checkpoint folder for candidates.table"
     )
-    pickled.add_argument("pickle", metavar="IN", help="the file: torch.save({'model': ..., 'tokenizer': ...})")
-    pickled.add_argument("output", metavar="OUT", help="the folder to write")
+    pickled.add_argument("pickle", metavar="IN", help="the pickle: torch.save({'model': ..., 'tokenizer': ...})")
+    pickled.add_argument("output", metavar="OUT", help="the checkpoint folder to write")
     pickled.add_argument("--base", metavar="FOLDER", help="the original model's folder, for its config and tokenizer")
     pickled.add_argument(
-        "--i-trust-this-file", action="store_true", help="loading a pickle runs the code that it names: say that it may"
+        "--i-trust-this-file",
+        action="store_true",
+        help="confirm that you trust the file: loading a pickle runs the code that it names",
     )
     pickled.set_defaults(run=_import_pickle)
-    _by_hand(commands)
-    # every word of it is the harness's, options too: hence no prefix character of its own
+    _single_job_parsers(commands)
+    # All arguments go to lm-eval, options included. With NUL as the prefix character argparse recognizes no options.
     harness = commands.add_parser(
         "lm-eval",
-        help="lm-eval's own command line with --model coppice: the prefix-tree engine",
+        help="run lm-eval's command line with the prefix-tree engine available as --model coppice",
         add_help=False,
         prefix_chars="\0",
     )
@@ -98,23 +107,26 @@ def _parser():
 
 
 def _tracing(commands):
-    traced = commands.add_parser("trace", help="the records behind a number of the report, and whether they agree")
+    traced = commands.add_parser("trace", help="show the records behind a number of the report, and check them")
     traced.add_argument(
         "of",
         nargs="+",
         metavar="FILE | MODEL CONFIG",
-        help="the results folder or the study's report (every pair, in a line each), a file or folder in it (a "
+        help="the results folder or the study's report (one line for each pair), a file or folder in it (a "
         "comparison report, an ablation's arm), or a model and a config",
     )
     traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
-    traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="the number of this stage alone")
-    traced.add_argument("--seed", type=int, help="of a further training (finetune.seeds)")
+    traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="only the number of this stage")
+    traced.add_argument("--seed", type=int, help="an additional seed of the training (finetune.seeds)")
     traced.add_argument(
-        "--results", default="results", metavar="FOLDER", help="with names: where (default: %(default)s)"
+        "--results",
+        default="results",
+        metavar="FOLDER",
+        help="results folder of the model and config (default: %(default)s)",
     )
-    traced.add_argument("--resources", metavar="FOLDER", help="models and data (default: as the records say)")
-    traced.add_argument("--verify", action="store_true", help="read weights, adapters and rows on disk, and hash them")
-    traced.add_argument("--json", action="store_true", help="for machines, with all settings")
+    traced.add_argument("--resources", metavar="FOLDER", help="folder of models and data (default: from the records)")
+    traced.add_argument("--verify", action="store_true", help="also hash the weights, adapters and rows on disk")
+    traced.add_argument("--json", action="store_true", help="print JSON with all settings")
     traced.set_defaults(run=_trace)
 
 
@@ -129,26 +141,29 @@ def _trace(arguments):
     return 0 if provenance.trace(arguments.of, console, as_json=arguments.json, **options) else 1
 
 
-def _by_hand(commands):
-    """The subcommands for a single training and for trying what came of it."""
+def _single_job_parsers(commands):
+    """Add the subcommands for a single training and for asking the trained model questions."""
     from coppice.cli import single_jobs
 
     tuned = commands.add_parser(
-        "finetune", help="a single training without the workflow; options named as in the section finetune"
+        "finetune", help="run one training without the workflow; options have the names of the section finetune"
     )
     tuned.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint to start from")
     tuned.add_argument("--data", required=True, metavar="FILE|NAME|ID", help="examples: a local file, alpaca, a hub id")
-    tuned.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter goes; a later call resumes")
     tuned.add_argument(
-        "--train", choices=("lora", "all"), default="lora", help="an adapter, or all weights (default: %(default)s)"
+        "--output", required=True, metavar="FOLDER", help="folder of the adapter; a later call resumes the training"
     )
     tuned.add_argument(
-        "--prompt", choices=single_jobs.PROMPTS, default="alpaca", help="form of the prompt (default: %(default)s)"
+        "--train",
+        choices=("lora", "all"),
+        default="lora",
+        help="train an adapter, or all weights (default: %(default)s)",
     )
-    tuned.add_argument("--seed", type=int, default=42, help="of the training (default: %(default)s)")
     tuned.add_argument(
-        "--gpus", type=int, default=1, help="GPUs to train on, where there are any (default: %(default)s)"
+        "--prompt", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
     )
+    tuned.add_argument("--seed", type=int, default=42, help="seed of the training (default: %(default)s)")
+    tuned.add_argument("--gpus", type=int, default=1, help="GPUs to train on, if there are any (default: %(default)s)")
     tuned.add_argument("--threads", type=int, help="CPU threads (default: all)")
     for key, node, place in single_jobs.options():
         tuned.add_argument(
@@ -159,32 +174,32 @@ def _by_hand(commands):
             help=single_jobs.help_text(key, node, place).replace("%", "%%"),
         )
     tuned.set_defaults(run=_finetune)
-    tried = commands.add_parser("generate", help="answers of a model, with or without an adapter, to your questions")
+    tried = commands.add_parser("generate", help="answer your questions with a model, with or without an adapter")
     tried.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint")
-    tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to put on it")
-    tried.add_argument("--merge", action="store_true", help="put the adapter into the weights first")
-    tried.add_argument("--output", metavar="FOLDER", help="with --merge: where to write the merged checkpoint")
+    tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to load onto it")
+    tried.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
+    tried.add_argument("--output", metavar="FOLDER", help="with --merge: folder to write the merged checkpoint to")
     tried.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="a question; may be repeated")
     tried.add_argument(
-        "--form", choices=single_jobs.PROMPTS, default="alpaca", help="form in which it is asked (default: %(default)s)"
+        "--form", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
     )
     tried.add_argument(
-        "--new-tokens", type=int, default=128, help="tokens an answer has at most (default: %(default)s)"
+        "--new-tokens", type=int, default=128, help="largest number of tokens of an answer (default: %(default)s)"
     )
     tried.set_defaults(run=_generate)
     for parser in (tuned, tried):
         parser.add_argument(
             "--dtype",
             choices=("float32", "bfloat16", "float16"),
-            help="precision of the weights (default: bfloat16 on a GPU that has it, else float32)",
+            help="precision of the weights (default: bfloat16 on a GPU that supports it, else float32)",
         )
-        parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base quantised")
+        parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base model quantized")
         parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-        parser.add_argument("--device-map", metavar="MAP", help="auto: spread one model over several GPUs")
+        parser.add_argument("--device-map", metavar="MAP", help="auto: spread the model over several GPUs")
 
 
 def _taken(node):
-    """How many values the option of this schema node takes: several for a list, none or one for a truth."""
+    """Return argparse settings of the option of a schema node: several values for a list, at most one for a boolean."""
     from coppice.study.settings import schema
 
     kinds = schema.types_of(node)
@@ -223,11 +238,13 @@ def _generate(arguments):
         _loading(arguments),
     )
     for answer in answers:
-        print(f"> {answer['prompt']}\n{answer['text'] if answer['text'] is not None else '(no room in the context)'}\n")
+        # A prompt that fills the model's context has no answer
+        text = answer["text"] if answer["text"] is not None else "(the prompt fills the model's context)"
+        print(f"> {answer['prompt']}\n{text}\n")
 
 
 def _above_zero(text):
-    """A number above 0, as argparse takes types."""
+    """Convert an option's text to a number above 0, as a `type` of argparse."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"found {text}, must be a number above 0")
@@ -235,24 +252,24 @@ def _above_zero(text):
 
 
 def _study_arguments(parser):
-    parser.add_argument("results", nargs="?", default="results", help="folder of the results (default: %(default)s)")
+    parser.add_argument("results", nargs="?", default="results", help="the results folder (default: %(default)s)")
     parser.add_argument(
         "--configfile",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="configuration files of the study, later ones laid over earlier ones; without them, models and configs "
-        "are those of which a record exists, and what they are is read off their names",
+        help="configuration files of the study; later files override earlier ones. Without this option, models and "
+        "configs are those that have records, and variants and families are guessed from their names",
     )
 
 
 def _study(arguments):
-    """(pairs, models, notice): what the study consists of, from its configuration or else from its records."""
+    """Return (pairs, models, notice) of the study, from its configuration files or else from its records."""
     from coppice.report.study_report import study_records
 
     results = Path(arguments.results)
     if not results.is_dir():
-        raise CoppiceError(f"{results}: there is no such folder; name the study's results folder")
+        raise CoppiceError(f"{results}: there is no such folder; give the study's results folder")
     if not arguments.configfile:
         pairs, models = study_records.discover(results)
         return pairs, models, "models and configs found from the records; variants and families from the names"
@@ -263,7 +280,7 @@ def _study(arguments):
 
 
 def _configured(files, words=()):
-    """The study of configuration files and of `KEY=VALUE` words, as Snakemake puts them together."""
+    """Return the Study of configuration files and `KEY=VALUE` words, merged as Snakemake merges them."""
     from snakemake.utils import update_config
 
     from coppice.study import settings
@@ -310,7 +327,7 @@ def _plan(arguments):
     base = Path("config/config.yaml")
     files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
     if not files:
-        raise CoppiceError("there is no config/config.yaml here; name the study's with --configfile")
+        raise CoppiceError("there is no config/config.yaml here; name the study's configuration with --configfile")
     study_records, on_gpu = _configured(files, arguments.config), not arguments.cpu
     shown, lines = plan.table(plan.plan(study_records, arguments.tflops, on_gpu), arguments.tflops, on_gpu)
     console = Console(highlight=False, markup=False, emoji=False)
@@ -324,7 +341,7 @@ def _report(arguments):
 
     pairs, models, notice = _study(arguments)
     if not pairs:
-        raise CoppiceError(f"{arguments.results}: holds no record of any model and config; run snakemake first")
+        raise CoppiceError(f"{arguments.results}: has no record of any model and config; run snakemake first")
     output = Path(arguments.output or Path(arguments.results) / "report")
     study_report.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
     print(output / "study_report.html")
@@ -336,12 +353,12 @@ def _import_pickle(arguments):
     facts = pickles.convert(arguments.pickle, arguments.output, arguments.base, arguments.i_trust_this_file)
     print(
         f"{arguments.output}: {facts['tensors']} tensors, {facts['layers']} layers, "
-        f"{facts['odd_layers']} of them with widths of their own"
+        f"{facts['odd_layers']} of them with other widths than the config"
     )
 
 
 def _harness(arguments):
-    """Pass everything on to lm-eval, which by itself discovers no outside models."""
+    """Pass all arguments on to lm-eval. It discovers no models by itself, so the model `coppice` is registered here."""
     from lm_eval.__main__ import cli_evaluate
 
     from coppice.stages.evaluate.zero_shot import harness_model  # noqa: F401 - registers the model `coppice`

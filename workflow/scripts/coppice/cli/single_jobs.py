@@ -1,7 +1,7 @@
-"""One training, or a try of what came of it, without the workflow: `coppice finetune` and `coppice generate`.
+"""Run one training, or generate answers with its result, without the workflow: `coppice finetune`, `coppice generate`.
 
-The engine is the workflow's; options are named as keys of the section `finetune` of the configuration, and checked by
-its schema.
+The training engine is the workflow's. Options have the names of the keys in the configuration's section `finetune` and
+are checked by its schema.
 """
 
 import json
@@ -13,12 +13,12 @@ from coppice.study.settings import arms, lora_presets, registry, schema
 
 DATA = "data"
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-LEFT_OUT = ("dataset", "seeds")  # the data set has an option of its own, a seed too
+LEFT_OUT = ("dataset", "seeds")  # the options --data and --seed replace these keys
 PROMPTS = ("alpaca", "chat", "none")
 
 
 def options():
-    """(key, schema node, where it stands: (), ("data",) or ("lora",)) of every option of `coppice finetune`."""
+    """Yield (key, schema node, place) of every option of `coppice finetune`; place is (), ("data",) or ("lora",)."""
     section = schema.schema()["properties"]["finetune"]["properties"]
     for key, node in section.items():
         if key in (DATA, "lora"):
@@ -28,14 +28,17 @@ def options():
 
 
 def help_text(key, node, place):
-    """What the help says of an option: the schema's description, and what holds where it is not given."""
+    """Return the help text of an option: the schema's description and the default."""
     default = lora_presets.DEFAULTS[key] if place == ("lora",) and key in lora_presets.DEFAULTS else node.get("default")
     text = " ".join(node["description"].split())
     return text if default in (None, []) else f"{text} (default: {json.dumps(default)})".replace('"', "")
 
 
 def settings(given, train="lora"):
-    """The section `finetune` for the values `given` (key -> text, or list of texts), its defaults filled in."""
+    """Return the section `finetune` with the values `given` (key -> text or list of texts) and the defaults.
+
+    Raises SettingsError for a wrong value, or for an adapter's option if all weights are trained.
+    """
     section, nested = {}, {DATA: {}, "lora": {}}
     for key, _, place in options():
         if given.get(key) is not None:
@@ -43,9 +46,9 @@ def settings(given, train="lora"):
     node = schema.schema()["properties"]["finetune"]
     whole = schema.filled(schema.checked_part(section | nested, node, ("finetune",)), node)
     if train == arms.ALL_WEIGHTS and any(value is not None for value in whole["lora"].values()):
-        raise SettingsError("--train all: an adapter's options go with --train lora")
+        raise SettingsError("--train all: options of an adapter are given; remove them, or set --train lora")
     if train == arms.ALL_WEIGHTS and whole["merge"]:
-        raise SettingsError("--merge: is about an adapter, but --train is all")
+        raise SettingsError("--merge: needs an adapter, but --train is all; remove one of them")
     whole["lora"] = lora_presets.resolve(whole["lora"])
     return whole | ({"train": arms.ALL_WEIGHTS} if train == arms.ALL_WEIGHTS else {})
 
@@ -55,11 +58,23 @@ def _single(value):
 
 
 def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=42, loading=None, gpus=1, threads=None):
-    """Fine-tune `model` (a folder, or a hub id that is fetched) on `dataset` (a file, a folder's name, a hub id or a
-    data set that Coppice knows) into the folder `output`, which a later call goes on with.
+    """Fine-tune a model without the workflow. A later call with the same `output` resumes the training.
 
-    given: key -> value of the section `finetune`; loading: {dtype, quantize, trust_remote_code, device_map}. Raises
-    CoppiceError, SystemExit after one that the training itself met.
+    Args:
+        model: checkpoint folder, or a hub id, which is fetched.
+        dataset: a local file, the name of an official data set such as alpaca, or a hub id.
+        output: folder of the result.
+        given: key -> text, or list of texts, of the section `finetune`.
+        train: lora or all.
+        prompt: prompt format.
+        seed: of the training.
+        loading: {dtype, quantize, trust_remote_code, device_map}.
+        gpus: number of GPUs to train on.
+        threads: CPU threads; default: all available ones.
+
+    Raises:
+        CoppiceError: an argument is wrong.
+        SystemExit: the training itself failed; its message is already printed.
     """
     from coppice.core import jobs
 
@@ -87,7 +102,7 @@ def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=
 
 
 def _folder(model):
-    """The checkpoint folder `model`, or the snapshot of a hub id."""
+    """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
@@ -96,35 +111,43 @@ def _folder(model):
     try:
         return snapshot_download(model)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise SettingsError(f"--model: there is no folder {model}, and the hub gives no such model: {error}") from error
+        raise SettingsError(
+            f"--model: there is no folder {model}, and the hub did not provide a model of that name: {error}"
+        ) from error
 
 
 def _check_free(output, used, checkpoint):
-    """Refuse to write where a model or an adapter lies that is read, or (`checkpoint`) any other one."""
+    """Raise SettingsError if writing to `output` would overwrite one of the `used` folders.
+
+    checkpoint: whether to reject every folder that holds a checkpoint.
+    """
     if any(output.resolve() == Path(folder).resolve() for folder in used):
-        raise SettingsError(f"--output: {output} is the folder of the model or adapter itself; name another one")
+        raise SettingsError(f"--output: {output} is the folder of the model or adapter itself; name another folder")
     if checkpoint and any(output.glob("*.safetensors")):
-        raise SettingsError(f"--output: {output} holds a checkpoint already; name another folder")
+        raise SettingsError(f"--output: {output} already holds a checkpoint; name another folder")
 
 
 def _entry(dataset):
-    """What `data.prepare` reads: a local file by its suffix, a known data set by its name, else a hub id."""
+    """Return the data-set entry that `data.prepare` takes, for a local file, an official data set or a hub id."""
     path = Path(dataset).expanduser()
     plain = {"columns": {}, "splits": {"train": "train"}, "uses": ["training"]}
     if path.is_file():
         form = FORMATS.get(path.suffix)
         if form is None:
-            raise SettingsError(f"--data: {dataset} is none of {', '.join(FORMATS)}")
+            raise SettingsError(f"--data: {dataset} has an unsupported suffix; valid are {', '.join(FORMATS)}")
         return plain | {"path": str(path.resolve()), "format": form}
     if dataset in registry.DATASETS:
-        return plain | {key: value for key, value in registry.with_known(dataset, {}).items() if key != "splits"}
+        return plain | {key: value for key, value in registry.completed(dataset, {}).items() if key != "splits"}
     if dataset.startswith((".", "/", "~")) or path.is_dir() or path.suffix in FORMATS:
-        raise SettingsError(f"--data: there is no file {dataset}; name one that ends in {', '.join(FORMATS)}")
+        raise SettingsError(f"--data: there is no file {dataset}; name a file with a suffix of {', '.join(FORMATS)}")
     return plain | {"path": dataset}
 
 
 def _prepared(entry, output):
-    """The dataset.json of the data, read anew each time: the training notices where it changed."""
+    """Prepare the data and return the path of dataset.json.
+
+    The data are read again on every call, so that a resumed training notices if they changed.
+    """
     from coppice import data
 
     folder = output / ".data"
@@ -133,14 +156,22 @@ def _prepared(entry, output):
 
 
 def generate(model, adapter, questions, merge=False, prompt="alpaca", new_tokens=128, output=None, loading=None):
-    """Answers of `model` with `adapter` (a folder, or None) to questions: [{prompt, text}].
+    """Return a model's answers to questions: [{prompt, text}]; text is None if a prompt fills the model's context.
 
-    merge: put the adapter into the weights first; output: a folder to write the merged checkpoint to.
+    Args:
+        model: checkpoint folder or hub id.
+        adapter: folder of the adapter, or None.
+        questions: list of texts.
+        merge: whether to merge the adapter into the weights first.
+        prompt: prompt format.
+        new_tokens: largest number of tokens of an answer.
+        output: folder to write the merged checkpoint to, or None.
+        loading: as for `finetune`.
     """
     from coppice.core import gpus, logs
 
     if output and not (merge and adapter):
-        raise SettingsError("--output: is where the merged checkpoint goes; give --adapter and --merge with it")
+        raise SettingsError("--output: is the folder of the merged checkpoint; give --adapter and --merge too")
     source = _folder(model)
     if output:
         _check_free(Path(output), filter(None, [source, adapter]), checkpoint=True)
