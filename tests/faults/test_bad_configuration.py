@@ -136,13 +136,13 @@ def test_an_unknown_key_of_any_form_is_told(section, key):
         ("$(x)", "cannot be part of a path"),
         ("<b>", "cannot be part of a path"),
         ("é", "cannot be part of a path"),
-        ("seed-best", "folders of runs"),
-        ("checkpoint-4", "folders of runs"),
-        ("best_acc_finetuned", "folders of runs"),
+        ("seed-best", "is reserved"),
+        ("checkpoint-4", "is reserved"),
+        ("best_acc_finetuned", "is reserved"),
         ("a\x1b[31m", "U+001B"),
         ("x" * 101, "more than 100"),
-        ("released.json", "stands beside it"),
-        ("figures", "stands beside it"),
+        ("released.json", "is reserved"),
+        ("figures", "is reserved"),
     ],
 )
 @pytest.mark.parametrize("section", ["models", "configs", "datasets", "protocols", "candidates"])

@@ -195,7 +195,7 @@ def test_marks_in_a_path_stand_for_themselves(tmp_path, name):
 def test_files_that_may_each_be_a_split_are_told_and_numbered_parts_belong_together(tmp_path):
     for name in ("test.json", "test.jsonl"):
         write_jsonl(tmp_path / name, [{"text": name}])
-    with pytest.raises(CoppiceError, match=r"test\.json, test\.jsonl may each be the split 'test'"):
+    with pytest.raises(CoppiceError, match=r"split 'test': test\.json, test\.jsonl"):
         data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", needs_selection=False)
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
         write_jsonl(tmp_path / name, [{"text": name}])

@@ -215,7 +215,7 @@ WRONG = {
     ),
     "a choice by the number of parameters": (
         {"select": {"configs": {"x": {"metric": "parameters", "mode": "min"}}}},
-        "configs.x: 'parameters' is no metric to choose by, it can only be bounded (where: {parameters: {max:",
+        "configs.x: 'parameters' cannot be the metric, only a bound (where: {parameters: {max:",
     ),
     "an unknown criterion": ({"select": {"configs": {"x": {"metric": "ppl.c4", "mode": "min"}}}}, "no metric 'ppl.c4'"),
     "a ratio of one": (
@@ -234,7 +234,7 @@ WRONG = {
     "an empty grid": ({"candidates": {"prune": []}}, "candidates.prune: is empty, so model 'Llama' has no candidate"),
     "validating on what is trained on": (
         {"finetune": {"data": {"validation": "alpaca"}}},
-        "finetune.data.validation: 'alpaca' is trained on",
+        "finetune.data.validation: 'alpaca' is also trained on",
     ),
     "part of a row": ({"finetune": {"data": {"val_size": 2.5}}}, "finetune.data.val_size: found 2.5"),
     "patience without a loss": (
@@ -332,7 +332,7 @@ def test_null_drops_an_entry_and_what_refers_to_it_is_left_out_with_a_notice():
     study = settings.load(merged(file("config.yaml"), dropped))
     assert "Qwen" not in study.models and "Mistral" not in study.models
     assert study.active_models() == ["Llama"]
-    assert study.notices == ["config key only.models: 'Qwen' was dropped from the study and is left out"]
+    assert study.notices == ["config key only.models: 'Qwen' was dropped from the study and is ignored"]
 
 
 def test_an_emptied_section_has_its_defaults():

@@ -68,7 +68,9 @@ def test_a_row_added_above_changes_nothing_of_a_candidate(tmp_path, table):
 
 def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, table):
     study = load(table(HEADER + "Llama,wide,a,,,\nLlamma,wide,b,,,\n"), workdir=tmp_path)
-    assert study.notices == ["mine.tsv: 'Llamma' is not in the study, its rows are left out; did you mean 'Llama'?"]
+    assert study.notices == [
+        "mine.tsv: model 'Llamma' is not in the study; its rows are ignored; did you mean 'Llama'?"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -78,10 +80,10 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
             "model,candidat,path\nLlama,x,a\n",
             "row 1: the column candidate is missing (found model, candidat, path); did",
         ),
-        ("model,candidate,path,acc,acc\nLlama,x,a,1,1\n", "row 1: the column 'acc' is there twice"),
+        ("model,candidate,path,acc,acc\nLlama,x,a,1,1\n", "row 1: the column 'acc' appears twice"),
         (HEADER + "Llama,x,a,,,\nLlama,y,b,,,\nLlama,x,c,,,\n", "row 4, column candidate: model 'Llama' already has a"),
-        (HEADER + "Llama,x,nowhere,,,\n", "row 2, column path: there is no nowhere"),
-        (HEADER + "Llama,x,.,,,\n", "row 2, column path: . is not a checkpoint folder, it has no config.json"),
+        (HEADER + "Llama,x,nowhere,,,\n", "row 2, column path: there is no folder nowhere"),
+        (HEADER + "Llama,x,.,,,\n", "row 2, column path: . is not a checkpoint folder, because it has no config.json"),
         (HEADER + "Llama,x,model.pt,,,\n", "coppice import-pickle model.pt OUT --i-trust-this-file"),
         (HEADER + "Llama,x,a,nan,,\n", "row 2, column acc: found 'nan', must be a number from 0 to 1"),
         (HEADER + "Llama,x,a,61,,\n", "row 2, column acc: found '61'"),
@@ -95,8 +97,11 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
         ("model,candidate,path,average_acc\nLlama,x,a,n/a\n", "row 2, column average_acc: found 'n/a'"),
         ("model,candidate,path,piqa\nLlama,x,a,nan\n", "row 2, column piqa: found 'nan', must be a number from 0 to 1"),
         ("model,candidate,path,ppl.ptb\nLlama,x,a,-3\n", "row 2, column ppl.ptb: found '-3', must be a finite number"),
-        ("model,candidate,path,acc,average_acc\nLlama,x,a,,\n", "row 1: the column acc stands for average_acc too"),
-        ("model,candidate,path,ppl.ptb,ppl\nLlama,x,a,,\n", "row 1: the column ppl stands for ppl.ptb too"),
+        (
+            "model,candidate,path,acc,average_acc\nLlama,x,a,,\n",
+            "row 1: the columns acc and average_acc both give average_acc",
+        ),
+        ("model,candidate,path,ppl.ptb,ppl\nLlama,x,a,,\n", "row 1: the columns ppl and ppl.ptb both give ppl.ptb"),
         (HEADER + "Llama,x,a\n", "row 2: has 3 cells, but the header has 6"),
         (HEADER + "Llama,,a,,,\n", "row 2, column candidate: is empty"),
         (HEADER + "Llama,x/y,a,,,\n", "row 2, column candidate: the name 'x/y' cannot be part of a path"),
@@ -121,7 +126,7 @@ def test_a_file_of_a_candidate_that_no_rule_can_name_is_told_with_its_row(tmp_pa
     (tmp_path / "a/model{1}.safetensors").touch()
     (tmp_path / "a/.hidden{1}").touch()
     said = message(table(HEADER + "Llama,x,a,,,\n"), workdir=tmp_path)
-    assert "mine.tsv, row 2, column path: found" in said and "model{1}.safetensors'; braces" in said
+    assert "mine.tsv, row 2, column path: found" in said and "model{1}.safetensors'; Snakemake" in said
 
 
 def test_a_table_that_is_not_there(tmp_path):

@@ -36,7 +36,7 @@ def test_a_protocol_of_ones_own_is_completed_and_measured_beside_a_known_one():
         ({"protocol": []}, "evaluate.perplexity.protocol: must not be empty"),
         ({"protocol": ["gptq-2048", "gptq-2048"]}, "listed twice"),
         ({"protocols": {"mine": {"seq_len": 64, "stride": 65}}}, "protocols.mine.stride: found 65, must be at most"),
-        ({"protocols": {"gptq-2048": {"seq_len": 64}}}, "protocols.gptq-2048: the name is taken"),
+        ({"protocols": {"gptq-2048": {"seq_len": 64}}}, "protocols.gptq-2048: Coppice has a protocol of this name"),
         ({"protocols": {"mine": {"stride": 64}}}, "protocols.mine.seq_len is missing: Tokens a window"),
         ({"protocols": {"mine": {"seq_len": 64, "split": "test"}}}, "protocols.mine.split is unknown"),
         ({"protocols": {"a/b": {"seq_len": 64}}}, "cannot be part of a path"),

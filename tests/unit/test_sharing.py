@@ -14,7 +14,7 @@ SPLITS = {"train": None, "selection": None}
 
 @pytest.fixture
 def differing_records(tmp_path):
-    """`strangers(base, **dataset)`: what is found strange by a study of the model M and of the data set mine."""
+    """`differing_records(base, **dataset)`: what is found strange by a study of the model M and of the data set mine."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
@@ -48,13 +48,13 @@ def differing_records(tmp_path):
     return find
 
 
-def test_what_was_made_for_the_same_settings_is_taken(strangers):
-    assert strangers() == {}
+def test_what_was_made_for_the_same_settings_is_taken(differing_records):
+    assert differing_records() == {}
 
 
-def test_a_model_of_another_base_is_told(strangers, tmp_path):
-    told = f"was made with base {tmp_path / 'one'}, and models.M.base is {tmp_path / 'two'}"
-    assert strangers(base="two") == {"models/M/model.json": told}
+def test_a_model_of_another_base_is_told(differing_records, tmp_path):
+    told = f"was made with base {tmp_path / 'one'}, but models.M.base is {tmp_path / 'two'}"
+    assert differing_records(base="two") == {"models/M/model.json": told}
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_model_of_another_base_is_told(strangers, tmp_path):
         ({"columns": {"text": "other"}}, "columns", "{}"),
     ],
 )
-def test_data_of_another_place_split_or_column_is_told_with_the_key(strangers, other, key, theirs):
-    [(path, told)] = strangers(**other).items()
+def test_data_of_another_place_split_or_column_is_told_with_the_key(differing_records, other, key, theirs):
+    [(path, told)] = differing_records(**other).items()
     assert path == "datasets/mine/dataset.json"
-    made, asked = told.split(f", and datasets.mine.{key} is ")
+    made, asked = told.split(f", but datasets.mine.{key} is ")
     assert made.startswith(f"was made with {key} ") and made.endswith(theirs) and asked != theirs
 
 
@@ -78,11 +78,11 @@ def test_a_model_that_is_pinned_to_the_commit_that_was_fetched_is_no_other_one()
     assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
 
 
-def test_the_same_files_in_another_place_are_taken(strangers, tmp_path):
+def test_the_same_files_in_another_place_are_taken(differing_records, tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "moved")
-    assert strangers(path="moved") == {}
+    assert differing_records(path="moved") == {}
 
 
-def test_a_record_that_cannot_be_read_is_left_to_its_job(strangers, tmp_path):
+def test_a_record_that_cannot_be_read_is_left_to_its_job(differing_records, tmp_path):
     (tmp_path / "resources/models/M/model.json").write_text("{")
-    assert strangers(base="two") == {}
+    assert differing_records(base="two") == {}

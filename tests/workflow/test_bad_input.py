@@ -25,7 +25,7 @@ FILES = {
     "torn": (b"models: {Llama: {base: mini", ["Config file is not valid JSON or YAML"]),
     "a list": (b"- a\n", ["Config file must be given as JSON or YAML with keys"]),
     "Python to run": (b"seed: !!python/object/apply:os.system ['touch pwned']\n", ["Config file is not valid"]),
-    "aliases that multiply": (ALIASES, ["study.yaml", "an alias stands for more than"]),
+    "aliases that multiply": (ALIASES, ["study.yaml", "an alias expands to more than"]),
     "a name with escape codes": (b'models: {"a\\e[31m": {base: miniature/llama}}\n', ["models", "U+001B"]),
 }
 

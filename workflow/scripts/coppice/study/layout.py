@@ -1,6 +1,6 @@
-"""Where a study's files lie: one place for the rules, the reports and `coppice trace`. No record is read here.
+"""Paths of a study's files, shared by the rules, the reports and `coppice trace`.
 
-Patterns have the wildcards of the workflow: {model}, {config}, {candidate}.
+Patterns use the workflow's wildcards: {model}, {config}, {candidate}. This module builds paths; it reads no record.
 """
 
 import fnmatch
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from coppice.core import fingerprints
 
-TUNED = "_finetuned"  # follows the name of a config in the folders of what is fine-tuned
+TUNED = "_finetuned"  # suffix of a config's name in the folders of fine-tuned models
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
 REPORT = "report"
-# what decides, beside weights and tokenizer, what a checkpoint is
+# The files that define a checkpoint, besides its weights and its tokenizer
 CHECKPOINT = ("config.json", "generation_config.json", "pruned_shapes.json", "*.index.json", "*.tiktoken", "*.py")
-# what a record is of -> its folder below the results, and its name
+# kind of record -> (its folder inside the results folder, its file name)
 RECORDS = {
     "candidate": ("candidates/{model}/{candidate}", "pruning.json"),
     "scores": ("candidate_evaluation/{model}/{candidate}", EVALUATION),
@@ -29,31 +29,34 @@ RECORDS = {
 
 
 def folder(results, kind):
-    """The pattern of the folder in which a record of this kind lies."""
+    """Return the path pattern of the folder that holds records of this kind."""
     return f"{results}/{RECORDS[kind][0]}"
 
 
 def record(results, kind):
-    """The pattern of the record of this kind."""
+    """Return the path pattern of a record of this kind."""
     return f"{folder(results, kind)}/{RECORDS[kind][1]}"
 
 
 def root(kind):
-    """The folder of all records of this kind, below the results."""
+    """Return the top-level folder, inside the results folder, of all records of this kind."""
     return RECORDS[kind][0].partition("/")[0]
 
 
 def results_above(path):
-    """The results folder of which `path` is: that folder itself, its report, or a file of its report; else None."""
+    """Return the results folder that `path` belongs to, or None.
+
+    path: the results folder itself, its report folder, or a file in that report folder.
+    """
     path = Path(path)
     places = [path, *([path.parent] if path.name == REPORT else [path.parent.parent] * (path.parent.name == REPORT))]
     return next((place for place in places if any((place / root(kind)).is_dir() for kind in RECORDS)), None)
 
 
 def of_pair(results, model, config, seed=None):
-    """Where the records of a pair lie: selection, training, the three evaluations by stage, comparison.
+    """Return {kind: path} of a pair's records: selection, training, the evaluation of each stage, comparison.
 
-    seed: of a further training, whose files lie in a folder of its own.
+    seed: if given, the training and its evaluation are those of this additional seed, in its `seed-<n>/` folder.
     """
     kinds = ("selection", "training", "dense", "pruned", "finetuned")
     paths = {kind: Path(record(results, kind).format(model=model, config=config)) for kind in kinds}
@@ -65,20 +68,27 @@ def of_pair(results, model, config, seed=None):
 
 
 def chosen_folder(selection, record):
-    """The folder of the candidate that a choice names (its `record`, which lies at `selection`): in the same results,
-    which may have another name by now, else where it lay."""
+    """Return the folder of the chosen candidate.
+
+    The candidate is looked for in the results folder that holds the selection, because a user may have moved or
+    renamed that folder. If it is not there, the path that the selection recorded is returned.
+
+    Args:
+        selection: path of selection_info.json.
+        record: its content.
+    """
     kept, name = RECORDS["candidate"]
     beside = Path(os.path.relpath(Path(selection).absolute().parents[3] / kept.format(**record)))
     return beside if (beside / name).is_file() else Path(record["source_path"])
 
 
 def seal_of(table):
-    """The record beside a table, with its digest: what was changed by hand is not taken for what was found."""
+    """Return the path of the record beside a table. It holds the table's digest, so that manual edits are detected."""
     return Path(table).with_name(f".{Path(table).stem}.json")
 
 
 def config_file(study, model):
-    """Where the configuration of a dense model lies once it is known."""
+    """Return the path of a dense model's config.json, whether or not the file exists yet."""
     source = study.models[model]["source"]
     if source["kind"] == "local":
         return f"{source['path']}/config.json"
@@ -88,9 +98,11 @@ def config_file(study, model):
 
 
 def local_files(source, splits=()):
-    """The files of a local model or data set ({kind, path} or None): a change of theirs is to be noticed.
+    """Return the files of a local model or data set, which rules declare as inputs so that a change reruns them.
 
-    splits: names of files below the folder, or of what `data` finds in it by their names.
+    Args:
+        source: {kind, path} or None. The list is empty unless the kind is "local".
+        splits: paths of further files relative to the folder; names that are not such files are ignored.
     """
     if source is None or source["kind"] != "local":
         return []
@@ -102,8 +114,10 @@ def local_files(source, splits=()):
 
 
 def candidate_files(folder):
-    """The files that a user's own candidate rests on: a change of theirs is to be noticed, not one of a note beside."""
-    with os.scandir(folder) as entries:  # once: a table may have thousands of rows
+    """Return the checkpoint files of a user's own candidate. Other files in the folder are left out: rules do not track
+    them, so editing a README there reruns nothing.
+    """
+    with os.scandir(folder) as entries:  # one directory listing per candidate: a table may have thousands of rows
         names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     weights = next((found for kind in fingerprints.WEIGHTS if (found := fnmatch.filter(names, kind))), [])
     others = {name for kind in (*CHECKPOINT, *fingerprints.TOKENIZER) for name in fnmatch.filter(names, kind)}
@@ -111,43 +125,46 @@ def candidate_files(folder):
 
 
 def definition_files(folder):
-    """The files of a folder of task definitions: a change of theirs is to be noticed."""
+    """Return all files in a folder of task definitions, without Python's caches."""
     files = Path(folder).rglob("*")
     return sorted(str(file) for file in files if file.is_file() and "__pycache__" not in file.parts)
 
 
 class Files:
-    """The files of one study (a settings.Study) that its jobs rest on, by the names of models and data sets."""
+    """The input files of one study's jobs, by the names of models and data sets. study: a settings.Study."""
 
     def __init__(self, study):
         self.study, self.resources = study, study.resources
 
     def dataset(self, name):
-        """The record of a prepared data set: generated ones share one folder, others have their own."""
+        """Return the path of a prepared data set's record. Generated data sets lie in a folder of their own."""
         entry = self.study.dataset(name)
         if entry and entry["source"]["kind"] == "miniature":
             return self._generated(entry["source"]["path"])
         return f"{self.resources}/datasets/{name}/dataset.json"
 
     def datasets(self, names):
-        """The records of several data sets."""
+        """Return the paths of several data sets' records."""
         return [self.dataset(name) for name in names]
 
     def dataset_sources(self, name):
-        """The files that a local data set is read from; of a task that brings its own data, those that say which."""
+        """Return the files that a local data set is read from.
+
+        For a task that uses its official data, return the user's definition files, which say which data that is.
+        """
         entry = self.study.dataset(name)
         if entry is None:
-            # not the code that a task calls: it judges answers, and data that is here must not ask for the hub again
+            # Python files of a definition are left out: a change of scoring code must not fetch the data again
             files = self.task_definitions() if self.study.defines(name) else []
             return [file for file in files if not file.endswith(".py")]
         return local_files(entry["source"], entry["splits"].values())
 
     def by_name(self, names):
-        """name -> record of several data sets."""
+        """Return {name: path of the record} of several data sets."""
         return {name: self.dataset(name) for name in names}
 
     def model(self, name):
-        """The record of a dense model's folder."""
+        """Return the path of a dense model's record."""
         source = self.study.models[name]["source"]
         if source["kind"] == "miniature":
             return self._miniature(source["path"])
@@ -158,7 +175,7 @@ class Files:
 
     @functools.cached_property
     def configurations(self):
-        """model -> the configuration of each active model that is not made here: known before its weights are."""
+        """{model: config.json} of every active model except miniatures: it is available before the weights are."""
         return {
             model: config_file(self.study, model)
             for model in self.study.active_models()
@@ -166,26 +183,26 @@ class Files:
         }
 
     def fetched_configurations(self):
-        """Those of them that have to be fetched, where a grid is checked against them."""
+        """Return the config.json files to fetch from the hub. Without a pruning grid to check, none is needed."""
         if self.study.config["candidates"]["table"] is not None:
             return []
         every = self.configurations.items()
         return [path for model, path in every if self.study.models[model]["source"]["kind"] == "hub"]
 
     def task_definitions(self):
-        """The files of the user's own task definitions: a change of theirs is to be noticed."""
+        """Return the files of the user's own task definitions."""
         place = self.study.evaluate["zero_shot"]["include_path"]
         return definition_files(place) if place else []
 
     def miniature_corpus(self):
-        """The records of the text that the miniature models are trained on."""
+        """Return the records of the text that the miniature models are trained on."""
         corpus = self.study.miniature["corpus"]
         if corpus != "world":
             return [self.dataset(corpus)]
         return [self._generated(name) for name in ("pretraining", "wikitext2", "ptb")]
 
     def miniature_parents(self, name):
-        """What a miniature model is built from beside the corpus: an instruct one from its base and instructions."""
+        """Return what a miniature model needs besides the corpus: an instruct model needs its base and instructions."""
         if not name.endswith("-instruct"):
             return []
         instructions = self.dataset("alpaca") if self.study.dataset("alpaca") else self._generated("alpaca")

@@ -1,4 +1,4 @@
-"""Which files of the user's hold a split of a data set, by their names: settings and jobs agree on them."""
+"""Find the local files that hold a split of a data set, by file name. Settings and jobs share this rule."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,17 @@ from pathlib import Path
 from coppice.core.errors import SettingsError
 
 FORMATS = {"json": ("*.json", "*.jsonl"), "csv": ("*.csv",), "parquet": ("*.parquet",), "text": ("*.txt", "*.txt.gz")}
-_PART = re.compile(r"-\d{5}-of-\d{5}\b")  # of a split that lies in several files
+_PART = re.compile(r"-\d{5}-of-\d{5}\b")  # a numbered part of a split that is stored in several files
 
 
 def files_of(path, form, split):
-    """The files of `split` at `path`: the file itself, one named so in the folder, or that whose name has the split's.
+    """Return the files of `split` at `path`.
 
-    Raises SettingsError where several files would do and they are not the numbered parts of one.
+    If `path` is a file, that is the file. In a folder it is the file called `split`, else every data file that has
+    `split` as one part of its name.
+
+    Raises:
+        SettingsError: several files match and they are not numbered parts of one split.
     """
     path = Path(path).expanduser().absolute()
     if path.is_file():
@@ -23,14 +27,14 @@ def files_of(path, form, split):
     found = [file for file in found if split in _words(file.name)]
     if len(found) > 1 and not all(_PART.search(file.name) for file in found):
         raise SettingsError(
-            f"{path}: {', '.join(file.name for file in found)} may each be the split '{split}'; name one of them in "
-            "its place, or move the others away"
+            f"{path}: several files match the split '{split}': {', '.join(file.name for file in found)}. Name one of "
+            "them under splits, or move the others away."
         )
     return found
 
 
 def _words(filename):
-    """The parts of a file name between dots, dashes, underscores: `ptb.train.txt.gz` has `train`."""
+    """Return the parts of a file name between dots, dashes and underscores: `ptb.train.txt.gz` contains `train`."""
     for separator in "-_":
         filename = filename.replace(separator, ".")
     return filename.split(".")

@@ -1,7 +1,7 @@
-"""Records under `resources` that another study made for settings of its own, under names that this one has too.
+"""Find records in a shared `resources` folder that another study made with other settings under the same name.
 
-Within one working directory Snakemake sees that a setting changed and fetches anew. Of a folder that several studies
-share it knows nothing of the kind: what is there by the right name would be taken for what was asked for.
+Snakemake compares settings with those of earlier runs only within one working directory. If several studies share a
+resources folder, it would accept any file of the right name, so this module compares the records with the settings.
 """
 
 from coppice.core import fingerprints, records
@@ -10,47 +10,55 @@ from . import local_files
 
 
 def differing_records(study, files):
-    """path of a record -> in words how it is not what the study asks for by that name; others are left out.
+    """Return {path: difference} of the records that do not match the study's settings.
 
-    study: a settings.Study; files: its layout.Files. What is not there yet, or cannot be read, is left to its job. Of a
-    data set only what it is read from counts, not whether some of its rows were kept for the choice of candidates.
+    Missing and unreadable records are skipped: the jobs that make or read them deal with them. A data set is compared
+    by its source only, not by whether some of its rows were reserved for selection.
+
+    Args:
+        study: a settings.Study.
+        files: its layout.Files.
+
+    Returns:
+        The difference is a clause such as "was made with base A, but models.X.base is B".
     """
     found = {}
     for name in study.active_models():
         wanted = study.models[name]
         if wanted["source"]["kind"] != "miniature":
-            found[files.model(name)] = _told(files.model(name), f"models.{name}", wanted, _of_model)
+            found[files.model(name)] = _difference(files.model(name), f"models.{name}", wanted, _of_model)
     for name, wanted in study.datasets.items():
         if wanted["source"]["kind"] != "miniature":
-            found[files.dataset(name)] = _told(files.dataset(name), f"datasets.{name}", wanted, _of_dataset)
+            found[files.dataset(name)] = _difference(files.dataset(name), f"datasets.{name}", wanted, _of_dataset)
     return {path: words for path, words in found.items() if words}
 
 
-def _told(path, section, wanted, differing):
+def _difference(path, section, wanted, differing):
+    """Return in words how the record at `path` differs from the settings `wanted`, or None."""
     try:
         differs = differing(records.read(path), wanted)
-    except (records.RecordError, KeyError, TypeError):  # records of before may lack what is compared
+    except (records.RecordError, KeyError, TypeError):  # records of older versions may lack the fields compared here
         return None
     if differs is None:
         return None
     key, theirs, ours = differs
-    return f"was made with {key} {theirs}, and {section}.{key} is {ours}"
+    return f"was made with {key} {theirs}, but {section}.{key} is {ours}"
 
 
 def _of_model(record, wanted):
-    """(key, value of the record, wanted value) of what differs first, or None."""
+    """Return (key, recorded value, wanted value) of the first setting that differs, or None."""
     if record["source"] != wanted["source"]:
         return "base", record["source"]["path"], wanted["source"]["path"]
     return _of_revision(record["revision"], record.get("commit"), wanted)
 
 
 def _of_revision(revision, commit, wanted):
-    """The same of a revision: one that is pinned to the commit which another name led to is no other one."""
+    """Compare revisions. A study that pins the commit which the record's branch or tag led to asks for the same one."""
     return None if wanted["revision"] in (revision, commit) else ("revision", revision, wanted["revision"])
 
 
 def _of_dataset(record, entry):
-    """(key, value of the record, wanted value) of what differs first, or None."""
+    """Return (key, recorded value, wanted value) of the first setting that differs, or None."""
     source, splits = record["source"], {role: split for role, split in entry["splits"].items() if split}
     if source["path"] != entry["source"]["path"] and not _same_files(record, entry):
         return "path", source["path"], entry["source"]["path"]
@@ -65,7 +73,7 @@ def _of_dataset(record, entry):
 
 
 def _same_files(record, entry):
-    """Whether the local files of a data set are those that were read, wherever they lie by now."""
+    """Return whether a data set's local files have the recorded contents, even if they lie in another place now."""
     if not entry["format"]:
         return False
     splits = [split for split in entry["splits"].values() if split]

@@ -1,6 +1,6 @@
-"""The configuration: read, checked and completed before any job starts.
+"""Read, check and complete the configuration before any job starts.
 
-Imported while Snakemake parses the workflow, so it needs nothing heavier than yaml and jsonschema.
+Snakemake imports this package while it parses the workflow, so it imports nothing heavier than yaml and jsonschema.
 
     study = settings.load(config, configfiles=["config/config.yaml"])
     study.pairs()      # [("Llama", "best_acc"), ...]

@@ -1,4 +1,4 @@
-"""The section `ablations`: arms, budgets, stages and metrics worked out and checked before anything is trained."""
+"""Resolve and check the section `ablations`: arms, budgets, stages and metrics, before anything is trained."""
 
 import math
 
@@ -13,7 +13,7 @@ DEFAULT_STEPS = 5000
 KINDS = ("arms", "grid", "staged")
 START, COMBINATION, VALIDATION = "start", "combination", "validation"
 LOSS = "validation_loss"
-# The order in which practitioners tune LoRA: what matters most first, each stage at the best of those before
+# The order in which practitioners tune LoRA: the most important setting first, each stage from the best one so far
 USUAL_ORDER = [
     {"name": "rank", "vary": {"r": [8, 16, 32, 64, 128]}, "with": {"alpha": "2r"}},
     {"name": "alpha", "vary": {"alpha": ["r", "2r", "4r"]}, "with": {}},
@@ -29,12 +29,16 @@ USUAL_ORDER = [
 
 
 def resolve(config, workdir, notices):
-    """name -> the ablation, worked out; those of models that are not in the study are left out with a notice.
+    """Return {name: ablation} of the configuration. Ablations of models or configs outside the study get a notice.
 
-    Each is {start, finetune, prompt, budget: {unit, amount}, seeds, evaluate, choose_by, stages, arms, reference,
-    racing}: `stages` the list of {name, arms, after}, `arms` name -> {stage, changes, after, report}, where `after` is
-    the stage whose winner the changes are laid over, and `report` says whether the arm is measured in the metrics.
-    Raises SettingsError.
+    Returns:
+        Each ablation is {start, finetune, base, budget: {unit, amount}, seeds, eval_steps, evaluate, choose_by, stages,
+        arms, reference, racing}. `stages` is a list of {name, arms, after} and `arms` maps a name to {stage, changes,
+        after, report}. `after` is the stage whose winner the changes are applied to; `report` says whether the arm is
+        measured by the report's metrics.
+
+    Raises:
+        SettingsError: the message names the key.
     """
     found = {}
     for name, entry in config["ablations"].items():
@@ -47,11 +51,11 @@ def resolve(config, workdir, notices):
 
 
 def _in_study(key, start, config, notices):
-    """Whether the model and config that an ablation starts from are in the study; a notice where they are not."""
+    """Return whether the model and config that an ablation starts from are in the study; add a notice if not."""
     for name, valid in (("model", config["models"]), ("config", config["select"]["configs"])):
         if start.get(name) is not None and start[name] not in valid:
             hint = nearest(start[name], valid)
-            notices.append(f"{key}: '{start[name]}' is not in the study, the ablation is left out{hint}")
+            notices.append(f"{key}: '{start[name]}' is not in the study, so the ablation is ignored{hint}")
             return False
     return True
 
@@ -66,8 +70,8 @@ def _ablation(key, entry, config, workdir, notices):
     _check_arms(key, members, below, budget)
     if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
         raise SettingsError(
-            f"{key}.metrics: a staged ablation ends with a comparison on data that no stage has seen; name a task or "
-            "a text"
+            f"{key}.metrics: a staged ablation ends with a comparison on data that no stage used, and none is given; "
+            "name a task or a text"
         )
     return {
         "start": _start(key, entry["start"], workdir),
@@ -86,39 +90,39 @@ def _ablation(key, entry, config, workdir, notices):
 
 
 def _start(key, start, workdir):
-    """{kind: dense | selection | checkpoint, ...}"""
+    """Return the checkpoint to start from: {kind: dense | selection | checkpoint, ...}."""
     if ("model" in start) == ("checkpoint" in start):
-        raise SettingsError(f"{key}.start: name a model of the study, or a checkpoint folder")
+        raise SettingsError(f"{key}.start: name either a model of the study or a checkpoint folder")
     of_checkpoint = [name for name in ("prompt", "dtype", "trust_remote_code") if name in start]
     if "checkpoint" in start:
         if "config" in start:
-            raise SettingsError(f"{key}.start.config: goes with a model of the study")
+            raise SettingsError(f"{key}.start.config: needs a model of the study; remove config, or name a model")
         path = absolute(start["checkpoint"], workdir)
         check_paths(layout.local_files({"kind": "local", "path": path}), f"{key}.start.checkpoint")
         loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
         return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
     if of_checkpoint:
-        raise SettingsError(f"{key}.start.{of_checkpoint[0]}: goes with a checkpoint; a model has its own under models")
+        raise SettingsError(f"{key}.start.{of_checkpoint[0]}: needs a checkpoint; for a model, set it under models")
     chosen = start.get("config")
     return {"kind": "selection" if chosen else "dense", "model": start["model"], "config": chosen}
 
 
 def _section(key, entry, finetune):
-    """The section `finetune` that holds for all arms; no arm may stop before the others."""
+    """Return the section `finetune` that all arms share."""
     data = finetune["data"] | entry["data"]
     if not data["val_size"] and not data["validation"]:
-        raise SettingsError(f"{key}.data.val_size: arms are compared by a validation loss; hold some rows out")
+        raise SettingsError(f"{key}.data.val_size: arms are compared by the validation loss; hold out some rows")
     check_held_out(data, f"{key}.data")
+    # Early stopping is off because all arms must spend the same budget, which also replaces max_steps
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
     return finetune | {"data": data} | own
 
 
 def _stages(key, entry):
-    """(stages, arms) of the one of `KINDS` that the ablation has."""
+    """Return (stages, arms) from whichever of `KINDS` the ablation has."""
     given = [kind for kind in KINDS if entry.get(kind)]
     if len(given) != 1:
-        found = f"found {', '.join(given)}" if given else "found none of them"
-        raise SettingsError(f"{key}: has one of {', '.join(KINDS)}; {found}")
+        raise SettingsError(f"{key}: found {', '.join(given) or 'none'} of {', '.join(KINDS)}; give exactly one")
     if given == ["staged"]:
         return _staged(f"{key}.staged", USUAL_ORDER if entry["staged"] is True else entry["staged"])
     if given == ["grid"]:
@@ -136,7 +140,7 @@ def _listed(key, entries):
         name = arms.name_of(arm)
         check_name(name, f"{key}[{place}].name")
         if name in changes:
-            raise SettingsError(f"{key}[{place}]: there is an arm '{name}' already; give this one another name")
+            raise SettingsError(f"{key}[{place}]: there is already an arm '{name}'; give this one another name")
         changes[name] = arm
     return changes
 
@@ -147,14 +151,14 @@ def _staged(key, entries):
         at, name = f"{key}[{place}]", entry["name"]
         check_name(name, f"{at}.name")
         if name in (START, COMBINATION, VALIDATION) or name in [stage["name"] for stage in stages]:
-            raise SettingsError(f"{at}.name: '{name}' is taken; give the stage another name")
+            raise SettingsError(f"{at}.name: '{name}' is already taken; give the stage another name")
         both = next((one for one in entry["with"] if one in entry["vary"]), None)
         if both:
-            raise SettingsError(f"{at}.with.{both}: is varied by this very stage")
+            raise SettingsError(f"{at}.with.{both}: this stage varies the key already; remove it from with or vary")
         more = _checked(entry["with"], f"{at}.with")
         changes = {arm: more | own for arm, own in _combinations(f"{at}.vary", entry["vary"]).items()}
         if len(changes) < 2:
-            raise SettingsError(f"{at}.vary: has one value, so that there is nothing to choose; name at least two")
+            raise SettingsError(f"{at}.vary: has only one value, so there is nothing to choose; name at least two")
         own = {f"{name}.{arm}": arm_changes for arm, arm_changes in changes.items()}
         members |= {arm: {"stage": name, "changes": one, "after": after, "report": False} for arm, one in own.items()}
         stages.append({"name": name, "arms": list(own), "after": after})
@@ -169,10 +173,10 @@ def _combinations(key, values):
         if name in (*arms.NAMED, "train") or name not in _node()["properties"]:
             valid = [one for one in _node()["properties"] if one not in (*arms.NAMED, "train")]
             raise SettingsError(
-                f"{key}: '{name}' is no key of an arm; valid are {', '.join(valid)}{nearest(name, valid)}"
+                f"{key}: '{name}' is not a key of an arm; valid are {', '.join(valid)}{nearest(name, valid)}"
             )
     if not values:
-        raise SettingsError(f"{key}: names no key")
+        raise SettingsError(f"{key}: names no key; name at least one with a list of values")
     checked = {name: [_checked({name: value}, key)[name] for value in several] for name, several in values.items()}
     try:
         return arms.combinations(checked)
@@ -181,7 +185,7 @@ def _combinations(key, values):
 
 
 def _arm(entry, key):
-    """An arm as a mapping: the name of a preset, else of a scheme, stands for it."""
+    """Return an arm as a mapping. Text is the name of a preset or, if there is none of that name, of a scheme."""
     if not isinstance(entry, str):
         return _checked(entry, key)
     if entry in lora_presets.PRESETS:
@@ -195,20 +199,20 @@ def _arm(entry, key):
 
 
 def _checked(arm, key):
-    """The keys of an arm, scalars brought to the schema's types; SettingsError where one is wrong."""
+    """Return the arm with scalars converted to the schema's types. Raises SettingsError if a key or value is wrong."""
     found = schema.checked_part(arm, _node(), (key.removeprefix("config key "),))
     if found.get("preset") and found.get("scheme"):
-        raise SettingsError(f"{key}: has a preset and a scheme; one of them says what the arm starts from")
+        raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
     adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
     if found.get("train") == arms.ALL_WEIGHTS and adapter:
-        raise SettingsError(f"{key}.{adapter}: is about an adapter, but train is 'all'")
+        raise SettingsError(f"{key}.{adapter}: is a setting of an adapter, but train is 'all'; remove one of them")
     try:
         sound = 0 < arms.scale(found.get("alpha", 1), 1) < math.inf
     except (ValueError, OverflowError):
         sound = False
     if not sound:
         raise SettingsError(
-            f"{key}.alpha: found '{found['alpha']}'; it is a number above 0, or a multiple of the rank such as r or 2r"
+            f"{key}.alpha: found '{found['alpha']}'; give a number above 0, or a multiple of the rank such as r or 2r"
         )
     return found
 
@@ -220,37 +224,37 @@ def _node():
 def _budget(key, budget):
     given = [unit for unit in (STEPS, TOKENS, FLOPS) if unit in budget]
     if len(given) > 1:
-        raise SettingsError(f"{key}.budget: found {' and '.join(given)}; a budget has one unit")
+        raise SettingsError(f"{key}.budget: found {' and '.join(given)}; keep one unit")
     unit = given[0] if given else STEPS
     return {"unit": unit, "amount": budget.get(unit, DEFAULT_STEPS)}
 
 
 def _check_arms(key, members, below, budget):
-    """No arm repeats another or cannot be trained within the budget."""
+    """Raise SettingsError if an arm repeats another, conflicts with `base`, or cannot train within the budget."""
     seen = {}
     for name, member in members.items():
         whole = arms.laid_over(below, member["changes"])
         adapter = next((one for one in member["changes"] if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
         if whole["train"] == arms.ALL_WEIGHTS and adapter:
             raise SettingsError(
-                f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or take train "
-                "out of base"
+                f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or remove train "
+                "from base"
             )
         try:
             settings = arms.settled(whole)
         except ValueError:
-            raise SettingsError(f"{key}.base.alpha: found '{whole['alpha']}'; it is a number, r or 2r") from None
+            raise SettingsError(f"{key}.base.alpha: found '{whole['alpha']}'; give a number, r or 2r") from None
         _check_budget(key, name, settings, below, budget)
         if member["stage"] == VALIDATION:
             continue
-        # a later stage's settings depend on who wins before
+        # Arms of a later stage are compared by their changes alone, because the settings depend on earlier winners
         of = sorted(settings.items()) if member["after"] is None else sorted(member["changes"].items())
         same = repr([member["after"], member["stage"], of])
         if same in seen:
-            raise SettingsError(f"{key}: the arms '{seen[same]}' and '{name}' are the same training; leave one out")
+            raise SettingsError(f"{key}: the arms '{seen[same]}' and '{name}' are the same training; remove one")
         seen[same] = name
     if len(members) < 2:
-        raise SettingsError(f"{key}: has one arm, '{next(iter(members))}'; there is nothing to compare")
+        raise SettingsError(f"{key}: has only one arm, '{next(iter(members))}'; add another to compare it with")
 
 
 def _check_budget(key, name, settings, below, budget):
@@ -259,22 +263,22 @@ def _check_budget(key, name, settings, below, budget):
         if settings["warmup_steps"] >= amount:
             raise SettingsError(
                 f"{key}.budget.max_steps: found {amount}, but arm '{name}' warms up for {settings['warmup_steps']} "
-                "steps: it would never train at its learning rate; raise the budget, or lower warmup_steps"
+                "steps and would never reach its learning rate; raise the budget, or lower warmup_steps"
             )
         if size != below["batch_size"]:
             raise SettingsError(
-                f"{key}: arm '{name}' has batch_size {size}, others {below['batch_size']}: with a budget of steps they "
-                "would not see the same number of examples; give budget.tokens"
+                f"{key}: arm '{name}' has batch_size {size}, others {below['batch_size']}; with a budget of steps they "
+                "would train on different numbers of examples; set budget.tokens instead"
             )
     if budget["unit"] == TOKENS and amount < 2 * size:
         raise SettingsError(
-            f"{key}.budget.tokens: found {amount:g}, which arm '{name}' spends before its first step of {size} "
-            "examples is over; raise the budget"
+            f"{key}.budget.tokens: found {amount:g}, but arm '{name}' spends more than that in its first step of "
+            f"{size} examples; raise the budget"
         )
 
 
 def _metrics(key, chosen, evaluate, notices):
-    """The section `evaluate` for the arms: what the study measures, or some of it, without answers and cost."""
+    """Return the section `evaluate` for the arms: the study's metrics or part of them, without answers and cost."""
     tasks, texts = evaluate["zero_shot"], evaluate["perplexity"]
     valid = {"tasks": tasks["tasks"], "perplexity": texts["datasets"]}
     measured = {name: _measured(f"{key}.metrics.{name}", chosen[name], valid[name], notices) for name in valid}
@@ -285,15 +289,18 @@ def _metrics(key, chosen, evaluate, notices):
 
 
 def _measured(key, chosen, valid, notices):
-    """The names chosen of those that the study evaluates; known ones that it does not are left out with a notice."""
+    """Return the chosen names, all `valid` ones by default.
+
+    A default task or text that this study does not evaluate is ignored with a notice, so that a shipped ablation works
+    in other studies. Any other name raises SettingsError.
+    """
     for name in chosen or []:
         if name not in valid and name not in (*registry.TASKS, *registry.DATASETS):
             raise SettingsError(
-                f"{key}: '{name}' is not among those that the study evaluates ({', '.join(valid)})"
-                f"{nearest(name, valid)}"
+                f"{key}: the study does not evaluate '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}"
             )
         if name not in valid:
-            notices.append(f"{key}: the study does not evaluate '{name}', which is left out")
+            notices.append(f"{key}: the study does not evaluate '{name}', so it is ignored")
     return valid if chosen is None else [name for name in chosen if name in valid]
 
 
@@ -315,21 +322,22 @@ def _reference(key, wanted, members, stages):
     reported = [name for name, member in members.items() if member["report"]]
     if wanted not in reported:
         raise SettingsError(
-            f"{key}.reference: there is no arm '{wanted}' to compare to; there are {', '.join(reported)}"
+            f"{key}.reference: there is no arm '{wanted}' to compare with; valid are {', '.join(reported)}"
             f"{nearest(wanted, reported)}"
         )
     return wanted
 
 
 def _racing(key, racing, stages, budget):
-    """The rungs of a race, as shares of the budget, rising; none where all arms train to the end."""
+    """Return {eta, rungs} of a race; rungs are rising shares of the budget. None if all arms train to the end."""
     if racing is None:
         return None
     if stages:
-        raise SettingsError(f"{key}.racing: a staged ablation does not race; its stages are short already")
+        raise SettingsError(f"{key}.racing: a staged ablation cannot race; remove racing, or use arms or grid")
     rungs = [racing["eta"] ** -(racing["rungs"] - place) for place in range(racing["rungs"])]
     if budget["unit"] == STEPS and budget["amount"] * rungs[0] < 1:
         raise SettingsError(
-            f"{key}.racing: the first of {racing['rungs']} rungs lies before the first of {budget['amount']} steps"
+            f"{key}.racing: the first of {racing['rungs']} rungs comes before the first of {budget['amount']} steps; "
+            "lower rungs or eta, or raise the budget"
         )
     return {"eta": racing["eta"], "rungs": rungs}

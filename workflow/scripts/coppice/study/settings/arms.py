@@ -1,7 +1,7 @@
-"""The arms of an ablation: what an arm sets, laid over what all have, becomes the settings of one training.
+"""Arms of an ablation: combine an arm's own settings with the common ones into the settings of one training.
 
-An arm is written flat: keys of the adapter and keys of the training beside each other. While arms are put together,
-`alpha` may be a multiple of a rank that is not decided yet; `settled` ends that.
+An arm is a flat mapping with adapter keys and training keys side by side. While arms are combined, `alpha` may be a
+multiple of the rank such as "2r", because a later stage may still change the rank; `settled` makes it a number.
 """
 
 import re
@@ -19,26 +19,26 @@ MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
 
 def flat(finetune):
-    """The settings of an arm that changes nothing of the section `finetune`, its adapter resolved."""
+    """Return the flat settings of an arm that changes nothing. finetune: the section, its adapter resolved."""
     own = {key: finetune["lora"][key] for key in lora_presets.DEFAULTS}
     return {"train": "lora", **own, **{key: finetune[key] for key in TRAINING}}
 
 
 def laid_over(below, arm):
-    """`below` (flat) with the keys of `arm`: its preset or scheme first, then what it sets itself."""
+    """Return the flat settings `below`, overridden by the arm's preset or scheme and then by the arm's own keys."""
     named = lora_presets.PRESETS.get(arm.get("preset"), {}) | lora_presets.SCHEMES.get(arm.get("scheme"), {})
     return below | named | {key: value for key, value in arm.items() if key not in NAMED}
 
 
 def settled(settings):
-    """Flat settings with `alpha` as a number; where all weights are trained, without what only an adapter has."""
+    """Return flat settings with `alpha` as a number. If all weights are trained, the adapter's keys are dropped."""
     if settings["train"] == ALL_WEIGHTS:
         return {key: value for key, value in settings.items() if key not in lora_presets.DEFAULTS}
     return settings | {"alpha": scale(settings["alpha"], settings["r"])}
 
 
 def scale(alpha, rank):
-    """`alpha` as a number: itself, or so many times `rank` ("2r"). ValueError for another text."""
+    """Return `alpha` as a number; "2r" means two times `rank`. Raises ValueError for any other text."""
     if not isinstance(alpha, str):
         return alpha
     multiple = MULTIPLE.fullmatch(alpha.strip())
@@ -52,21 +52,22 @@ def _whole(number):
 
 
 def section(finetune, settings):
-    """The section `finetune` for one training with `settled` flat settings."""
+    """Return the section `finetune` for one training. settings: flat, as `settled` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
     whole = finetune | {key: settings[key] for key in TRAINING} | {"lora": adapter}
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
 
 
 def shared(finetune):
-    """What of the section `finetune` holds for all arms: each brings its own adapter and rates, and the budget says how
-    long it trains.
+    """Return the part of the section `finetune` that all arms share.
+
+    Each arm has its own adapter and training settings, and the ablation's budget replaces epochs and steps.
     """
     return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
 def chosen_by(ablation):
-    """(texts, tasks) that the metric by which an ablation ranks its arms is measured on."""
+    """Return (texts, tasks) that an ablation's `choose_by` metric is measured on; both are empty for the loss."""
     metric, measured = ablation["choose_by"]["metric"], ablation["evaluate"]
     if metric == "average_acc":
         return [], measured["zero_shot"]["tasks"]
@@ -76,34 +77,39 @@ def chosen_by(ablation):
 
 
 def combinations(values):
-    """Every combination of key -> list of values, as name -> arm; names tell the keys where there are several."""
+    """Return {name: arm} for every combination of values.
+
+    Args:
+        values: key -> list of values. If there are several keys, the arms' names contain the keys.
+    """
     keys = list(values)
     named = {}
     for chosen in product(*values.values()):
         parts = [
-            _told(value) if len(keys) == 1 else f"{key}-{_told(value)}" for key, value in zip(keys, chosen, strict=True)
+            _text(value) if len(keys) == 1 else f"{key}-{_text(value)}" for key, value in zip(keys, chosen, strict=True)
         ]
         name = ".".join(parts)
         if name in named:
-            raise SettingsError(f"{', '.join(keys)}: {name} is there twice")
+            raise SettingsError(f"{', '.join(keys)}: {name} appears twice; remove one of them")
         named[name] = dict(zip(keys, chosen, strict=True))
     return named
 
 
 def name_of(arm):
-    """The name of an arm: its own, else made of its preset or scheme and of what it sets."""
+    """Return the name of an arm: its own, else one made from its preset or scheme and the keys it sets."""
     if arm.get("name"):
         return arm["name"]
     parts = [arm["preset"]] if arm.get("preset") else []
     parts += [f"scheme-{arm['scheme']}"] if arm.get("scheme") else []
     parts += ["all-weights"] if arm.get("train") == ALL_WEIGHTS else []
-    parts += [f"{key}-{_told(value)}" for key, value in arm.items() if key not in (*NAMED, "train")]
+    parts += [f"{key}-{_text(value)}" for key, value in arm.items() if key not in (*NAMED, "train")]
     return ".".join(parts) or "unchanged"
 
 
-def _told(value):
+def _text(value):
+    """Return a value as it appears in an arm's name."""
     if isinstance(value, list):
-        return "+".join(map(_told, value))
+        return "+".join(map(_text, value))
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

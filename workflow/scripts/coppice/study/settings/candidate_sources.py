@@ -1,4 +1,4 @@
-"""The candidates of a study: points of a pruning grid, or rows of the user's own table."""
+"""Read a study's candidates: the points of a pruning grid, or the rows of the user's own table."""
 
 import csv
 import math
@@ -12,7 +12,7 @@ from . import registry
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
-# What each method takes beside `ratio`, with what holds where nothing is said
+# method -> its settings besides `ratio`, with their defaults
 OF_METHOD = {
     "depth": {"consecutive": False},
     "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform"},
@@ -26,31 +26,33 @@ ACCURACIES = ("average_acc", *registry.TASKS)
 
 
 def grid(points, key):
-    """Candidates by name of the grid `points`; each is its point with name and defaults worked out."""
+    """Return {name: point} of a grid, points completed with names and defaults. key: the grid's, for messages."""
     candidates = {}
     for i, point in enumerate(points):
         where = f"config key {key}[{i}]"
         spec = _completed(point, where)
         check_name(spec["name"], f"{where}.name")
         if spec["name"] in candidates:
-            raise SettingsError(f"{where}: there is already a candidate '{spec['name']}'; drop one or give it a name")
+            raise SettingsError(
+                f"{where}: there is already a candidate '{spec['name']}'; remove one of them or give it another name"
+            )
         candidates[spec["name"]] = spec
     return candidates
 
 
 def _completed(point, where):
-    """The point with the keys of its method and no other, each with a value."""
+    """Return the point with all settings of its method. Raises SettingsError for a setting that the method lacks."""
     spec = {key: value for key, value in point.items() if value is not None}
     method = spec["method"]
     for key in spec:
         if key not in (*OF_METHOD[method], "method", "ratio", "name"):
-            raise SettingsError(f"{where}.{key}: is not a setting of method {method}, which this point has")
+            raise SettingsError(f"{where}.{key}: is not a setting of method {method}; remove it or change the method")
     spec = {**OF_METHOD[method], **spec}
     valid = IMPORTANCES.get(method, ())
     if valid and spec["importance"] not in valid:
         raise SettingsError(f"{where}.importance: found {spec['importance']}; method {method} takes {', '.join(valid)}")
     if spec.get("pattern") == "2:4" and spec["ratio"] != 0.5:
-        raise SettingsError(f"{where}.ratio: found {spec['ratio']}; the pattern 2:4 removes half of the weights: 0.5")
+        raise SettingsError(f"{where}.ratio: found {spec['ratio']}; the pattern 2:4 needs 0.5")
     if "parts" in spec:
         spec["parts"] = [part for part in PARTS if part in spec["parts"]]
     return {**spec, "name": spec.get("name") or _name(spec)}
@@ -68,10 +70,19 @@ def _name(spec):
 
 
 def table(path, workdir, measured):
-    """(columns, rows) of the table `path`: each row checked, with acc, ppl (or None) and all values `given`.
+    """Read and check the table of candidates.
 
-    measured: the metrics that candidates have here; a column of such a name holds values of it. SettingsError names the
-    file, the row (line of the file) and the column.
+    Args:
+        path: of the TSV or CSV file, relative to `workdir`.
+        workdir: the working directory, also for the paths in the table.
+        measured: metrics that candidates are scored by; values in a column of that name must lie in the metric's range.
+
+    Returns:
+        (columns, rows). A row has model, candidate, path (absolute), acc and ppl (or None), `given` (all its other
+        values by column) and `row` (its line in the file).
+
+    Raises:
+        SettingsError: names the file, the row (line of the file) and the column.
     """
     file = Path(absolute(path, workdir))
     try:
@@ -85,7 +96,7 @@ def table(path, workdir, measured):
     try:
         first, *others = [(reader.line_num, cells) for cells in reader] or [(1, [])]
     except csv.Error as error:
-        raise SettingsError(f"{path}, row {reader.line_num}: cannot be read as a row of a table ({error})") from error
+        raise SettingsError(f"{path}, row {reader.line_num}: cannot be read as a table row ({error})") from error
     header = _header(path, first[1], measured)
     rows, seen = [], {}
     for number, cells in others:
@@ -96,12 +107,13 @@ def table(path, workdir, measured):
         pair = (row["model"], row["candidate"])
         if pair in seen:
             raise SettingsError(
-                f"{where}, column candidate: model '{pair[0]}' already has a candidate '{pair[1]}', in row {seen[pair]}"
+                f"{where}, column candidate: model '{pair[0]}' already has a candidate '{pair[1]}' (row {seen[pair]}); "
+                "rename one of them"
             )
         seen[pair] = number
         rows.append({**row, "row": number})
     if not rows:
-        raise SettingsError(f"{path}: the table has no rows")
+        raise SettingsError(f"{path}: the table has no rows; add one row per candidate")
     return header, rows
 
 
@@ -115,29 +127,29 @@ def _header(path, cells, measured):
             )
     for place, column in enumerate(header, 1):
         if not column or not column.isprintable():
-            raise SettingsError(f"{path}, row 1: column {place} has no name that can be shown ('{column}')")
+            raise SettingsError(
+                f"{path}, row 1: the name of column {place} is empty or contains invisible characters ('{column}'); "
+                "rename it"
+            )
         if header.count(column) > 1:
-            raise SettingsError(f"{path}, row 1: the column '{column}' is there twice")
+            raise SettingsError(f"{path}, row 1: the column '{column}' appears twice; remove one of them")
     for name in header:
         short = "acc" if name == "average_acc" else name.partition(".")[0]
         if name in measured and name != short and short in header:
-            raise SettingsError(
-                f"{path}, row 1: the column {short} stands for {name} too, which has a column of its own; leave one of "
-                "them out"
-            )
+            raise SettingsError(f"{path}, row 1: the columns {short} and {name} both give {name}; remove one of them")
     return header
 
 
 def _row(header, cells, where, workdir, measured):
     if len(cells) != len(header):
-        raise SettingsError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
+        raise SettingsError(f"{where}: has {len(cells)} cells, but the header has {len(header)}; correct the row")
     values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
     for column in REQUIRED:
         if not values[column]:
-            raise SettingsError(f"{where}, column {column}: is empty")
+            raise SettingsError(f"{where}, column {column}: is empty; fill in the cell")
     for column, value in values.items():
         if not value.isprintable():
-            raise SettingsError(f"{where}, column {column}: holds a character that cannot be shown ('{value}')")
+            raise SettingsError(f"{where}, column {column}: contains an invisible character ('{value}'); remove it")
     check_name(values["candidate"], f"{where}, column candidate")
     model, candidate, path = (values.pop(column) for column in REQUIRED)
     path = _checkpoint(path, f"{where}, column path", workdir)
@@ -151,13 +163,13 @@ def _checkpoint(text, where, workdir):
     path = Path(absolute(text, workdir))
     if path.suffix.lower() in PICKLES:
         raise SettingsError(
-            f"{where}: {text} is a pickle, which can run any code when it is loaded, so it is not; "
-            f"turn it into a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
+            f"{where}: {text} is a pickle, and Coppice does not load pickles because they can run any code; "
+            f"convert it to a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
         )
-    if not os.path.exists(path):  # of any text: Path.exists raises for one that is too long
-        raise SettingsError(f"{where}: there is no {text} (looked at {path})")
+    if not os.path.exists(path):  # not Path.exists, which raises OSError if the text is too long for a path
+        raise SettingsError(f"{where}: there is no folder {text} (looked at {path})")
     if not os.path.isfile(path / "config.json"):
-        raise SettingsError(f"{where}: {text} is not a checkpoint folder, it has no config.json ({path})")
+        raise SettingsError(f"{where}: {text} is not a checkpoint folder, because it has no config.json ({path})")
     try:
         check_paths([str(path), *layout.candidate_files(path)], where)
     except OSError as error:
@@ -166,21 +178,24 @@ def _checkpoint(text, where, workdir):
 
 
 def _quantity(column, measured):
-    """Which of `RANGES` the values of a column are in, else its own name: of a user's own tasks no range is known."""
+    """Return "acc" or "ppl" if a column's values must lie in that range, else the column's name.
+
+    Columns that are not measured metrics, and metrics of the user's own tasks, have no known range.
+    """
     if column not in measured:
         return column
     return "acc" if column in ACCURACIES else "ppl" if column.startswith("ppl.") else column
 
 
 def _value(text, quantity, column, where):
-    """What a cell holds: a number within the range of its `quantity` where that has one, else a number or text."""
+    """Return the value of a cell: a number, checked if its `quantity` has a range, else a number or text."""
     if quantity not in RANGES:
         return _number_or_text(text)
     low, high = RANGES[quantity]
     value = _number_or_text(text)
     if not (isinstance(value, float) and low <= value <= high):
         valid = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number of at least {low:g}"
-        raise SettingsError(f"{where}, column {column}: found '{text}', must be {valid} (or empty: not known)")
+        raise SettingsError(f"{where}, column {column}: found '{text}', must be {valid}, or empty if it is not known")
     return value
 
 

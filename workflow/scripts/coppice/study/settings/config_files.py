@@ -1,7 +1,7 @@
-"""A second, strict reading of the configuration files: a key given twice is an error, where YAML takes the last.
+"""Read the configuration files a second time, strictly: a key given twice is an error here, while YAML takes the last.
 
-What no configuration needs and parsers choke on is refused too: nesting without end, aliases that hold themselves or
-multiply.
+The module also rejects YAML that no configuration needs and that exhausts parsers: very deep nesting, and aliases that
+contain themselves or expand to huge structures.
 """
 
 from pathlib import Path
@@ -10,22 +10,22 @@ import yaml
 
 from coppice.core.errors import SettingsError
 
-DEEPEST = 100  # levels of nesting: parsers recurse, and no configuration needs a tenth of it
-MOST = 1_000_000  # values, with those behind each alias counted each time
+DEEPEST = 100  # levels of nesting: parsers recurse, and no configuration needs a tenth of that
+MOST = 1_000_000  # values; those behind an alias count each time it is used
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check(path):
-    """Raise SettingsError if a mapping in the YAML or JSON file `path` holds a key twice, naming key and lines."""
+    """Check the YAML or JSON file `path`. Raises SettingsError, with key and lines, if a key is given twice."""
     root = _parsed(path, _root)
     if root is not None and not isinstance(root, yaml.MappingNode):
-        raise SettingsError(f"{path}: holds no keys; a configuration file is a mapping such as 'results: results'")
+        raise SettingsError(f"{path}: has no keys; write a mapping such as 'results: results'")
     _size(path, root, {})
     _check_node(path, root, (), set())
 
 
 def read(path):
-    """The content of the configuration file `path`, checked; SettingsError where it cannot be had."""
+    """Return the content of the configuration file `path`. Raises SettingsError if it is unreadable or invalid."""
     check(path)
     return _parsed(path, lambda text: yaml.load(text, Loader=LOADER)) or {}
 
@@ -39,11 +39,12 @@ def _parsed(path, parse):
         raise SettingsError(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', error)})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read as a configuration file ({error})") from error
-    except ValueError as error:  # of what looks like a date or a number and is none
-        raise SettingsError(f"{path}: holds a value that cannot be read ({error})") from error
+    except ValueError as error:  # PyYAML fails on text that only looks like a date or a number, such as 2020-13-45
+        raise SettingsError(f"{path}: contains a value that cannot be read ({error}); correct or quote it") from error
 
 
 def _root(text):
+    """Return the root node. Depth is checked on the stream of events, because composing nodes recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -52,22 +53,22 @@ def _root(text):
     return yaml.compose(text, Loader=LOADER)
 
 
-def _size(path, node, known):
-    """Values under `node`, aliases followed; SettingsError where they hold themselves or are too many."""
+def _size(path, node, sizes):
+    """Count the values under `node`, aliases expanded. Raises SettingsError for too many or an endless structure."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = None  # until it is done: met again before that, it holds itself
+    if id(node) not in sizes:
+        sizes[id(node)] = None  # a node met again while this is still None contains itself
         children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_size(path, child, known) for child in children)
-    if known[id(node)] is None or known[id(node)] > MOST:
-        what = "holds itself" if known[id(node)] is None else f"stands for more than {MOST} values"
-        raise SettingsError(f"{path}, line {node.start_mark.line + 1}: an alias {what}; write out what is meant")
-    return known[id(node)]
+        sizes[id(node)] = 1 + sum(_size(path, child, sizes) for child in children)
+    if sizes[id(node)] is None or sizes[id(node)] > MOST:
+        what = "contains itself" if sizes[id(node)] is None else f"expands to more than {MOST} values"
+        raise SettingsError(f"{path}, line {node.start_mark.line + 1}: an alias {what}; write the values out instead")
+    return sizes[id(node)]
 
 
 def _check_node(path, node, keys, seen):
-    if node is None or id(node) in seen:  # an alias of something already checked
+    if node is None or id(node) in seen:  # an alias leads to a node that is already checked
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -79,11 +80,11 @@ def _check_node(path, node, keys, seen):
     for key, child in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise SettingsError(f"{path}, line {line}: a key is a list or a mapping, and has to be text")
+            raise SettingsError(f"{path}, line {line}: a key is a list or a mapping; use text as the key")
         here = (*keys, str(key.value))
         if key.value in lines:
             raise SettingsError(
-                f"{path}: key {'.'.join(here)} is given twice, in lines {lines[key.value]} and {line}; keep one of them"
+                f"{path}: key {'.'.join(here)} is given twice, in lines {lines[key.value]} and {line}; remove one"
             )
         lines[key.value] = line
         _check_node(path, child, here, seen)

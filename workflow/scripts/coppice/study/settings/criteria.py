@@ -1,4 +1,4 @@
-"""The criteria of `select.configs`: what each chooses by, checked against what is measured and what the table gives."""
+"""Check and complete the criteria of `select.configs` against the measured metrics and the columns of the table."""
 
 from coppice.core.errors import SettingsError, nearest
 
@@ -9,98 +9,107 @@ ENDS = (("min", "at least"), ("max", "at most"))
 
 
 def resolve(config, rows, columns):
-    """name -> {metric, mode, pareto, metrics, where, words} of each criterion; `words` say it in a line.
+    """Return {name: {metric, mode, pareto, metrics, where, words}} of the criteria; `words` describes it in one line.
 
-    rows, columns: of the user's table of candidates, empty where there is none. Raises SettingsError.
+    Args:
+        config: the whole configuration, defaults filled in.
+        rows, columns: those of the user's table of candidates; empty if there is no table.
+
+    Raises:
+        SettingsError: a criterion is incomplete, names an unknown metric, or the table lacks a value it needs.
     """
-    known = measured(config["evaluate"])
+    here = measured(config["evaluate"])
     own = [column for column in columns if column not in REQUIRED]
     resolved = {}
     for name, full in completed(config).items():
         for metric in asked(full):
-            _check_known(metric, _key(name), known, own)
-            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in known)
+            _check_metric(metric, _key(name), here, own)
+            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in here)
         resolved[name] = full | {"words": _words(full)}
     return resolved
 
 
 def asked(criterion):
-    """The metrics that a criterion needs of each candidate; the number of parameters is always known."""
+    """Return the metrics that a criterion needs of each candidate. The parameter count needs no measurement."""
     metrics = list(criterion["metrics"] or [criterion["metric"]])
     return list(dict.fromkeys([*metrics, *(name for name in criterion["where"] if name != PARAMETERS)]))
 
 
 def scored_texts(criteria, texts):
-    """Those of `texts` that candidates are scored on: the ones whose perplexity a criterion asks for; all, where none
-    does, since the table of candidates shows them."""
+    """Return the texts that candidates are scored on: those whose perplexity some criterion uses.
+
+    If no criterion uses perplexity, return all, because candidates.tsv shows perplexity in any case.
+    """
     wanted = {metric for criterion in criteria for metric in asked(criterion)}
     return [name for name in texts if f"ppl.{name}" in wanted] or list(texts)
 
 
 def measured(evaluate):
-    """The metrics of a candidate that is scored by the section `evaluate`."""
+    """Return the names of the metrics that scoring a candidate gives. evaluate: the section of that name."""
     tasks, texts = evaluate["zero_shot"]["tasks"], evaluate["perplexity"]["datasets"]
     return [*(["average_acc"] if tasks else []), *(f"ppl.{name}" for name in texts), *tasks]
 
 
 def completed(config):
-    """name -> each criterion of the configuration, with the metrics of a knee worked out. Raises SettingsError."""
-    known = measured(config["evaluate"])
-    return {name: _completed(one, _key(name), known) for name, one in config["select"]["configs"].items()}
+    """Return {name: criterion} with the metrics of each knee filled in. Raises SettingsError."""
+    here = measured(config["evaluate"])
+    return {name: _completed(one, _key(name), here) for name, one in config["select"]["configs"].items()}
 
 
 def _key(name):
     return f"config key select.configs.{name}"
 
 
-def _completed(criterion, key, known):
-    """The criterion with the metrics of a knee worked out, and a metric of its own refused beside them."""
+def _completed(criterion, key, here):
+    """Return the criterion with the metrics of a knee filled in; reject `pareto` together with metric or mode."""
     if not criterion["pareto"]:
         for part in ("metric", "mode"):
             if not criterion[part]:
-                raise SettingsError(f"{key}.{part} is missing; a criterion has metric and mode, or pareto: knee")
+                raise SettingsError(f"{key}.{part} is missing; give both metric and mode, or pareto: knee")
         if criterion["metrics"]:
-            raise SettingsError(f"{key}.metrics: goes with pareto: knee; a single one is given as metric and mode")
+            raise SettingsError(f"{key}.metrics: needs pareto: knee; for a single metric, set metric and mode instead")
         return criterion
     for part in ("metric", "mode"):
         if criterion[part]:
-            raise SettingsError(f"{key}.{part}: found {criterion[part]} beside pareto; give the two metrics as metrics")
-    text = next((metric for metric in known if metric.startswith("ppl.")), "ppl.wikitext2")
+            raise SettingsError(
+                f"{key}.{part}: found {criterion[part]} beside pareto; remove it and name two metrics under metrics"
+            )
+    text = next((metric for metric in here if metric.startswith("ppl.")), "ppl.wikitext2")
     metrics = criterion["metrics"] or {"average_acc": "max", text: "min"}
     if len(metrics) != 2:
-        raise SettingsError(f"{key}.metrics: found {len(metrics)}; a knee is that of two metrics")
+        raise SettingsError(f"{key}.metrics: found {len(metrics)}; pareto: knee needs exactly two metrics")
     return criterion | {"metrics": metrics}
 
 
-def _check_known(metric, key, known, own):
-    valid = known + own
+def _check_metric(metric, key, here, own):
+    valid = here + own
     if metric in valid:
         return
     if metric == PARAMETERS:
         raise SettingsError(
-            f"{key}: '{PARAMETERS}' is no metric to choose by, it can only be bounded (where: {{{PARAMETERS}: {{max: "
-            f"3.0e+9}}}}); metrics are {', '.join(valid)}"
+            f"{key}: '{PARAMETERS}' cannot be the metric, only a bound (where: {{{PARAMETERS}: {{max: 3.0e+9}}}}); "
+            f"valid metrics are {', '.join(valid)}"
         )
     raise SettingsError(
-        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (by evaluate.zero_shot.tasks, "
-        f"evaluate.perplexity.datasets and the table's columns), for a bound also {PARAMETERS}"
+        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (from evaluate.zero_shot.tasks, "
+        f"evaluate.perplexity.datasets and the table's columns), and {PARAMETERS} as a bound"
         f"{nearest(metric, [*valid, PARAMETERS])}"
     )
 
 
 def _check_column(metric, rows, name, table, may_be_empty):
-    """Refuse cells that no criterion can compare; may_be_empty: what a row lacks is measured here."""
+    """Reject cells that a criterion cannot compare. may_be_empty: an empty cell is measured here instead."""
     for row in rows:
         value = row["given"].get(metric)
         if not (isinstance(value, float) or (value is None and may_be_empty)):
             raise SettingsError(
-                f"{table}, row {row['row']}, column {metric}: must be a finite number, since select.configs.{name} "
-                "chooses by it"
+                f"{table}, row {row['row']}, column {metric}: must be a finite number, because select.configs.{name} "
+                "uses it; fill in the cell"
             )
 
 
 def _words(criterion):
-    """ "max average_acc, parameters at most 6e+09"."""
+    """Describe a criterion in one line, e.g. `max average_acc, parameters at most 6e+09`. Records contain this text."""
     if criterion["pareto"]:
         words = f"knee of {' and '.join(f'{name} ({mode})' for name, mode in criterion['metrics'].items())}"
     else:

@@ -1,4 +1,4 @@
-"""The adapter's settings: what the field's presets and schemes stand for, and what holds where nothing is said."""
+"""Presets, schemes and defaults of the LoRA adapter's settings."""
 
 PRESETS = {
     "light": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
@@ -6,7 +6,7 @@ PRESETS = {
     "full": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
     "aggressive": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
 }
-# Whole sets, biases and all, that tuning guides offer as starting points; arms of an ablation know them by name
+# Complete sets of values, biases included, that tuning guides recommend as starting points; ablation arms can name them
 SCHEMES = {
     "conservative": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": "attention", "bias": "none"},
     "balanced": {"r": 32, "alpha": 128, "dropout": 0.05, "target_modules": "attention", "bias": "lora_only"},
@@ -32,7 +32,7 @@ DEFAULTS = {
 
 
 def resolve(lora):
-    """`finetune.lora` with nothing left open: a key that is set wins, else the preset's value, else the default."""
+    """Return `finetune.lora` with every key filled: the configured value, else the preset's, else the default."""
     preset = PRESETS.get(lora["preset"], {})
     resolved = {key: preset.get(key, default) if lora[key] is None else lora[key] for key, default in DEFAULTS.items()}
     return {"preset": lora["preset"], **resolved}

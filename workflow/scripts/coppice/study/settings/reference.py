@@ -1,4 +1,4 @@
-"""The tables of config/README.md, made from the schema: `python -m coppice.study.settings.reference` rewrites them."""
+"""Make the tables of config/README.md from the schema: `python -m coppice.study.settings.reference` rewrites them."""
 
 import argparse
 import json
@@ -12,8 +12,8 @@ BEGIN, END = "<!-- keys: begin, made by python -m coppice.study.settings.referen
 
 
 def tables():
-    """The Markdown tables of all keys, one for each top-level section."""
-    rows = [row for row in schema.key_paths() if not _is_told_elsewhere(*row)]
+    """Return the Markdown tables of all keys, one for each top-level section."""
+    rows = [row for row in schema.key_paths() if not _is_redundant(*row)]
     plain = [row for row in rows if len(row[0]) == 1 and not schema.is_mapping(row[1])]
     parts = ["### Top level\n", _table(plain)]
     for section, group in groupby(rows, key=lambda row: row[0][0].removesuffix("[]")):
@@ -23,15 +23,18 @@ def tables():
     return "\n".join(parts)
 
 
-def _is_told_elsewhere(path, node):
-    """Whether a key's row would add nothing: a user's own entry as such, a model's own grid (as candidates.prune), what
-    all arms have (as an arm)."""
+def _is_redundant(path, node):
+    """Return whether a key's row would repeat others.
+
+    A model's own grid has the keys of candidates.prune, `base` those of an arm, and an entry that the user names has no
+    meaning besides that of its keys.
+    """
     repeated = path[:3] == ("models", "<name>", "prune[]") or (path[2:3] == ("base",) and len(path) > 3)
     return repeated or (path[-1] == "<name>" and schema.is_mapping(node))
 
 
 def page(text):
-    """The page `text` with its tables replaced by fresh ones."""
+    """Return the page `text` with its tables rewritten."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}"
 
@@ -61,7 +64,7 @@ def _default(path, node):
 
 
 def _around(path):
-    """The schema of the mapping in which the key at `path` stands."""
+    """Return the schema of the mapping that contains the key at `path`."""
     node = schema.schema()
     for part in path[:-1]:
         name = part.removesuffix("[]")
@@ -75,16 +78,16 @@ def _described(node):
 
 
 def main(argv=None):
-    """Rewrite the page, or with `--check` say whether it has to be; returns the exit status."""
+    """Rewrite the page, or with `--check` report whether it is out of date. Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m coppice.study.settings.reference", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where they are out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if they are out of date")
     check = parser.parse_args(argv).check
     found = PAGE.read_text(encoding="utf-8")
     fresh = page(found)
     if not check:
         PAGE.write_text(fresh, encoding="utf-8")
     elif fresh != found:
-        print(f"{PAGE}: is out of date; run: {parser.prog}", file=sys.stderr)
+        print(f"{PAGE}: is out of date; run `{parser.prog}`", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What is known by name without configuration: official data sets, the seven tasks, the miniatures, lm-eval's tasks."""
+"""Names that need no configuration: official data sets, the seven default tasks, the miniatures, lm-eval's tasks."""
 
 import re
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FAMILIES = ("llama", "qwen", "mistral")
-# Where the definitions of the seven default tasks lie in lm-eval; to look through all 14,000 takes a second.
+# Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
     "boolq": "super_glue/boolq/default.yaml",
     "piqa": "piqa/piqa.yaml",
@@ -22,7 +22,7 @@ MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128")
-# protocol -> text -> the rows that it reads of it, where these are not the report's
+# protocol -> text -> role whose rows the protocol reads, if that is not "report"
 PROTOCOL_ROLES = {"llmpruner-128": {"ptb": "selection"}}
 
 _SCALAR = r"""[ \t]*:[ \t]*["']?([^\s"'#\[\]]+)"""
@@ -31,12 +31,13 @@ _GROUP = re.compile(rf"^(?:group|tag){_SCALAR}", re.MULTILINE)
 _TAGS = re.compile(r"^tag:[ \t]*\n((?:[ \t]*-[ \t]*[^\s#]+[ \t]*\n)+)", re.MULTILINE)
 
 _TESTED = {"train": "train", "selection": "validation", "report": "test"}
-# Their test labels are not public, so the literature reports on validation; candidates are scored on a sample of train.
+# The test labels of these tasks are not public, so the literature reports on validation. Selection is None: candidates
+# are scored on a sample of train.
 _VALIDATED = {"train": "train", "selection": None, "report": "validation"}
 _TRAIN_ONLY = {"train": "train", "selection": None, "report": None}
 _BY_ROLE = {"train": "train", "selection": "selection", "report": "report"}
 
-# Ids that load without a loading script. The tasks' own stand in lm-eval's definitions.
+# Ids of data sets that load without a loading script. Those of the tasks are in lm-eval's definitions.
 DATASETS = {
     "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "splits": _TESTED},
     "ptb": {
@@ -50,29 +51,33 @@ DATASETS = {
 MINIATURE_DATASETS = (*DATASETS, *TASKS)
 
 
-def with_known(name, entry):
-    """The configured `entry` of data set `name`, completed with what is known of that name; it has no defaults yet."""
+def completed(name, entry):
+    """Return the configured `entry` of a data set, completed from the official data set of that name.
+
+    The schema's defaults are not filled in yet, so that the official values win over them.
+    """
     official, path = DATASETS.get(name, {}), entry.get("path")
     splits = _VALIDATED if name in ("boolq", "piqa", "hellaswag", "winogrande") else official.get("splits", {})
     if path is not None and path.startswith("miniature/"):
         of = path.removeprefix("miniature/")
-        known = {key: value for key, value in DATASETS.get(of, {}).items() if key == "columns"}
+        defaults = {key: value for key, value in DATASETS.get(of, {}).items() if key == "columns"}
         splits = _TRAIN_ONLY if of == "alpaca" else _BY_ROLE
     else:
-        # of somebody else's copy, only the habit of which split serves what is known
-        known = official if path in (None, official.get("path")) else {}
-    return {**known, **entry, "splits": {**splits, **entry.get("splits", {})}}
+        # A copy in another place may have other columns and configurations; only the usual roles of its splits apply
+        defaults = official if path in (None, official.get("path")) else {}
+    return {**defaults, **entry, "splits": {**splits, **entry.get("splits", {})}}
 
 
 class Tasks(NamedTuple):
-    """What a folder of lm-eval definitions holds: the YAML file of each task by name; names of groups and tags."""
+    """The content of a folder of lm-eval definitions: `files` maps each task to its YAML file, `groups` has the names
+    of groups and tags."""
 
     files: dict
     groups: frozenset
 
 
 def harness_folder():
-    """The folder of lm-eval's own task definitions; None where lm-eval is not installed."""
+    """Return the folder of lm-eval's own task definitions; None if lm-eval is not installed."""
     found = find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
         return None
@@ -81,7 +86,7 @@ def harness_folder():
 
 @cache
 def tasks_in(folder):
-    """The tasks and groups under `folder` (`Tasks`), read as text: importing lm-eval and its index take 8 s."""
+    """Return the `Tasks` under `folder`. The files are read as text, because importing lm-eval's index takes 8 s."""
     files, groups = {}, set()
     for file in sorted(Path(folder).rglob("*.yaml"), key=lambda path: path.as_posix()):
         if not file.is_file():
@@ -96,7 +101,7 @@ def tasks_in(folder):
 
 
 def definition_file(task):
-    """The YAML file of one of lm-eval's own tasks; None where it is not there."""
+    """Return the YAML file of one of lm-eval's own tasks; None if there is none."""
     folder = harness_folder()
     if folder and task in OFFICIAL:
         return folder / OFFICIAL[task]
@@ -105,6 +110,6 @@ def definition_file(task):
 
 @cache
 def harness_tasks():
-    """`tasks_in` lm-eval's own folder; empty where it is not installed."""
+    """Return the `Tasks` of lm-eval itself; empty if it is not installed."""
     folder = harness_folder()
     return tasks_in(folder) if folder else Tasks({}, frozenset())

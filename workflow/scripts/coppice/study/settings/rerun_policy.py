@@ -1,11 +1,11 @@
-"""What a setting decides: which settings leave every number as it is, so that a change of theirs reruns nothing.
+"""Which settings can change results. A change of the others reruns nothing.
 
-The schema says of every other key, under `reruns`, what is made anew where it changes; `reruns` reads that.
+For every key, the schema's `reruns` names the stages that a change reruns; the function `reruns` reads it.
 """
 
 from . import schema
 
-# Section -> keys that say how the work is done, not what comes of it but for rounding and the draws of dropout
+# section -> keys that decide how work is done; they change results only by rounding and by the random draws of dropout
 EXECUTION = {
     "models": ("device_map",),
     "finetune": (
@@ -18,7 +18,7 @@ EXECUTION = {
     ),
     "evaluate": ("batch_size",),
 }
-# Section -> keys that say what is written besides, or how often, of what is the same by itself
+# section -> keys that add outputs; they do not change the outputs that exist without them
 EXTRA_OUTPUT = {"finetune": ("merge", "seeds")}
 
 NOTHING, EVERYTHING = "nothing", "everything"
@@ -26,19 +26,20 @@ STAGES = ("data", "prune", "score", "select", "finetune", "evaluate", "compare",
 
 
 def result_settings(section, values):
-    """`values` of a section without the keys that decide nothing: what a result is held against."""
+    """Return a section's `values` without the execution settings: those on which results depend."""
     return {key: value for key, value in values.items() if key not in EXECUTION[section]}
 
 
 def execution_settings(section, values):
-    """The rest of them."""
+    """Return a section's execution settings, on which no result depends."""
     return {key: values[key] for key in EXECUTION[section]}
 
 
 def narrowed(evaluate, texts):
-    """The section `evaluate` by which candidates and arms are told apart; nothing is left in it of what is not used.
+    """Return the section `evaluate` for scoring candidates and arms.
 
-    They are measured on the texts `texts`, under the protocol that stands for a model, without answers and cost.
+    They are measured on `texts` under the first protocol only, without generated answers and cost. Unused protocols are
+    removed, so that changing one reruns no scoring.
     """
     perplexity = evaluate["perplexity"]
     named = perplexity["protocol"]
@@ -52,20 +53,21 @@ def narrowed(evaluate, texts):
 
 
 def reruns(path):
-    """Stages in which results are made anew where the key at `path` (as of `schema.key_paths`) changes, a tuple.
+    """Return the stages (a tuple) that rerun if the key at `path` changes. Stages that depend on them rerun too.
 
-    What follows them is made anew too. The key's own word counts, else that of the section around it.
+    Args:
+        path: as `schema.key_paths` yields it. A key without `reruns` inherits that of the nearest enclosing section.
     """
     nodes = dict(schema.key_paths())
     ends = range(len(path), 0, -1)
-    found = next((said for end in ends if (said := _said(nodes, path[:end]))), None)
+    found = next((stages for end in ends if (stages := _reruns_at(nodes, path[:end]))), None)
     if found is None:
-        raise KeyError(f"{schema.SCHEMA_FILE}: nothing is said of what {schema.dotted(path)} reruns")
+        raise KeyError(f"{schema.SCHEMA_FILE}: no `reruns` for {schema.dotted(path)}; add it to the key or its section")
     return tuple(found) if isinstance(found, list) else (found,)
 
 
-def _said(nodes, path):
-    """What the schema says under `reruns` at `path`; entries of a list may have a word of their own."""
+def _reruns_at(nodes, path):
+    """Return the schema's `reruns` at `path`, or None; the items of a list may override that of the list."""
     node = nodes.get(path) or nodes.get((*path[:-1], path[-1].removesuffix("[]"))) or {}
     entry = node.get("items", {}) if path[-1].endswith("[]") else {}
     return entry.get("reruns") or node.get("reruns")

@@ -1,4 +1,4 @@
-"""The closed schema of the configuration: scalars brought to its types, violations in words, defaults filled in."""
+"""Apply the closed schema of the configuration: convert scalars to its types, word its violations, fill in defaults."""
 
 import copy
 import math
@@ -13,11 +13,11 @@ import yaml
 from coppice.core.errors import SettingsError, nearest
 
 SCHEMA_FILE = Path(__file__).parents[4] / "schemas" / "config.schema.yaml"
-PLAIN = "\n\t\u200c\u200d"  # of the characters that are not shown, those of ordinary text (joiners: Persian, emoji)
+PLAIN = "\n\t\u200c\u200d"  # invisible characters of ordinary text (the joiners occur in Persian and in emoji)
 NULLS = ("", "~", "null", "Null", "NULL")
-# What is larger is a slip: libraries hold no whole number beyond 2^63; operations of a training are counted in floats
+# A larger value is a mistake: libraries hold no integer above 2^63. Operations of a training (FLOPs) are floats.
 LARGEST = {"integer": 10**15, "number": 10**30}
-LONGEST = 10_000  # characters of any text
+LONGEST = 10_000  # characters of any text value
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 LIMITS = {
     "minimum": "at least",
@@ -38,7 +38,7 @@ KINDS = {
 
 @cache
 def schema():
-    """The schema with its references put in place; not to be changed by the caller."""
+    """Return the schema with its references resolved. It is cached: callers must not change it."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = yaml.load(SCHEMA_FILE.read_text(encoding="utf-8"), Loader=loader)
     return _without_references(text, text["$defs"])
@@ -55,7 +55,7 @@ def _without_references(node, definitions):
 
 
 def key_paths(node=None, path=()):
-    """Yield (path, node) of every key in the schema; `<name>` stands for a key of the user's own, [] for items."""
+    """Yield (path, node) of every key in the schema; `<name>` is a key that the user chooses, [] a list's items."""
     node = schema() if node is None else node
     if path:
         yield path, node
@@ -69,7 +69,7 @@ def key_paths(node=None, path=()):
 
 
 def dotted(path):
-    """`models.Llama.prune[0].ratio` of the path ("models", "Llama", "prune", 0, "ratio")."""
+    """Return a path as text: ("models", "Llama", "prune", 0, "ratio") becomes `models.Llama.prune[0].ratio`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -77,25 +77,34 @@ def dotted(path):
 
 
 def checked(raw):
-    """A copy of `raw`, scalars brought to the schema's types and dropped entries gone; SettingsError if invalid."""
+    """Return a copy of `raw` with scalars converted to the schema's types and without dropped (null) entries.
+
+    Raises SettingsError if the configuration violates the schema.
+    """
     return checked_part(raw, schema(), ())
 
 
 def checked_part(raw, node, path):
-    """The same for the part of a configuration at `path` (keys, the first may be dotted), whose schema is `node`."""
-    import jsonschema  # jobs import these settings too, and check none
+    """Do the same for a part of a configuration.
+
+    Args:
+        raw: the part.
+        node: its schema.
+        path: its keys, for messages; the first may be dotted.
+    """
+    import jsonschema  # imported here because jobs import this module too but validate nothing
 
     part = _coerced(raw, node, path)
     validator = jsonschema.Draft202012Validator(node)
     rank = {"additionalProperties": 0, "type": 1}
     errors = sorted(validator.iter_errors(part), key=lambda error: rank.get(error.validator, 2))
     if errors:
-        raise SettingsError(_told(errors[0], path))
+        raise SettingsError(_message(errors[0], path))
     return part
 
 
 def filled(value, node=None):
-    """`value` completed with the schema's defaults, in the schema's order of keys."""
+    """Return `value` with the schema's defaults filled in, in the schema's order of keys."""
     node = schema() if node is None else node
     if isinstance(value, list):
         return [filled(item, node.get("items", {})) for item in value]
@@ -116,7 +125,7 @@ def filled(value, node=None):
 
 
 def types_of(node):
-    """The JSON types that `node` allows, by name."""
+    """Return the names of the JSON types that `node` allows."""
     if "enum" in node:
         return {"null" if value is None else "string" for value in node["enum"]}
     types = node.get("type", [])
@@ -124,7 +133,7 @@ def types_of(node):
 
 
 def is_mapping(node):
-    """Whether `node` is a section or a mapping, not a value."""
+    """Return whether `node` is a section or a mapping rather than a value."""
     return types_of(node) == {"object"}
 
 
@@ -140,19 +149,23 @@ def _coerced(value, node, path):
         raise SettingsError(f"config key {dotted(path)}: found {value}, but {_wanted(node)} is needed")
     largest = LARGEST["number" if "number" in types_of(node) else "integer"]
     if isinstance(value, int | float) and abs(value) > largest:
-        raise SettingsError(f"config key {dotted(path)}: found a number beyond {largest:.0e}, which means nothing")
+        raise SettingsError(
+            f"config key {dotted(path)}: found a number beyond {largest:.0e}, which is too large; give a smaller one"
+        )
     if isinstance(value, float) and value.is_integer() and types_of(node) <= {"integer", "null"}:
         return int(value)
     return value
 
 
 def _check_text(text, path):
-    """Refuse what no file name, no log and no report can hold, and what a terminal would obey."""
+    """Reject control and format characters: file names and reports cannot hold them, and terminals execute some."""
     wrong = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Cf") and c not in PLAIN), None)
     if wrong is not None:
-        raise SettingsError(f"config key {dotted(path)}: holds the character U+{ord(wrong):04X}, which cannot be shown")
+        raise SettingsError(
+            f"config key {dotted(path)}: contains the invisible character U+{ord(wrong):04X}; remove it"
+        )
     if len(text) > LONGEST:
-        raise SettingsError(f"config key {dotted(path)}: has {len(text)} characters, {LONGEST} are the most")
+        raise SettingsError(f"config key {dotted(path)}: has {len(text)} characters; at most {LONGEST} are allowed")
 
 
 def _coerced_mapping(value, node, path):
@@ -167,7 +180,8 @@ def _coerced_mapping(value, node, path):
             )
         child = children.get(key, open_node if isinstance(open_node, dict) else {})
         item = _coerced(item, child, (*path, key))
-        # an emptied section (all its keys commented out) is as if it were not there; null drops a user's own entry
+        # A section whose keys are all commented out is null in YAML and counts as absent; null also drops an entry of
+        # a mapping whose keys the user chooses.
         absent = item is None and (isinstance(open_node, dict) or child.get("type") == "object")
         if not absent and not (item in NULLS and isinstance(open_node, dict)):
             result[key] = item
@@ -175,7 +189,7 @@ def _coerced_mapping(value, node, path):
 
 
 def _coerced_text(text, types):
-    """The value that `text` stands for where text itself is not what is wanted; `text` where it stands for none."""
+    """Convert text such as "3" or "true" if the schema wants another type than text; return other text unchanged."""
     if "null" in types and text in NULLS:
         return None
     if "string" in types:
@@ -210,8 +224,8 @@ def _shown(value):
     return "a list" if isinstance(value, list) else str(value)
 
 
-def _told(error, above):
-    """One sentence for a violation: the key (under `above`), what was found, what is valid."""
+def _message(error, above):
+    """Word a violation in one sentence: the key (below the path `above`), what was found, what is valid."""
     path, found, bound = (*above, *error.absolute_path), error.instance, error.validator_value
     key = f"config key {dotted(path)}"
     match error.validator:
@@ -248,7 +262,7 @@ def _description(node, name):
 
 
 def unknown_key(path, siblings):
-    """The message for a key that the schema does not have: a sibling of similar name, else the same name elsewhere."""
+    """Word the message for an unknown key: suggest a sibling with a similar name, else the same name elsewhere."""
     name, parent = path[-1], path[:-1]
     close = get_close_matches(name, siblings, n=1, cutoff=0.5)
     if close:

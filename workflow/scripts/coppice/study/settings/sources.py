@@ -1,4 +1,4 @@
-"""Where models and data sets come from: the hub, a local folder, or the miniatures; and the names they go by."""
+"""Resolve the sources of models and data sets (the hub, a local folder, the miniatures); check names and paths."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from coppice.core.json_text import parsed
 from .. import layout, local_files
 from . import registry
 
-LONGEST_NAME = 100  # two of them and a few words make a file name, of which 255 bytes are the most
+LONGEST_NAME = 100  # a file name may contain two names and a few words, and file systems allow 255 bytes
 RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
 FOLDERS_OF_RUNS = ("seed-", "checkpoint-", "superseded-", "rung-", "winner-")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -26,47 +26,65 @@ def check_name(name, where):
             "begin with a letter or digit, and leave out '..'"
         )
     if len(name) > LONGEST_NAME:
-        raise SettingsError(f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}")
+        raise SettingsError(
+            f"{where}: the name '{name[:40]}...' has {len(name)} characters, more than {LONGEST_NAME}; shorten it"
+        )
     if name in RESERVED:
-        raise SettingsError(f"{where}: '{name}' is the name of a file or folder that stands beside it; take another")
+        raise SettingsError(
+            f"{where}: the name '{name}' is reserved for a file or folder of Coppice's own; choose another name"
+        )
     if name.startswith(FOLDERS_OF_RUNS) or name.endswith(layout.TUNED):
         raise SettingsError(
-            f"{where}: folders of runs are called {', '.join(f'{start}...' for start in FOLDERS_OF_RUNS)} and "
-            f"...{layout.TUNED}; take another name than '{name}'"
+            f"{where}: the name '{name}' is reserved (names of the form "
+            f"{', '.join(f'{start}...' for start in FOLDERS_OF_RUNS)} and ...{layout.TUNED} are folders of Coppice's "
+            "own); choose another name"
         )
 
 
 def check_paths(paths, where):
-    """Raise SettingsError for one of the `paths` that no rule can name: Snakemake knows no way to escape a brace."""
+    """Raise SettingsError if a rule cannot name one of the `paths`: Snakemake has no way to escape a brace."""
     for path in paths:
         if any(mark in path for mark in "{}\n\t"):
             raise SettingsError(
-                f"{where}: found '{path}'; braces and line breaks mean something else in a rule; rename it"
+                f"{where}: found '{path}'; Snakemake cannot use paths with braces, tabs or line breaks; rename it"
             )
 
 
 def folder(text, key, workdir):
-    """A folder that the study writes to, as its rules name it: ~ expanded, no needless dots or slashes."""
+    """Return an output folder of the study as the rules name it: ~ expanded, without redundant dots and slashes.
+
+    Raises SettingsError if it cannot be a folder.
+    """
     check_paths([text], f"config key {key}")
     path = os.path.normpath(os.path.expanduser(text))
     if path.startswith("~"):
-        raise SettingsError(f"config key {key}: found '{text}', and there is no such user")
+        raise SettingsError(f"config key {key}: found '{text}', but there is no such user; correct the name after ~")
     if any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)) or len(absolute(path, workdir)) > 3000:
-        raise SettingsError(f"config key {key}: '{text[:40]}...' is longer than file systems allow")
+        raise SettingsError(f"config key {key}: '{text[:40]}...' is longer than file systems allow; shorten it")
     parents = [Path(absolute(path, workdir)), *Path(absolute(path, workdir)).parents]
     taken = next((parent for parent in parents if parent.exists() and not parent.is_dir()), None)
     if taken is not None:
-        raise SettingsError(f"config key {key}: '{text}' cannot be a folder, {taken} is a file")
+        raise SettingsError(f"config key {key}: '{text}' cannot be a folder because {taken} is a file; name another")
     return path
 
 
 def absolute(path, workdir):
-    """`path` as an absolute one: ~ expanded, relative to `workdir`."""
+    """Return `path` as an absolute path: ~ expanded, relative paths resolved against `workdir`."""
     return os.path.abspath(os.path.join(workdir, os.path.expanduser(path)))
 
 
 def locate(text, key, workdir, miniatures, notices):
-    """{kind: hub|local|miniature, path} of a base or data-set path; `key` names it in a SettingsError."""
+    """Return {kind: hub|local|miniature, path} of a model's base or a data set's path.
+
+    Args:
+        text: the configured value.
+        key: its configuration key, for messages.
+        miniatures: the valid names after `miniature/`.
+        notices: a list to which a notice is added if a folder has the name of the hub id.
+
+    Raises:
+        SettingsError: the text has none of the three forms.
+    """
     if text.startswith("miniature/"):
         name = text.removeprefix("miniature/")
         if name not in miniatures:
@@ -83,14 +101,12 @@ def locate(text, key, workdir, miniatures, notices):
             f"../ or ~/), nor a miniature (miniature/{miniatures[0]}, ...)"
         )
     if os.path.exists(os.path.join(workdir, text)):
-        notices.append(
-            f"config key {key}: '{text}' is taken for a hub id; write './{text}' for the folder of that name"
-        )
+        notices.append(f"config key {key}: '{text}' is read as a hub id; to use the local folder, write './{text}'")
     return {"kind": "hub", "path": text}
 
 
 def resolve_model(name, entry, workdir, notices):
-    """The model's settings with its source, family and prompt worked out; SettingsError where they do not fit."""
+    """Return the model's settings with source, family and prompt filled in. Raises SettingsError if they conflict."""
     key = f"models.{name}"
     source = locate(entry["base"], f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
     model = {setting: value for setting, value in entry.items() if setting != "prune"}
@@ -106,7 +122,7 @@ def resolve_model(name, entry, workdir, notices):
     model["family"] = entry["family"] or family
     if model["family"] is None:
         raise SettingsError(
-            f"config key {key}.family: the base '{entry['base']}' does not say which family it is of; "
+            f"config key {key}.family: the base '{entry['base']}' does not tell the family; "
             f"set it to {', '.join(registry.FAMILIES[:-1])} or {registry.FAMILIES[-1]}"
         )
     return model
@@ -116,7 +132,8 @@ def _check_miniature(key, entry, family, variant):
     for setting, value in (("family", family), ("variant", variant)):
         if entry[setting] not in (None, value):
             raise SettingsError(
-                f"config key {key}.{setting}: found '{entry[setting]}', but {entry['base']} is '{value}'"
+                f"config key {key}.{setting}: found '{entry[setting]}', but {entry['base']} is '{value}'; correct "
+                "one of them"
             )
 
 
@@ -125,13 +142,13 @@ def _family_of(text):
 
 
 def _local_config(folder, base, key):
-    """The content of the checkpoint's config.json; SettingsError where `folder` is not a checkpoint."""
+    """Return the content of the checkpoint's config.json. Raises SettingsError if `folder` is not a checkpoint."""
     file = Path(folder, "config.json")
     if not os.path.isdir(folder):
         raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")
     if not os.path.isfile(file):
         raise SettingsError(
-            f"config key {key}: the folder {base} is not a checkpoint, it has no config.json ({folder})"
+            f"config key {key}: the folder {base} is not a checkpoint, because it has no config.json ({folder})"
         )
     try:
         content = parsed(file.read_text(encoding="utf-8"))
@@ -139,16 +156,16 @@ def _local_config(folder, base, key):
         raise SettingsError(f"config key {key}: {file} is not valid JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model_type", ""), str):
         raise SettingsError(
-            f"config key {key}: {file} does not hold a model's configuration (a mapping whose model_type is a name)"
+            f"config key {key}: {file} is not a model's configuration, which is a mapping with a model_type"
         )
     return content
 
 
 def resolve_dataset(name, entry, data_root, workdir, notices):
-    """The data set's settings with its source worked out, local paths absolute; SettingsError if it is not there."""
+    """Return the data set's settings with source and absolute local paths. Raises SettingsError if it is missing."""
     key = f"datasets.{name}"
     if entry["path"] is None:
-        raise SettingsError(f"config key {key}.path is missing: say where '{name}' lies")
+        raise SettingsError(f"config key {key}.path is missing; set it to the hub id, file or folder of '{name}'")
     text = _under_data_root(entry["path"], f"{key}.path", data_root, workdir)
     if entry["format"]:
         source = {"kind": "local", "path": absolute(text, workdir)}
@@ -165,10 +182,17 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
 
 
 def with_roles(name, entry, needed):
-    """The resolved data set with the splits that its roles have; needed: role -> the key that asks for it.
+    """Return the resolved data set with a split, or None, for each role.
 
-    A single file has one role, the one that is asked for. Raises SettingsError where a role that is asked for has no
-    split or no file, and where what is reported is trained on or chosen by too.
+    A single file gets exactly one role: the one that the study needs.
+
+    Args:
+        name: of the data set.
+        entry: its resolved settings.
+        needed: role -> configuration key that needs it.
+
+    Raises:
+        SettingsError: a needed role has no split or no file, or the report split also serves training or selection.
     """
     key = f"config key datasets.{name}"
     splits = dict(entry["splits"])
@@ -176,29 +200,31 @@ def with_roles(name, entry, needed):
     if local and os.path.isfile(entry["path"]):
         if len(needed) > 1:
             asked = ", ".join(f"{role} rows (for {by})" for role, by in needed.items())
-            raise SettingsError(f"{key}.path: one file cannot hold {asked}; name a folder with a file for each")
+            raise SettingsError(f"{key}.path: one file cannot hold {asked}; name a folder with one file for each")
         splits = {role: splits[role] or role if role in needed else None for role in splits}
     for role, by in needed.items():
         if splits[role] is None:
-            raise SettingsError(f"{key}.splits.{role} is null, but {by} needs it")
+            raise SettingsError(f"{key}.splits.{role} is null, but {by} needs it; name a split")
     files = {role: _files(f"{key}.splits.{role}", entry, split, local) for role, split in splits.items() if split}
     for role, found in files.items():
         if not found and (role in needed or splits[role].endswith(DATA_SUFFIXES)):
             there = ", ".join(sorted(os.listdir(entry["path"]))[:10]) or "nothing"
             raise SettingsError(
-                f"{key}.splits.{role}: no file for '{splits[role]}' is in {entry['path']}, which has {there}"
+                f"{key}.splits.{role}: no file for '{splits[role]}' in {entry['path']}, which contains {there}; name "
+                "one of its files"
             )
     for role in ("train", "selection"):
         if files.get(role) and files.get(role) == files.get("report"):
             raise SettingsError(
-                f"{key}.splits.{role} and .report are both '{splits['report']}': what is reported would be "
-                f"{'trained on' if role == 'train' else 'what candidates are chosen by'}; name another, or null"
+                f"{key}.splits.{role} and .report are both '{splits['report']}', so reports would use data that "
+                f"{'models are trained on' if role == 'train' else 'candidates are chosen by'}; name another split "
+                "for one of them, or set one to null"
             )
     return {**entry, "splits": splits}
 
 
 def _files(key, entry, split, local):
-    """What stands for a split: its files, or its name on the hub."""
+    """Return a split's local files, or its name on the hub."""
     if not local:
         return [split]
     try:
@@ -211,16 +237,16 @@ def _check_roles(key, splits):
     for role, split in splits.items():
         if split not in (None, *splits):
             raise SettingsError(
-                f"config key {key}.splits.{role}: found '{split}', but a miniature's splits are {', '.join(splits)}"
+                f"config key {key}.splits.{role}: found '{split}'; valid for a miniature are {', '.join(splits)}"
             )
 
 
 def check_held_out(data, key):
-    """Refuse a validation set, of the section `finetune.data`, that is trained on too."""
+    """Reject a validation data set that is also trained on. data: the section `finetune.data`."""
     trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
     if data["validation"] in trained:
         raise SettingsError(
-            f"{key}.validation: '{data['validation']}' is trained on; name another data set, or set {key}.val_size"
+            f"{key}.validation: '{data['validation']}' is also trained on; name another data set, or set {key}.val_size"
         )
 
 

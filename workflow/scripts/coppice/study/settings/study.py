@@ -1,4 +1,4 @@
-"""A study: the configuration resolved into models, criteria, candidates and data sets that fit together."""
+"""Resolve the configuration into a `Study`: models, criteria, candidates, data sets and ablations that fit together."""
 
 import itertools
 import os
@@ -25,10 +25,10 @@ from .sources import (
 
 @dataclass(frozen=True)
 class Study:
-    """What `load` makes of a configuration; every mapping keeps the order of the configuration.
+    """A resolved configuration, as `load` returns it. Every mapping keeps the order of the configuration.
 
-    `models`, `configs` and `datasets` hold plain dictionaries by name. A model or data set also has
-    `source: {kind: hub|local|miniature, path}`. `notices` are sentences for the user about what was left out.
+    `models`, `configs` and `datasets` map names to plain dictionaries. A model or data set also has
+    `source: {kind: hub|local|miniature, path}`. `notices` are messages to the user about entries that are ignored.
     """
 
     config: dict
@@ -52,74 +52,79 @@ class Study:
     threads_per_job = property(lambda self: self.config["threads_per_job"])
 
     def active_models(self):
-        """Names of the models to run: those of `only.models`, else all."""
+        """Return the names of the models to run: those of `only.models`, else all."""
         only = self.config["only"]["models"]
         return [name for name in self.models if only is None or name in only]
 
     def active_configs(self):
-        """Names of the criteria to run: those of `only.configs`, else all."""
+        """Return the names of the criteria to run: those of `only.configs`, else all."""
         only = self.config["only"]["configs"]
         return [name for name in self.configs if only is None or name in only]
 
     def pairs(self):
-        """(model, config) of everything to run."""
+        """Return (model, config) of every pair to run."""
         return [(model, config) for model in self.active_models() for config in self.active_configs()]
 
     def candidates(self, model):
-        """The model's candidates by name: a grid point (with `method`), or a row of the table (with `path`)."""
+        """Return the model's candidates by name: grid points (with `method`) or table rows (with `path`)."""
         return self._candidates[model]
 
     def ablated_by(self):
-        """Names of the texts and tasks by whose selection rows the arms of an ablation are ranked."""
+        """Return the names of the texts and tasks whose selection rows rank the arms of some ablation."""
         chosen = [arms.chosen_by(one) for one in self.ablations.values()]
         return {name for texts, tasks in chosen for name in (*texts, *tasks)}
 
     def training_datasets(self, finetune=None):
-        """Names of the data sets that fine-tuning (or a `finetune` of its own) reads, validation's counted in."""
+        """Return the names of the data sets that `finetune` (default: the study's) trains and validates on."""
         return list(_training_datasets((finetune or self.finetune)["data"]))
 
     def training_seeds(self):
-        """The seeds that every training is repeated with; the first one's files lie at the usual paths."""
+        """Return the seeds that every training is repeated with. The first seed's files are at the usual paths."""
         return self.finetune["seeds"] or [self.seed]
 
     def more_seeds(self):
-        """The seeds after the first."""
+        """Return the seeds after the first."""
         return self.training_seeds()[1:]
 
     @staticmethod
     def seed_folder(seed):
-        """What the paths of a training with a further seed have behind those of the first."""
+        """Return the suffix that the paths of a training with this additional seed have."""
         return f"/seed-{seed}"
 
     def seed_folders(self):
-        """A regular expression for all of these, and for nothing."""
+        """Return a regular expression that matches every such suffix and the empty string."""
         return "(?:{})?".format("|".join(map(self.seed_folder, self.more_seeds())) or "/seed-none")
 
     def seed_in(self, folder):
-        """The seed whose `seed_folder` it is; the first, where that is empty."""
+        """Return the seed of a `seed_folder` suffix; an empty suffix means the first seed."""
         return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
 
     def defines(self, task):
-        """Whether a task's definition is one of the user's own."""
+        """Return whether the user's own folder defines the task."""
         place = self.evaluate["zero_shot"]["include_path"]
         return place is not None and task in registry.tasks_in(place).files
 
     def dataset(self, name):
-        """The resolved entry of a data set in use; None for a task without one, which uses its official data."""
+        """Return the resolved entry of a data set; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
 
 
 def load(raw_config, configfiles=(), workdir=None):
-    """The study that `raw_config` describes, checked and completed.
+    """Check and complete a configuration and return its `Study`.
 
-    `configfiles` are read again for keys given twice. Relative paths resolve against `workdir` (default: the current
-    one). Raises SettingsError with one message that names the key, what was found and what is valid.
+    Args:
+        raw_config: the merged configuration.
+        configfiles: files to read again, because merging hides keys that are given twice.
+        workdir: folder that relative paths resolve against; default: the current folder.
+
+    Raises:
+        SettingsError: one message that names the key, what was found and what is valid.
     """
     for file in configfiles:
         strict.check(file)
     workdir = os.path.abspath(workdir or Path.cwd())
     config = schema.checked(raw_config)
-    config["datasets"] = {name: registry.with_known(name, e) for name, e in config.get("datasets", {}).items()}
+    config["datasets"] = {name: registry.completed(name, e) for name, e in config.get("datasets", {}).items()}
     config = schema.filled(config)
     notices = []
     for key in ("results", "resources"):
@@ -150,13 +155,13 @@ def _check_names(config):
         for name in entries:
             check_name(name, f"config key {section}")
     if not config["models"]:
-        raise SettingsError("the study has no model: add one under config key models")
+        raise SettingsError("the study has no model; add one under config key models")
     if not config["select"]["configs"]:
-        raise SettingsError("the study has no config: add one under config key select.configs")
+        raise SettingsError("the study has no config; add one under config key select.configs")
 
 
 def _restrict(config, raw, notices):
-    """Check `only`: names that were dropped from the study are left out with a notice, unknown ones are errors."""
+    """Restrict `only` to names in the study. Dropped names get a notice, unknown names raise SettingsError."""
     raw_configs = (raw.get("select") or {}).get("configs") or {}
     for key, entries, given in (
         ("models", config["models"], raw.get("models") or {}),
@@ -168,21 +173,21 @@ def _restrict(config, raw, notices):
         for name in names:
             if name not in entries and name not in given:
                 raise SettingsError(
-                    f"config key only.{key}: '{name}' is not in the study; it has {', '.join(entries)}"
+                    f"config key only.{key}: '{name}' is not in the study; valid are {', '.join(entries)}"
                     f"{nearest(name, entries)}"
                 )
             if name not in entries:
-                notices.append(f"config key only.{key}: '{name}' was dropped from the study and is left out")
+                notices.append(f"config key only.{key}: '{name}' was dropped from the study and is ignored")
         config["only"][key] = [name for name in names if name in entries]
         if not config["only"][key]:
-            raise SettingsError(f"config key only.{key}: leaves the study without any; it has {', '.join(entries)}")
+            raise SettingsError(f"config key only.{key}: selects none of the study's {key}: {', '.join(entries)}")
 
 
 def _check_training(finetune):
     size = finetune["data"]["val_size"]
     if size >= 1 and size != int(size):
         raise SettingsError(
-            f"config key finetune.data.val_size: found {size}; a number of rows is whole, a share of them below 1"
+            f"config key finetune.data.val_size: found {size}; give a whole number of rows, or a share below 1"
         )
     check_held_out(finetune["data"], "config key finetune.data")
     if finetune["early_stopping"] and not (size or finetune["data"]["validation"]):
@@ -202,7 +207,7 @@ def _check_tasks(zero_shot, workdir, notices):
         if task in own.groups | registry.harness_tasks().groups:
             raise SettingsError(f"{key}: '{task}' is a group of tasks; name the tasks themselves")
         if not registry.harness_tasks().files:
-            notices.append(f"{key}: '{task}' is not checked, lm-eval is not installed here")
+            notices.append(f"{key}: '{task}' was not checked because lm-eval is not installed here")
             continue
         close = nearest(task, [*own.files, *registry.TASKS]) or nearest(task, registry.harness_tasks().files)
         raise SettingsError(f"{key}: lm-eval has no task '{task}'{close}")
@@ -216,7 +221,7 @@ def _check_tasks(zero_shot, workdir, notices):
 
 
 def _check_metric(zero_shot, task, own):
-    """Refuse a metric that the task's definition does not have, and a definition of the user's own that is broken."""
+    """Raise SettingsError if the task does not have its configured metric, or if the user's definition is broken."""
     wanted = zero_shot["metric"].get(task)
     if task in own:
         names = task_metrics.metrics(own[task], "config key evaluate.zero_shot.include_path")
@@ -231,7 +236,7 @@ def _check_metric(zero_shot, task, own):
 
 
 def _included(zero_shot, workdir):
-    """The tasks in the folder `include_path`, which becomes absolute."""
+    """Return the tasks in the folder `include_path`, and make that path absolute in `zero_shot`."""
     if zero_shot["include_path"] is None:
         return registry.Tasks({}, frozenset())
     given, key = zero_shot["include_path"], "config key evaluate.zero_shot.include_path"
@@ -250,11 +255,11 @@ def _check_protocols(perplexity):
     for name, protocol in own.items():
         check_name(name, f"{key}.protocols")
         if name in registry.PROTOCOLS:
-            raise SettingsError(f"{key}.protocols.{name}: the name is taken; give your own protocol another")
+            raise SettingsError(f"{key}.protocols.{name}: Coppice has a protocol of this name; choose another name")
         if (protocol["stride"] or 1) > protocol["seq_len"]:
             raise SettingsError(
-                f"{key}.protocols.{name}.stride: found {protocol['stride']}, must be at most seq_len, which is "
-                f"{protocol['seq_len']}: tokens between two windows would be left out"
+                f"{key}.protocols.{name}.stride: found {protocol['stride']}, must be at most seq_len "
+                f"({protocol['seq_len']}); a larger stride would skip tokens between windows"
             )
     names, valid = perplexity["protocol"], [*registry.PROTOCOLS, *own]
     for name in [names] if isinstance(names, str) else names:
@@ -263,16 +268,16 @@ def _check_protocols(perplexity):
 
 
 def _training_datasets(chosen):
-    """name -> key of the section finetune.data that names it."""
+    """Return {data set: the key of the section finetune.data that names it}."""
     trained = [chosen["dataset"]] if isinstance(chosen["dataset"], str) else chosen["dataset"]
     if not trained:
-        raise SettingsError("config key finetune.data.dataset: names no data set")
+        raise SettingsError("config key finetune.data.dataset: names no data set; name at least one")
     validation = {chosen["validation"]: "validation"} if chosen["validation"] else {}
     return dict.fromkeys(trained, "dataset") | validation
 
 
 def _uses(config):
-    """(data set, role, key that asks for it) of everything the study reads."""
+    """Yield (data set, role, configuration key that needs it) of everything the study reads."""
     for name, key in _training_datasets(config["finetune"]["data"]).items():
         yield name, "train", f"finetune.data.{key}"
     for name in config["evaluate"]["perplexity"]["datasets"]:
@@ -292,20 +297,21 @@ def _uses(config):
 
 
 def _uses_of_protocols(config):
-    """The same of texts by whose protocol other rows than the report's are read."""
+    """Yield the same for texts whose perplexity protocol reads rows of another role than "report"."""
     perplexity, key = config["evaluate"]["perplexity"], "evaluate.perplexity.protocol"
     names = [perplexity["protocol"]] if isinstance(perplexity["protocol"], str) else perplexity["protocol"]
     for name, text in itertools.product(names, perplexity["datasets"]):
         role = (perplexity["protocols"].get(name) or {"role": registry.PROTOCOL_ROLES.get(name, {}).get(text)})["role"]
         if role in ("train", "selection"):
             yield text, role, key
-        # what is reported is never what candidates are scored on, and that goes by the first protocol
+        # Candidates are scored by the first protocol, and never on rows that reports use: if the protocol reports on
+        # selection rows, candidates are scored on train rows.
         if role == "selection" and name == names[0] and _scores_by(config, text):
             yield text, "train", key
 
 
 def _scores_by(config, text):
-    """Whether candidates that are pruned here are scored on a text."""
+    """Return whether candidates that Coppice prunes are scored on a text."""
     here = config["candidates"]["table"] is None and config["select"]["split"] == "selection"
     texts = config["evaluate"]["perplexity"]["datasets"]
     return here and text in criteria.scored_texts(criteria.completed(config).values(), texts)
@@ -315,7 +321,7 @@ TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "
 
 
 def _purposes(config):
-    """data set -> what its columns have to hold beside what a task needs: `text`, `training`."""
+    """Return {data set: uses}, where "text" and "training" say which columns it needs besides those of a task."""
     found = {}
     for name, _, key in _uses(config):
         purpose = "text" if key in TEXT_USES else "training" if key.startswith("finetune.") else None
@@ -334,7 +340,7 @@ def _resolve_datasets(config, workdir, notices):
                 f"{nearest(name, valid)}"
             )
         if name not in resolved:
-            entry = entries.get(name) or schema.filled(registry.with_known(name, {}), node)
+            entry = entries.get(name) or schema.filled(registry.completed(name, {}), node)
             found = resolve_dataset(name, entry, config["data_root"], workdir, notices)
             resolved[name] = found | {"uses": sorted(purposes[name])}
         needed.setdefault(name, {}).setdefault(role, key)
@@ -342,7 +348,7 @@ def _resolve_datasets(config, workdir, notices):
 
 
 def _candidates(config, workdir, notices):
-    """Candidates by model, and the rows and columns of the table (none where there is none)."""
+    """Return (candidates by model, rows, columns); rows and columns are those of the table, empty without one."""
     settings, models = config["candidates"], config["models"]
     if settings["table"] is None:
         grids = {}
@@ -354,12 +360,12 @@ def _candidates(config, workdir, notices):
     columns, rows = candidate_lists.table(settings["table"], workdir, criteria.measured(config["evaluate"]))
     for name in dict.fromkeys(row["model"] for row in rows if row["model"] not in models):
         notices.append(
-            f"{settings['table']}: '{name}' is not in the study, its rows are left out{nearest(name, models)}"
+            f"{settings['table']}: model '{name}' is not in the study; its rows are ignored{nearest(name, models)}"
         )
     rows = [row for row in rows if row["model"] in models]
     by_model = {name: {} for name in models}
     for row in rows:
-        # where it stands in the table is no property of a candidate: a row added above must not make it anew
+        # The line number is not part of a candidate: a row inserted above it must not rerun the candidate's jobs
         by_model[row["model"]][row["candidate"]] = {key: value for key, value in row.items() if key != "row"}
     return by_model, rows, columns
 
@@ -370,21 +376,22 @@ def _check_candidates(study):
     if settings["per_job"] == "all" and len(grids) > 1:
         raise SettingsError(
             "config key candidates.per_job: 'all' needs the same candidates for every model; set it to 'one', or "
-            "leave out models.*.prune"
+            "remove models.*.prune"
         )
     for name in study.active_models():
         if study.candidates(name):
             continue
         if settings["table"] is None:
             key = "candidates.prune" if study.config["models"][name]["prune"] is None else f"models.{name}.prune"
-            raise SettingsError(f"config key {key}: is empty, so model '{name}' has no candidate")
+            raise SettingsError(f"config key {key}: is empty, so model '{name}' has no candidate; add a grid point")
         raise SettingsError(
-            f"{settings['table']}: has no row for model '{name}'; add one, or leave the model out with only.models"
+            f"{settings['table']}: has no row for model '{name}'; add one, or exclude the model with only.models"
         )
 
 
 def _notice_split(study):
     if study.select["split"] == "report":
         study.notices.append(
-            "config key select.split: candidates are chosen on the data that the reports use, which flatters the chosen"
+            "config key select.split: candidates are chosen on the rows that the reports use, so the reports are too "
+            "favorable to the chosen candidates"
         )

@@ -1,4 +1,7 @@
-"""Targets named on the command line: a mistyped model, config or candidate is told before Snakemake looks for rules."""
+"""Check target paths given on the command line for mistyped models, configs, candidates, ablations and arms.
+
+Without this check Snakemake would only report that no rule makes the file.
+"""
 
 import os
 
@@ -14,20 +17,20 @@ ABLATIONS = "ablation"
 
 
 def check_targets(study, targets):
-    """Raise SettingsError if a target path under the results names what is not in the study: a model, config,
-    candidate, ablation or arm."""
+    """Raise SettingsError if a target path under the results names a model, config, candidate, ablation or arm that is
+    not in the study."""
     root = os.path.join(study.workdir, study.results)
     for target in targets:
         path = os.path.relpath(os.path.join(study.workdir, target), root)
         folder, *parts = path.split(os.sep)
         if folder == ABLATIONS and parts:
             _check_ablation(study, target, parts)
-        if folder in FOLDERS and not _of_no_single_one(study, parts):
+        if folder in FOLDERS and not _is_for_whole_stage(study, parts):
             _check(study, target, folder, parts)
 
 
-def _of_no_single_one(study, parts):
-    """Whether a path in a stage's folder is about no single model or candidate, such as SUMMARY.md and its figures."""
+def _is_for_whole_stage(study, parts):
+    """Return whether a file covers all models or all candidates of a model, such as SUMMARY.md, figures, grid.json."""
     of_stage = (len(parts) == 1 and "." in parts[0]) or parts[:1] == ["figures"]
     return (of_stage and parts[0] not in study.models) or parts[1:] in (["released.json"], ["grid.json"])
 
@@ -37,37 +40,37 @@ def _check(study, target, folder, parts):
         return
     model = parts[0]
     if model not in study.models:
-        _refuse(target, "model", model, study.models)
+        _reject(target, "model", model, study.models)
     if len(parts) < 2:
         return
     if folder in CANDIDATE_FOLDERS and parts[1] not in study.candidates(model):
-        _refuse(target, f"candidate of {model}", parts[1], study.candidates(model))
+        _reject(target, f"candidate of {model}", parts[1], study.candidates(model))
     if folder in CONFIG_FOLDERS and parts[1] not in study.configs:
-        _refuse(target, "config", parts[1], study.configs)
+        _reject(target, "config", parts[1], study.configs)
     if folder in FINETUNED_FOLDERS:
         valid = [config + layout.TUNED for config in study.configs]
         if parts[1] not in valid:
-            _refuse(target, "fine-tuned config", parts[1], valid)
+            _reject(target, "fine-tuned config", parts[1], valid)
 
 
 def _check_ablation(study, target, parts):
     name, configured = parts[0], study.config["ablations"]
     if name not in configured:
-        _refuse(target, "ablation", name, configured)
+        _reject(target, "ablation", name, configured)
     if name not in study.ablations:
         start = configured[name]["start"]
         begin = " ".join(filter(None, (start.get("model"), start.get("config"))))
         raise SettingsError(
-            f"target {target}: the ablation starts from {begin}, which is not in the study; it has the models "
+            f"target {target}: the ablation starts from {begin}, which is not in the study; the study has the models "
             f"{', '.join(study.models)} and the configs {', '.join(study.configs)}"
         )
     arms = study.ablations[name]["arms"]
     if len(parts) > 2 and parts[1] != "figures" and parts[1] not in arms:
-        _refuse(target, f"arm of {name}", parts[1], arms)
+        _reject(target, f"arm of {name}", parts[1], arms)
 
 
-def _refuse(target, kind, name, valid):
-    known = ", ".join(valid) or "none"
+def _reject(target, kind, name, valid):
+    listed = ", ".join(valid) or "none"
     raise SettingsError(
-        f"target {target}: there is no {kind} '{name}' in the study; valid are {known}{nearest(name, valid)}"
+        f"target {target}: there is no {kind} '{name}' in the study; valid are {listed}{nearest(name, valid)}"
     )

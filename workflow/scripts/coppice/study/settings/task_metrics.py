@@ -1,6 +1,7 @@
-"""What can be told of a task's definition (lm-eval's YAML) before any job: that it can be read, which metrics it has.
+"""Read the metrics of a task from its definition (lm-eval's YAML) before any job runs.
 
-Nothing of a definition is run: its functions are Python code, and lm-eval takes seconds to import.
+The module only parses the YAML. It does not run a definition's Python functions, and it does not import lm-eval, which
+takes seconds.
 """
 
 from pathlib import Path
@@ -10,13 +11,14 @@ import yaml
 from coppice.core.errors import SettingsError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DEEPEST = 8  # definitions that include one another
+DEEPEST = 8  # levels of `include`; the limit also ends files that include each other
 
 
 def metrics(file, key, depth=0):
-    """Names of the metrics of the task in `file`, with what it includes; None where they cannot be told.
+    """Return the metric names of the task defined in `file` or in a file that it includes; None if YAML does not say.
 
-    SettingsError, naming the configuration's `key`, where the file or one that it includes cannot be read.
+    Raises:
+        SettingsError: the file, or one that it includes, cannot be read; the message names the configuration's `key`.
     """
     root = _root(Path(file), key)
     if "metric_list" in root:
@@ -30,21 +32,21 @@ def metrics(file, key, depth=0):
 
 
 def _root(file, key):
-    """Key -> node of the mapping in a YAML file."""
+    """Return {key: node} of the mapping in a YAML file."""
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise SettingsError(f"{key}: {file}{where}: cannot be read as a task's definition ({reason})") from error
+        raise SettingsError(f"{key}: {file}{where}: cannot be read as a task definition ({reason})") from error
     if not isinstance(root, yaml.MappingNode):
-        raise SettingsError(f"{key}: {file}: cannot be read as a task's definition (it holds no keys)")
+        raise SettingsError(f"{key}: {file}: cannot be read as a task definition (it has no keys)")
     return {str(name.value): node for name, node in root.value}
 
 
 def _named(node):
-    """The metrics of a `metric_list`; None where one of them is a function."""
+    """Return the names in a `metric_list`; None if one is a function, whose metrics are unknown without running it."""
     entries = node.value if isinstance(node, yaml.SequenceNode) else []
     names = [value for entry in entries for name, value in _pairs(entry) if name.value == "metric"]
     if not names or any(value.tag.startswith("!function") for value in names):
