@@ -53,6 +53,14 @@ def test_the_chosen_checkpoint_is_linked_and_loads_in_plain_transformers(finishe
     assert info["candidate"] in info["candidates_considered"] and info["runner_up"]["margin"] >= 0
 
 
+def test_each_arm_of_an_ablation_is_measured_with_the_adapter_that_it_trained(finished):
+    arms = sorted((finished.folder / "results/ablation/arms").glob("*/seed-42"))
+    measured = [json.loads((arm / "report/evaluation_results.json").read_text()) for arm in arms]
+    trained = [json.loads((arm / "finetuning_config.json").read_text())["trained_fingerprint"] for arm in arms]
+    assert [record["provenance"]["fingerprints"]["adapter"] for record in measured] == trained
+    assert len(set(trained)) == 2
+
+
 def test_the_adapter_loads_with_plain_peft(finished):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
