@@ -10,7 +10,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -q --dist loadfile --n
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo test test-unit test-guard test-all test-faults test-slurm test-gpu slurm bench lint audit clean
+.PHONY: help env demo test test-unit test-guard test-all test-faults test-slurm test-gpu slurm bench docs lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,17 @@ bench: $(VENV)/.bench  ## speed against the peers, and how jobs are planned
 
 $(VENV)/.bench: $(INSTALLED) envs/requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements-bench.txt
+	touch $@
+
+# An environment of its own, because the site needs neither torch nor anything else of the study. The variable silences
+# Material's notice about the end of its maintenance, which is not a warning about these pages.
+docs: $(VENV)-docs/.installed  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	@echo site/index.html
+
+$(VENV)-docs/.installed: envs/requirements-docs.txt envs/constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -c envs/constraints.txt -r envs/requirements-docs.txt
 	touch $@
 
 lint: env  ## ruff, snakefmt, snakemake --lint
