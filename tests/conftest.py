@@ -1,5 +1,7 @@
-"""Fixtures for all tests: no network, no GPU but where tests are about one, one thread, and tiny models of the real
-architectures."""
+"""Fixtures for all tests: tiny models of the real architectures, and studies that a test run shares.
+
+Tests use one thread, no network and no GPU, except for the GPU tests of `make test-gpu`.
+"""
 
 import functools
 import gc
@@ -10,14 +12,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before anything imports transformers or torch: they read these once.
+# Set these before anything imports transformers or torch, which read them once, at import.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
 )
-if not os.environ.get("COPPICE_TEST_GPU"):  # set by `make test-gpu`; what all other tests expect are a CPU's numbers
+if not os.environ.get("COPPICE_TEST_GPU"):  # set by `make test-gpu`; other tests expect a CPU's numbers
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import hypothesis
@@ -27,16 +29,18 @@ from filelock import FileLock
 from tests.study import checkout as checkouts
 from tests.study import outcome, running
 
-# As jobs have it (see coppice.core.logs): a third of what importing torch and transformers takes is collecting garbage
+# Jobs set the same thresholds (see coppice.core.logs): a third of the time that importing torch and transformers takes
+# is garbage collection.
 gc.set_threshold(100_000, 50, 100)
 
-# A machine that only says yes or no tries the same examples each time; a developer's tries new ones.
+# CI tries the same examples each time, so that it fails for changes of the code alone. A developer's machine tries new
+# ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-# Of the files that take minutes, one that runs the small study begins, and those that wait for it come last.
+# Of the files that take minutes, one that runs the small study begins; those that wait for that study come last.
 FIRST = (
     "workflow/test_miniature_study.py",
     "workflow/test_candidates.py",
@@ -61,9 +65,10 @@ LAST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest files: else one process of a test run is busy long after the other has ended.
+    """Start with the longest files, so that no process works long after the others have ended.
 
-    pytest-xdist keeps to this with `--no-loadscope-reorder`; by itself it begins with the files of most tests.
+    pytest-xdist keeps this order only with `--no-loadscope-reorder`; by default it starts with the files that hold the
+    most tests.
     """
     here = Path(__file__).parent
     places = {here / name: place - len(FIRST) for place, name in enumerate(FIRST)}
@@ -72,13 +77,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What the tests' modules imported stays: else each training, which collects garbage, looks through all of it."""
+    """Exclude all imported modules from garbage collection.
+
+    Each training collects garbage and would otherwise scan what the modules of all tests imported.
+    """
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def no_logging_is_left():
-    """A command that runs in a test's own process starts logging to streams that are closed once the test is over."""
+def close_log_handlers():
+    """Remove log handlers after each test.
+
+    A command that runs in the test's own process logs to streams that are closed once the test has ended.
+    """
     yield
     for handler in list(logging.getLogger().handlers):
         if type(handler) in (logging.StreamHandler, logging.FileHandler):
@@ -88,11 +99,12 @@ def no_logging_is_left():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """`tiny_model(architecture, seed=0, **overrides)` builds a new random model, the same for the same arguments.
+    """Return `build(architecture, seed=0, **overrides)`, which makes a random model.
 
-    architecture: llama, qwen2, qwen3 or mistral. Vocabulary 128, hidden 32, MLP 48, 4 layers, 8 query heads in 4
-    KV groups, head_dim 4, untied embeddings; overrides are configuration keys. In eval mode, float32. Weights are
-    large, and biases and norms random, so that logits spread widely and a lost bias shows.
+    The same arguments give the same model. The architecture is llama, qwen2, qwen3 or mistral; overrides are
+    configuration keys. The model has vocabulary 128, hidden size 32, MLP size 48, 4 layers, 8 query heads in 4 KV
+    groups, head_dim 4 and untied embeddings; it is float32 and in eval mode. Its weights are large, and its biases and
+    norms random, so that logits spread widely and a lost bias changes them.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -116,7 +128,7 @@ def tiny_model():
             "pad_token_id": 0,
         }
         if architecture == "qwen2":
-            del settings["head_dim"]  # not a key of its configuration; hidden / heads gives the same 4
+            del settings["head_dim"]  # qwen2 has no such key; hidden_size / heads gives the same 4
         config = AutoConfig.for_model(architecture, **{**settings, **overrides})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -133,7 +145,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def token_batches():
-    """`token_batches(count=3, rows=2, length=16, seed=0)`: random calibration batches of ids 3...127."""
+    """Return `build(count=3, rows=2, length=16, seed=0)`, which makes random calibration batches of ids 3 to 127."""
     import torch
 
     def build(count=3, rows=2, length=16, seed=0):
@@ -145,7 +157,7 @@ def token_batches():
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """A word-level tokenizer of 128 ids (`w3` ... `w127` and three special ones), with a chat template."""
+    """Return a word-level tokenizer with 128 ids (three special ones and `w3` to `w127`) and a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -161,7 +173,7 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """`tiny_checkpoint(architecture, **overrides)`: a new folder with a tiny model and its tokenizer."""
+    """Return `build(architecture, **overrides)`, which makes a new folder with a tiny model and its tokenizer."""
     made = {}
 
     def make(architecture, overrides):
@@ -184,27 +196,31 @@ def tiny_checkpoint(tiny_model, tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def new_checkout(tmp_path_factory):
-    """`new_checkout(name)`: a fresh copy of what a user clones."""
+    """Return a function that makes a fresh copy of what a user clones, in a new folder of the given name."""
     return lambda name="checkout": checkouts.new(tmp_path_factory.mktemp(name))
 
 
-def made_once(tmp_path_factory, name, make):
-    """What `make()` returned, to be called by one of a test run's processes and kept as JSON for all of them."""
+def make_once(tmp_path_factory, name, make):
+    """Return what `make()` returned, as JSON: one process of a test run calls it, and the others read its result."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    note = shared / f"{name}.json"
+    result = shared / f"{name}.json"
     with FileLock(shared / f"{name}.lock"):
-        if not note.exists():
-            note.write_text(json.dumps(make()))
-    return json.loads(note.read_text())
+        if not result.exists():
+            result.write_text(json.dumps(make()))
+    return json.loads(result.read_text())
 
 
 @dataclass
 class Finished(checkouts.Checkout):
-    """A finished study that nobody changes: what its run said, and the CPU seconds of each script's longest job."""
+    """A finished study that no test changes.
 
-    said: str
-    lives: dict
+    output: what its run printed
+    cpu_seconds: script -> CPU seconds of that script's longest job
+    """
+
+    output: str
+    cpu_seconds: dict
 
     @functools.cached_property
     def numbers(self):
@@ -213,26 +229,26 @@ class Finished(checkouts.Checkout):
 
 @pytest.fixture(scope="session")
 def finished(new_checkout, tmp_path_factory):
-    """The small study, run to its end by the README's own command, once for all processes of a test run."""
+    """Run the small study to its end with the README's own command, once for all processes of a test run."""
 
     def make():
         made = new_checkout("finished")
-        with running.Running(made, *checkouts.TARGETS, "--resources", "gpu=2", cores=8, apart=True) as run:
-            lives = running.lives(run)
-            run.ends_well()
-        return {"folder": str(made.folder), "said": run.text(), "lives": lives}
+        with running.Running(made, *checkouts.TARGETS, "--resources", "gpu=2", cores=8, offline=True) as run:
+            cpu_seconds = running.longest_cpu_seconds(run)
+            run.succeeds()
+        return {"folder": str(made.folder), "output": run.text(), "cpu_seconds": cpu_seconds}
 
-    found = made_once(tmp_path_factory, "small-study", make)
-    return Finished(Path(found["folder"]), found["said"], found["lives"])
+    found = make_once(tmp_path_factory, "small-study", make)
+    return Finished(Path(found["folder"]), found["output"], found["cpu_seconds"])
 
 
 @pytest.fixture(scope="session")
 def study(finished, tmp_path_factory):
-    """A copy of the small study for the tests of one process, which leave it as they found it."""
-    return checkouts.copied(finished, tmp_path_factory.mktemp("small") / "study")
+    """Return a copy of the small study that the tests of one process share and leave unchanged."""
+    return checkouts.copy_study(finished, tmp_path_factory.mktemp("small") / "study")
 
 
 @pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of the small study for one test, which may damage it."""
-    return checkouts.copied(finished, tmp_path / "study")
+def study_copy(finished, tmp_path):
+    """Return a copy of the small study for one test, which may damage it."""
+    return checkouts.copy_study(finished, tmp_path / "study")

@@ -1,11 +1,11 @@
-"""The seed of the moments at which the fault suite disturbs a study."""
+"""Set the seed of the random moments at which the fault tests kill jobs."""
 
 import os
 import random
 
 
 def pytest_configure(config):
-    """One seed for all processes of a test run: COPPICE_FAULTS_SEED, else a new one."""
+    """Share one seed among all processes of a test run: COPPICE_FAULTS_SEED, else a new one."""
     os.environ.setdefault("COPPICE_FAULTS_SEED", str(random.SystemRandom().randrange(10**6)))
 
 

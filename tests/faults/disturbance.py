@@ -1,4 +1,4 @@
-"""What disturbs a study: the moments of kills, the scripts of each stage, a user without rights."""
+"""Helpers of the fault tests: random moments, the scripts of each stage, and a user without root's rights."""
 
 import os
 import random
@@ -6,8 +6,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-NOBODY = 65534  # the user who owns nothing
-# With those stages whose records nobody misses while the reports that were made of them are there
+NOBODY = 65534  # a user id that owns no files
+# `all` does not remake a missing record while the reports made from it exist, so every stage is named.
 EVERY_STAGE = ("candidates", "select", "finetune", "evaluate", "compare", "all", "ablation")
 
 # stage -> the scripts that do its work
@@ -24,14 +24,17 @@ STAGES = {
 }
 
 
-def chances(name):
-    """A source of random moments, the same for the same COPPICE_FAULTS_SEED (see conftest)."""
+def seeded_random(name):
+    """Return a random generator, the same for the same COPPICE_FAULTS_SEED (see conftest)."""
     return random.Random(f"{os.environ['COPPICE_FAULTS_SEED']} {name}")
 
 
 @contextmanager
-def not_as_root():
-    """Without root's right to read everything, for the time being; what is imported then has to be imported before."""
+def without_root():
+    """Give up root's right to read every file inside the block.
+
+    Import what the block needs before the block, which may not be able to read root's modules.
+    """
     if os.geteuid() != 0:
         yield
         return
@@ -43,8 +46,8 @@ def not_as_root():
 
 
 @contextmanager
-def open_to_all():
-    """A folder that everybody may write to, and so may its parents' be entered; it goes afterwards."""
+def world_writable_folder():
+    """Yield a temporary folder that every user may enter and write to."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         yield Path(folder)

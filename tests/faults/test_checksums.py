@@ -1,4 +1,4 @@
-"""One bit that flips on a disk, in a file of any kind, is noticed by its reader, which names file and remedy."""
+"""The reader of a file of any kind notices one flipped bit and names the file and the remedy."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ EVALUATE = {
 
 
 def flip(path, place=None):
-    """Flip one bit of the file `path`, by default in its middle."""
+    """Flip one bit of the file `path`, in the middle unless `place` says where."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if place is None else place] ^= 4
     path.write_bytes(content)
@@ -47,11 +47,13 @@ def study():
 
 
 @pytest.fixture(scope="module")
-def made(study, tiny_checkpoint, tmp_path_factory):
-    """A folder with a small model, data, a training and an evaluation of what it gave, all by the study's own code."""
+def small_study(study, tiny_checkpoint, tmp_path_factory):
+    """Return a folder with a small model, data, a training and its evaluation, all made by the package itself."""
     root = tmp_path_factory.mktemp("made")
     shutil.copytree(tiny_checkpoint("llama"), root / "model")
-    records.write(root / "model.json", {"path": str(root / "model"), "weights_fingerprint": prints(root / "model")})
+    records.write(
+        root / "model.json", {"path": str(root / "model"), "weights_fingerprint": weights_fingerprint(root / "model")}
+    )
     words = [f"w{3 + i}" for i in range(60)]
     rows = {
         "alpaca": {"train": [{"instruction": word, "input": "", "output": f"{word} w9"} for word in words]},
@@ -61,11 +63,11 @@ def made(study, tiny_checkpoint, tmp_path_factory):
     for name, tables in rows.items():
         data.write(name, tables, root / name, {}, {})
     train(root, study)
-    evaluated(root, study)
+    evaluate_adapter(root, study)
     return root
 
 
-def prints(folder):
+def weights_fingerprint(folder):
     from coppice.core import fingerprints
 
     return fingerprints.weights(folder)
@@ -77,7 +79,7 @@ def train(root, study):
     recover.finetune({"model": "A", "config": "c"}, source, sets, study.finetune, "none", root / "tuned")
 
 
-def evaluated(root, study):
+def evaluate_adapter(root, study):
     sets = {name: root / name / "dataset.json" for name in ("ptb", "piqa")}
     identity = {"model": "A", "config": "c", "stage": "finetuned"}
     source, tuned = models.Source(str(root / "model")), root / "tuned"
@@ -85,9 +87,11 @@ def evaluated(root, study):
 
 
 @pytest.fixture
-def copied(made, tmp_path):
-    root = shutil.copytree(made, tmp_path / "made", symlinks=True)
-    records.write(root / "model.json", {"path": str(root / "model"), "weights_fingerprint": prints(root / "model")})
+def study_copy(small_study, tmp_path):
+    root = shutil.copytree(small_study, tmp_path / "made", symlinks=True)
+    records.write(
+        root / "model.json", {"path": str(root / "model"), "weights_fingerprint": weights_fingerprint(root / "model")}
+    )
     return root
 
 
@@ -102,90 +106,92 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record(copied, name):
-    assert records.read(copied / name)
-    size = (copied / name).stat().st_size
+def test_detects_a_flipped_bit_in_a_record(study_copy, name):
+    assert records.read(study_copy / name)
+    size = (study_copy / name).stat().st_size
     for place in (10, size // 3, size // 2, size - 20):
-        flip(copied / name, place)
-        assert name.rpartition("/")[2] in message_of(lambda: records.read(copied / name))
-        flip(copied / name, place)
-    assert records.read(copied / name)
+        flip(study_copy / name, place)
+        assert name.rpartition("/")[2] in message_of(lambda: records.read(study_copy / name))
+        flip(study_copy / name, place)
+    assert records.read(study_copy / name)
 
 
-def test_a_prepared_data_set(copied):
-    record = copied / "ptb" / "dataset.json"
-    flip(copied / "ptb" / "report.parquet")
+def test_detects_a_flipped_bit_in_a_prepared_dataset(study_copy):
+    record = study_copy / "ptb" / "dataset.json"
+    flip(study_copy / "ptb" / "report.parquet")
     message = message_of(lambda: data.texts(record, "report"))
     assert "report.parquet: was changed" in message and f"delete {record} and run snakemake again" in message
 
 
-def test_the_samples_of_an_evaluation_come_back_from_its_parts(copied, study):
-    path = copied / "evaluated" / "samples" / "piqa.parquet"
+def test_restores_damaged_samples_from_the_parts_of_the_evaluation(study_copy, study):
+    path = study_copy / "evaluated" / "samples" / "piqa.parquet"
     whole = path.read_bytes()
     flip(path)
-    message = message_of(lambda: stored_samples.right_and_wrong([copied / "evaluated"], "piqa", "again"))
+    message = message_of(lambda: stored_samples.right_and_wrong([study_copy / "evaluated"], "piqa", "again"))
     assert "piqa.parquet: is not the file that its evaluation wrote" in message and "delete" in message
-    (copied / "evaluated" / "evaluation_results.json").unlink()
-    evaluated(copied, study)
+    (study_copy / "evaluated" / "evaluation_results.json").unlink()
+    evaluate_adapter(study_copy, study)
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_an_adapter_comes_back_from_its_checkpoint(copied, study, name):
-    whole = (copied / "tuned" / name).read_bytes()
-    flip(copied / "tuned" / name)
-    message = message_of(lambda: evaluated(copied, study))
+def test_restores_a_damaged_adapter_from_its_checkpoint(study_copy, study, name):
+    whole = (study_copy / "tuned" / name).read_bytes()
+    flip(study_copy / "tuned" / name)
+    message = message_of(lambda: evaluate_adapter(study_copy, study))
     assert f"{name}" in message and "snakemake --forcerun finetune_lora" in message
-    train(copied, study)
-    evaluated(copied, study)
-    assert (copied / "tuned" / "adapter_model.safetensors").read_bytes() == whole or name != "adapter_model.safetensors"
+    train(study_copy, study)
+    evaluate_adapter(study_copy, study)
+    assert (
+        study_copy / "tuned" / "adapter_model.safetensors"
+    ).read_bytes() == whole or name != "adapter_model.safetensors"
 
 
-def test_an_adapter_whose_record_is_of_before_checksums_is_evaluated(copied, study):
-    record = records.read(copied / "tuned" / "finetuning_config.json")
+def test_evaluates_an_adapter_whose_record_has_no_fingerprint(study_copy, study):
+    record = records.read(study_copy / "tuned" / "finetuning_config.json")
     del record["trained_fingerprint"]
-    records.write(copied / "tuned" / "finetuning_config.json", record)
-    evaluated(copied, study)
+    records.write(study_copy / "tuned" / "finetuning_config.json", record)
+    evaluate_adapter(study_copy, study)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_dense_model(copied, name):
-    assert models.Source.of_record(copied / "model.json", {}).path == str(copied / "model")
-    place = (copied / "model" / name).read_bytes().rindex(b"e") if name == "config.json" else None
-    flip(copied / "model" / name, place)
-    message = message_of(lambda: models.Source.of_record(copied / "model.json", {}))
-    assert str(copied / "model") in message and "model.json" in message
+def test_detects_a_flipped_bit_in_a_dense_model(study_copy, name):
+    assert models.Source.of_record(study_copy / "model.json", {}).path == str(study_copy / "model")
+    place = (study_copy / "model" / name).read_bytes().rindex(b"e") if name == "config.json" else None
+    flip(study_copy / "model" / name, place)
+    message = message_of(lambda: models.Source.of_record(study_copy / "model.json", {}))
+    assert str(study_copy / "model") in message and "model.json" in message
 
 
-def test_a_candidate_of_the_users_own(copied):
-    """One that was made here is made anew: see test_candidates in tests/workflow."""
-    dense = copied / "dense.json"
+def test_detects_a_flipped_bit_in_a_users_candidate(study_copy):
+    """A candidate that was pruned here is pruned again: see test_candidates in tests/workflow."""
+    dense = study_copy / "dense.json"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
-    candidates.take_in({"model": "A", "candidate": "x"}, copied / "model", {}, dense, copied / "candidate")
-    candidates.ensure(copied / "candidate")
-    flip(copied / "model" / "model.safetensors")
-    message = message_of(lambda: candidates.ensure(copied / "candidate"))
-    assert str(copied / "model") in message and "put them back" in message
+    candidates.take_in({"model": "A", "candidate": "x"}, study_copy / "model", {}, dense, study_copy / "candidate")
+    candidates.ensure(study_copy / "candidate")
+    flip(study_copy / "model" / "model.safetensors")
+    message = message_of(lambda: candidates.ensure(study_copy / "candidate"))
+    assert str(study_copy / "model") in message and "Put them back" in message
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json", "rng_state.pth"])
-def test_a_checkpoint_of_a_training(copied, name):
-    (folder,) = (copied / "tuned").glob("checkpoint-*")
+def test_detects_a_flipped_bit_in_a_training_checkpoint(study_copy, name):
+    (folder,) = (study_copy / "tuned").glob("checkpoint-*")
     assert checkpoints.is_whole(folder)
     flip(folder / name)
     assert not checkpoints.is_whole(folder)
 
 
-def test_a_part_of_an_evaluation_is_computed_again(copied, study):
-    whole = records.read(copied / "evaluated" / "evaluation_results.json")
-    for path in sorted((copied / "evaluated" / ".parts").iterdir()):
+def test_computes_a_damaged_part_of_an_evaluation_again(study_copy, study):
+    whole = records.read(study_copy / "evaluated" / "evaluation_results.json")
+    for path in sorted((study_copy / "evaluated" / ".parts").iterdir()):
         flip(path)
-    evaluated(copied, study)
-    again = records.read(copied / "evaluated" / "evaluation_results.json")
+    evaluate_adapter(study_copy, study)
+    again = records.read(study_copy / "evaluated" / "evaluation_results.json")
     assert again["zero_shot"] == whole["zero_shot"] and again["perplexity"] == whole["perplexity"]
 
 
-def test_a_record_of_another_schema_or_without_a_checksum_is_told(tmp_path):
+def test_rejects_a_record_with_another_schema_or_without_a_checksum(tmp_path):
     for content in ({"schema_version": 2, "checksum": "x"}, {"schema_version": 1}):
         (tmp_path / "a.json").write_text(json.dumps(content))
         assert "a.json" in message_of(lambda: records.read(tmp_path / "a.json"))

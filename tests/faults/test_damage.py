@@ -1,4 +1,4 @@
-"""Files that were damaged behind Snakemake's back, with their time stamps: mended where they can be, else named."""
+"""Files damaged behind Snakemake's back, with their time stamps kept: a rerun repairs them or names them."""
 
 import os
 import re
@@ -17,13 +17,13 @@ EVALUATED = "results/finetuned_evaluation/Mistral/best_{}_finetuned"
 
 
 def change(path, how):
-    """Give the file `path` other bytes, by `how`, and let it look as old as it is."""
+    """Replace the bytes of the file `path` with `how(bytes)` and keep its time stamps."""
     stat = path.stat()
     path.write_bytes(how(path.read_bytes()))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def torn(content):
+def truncated(content):
     return content[: len(content) // 2]
 
 
@@ -36,31 +36,31 @@ def garbled(content):
     return b"\x00\xff{[" * 8
 
 
-def test_what_can_be_made_again_is_made_again(copied, finished):
-    """Weights, checkpoints, parts of evaluations, and the small files that runs leave for each other."""
-    folder = copied.folder
+def test_repairs_damaged_files_that_it_can_make_again(study_copy, finished):
+    """Damages weights, checkpoints, parts of evaluations, and the small files that runs leave for each other."""
+    folder = study_copy.folder
     tuned, evaluated = folder / TUNED.format("acc"), folder / EVALUATED.format("acc")
     chosen = (folder / "results/for_finetuning/Mistral/best_acc/model.safetensors").resolve()
     change(chosen, flipped)
     (newest,) = tuned.glob("checkpoint-4")
-    change(newest / "optimizer.pt", torn)
+    change(newest / "optimizer.pt", truncated)
     for part in sorted((evaluated / ".parts").iterdir())[::2]:
         change(part, flipped)
     for path in [*folder.glob("results/.owners/*.json"), *folder.glob("logs/*/.*.lock")]:
         change(path, garbled)
     for path in (folder / "results/.status").rglob("*.json"):
-        change(path, torn)
+        change(path, truncated)
     (tuned / "finetuning_config.json").unlink()
     (evaluated / "evaluation_results.json").unlink()
-    copied.run("--cores", "2", *EVERY_STAGE, config=STUDY)
+    study_copy.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(finished.numbers, numbers(folder)) == []
 
 
-def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, finished):
-    """Each of several damages stops one job; the remedies that are told are all that it takes."""
-    folder = copied.folder
+def test_names_other_damaged_files_and_a_remedy_that_works(study_copy, finished):
+    """Each damaged file stops one job, and the remedies in the messages repair the study."""
+    folder = study_copy.folder
     damaged = {
-        f"{PRUNED}/ppl_results.json": torn,
+        f"{PRUNED}/ppl_results.json": truncated,
         f"{EVALUATED.format('ppl')}/samples/piqa.parquet": flipped,
         f"{TUNED.format('ppl')}/adapter_model.safetensors": flipped,
         "resources/miniature/arc_easy/report.parquet": flipped,
@@ -72,19 +72,19 @@ def test_what_cannot_be_is_named_with_its_remedy_which_helps(copied, finished):
     (folder / EVALUATED.format("acc") / "comparison.json").unlink()
     (folder / EVALUATED.format("ppl") / "comparison.json").unlink()
     for _ in range(len(damaged) + 1):
-        done = copied.snakemake("--cores", "2", "--keep-going", *EVERY_STAGE, config=STUDY)
+        done = study_copy.snakemake("--cores", "2", "--keep-going", *EVERY_STAGE, config=STUDY)
         if done.returncode == 0:
             break
-        told = remedies(done.stdout)
-        assert told and "Traceback" not in done.stdout, done.stdout[-6000:]
-        for path in told:
+        to_delete = remedies(done.stdout)
+        assert to_delete and "Traceback" not in done.stdout, done.stdout[-6000:]
+        for path in to_delete:
             (folder / path).unlink()
     assert done.returncode == 0, done.stdout[-6000:]
     assert differences(finished.numbers, numbers(folder)) == []
 
 
 def remedies(text):
-    """The files that a user is told to delete."""
+    """Return the files that the messages tell the user to delete."""
     return {match[1] for match in re.finditer(r"delete (\S+?\.json)\b", text)} | {
         match[1] for match in re.finditer(r"(\S+\.json): .*; delete it and run snakemake again", text)
     }

@@ -1,6 +1,6 @@
-"""Files torn, garbled, emptied, missing, or a folder in their place: each reader names the file in one line.
+"""Files that are truncated, garbled, empty, missing or a folder: each reader names the file in one line.
 
-Only a `CoppiceError` may come out of a reader. Readers of what may always be absent (a status file, a cache) go on.
+A reader may raise only `CoppiceError`. Readers of files that need not exist (a status file, a cache) go on.
 """
 
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from disturbance import not_as_root, open_to_all
+from disturbance import without_root, world_writable_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -47,7 +47,7 @@ DAMAGES = {
 
 
 def damage(path, kind):
-    """Do to the file `path` what `kind` says."""
+    """Damage the file `path` in the way that `kind` names."""
     content = path.read_bytes()
     path.unlink()
     if kind == "a folder":
@@ -61,14 +61,14 @@ def kind(request):
     return request.param
 
 
-def test_a_record(tmp_path, kind):
+def test_names_a_damaged_record(tmp_path, kind):
     path = tmp_path / "record.json"
     records.write(path, {"value": 1})
     damage(path, kind)
     assert "record.json" in message_of(lambda: records.read(path))
 
 
-def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
+def test_decides_again_which_config_trains_if_its_record_is_damaged(tmp_path, kind):
     path = tmp_path / "Llama.json"
     records.write(path, {"owners": {"a": "best_ppl"}})
     damage(path, kind)
@@ -76,7 +76,7 @@ def test_an_owners_record_that_is_damaged_is_decided_anew(tmp_path, kind):
         assert select.config_to_train(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
 
 
-def test_a_status_file_is_passed_over(tmp_path, kind):
+def test_skips_a_damaged_status_file(tmp_path, kind):
     path = tmp_path / ".status" / "finetune" / "x.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"title": "finetune Llama best_acc", "state": "running", "started": 1, "updated": 2}))
@@ -89,7 +89,7 @@ def test_a_status_file_is_passed_over(tmp_path, kind):
 @pytest.mark.parametrize(
     "facts", [{"pid": 10**30}, {"pid": -1}, {"title": " "}, {"title": ["x"]}, {"reason": {"a": 1}}]
 )
-def test_a_status_file_with_odd_values_is_no_error(tmp_path, facts):
+def test_accepts_a_status_file_with_odd_values(tmp_path, facts):
     import socket
 
     whole = {"title": "x", "state": "running", "started": 1, "updated": 2, "host": socket.gethostname(), "pid": 1}
@@ -99,16 +99,16 @@ def test_a_status_file_with_odd_values_is_no_error(tmp_path, facts):
         job.describe()
 
 
-def test_the_cache_of_fingerprints_is_made_anew(tmp_path, monkeypatch, kind):
+def test_rebuilds_a_damaged_fingerprint_cache(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "weights").write_bytes(b"one")
-    known = fingerprints.file_digest(tmp_path / "weights")
+    original_digest = fingerprints.file_digest(tmp_path / "weights")
     (entry,) = (tmp_path / "cache").rglob("*.json")
     damage(entry, kind)
-    assert fingerprints.file_digest(tmp_path / "weights") == known
+    assert fingerprints.file_digest(tmp_path / "weights") == original_digest
 
 
-def test_a_lease_that_says_nothing_counts_as_the_whole_device(tmp_path, monkeypatch, kind):
+def test_an_unreadable_lease_counts_as_the_whole_device(tmp_path, monkeypatch, kind):
     import fcntl
 
     monkeypatch.setenv(gpus.FOLDER, str(tmp_path))
@@ -125,7 +125,7 @@ def test_a_lease_that_says_nothing_counts_as_the_whole_device(tmp_path, monkeypa
         assert gpus._used(device) == ({"a number": 5, "torn": 10}.get(kind, 80_000), 1)
 
 
-def test_leases_where_no_folder_can_be(tmp_path, monkeypatch):
+def test_rejects_a_lease_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(gpus.FOLDER, str(tmp_path / "file"))
     monkeypatch.setenv(gpus.VISIBLE, "0")
@@ -134,28 +134,28 @@ def test_leases_where_no_folder_can_be(tmp_path, monkeypatch):
         pytest.fail("there is no such lease")
 
 
-def test_a_folder_in_place_of_a_candidates_lock(whole, tmp_path):
+def test_names_the_lock_of_a_candidate_that_is_a_folder(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "candidate")
     records.write(folder / "pruning.json", {"weights_fingerprint": "another", "recipe": None, "origin": str(folder)})
     (folder / ".weights.lock").mkdir()
     assert ".weights.lock" in message_of(lambda: candidates.ensure(folder))
 
 
-def test_a_definition_of_a_task(tmp_path, kind):
+def test_names_the_key_of_a_damaged_task_definition(tmp_path, kind):
     path = tmp_path / "mine.yaml"
     path.write_text("task: mine\ndataset_path: json\nmetric_list:\n  - metric: acc\n")
     zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"]}
     config = MODEL | {"evaluate": {"zero_shot": zero_shot}, "datasets": {"mine": {"path": "a/b"}}}
     assert settings.load(config)
     settings.registry.tasks_in.cache_clear()
-    if kind == "torn":  # half of it is YAML too: see below
+    if kind == "torn":  # half of this file is valid YAML; the next test covers invalid YAML
         return
     damage(path, kind)
     assert "include_path" in message_of(lambda: settings.load(config))
 
 
 @pytest.mark.parametrize("text", ["a: [", "x: {", "\tb: 1", "include: nowhere.yaml", "include: [a.yaml, {}]"])
-def test_a_definition_that_breaks_off_is_told_before_any_job(tmp_path, text):
+def test_rejects_an_invalid_task_definition_before_any_job(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(f"task: mine\n{text}\n")
     zero_shot = {"include_path": str(tmp_path), "tasks": ["mine"], "metric": {"mine": "acc"}}
     message = message_of(lambda: settings.load(MODEL | {"evaluate": {"zero_shot": zero_shot}}))
@@ -165,8 +165,8 @@ def test_a_definition_that_breaks_off_is_told_before_any_job(tmp_path, text):
 ROWS = [{"text": f"row {i}", "label": i} for i in range(20)]
 
 
-def written(form):
-    """The content of a data file of 20 rows, and its name."""
+def data_file(form):
+    """Return the content of a data file of 20 rows, and its name."""
     if form == "parquet":
         sink = pyarrow.BufferOutputStream()
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), sink)
@@ -189,11 +189,11 @@ def prepare(folder, form, **more):
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "parquet", "text"])
-def test_a_data_file(tmp_path, form, kind):
-    content, name = written(form)
+def test_names_the_dataset_of_a_damaged_data_file(tmp_path, form, kind):
+    content, name = data_file(form)
     (tmp_path / name).write_bytes(content)
     damage(tmp_path / name, kind)
-    # a line of text is a line of text, and rows that a torn CSV file lost leave no trace
+    # Most bytes are valid lines of text, and a truncated CSV file does not show that rows are missing.
     if (form == "text" and kind not in ("empty", "garbled", "UTF-16", "a folder", "missing")) or (form, kind) == (
         "csv",
         "torn",
@@ -216,12 +216,12 @@ def test_a_data_file(tmp_path, form, kind):
         ('{"text": "a\\ud800"}', "cannot be read as json"),
     ],
 )
-def test_rows_that_are_no_text_are_told_before_any_model_reads_them(tmp_path, lines, words):
+def test_rejects_rows_that_are_not_text(tmp_path, lines, words):
     (tmp_path / "test.jsonl").write_text(lines + "\n")
     assert words in message_of(lambda: prepare(tmp_path, "json"))
 
 
-def test_text_of_another_encoding_is_told(tmp_path):
+def test_rejects_text_in_another_encoding(tmp_path):
     (tmp_path / "test.jsonl").write_bytes('{"text": "Grüße"}\n'.encode("latin-1"))
     assert "test.jsonl" in message_of(lambda: prepare(tmp_path, "json"))
 
@@ -234,23 +234,23 @@ def test_text_of_another_encoding_is_told(tmp_path):
         ({"question": "a"}, "fine-tuning needs the columns"),
     ],
 )
-def test_rows_that_nothing_can_be_learnt_from_are_told_before_any_training(tmp_path, row, words):
+def test_rejects_rows_that_cannot_be_trained_on(tmp_path, row, words):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     assert words in message_of(lambda: prepare(tmp_path, "json", splits={"train": "train"}, uses=["training"]))
 
 
-def test_values_that_json_has_no_form_for_are_no_error(tmp_path):
+def test_accepts_values_that_json_cannot_express(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"text": "a", "score": NaN, "at": "2020-01-01T00:00:00"}\n')
     prepare(tmp_path, "json")
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
 
 
-def test_a_compressed_file_that_breaks_off(tmp_path):
+def test_names_a_truncated_compressed_file(tmp_path):
     (tmp_path / "ptb.test.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n" * 50)[:-15])
     assert "ptb.test.txt.gz" in message_of(lambda: prepare(tmp_path, "text"))
 
 
-def test_a_task_whose_rows_lack_an_answer_is_told(tmp_path):
+def test_rejects_a_task_row_without_an_answer(tmp_path):
     rows = [{"goal": "a", "sol1": "b", "sol2": "c", "label": label} for label in (0, None)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"path": str(tmp_path), "format": "json", "splits": {"report": "test"}}
@@ -259,7 +259,7 @@ def test_a_task_whose_rows_lack_an_answer_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "report.parquet"])
-def test_a_prepared_data_set(tmp_path, kind, name):
+def test_names_a_damaged_file_of_a_prepared_dataset(tmp_path, kind, name):
     (tmp_path / "test.txt").write_text("one\ntwo\n")
     prepare(tmp_path, "text")
     damage(tmp_path / "out" / name, kind)
@@ -267,13 +267,13 @@ def test_a_prepared_data_set(tmp_path, kind, name):
 
 
 def evaluation(folder):
-    """An evaluation's folder with the samples of one task."""
+    """Write an evaluation's folder with the samples of one task; return the path of the samples."""
     rows = [{"doc_id": i, "doc_hash": str(i), "correct": i % 2 / 1} for i in range(40)]
     records.write(folder / "evaluation_results.json", {"samples": stored_samples.write_samples(folder, {"piqa": rows})})
     return folder / "samples" / "piqa.parquet"
 
 
-def test_samples(tmp_path, kind):
+def test_names_damaged_samples_and_their_record(tmp_path, kind):
     path = evaluation(tmp_path)
     assert stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
     damage(path, kind)
@@ -281,7 +281,7 @@ def test_samples(tmp_path, kind):
     assert "piqa.parquet" in message and "evaluation_results.json" in message
 
 
-def test_samples_that_were_written_damaged(tmp_path, kind):
+def test_names_unreadable_samples_with_a_matching_digest(tmp_path, kind):
     path = evaluation(tmp_path)
     damage(path, kind)
     if kind not in ("a folder", "missing"):
@@ -301,7 +301,10 @@ def checkpoint(whole, tmp_path):
 
 
 def register(folder):
-    """Take a user's folder in as a candidate, and as a dense model: what the study does before it computes on it."""
+    """Register a user's folder as a candidate and as a dense model; return the message of each.
+
+    A study does this before it computes on the folder.
+    """
     dense, output = folder.parent / "dense.json", folder.parent / "candidate"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     return [
@@ -314,14 +317,14 @@ def register(folder):
     ]
 
 
-# What a folder may lack: transformers does without
+# files that transformers does not need
 OPTIONAL = {"generation_config.json", "tokenizer_config.json"}
 
 
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
 )
-def test_a_file_of_a_checkpoint_is_told_before_anything_computes_on_it(checkpoint, name, kind):
+def test_registration_names_a_damaged_file_of_a_checkpoint(checkpoint, name, kind):
     damage(checkpoint / name, kind)
     absent = kind in ("a folder", "missing")
     if name in OPTIONAL and absent:
@@ -351,7 +354,7 @@ HEADER = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000
     ],
     ids=["a header of 2^63 bytes", "of 100 GB", "of 99 MB", "a tensor of 4 TB", "brackets", "two bytes"],
 )
-def test_a_header_that_promises_too_much_takes_no_memory(checkpoint, content):
+def test_rejects_an_oversized_header_without_allocating_memory(checkpoint, content):
     import resource
 
     (checkpoint / "model.safetensors").write_bytes(content)
@@ -379,7 +382,7 @@ def test_a_header_that_promises_too_much_takes_no_memory(checkpoint, content):
     ],
     ids=str,
 )
-def test_a_configuration_that_is_not_the_weights_is_told_before_anything_computes_on_it(checkpoint, changes, words):
+def test_registration_rejects_a_configuration_that_contradicts_the_weights(checkpoint, changes, words):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | changes))
     assert all(words in message for message in register(checkpoint))
@@ -389,7 +392,7 @@ def test_a_configuration_that_is_not_the_weights_is_told_before_anything_compute
 @pytest.mark.parametrize(
     "key", ["hidden_act", "rms_norm_eps", "dtype", "pad_token_id", "rope_parameters", "model_type"]
 )
-def test_any_other_value_of_a_configuration_is_loaded_or_told(checkpoint, key):
+def test_loads_or_rejects_any_other_value_of_a_configuration(checkpoint, key):
     config = json.loads((checkpoint / "config.json").read_text())
     for value in ("nope", 10**9, [], {"rope_type": "nope"}):
         (checkpoint / "config.json").write_text(json.dumps(config | {key: value}))
@@ -406,14 +409,14 @@ def test_any_other_value_of_a_configuration_is_loaded_or_told(checkpoint, key):
         ({}, "no weight_map"),
     ],
 )
-def test_an_index_names_files_of_its_own_folder_and_all_of_them_are_there(checkpoint, index, words):
+def test_rejects_an_index_of_files_that_are_missing_or_in_another_folder(checkpoint, index, words):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     assert all(words in message for message in register(checkpoint))
     assert words in message_of(lambda: models.load(models.Source(str(checkpoint))))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter(adapter, kind, name):
+def test_names_the_folder_of_a_damaged_adapter(adapter, kind, name):
     base, folder = adapter
     damage(folder / name, kind)
     assert str(folder) in message_of(lambda: models.load_adapter(models.load(models.Source(str(base))), folder))
@@ -421,7 +424,7 @@ def test_an_adapter(adapter, kind, name):
 
 @pytest.fixture
 def adapter(whole, tmp_path):
-    """(checkpoint folder, folder of an adapter that acts on it)."""
+    """Return (checkpoint folder, folder of an adapter that changes the model)."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -434,7 +437,7 @@ def adapter(whole, tmp_path):
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_told_by_every_reader(tmp_path_factory, content):
+def test_every_reader_accepts_or_rejects_any_bytes(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "record.json"):
@@ -447,9 +450,9 @@ def test_any_bytes_are_told_by_every_reader(tmp_path_factory, content):
 
 
 @pytest.fixture
-def anyones(checkpoint):
-    """A checkpoint in a folder that anybody may read: root's own are closed to others."""
-    with open_to_all() as folder:
+def public_checkpoint(checkpoint):
+    """Return a checkpoint in a folder that every user may read; the temporary folders of root are closed to others."""
+    with world_writable_folder() as folder:
         copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
         copy.chmod(0o777)
         for path in copy.iterdir():
@@ -458,44 +461,44 @@ def anyones(checkpoint):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_file_of_a_checkpoint_that_may_not_be_read_is_told(anyones, name):
-    (anyones / name).chmod(0)
-    with not_as_root():
-        for message in register(anyones):
-            assert str(anyones) in message and name in message and "ermission" in message
+def test_names_a_file_of_a_checkpoint_without_read_permission(public_checkpoint, name):
+    (public_checkpoint / name).chmod(0)
+    with without_root():
+        for message in register(public_checkpoint):
+            assert str(public_checkpoint) in message and name in message and "ermission" in message
 
 
-def test_a_record_or_a_folder_that_may_not_be_read_is_told(anyones):
-    record = anyones / "record.json"
+def test_names_a_record_or_folder_without_read_permission(public_checkpoint):
+    record = public_checkpoint / "record.json"
     records.write(record, {})
     record.chmod(0)
-    with not_as_root():
+    with without_root():
         assert str(record) in message_of(lambda: records.read(record))
-    anyones.chmod(0)
-    with not_as_root():
-        assert all(str(anyones) in message for message in register(anyones))
+    public_checkpoint.chmod(0)
+    with without_root():
+        assert all(str(public_checkpoint) in message for message in register(public_checkpoint))
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "parquet", "text"])
-def test_a_data_file_that_may_not_be_read_is_told(form):
-    content, name = written(form)
-    with open_to_all() as folder:
+def test_names_a_data_file_without_read_permission(form):
+    content, name = data_file(form)
+    with world_writable_folder() as folder:
         (folder / name).write_bytes(content)
         prepare(folder, form)
         (folder / "out").chmod(0o777)
         (folder / name).chmod(0)
-        with not_as_root():
+        with without_root():
             message = message_of(lambda: prepare(folder, form))
         assert "datasets.mine" in message and name in message and "ermission" in message
 
 
-def test_a_configuration_or_a_table_that_may_not_be_read_is_told():
+def test_names_a_configuration_or_table_without_read_permission():
     settings.load(MODEL)
-    with open_to_all() as folder:
+    with world_writable_folder() as folder:
         for name in ("study.yaml", "mine.csv"):
             (folder / name).write_bytes(b"seed: 1\n")
             (folder / name).chmod(0)
-        with not_as_root():
+        with without_root():
             readers = (lambda: config_files.read(folder / "study.yaml"), lambda: load_table(folder))
             for message in map(message_of, readers):
                 assert str(folder) in message and "ermission" in message

@@ -1,4 +1,4 @@
-"""A disk that is full: a job says so in one sentence, and once there is room the study ends as if it had not been."""
+"""A full disk: the job fails with a message, and once there is room the study ends with the same results."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 SIZE = 64 * 2**20
 
-# what is taken back, so that a stage has to write again, and the bytes that are left for it
+# stage -> the folder to delete, so that the stage writes it again, and the bytes to leave free for it
 CASES = {
     "finetune": ("results/finetuned/Mistral/best_acc_finetuned", 150_000),
     "prune": ("results/candidates/Mistral/width-0.5-magnitude", 300_000),
@@ -23,9 +23,9 @@ CASES = {
 
 
 @pytest.fixture
-def on_a_small_disk(copied):
-    """The finished study, its results on a disk of their own."""
-    results, aside = copied.folder / "results", copied.folder / "aside"
+def study_on_a_small_disk(study_copy):
+    """Move the results of the finished study to a small disk of their own."""
+    results, aside = study_copy.folder / "results", study_copy.folder / "aside"
     if os.geteuid() != 0:
         pytest.skip("only root may mount a disk")
     results.rename(aside)
@@ -37,13 +37,13 @@ def on_a_small_disk(copied):
         pytest.skip(f"no disk can be mounted here: {mounted.stderr}")
     try:
         shutil.copytree(aside, results, symlinks=True, dirs_exist_ok=True)
-        yield copied
+        yield study_copy
     finally:
         subprocess.run(["umount", str(results)], check=True)
 
 
 def fill(folder, left):
-    """Fill the disk of `folder` but for `left` bytes."""
+    """Fill the disk of `folder` except for `left` bytes."""
     ballast = folder / "ballast"
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - left)
@@ -51,13 +51,13 @@ def fill(folder, left):
 
 
 @pytest.mark.parametrize("stage", CASES)
-def test_a_full_disk_stops_a_job_with_a_sentence_and_costs_nothing_else(on_a_small_disk, finished, stage):
-    study = on_a_small_disk
-    taken, left = CASES[stage]
-    shutil.rmtree(study.folder / taken)
+def test_a_full_disk_fails_one_job_with_a_message_and_a_rerun_completes_it(study_on_a_small_disk, finished, stage):
+    study = study_on_a_small_disk
+    deleted, left = CASES[stage]
+    shutil.rmtree(study.folder / deleted)
     ballast = fill(study.folder / "results", left)
-    said = study.refused("--cores", "1", *EVERY_STAGE, config=STUDY)
-    assert "no space is left" in said or "room" in said, said[-5000:]
+    output = study.expect_failure("--cores", "1", *EVERY_STAGE, config=STUDY)
+    assert "no space is left" in output or "room" in output, output[-5000:]
     ballast.unlink()
     study.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(finished.numbers, numbers(study.folder)) == []

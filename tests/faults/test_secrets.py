@@ -1,4 +1,4 @@
-"""Secrets of the environment reach no log, no record, no status file, no message; what looks alike is left alone."""
+"""Secrets in the environment reach no log, record, status file or message; text that only looks like one is kept."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ def environment(monkeypatch):
         "DEPLOY_KEY", "GITHUB_PAT", "MYSQL_PWD", "DB_CREDENTIAL", "AZURE_CREDENTIALS", "HF_TOKEN_WRITE",
     ],
 )  # fmt: skip
-def test_the_value_of_a_variable_that_names_a_secret_is_hidden(monkeypatch, name):
+def test_hides_the_value_of_a_variable_named_like_a_secret(monkeypatch, name):
     monkeypatch.setenv(name, SECRET)
     assert redacted(f"401 for {SECRET}!") == f"401 for {HIDDEN}!"
     assert redacted({"a": [SECRET, 1, None], SECRET: f"x{SECRET}y"}) == {"a": [HIDDEN, 1, None], HIDDEN: f"x{HIDDEN}y"}
@@ -48,7 +48,7 @@ def test_the_value_of_a_variable_that_names_a_secret_is_hidden(monkeypatch, name
         ("Y_API_KEY", ""),
     ],
 )
-def test_what_is_no_secret_is_left_alone(monkeypatch, name, value):
+def test_keeps_values_that_are_not_secret(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     text = f"word {value} word"
     assert redacted(text) == text
@@ -67,12 +67,12 @@ def test_what_is_no_secret_is_left_alone(monkeypatch, name, value):
         "x0abcdefgh@",
     ],
 )
-def test_tokens_are_known_by_their_shape(secret):
+def test_recognizes_tokens_by_their_shape(secret):
     text = f"https://{secret.strip('@')}@host/x" if set(":@") & set(secret) else f"asked with {secret}, refused"
     assert secret not in redacted(text) and HIDDEN in redacted(text)
 
 
-def test_a_header_is_hidden_and_plain_words_are_not():
+def test_hides_a_bearer_header_but_not_plain_words():
     assert "abcdefgh12345678" not in redacted("Authorization: Bearer abcdefgh12345678")
     for plain in ("hf_hub_download", "sk-learn", "a 40-character sha " + "0a" * 20, "https://host:8080/x@y", "hf_xet"):
         assert redacted(plain) == plain
@@ -87,16 +87,16 @@ def test_a_header_is_hidden_and_plain_words_are_not():
         "ssh://git@github.com/org/name",
     ],
 )
-def test_folders_and_classes_that_begin_like_tokens_keep_their_names(plain):
+def test_keeps_names_that_begin_like_tokens(plain):
     assert redacted(plain) == plain
 
 
-def test_a_long_run_of_letters_is_no_word(monkeypatch):
+def test_hides_a_password_of_letters_only(monkeypatch):
     monkeypatch.setenv("MAIL_PASSWORD", "qwzhtxkvbnmplsdf")
     assert redacted("as qwzhtxkvbnmplsdf") == f"as {HIDDEN}"
 
 
-def test_a_password_that_stands_in_the_working_folder_leaves_paths_alone(monkeypatch, tmp_path):
+def test_keeps_paths_if_a_password_is_part_of_the_working_folder(monkeypatch, tmp_path):
     (tmp_path / "Study-2024").mkdir()
     monkeypatch.chdir(tmp_path / "Study-2024")
     monkeypatch.setenv("DB_PASSWORD", "Study-2024")
@@ -104,32 +104,32 @@ def test_a_password_that_stands_in_the_working_folder_leaves_paths_alone(monkeyp
 
 
 @pytest.mark.parametrize("key", ["path", "source_path", "repository"])
-def test_a_path_or_repository_with_a_secret_in_it_is_refused_rather_than_changed(monkeypatch, tmp_path, key):
+def test_rejects_a_path_or_repository_that_contains_a_secret(monkeypatch, tmp_path, key):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     with pytest.raises(records.RecordError, match=rf"sources\.0\.{key} holds") as raised:
         records.write(tmp_path / "a.json", {"sources": [{key: f"data/{SECRET}"}]})
     assert SECRET not in str(raised.value) and not (tmp_path / "a.json").exists()
 
 
-def test_a_key_of_several_lines_is_hidden_in_a_message(monkeypatch):
+def test_hides_a_multiline_key_in_a_message(monkeypatch):
     key = "-----BEGIN KEY-----\nabc\ndef\n-----END KEY-----"
     monkeypatch.setenv("SSH_PRIVATE_KEY", key)
     assert str(CoppiceError(f"x: refused {key} there")) == f"x: refused {HIDDEN} there"
 
 
-def test_a_token_in_an_address_is_hidden_as_it_is_written_there(monkeypatch):
+def test_hides_a_percent_encoded_token_in_a_url(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "a/b+c=d&e f#g")
     assert redacted("https://host/?t=a%2Fb%2Bc%3Dd%26e%20f%23g") == f"https://host/?t={HIDDEN}"
 
 
-def test_a_record_holds_none_and_is_whole(monkeypatch, tmp_path):
+def test_hides_a_secret_in_a_record_and_keeps_the_rest(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     records.write(tmp_path / "a.json", {"settings": {"note": f"with {SECRET}", "n": [1, 2.5, None, True]}})
     assert SECRET not in (tmp_path / "a.json").read_text()
     assert records.read(tmp_path / "a.json")["settings"] == {"note": f"with {HIDDEN}", "n": [1, 2.5, None, True]}
 
 
-def test_a_message_holds_none(monkeypatch):
+def test_hides_a_secret_in_a_message(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     assert (
         str(CoppiceError(f"x: cannot be fetched: 401 for token {SECRET}"))
@@ -137,7 +137,7 @@ def test_a_message_holds_none(monkeypatch):
     )
 
 
-def test_progress_and_chains_of_errors_in_a_log_hold_none(monkeypatch, tmp_path, capsys):
+def test_hides_secrets_in_the_tracebacks_of_a_log(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     handlers = list(logging.getLogger().handlers)
     try:
@@ -174,10 +174,11 @@ with logs.job("job.log", 1, "status.json", "finetune A c"):
 
 
 @pytest.mark.parametrize("kind", ["CoppiceError", "ValueError"])
-def test_a_job_that_fails_with_a_token_in_its_error_leaves_it_nowhere(monkeypatch, tmp_path, kind):
+def test_a_failing_job_writes_the_token_in_its_error_nowhere(monkeypatch, tmp_path, kind):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     code = JOB.format(secret=SECRET, kind=kind)
-    code = code.replace(repr(SECRET), "__import__('os').environ['HF_TOKEN']")  # tracebacks quote the source
+    # A traceback quotes the source of the program, which must not contain the secret itself.
+    code = code.replace(repr(SECRET), "__import__('os').environ['HF_TOKEN']")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     log, status = (tmp_path / "job.log").read_text(), json.loads((tmp_path / "status.json").read_text())

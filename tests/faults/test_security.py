@@ -1,4 +1,4 @@
-"""What comes from elsewhere is data and never code: weights, configurations, names, models' answers."""
+"""Weights, configurations, names and model answers from elsewhere are data: nothing in them is run."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ EVIL = (
 
 
 class Payload:
-    """Pickled, it makes the file whose path it is given when it is unpickled."""
+    """An object that makes the folder `path` when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -40,13 +40,13 @@ def checkpoint(tiny_checkpoint, tmp_path):
     return shutil.copytree(tiny_checkpoint("llama"), tmp_path / "checkpoint")
 
 
-def test_the_payload_of_these_tests_works(tmp_path):
+def test_unpickling_runs_the_payload(tmp_path):
     torch.save(Payload(tmp_path / "ran"), tmp_path / "x.bin")
     torch.load(tmp_path / "x.bin", weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
+def test_never_unpickles_weights(checkpoint, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Payload(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
     dense = tmp_path / "dense.json"
@@ -61,7 +61,7 @@ def test_a_pickle_in_place_of_weights_runs_nowhere(checkpoint, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_pickle_in_place_of_an_adapter_does_not_run(checkpoint, tmp_path):
+def test_never_unpickles_an_adapter(checkpoint, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     source = models.Source(str(checkpoint))
@@ -73,7 +73,7 @@ def test_a_pickle_in_place_of_an_adapter_does_not_run(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
-def test_a_models_own_code_is_not_run_unless_the_model_is_trusted(checkpoint, tmp_path, model_type):
+def test_does_not_run_the_code_of_an_untrusted_model(checkpoint, tmp_path, model_type):
     code = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nfrom transformers import LlamaConfig as Config\n"
     (checkpoint / "evil.py").write_text(code)
     config = json.loads((checkpoint / "config.json").read_text()) | {"model_type": model_type}
@@ -89,7 +89,7 @@ def test_a_models_own_code_is_not_run_unless_the_model_is_trusted(checkpoint, tm
     assert not settings.load(MODEL).models["Llama"]["trust_remote_code"]
 
 
-def test_the_functions_of_a_definition_are_not_run_to_check_it(tmp_path):
+def test_does_not_run_the_functions_of_a_task_definition_to_check_it(tmp_path):
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     text = "task: mine\nprocess_docs: !function evil.run\nmetric_list:\n  - metric: !function evil.run\n"
     (tmp_path / "mine.yaml").write_text(text)
@@ -99,14 +99,14 @@ def test_the_functions_of_a_definition_are_not_run_to_check_it(tmp_path):
 
 
 def calls(tree):
-    """(dotted name, keywords) of every call in a module."""
+    """Yield (dotted name, {keyword: value}) of every call in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_in_the_package_runs_what_it_reads(path):
+def test_no_module_runs_what_it_reads(path):
     for name, words in calls(ast.parse(path.read_text(encoding="utf-8"))):
         assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"), name
         assert (
@@ -118,10 +118,10 @@ def test_nothing_in_the_package_runs_what_it_reads(path):
             assert words["Loader"] in ("LOADER", "loader"), name
         if name == "torch.load" and path.name != "pickles.py":
             assert words["weights_only"] == "True", name
-        assert words.get("trust_remote_code") != "True", name  # passed on, never switched on
+        assert words.get("trust_remote_code") != "True", name  # it may be passed on, but never set to True
 
 
-def test_every_yaml_loader_is_a_safe_one():
+def test_every_yaml_loader_is_safe():
     import yaml
 
     from coppice.study.settings import config_files, task_metrics
@@ -132,7 +132,7 @@ def test_every_yaml_loader_is_a_safe_one():
 
 @pytest.fixture
 def study(tmp_path):
-    """The results of a study in which everything that others may have written is hostile."""
+    """Return the results of a study in which everything that others may have written is hostile."""
     results = tmp_path / "results"
     folders = {
         stage: results / f"{stage}_evaluation" / "Llama" / config
@@ -160,7 +160,7 @@ def study(tmp_path):
     return results
 
 
-def test_the_report_shows_hostile_text_and_runs_none_of_it(study, tmp_path):
+def test_the_report_escapes_hostile_text(study, tmp_path):
     pairs = [("Llama", "best_acc")]
     facts = {"Llama": {"variant": "base", "family": EVIL, "base": EVIL}}
     study_report.write_report(study, pairs, facts, tmp_path / "report", {EVIL: EVIL})
@@ -172,7 +172,7 @@ def test_the_report_shows_hostile_text_and_runs_none_of_it(study, tmp_path):
     assert reasons and not any(line.startswith("# ") for line in reasons)
 
 
-def test_the_terminal_is_shown_no_escape_codes(study, capsys):
+def test_the_terminal_gets_no_escape_codes(study, capsys):
     assert cli.main(["show", str(study)]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "Llama" in shown
@@ -188,7 +188,7 @@ def test_a_summary_escapes_the_names_of_a_users_columns(tmp_path):
     assert "<b>" not in summary._cell("<b>x|y</b>") and "\\|" in summary._cell("<b>x|y</b>")
 
 
-def test_trackers_are_named_in_records_and_no_key_of_theirs(monkeypatch, tmp_path):
+def test_records_hold_the_names_of_trackers_but_not_their_keys(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
     resolved = settings.load(MODEL | {"finetune": {"report_to": ["wandb"]}})
     records.write(tmp_path / "a.json", records.Clock().provenance(resolved.finetune, 1) | {"env": dict(os.environ)})

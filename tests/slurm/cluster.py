@@ -1,4 +1,4 @@
-"""A Slurm of the test's own: munge, controller and one node on 127.0.0.1, with two GPUs that do not exist."""
+"""A Slurm cluster for the tests: munge, controller and one node on 127.0.0.1, with two GPUs that do not exist."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ GPUS = 2
 
 
 def missing():
-    """Why no Slurm can be started here, or None."""
+    """Return why no Slurm can be started here, or None."""
     absent = [program for program in PROGRAMS if not _find(program)]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: slurmctld slurmd slurm-client munge)"
@@ -25,7 +25,7 @@ def _find(program):
 
 
 def free_ports(count):
-    """Ports that nothing listens on now."""
+    """Return `count` ports that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -38,7 +38,10 @@ def free_ports(count):
 
 @dataclass
 class Cluster:
-    """Its files lie in `folder`; `start` raises RuntimeError with the daemons' last words where it does not come up."""
+    """A cluster whose files are in `folder`.
+
+    `start` raises RuntimeError with the last lines of the daemons' logs if the node does not come up.
+    """
 
     folder: Path
     cpus: int = 4
@@ -70,12 +73,12 @@ class Cluster:
         return self.folder / "slurm.conf"
 
     def environment(self):
-        """For whoever talks to this cluster."""
+        """Return the environment of processes that use this cluster."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}:/usr/sbin"
         return os.environ | {"SLURM_CONF": str(self.configuration), "PATH": path}
 
     def ask(self, *command):
-        """The output of a Slurm command."""
+        """Return the output of a Slurm command."""
         done = subprocess.run(command, env=self.environment(), text=True, capture_output=True, check=True)
         return done.stdout
 
@@ -83,14 +86,15 @@ class Cluster:
         subprocess.run([_find(program), *map(str, arguments)], env=self.environment(), check=True)
 
     def _write_devices(self):
-        """Slurm takes a character device for a GPU and nothing less: these are doubles of /dev/null."""
+        """Make the GPUs: Slurm accepts only character devices, so these have the device number of /dev/null."""
         for number in range(GPUS):
             path = self.folder / f"dev/nvidia{number}"
             if not path.exists():
                 os.mknod(path, 0o666 | 0o020000, os.makedev(1, 3))
         devices = self.folder / f"dev/nvidia[0-{GPUS - 1}]"
         (self.folder / "gres.conf").write_text(f"NodeName=node Name=gpu File={devices}\n")
-        # the jobstep executor removes every SLURM_ variable before it calls srun, the configuration's path too
+        # The jobstep executor removes every SLURM_ variable before it calls srun, SLURM_CONF included, so this srun
+        # sets it again.
         srun = self.folder / "bin/srun"
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.configuration} exec {_find("srun")} "$@"\n')
         srun.chmod(0o755)

@@ -1,6 +1,7 @@
-"""A small study through profiles/slurm on a real Slurm: devices, groups, retries, time limits, what sbatch was asked.
+"""Run a small study through profiles/slurm on a real Slurm: devices, groups, retries, time limits, sbatch options.
 
-Candidates are pruned and scored in groups; one training is cancelled; another is slow, and its time limit is a minute.
+Candidates are pruned and scored in groups. One training is cancelled; another is slow and has a time limit of one
+minute.
 """
 
 import json
@@ -37,7 +38,7 @@ def cluster(tmp_path_factory):
     try:
         try:
             running.start()
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # a container that may make no device
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # e.g. a container without devices
             pytest.skip(f"Slurm does not start on this machine: {error}")
         yield running
     finally:
@@ -49,7 +50,7 @@ def checkout(tmp_path_factory):
     folder = checkouts.new(tmp_path_factory.mktemp("login")).folder
     path = folder / "profiles/slurm/config.yaml"
     profile = yaml.safe_load(path.read_text())
-    profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10}  # jobs here last seconds
+    profile |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10}  # the jobs of this study take seconds
     profile |= {"groups": ["prune_candidate=candidates", "score_candidate=candidates"]}
     profile |= {"group-components": ["candidates=2"]}
     path.write_text(yaml.safe_dump(profile))
@@ -60,7 +61,7 @@ FIELDS = "JobID:12,tres-per-job:20,Comment:120"
 
 
 class Watch(threading.Thread):
-    """Looks at the queue while the study runs; cancels the first fine-tuning of Qwen that it sees running."""
+    """Polls the queue while the study runs, and cancels the first fine-tuning of Qwen that it sees running."""
 
     def __init__(self, cluster):
         super().__init__(daemon=True)
@@ -85,7 +86,7 @@ class Watch(threading.Thread):
 
 @pytest.fixture(scope="module")
 def snakemake(cluster, checkout, tmp_path_factory):
-    """A function that runs snakemake on the login node; what it says is in `stdout`."""
+    """Return a function that runs snakemake on the login node; `stdout` also holds stderr."""
     patience = tmp_path_factory.mktemp("patience") / "log"
 
     def run(*arguments):
@@ -94,19 +95,19 @@ def snakemake(cluster, checkout, tmp_path_factory):
         environment["PYTHONPATH"] = f"{HERE / 'patience'}:{os.environ.get('PYTHONPATH', '')}"
         options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 1500}
         done = subprocess.run([SNAKEMAKE, *arguments], cwd=checkout, env=environment, **options)
-        assert done.returncode == 0, checkouts.explained(done.args, done.returncode, done.stdout, checkout)
+        assert done.returncode == 0, checkouts.failure_report(done.args, done.returncode, done.stdout, checkout)
         return done
 
     run.patience = patience
     return run
 
 
-CONFIG = checkouts.words(STUDY)
+CONFIG = checkouts.config_arguments(STUDY)
 
 
 @pytest.fixture(scope="module")
 def study(cluster, snakemake):
-    """(what Snakemake said, what was seen in the queue) of a run with one job cancelled in the middle."""
+    """Return (output of snakemake, Watch) of a run in which one job was cancelled."""
     watch = Watch(cluster)
     watch.start()
     try:
@@ -118,7 +119,7 @@ def study(cluster, snakemake):
 
 
 def devices(checkout):
-    """(start, end, device) of each job that computed with a GPU, from its log and status."""
+    """Return (start, end, device) of each job that computed on a GPU, from its status file."""
     spans = []
     for path in (checkout / "results/.status").rglob("*.json"):
         facts = json.loads(path.read_text())
@@ -127,7 +128,7 @@ def devices(checkout):
     return spans
 
 
-def test_the_study_ends_with_its_reports(study, checkout):
+def test_the_study_writes_its_reports(study, checkout):
     for model in ("Mistral", "Qwen"):
         for config in ("best_acc", "best_ppl"):
             folder = checkout / f"results/finetuned_evaluation/{model}/{config}_finetuned"
@@ -135,11 +136,11 @@ def test_the_study_ends_with_its_reports(study, checkout):
     assert (checkout / "results/report/study_report.html").is_file()
 
 
-def test_no_more_jobs_at_once_than_there_are_gpus(study):
+def test_as_many_jobs_run_at_once_as_there_are_gpus(study):
     assert study[1].most == GPUS
 
 
-def test_two_jobs_at_a_time_never_have_the_same_device(study, checkout):
+def test_jobs_that_run_at_once_use_different_devices(study, checkout):
     spans = devices(checkout)
     assert {device for _, _, device in spans} == {str(number) for number in range(GPUS)}
     for first in spans:
@@ -148,36 +149,34 @@ def test_two_jobs_at_a_time_never_have_the_same_device(study, checkout):
             assert first is second or apart or first[2] != second[2]
 
 
-def test_a_job_that_is_cancelled_comes_back_and_the_study_ends(study):
-    said, watch = study
+def test_restarts_a_cancelled_job_and_finishes_the_study(study):
+    output, watch = study
     assert watch.cancelled, "no fine-tuning was seen running"
     label = watch.seen[watch.cancelled]
     assert sum(comment == label for comment in watch.seen.values()) >= 2, watch.seen
-    assert re.search(r"Trying to restart job|attempt", said)
+    assert re.search(r"Trying to restart job|attempt", output)
 
 
-def test_jobs_get_the_cpus_that_their_rule_asks_for(cluster, study):
-    """Whatever the machine that submits them has."""
+def test_jobs_get_the_cpus_that_their_rule_requests(cluster, study):
+    """The number of CPUs of the machine that submits the jobs does not matter."""
     lines = (cluster.folder / "jobs.txt").read_text()
     assert "JobState=COMPLETED" in lines
-    asked = {int(cpus) for cpus in re.findall(r"ProcCnt=(\d+)", lines)}
-    assert {1, 2} <= asked
+    requested = {int(cpus) for cpus in re.findall(r"ProcCnt=(\d+)", lines)}
+    assert {1, 2} <= requested
 
 
-def test_candidates_are_made_in_groups(study):
-    """Pruning and scoring both models' candidates is one submission, where it would have been four."""
+def test_prunes_and_scores_candidates_in_groups(study):
+    """Pruning and scoring the candidates of both models takes one submission instead of four."""
     labels = [label for label in study[1].seen.values() if "prune_candidate" in label or "score_candidate" in label]
     assert labels == ["rule_candidates_prune_candidate_score_candidate"]
 
 
-def test_a_training_that_does_not_end_in_time_stops_with_a_checkpoint_and_goes_on_from_it(
-    cluster, checkout, study, snakemake
-):
-    """It ends where an undisturbed one does, which is run here and now, without Slurm."""
+def test_a_training_stops_before_its_time_limit_and_resumes_from_its_checkpoint(cluster, checkout, study, snakemake):
+    """It ends with the result of an undisturbed training, which this test runs without Slurm."""
     folder = checkout / Path(snakemake.patience.read_text()).parent
     model, config = folder.parent.name, folder.name.removesuffix("_finetuned")
-    said = [path.read_text() for path in (checkout / ".snakemake/slurm_logs/rule_finetune_lora").rglob("*.log")]
-    assert any("told to stop (SIGTERM)" in text and "stopped at step" in text for text in said)
+    logs = [path.read_text() for path in (checkout / ".snakemake/slurm_logs/rule_finetune_lora").rglob("*.log")]
+    assert any("told to stop (SIGTERM)" in text and "stopped at step" in text for text in logs)
     assert "JobState=TIMEOUT" not in (cluster.folder / "jobs.txt").read_text()
     assert "continuing from checkpoint-" in (checkout / f"logs/finetune/{model}.{config}.log").read_text()
     stopped = outcome(folder)
@@ -188,20 +187,20 @@ def test_a_training_that_does_not_end_in_time_stops_with_a_checkpoint_and_goes_o
 
 
 def outcome(folder):
-    """What a training ends with: the adapter's bytes, and the validation losses on its way."""
+    """Return the result of a training: the adapter's bytes and [(step, validation loss)]."""
     history = json.loads((folder / "training_state.json").read_text())["history"]
     losses = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     return (folder / "adapter_model.safetensors").read_bytes(), losses
 
 
-def test_the_profile_serves_as_the_workflows_own_profile_too(cluster, snakemake, study):
+def test_the_profile_works_as_a_workflow_profile(cluster, snakemake, study):
     before = (cluster.folder / "jobs.txt").read_text().count("JobState=COMPLETED")
     target = "elsewhere/miniature/ptb/dataset.json"
     snakemake("--workflow-profile", "profiles/slurm", target, "--config", "resources=elsewhere")
     assert (cluster.folder / "jobs.txt").read_text().count("JobState=COMPLETED") == before + 1
 
 
-def test_no_secret_of_the_environment_is_written_down(cluster, checkout, study):
+def test_writes_no_secret_from_the_environment_to_a_file(cluster, checkout, study):
     written = [path for path in checkout.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any("slurm_logs" in path.parts for path in written)
     assert not [path for path in [*written, cluster.folder / "jobs.txt"] if SECRET.encode() in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""Run a command where the only network is the loopback device: `unshare -rn python alone.py COMMAND`."""
+"""Run a command in a network whose only device is loopback: `unshare -rn python alone.py COMMAND`."""
 
 import fcntl
 import os

@@ -1,10 +1,10 @@
-"""What a study found out, times aside, and where two studies differ."""
+"""The results of a study without its times, and the differences between two studies."""
 
 import json
 
 from safetensors.numpy import load_file
 
-# What two runs of the same study differ in: when, how long, how much memory, and what is made of these
+# Keys that differ between two runs of the same study: times, memory, and what is computed from them
 TIMED = {
     "checksum",
     "started",
@@ -19,13 +19,13 @@ TIMED = {
 }
 
 
-def written(folder):
-    """path -> when it was written, of the records in `results` and `resources` of a study."""
+def modification_times(folder):
+    """Return {path: time of the last change, in ns} of the records in `results` and `resources` of a study."""
     return {path: path.stat().st_mtime_ns for path in records(folder)}
 
 
 def records(folder):
-    """The records of a study, those of checkpoints aside."""
+    """Yield the paths of a study's records, except those inside checkpoints."""
     for root in ("results", "resources"):
         for path in (folder / root).rglob("*.json"):
             inside = path.relative_to(folder).parts
@@ -35,9 +35,9 @@ def records(folder):
 
 
 def numbers(folder):
-    """All that a study in `folder` found out, without times: path -> content.
+    """Return {path: content} of all results of the study in `folder`, without times.
 
-    Records, tables of samples, the adapters' tensors, and the tables that people read.
+    The results are records, sample tables, the tensors of adapters, and candidates.tsv.
     """
     import pandas
 
@@ -55,7 +55,7 @@ def numbers(folder):
 
 
 def without_times(content):
-    """A record's content without what differs from run to run."""
+    """Return a record's content without the keys that differ from run to run."""
     if isinstance(content, dict):
         return {
             key: "a time" if key == "cost" and value else without_times(value)
@@ -66,7 +66,7 @@ def without_times(content):
 
 
 def differences(expected, found):
-    """Where two results of `numbers` differ, in a few words each."""
+    """Return one line for each difference between two results of `numbers`."""
     lost = [f"{path}: is not there" for path in expected.keys() - found.keys()]
     more = [f"{path}: should not be there" for path in found.keys() - expected.keys()]
     other = [
@@ -86,5 +86,5 @@ def _first_difference(one, other, place=""):
 
 
 def left_behind(folder):
-    """Files and folders that only a killed job leaves."""
+    """Return the files and folders that only a killed job leaves."""
     return [path for root in ("results", "resources") for path in (folder / root).rglob(".partial*")]

@@ -1,4 +1,4 @@
-"""A snakemake that runs while a test looks on: its jobs, the CPU time they take, and their sudden end."""
+"""Run snakemake while a test watches its jobs, measures their CPU time and kills them."""
 
 import os
 import re
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import psutil
 
-from .checkout import SNAKEMAKE, STUDY, alone, explained, may_be_alone, words
+from .checkout import SNAKEMAKE, STUDY, can_isolate_network, config_arguments, failure_report, without_network
 
 SCRIPT = re.compile(r"/tmp\w+\.(\w+)\.py$")
-LONGEST = 1800  # seconds that a test waits for anything, on a machine however busy
+LONGEST = 1800  # seconds after which a test stops waiting, even on a busy machine
 
 
 class Running:
-    """A snakemake that is running in `checkout`, one job at a time unless `cores` says otherwise.
+    """A snakemake that runs in `checkout`, one job at a time unless `cores` says otherwise.
 
-    apart: without a network, where that can be had.
+    offline: run it without a network, if this machine can do that
     """
 
-    def __init__(self, checkout, *arguments, config=STUDY, cores=1, environment=None, apart=False):
-        command = [SNAKEMAKE, "--cores", str(cores), *arguments, *words(config)]
-        self.command = alone(*command) if apart and may_be_alone() else command
+    def __init__(self, checkout, *arguments, config=STUDY, cores=1, environment=None, offline=False):
+        command = [SNAKEMAKE, "--cores", str(cores), *arguments, *config_arguments(config)]
+        self.command = without_network(*command) if offline and can_isolate_network() else command
         self.folder = checkout.folder
         self.output = checkout.folder / "run.log"
         with open(self.output, "w") as log:
@@ -44,7 +44,7 @@ class Running:
         self.kill()
 
     def jobs(self):
-        """pid -> (script, process) of the jobs that compute now; their wrappers are none of them."""
+        """Return {pid: (script, process)} of the jobs that compute now, without their wrapper processes."""
         found = {}
         with suppress(psutil.NoSuchProcess):
             for process in self.process.children(recursive=True):
@@ -55,54 +55,54 @@ class Running:
         return found
 
     def wait_for(self, scripts):
-        """The process of the next job with one of the `scripts`; None where the run ended without."""
+        """Return the process of the next job of one of the `scripts`, or None if the run ends first."""
         deadline = time.monotonic() + LONGEST
         while self.process.poll() is None:
             for script, process in self.jobs().values():
                 if script in scripts:
                     return process
-            assert time.monotonic() < deadline, self.explained()
+            assert time.monotonic() < deadline, self.failure_report()
             time.sleep(0.02)
         return None
 
     def wait_until(self, condition):
-        """Wait for `condition()` while the run goes on."""
+        """Wait until `condition()` is true; the test fails if the run ends first."""
         deadline = time.monotonic() + LONGEST
         while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.explained()
+            assert self.process.poll() is None and time.monotonic() < deadline, self.failure_report()
             time.sleep(0.02)
 
     def kill(self):
-        """Everything at once, as when the power fails."""
+        """Kill snakemake and all its jobs at once, as a power failure would."""
         with suppress(psutil.NoSuchProcess):
             everything = [self.process, *self.process.children(recursive=True)]
             for process in everything:
                 with suppress(psutil.NoSuchProcess):
-                    process.suspend()  # so that none sees another one end
+                    process.suspend()  # so that no process can react to the end of another
             for process in everything:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         self.process.wait()
 
     def wait(self):
-        """The exit code, once it has ended by itself."""
+        """Wait for the end of the run and return its exit code."""
         return self.process.wait(LONGEST)
 
-    def ends_well(self):
-        """Wait for its end; the test fails if the run does."""
-        assert self.wait() == 0, self.explained()
+    def succeeds(self):
+        """Wait for the end of the run; the test fails if the run failed."""
+        assert self.wait() == 0, self.failure_report()
 
     def text(self):
-        """What it has printed."""
+        """Return what the run has printed so far."""
         return self.output.read_text(errors="replace")
 
-    def explained(self):
-        """What a person needs to know of it."""
-        return explained(self.command, self.process.poll(), self.text(), self.folder)
+    def failure_report(self):
+        """Return what a person needs to debug this run."""
+        return failure_report(self.command, self.process.poll(), self.text(), self.folder)
 
 
-def spent(process):
-    """Seconds of CPU that a process has taken; None once it is gone."""
+def cpu_seconds(process):
+    """Return the CPU seconds that a process has used, or None if it has ended."""
     try:
         times = process.cpu_times()
         return times.user + times.system if process.status() != psutil.STATUS_ZOMBIE else None
@@ -110,41 +110,41 @@ def spent(process):
         return None
 
 
-def wait_until(process, seconds):
-    """Whether `process` is still there once it has taken so many `seconds` of CPU."""
-    while (taken := spent(process)) is not None:
-        if taken >= seconds:
+def wait_for_cpu_seconds(process, seconds):
+    """Wait until `process` has used `seconds` of CPU time; return False if it ends first."""
+    while (used := cpu_seconds(process)) is not None:
+        if used >= seconds:
             return True
         time.sleep(0.005)
     return False
 
 
-def wait_until_it_writes(process, folder):
-    """Whether a file that is not whole yet is there while `process` runs."""
+def wait_for_partial_file(process, folder):
+    """Wait until a file or folder is half written; return False if `process` ends first."""
     until = time.monotonic() + LONGEST
-    while time.monotonic() < until and spent(process) is not None:
+    while time.monotonic() < until and cpu_seconds(process) is not None:
         for place, folders, files in os.walk(folder):
             if any(name.startswith(".partial") for name in [*folders, *files]):
                 return Path(place).is_dir()
     return False
 
 
-def lives(running):
-    """script -> most CPU seconds that one of its jobs took, by watching a run to its end."""
+def longest_cpu_seconds(running):
+    """Watch a run to its end and return {script: CPU seconds of that script's longest job}."""
     longest, seen = {}, {}
     while running.process.poll() is None:
         seen |= running.jobs()
         for pid, (script, process) in list(seen.items()):
-            taken = spent(process)
-            if taken is None:
+            used = cpu_seconds(process)
+            if used is None:
                 del seen[pid]
             else:
-                longest[script] = max(longest.get(script, 0), taken)
+                longest[script] = max(longest.get(script, 0), used)
         time.sleep(0.1)
     return longest
 
 
 def kill_one(process):
-    """End one process without a word."""
+    """Kill one process without a warning."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""What a change of the configuration would rerun, found by planning: a study stands there as if it were finished.
+"""Find out by planning what a change of the configuration would rerun, in a study that only looks finished.
 
-No job is run. Every file that the study would leave is put there empty (records that planning reads, with content), and
-Snakemake's own `--touch` notes down with which parameters and inputs each was made. Then a changed configuration is
-planned, in this process, at a fraction of the time that a dry run on the command line takes, and Snakemake says itself
-which of the finished jobs it would run again.
+No job runs. Every output of the study is made as an empty file (records that planning reads get content), and
+Snakemake's own `--touch` notes the parameters and inputs of each. A changed configuration is then planned in this
+process, which takes a fraction of the time of a dry run on the command line, and Snakemake itself says which of the
+finished jobs it would run again.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPU
 
 
 class Finished:
-    """A study in `folder` (a checkout) whose jobs have all been done, or so it looks; `chosen`: config -> candidate."""
+    """A study in `folder` (a checkout) whose jobs all look finished; `chosen` is {config: candidate}."""
 
     def __init__(self, folder, chosen):
         self.folder, self.chosen = Path(folder), chosen
@@ -52,32 +52,33 @@ class Finished:
             path.touch()
 
     def reruns(self, changes):
-        """Finished jobs that `changes` of the configuration make run again: {rule: set of the first of their line}.
+        """Return {rule: set of bool} of the finished jobs that `changes` of the configuration make run again.
 
-        First of its line is a job that runs again on its own account, not because an input of it is made again.
+        The bool is True for a job that reruns because of the change itself, and False for one that reruns because an
+        input of it is made again.
         """
         with chdir(self.folder), _planned(changes) as dag:
             again = {job for job in dag.jobs if dag.needrun(job) and _is_result(job)}
-            found = {}
+            reruns_of = {}
             for job in again:
-                first = not any(above in again for above in dag.bfs(dag.dependencies, job) if above is not job)
-                found.setdefault(job.rule.name, set()).add(first)
-            return found
+                is_first = not any(above in again for above in dag.bfs(dag.dependencies, job) if above is not job)
+                reruns_of.setdefault(job.rule.name, set()).add(is_first)
+            return reruns_of
 
     def added(self, changes):
-        """Jobs that `changes` of the configuration add to the study, none of whose files is there: {rule: number}."""
+        """Return {rule: number} of the jobs that `changes` of the configuration add; none of their outputs exists."""
         with chdir(self.folder), _planned(changes) as dag:
             new = [job for job in dag.jobs if dag.needrun(job) and not any(Path(file).exists() for file in job.output)]
             return Counter(job.rule.name for job in new if job.output)
 
     def each(self, many, processes=2):
-        """`reruns` of each of `many` changes, in their order; half a second of a processor's time each."""
+        """Return `reruns` of each of `many` changes, in their order; one takes half a second of CPU time."""
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             return list(pool.map(self.reruns, many, chunksize=8))
 
 
 def _is_result(job):
-    """Whether a job left a result: lists of what many jobs rest on, made for the sake of planning, are none."""
+    """Return True if a job left a result; files that gather the inputs of many jobs exist for planning only."""
     return not job.rule.name.startswith("gather") and any(Path(file).exists() for file in job.output)
 
 
@@ -95,7 +96,10 @@ def _api(changes, **how):
 
 @contextmanager
 def _planned(changes):
-    """The graph of jobs, planned and not run; of Snakemake's API the part that prints such a graph."""
+    """Yield the graph of jobs, planned but not run.
+
+    These are the internal calls with which Snakemake's API prints such a graph.
+    """
     with _api(changes) as api:
         workflow = api.workflow_api._workflow
         workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True)

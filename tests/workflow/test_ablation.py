@@ -1,4 +1,4 @@
-"""Ablations, run for real: a staged plan that is killed between its stages, and a race with all weights in it."""
+"""Ablations run for real: a staged ablation that is killed between its stages, and a race that trains all weights."""
 
 import json
 
@@ -47,11 +47,11 @@ def undisturbed(study):
     return study.folder / "whole/ablation/staged"
 
 
-def test_a_staged_plan_ends_with_its_combination_on_data_that_no_stage_has_seen(undisturbed):
+def test_a_staged_ablation_evaluates_its_combination_on_unseen_data(undisturbed):
     rank, alpha = content(undisturbed, *WINNERS)
     (combination,) = content(undisturbed, "combination/seed-42/arm.json")
     assert combination["settings"] == alpha["settings"] and alpha["settings"]["r"] == rank["settings"]["r"]
-    assert combination["reused_from"] in alpha["values"], "the winner was trained by its stage already"
+    assert combination["reused_from"] in alpha["values"], "its stage has already trained the winner"
     assert (undisturbed / "combination/seed-42/report/evaluation_results.json").is_file()
     assert not (undisturbed / "rank.2/seed-42/report").exists()
     page = (undisturbed / "ablation_report.html").read_text()
@@ -59,7 +59,7 @@ def test_a_staged_plan_ends_with_its_combination_on_data_that_no_stage_has_seen(
     assert "Not an equal budget" not in page
 
 
-def test_killed_between_stages_it_goes_on_to_the_same_winner(study, undisturbed):
+def test_a_staged_ablation_killed_between_stages_ends_with_the_same_winner(study, undisturbed):
     folder = study.folder / "killed/ablation/staged"
     with Running(study, REPORT.format("killed", "staged"), config=settings("killed"), cores=2) as run:
         run.wait_until(lambda: (folder / WINNERS[0]).exists())
@@ -68,14 +68,14 @@ def test_killed_between_stages_it_goes_on_to_the_same_winner(study, undisturbed)
     assert not (folder / WINNERS[1]).exists()
     study.run("--unlock", config=settings("killed"))
     study.run("--cores", "2", REPORT.format("killed", "staged"), config=settings("killed"))
-    assert (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns == before, "what was finished is not trained again"
+    assert (folder / "rank.2/seed-42/arm.json").stat().st_mtime_ns == before, "a finished arm must not be trained again"
     for ended, again in zip(content(undisturbed, *WINNERS), content(folder, *WINNERS), strict=True):
         assert {key: ended[key] for key in ("winner", "settings", "values")} == {
             key: again[key] for key in ("winner", "settings", "values")
         }
 
 
-def test_a_race_stops_the_worse_arms_and_says_so(study):
+def test_a_race_stops_the_worse_arms_and_reports_them(study):
     study.run("--cores", "2", REPORT.format("raced", "race"), config=settings("raced"))
     folder = study.folder / "raced/ablation/race"
     (rung,) = content(folder, "rung-1.json")

@@ -1,4 +1,4 @@
-"""Candidates by the workflow: a user's own of every kind, choices that coincide, and weights that go and come back."""
+"""Candidates in the workflow: every kind of user checkpoint, configs that choose the same one, and released weights."""
 
 import csv
 import json
@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.study.checkout import SMALL, planned
+from tests.study.checkout import SMALL, planned_jobs
 
 pytestmark = pytest.mark.guard
 CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null}}"
 
 
 class Pruned(nn.Module):
-    """As LLM-Pruner pickles it: a class of its own, with the parts under the usual names."""
+    """A model as LLM-Pruner pickles it: a class of its own, with the parts under the usual names."""
 
     def __init__(self, model):
         super().__init__()
@@ -31,7 +31,7 @@ def read(checkout, path):
 
 @pytest.fixture(scope="module")
 def world(study):
-    """Settings of a study in a folder of its own that takes data and dense models from the small study."""
+    """Return the settings of a study that uses the data and dense models of the small study."""
     return SMALL | {"resources": study.folder / "resources"}
 
 
@@ -47,7 +47,7 @@ def load(folder):
 
 
 def narrow(model):
-    """Cut the MLPs of a model to widths of their own, by hand."""
+    """Cut the MLP of each layer of a model to a different width."""
     for place, layer in enumerate(model.model.layers):
         kept = layer.mlp.gate_proj.out_features - 8 * (place + 1)
         for name in ("gate_proj", "up_proj"):
@@ -75,7 +75,7 @@ def plain_bin(dense, folder, tokenizer):
 
 
 def sparse(dense, folder, tokenizer):
-    """2:4: of four weights in a row, the two largest stay."""
+    """Make a 2:4 checkpoint: of every four weights in a row, the two largest stay."""
     model = load(dense)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -109,8 +109,8 @@ def write_table(path, rows):
 
 
 @pytest.fixture(scope="module")
-def own(world, dense, new_checkout):
-    """A study of a user's own checkpoints, one of each kind that is accepted, run to its end."""
+def users_study(world, dense, new_checkout):
+    """Run a study of a user's own checkpoints, one of each kind that is accepted, to its end."""
     from transformers import AutoTokenizer
 
     checkout = new_checkout("own candidates")
@@ -131,68 +131,75 @@ def own(world, dense, new_checkout):
     return checkout
 
 
-def test_a_study_of_every_kind_of_checkpoint_ends(own):
-    table = (own.folder / "results/candidates.tsv").read_text()
+def test_finishes_a_study_of_every_kind_of_checkpoint(users_study):
+    table = (users_study.folder / "results/candidates.tsv").read_text()
     assert all(name in table for name in KINDS)
-    scored = [read(own, f"results/candidate_evaluation/Mistral/{name}/evaluation_results.json") for name in KINDS]
+    scored = [
+        read(users_study, f"results/candidate_evaluation/Mistral/{name}/evaluation_results.json") for name in KINDS
+    ]
     assert len({record["perplexity"]["wikitext2"]["value"] for record in scored}) >= 4
-    assert "Nothing to be done" in own.run("-n", config=own.config).stdout
+    assert "Nothing to be done" in users_study.run("-n", config=users_study.config).stdout
 
 
-def test_an_imported_pickle_is_selected_finetuned_and_evaluated(own):
-    info = read(own, "results/for_finetuning/Mistral/last/selection_info.json")
+def test_selects_finetunes_and_evaluates_an_imported_pickle(users_study):
+    info = read(users_study, "results/for_finetuning/Mistral/last/selection_info.json")
     assert info["candidate"] == "pickled" and info["metrics_from"] == "the user's table"
-    record = read(own, "results/finetuned_evaluation/Mistral/last_finetuned/evaluation_results.json")
-    assert record["parameters"] < read(own, "results/dense_evaluation/Mistral/evaluation_results.json")["parameters"]
-    report = own.folder / "results/finetuned_evaluation/Mistral/last_finetuned/comparison_report.txt"
+    record = read(users_study, "results/finetuned_evaluation/Mistral/last_finetuned/evaluation_results.json")
+    assert (
+        record["parameters"]
+        < read(users_study, "results/dense_evaluation/Mistral/evaluation_results.json")["parameters"]
+    )
+    report = users_study.folder / "results/finetuned_evaluation/Mistral/last_finetuned/comparison_report.txt"
     assert "pickled (method imported)" in report.read_text()
 
 
-def test_the_users_own_checkpoints_are_as_they_were(own):
+def test_does_not_change_the_users_checkpoints(users_study):
     for name in KINDS:
-        folder = own.folder / "search results" / name
+        folder = users_study.folder / "search results" / name
         assert not list(folder.glob("pruning.json")) and not list(folder.glob(".*"))
         assert all(not file.is_symlink() for file in folder.iterdir())
 
 
-def test_with_metrics_in_the_table_select_runs_no_gpu_job(own):
-    folder = own.folder / "search results"
+def test_select_runs_no_gpu_job_if_the_table_has_the_metrics(users_study):
+    folder = users_study.folder / "search results"
     rows = [
         {"model": "Mistral", "candidate": name, "path": folder / name, "acc": 0.4 + place / 10, "ppl": 20 + place}
         for place, name in enumerate(KINDS)
     ]
-    write_table(own.folder / "known.csv", rows)
-    config = own.config | {
+    write_table(users_study.folder / "known.csv", rows)
+    config = users_study.config | {
         "results": "known",
         "candidates": "{table: known.csv}",
         "select": "{configs: {best_ppl: {metric: ppl.wikitext2, mode: min}}}",
     }
-    jobs = planned(own.run("select", "-n", config=config))
+    jobs = planned_jobs(users_study.run("select", "-n", config=config))
     choosing = {"gather_candidates", "select_best", "summarize_selection", "select"}
     assert set(jobs) == {"import_candidate", *choosing}
-    own.run("select", "--cores", "2", config=config)
+    users_study.run("select", "--cores", "2", config=config)
     chosen = {
-        name: read(own, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]
+        name: read(users_study, f"known/for_finetuning/Mistral/{name}/selection_info.json")["candidate"]
         for name in ("best_acc", "best_ppl")
     }
     assert chosen == {"best_acc": "pickled", "best_ppl": "sharded"}
-    page = (own.folder / "known/for_finetuning/SUMMARY.md").read_text()
-    assert "`pickled`" in page and (own.folder / "known/for_finetuning/figures/Mistral.png").stat().st_size > 5000
+    page = (users_study.folder / "known/for_finetuning/SUMMARY.md").read_text()
+    assert (
+        "`pickled`" in page and (users_study.folder / "known/for_finetuning/figures/Mistral.png").stat().st_size > 5000
+    )
 
 
-def test_a_checkpoint_whose_weights_alone_were_replaced_is_taken_in_anew(own):
-    """Its config.json is as it was: what the table names is the whole folder."""
-    weights = own.folder / "search results/sparse/model.safetensors"
+def test_imports_a_checkpoint_again_if_only_its_weights_changed(users_study):
+    """Its config.json does not change: the table names the whole folder."""
+    weights = users_study.folder / "search results/sparse/model.safetensors"
     before = weights.stat()
     os.utime(weights)
-    jobs = planned(own.run("-n", config=own.config))
+    jobs = planned_jobs(users_study.run("-n", config=users_study.config))
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert jobs["import_candidate"] == jobs["score_candidate"] == 1
 
 
 @pytest.fixture(scope="module")
-def searched(world, new_checkout):
-    """A study whose two configs choose alike, with all weights kept."""
+def one_choice(world, new_checkout):
+    """Run a study in which two configs choose the same candidate and all weights are kept."""
     checkout = new_checkout("searched")
     checkout.config = world | {
         "select": CONFIGS.replace("best_ppl: null", "best_ppl: null, again: {metric: average_acc, mode: max}"),
@@ -203,85 +210,85 @@ def searched(world, new_checkout):
     return checkout
 
 
-def test_two_configs_with_one_candidate_train_and_evaluate_it_once(searched):
+def test_trains_and_evaluates_a_candidate_of_two_configs_once(one_choice):
     first, again = (f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
-    assert "reused_from" not in read(searched, f"{first}/finetuning_config.json")
-    assert read(searched, f"{again}/finetuning_config.json")["reused_from"] == "best_acc"
-    adapters = [(searched.folder / path / "adapter_model.safetensors").read_bytes() for path in (first, again)]
+    assert "reused_from" not in read(one_choice, f"{first}/finetuning_config.json")
+    assert read(one_choice, f"{again}/finetuning_config.json")["reused_from"] == "best_acc"
+    adapters = [(one_choice.folder / path / "adapter_model.safetensors").read_bytes() for path in (first, again)]
     assert adapters[0] == adapters[1]
-    assert not list((searched.folder / again).glob("checkpoint-*"))
+    assert not list((one_choice.folder / again).glob("checkpoint-*"))
     for folder in ("pruned_evaluation/Mistral/again", "finetuned_evaluation/Mistral/again_finetuned"):
-        record = read(searched, f"results/{folder}/evaluation_results.json")
+        record = read(one_choice, f"results/{folder}/evaluation_results.json")
         assert (record["config"], record["reused_from"]) == ("again", "best_acc")
-    report = searched.folder / "results/finetuned_evaluation/Mistral/again_finetuned/comparison_report.txt"
+    report = one_choice.folder / "results/finetuned_evaluation/Mistral/again_finetuned/comparison_report.txt"
     assert "the same candidate as best_acc" in report.read_text()
-    assert "the same candidate as best_acc" in (searched.folder / "results/for_finetuning/SUMMARY.md").read_text()
+    assert "the same candidate as best_acc" in (one_choice.folder / "results/for_finetuning/SUMMARY.md").read_text()
 
 
-def test_a_result_that_is_taken_over_holds_no_gpu_of_any_kind(searched):
+def test_a_reused_result_requests_no_gpu(one_choice):
     again = ("--forcerun", "finetune_lora", "evaluate_finetuned")
     kind = "{finetune: {gpu_model: h100, gpu_mem_mb: 900}, evaluate: {gpu_model: h100, gpu_mem_mb: 900}}"
-    said = searched.run("-n", *again, config=searched.config | {"resources_per_job": kind}).stdout.split("rule ")
-    held = [job for job in said if job.startswith(("finetune_lora", "evaluate_finetuned"))]
+    rules = one_choice.run("-n", *again, config=one_choice.config | {"resources_per_job": kind}).stdout.split("rule ")
+    held = [job for job in rules if job.startswith(("finetune_lora", "evaluate_finetuned"))]
     assert len(held) == 4
     for job in held:
         assert ("gpu=0" in job) == ("config=again" in job), job
         assert ("gpu_model=h100" in job) == ("gpu_mem_mb=900" in job) == ("config=again" not in job), job
 
 
-def test_a_run_of_the_second_config_alone_leaves_what_it_took_over(searched):
-    alone = searched.config | {"only": "{models: [Mistral], configs: [again]}"}
-    assert "finetune_lora" not in planned(searched.run("-n", config=alone))
+def test_a_run_of_the_second_config_alone_keeps_its_reused_result(one_choice):
+    second_alone = one_choice.config | {"only": "{models: [Mistral], configs: [again]}"}
+    assert "finetune_lora" not in planned_jobs(one_choice.run("-n", config=second_alone))
 
 
-def test_a_config_that_chooses_otherwise_now_trains_itself_and_harms_no_other(searched):
-    first, again = (searched.folder / f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
+def test_a_config_that_now_chooses_another_candidate_changes_only_its_own_results(one_choice):
+    first, again = (one_choice.folder / f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
     assert (again / "merged").is_symlink() and (again / "merged/model.safetensors").exists()
     before = (first / "merged/model.safetensors").read_bytes()
-    otherwise = searched.config | {"select": searched.config["select"].replace("max}}", "min}}")}
-    searched.run("--cores", "2", config=otherwise)
-    assert "reused_from" not in read(searched, "results/finetuned/Mistral/again_finetuned/finetuning_config.json")
+    otherwise = one_choice.config | {"select": one_choice.config["select"].replace("max}}", "min}}")}
+    one_choice.run("--cores", "2", config=otherwise)
+    assert "reused_from" not in read(one_choice, "results/finetuned/Mistral/again_finetuned/finetuning_config.json")
     assert (first / "merged/model.safetensors").read_bytes() == before
     assert not (again / "merged").is_symlink() and (again / "merged/model.safetensors").read_bytes() != before
-    searched.run("--cores", "2", config=searched.config)  # and back
+    one_choice.run("--cores", "2", config=one_choice.config)  # and back
     assert (again / "merged/model.safetensors").read_bytes() == before
-    assert read(searched, "results/finetuned/Mistral/again_finetuned/training_state.json")["config"] == "again"
-    assert "Nothing to be done" in searched.run("-n", config=searched.config).stdout
+    assert read(one_choice, "results/finetuned/Mistral/again_finetuned/training_state.json")["config"] == "again"
+    assert "Nothing to be done" in one_choice.run("-n", config=one_choice.config).stdout
 
 
 def weights(checkout, candidate):
     return checkout.folder / "results/candidates/Mistral" / candidate / "model.safetensors"
 
 
-def test_weights_of_the_losers_go_and_come_back_when_they_are_wanted(searched):
-    names = [path.name for path in (searched.folder / "results/candidates/Mistral").iterdir() if path.is_dir()]
-    chosen = read(searched, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
+def test_releases_the_weights_of_other_candidates_and_makes_them_again_when_needed(one_choice):
+    names = [path.name for path in (one_choice.folder / "results/candidates/Mistral").iterdir() if path.is_dir()]
+    chosen = read(one_choice, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
     (loser,) = [name for name in names if name != chosen]
-    assert weights(searched, loser).stat().st_size > 2**20  # Snakemake takes only smaller files' checksums
-    assert "Nothing to be done" in searched.run("-n", config=searched.config).stdout
+    assert weights(one_choice, loser).stat().st_size > 2**20  # Snakemake computes checksums of smaller files only
+    assert "Nothing to be done" in one_choice.run("-n", config=one_choice.config).stdout
 
-    selected = searched.config | {"candidates": SMALL["candidates"]}
-    assert planned(searched.run("-n", config=selected)) == {"release_weights": 1, "all": 1}
-    searched.run("--cores", "1", config=selected)
-    assert not weights(searched, loser).exists() and weights(searched, chosen).exists()
-    assert read(searched, "results/candidates/Mistral/released.json")["freed_bytes"][loser] > 2**20
-    assert "Nothing to be done" in searched.run("-n", config=selected).stdout
+    selected = one_choice.config | {"candidates": SMALL["candidates"]}
+    assert planned_jobs(one_choice.run("-n", config=selected)) == {"release_weights": 1, "all": 1}
+    one_choice.run("--cores", "1", config=selected)
+    assert not weights(one_choice, loser).exists() and weights(one_choice, chosen).exists()
+    assert read(one_choice, "results/candidates/Mistral/released.json")["freed_bytes"][loser] > 2**20
+    assert "Nothing to be done" in one_choice.run("-n", config=selected).stdout
 
     later = selected | {"select": selected["select"].replace("again", "worst").replace("max}}", "min}}")}
     target = "results/pruned_evaluation/Mistral/worst/evaluation_results.json"
-    jobs = planned(searched.run("-n", target, config=later))
+    jobs = planned_jobs(one_choice.run("-n", target, config=later))
     assert jobs == {"select_best": 1, "evaluate_pruned": 1}
-    searched.run("--cores", "1", target, config=later)
-    assert read(searched, target)["config"] == "worst"
-    record = read(searched, f"results/candidates/Mistral/{loser}/pruning.json")
-    assert read(searched, target)["provenance"]["fingerprints"]["weights"] == record["weights_fingerprint"]
-    log = searched.folder / "logs/evaluate/pruned.Mistral.worst.log"
-    assert "the candidate is made anew" in log.read_text()
+    one_choice.run("--cores", "1", target, config=later)
+    assert read(one_choice, target)["config"] == "worst"
+    record = read(one_choice, f"results/candidates/Mistral/{loser}/pruning.json")
+    assert read(one_choice, target)["provenance"]["fingerprints"]["weights"] == record["weights_fingerprint"]
+    log = one_choice.folder / "logs/evaluate/pruned.Mistral.worst.log"
+    assert "pruning the candidate again" in log.read_text()
 
 
-def test_pruned_checkpoints_load_where_this_project_is_not(searched, tmp_path):
-    """In plain transformers, with nothing of this project on the path."""
-    chosen = read(searched, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
+def test_pruned_checkpoints_load_without_this_project(one_choice, tmp_path):
+    """Plain transformers loads them with nothing of this project on the path."""
+    chosen = read(one_choice, "results/for_finetuning/Mistral/best_acc/selection_info.json")["candidate"]
     program = (
         "import sys, importlib.util\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -292,7 +299,7 @@ def test_pruned_checkpoints_load_where_this_project_is_not(searched, tmp_path):
         "print(model(ids).logits.shape, 'coppice' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(weights(searched, chosen).parent)],
+        [sys.executable, "-I", "-c", program, str(weights(one_choice, chosen).parent)],
         cwd=tmp_path,
         text=True,
         capture_output=True,
@@ -301,7 +308,7 @@ def test_pruned_checkpoints_load_where_this_project_is_not(searched, tmp_path):
     assert done.stdout.endswith("False\n")
 
 
-def test_a_point_that_a_local_model_cannot_take_is_told_before_anything_is_pruned(world, dense, new_checkout):
+def test_rejects_a_grid_point_that_does_not_fit_a_local_model_before_pruning(world, dense, new_checkout):
     checkout = new_checkout("misfit")
     config = world | {
         "only": "{models: [Mine]}",

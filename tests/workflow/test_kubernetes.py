@@ -1,4 +1,4 @@
-"""profiles/kubernetes, with a kubectl of the tests' own whose pods are processes: never tried on a real Kubernetes."""
+"""profiles/kubernetes with a fake kubectl whose pods are processes; nobody has tried it on a real Kubernetes."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ TARGET = "resources/miniature/ptb/dataset.json"
 
 @pytest.fixture
 def kubernetes(new_checkout, tmp_path, monkeypatch):
-    """(a checkout on a machine with such a kubectl, the folder in which that keeps its Jobs)"""
+    """Return (a checkout on a machine with the fake kubectl, the folder that holds its Jobs)."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/kubectl").symlink_to(Path(__file__).parent / "kubectl")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -32,18 +32,18 @@ def kubernetes(new_checkout, tmp_path, monkeypatch):
     return new_checkout("kubernetes"), tmp_path
 
 
-def test_a_job_becomes_a_job_of_kubernetes(kubernetes):
+def test_submits_a_job_as_a_kubernetes_job(kubernetes):
     checkout, folder = kubernetes
     checkout.run(*PROFILE, *QUICK, TARGET)
     assert (checkout.folder / TARGET).is_file()
     [job] = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 30 * 60
-    assert "activeDeadlineSeconds" not in job["spec"], "the time in the queue would count"
+    assert "activeDeadlineSeconds" not in job["spec"], "it would count the time in the queue"
     assert container(job)["workingDir"] == str(checkout.folder)
     assert container(job)["resources"]["limits"] == {"cpu": "1", "memory": "4000M"}
 
 
-def test_a_job_that_fails_is_submitted_again_and_told(kubernetes):
+def test_submits_a_failed_job_again_and_reports_it(kubernetes):
     checkout, folder = kubernetes
     path = checkout.folder / "workflow/scripts/build_miniature_world.py"
     path.write_text('"""Fails."""\nraise SystemExit(3)\n')
@@ -52,8 +52,8 @@ def test_a_job_that_fails_is_submitted_again_and_told(kubernetes):
     assert len(list(folder.glob("*.json"))) == 2
 
 
-def test_a_training_asks_for_its_gpu_by_name(kubernetes):
-    """The manifest alone: there is no GPU here."""
+def test_a_training_requests_nvidia_gpus(kubernetes):
+    """Tests the manifest only, because there is no GPU here."""
     checkout, folder = kubernetes
     script = folder / "snakejob.sh"
     properties = {"threads": 1, "resources": {"gpu": 2, "cpus_per_task": 8, "mem_mb": 9000, "runtime": 90}}
@@ -64,12 +64,12 @@ def test_a_training_asks_for_its_gpu_by_name(kubernetes):
     checkout.shell(f"COPPICE_RUN=this-run {submit} {script}")
     [job] = [json.loads(path.read_text()) for path in folder.glob("coppice-*.json")]
     assert job["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 90 * 60
-    known = {variable["name"]: variable["value"] for variable in container(job)["env"]}
-    assert known == {"COPPICE_RUN": "this-run", "XDG_CACHE_HOME": str(checkout.folder / ".snakemake/cache")}
+    environment = {variable["name"]: variable["value"] for variable in container(job)["env"]}
+    assert environment == {"COPPICE_RUN": "this-run", "XDG_CACHE_HOME": str(checkout.folder / ".snakemake/cache")}
     assert container(job)["resources"]["limits"] == {"cpu": "8", "memory": "9000M", "nvidia.com/gpu": "2"}
 
 
-def test_the_whole_study_is_planned(kubernetes):
+def test_plans_the_whole_study(kubernetes):
     done = kubernetes[0].run(*PROFILE, "-n", "-q", "rules", config=SMALL)
     assert "finetune_lora" in done.stdout
 

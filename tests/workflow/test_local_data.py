@@ -1,7 +1,7 @@
-"""The same workflow on real data from local files: WikiText-2, PTB, alpaca-cleaned and real rows of the seven tasks.
+"""The workflow on real data in local files: WikiText-2, PTB, alpaca-cleaned and real rows of the seven tasks.
 
-The folder is named by the environment variable COPPICE_REALDATA (default: shared/realdata beside the checkout); where
-it is absent the tests are skipped and say so.
+The environment variable COPPICE_REALDATA names the folder (default: shared/realdata beside the checkout). The tests
+are skipped if it does not exist.
 """
 
 import json
@@ -35,12 +35,12 @@ def study(new_checkout):
     return checkout
 
 
-def test_it_ends_with_a_report(study):
+def test_writes_a_comparison_report(study):
     report = study.folder / "results-local/finetuned_evaluation/Mistral/best_acc_finetuned/comparison_report.txt"
     assert all(task in report.read_text() for task in TASKS)
 
 
-def test_tasks_are_the_official_ones_on_the_local_rows(study):
+def test_evaluates_the_official_tasks_on_the_local_rows(study):
     record = json.loads((study.folder / "results-local/dense_evaluation/Mistral/evaluation_results.json").read_text())
     assert {name: result["version"] for name, result in record["zero_shot"].items()} == {
         task: 2.0 if task == "boolq" else 1.0 for task in TASKS
@@ -48,13 +48,13 @@ def test_tasks_are_the_official_ones_on_the_local_rows(study):
     assert record["perplexity"]["wikitext2"]["protocol"]["split"] == "test"
 
 
-def test_reports_leave_out_the_items_that_candidates_were_chosen_on(study):
+def test_reports_exclude_the_items_that_candidates_were_chosen_on(study):
     record = json.loads((study.folder / "resources-local/datasets/piqa/dataset.json").read_text())
     rows = {role: facts["rows"] for role, facts in record["roles"].items()}
     assert rows["report"] + rows["selection"] == 500 and "leave out" in record["notes"][0]
 
 
-def test_a_folder_that_is_not_there_is_named(new_checkout):
+def test_names_a_missing_data_folder(new_checkout):
     done = new_checkout("nowhere").snakemake(
         "-n", "--configfile", "config/local_data.yaml", config={"data_root": "/nowhere"}
     )

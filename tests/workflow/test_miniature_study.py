@@ -1,6 +1,6 @@
-"""The default study, by the README's own command: it ends with twelve reports, and it means something.
+"""The default study, run by the README's own command, writes twelve reports with meaningful numbers.
 
-The bars are loose on purpose: they tell a world that works from one that does not, not one machine from another.
+The thresholds are loose on purpose: they detect a broken miniature world, not a difference between machines.
 """
 
 import json
@@ -27,7 +27,7 @@ def comparisons(study):
     return [json.loads(path.read_text()) for path in paths]
 
 
-def test_it_ends_with_twelve_comparison_reports_and_a_study_report(study, comparisons):
+def test_writes_twelve_comparison_reports_and_a_study_report(study, comparisons):
     reports = list((study.folder / "results").glob("finetuned_evaluation/*/*_finetuned/comparison_report.txt"))
     assert len(reports) == len(comparisons) == 12
     assert {record["model"] for record in comparisons} == set(MODELS)
@@ -36,12 +36,12 @@ def test_it_ends_with_twelve_comparison_reports_and_a_study_report(study, compar
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_dense_model_is_far_above_chance(study, model):
+def test_dense_models_are_far_above_chance(study, model):
     record = json.loads((study.folder / f"results/dense_evaluation/{model}/evaluation_results.json").read_text())
     assert record["average_acc"] > CHANCE + 0.25
 
 
-def test_pruning_visibly_hurts_somewhere(study):
+def test_pruning_costs_some_candidate_much_accuracy(study):
     dense = {m: accuracy(study, f"results/dense_evaluation/{m}/evaluation_results.json") for m in MODELS}
     losses = [
         dense[path.parts[-3]] - json.loads(path.read_text())["average_acc"]
@@ -50,7 +50,7 @@ def test_pruning_visibly_hurts_somewhere(study):
     assert max(losses) > 0.10
 
 
-def test_finetuning_visibly_recovers_on_most(comparisons):
+def test_finetuning_improves_most_candidates(comparisons):
     better = [record["perplexity"]["wikitext2"]["change"]["value"] < 0 for record in comparisons]
     gained = [record["average_acc"]["change"]["value"] > 0 for record in comparisons]
     assert sum(better) >= 7 and sum(gained) >= 7
@@ -60,14 +60,14 @@ def test_a_second_run_has_nothing_to_do(study):
     assert "Nothing to be done" in study.run("--cores", "8", "--resources", "gpu=2").stdout
 
 
-def test_the_card_s_second_command_runs_with_no_flag_and_rebuilds_one_report(study):
+def test_rebuilds_one_report_by_its_path_alone(study):
     target = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
     (study.folder / target).unlink()
     done = study.run(target)
     assert (study.folder / target).exists() and "1 of 1 steps" in done.stdout
 
 
-def test_no_record_points_outside_the_study(study):
+def test_no_record_contains_a_path_of_the_home_folder(study):
     for path in (study.folder / "results").rglob("*.json"):
         assert str(Path.home()) not in path.read_text()
 

@@ -1,4 +1,4 @@
-"""Where nodes have no network: only the fetch rules need one or look for one; and no secret is written down."""
+"""Without a network: only the fetch rules need one or look up hosts, and no secret is written to a file."""
 
 import json
 import re
@@ -7,56 +7,56 @@ import sys
 
 import pytest
 
-from tests.study.checkout import ROOT, SECRETS, Checkout, may_be_alone
+from tests.study.checkout import ROOT, SECRETS, Checkout, can_isolate_network
 from tests.unit.fake_hub import serving
 
-# The small study has no need of these: its models are miniatures, and its ablation has one stage. Where other tests run
-# them, it is under the same watch.
+# The small study does not run these scripts: its models are miniatures, and its ablation has one stage. Other tests
+# run them under the same watch.
 ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "check_grid", "import_candidate", "choose_arm"}
 
 
 def jobs_of(notes):
-    """Names of the workflow's scripts among command lines."""
+    """Return the names of the workflow's scripts in command lines."""
     found = (re.search(r"\.snakemake/scripts/tmp\w+\.(\w+)\.py", command) for _, command in notes)
     return {match[1] for match in found if match}
 
 
-def test_no_job_of_a_study_looks_outside(finished):
-    """Every run of these tests is watched, and fails otherwise; here it is seen that no job escapes the watch."""
+def test_no_job_of_a_study_looks_up_or_connects_to_other_hosts(finished):
+    """Every run in the tests fails if a process does; this test makes sure that no job escapes the watch."""
     scripts = {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}
     assert jobs_of(finished.watched("started")) >= scripts - ELSEWHERE
     assert not finished.watched("outside")
 
 
-def test_every_job_has_the_hub_switched_off(finished):
-    """Whatever the user's environment says; these runs' says nothing."""
+def test_every_job_runs_with_the_hub_offline(finished):
+    """The workflow must set this itself: the environment of these runs does not."""
     hub = [(switch, command) for switch, command in finished.watched("hub") if jobs_of([(switch, command)])]
     assert {switch for switch, _ in hub} == {"1"}
     assert {"finetune_lora", "evaluate_model", "score_candidate"} <= jobs_of(hub)
 
 
-def test_a_study_ends_where_there_is_no_network(finished):
-    if not may_be_alone():
-        pytest.skip("this machine lets nobody make a network of their own (unshare -rn)")
+def test_finishes_a_study_without_a_network(finished):
+    if not can_isolate_network():
+        pytest.skip("this machine does not allow a separate network (unshare -rn)")
     assert (finished.folder / "results/report/study_report.html").is_file()
 
 
-def test_no_secret_of_the_environment_is_written_down(finished):
-    """In results, logs, Snakemake's own folder, or a command line, which everybody on a machine can read."""
+def test_writes_no_secret_from_the_environment_to_a_file(finished):
+    """Looks in results, logs, Snakemake's own folder and command lines, which every user of a machine can read."""
     assert {".snakemake", "logs", "results"} <= {path.name for path in finished.folder.iterdir()}
     assert not with_secrets(finished)
 
 
 def with_secrets(checkout):
-    """Files of a checkout that hold a secret, and the watch over its processes if a command line does."""
+    """Return the files of a checkout that contain a secret, and the file of the watch if a command line does."""
     written = [path for path in checkout.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     secrets = [secret.encode() for secret in SECRETS.values()]
     return [path for path in [*written, checkout.watch] if any(secret in path.read_bytes() for secret in secrets)]
 
 
 @pytest.mark.slow
-def test_fetch_brings_a_gated_model_and_data_with_the_users_token(finished, new_checkout, monkeypatch, tmp_path):
-    """From a hub of the test's own; data in local files is read beside it, and calls nobody."""
+def test_fetches_a_gated_model_and_data_with_the_users_token(finished, new_checkout, monkeypatch, tmp_path):
+    """A hub of the test serves them; a dataset in local files is read without a connection."""
     checkout = new_checkout("fetch")
     own = next((finished.folder / "resources/miniature/models/mistral").rglob("config.json")).parent
     tiny = {path.name: path.read_bytes() for path in own.iterdir() if path.is_file()}
@@ -92,7 +92,7 @@ def test_fetch_brings_a_gated_model_and_data_with_the_users_token(finished, new_
         "import urllib.request; urllib.request.urlopen('http://nowhere.invalid', timeout=1)",
     ],
 )
-def test_the_watch_sees_who_looks_outside(tmp_path, code):
+def test_the_watch_notes_a_process_that_looks_up_another_host(tmp_path, code):
     checkout = Checkout(tmp_path / "x")
     subprocess.run([sys.executable, "-c", code], env=checkout.environment(), capture_output=True, check=False)
     assert len(checkout.watched("started")) == 1 and checkout.watched("outside")

@@ -1,4 +1,4 @@
-"""A changed setting reruns exactly what the schema says of it, and nothing that does not rest on it."""
+"""A changed setting reruns exactly what the schema says, and nothing that does not depend on it."""
 
 import copy
 
@@ -12,8 +12,8 @@ from .changes import Finished
 
 pytestmark = pytest.mark.guard
 
-# A study in which every key of the schema has a meaning: a model from the hub and one of the miniature's, each kind of
-# criterion, a mixture, a protocol of its own, each kind of ablation
+# A study in which every key of the schema has an effect: a model from the hub and a miniature, each kind of criterion,
+# a mixture, a custom protocol, each kind of ablation
 STUDY = """
 models:
   Hub: {base: org/model, revision: abc, family: llama, parameters: 1000000}
@@ -92,7 +92,7 @@ def nested(path, value):
 
 
 def of_point(**keys):
-    """The grid with other keys of its named point."""
+    """Return the grid with other keys at its named point."""
     grid = copy.deepcopy(yaml.safe_load(STUDY)["candidates"]["prune"])
     grid[2] |= keys
     return grid
@@ -105,7 +105,7 @@ def of_sparse(**keys):
 
 
 def of_arm(**keys):
-    """The arms of an ablation with other keys of the named one."""
+    """Return the arms of an ablation with other keys in the named one."""
     arms = copy.deepcopy(yaml.safe_load(STUDY)["ablations"]["listed"]["arms"])
     arms[1] |= keys
     return arms
@@ -137,7 +137,8 @@ ARM = {
     "warmup_steps": 3,
 }
 
-# Key -> what it is changed to in the study above; where the key stands for several places, where it is changed
+# key -> its new value in the study above; for a key with a name or an index in it, the mapping that holds the new
+# value
 VALUES = {
     "results": "elsewhere",
     "resources": "elsewhere",
@@ -316,13 +317,13 @@ ABLATION = {
 ABLATION |= {f"base.{key}": {"rates": {"base": {key: value}}} for key, value in ARM.items()}
 ABLATION |= {f"arms[].{key}": {"listed": {"arms": of_arm(**{key: value})}} for key, value in ARM.items()}
 ABLATION["arms[].train"] = {"listed": {"arms": ["light", {"name": "mine", "train": "all", "learning_rate": 1.0e-5}]}}
-ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # a name by itself means nothing there
+ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # `name` alone has no effect in `base`
 ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
 VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
 
 
-# What stands for stages in the schema
-SAID = {rerun_policy.NOTHING: set(), rerun_policy.EVERYTHING: {*rerun_policy.STAGES} - {"ablation"}}
+# words that the schema uses in place of a list of stages
+STAGES_OF_WORD = {rerun_policy.NOTHING: set(), rerun_policy.EVERYTHING: {*rerun_policy.STAGES} - {"ablation"}}
 
 
 def stages(rules):
@@ -330,16 +331,16 @@ def stages(rules):
 
 
 def change(key):
-    """The change of the configuration that a key's entry in `VALUES` stands for."""
+    """Return the change of the configuration that a key's entry in `VALUES` describes."""
     path = key.split("<name>")[0].split("[]")[0].strip(".").split(".")
     return nested(path, VALUES[key])
 
 
-ADDED = change("candidates.prune")  # a point more
+ADDED = change("candidates.prune")  # one more grid point
 
 
-def begun(folder):
-    """`folder` with the study above and all files that it needs from outside."""
+def prepared(folder):
+    """Write the study above to `folder`, with all files that it needs from outside, and return the folder."""
     (folder / "config/config.yaml").write_text(STUDY)
     for checkpoint in ("checkpoint", "another"):
         (folder / checkpoint).mkdir()
@@ -356,40 +357,44 @@ def begun(folder):
 
 @pytest.fixture(scope="module")
 def finished(new_checkout):
-    return Finished(begun(new_checkout("finished").folder), CHOSEN)
+    return Finished(prepared(new_checkout("finished").folder), CHOSEN)
 
 
-def test_every_key_of_the_schema_is_tried():
+def test_changes_every_key_of_the_schema():
     leaves = {schema.dotted(path) for path, node in schema.key_paths() if not schema.is_mapping(node)}
     assert leaves <= set(VALUES)
 
 
 def test_a_changed_setting_reruns_what_the_schema_says(finished):
-    """Each key alone: what runs again on its own account is of the stages that the key's `reruns` names, and each of
-    these stages does run again.
+    """Changes one key at a time.
+
+    The jobs that rerun because of the change itself belong to the stages that the key's `reruns` names, and each of
+    these stages does rerun.
     """
     paths = {schema.dotted(path): path for path, _ in schema.key_paths()}
     wrong = {}
     for key, found in zip(VALUES, finished.each(map(change, VALUES)), strict=True):
-        said = rerun_policy.reruns(paths[key])
+        declared = rerun_policy.reruns(paths[key])
         first, all_of_them = stages(rule for rule, own in found.items() if True in own), stages(found)
-        expected = SAID.get(said[0], {*said})
-        fits = expected <= all_of_them if said[0] == rerun_policy.EVERYTHING else first <= expected <= all_of_them
-        if not fits:
-            wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; the schema says {said}"
+        expected = STAGES_OF_WORD.get(declared[0], {*declared})
+        as_declared = (
+            expected <= all_of_them if declared[0] == rerun_policy.EVERYTHING else first <= expected <= all_of_them
+        )
+        if not as_declared:
+            wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; the schema says {declared}"
     assert not wrong
 
 
-def test_what_decides_no_number_reruns_nothing_all_at_once(finished):
-    silent = {}
+def test_settings_that_cannot_change_results_rerun_nothing(finished):
+    harmless = {}
     for path, _ in schema.key_paths():
         key = schema.dotted(path)
         if key in VALUES and key != "results" and rerun_policy.reruns(path) == (rerun_policy.NOTHING,):
-            update_config(silent, change(key))
-    assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(silent)
-    assert finished.reruns(silent) == {}
+            update_config(harmless, change(key))
+    assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(harmless)
+    assert finished.reruns(harmless) == {}
 
 
-def test_a_point_that_is_added_has_a_check_of_its_own_and_reruns_no_other_point(finished):
+def test_an_added_grid_point_gets_its_own_check_and_reruns_no_other_point(finished):
     assert finished.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
     assert not {"check_grid", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))

@@ -1,4 +1,4 @@
-"""What `--retries` repeats, and what it does not: bad data is told once more and no time spent on it."""
+"""What `--retries` repeats and what it does not: a job that fails on bad data only repeats its message."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def checkout(new_checkout):
     return new_checkout("retries")
 
 
-def test_bad_data_is_read_once_and_mended_data_at_the_next_call(checkout):
+def test_reads_bad_data_once_and_corrected_data_in_the_next_run(checkout):
     (checkout.folder / "bad.json").write_text("[]")
     config = {"datasets": "{alpaca: {path: ./bad.json, format: json}}"}
     command = ("--cores", "1", "--retries", "2", "resources/datasets/alpaca/dataset.json")
@@ -30,7 +30,7 @@ def test_bad_data_is_read_once_and_mended_data_at_the_next_call(checkout):
     checkout.run(*command, config=config)
 
 
-def test_a_job_that_is_killed_is_tried_again_and_ends_well(checkout):
+def test_retries_a_killed_job(checkout):
     module = checkout.folder / "workflow/scripts/coppice/miniature/prepare.py"
     module.write_text(module.read_text() + KILLED_ONCE)
     done = checkout.run("--cores", "1", "--retries", "2", "resources/miniature/ptb/dataset.json")

@@ -5,14 +5,14 @@ import json
 import pytest
 import yaml
 
-from tests.study.checkout import STUDY, TARGETS, planned
+from tests.study.checkout import STUDY, TARGETS, planned_jobs
 
 REPORT = "results/finetuned_evaluation/{}/{}_finetuned/comparison_report.txt"
 PAIRS = [(model, config) for model in ("Mistral", "Qwen") for config in ("best_acc", "best_ppl")]
 EVALUATION = {"model", "config", "stage", "perplexity", "zero_shot", "average_acc", "parameters", "provenance"}
 
 
-def test_it_writes_a_report_a_config(finished):
+def test_writes_a_report_for_every_config(finished):
     for model, config in PAIRS:
         text = (finished.folder / REPORT.format(model, config)).read_text()
         assert "wikitext2" in text and "piqa" in text and "mean" in text
@@ -21,9 +21,9 @@ def test_it_writes_a_report_a_config(finished):
     assert all(name in page for pair in PAIRS for name in pair)
 
 
-def test_it_ends_with_a_table_of_what_came_back(finished):
-    rows = {tuple(line.split()[:2]) for line in finished.said.splitlines() if line.split()[-1:] == ["done"]}
-    assert rows >= set(PAIRS) and "Reports: results/report/" in finished.said
+def test_ends_with_a_table_of_the_recoveries(finished):
+    rows = {tuple(line.split()[:2]) for line in finished.output.splitlines() if line.split()[-1:] == ["done"]}
+    assert rows >= set(PAIRS) and "Reports: results/report/" in finished.output
 
 
 def test_every_evaluation_has_the_fields_of_schema_1(finished):
@@ -73,7 +73,7 @@ def test_the_adapter_loads_with_plain_peft(finished):
         assert (folder / name).exists()
 
 
-def test_whoever_may_read_new_files_may_read_all_that_a_study_wrote(study):
+def test_outputs_have_the_read_permissions_of_new_files(study):
     new = study.folder / "new"
     new.touch()
     files = [path for part in ("results", "resources", "logs") for path in (study.folder / part).rglob("*")]
@@ -82,7 +82,7 @@ def test_whoever_may_read_new_files_may_read_all_that_a_study_wrote(study):
     assert not [path for path in files if new.stat().st_mode & ~path.stat().st_mode]
 
 
-def test_a_checkout_runs_its_own_code_whatever_is_installed(new_checkout):
+def test_a_checkout_runs_its_own_code_even_if_another_version_is_installed(new_checkout):
     checkout = new_checkout("own code")
     path = checkout.folder / "workflow/scripts/coppice/core/logs.py"
     path.write_text(path.read_text().replace('LINE = "', 'LINE = "here '))
@@ -91,38 +91,38 @@ def test_a_checkout_runs_its_own_code_whatever_is_installed(new_checkout):
 
 
 def test_a_second_run_has_nothing_to_do(study):
-    """Of any stage by its name: Snakemake refuses a name that it does not know."""
+    """Names every stage as a target; Snakemake rejects a name that it does not know."""
     stages = ("candidates", "select", "finetune", "evaluate", "compare", "report")
     assert "Nothing to be done" in study.run(*stages, *TARGETS, "--cores", "2", config=STUDY).stdout
 
 
-def test_a_deleted_report_is_rebuilt_alone(copied):
+def test_rebuilds_only_a_deleted_report(study_copy):
     target = REPORT.format("Mistral", "best_acc")
-    before = (copied.folder / target).read_text()
-    (copied.folder / target).unlink()
-    done = copied.run("--cores", "1", target, config=STUDY)
-    assert planned(done) == {"compare_stages": 1} and (copied.folder / target).read_text() == before
+    before = (study_copy.folder / target).read_text()
+    (study_copy.folder / target).unlink()
+    done = study_copy.run("--cores", "1", target, config=STUDY)
+    assert planned_jobs(done) == {"compare_stages": 1} and (study_copy.folder / target).read_text() == before
 
 
-def test_a_longer_training_reruns_training_and_what_follows_but_no_pruning(study):
+def test_a_longer_training_reruns_training_and_evaluation_but_no_pruning(study):
     longer = STUDY | {"finetune": STUDY["finetune"].replace("max_steps: 4", "max_steps: 6")}
-    jobs = planned(study.run("-n", config=longer))
+    jobs = planned_jobs(study.run("-n", config=longer))
     assert jobs["finetune_lora"] == 4 and jobs["evaluate_finetuned"] == 4
     assert not {"prune_candidate", "score_candidate", "evaluate_dense", "evaluate_pruned"} & set(jobs)
 
 
-def test_the_status_of_every_job_is_kept(finished):
+def test_keeps_the_status_of_every_job(finished):
     states = [json.loads(path.read_text())["state"] for path in (finished.folder / "results/.status").rglob("*.json")]
     assert states and set(states) == {"done"}
 
 
-def test_snakemakes_own_report_is_written(study):
+def test_writes_snakemakes_own_report(study):
     study.run("--report", "report.html", config=STUDY)
     assert (study.folder / "report.html").stat().st_size > 100_000
 
 
 def test_another_workflow_uses_this_one_as_a_module_with_its_own_configuration(study, tmp_path):
-    """Its own results folder and criterion; the miniature world is taken from where it was built."""
+    """It has its own results folder and criterion, and uses the miniature world that was already built."""
     settings = yaml.safe_load((study.folder / "config/config.yaml").read_text())
     for key, value in STUDY.items():
         settings[key] = settings.get(key, {}) | yaml.safe_load(value)
@@ -141,21 +141,21 @@ def test_another_workflow_uses_this_one_as_a_module_with_its_own_configuration(s
         "    default_target: True\n"
         '    input: "theirs/finetuned_evaluation/Mistral/smallest_ppl_finetuned/comparison_report.txt"\n'
     )
-    jobs = planned(study.run("-n", cwd=tmp_path))
+    jobs = planned_jobs(study.run("-n", cwd=tmp_path))
     assert jobs["coppice_finetune_lora"] == 1 and "coppice_build_miniature_model" not in jobs
     target = "theirs/dense_evaluation/Mistral/evaluation_results.json"
     study.run("--cores", "2", target, cwd=tmp_path)
     assert (tmp_path / target).exists()
 
 
-def test_a_job_that_fails_is_named_with_its_reason_in_the_last_lines(copied):
-    """And with its log and the command that goes on, which does once the cause is gone."""
-    adapter = copied.folder / "results/finetuned/Mistral/best_ppl_finetuned/adapter_model.safetensors"
+def test_the_last_lines_of_a_failed_run_name_the_job_and_the_reason(study_copy):
+    """They also name its log and the command that goes on, which works once the cause is gone."""
+    adapter = study_copy.folder / "results/finetuned/Mistral/best_ppl_finetuned/adapter_model.safetensors"
     whole = adapter.read_bytes()
     adapter.write_bytes(whole[:-8])
     record = "results/finetuned_evaluation/Mistral/best_ppl_finetuned/evaluation_results.json"
-    (copied.folder / record).unlink()
-    last = copied.refused(record, "--cores", "1", config=STUDY).splitlines()[-15:]
+    (study_copy.folder / record).unlink()
+    last = study_copy.expect_failure(record, "--cores", "1", config=STUDY).splitlines()[-15:]
     (failed,) = [place for place, line in enumerate(last) if line == "1 job failed:"]
     assert (
         last[failed + 1].startswith("  evaluate finetuned Mistral best_ppl: ") and str(adapter.name) in last[failed + 1]
@@ -163,33 +163,33 @@ def test_a_job_that_fails_is_named_with_its_reason_in_the_last_lines(copied):
     assert last[failed + 2] == "    log: logs/evaluate/finetuned.Mistral.best_ppl.log"
     assert any(line.startswith(f"  snakemake {record} --cores 1 --config ") for line in last)
     adapter.write_bytes(whole)
-    copied.run(record, "--cores", "1", config=STUDY)
+    study_copy.run(record, "--cores", "1", config=STUDY)
 
 
 @pytest.mark.guard
-def test_further_seeds_are_trained_and_evaluated_beside_the_first(copied):
-    """The first seed's results stay where they are; the reports give mean and spread over all."""
+def test_trains_and_evaluates_more_seeds_beside_the_first(study_copy):
+    """The first seed's results stay where they are; the reports give the mean and the spread over all seeds."""
     seeds = STUDY | {"finetune": STUDY["finetune"].replace("{max_steps", "{seeds: [42, 7], max_steps")}
     target = REPORT.format("Mistral", "best_acc")
-    jobs = planned(copied.run("-n", target, config=seeds))
+    jobs = planned_jobs(study_copy.run("-n", target, config=seeds))
     assert jobs["finetune_lora"] == 1 and jobs["evaluate_finetuned"] == 1 and "evaluate_pruned" not in jobs
-    copied.run("--cores", "2", target, config=seeds)
-    folder = copied.folder / "results/finetuned/Mistral/best_acc_finetuned"
+    study_copy.run("--cores", "2", target, config=seeds)
+    folder = study_copy.folder / "results/finetuned/Mistral/best_acc_finetuned"
     adapters = [(folder / name / "adapter_model.safetensors").read_bytes() for name in (".", "seed-7")]
     assert adapters[0] != adapters[1]
-    record = json.loads((copied.folder / target).with_name("comparison.json").read_text())
+    record = json.loads((study_copy.folder / target).with_name("comparison.json").read_text())
     assert record["seeds"]["seeds"] == [42, 7]
-    assert "Over seeds" in (copied.folder / target).read_text()
+    assert "Over seeds" in (study_copy.folder / target).read_text()
 
 
 @pytest.mark.slow
-def test_two_processes_train_together_where_a_job_has_two_gpus(copied):
+def test_two_processes_train_together_if_a_job_has_two_gpus(study_copy):
     """Without a GPU they compute on the CPU."""
     together = STUDY | {
         "resources_per_job": "{finetune: {gpu: 2}}",
         "finetune": STUDY["finetune"].replace("max_steps: 4", "max_steps: 5"),
     }
     record = "results/finetuned/Mistral/best_acc_finetuned/finetuning_config.json"
-    copied.run("--cores", "2", record, config=together)
-    found = json.loads((copied.folder / record).read_text())
+    study_copy.run("--cores", "2", record, config=together)
+    found = json.loads((study_copy.folder / record).read_text())
     assert found["processes"] == 2 and found["steps"] == 5

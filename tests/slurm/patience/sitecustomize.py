@@ -1,6 +1,7 @@
-"""One training of Mistral takes long over a step, the first time: it waits there until it is told to stop.
+"""Make the first training of Mistral wait when it writes to its log, until it is asked to stop.
 
-The file that `COPPICE_TEST_PATIENCE` names then holds the path of its log.
+The file that `COPPICE_TEST_PATIENCE` names then holds the path of its log; later trainings find this file and do not
+wait.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Every Python process that finds this file on its path notes its start, and whom it looks up or connects to.
+"""Make every Python process that has this file on its path note its start and the hosts it looks up or connects to.
 
-Lines go to the file that `COPPICE_TEST_WATCH` names: [kind, what, command line]. An audit hook sees what Python code
-does; what native code does, a network namespace prevents where one may be made.
+Each note is a line [kind, what, command line] in the file that `COPPICE_TEST_WATCH` names. An audit hook sees what
+Python code does, but not what native code does; a network namespace prevents that on machines that allow one.
 """
 
 import ipaddress
@@ -33,7 +33,7 @@ def is_outside(host):
 
 def hook(event, arguments):
     if event in CONNECTIONS:
-        address = arguments[1]  # a path or None where it is no address of the internet
+        address = arguments[1]  # not a tuple if the socket is not an internet socket
         if isinstance(address, tuple) and is_outside(address[0]):
             note("outside", f"{event} {address[:2]}")
     elif event in LOOKUPS and is_outside(arguments[0]):
