@@ -1,9 +1,10 @@
-"""Ablations of the fine-tuning: arms that train one checkpoint at an equal budget, compared on data held back.
+"""Ablations of the fine-tuning: arms train one checkpoint at an equal budget and are compared on held-out data.
 
-Takes the start of each ablation (a selection, a dense model or a checkpoint folder) and the data; gives
-`ablation/{ablation}/{arm}/seed-{seed}/` (a training with its evaluations, summed up in `arm.json`) for every arm and
-seed, `winner-{stage}.json` for every stage of a staged ablation, `rung-{rung}.json` for every rung of a race, and
-`ablation_report.{html,md}`, `ablation.csv` and `figures/`. No part of `all`: ask for `ablation`, or for one report.
+Input: the start of each ablation (a selection, a dense model or a checkpoint folder) and the data.
+Output: `ablation/{ablation}/{arm}/seed-{seed}/` (a training with its evaluations, summarized in `arm.json`) for every
+arm and seed, `winner-{stage}.json` for every stage of a staged ablation, `rung-{rung}.json` for every rung of a race,
+and `ablation_report.{html,md}`, `ablation.csv` and `figures/`. The target `all` does not include ablations: request
+`ablation`, or one report.
 """
 
 
@@ -18,7 +19,7 @@ rule ablation_arm:
         datasets=lambda wildcards: files.datasets(
             dict.fromkeys(
                 [
-                    *study.training_datasets(ablated(wildcards)["finetune"]),
+                    *study.training_datasets(ablation_of(wildcards)["finetune"]),
                     *ablation_datasets(wildcards),
                 ]
             )
@@ -26,11 +27,12 @@ rule ablation_arm:
         definitions=files.task_definitions(),
         after=winner_before,
         survivors=lambda wildcards: rung_before(wildcards, last=True),
-        reached=lambda wildcards: expand(
-            REACHED,
+        rungs=lambda wildcards: expand(
+            RUNG,
             **wildcards,
             rung=range(
-                1, len((ablated(wildcards)["racing"] or {"rungs": []})["rungs"]) + 1
+                1,
+                len((ablation_of(wildcards)["racing"] or {"rungs": []})["rungs"]) + 1,
             ),
         ),
     output:
@@ -52,11 +54,11 @@ rule ablation_arm:
         runtime=asked_by_arm("runtime"),
     params:
         plan=ablation_plan,
-        member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
+        member=lambda wildcards: ablation_of(wildcards)["arms"][wildcards.arm],
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
-        execution=arm_handling,
+        execution=arm_execution,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
     script:
@@ -67,27 +69,27 @@ use rule ablation_arm as ablation_rung with:
     input:
         unpack(start_inputs),
         datasets=lambda wildcards: files.datasets(
-            study.training_datasets(ablated(wildcards)["finetune"])
+            study.training_datasets(ablation_of(wildcards)["finetune"])
         ),
         survivors=rung_before,
-        reached=lambda wildcards: [
-            REACHED.format(**dict(wildcards.items()) | {"rung": rung})
+        rungs=lambda wildcards: [
+            RUNG.format(**dict(wildcards.items()) | {"rung": rung})
             for rung in range(1, int(wildcards.rung))
         ],
     output:
-        record=REACHED,
+        record=RUNG,
     log:
         f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.{{rung}}.log",
     benchmark:
         f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.{{rung}}.benchmark.tsv"
     params:
         plan=ablation_plan,
-        member=lambda wildcards: ablated(wildcards)["arms"][wildcards.arm],
+        member=lambda wildcards: ablation_of(wildcards)["arms"][wildcards.arm],
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
-        execution=arm_handling,
-        share=lambda wildcards: ablated(wildcards)["racing"]["rungs"][
+        execution=arm_execution,
+        share=lambda wildcards: ablation_of(wildcards)["racing"]["rungs"][
             int(wildcards.rung) - 1
         ],
         status=lambda wildcards: status("ablation", *wildcards),
@@ -108,8 +110,8 @@ rule ablation_winner:
         "../../envs/coppice.yaml"
     params:
         arms=arm_records,
-        choose_by=lambda wildcards: ablated(wildcards)["choose_by"],
-        budget=lambda wildcards: ablated(wildcards)["budget"],
+        choose_by=lambda wildcards: ablation_of(wildcards)["choose_by"],
+        budget=lambda wildcards: ablation_of(wildcards)["budget"],
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
     script:
@@ -123,12 +125,12 @@ use rule ablation_winner as ablation_cut with:
         ],
         before=rung_before,
     output:
-        CUT,
+        SURVIVORS,
     log:
         f"{LOGS}/ablation/{{ablation}}.rung-{{rung}}.log",
     params:
         arms=rung_records,
-        eta=lambda wildcards: ablated(wildcards)["racing"]["eta"],
+        eta=lambda wildcards: ablation_of(wildcards)["racing"]["eta"],
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
 
@@ -141,7 +143,7 @@ rule ablation_report:
         winners=lambda wildcards: expand(
             WINNER,
             ablation=wildcards.ablation,
-            stage=[stage["name"] for stage in ablated(wildcards)["stages"]],
+            stage=[stage["name"] for stage in ablation_of(wildcards)["stages"]],
         ),
         survivors=lambda wildcards: rung_before(wildcards, last=True),
     output:
@@ -165,7 +167,7 @@ rule ablation_report:
     params:
         arms=arm_records,
         ablation=lambda wildcards: {
-            key: ablated(wildcards)[key]
+            key: ablation_of(wildcards)[key]
             for key in ("budget", "choose_by", "reference", "stages")
         },
         start=start_facts,

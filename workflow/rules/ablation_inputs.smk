@@ -1,6 +1,7 @@
-"""What the rules of ablations share: where arms, winners and rungs lie, and which of them each job rests on.
+"""Path patterns and input functions of the ablation rules.
 
-Takes the study's ablations as `settings` resolved them; gives the patterns and input functions of `ablation.smk`.
+Input: the study's ablations as `settings` resolved them.
+Output: the paths of arms, winners and rungs, and the functions that say which of them each job needs.
 """
 
 from coppice.ablation import figures as ablation_figures
@@ -8,8 +9,8 @@ from coppice.ablation import figures as ablation_figures
 ABLATION = f"{RESULTS}/ablation/{{ablation}}"
 ARM = f"{ABLATION}/{{arm}}/seed-{{seed}}"
 WINNER = f"{ABLATION}/winner-{{stage}}.json"
-REACHED = f"{ARM}/rung-{{rung}}.json"
-CUT = f"{ABLATION}/rung-{{rung}}.json"
+RUNG = f"{ARM}/rung-{{rung}}.json"
+SURVIVORS = f"{ABLATION}/rung-{{rung}}.json"
 
 
 wildcard_constraints:
@@ -23,13 +24,13 @@ wildcard_constraints:
     rung=r"\d+",
 
 
-def ablated(wildcards):
+def ablation_of(wildcards):
     return study.ablations[wildcards.ablation]
 
 
 def start_inputs(wildcards):
-    """The records, or the user's files, that the start of an ablation rests on."""
-    start = ablated(wildcards)["start"]
+    """Return the records, or the user's files, that define the checkpoint an ablation starts from."""
+    start = ablation_of(wildcards)["start"]
     if start["kind"] == "checkpoint":
         return {"checkpoint": layout.local_files(start | {"kind": "local"})}
     dense = {"dense": files.model(start["model"])}
@@ -40,8 +41,8 @@ def start_inputs(wildcards):
 
 
 def start_loading(wildcards):
-    """How the start of an ablation is loaded, as a rule parameter."""
-    start = ablated(wildcards)["start"]
+    """Return the settings by which that checkpoint is loaded, as a rule parameter."""
+    start = ablation_of(wildcards)["start"]
     if start["kind"] == "checkpoint":
         return {
             "dtype": start["dtype"],
@@ -52,8 +53,8 @@ def start_loading(wildcards):
 
 
 def start_placement(wildcards, output):
-    """As `placement`, of the model that an ablation starts from."""
-    start = ablated(wildcards)["start"]
+    """Return the device placement of that checkpoint, as a rule parameter whose change reruns nothing."""
+    start = ablation_of(wildcards)["start"]
     entry = {} if start["kind"] == "checkpoint" else study.models[start["model"]]
     return settings.rerun_policy.execution_settings(
         "models", {"device_map": None} | entry
@@ -61,7 +62,7 @@ def start_placement(wildcards, output):
 
 
 def start_facts(wildcards):
-    start = ablated(wildcards)["start"]
+    start = ablation_of(wildcards)["start"]
     if start["kind"] == "checkpoint":
         return {
             "name": Path(start["path"]).name,
@@ -77,8 +78,8 @@ def start_facts(wildcards):
 
 
 def winner_before(wildcards, stage=None):
-    """The record of the stage whose winner an arm or stage goes on from; none at the first."""
-    one = ablated(wildcards)
+    """Return the winner's record of the stage before an arm's or before `stage`; none for the first stage."""
+    one = ablation_of(wildcards)
     if stage is None:
         after = one["arms"][wildcards.arm]["after"]
     else:
@@ -87,15 +88,15 @@ def winner_before(wildcards, stage=None):
 
 
 def rung_before(wildcards, last=False):
-    """The record of who is still in: after the last rung, or after the one before."""
-    racing = ablated(wildcards)["racing"]
+    """Return the record of the arms that survived the rung before this one or, with `last`, the last rung."""
+    racing = ablation_of(wildcards)["racing"]
     rung = (len(racing["rungs"]) if racing else 0) if last else int(wildcards.rung) - 1
-    return [CUT.format(ablation=wildcards.ablation, rung=rung)] if rung else []
+    return [SURVIVORS.format(ablation=wildcards.ablation, rung=rung)] if rung else []
 
 
 def of_arms(pattern, wildcards, arms, **more):
-    """arm -> `pattern` for each of its seeds."""
-    seeds = ablated(wildcards)["seeds"]
+    """Return {arm: `pattern` for each of its seeds}."""
+    seeds = ablation_of(wildcards)["seeds"]
     return {
         arm: expand(pattern, ablation=wildcards.ablation, arm=arm, seed=seeds, **more)
         for arm in arms
@@ -103,8 +104,8 @@ def of_arms(pattern, wildcards, arms, **more):
 
 
 def arms_of(wildcards):
-    """The arms of a stage where there is one, else of the whole ablation."""
-    one, stage = ablated(wildcards), wildcards.get("stage")
+    """Return the arms of the wildcards' stage or, without a stage, of the whole ablation."""
+    one, stage = ablation_of(wildcards), wildcards.get("stage")
     return next(
         (each["arms"] for each in one["stages"] if each["name"] == stage),
         list(one["arms"]),
@@ -116,12 +117,12 @@ def arm_records(wildcards):
 
 
 def rung_records(wildcards):
-    return of_arms(REACHED, wildcards, arms_of(wildcards), rung=wildcards.rung)
+    return of_arms(RUNG, wildcards, arms_of(wildcards), rung=wildcards.rung)
 
 
 def ablation_plan(wildcards):
-    """What all arms have in common, as a rule parameter."""
-    one = ablated(wildcards)
+    """Return the settings that all arms share, as a rule parameter."""
+    one = ablation_of(wildcards)
     plan = {key: one[key] for key in ("base", "budget", "eval_steps", "choose_by")}
     return plan | {
         "finetune": settings.arms.shared(
@@ -134,15 +135,18 @@ def ablation_plan(wildcards):
 
 
 def measured(wildcards):
-    """How arms are measured, without what decides no number."""
+    """Return the evaluation settings of the arms, without those that cannot change results."""
     return settings.rerun_policy.result_settings(
-        "evaluate", ablated(wildcards)["evaluate"]
+        "evaluate", ablation_of(wildcards)["evaluate"]
     )
 
 
-def arm_handling(wildcards, output):
-    """How arms are trained and measured, as a rule parameter whose change reruns nothing."""
-    training = ablated(wildcards)["finetune"]
+def arm_execution(wildcards, output):
+    """Return the execution settings of arms, as a rule parameter whose change reruns nothing.
+
+    `epochs` and `max_steps` are passed here too: they complete the section `finetune`, and the budget overrides them.
+    """
+    training = ablation_of(wildcards)["finetune"]
     lasting = {key: training[key] for key in settings.arms.LASTING}
     return {
         "finetune": settings.rerun_policy.execution_settings("finetune", training)
@@ -154,8 +158,8 @@ def arm_handling(wildcards, output):
 
 
 def ablation_datasets(wildcards):
-    """Names of the texts and tasks that arms are measured on."""
-    measured = ablated(wildcards)["evaluate"]
+    """Return the names of the texts and tasks that arms are measured on."""
+    measured = ablation_of(wildcards)["evaluate"]
     return list(
         dict.fromkeys(
             [*measured["perplexity"]["datasets"], *measured["zero_shot"]["tasks"]]
@@ -164,7 +168,7 @@ def ablation_datasets(wildcards):
 
 
 def asked_by_arm(key):
-    """What an arm asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`."""
+    """Return a resource function of an arm's job. key: mem_mb, gpu_mem_mb, disk_mb or runtime."""
 
     def resource(wildcards, attempt):
         on_gpu = computes_on_gpu()

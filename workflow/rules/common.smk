@@ -1,10 +1,11 @@
-"""What the rules share: the study, wildcard constraints, and the words at a run's start and end.
+"""What the rule files share: the study, wildcard constraints, and the messages at the start and end of a run.
 
-Takes the configuration; gives the study, the patterns of its records, and the functions of wildcards that several rule
-files have for their inputs and parameters.
+Input: the configuration.
+Output: the study, the path patterns of its records, and functions of wildcards that several rule files use for inputs
+and parameters.
 
-The configuration is checked here, once, in the main process: a job that Snakemake starts on its own (a cluster's, or
-one in a group) trusts it.
+Every Snakemake process that parses these files loads and checks the configuration: the main process, and the process
+that runs a job on a cluster. Scripts never read it; they get values through `params`.
 """
 
 import functools
@@ -39,12 +40,13 @@ try:
         f"{study.results}/.grids.json",
         [study.candidates(model) for model in files.configurations],
     )
-    # Snakemake knows its targets only after parsing; what on the command line is no target is ignored
+    # Snakemake knows its targets only after parsing, so all words of the command line are checked; those that are not
+    # paths in the results folder pass
     settings.check_targets(study, sys.argv[1:])
 except CoppiceError as error:
     raise WorkflowError(str(error)) from None
 
-# no parameters of rules: no result depends on them
+# GPU settings are set here instead of in rules' params because no result depends on them
 gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
 if workflow.remote_exec:
     jobs.note_start()
@@ -54,7 +56,7 @@ gathered_inputs.plan_quickly()
 RESULTS, RESOURCES = study.results, study.resources
 LOGS = "logs"
 
-# The record or folder of each stage
+# The record or the folder of each stage
 CANDIDATE = layout.record(RESULTS, "candidate")
 SCORED = layout.folder(RESULTS, "scores")
 SELECTION = layout.record(RESULTS, "selection")
@@ -62,15 +64,15 @@ FINETUNED = layout.folder(RESULTS, "training")
 DENSE = layout.folder(RESULTS, "dense")
 PRUNED = layout.folder(RESULTS, "pruned")
 REPORTED = layout.folder(RESULTS, "finetuned")
-# Of further seeds; {seeded} is empty for the first one, whose files lie at the usual paths
+# The same for each seed: {seeded} is `/seed-<n>` for an additional seed and empty for the first one
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
 REPORT = f"{RESULTS}/report"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
-# What many jobs rest on, as one input in place of dozens: digests of the files that `gather_files` was given
+# Inputs that many jobs share, as one file with their digests instead of dozens of inputs (see `gathered_inputs`)
 GATHERED = f"{RESULTS}/.gathered"
-ROWS = f"{GATHERED}/{{purpose}}.json"
-POOL = f"{GATHERED}/candidates/{{model}}.json"
+GATHERED_ROWS = f"{GATHERED}/{{purpose}}.json"
+GATHERED_CANDIDATES = f"{GATHERED}/candidates/{{model}}.json"
 if workflow.is_main_process:
     gathered_inputs.forget_stale(GATHERED)
 
@@ -84,7 +86,7 @@ wildcard_constraints:
 
 
 def pairs(pattern, **more):
-    """`pattern` for every model and config of the run; of trainings, with the first seed where nothing else is said."""
+    """Return `pattern` for every model and config of the run. more: other wildcards; by default the first seed."""
     more = {"seeded": ""} | more
     return [
         path
@@ -94,8 +96,8 @@ def pairs(pattern, **more):
 
 
 @functools.cache
-def noted_checks():
-    """The checks that the points of the grids are in; noted where jobs will run, not by planning alone."""
+def saved_checks():
+    """Return the grid checks. They are saved only if jobs will run, so that a dry run writes nothing."""
     runs = workflow.executor_plugin is not None and not workflow.dryrun
     if workflow.is_main_process and runs:
         CHECKS.keep()
@@ -104,49 +106,49 @@ def noted_checks():
 
 @with_parameters
 def checked_grid(wildcards):
-    """The record that the model takes a job's points of the grid, where that is checked."""
+    """Return the record of the grid check that covers a prune job's points; none for miniature models."""
     if wildcards.model not in files.configurations:
         return []
     pattern = GRID.replace("{model}", wildcards.model)
     if SHARED:
         return pattern
     point = study.candidates(wildcards.model)[wildcards.candidate]
-    return noted_checks().record(pattern, wildcards.candidate, point)
+    return saved_checks().record(pattern, wildcards.candidate, point)
 
 
 def loading(model):
-    """How a model and all its pruned forms are loaded."""
+    """Return the settings by which a model and all its pruned checkpoints are loaded."""
     return {
         key: study.models[model][key]
         for key in ("dtype", "quantize", "trust_remote_code")
     }
 
 
-# What decides no number goes to jobs by parameters that are functions of their output: Snakemake takes those to follow
-# from it, and compares them with no earlier run
+# Settings that cannot change results are passed as functions of `output`: Snakemake treats such parameters as derived
+# and ignores them when it decides what to rerun.
 
 
 @with_parameters
 def placement(wildcards, output):
-    """Where the weights are put, as a rule parameter whose change reruns nothing."""
+    """Return the device placement of the weights, as a rule parameter whose change reruns nothing."""
     return settings.rerun_policy.execution_settings(
         "models", study.models[wildcards.model]
     )
 
 
 def execution(section):
-    """How the work of a section is done, as a rule parameter whose change reruns nothing."""
+    """Return the execution settings of a section, as a rule parameter whose change reruns nothing."""
     values = settings.rerun_policy.execution_settings(section, study.config[section])
     return with_parameters(lambda wildcards, output: values)
 
 
 def prompt(model):
-    """The form in which a model is asked."""
+    """Return the prompt format of a model."""
     return study.models[model]["prompt"]
 
 
 def of_more_seeds(record):
-    """`record` of the trainings with further seeds."""
+    """Return the `record` of every training with an additional seed."""
     return [
         path
         for seed in study.more_seeds()
@@ -156,7 +158,7 @@ def of_more_seeds(record):
 
 @functools.cache
 def trained_before(model):
-    """config -> candidate of the trainings of their own that were there when this run began."""
+    """Return {config: candidate} of the trainings, not reused from another config, that existed when this run began."""
     paths = {
         config: (
             SELECTION.format(model=model, config=config),
@@ -168,28 +170,36 @@ def trained_before(model):
 
 
 def reusable(record):
-    """The `record` of the config that chose the same candidate and is trained for all that did, where that is not this
-    one: what was trained and evaluated for it is taken over. Known once all configs have chosen.
+    """Return an input function for the `record` to reuse if another config already trains this candidate.
+
+    If several configs choose the same candidate, one of them is trained and evaluated and the others copy its results.
+    For the config that is trained, the function returns no file. Until all configs have chosen, it returns a selection
+    record that is still missing.
     """
 
     def inputs(wildcards):
         before = trained_before(wildcards.model)
-        chosen = dict(before)  # outside this run, what is trained counts
+        chosen = dict(
+            before
+        )  # configs that are not part of this run count if they are trained
         for config in {*study.active_configs(), wildcards.config}:
             try:
                 made = checkpoints.select_best.get(model=wildcards.model, config=config)
             except IncompleteCheckpointException as waited:
-                # Raised on, it has Snakemake make this job and the whole plan twice. Not needed: the job is made anew once
-                # the choice is there. Of one that is there by now Snakemake has to find out whether it counts
+                # If the exception propagates, Snakemake builds this job and the whole plan twice. Naming the missing
+                # file as the input is enough: Snakemake builds the job again after the checkpoint has run. If the file
+                # exists, Snakemake must decide itself whether it is up to date, so the exception propagates.
                 if Path(waited.targetfile).exists():
                     raise
                 return [waited.targetfile]
             chosen[config] = select.chosen(made.output[0])
-        alike = [c for c in study.configs if chosen.get(c) == chosen[wildcards.config]]
+        same_choice = [
+            c for c in study.configs if chosen.get(c) == chosen[wildcards.config]
+        ]
         trained = select.config_to_train(
             f"{RESULTS}/.owners/{wildcards.model}.json",
             chosen[wildcards.config],
-            alike,
+            same_choice,
             before,
             decide=workflow.is_main_process,
         )
@@ -201,12 +211,12 @@ def reusable(record):
 
 
 def released():
-    """The records of weights that were let go, where they are to go."""
-    return expand(RELEASED, model=study.active_models()) if RELEASES else []
+    """Return the records of deleted weights, if weights are to be deleted."""
+    return expand(RELEASED, model=study.active_models()) if DELETES_WEIGHTS else []
 
 
 def status(stage, *key):
-    """The status file of a job; wildcards in it are filled in as in any parameter."""
+    """Return the path of a job's status file. Snakemake fills in wildcards in it, as in any parameter."""
     name = ".".join(filter(None, key)).replace(os.sep, "")
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
@@ -215,20 +225,22 @@ TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 GRID_JOB = "{model}" if SHARED else "{model}.{check}"
-# What a job's points are checked in: see `grid_checks`. Were it one record a model, and `ancient` to jobs whose points are as
-# they were, Snakemake would skip all that rests on it in the run that checks it anew
+# The record of the grid check that covers a job's points (see `grid_checks`). There is not just one record a model,
+# declared `ancient` for jobs whose points did not change: in the run that repeats the check, Snakemake would then skip
+# everything that depends on the record.
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
     "grid.json" if SHARED else ".grids/{check}.json"
 )
-RELEASES = study.config["candidates"]["keep"] == "selected" and (
+# Weights are deleted only if all configs take part in the run: a config that does not may still choose any candidate
+DELETES_WEIGHTS = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
     and study.active_configs() == list(study.configs)
-)  # weights that a config may still choose are kept
+)
 EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
 
 
 def produced(pattern):
-    """The outputs of one candidate job: of one candidate, or of a model's whole grid where its jobs are shared."""
+    """Return the outputs of a prune or score job: those of one candidate, or of all candidates of a model."""
     if not SHARED:
         return [pattern]
     return [
@@ -239,73 +251,73 @@ def produced(pattern):
 
 @with_parameters
 def job_candidates(wildcards):
-    """name -> grid point or table row of the candidates that one job makes or scores."""
+    """Return {name: grid point or table row} of the candidates that one job prunes or scores."""
     every = study.candidates(wildcards.model)
     return every if SHARED else {wildcards.candidate: every[wildcards.candidate]}
 
 
 @functools.cache
 def records_of(model):
-    """candidate -> (its pruning.json, its scores or None), as a rule parameter."""
+    """Return {candidate: (its pruning.json, its scores or None)}, as a rule parameter."""
     return scoring.records(study, model)
 
 
 def candidate_records(model):
-    """The last record of each of a model's candidates: its scores, which its pruning precedes, where it has any."""
+    """Return the last record of each candidate of a model: its scores, or pruning.json if it is not scored."""
     return [scores or pruning for pruning, scores in records_of(model).values()]
 
 
 def evaluated(folder):
-    """The records of an evaluation into `folder`; its samples are named in the first, with their digests."""
+    """Return the records of an evaluation in `folder`. Samples are not declared: the first record has their digests."""
     return {
         "evaluation": f"{folder}/evaluation_results.json",
         "perplexity": f"{folder}/ppl_results.json",
     }
 
 
-def introduction():
-    """What this run works on, said before its first job."""
+def study_overview():
+    """Return the lines that describe the study before the first job starts."""
     models, configs = study.active_models(), study.active_configs()
     made = sum(len(study.candidates(model)) for model in models)
     lines = [
         f"Coppice: {len(models)} models x {len(configs)} configs = {len(study.pairs())} fine-tunings, "
         f"{made} candidates to choose from; results in {RESULTS}/",
         f"  models: {', '.join(models)}; configs: {', '.join(configs)}",
-        "  jobs per stage: the table of job stats above",
+        "  jobs per stage: see the job stats above",
     ]
     notices = list(study.notices)
     if unknown := sizes.unknown():
         notices.append(
-            f"the size of {', '.join(unknown)} is not known before it is fetched; until then its jobs ask for memory and "
-            "time as of 10^9 parameters (or set models.X.parameters)"
+            f"the size of {', '.join(unknown)} is unknown until it is fetched; until then its jobs request memory and "
+            "time for 10^9 parameters. To avoid that, set models.X.parameters."
         )
     return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
 
 
 def check_shared_resources(dag):
-    """End the run where another study made what this one asks for by the same name, and no job makes it anew."""
+    """End the run if it would use a record that another study made with other settings under the same name."""
     needed = {str(file) for job in dag.jobs for file in job.output}
     made = {str(file) for job in dag.needrun_jobs() for file in job.output}
     for path, words in shared_resources.differing_records(study, files).items():
         if path in needed - made:
             raise WorkflowError(
-                f"{path}: {words}: another study made it under the same name; set resources to a folder of this "
-                "study's own, take another name, or delete that record to have it made anew"
+                f"{path}: {words}. Another study made it under the same name. Set resources to another folder, choose "
+                "another name, or delete this record so that it is made again."
             )
 
 
-def cleared():
-    """What is said of files that killed jobs left half-written: they go before the first job."""
-    swept = disks.sweep([RESULTS, RESOURCES])
+def delete_partial_files():
+    """Delete the partial files that killed jobs left, and return the lines that report it."""
+    deleted = disks.sweep([RESULTS, RESOURCES])
     return (
-        [f"  note: {len(swept)} half-written files of killed jobs are removed"]
-        if swept
+        [f"  note: deleted {len(deleted)} partial files left by killed jobs"]
+        if deleted
         else []
     )
 
 
 def terminal():
-    """The terminal, beside Snakemake's own lines."""
+    """Return a console on standard error, where Snakemake prints its own lines."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)

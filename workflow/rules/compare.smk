@@ -1,7 +1,7 @@
-"""Before against after, for one model and config.
+"""Comparison of one model and config before and after fine-tuning.
 
-Takes the three evaluations (of further seeds, their own), the selection and the finetuning record; gives `comparison_report.txt` for people and
-`comparison.json` for programs.
+Input: the three evaluations (and those of additional seeds), the selection and the fine-tuning record.
+Output: `comparison_report.txt` for people and `comparison.json` for programs.
 """
 
 

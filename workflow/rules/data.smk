@@ -1,12 +1,13 @@
-"""Models and datasets, each brought to one form under `resources`.
+"""Models and data sets, each stored in one common form under `resources`.
 
-Takes hub ids, local folders or `miniature/...` names; gives a `model.json` a model, a `dataset.json` a dataset, beside
-the files, and the `config.json` of a model that is not here yet. The fetch rules are the only ones that ever touch the network. `gather_rows` names the records of all
-data sets of an evaluation in one file, so that ten thousand jobs have one input for them and not ten.
+Input: hub ids, local folders or `miniature/...` names.
+Output: `model.json` for each model and `dataset.json` for each data set, beside their files, and the `config.json` of
+each hub model, which is fetched before the weights. Only the fetch rules use the network. `gather_rows` lists the
+records of all data sets of an evaluation in one file, so that each of ten thousand jobs has one input instead of ten.
 """
 
 
-# everything that comes from outside: run this where there is a network
+# Fetches everything that comes from the hub; run this target on a machine with a network
 rule fetch:
     input:
         [files.model(model) for model in study.active_models()],
@@ -30,13 +31,14 @@ rule fetch_model:
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
-        # it is checked, and decides nothing of what is fetched: asked of `output`, it is not compared
+        # The prompt is only checked and does not change what is fetched. As a function of `output` it is not compared
+        # with earlier runs, so a change fetches nothing again.
         prompt=lambda wildcards, output: study.models[wildcards.model]["prompt"],
     script:
         "../scripts/fetch_model.py"
 
 
-# small, and enough to know what fits a model before its weights are here
+# config.json is small, and it is enough to size jobs and to check a pruning grid before the weights are here
 rule fetch_config:
     output:
         f"{RESOURCES}/models/{{model}}/config.json",
@@ -73,7 +75,8 @@ rule fetch_dataset:
             if study.dataset(wildcards.dataset) is None
             else None
         ),
-        # it is checked, and decides nothing of what is read: asked of `output`, it is not compared
+        # This is only checked and does not change what is read. As a function of `output` it is not compared with
+        # earlier runs.
         own_task=lambda wildcards, output: study.defines(wildcards.dataset),
         protocol=1,
     script:
@@ -87,7 +90,7 @@ rule gather_rows:
         ),
         files.task_definitions(),
     output:
-        ROWS,
+        GATHERED_ROWS,
     log:
         f"{LOGS}/data/gather_rows.{{purpose}}.log",
     wildcard_constraints:

@@ -1,13 +1,13 @@
-"""Evaluation of dense, pruned and finetuned models, by one script with the same settings.
+"""Evaluation of dense, pruned and fine-tuned models, by one script with the same settings.
 
-Takes a model's record, a selection or a finetuning, and the report rows of every dataset; gives in
-`{dense,pruned,finetuned}_evaluation/...` each `evaluation_results.json` and `ppl_results.json`. Beside them,
-undeclared, `samples/{task}.parquet`, whose digests the first has and every reader checks, and `.parts/`: what is
-finished of an evaluation, by which a killed or extended one goes on.
+Input: a model's record, a selection or a fine-tuning, and the report rows of every data set.
+Output: `evaluation_results.json` and `ppl_results.json` in `{dense,pruned,finetuned}_evaluation/...`. Undeclared files
+lie beside them: `samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and
+`.parts/`, the finished parts from which a killed or extended evaluation continues.
 """
 
-# How every stage is measured: what is compared must not differ in any of this
-ALIKE = {
+# All stages share these parameters, because only evaluations with equal settings can be compared
+SAME_FOR_ALL_STAGES = {
     "settings": settings.rerun_policy.result_settings("evaluate", study.evaluate),
     "execution": execution("evaluate"),
     "datasets": files.by_name(EVALUATED),
@@ -30,7 +30,7 @@ rule evaluate:
 rule evaluate_dense:
     input:
         model=of_model(files.model),
-        rows=ROWS.format(purpose="report"),
+        rows=GATHERED_ROWS.format(purpose="report"),
     output:
         **evaluated(DENSE),
     log:
@@ -49,7 +49,7 @@ rule evaluate_dense:
         disk_mb=asked("evaluate", "disk_mb"),
         runtime=asked("evaluate", "runtime"),
     params:
-        **ALIKE,
+        **SAME_FOR_ALL_STAGES,
         stage="dense",
         status=status("evaluate", "dense", "{model}"),
     script:
@@ -60,7 +60,7 @@ use rule evaluate_dense as evaluate_pruned with:
     input:
         dense=of_model(files.model),
         selection=SELECTION,
-        rows=ROWS.format(purpose="report"),
+        rows=GATHERED_ROWS.format(purpose="report"),
         reuse=reusable(f"{PRUNED}/evaluation_results.json"),
     output:
         **evaluated(PRUNED),
@@ -69,7 +69,7 @@ use rule evaluate_dense as evaluate_pruned with:
     benchmark:
         f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.benchmark.tsv"
     params:
-        **ALIKE,
+        **SAME_FOR_ALL_STAGES,
         stage="pruned",
         status=status("evaluate", "pruned", "{model}", "{config}"),
 
@@ -80,7 +80,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         selection=SELECTION,
         adapter=f"{SEEDED}/adapter_model.safetensors",
         record=f"{SEEDED}/finetuning_config.json",
-        rows=ROWS.format(purpose="report"),
+        rows=GATHERED_ROWS.format(purpose="report"),
         reuse=reusable(f"{REPORTED_SEED}/evaluation_results.json"),
     output:
         **evaluated(REPORTED_SEED),
@@ -90,7 +90,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
     priority: PRIORITY["finetuned"]
     params:
-        **ALIKE,
+        **SAME_FOR_ALL_STAGES,
         stage="finetuned",
         status=with_parameters(
             lambda wildcards: status("evaluate", "finetuned", *wildcards)

@@ -1,9 +1,10 @@
 """Recovery: LoRA fine-tuning of each chosen checkpoint.
 
-Takes a selection and the instruction data; gives `finetuned/{model}/{config}_finetuned/`: the adapter with its
-configuration and tokenizer, `finetuning_config.json`, `training_log.txt`, `training_state.json`. The checkpoints of
-the training stay beside them undeclared, so that a killed job resumes. With `finetune.seeds` the same for each further
-seed, in `seed-<n>/` inside that folder.
+Input: a selection and the instruction data.
+Output: `finetuned/{model}/{config}_finetuned/` with the adapter, its configuration and tokenizer,
+`finetuning_config.json`, `training_log.txt` and `training_state.json`. The training's checkpoints lie beside them and
+are not declared: Snakemake deletes declared outputs before a rerun, and a killed job needs the checkpoints to resume.
+With `finetune.seeds`, each additional seed has the same files in `seed-<n>/` inside that folder.
 """
 
 

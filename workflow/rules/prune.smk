@@ -1,9 +1,9 @@
-"""Candidates: pruned here by the grid, or taken in from the user's table.
+"""Candidates: pruned by the grid, or imported from the user's table.
 
-Takes the dense model's record and calibration text (or, with that record, the user's folder); gives
-`{results}/candidates/{model}/{candidate}/pruning.json`, beside which the checkpoint lies, and
-`candidates/{model}/.grids/{check}.json` (`grid.json` where one job makes all) once a model that is not made here is known
-to take every point of its grid.
+Input: the dense model's record, and calibration text or the user's checkpoint folder.
+Output: `{results}/candidates/{model}/{candidate}/pruning.json`, beside the checkpoint, which is not declared. Models
+other than miniatures also get `candidates/{model}/.grids/{check}.json` (`grid.json` if one job prunes all candidates),
+the record that every point of the grid fits the model.
 """
 
 
@@ -18,7 +18,7 @@ rule candidates:
 
 if study.config["candidates"]["table"] is None:
 
-    # whether a model takes every point of its grid, found before its weights are here
+    # Checks that every point of the grid fits the model, from config.json alone, before the weights are fetched
     rule check_grid:
         input:
             lambda wildcards: files.configurations.get(wildcards.model, []),
@@ -34,8 +34,8 @@ if study.config["candidates"]["table"] is None:
             "../../envs/coppice.yaml"
         params:
             grid=job_candidates if SHARED else None,
-            # every point, so that none is pruned where one does not fit; asked of `output`, it is not compared: a point
-            # that is added makes no other one anew
+            # All points are checked, so that nothing is pruned if one of them does not fit. As a function of `output`
+            # this is not compared with earlier runs, so an added point reruns no other check.
             every=lambda wildcards, output: study.candidates(wildcards.model),
             protocol=1,
         script:

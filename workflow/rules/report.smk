@@ -1,6 +1,7 @@
-"""The study's report: the answers, tables and figures, rendered from records alone.
+"""The study's report: answers, tables and figures, rendered from records alone.
 
-Takes every comparison and the table of candidates; gives `report/study_report.{html,md}`, `*.csv` and `figures/`.
+Input: every comparison and the table of candidates.
+Output: `report/study_report.{html,md}`, `*.csv` and `figures/`.
 """
 
 

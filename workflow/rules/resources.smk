@@ -1,13 +1,15 @@
-"""What jobs ask for: memory, GPU memory, disk and minutes by the model's size, GPUs, and who goes first.
+"""Resources and priorities of jobs: memory, GPU memory, disk, minutes and GPUs.
 
-Takes the study and its models' configurations; gives the functions and numbers that the rules have under `resources:`
-and `priority:`. The sums are those of `coppice.planning.job_resources`.
+Input: the study and its models' config.json files.
+Output: the functions and numbers that rules use under `resources:` and `priority:`. The estimates are those of
+`coppice.planning.job_resources`.
 """
 
 sizes = job_resources.Sizes(study)
 
-# Which of the jobs that are ready starts first: the longest, trainings, then what they wait for; evaluations of dense and
-# pruned models (0) fill the gaps
+# The order in which ready jobs start. Choices and model building go first because others wait for them, then the
+# trainings, which take longest, then the jobs that trainings wait for. Evaluations of dense and pruned models (priority
+# 0) fill the gaps.
 PRIORITY = {
     "choice": 90,
     "build": 80,
@@ -19,27 +21,29 @@ PRIORITY = {
 
 
 def on_a_cluster():
-    """Whether other machines run the jobs. Of a dry run's executor no more is known than that it wants threads."""
+    """Return whether other machines run the jobs. In a dry run this is a guess: Snakemake only tells the executor's
+    use of threads."""
     intended = workflow.dryrun and workflow.execution_settings.use_threads
     return bool(intended or not workflow.local_exec)
 
 
 @functools.cache
 def computes_on_gpu():
-    """Whether jobs that ask for a GPU will have one: asked when the first job is sized."""
+    """Return whether jobs that request a GPU will get one. It is found out once, when the first job is sized."""
     return gpus.present() or on_a_cluster()
 
 
 @functools.cache
 def largest_gpu():
-    """MB of the largest GPU here, where jobs share them."""
+    """Return the MB of the largest GPU of this machine if jobs share GPUs, else None."""
     shared = study.config["gpus"]["share"] and not on_a_cluster()
     return gpus.largest() if shared else None
 
 
 def asked(job, key):
-    """What a job asks for of `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime`: see `job_resources`. Known for certain once the
-    model's configuration is here, which Snakemake asks for again before the job starts.
+    """Return a resource function for `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime` (see `job_resources`).
+
+    The value is exact once the model's config.json is here. Snakemake evaluates it again before the job starts.
     """
 
     def resource(wildcards, input, attempt):
@@ -49,7 +53,7 @@ def asked(job, key):
             attempt,
             on_gpu=computes_on_gpu(),
             candidate=wildcards.get("candidate"),
-            taken_over=takes_over(input),
+            taken_over=reuses_results(input),
             largest=largest_gpu(),
         )[key]
 
@@ -57,15 +61,16 @@ def asked(job, key):
 
 
 def weights_on_disk(wildcards):
-    """MB that fetching a model writes."""
+    """Return the MB that fetching a model writes to disk."""
     if study.models[wildcards.model]["source"]["kind"] != "hub":
         return job_resources.SPARE_DISK // job_resources.MB
     return sizes.fetched(wildcards.model) // job_resources.MB
 
 
-def takes_over(input):
-    """Whether a job only takes over the results of another config. Before all configs have chosen, Snakemake has the
-    choice that is waited for in the place of those results: then nothing is said yet.
+def reuses_results(input):
+    """Return whether a job only reuses the results of another config.
+
+    Until all configs have chosen, the input is the selection record that the job waits for, and the answer is False.
     """
     reused = input.get("reuse", [])
     paths = [reused] if isinstance(reused, str) else reused
@@ -73,16 +78,16 @@ def takes_over(input):
 
 
 def gpu_count(stage):
-    """GPUs of a job of `stage`: none where it takes over the results of another config."""
+    """Return a resource function for the GPUs of a job of `stage`: none if it reuses the results of another config."""
 
     def gpu(wildcards, input):
-        return 0 if takes_over(input) else study.resources_per_job[stage]["gpu"]
+        return 0 if reuses_results(input) else study.resources_per_job[stage]["gpu"]
 
     return gpu
 
 
 def gpu_model(stage):
-    """The kind of GPU that a job of `stage` asks a cluster for; nothing where it takes none."""
+    """Return a resource function for the GPU model that a job of `stage` requests; None if the job uses no GPU."""
     count = gpu_count(stage)
 
     def model(wildcards, input):

@@ -1,11 +1,14 @@
-"""The choice: candidates are scored on rows that the reports never use, and each config picks its best.
+"""Selection: candidates are scored on rows that the reports never use, and each config chooses its best candidate.
 
-Takes the candidates' records; gives `candidate_evaluation/{model}/{candidate}/evaluation_results.json` for those
-without numbers of their own (beside it, undeclared, losses and samples), `for_finetuning/{model}/{config}/`
-(`selection_info.json` and the linked checkpoint), `candidates.tsv` and `for_finetuning/SUMMARY.md` with its figures;
-`gather_candidates` makes one input of a model's records for all that choose among them. The choice is a checkpoint of the workflow: where two
-configs choose the same candidate, what follows is done once. With `candidates.keep: selected` the weights of the others
-go at last; `candidates/{model}/released.json` says which.
+Input: the candidates' records.
+Output: `candidate_evaluation/{model}/{candidate}/evaluation_results.json` for candidates that lack a needed metric
+(undeclared losses and samples lie beside it), `for_finetuning/{model}/{config}/` (`selection_info.json` and the linked
+checkpoint), `candidates.tsv`, and `for_finetuning/SUMMARY.md` with its figures. `gather_candidates` lists all records
+of a model's candidates in one input for the jobs that choose among them.
+
+The choice is a Snakemake checkpoint: if two configs choose the same candidate, it is trained and evaluated once. With
+`candidates.keep: selected`, the weights of the other candidates are deleted at the end;
+`candidates/{model}/released.json` lists them.
 """
 
 
@@ -20,7 +23,7 @@ rule select:
 rule score_candidate:
     input:
         pruning=produced(CANDIDATE),
-        rows=ROWS.format(purpose="selection"),
+        rows=GATHERED_ROWS.format(purpose="selection"),
     output:
         produced(f"{SCORED}/evaluation_results.json"),
     log:
@@ -58,7 +61,7 @@ rule gather_candidates:
     input:
         of_model(candidate_records),
     output:
-        POOL,
+        GATHERED_CANDIDATES,
     log:
         f"{LOGS}/select/gather.{{model}}.log",
     priority: PRIORITY["choice"]
@@ -71,7 +74,7 @@ rule gather_candidates:
 
 checkpoint select_best:
     input:
-        POOL,
+        GATHERED_CANDIDATES,
     output:
         SELECTION,
     log:
@@ -92,7 +95,7 @@ checkpoint select_best:
 
 rule summarize_selection:
     input:
-        candidates=expand(POOL, model=study.active_models()),
+        candidates=expand(GATHERED_CANDIDATES, model=study.active_models()),
         selections=pairs(SELECTION),
     output:
         table=f"{RESULTS}/candidates.tsv",
@@ -123,7 +126,7 @@ rule summarize_selection:
 
 rule release_weights:
     input:
-        candidates=POOL,
+        candidates=GATHERED_CANDIDATES,
         selections=lambda wildcards: expand(
             SELECTION, model=wildcards.model, config=study.configs
         ),
