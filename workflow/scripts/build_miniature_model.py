@@ -1,4 +1,4 @@
-"""Train one tiny model of the miniature study, or its instruct version from the base one."""
+"""Train one tiny base model of the miniature study, or tune its instruct version from it."""
 
 from coppice.core import logs
 

@@ -1,4 +1,4 @@
-"""Generate the miniature study's world: corpora, instructions and task items."""
+"""Generate the miniature study's data: corpora, instructions and task items."""
 
 from pathlib import Path
 

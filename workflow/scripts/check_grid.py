@@ -1,4 +1,4 @@
-"""Check that a model takes every point of its pruning grid."""
+"""Check that every point of a pruning grid fits the model."""
 
 from coppice.core import logs
 

@@ -1,4 +1,4 @@
-"""Choose among the arms of an ablation: the winner of a stage, or those that go on after a rung of a race."""
+"""Choose among the arms of an ablation: the winner of a stage, or the arms that continue after a rung of a race."""
 
 from coppice.core import logs
 

@@ -1,4 +1,4 @@
-"""Evaluate a dense, pruned or finetuned model on the rows that reports use."""
+"""Evaluate a dense, pruned or fine-tuned model on the rows that reports use."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Bring a model's configuration from the hub, ahead of its weights."""
+"""Fetch a model's config.json from the hub, before its weights."""
 
 from coppice.core import logs
 

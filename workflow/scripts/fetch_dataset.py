@@ -1,4 +1,4 @@
-"""Fetch a dataset from the hub, or read a local one: writes its roles as parquet beside dataset.json."""
+"""Fetch a data set from the hub, or read a local one, and write dataset.json and one parquet file for each role."""
 
 from coppice.core import logs
 

@@ -1,4 +1,4 @@
-"""Fetch a model from the hub, or register a local folder: writes its model.json."""
+"""Fetch a model from the hub, or register a local folder, and write its model.json."""
 
 from coppice.core import logs
 

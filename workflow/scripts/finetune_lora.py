@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Processes that train together are spawned, and spawning runs this file once more: hence the guard.
+# Distributed training spawns processes that run this file again; the guard keeps them from starting another job.
 if __name__ == "__main__":
     from coppice import models
     from coppice.core import jobs
@@ -17,7 +17,7 @@ if __name__ == "__main__":
         snakemake.resources,
         snakemake.params.loading,
     ):
-        jobs.stop_in_time(snakemake.resources)  # before torch, whose import may take minutes
+        jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.stages import recover
         from coppice.stages.prune import candidates
 

@@ -1,4 +1,4 @@
-"""Name the files that many jobs rest on, with their digests, in one file for all of these jobs."""
+"""Write one file that lists inputs shared by many jobs, with their digests."""
 
 from coppice.core import logs
 

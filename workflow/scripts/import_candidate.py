@@ -1,4 +1,4 @@
-"""Take in one of the user's pruned checkpoints: linked, with its pruning.json."""
+"""Import one of the user's pruned checkpoints: link it and write its pruning.json."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prune a dense model at points of the grid: for each a checkpoint and its pruning.json."""
+"""Prune a dense model at points of the grid, and write a checkpoint and its pruning.json for each."""
 
 from pathlib import Path
 

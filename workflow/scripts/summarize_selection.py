@@ -1,4 +1,4 @@
-"""Write the table of all candidates and the summary of what was chosen."""
+"""Write the table of all candidates and the summary of the choices."""
 
 from coppice.core import logs
 
