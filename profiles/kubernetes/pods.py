@@ -1,6 +1,6 @@
-"""Jobs of Snakemake as Jobs of Kubernetes, by kubectl: `pods.py submit [--gpu NAME] SCRIPT`, `pods.py status JOB`.
+"""Run Snakemake's jobs as Kubernetes Jobs with kubectl: `pods.py submit [--gpu NAME] SCRIPT`, `pods.py status JOB`.
 
-What a pod looks like stands in pod.yaml beside this file; here each job's demands are filled in.
+The template pod.yaml beside this file describes a pod; this script fills in the command and the resources of each job.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import yaml
 
-RUN = "COPPICE_RUN"  # as in coppice.logs: by it a job knows that it has failed for good in this run
+RUN = "COPPICE_RUN"  # identifies the run, as in coppice.core.logs, so that a job that failed for good is not retried
 TEMPLATE = Path(__file__).with_name("pod.yaml")
 
 
 def manifest(script, gpu):
-    """The Job that runs the job script of Snakemake, whose second line says what the job asks for."""
+    """Return the manifest of a Job that runs a Snakemake job script. A comment in it states the job's resources."""
     script = Path(script).resolve()
     properties = json.loads(re.search(r"^# properties = (.*)$", script.read_text(), re.MULTILINE)[1])
     asked = properties["resources"]
@@ -27,21 +27,22 @@ def manifest(script, gpu):
         demands[gpu] = str(asked["gpu"])
     job = yaml.safe_load(TEMPLATE.read_text())
     pod = job["spec"]["template"]["spec"]
-    pod["activeDeadlineSeconds"] = 60 * asked["runtime"]  # of the pod: that of a Job counts the time in the queue too
+    # The deadline is set on the pod, because that of a Job also counts the time in the queue
+    pod["activeDeadlineSeconds"] = 60 * asked["runtime"]
     container = pod["containers"][0]
     container |= {"command": ["/bin/sh", str(script)], "workingDir": str(Path.cwd())}
     container["env"] = [*container.get("env", []), *environment()]
-    # a GPU is only ever given by a limit; a pod whose limits are its requests is the last to be evicted
+    # Kubernetes assigns GPUs by limits only, and it evicts pods whose limits equal their requests last
     container["resources"] = {"requests": demands, "limits": demands}
     return job
 
 
 def environment():
-    """What pods know beside their image: the call of snakemake, and a folder of the volume for the digests of files."""
-    known = {"XDG_CACHE_HOME": str(Path.cwd() / ".snakemake" / "cache")}
+    """Return the environment variables of a pod: the run's identifier, and a cache folder on the shared volume."""
+    variables = {"XDG_CACHE_HOME": str(Path.cwd() / ".snakemake" / "cache")}
     if RUN in os.environ:
-        known[RUN] = os.environ[RUN]
-    return [{"name": name, "value": value} for name, value in known.items()]
+        variables[RUN] = os.environ[RUN]
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def submit(script, gpu):
@@ -54,10 +55,10 @@ def submit(script, gpu):
 
 
 def status(name):
-    """Print success, failed or running; a Job that somebody has deleted has failed."""
+    """Print success, failed or running. A Job that was deleted counts as failed."""
     kubectl = ["kubectl", "get", "--ignore-not-found", "-o", "json", name]
     done = subprocess.run(kubectl, text=True, capture_output=True, check=False)
-    if done.returncode:  # the API does not answer: nothing is known of the job
+    if done.returncode:  # the API did not answer, so the job may still be running
         print(done.stderr, file=sys.stderr)
         print("running")
         return
@@ -72,7 +73,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     submitting = commands.add_parser("submit")
-    submitting.add_argument("--gpu", default="nvidia.com/gpu", help="the name of a GPU among a pod's resources")
+    submitting.add_argument("--gpu", default="nvidia.com/gpu", help="resource name of a GPU in a pod")
     submitting.add_argument("script")
     commands.add_parser("status").add_argument("name")
     arguments = parser.parse_args()
