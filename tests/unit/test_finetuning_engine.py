@@ -80,7 +80,7 @@ def padded_gradients(model, examples, micro=4):
 
 
 def engine_gradients(model, examples, **options):
-    engine = batching.Engine(model, **{"budget": 100, **options})
+    engine = batching.Engine(model, **{"token_limit": 100, **options})
     total, losses = batching.count_targets(examples), []
     for micro in engine.micro_batches(examples):
         loss = engine.summed_loss(micro) / total
@@ -102,8 +102,8 @@ def test_gradients_are_those_of_the_padded_recipe(tiny_model, architecture, how)
     model = adapted(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
     examples = some_examples()
     expected = padded_gradients(model, examples)
-    for budget in (30, 100, 4000):
-        found, _ = engine_gradients(model, examples, budget=budget, arrangement=how)
+    for limit in (30, 100, 4000):
+        found, _ = engine_gradients(model, examples, token_limit=limit, arrangement=how)
         assert_close(found, expected)
 
 

@@ -326,16 +326,16 @@ def test_little_memory_in_a_process_that_shares_the_weights_restarts_all(
 def test_memory_that_never_suffices_for_processes_that_share_the_weights_ends_in_advice(
     tiny_checkpoint, dataset, tmp_path, monkeypatch
 ):
-    budgets = []
+    limits = []
 
     def run(function, arguments, world):
-        budgets.append(arguments["job"].budget)
+        limits.append(arguments["job"].token_limit)
         raise sharding.OutOfMemory("out of memory at step 1")
 
     monkeypatch.setattr(processes, "run", run)
     with pytest.raises(CoppiceError, match=r"out of memory at step 1, with 16 tokens .*gradient_checkpointing: true"):
         train(tiny_checkpoint("llama"), dataset, tmp_path, SETTINGS | {"sharding": True}, world=2)
-    assert budgets == [128, 64, 32, 16]
+    assert limits == [128, 64, 32, 16]
 
 
 def test_a_quantised_base_is_not_spread_over_processes(tiny_checkpoint):

@@ -1,4 +1,4 @@
-"""Fine-tuning of a checkpoint, by LoRA or of all weights: examples, recipe and the training itself."""
+"""Recover: fine-tune a pruned checkpoint, with a LoRA adapter or by training all weights."""
 
 from .engine.duration import OPERATIONS
 from .engine.progress import Diverged

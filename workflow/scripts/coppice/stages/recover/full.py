@@ -1,7 +1,7 @@
-"""Full fine-tuning: every weight is trained. The same functions as `recipe` has for an adapter.
+"""Full fine-tuning: train every weight. Offers the same functions as `lora` does for an adapter.
 
-The weights are held in float32 while they are trained, whatever they are stored in: an update is often smaller than
-half precision can tell from nothing.
+Weights are held in float32 while they are trained, whatever their stored dtype: an update is often so small that half
+precision would round it away.
 """
 
 from coppice import models
@@ -11,13 +11,20 @@ from coppice.core.errors import CoppiceError, SettingsError
 from .lora import checkpoints_activations
 
 MODEL = "model"  # the folder of the trained checkpoint
-BYTES = 16  # a parameter in float32, its gradient and Adam's two moments
+BYTES = 16  # per parameter: its float32 value, its gradient and Adam's two moments
 
 
 def prepare(model, settings, quantize, train):
-    """`model` with all weights trainable; refused where they are quantised or cannot fit the device (DoesNotFit)."""
+    """Return `model` in float32 with all weights trainable.
+
+    Raises:
+        SettingsError: The weights are quantized.
+        DoesNotFit: Weights, gradients and optimizer exceed the device's memory.
+    """
     if quantize:
-        raise SettingsError("finetune: all weights cannot be trained in a quantised model; leave out models.X.quantize")
+        raise SettingsError(
+            "finetune: all weights cannot be trained in a quantized model. Leave out models.X.quantize."
+        )
     check_room(models.parameters(model))
     if checkpoints_activations(model, settings):
         model.gradient_checkpointing_enable()
@@ -25,8 +32,7 @@ def prepare(model, settings, quantize, train):
 
 
 def check_room(parameters):
-    """Raise DoesNotFit where so many parameters with their optimizer are more than a GPU holds, or without one the
-    machine."""
+    """Raise DoesNotFit if training `parameters` weights takes more memory than the GPU has, or the host without one."""
     needed, room = BYTES * parameters, models.device_memory()
     if needed > room:
         raise DoesNotFit(
@@ -36,24 +42,24 @@ def check_room(parameters):
 
 
 class DoesNotFit(CoppiceError):
-    """All weights with their optimizer are more than the device can hold."""
+    """All weights with their gradients and optimizer take more memory than the device has."""
 
 
 def counts(model):
-    """(trained parameters, all parameters)."""
+    """Return (trainable parameters, all parameters)."""
     every = models.parameters(model)
     return sum(p.numel() for p in model.parameters() if p.requires_grad), every
 
 
 def remember(model, example, settings, output):
-    """The logits of a training example before training."""
+    """Return the logits of a training example before training, for `check_acts`."""
     return _logits(model, example)
 
 
 def check_acts(model, example, before):
-    """Refuse a training that changed no logit of an example it saw."""
+    """Raise CoppiceError if training changed no logit of a training example."""
     if _logits(model, example).equal(before):
-        raise CoppiceError("finetune: the training changed no logit; check the learning rate")
+        raise CoppiceError("finetune: training changed no logit of a training example. Check finetune.learning_rate.")
 
 
 def _logits(model, example):
@@ -69,15 +75,15 @@ def _logits(model, example):
 
 
 def restore(model, checkpoint, device):
-    """Put the weights in the folder `checkpoint` on `model`."""
+    """Load the weights in the folder `checkpoint` into `model`."""
     from safetensors.torch import load_file
 
     state = {}
     for path in fingerprints.weights_files(checkpoint):
         state |= load_file(path, device=str(device))
-    model.load_state_dict(state, strict=False)  # tied weights are stored once
+    model.load_state_dict(state, strict=False)  # tied weights are stored once, so one of their two names is missing
 
 
 def save(model, tokenizer, output, before, source):
-    """Write the trained checkpoint to the folder `model` in `output`, in the precision that it was loaded in."""
+    """Write the trained checkpoint to the folder `model` in `output`, in the dtype that it was loaded in."""
     models.save(model.to(models.dtype_of(source.dtype)), tokenizer, output / MODEL)

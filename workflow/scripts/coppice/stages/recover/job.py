@@ -1,4 +1,4 @@
-"""What a training is told, and what it trains: the two things that its parts hand to each other."""
+"""The two objects that the steps of a training pass to each other: the job, and the model that is to be trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ from coppice import models
 
 @dataclass(frozen=True)
 class Job:
-    """One training, as every one of its processes gets it.
+    """One training, as each of its processes receives it.
 
-    identity: {model, config}; datasets: name -> path of its dataset.json; settings: the section `finetune` with the
-    `prompt` resolved; key: a digest of all that decides what is learnt; prints: fingerprints of weights, tokenizer and
-    datasets; until, each, expected: as of `training.finetune`; resume: the checkpoint folder it goes on from; budget:
-    tokens in memory at a time.
+    identity: {model, config}; datasets: name -> path of its dataset.json; settings: the section `finetune` with
+    `prompt` added; key: a digest of everything that affects what is learned; prints: fingerprints of weights, tokenizer
+    and data sets; until, each, expected: see `training.finetune`; resume: the checkpoint folder to continue from;
+    token_limit: the most tokens in one forward pass.
     """
 
     identity: dict
@@ -29,15 +29,16 @@ class Job:
     each: bool = False
     expected: int | None = None
     resume: Path | None = None
-    budget: int = 0
+    token_limit: int = 0
 
 
 @dataclass(frozen=True)
 class Learner:
     """A model that is ready to be trained.
 
-    kind: the module that says how, `recipe` (LoRA) or `all_weights`; settings: those of the job with the length of the
-    training settled; sharded: whether the processes share the weights; counts: {trainable, all, base}_parameters.
+    kind: the module that prepared it and will save it, `lora` or `full`; settings: those of the job, with the training
+    length worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all,
+    base}_parameters.
     """
 
     model: object

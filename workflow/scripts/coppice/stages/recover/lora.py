@@ -1,4 +1,4 @@
-"""The adapter: LoRA settings as peft takes them, put on a model, checked, saved so that plain peft loads it, merged."""
+"""LoRA adapters: configure one, put it on a model, check that it works, and save it so that plain peft loads it."""
 
 import logging
 
@@ -12,14 +12,15 @@ GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
 }
-# Initialisations that take their share out of the base weights; peft can write what they learn as plain LoRA.
+# These initializations subtract the initial adapter from the base weights. An adapter trained that way does not fit
+# the original base, so `save` has peft convert it to plain LoRA.
 MUTATING = ("pissa", "olora", "corda")
 EVA_ROWS = 64
 EVA_BATCH = 4
 
 
 def linear_layers(model):
-    """Dotted names of the linear layers of `model`, the output layer left out."""
+    """Return the dotted names of the linear layers of `model`, without the output layer."""
     import torch
 
     head = model.get_output_embeddings()
@@ -27,9 +28,9 @@ def linear_layers(model):
 
 
 def target_modules(model, wanted):
-    """What peft takes for `wanted`: "all-linear", or module names, each found in `model`.
+    """Return `target_modules` as peft takes them: "all-linear", or module names that exist in `model`.
 
-    `wanted` is "all-linear", a group (`attention`, `mlp`), a module name, or a list of groups and names.
+    wanted: "all-linear", a group (`attention`, `mlp`), a module name, or a list of groups and names.
     """
     if wanted == "all-linear":
         return wanted
@@ -38,22 +39,22 @@ def target_modules(model, wanted):
     for name in [wanted] if isinstance(wanted, str) else wanted:
         matching = [member for member in GROUPS.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
         if not matching:
-            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+            available = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
             raise SettingsError(
-                f"finetune.lora.target_modules: '{name}' matches no linear layer of the model "
-                f"(it has {', '.join(known)})"
+                f"finetune.lora.target_modules: '{name}' matches no linear layer of the model. Choose from "
+                f"{', '.join(available)}."
             )
         found += [member for member in matching if member not in found]
     return found
 
 
 def matches(layer, name):
-    """Whether the dotted name `layer` is the module `name`, or ends in it."""
+    """Return whether the dotted name `layer` is `name` or ends with it, as peft matches names."""
     return layer == name or layer.endswith(f".{name}")
 
 
 def lora_config(model, settings):
-    """The `peft.LoraConfig` of resolved `settings` for `model`."""
+    """Return the `peft.LoraConfig` for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig, TaskType
 
     init = settings["init"]
@@ -77,7 +78,11 @@ def lora_config(model, settings):
 
 
 def prepare(model, settings, quantize, train):
-    """`model` with a new adapter of `settings` (the section `finetune`), ready to be trained on `train` examples."""
+    """Return `model` with a new adapter, ready to be trained.
+
+    settings: the section `finetune`; quantize: None, 4bit or 8bit, as the base was loaded; train: the training
+    examples, which the EVA initialization reads.
+    """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     checkpointing = checkpoints_activations(model, settings)
@@ -85,28 +90,33 @@ def prepare(model, settings, quantize, train):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     elif checkpointing:
         model.gradient_checkpointing_enable()
+        # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
+        # reentrant checkpointing would cut the gradient off there.
         model.enable_input_require_grads()
     lora = settings["lora"]
     try:
         model = get_peft_model(model, lora_config(model, lora))
     except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
-        raise SettingsError(f"finetune.lora: peft refuses these settings: {error}") from error
-    _put_in_order(model.peft_config["default"])
+        raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+    _sort_sets(model.peft_config["default"])
     if lora["init"] == "eva":
         _initialize_by_activations(model, train)
     return model
 
 
-def _put_in_order(config):
-    """Sort what peft keeps as sets: it would write them in another order in each process, and the adapter's
-    fingerprint, by which evaluations know it, would be another one whenever a training is restored."""
+def _sort_sets(config):
+    """Sort the values that peft keeps as sets, so that every process writes the same adapter_config.json.
+
+    Sets of strings have another order in each process. The adapter's fingerprint, by which evaluations recognize it,
+    would change whenever a training is restored.
+    """
     for name, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, name, sorted(value))
 
 
 def _initialize_by_activations(model, train):
-    """EVA: the directions in which the layers' inputs on the training data vary most."""
+    """Initialize by EVA: along the directions in which the layers' inputs vary most on the training data."""
     import torch
     from peft import initialize_lora_eva_weights
 
@@ -123,26 +133,27 @@ def _initialize_by_activations(model, train):
 
 
 def counts(model):
-    """(trained parameters, all parameters), the adapter's counted in."""
+    """Return (trainable parameters, all parameters), both with those of the adapter."""
     return model.get_nb_trainable_parameters()
 
 
 def remember(model, example, settings, output):
-    """The folder with the adapter as it was before training, where saving it as plain LoRA needs that; else None."""
+    """Save the untrained adapter if `save` needs it for the conversion to plain LoRA; return its folder, or None."""
     if not settings["lora"]["init"].startswith(MUTATING):
         return None
-    folder = output / "initial_adapter"  # peft makes a module name of it: no dot, no dash
+    folder = output / "initial_adapter"  # peft uses the name as a module name, which must not contain a dot or a dash
     initial = model.peft_config["default"].init_lora_weights
-    model.peft_config["default"].init_lora_weights = True  # so that peft reads it back as it stands
+    # peft must load this adapter as it is saved, and not run the initialization again
+    model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(folder)
     model.peft_config["default"].init_lora_weights = initial
     return folder
 
 
 def check_acts(model, example, initial=None):
-    """Refuse an adapter that changes no logit of an example it was trained on, or that is still as it was at first.
+    """Raise CoppiceError if the adapter changes no logit of a training example, or if training did not change it.
 
-    initial: the folder of the adapter before training, for initialisations that act from the start.
+    initial: the folder of the untrained adapter, for initializations whose adapter is not zero before training.
     """
     import torch
 
@@ -154,7 +165,10 @@ def check_acts(model, example, initial=None):
         with model.disable_adapter():
             plain = model(input_ids=ids, use_cache=False).logits
     if torch.equal(adapted, plain) or (initial and _unchanged(model, initial)):
-        raise CoppiceError("finetune: the trained adapter changes no logit; check finetune.lora and the learning rate")
+        raise CoppiceError(
+            "finetune: the trained adapter changes no logit of a training example. Check finetune.lora and "
+            "finetune.learning_rate."
+        )
 
 
 def _unchanged(model, initial):
@@ -165,17 +179,17 @@ def _unchanged(model, initial):
 
 
 def restore(model, checkpoint, device):
-    """Put the adapter in the folder `checkpoint` on `model`."""
+    """Load the adapter in the folder `checkpoint` into `model`."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
 
 
 def save(model, tokenizer, output, initial=None, source=None):
-    """Write the adapter and the tokenizer; the adapter's files replace older ones only when they are whole.
+    """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.
 
-    initial: the folder of the adapter before training, by which one whose initialisation changed the base weights is
-    written as plain LoRA on the unchanged base.
+    initial: the folder of the untrained adapter, if its initialization changed the base weights; peft then writes the
+    difference to it, as a plain LoRA adapter for the unchanged base.
     """
     partial = output / f"{disks.partial_name()}adapter"
     options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
@@ -185,9 +199,10 @@ def save(model, tokenizer, output, initial=None, source=None):
 
 
 def checkpoints_activations(model, settings):
-    """Whether to compute activations again in the backward pass: as set, else where they would not fit otherwise.
+    """Return whether to recompute activations in the backward pass.
 
-    The estimate is that of `estimates.kept_values`.
+    The setting `gradient_checkpointing` decides; if it is null, activations are recomputed if they would take more than
+    80 % of the free GPU memory, by the estimate of `estimates.kept_values`.
     """
     wanted = settings["gradient_checkpointing"]
     if wanted is not None:
@@ -199,9 +214,13 @@ def checkpoints_activations(model, settings):
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     widths = estimates.kept_values(config.hidden_size, inner)
-    budget = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
-    needed = budget * config.num_hidden_layers * widths * next(model.parameters()).element_size()
+    tokens = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
+    needed = tokens * config.num_hidden_layers * widths * next(model.parameters()).element_size()
     free, _ = torch.cuda.mem_get_info()
     if needed > 0.8 * free:
-        logger.info("gradient checkpointing: activations would take %.1f of %.1f GB", needed / 1e9, free / 1e9)
+        logger.info(
+            "gradient checkpointing is on: activations would take %.1f of %.1f GB of free memory",
+            needed / 1e9,
+            free / 1e9,
+        )
     return needed > 0.8 * free

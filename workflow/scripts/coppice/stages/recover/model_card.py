@@ -1,4 +1,4 @@
-"""The model card beside an adapter: what it was made from and how, and how it is used."""
+"""Write the model card of an adapter: what it was made from, how it was trained, and how to load it."""
 
 from pathlib import Path
 
@@ -10,7 +10,11 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
 def write(output, identity, settings, outcome, source, weights):
-    """Write `README.md` into the adapter's folder `output`."""
+    """Write `README.md` into the adapter's folder `output`.
+
+    identity: {model, config}; outcome: facts about the training; source: the checkpoint (a models.Source); weights:
+    its fingerprint.
+    """
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     text = card.render(
         **identity,
@@ -18,7 +22,7 @@ def write(output, identity, settings, outcome, source, weights):
         settings=settings,
         outcome=outcome,
         source=source.path,
-        literal=repr(source.path),  # a folder's name may hold quotes
+        literal=repr(source.path),  # as a Python literal, because the path may contain quotes
         weights=weights,
     )
     with atomic(output / "README.md") as file:

@@ -1,4 +1,4 @@
-"""How many parameters a training would train, known from the checkpoint's configuration before anything is loaded."""
+"""Count the parameters that a training would train, from the checkpoint's configuration, before loading any weights."""
 
 from coppice import models
 
@@ -6,10 +6,10 @@ from . import lora
 
 
 def trainable_parameters(source, settings):
-    """Trained parameters of the checkpoint `source` (a models.Source) under the section `finetune` `settings`.
+    """Return how many parameters of the checkpoint `source` (a models.Source) would be trained.
 
-    Counted on a model without memory: r * (inputs + outputs) a linear layer that has an adapter, with DoRA a magnitude
-    an output besides, and the biases that are trained.
+    settings: the section `finetune`. The count comes from a model without weights. Each adapted linear layer has
+    r * (inputs + outputs) parameters, with DoRA one magnitude per output more; trained biases are added.
     """
     model = models.skeleton(source)
     if settings.get("train") == "all":

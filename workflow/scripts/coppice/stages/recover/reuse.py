@@ -1,4 +1,4 @@
-"""Taking over the training of another config that chose the same checkpoint: nothing is learnt twice."""
+"""Reuse a training: copy the adapter of another config that selected the same checkpoint, instead of training twice."""
 
 import logging
 import os
@@ -11,16 +11,26 @@ from coppice.core.errors import CoppiceError
 logger = logging.getLogger("coppice.finetuning")
 
 RECORD, STATE, LOSSES = "finetuning_config.json", "training_state.json", "validation_losses.json"
-NAMED = (LOSSES, STATE, RECORD)  # these say who was trained; the last one says that all of it is there
+NAMED = (LOSSES, STATE, RECORD)  # these name the model and config; RECORD is last, since it means that all are there
 OWN = (*NAMED, "arm.json", "reached.json")
 MERGED = "merged"
 
 
 def take_over(identity, source, reused, output, settings, seed):
-    """Fill `output` with copies of the adapter and the records in the folder `reused`, under the name of `identity`.
+    """Copy the adapter and the records from the folder `reused` to `output`, under the name `identity`.
 
-    source: the checkpoint (a models.Source) that both were to be trained from; settings, seed: what decides what is
-    learnt from it. A merged checkpoint is linked. Raises CoppiceError if that was trained otherwise.
+    A merged checkpoint is linked instead of copied.
+
+    Args:
+        identity: {model, config} of the config that reuses the training.
+        source: the checkpoint (a models.Source) that both configs selected.
+        reused: the folder of the finished training.
+        output: the folder to fill.
+        settings: the settings that affect what is learned.
+        seed: the seed of the training.
+
+    Raises:
+        CoppiceError: The training in `reused` began from other weights, or used other settings or another seed.
     """
     reused, output = Path(reused), Path(output)
     record = records.read(reused / RECORD)
@@ -28,8 +38,8 @@ def take_over(identity, source, reused, output, settings, seed):
     same &= record["provenance"]["seed"] == seed
     if not same or any(record["settings"].get(key) != value for key, value in settings.items()):
         raise CoppiceError(
-            f"{reused}: was trained from another checkpoint than {source.path}, or with other settings; delete "
-            f"{reused / RECORD} and run snakemake again"
+            f"{reused}: this training cannot be reused, because it began from other weights than {source.path} or "
+            f"used other settings. Delete {reused / RECORD} and run snakemake again."
         )
     output.mkdir(parents=True, exist_ok=True)
     _link_merged(reused, output)
@@ -39,17 +49,17 @@ def take_over(identity, source, reused, output, settings, seed):
     for name in NAMED:
         if (reused / name).is_file():
             records.write(output / name, records.read(reused / name) | identity | {"reused_from": record["config"]})
-    logger.info("the training of %s is taken over: it is of the same checkpoint", record["config"])
+    logger.info("reusing the training of %s, which selected the same checkpoint", record["config"])
 
 
 def leave(output):
-    """Forget a merged checkpoint that is another config's, before `output` gets one of its own."""
+    """Remove a link to another config's merged checkpoint, before a training writes its own into `output`."""
     if (output / MERGED).is_symlink():
         (output / MERGED).unlink()
 
 
 def _link_merged(reused, output):
-    """Link the merged checkpoint of `reused`; one that a training left in `output` is of another model and goes."""
+    """Link the merged checkpoint of `reused` in place of one that an earlier training left in `output`."""
     leave(output)
     if (output / MERGED).is_dir():
         shutil.rmtree(output / MERGED)

@@ -1,9 +1,10 @@
-"""Train a LoRA adapter on a checkpoint and write its records: the whole stage, resumable, in one process or several.
+"""Fine-tune a checkpoint and write the records: the whole stage, resumable, in one process or several.
 
-The output folder holds the adapter with the tokenizer and a model card, `finetuning_config.json` (settings and facts),
-`training_log.txt` (a line every few steps), `training_state.json` (loss history), and beside them, undeclared, the
-checkpoints: the newest, and the best one, to which `best` points. A call whose settings and inputs are unchanged by
-fingerprint goes on from the newest whole checkpoint, or restores the adapter where the training had ended.
+The output folder holds the adapter with its tokenizer and model card (or the trained model), `finetuning_config.json`
+(settings and results), `training_log.txt` (a line every few steps) and `training_state.json` (loss history). The
+checkpoints lie beside them: the newest one, and the best one, to which `best` points. They are not outputs of the rule,
+because Snakemake deletes outputs before a rerun. If settings and inputs have not changed, a rerun continues from the
+newest complete checkpoint, or restores the result of a training that had finished.
 """
 
 import logging
@@ -17,13 +18,13 @@ from coppice.core.errors import CoppiceError, TransientError
 from coppice.study.settings import rerun_policy
 
 from . import examples, full, lora, model_card, reuse
-from .engine import checkpoints, processes, sharding
-from .engine import duration as budgets
+from .engine import checkpoints, duration, processes, sharding
 from .job import Job, Learner
 
 logger = logging.getLogger("coppice.finetuning")
 
-NOT_LEARNT_FROM = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
+# settings that only change how a training is computed or what else it writes: two trainings may differ in them
+UNCOMPARED = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
 EACH = "validation_losses.json"
 REACHED = "reached.json"
 
@@ -42,22 +43,34 @@ def finetune(
     each=False,
     expected=None,
 ):
-    """Fine-tune the checkpoint `source` (a models.Source) by LoRA, or all its weights where `settings` say so.
+    """Fine-tune a checkpoint, with LoRA or, if `settings` say `train: all`, in all its weights.
 
-    identity: {model, config}; datasets: name -> path of the dataset.json of all that `settings` (the section `finetune`
-    of the configuration) name; prompt: alpaca | chat | none; output: the folder to write; world: the number of
-    processes; reused: the folder of the same training for another config, to be copied; until: a share of
-    the training after which it stops, with its validation loss in `reached.json`, and from where a later call goes on;
-    each: whether to write the loss of every validation example to `validation_losses.json`; expected: the number of
-    parameters that have to be trained, where it is known. Raises CoppiceError for a loss that is not a number, for an
-    adapter without effect, and where another number of parameters is trained.
+    Args:
+        identity: {model, config}, written to every record.
+        source: the checkpoint (a models.Source).
+        datasets: name -> path of dataset.json, for every data set that `settings` name.
+        settings: the section `finetune` of the configuration.
+        prompt: alpaca, chat or none.
+        output: the folder to write.
+        seed: of the data order, the initialization and dropout.
+        world: the number of processes.
+        reused: the folder of a finished training of the same checkpoint for another config; it is copied.
+        until: stop after this fraction of the training and write the validation loss there to `reached.json`; a later
+            call continues from there.
+        each: whether to write the loss of every validation example to `validation_losses.json`.
+        expected: the number of parameters that must be trainable, or None if it is unknown.
+
+    Raises:
+        CoppiceError: The loss is not a finite number, training had no effect, or the number of trainable parameters
+            differs from `expected`.
     """
     output = Path(output)
     resolved = settings | {"prompt": prompt}
     if reused:
-        settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()  # worked out from the budget
-        learnt = {name: value for name, value in resolved.items() if name not in (*NOT_LEARNT_FROM, *settled)}
-        reuse.take_over(identity, source, reused, output, learnt, seed)
+        # with a budget, the record holds the training length worked out from it instead of the configured one
+        settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()
+        compared = {name: value for name, value in resolved.items() if name not in (*UNCOMPARED, *settled)}
+        reuse.take_over(identity, source, reused, output, compared, seed)
         return
     reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -68,38 +81,40 @@ def finetune(
 
 
 def _run(job, world):
-    """Train; where processes that share the weights run out of memory, all start again from the newest checkpoint."""
+    """Train; if processes that share the weights run out of memory, restart all of them with half the token limit."""
     longest = job.settings["data"]["cutoff_len"]
-    budget = None
+    limit = None
     while True:
         resume = checkpoints.to_resume(job.output, job.key)
         asked = job.settings["micro_batch_size"] * longest
+        # a checkpoint records the limit that fitted in memory, so that a resumed training does not run out again
         fitting = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
-        budget = min(budget or fitting, fitting)
+        limit = min(limit or fitting, fitting)
         try:
-            processes.run(_train, {"job": replace(job, resume=resume, budget=budget)}, world)
+            processes.run(_train, {"job": replace(job, resume=resume, token_limit=limit)}, world)
             return
         except sharding.OutOfMemory as error:
-            if budget < longest:
+            if limit < longest:  # the longest example runs alone already, so halving cannot help
                 raise TransientError(
-                    f"finetune: {error}, with {budget} tokens at a time; set finetune.gradient_checkpointing: true, "
-                    "lower finetune.data.cutoff_len, or give the job more GPUs (resources_per_job.finetune.gpu)"
+                    f"finetune: {error}, with {limit} tokens at a time. Set finetune.gradient_checkpointing: true, "
+                    "lower finetune.data.cutoff_len, or give the job more GPUs (resources_per_job.finetune.gpu)."
                 ) from error
-            budget //= 2
-            logger.warning("%s: the processes start again with %d tokens at a time", error, budget)
+            limit //= 2
+            logger.warning("%s: the processes start again with %d tokens at a time", error, limit)
 
 
 def _key(settings, prints, seed, source):
-    """A digest of all that decides what is learnt; what only decides what is written about it is left out."""
-    learnt = {name: value for name, value in settings.items() if name not in NOT_LEARNT_FROM}
-    learnt["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
+    """Return a digest of everything that affects what is learned; settings that only affect the output are left out."""
+    compared = {name: value for name, value in settings.items() if name not in UNCOMPARED}
+    # the preset is resolved already: the same adapter has the same key, whether a preset named it or not
+    compared["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
     if source.trust_remote_code:
-        learnt["code"] = fingerprints.code(source.path)
-    return records.digest([learnt, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
+        compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
+    return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
 def _train(job):
-    """The training itself, in each process; the first one writes what comes of it."""
+    """Train, in each of the processes; the first one writes the results."""
     import transformers
 
     from .engine import trainer as trainers
@@ -130,16 +145,16 @@ def _train(job):
 
 
 def _learner(job, tokenizer, train):
-    """The model with what is trained of it; CoppiceError where that is not as many parameters as expected."""
+    """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
     source = job.source
     kind = full if job.settings.get("train") == "all" else lora
     sharded = kind is lora and sharding.wanted(job.settings["sharding"], source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
-        # a quantised model's weights are packed: their number is not that of its tensors
+        # quantized weights are packed, so the tensors of the loaded model do not give their number
         base = models.parameters(models.skeleton(source) if source.quantize else model)
-        settings = budgets.settled(job.settings, train, base, job.seed)
+        settings = duration.settled(job.settings, train, base, job.seed)
         model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)
@@ -147,8 +162,8 @@ def _learner(job, tokenizer, train):
     logger.info("%s", trainable_share(trainable, total))
     if job.expected is not None and trainable != job.expected:
         raise CoppiceError(
-            f"finetune: trains {trainable} parameters, but its configuration lets expect {job.expected}: target "
-            "modules or biases were not applied as asked"
+            f"finetune: {trainable} parameters are trainable, but the configuration implies {job.expected}: target "
+            "modules or biases were not applied as configured."
         )
     counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
@@ -156,18 +171,18 @@ def _learner(job, tokenizer, train):
 
 
 def _stop_at_rung(job, learner, trainer):
-    """Train up to the share `job.until`, and write the validation loss there."""
-    step = budgets.rung(learner.settings, job.until)
+    """Train up to the fraction `job.until`, and write the validation loss there."""
+    step = duration.rung(learner.settings, job.until)
     loss = trainer.run_until(step, job.resume)
     if processes.is_first():
         records.write(job.output / REACHED, job.identity | {"share": job.until, "step": step, "validation_loss": loss})
 
 
 def _trained(job, trainer, facts):
-    """Train to the end, or restore what a training that had ended has left; returns `facts` with those of it."""
+    """Train to the end, or restore a training that had finished; return `facts` and those about the training."""
     done = checkpoints.finished(job.output, job.key)
     if done:
-        logger.info("the training was finished before: it is restored from %s", done[0].name)
+        logger.info("this training has finished already; restoring its result from %s", done[0].name)
         trainer.restore(done[0])
         return done[1]
     best, more = trainer.run(job.resume)
@@ -178,17 +193,18 @@ def _trained(job, trainer, facts):
 
 
 def _save(job, learner, tokenizer, before, outcome):
-    """Write what was trained; the adapter's model is used up where `merge` is asked for."""
+    """Write the trained adapter or model, and with `merge` the merged checkpoint."""
     learner.kind.save(learner.model, tokenizer, job.output, before, job.source)
     if learner.kind is lora:
         model_card.write(job.output, job.identity, learner.settings, outcome, job.source, job.prints["weights"])
     if learner.settings["merge"]:
+        # a sharded process holds only a part of the base weights, so it loads the whole model to merge
         whole = models.load(job.source, adapter=job.output, on="cpu") if learner.sharded else learner.model
         models.save(whole.merge_and_unload(), tokenizer, job.output / "merged")
 
 
 def _write(job, settings, outcome, history, provenance):
-    """The records of a training; its warnings go to the log too."""
+    """Write the records of a training, and its warnings to the log."""
     records.write(job.output / "training_state.json", job.identity | {"history": history, **outcome})
     trained = job.output / full.MODEL if settings.get("train") == "all" else job.output
     facts = {"trained_fingerprint": fingerprints.weights(trained), "provenance": provenance}
@@ -198,5 +214,5 @@ def _write(job, settings, outcome, history, provenance):
 
 
 def trainable_share(trainable, every):
-    """The line in which peft, and every guide to it, says how much is trained."""
+    """Return the line that peft prints about trainable parameters, in the same format."""
     return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"

@@ -1,1 +1,1 @@
-"""The training engine: batches, steps, checkpoints, processes. Knows no recovery by name."""
+"""The training engine: micro-batches, optimizer steps, checkpoints, processes. It knows no recovery by name."""

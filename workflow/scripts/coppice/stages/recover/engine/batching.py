@@ -1,13 +1,13 @@
-"""The examples of one optimizer step as micro-batches that run no token in vain.
+"""Pack the examples of one optimizer step into micro-batches with shared prefixes and little padding.
 
-`tree`: examples that begin alike (the preamble of a prompt) share those tokens, and rows of the resulting prefix tree
-hold about as many tokens each, so that hardly anything is padded. `sorted`: examples in order of length, each padded to
-the longest of its micro-batch; no attention mask is needed. Either way the output layer is applied at target positions
-alone, and the gradient is that of the examples run one by one: the loss is the sum over target tokens divided by the
-number of target tokens in the whole step.
+`tree`: examples that begin alike (with the preamble of a prompt) share those tokens. The prefix tree is cut into rows
+of about equal length, so that little is padded. `sorted`: examples are sorted by length and padded to the longest of
+their micro-batch; this needs no attention mask. In both cases the output layer is applied at target positions only, and
+the gradient is that of the examples run one by one: the loss is summed over target tokens and divided by the number of
+target tokens in the whole step.
 
-On one CPU thread (42M Llama shape, vocabulary 32k, 24 alpaca rows of 174 tokens on average) a step of the padded recipe
-took 18.3 s, `sorted` 13.1 s and `tree` 11.1 s. On a GPU neither has been measured.
+On one CPU thread (42M Llama shape, vocabulary 32k, 24 alpaca rows of 174 tokens on average) a step took 18.3 s with
+padded batches and full logits, 13.1 s with `sorted` and 11.1 s with `tree`. Neither has been measured on a GPU.
 """
 
 import logging
@@ -26,15 +26,15 @@ from ..examples import IGNORED
 logger = logging.getLogger("coppice.finetuning")
 
 ARRANGEMENTS = ("tree", "sorted")
-# Tokens a micro-batch beyond which nothing is gained; measured on one CPU thread.
-CPU_TOKENS = estimates.CPU_TOKENS
+CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some of a step's target tokens: `states()` runs the model and gives [N, width] for `targets` [N].
+    """A part of a step's target tokens.
 
-    `tokens` counts what the model is run on, padding included.
+    states: runs the model and returns the states [N, width] that predict `targets` [N] (logits, if the model changes
+    them after its output layer); tokens: how many tokens the model is run on, padding included.
     """
 
     states: Callable[[], torch.Tensor]
@@ -42,73 +42,91 @@ class MicroBatch:
     tokens: int
 
     def without_targets(self):
-        """The same run of the model, of which nothing is asked: gradients of zero."""
+        """Return the same run of the model without any target, so that all its gradients are zero."""
         return MicroBatch(lambda: self.states()[:0], self.targets[:0], self.tokens)
 
 
 class Engine:
-    """The summed loss of examples under a causal LM, micro-batch by micro-batch, each within `budget` tokens.
+    """Computes the summed loss of examples, micro-batch by micro-batch.
 
-    model: a causal LM with or without an adapter; budget: tokens in memory at a time (a longer example runs alone);
-    arrangement: "tree", "sorted", or None for the tree where the model takes one.
+    Args:
+        model: a causal language model, with or without an adapter.
+        token_limit: the most tokens in a micro-batch; an example that is longer runs alone.
+        arrangement: "tree", "sorted", or None for "tree" if the model supports it.
     """
 
-    def __init__(self, model, budget, arrangement=None):
+    def __init__(self, model, token_limit, arrangement=None):
         training = model.training
-        model.eval()  # dropout would make the probes differ
+        model.eval()  # the probes compare two forward passes, which dropout would make different
         with torch.no_grad():
             self.forward = TreeForward(model)
+            # A wrong tree mask raises no error, it only changes the numbers: run a small tree and compare.
             usable = arrangement != "sorted" and self.forward.usable()
         model.train(training)
         if arrangement == "tree" and not usable:
             raise CoppiceError(
-                f"finetune.arrangement: {type(model).__name__} cannot take a prefix tree's attention mask; use sorted"
+                f"finetune.arrangement: {type(model).__name__} does not support the attention mask of a prefix tree. "
+                "Set it to sorted."
             )
         self.arrangement = "tree" if usable else "sorted"
         if arrangement is None and not usable:
-            logger.info("%s takes no prefix tree: examples are sorted by length", type(model).__name__)
+            logger.info("%s supports no prefix tree: sorting examples by length", type(model).__name__)
         self.device = self.forward.device
-        self.budget = min(budget, CPU_TOKENS * torch.get_num_threads()) if self.device.type == "cpu" else budget
+        on_cpu = self.device.type == "cpu"
+        self.token_limit = min(token_limit, CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
 
     def micro_batches(self, examples) -> Iterator[MicroBatch]:
-        """The micro-batches of examples {input_ids, labels}; each target token is in exactly one of them."""
+        """Yield micro-batches of examples {input_ids, labels}; each target token is in exactly one of them."""
         arrange = self._tree if self.arrangement == "tree" else self._sorted
         return arrange(examples)
 
     def summed_loss(self, micro):
-        """Sum of the negative log-likelihoods of a micro-batch's targets, in nats: a float32 scalar."""
+        """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
+        # A sum, not a mean: averaging each micro-batch would weight a target by how few others share its micro-batch.
+        # The trainer divides by the targets of the whole step.
         states, head = micro.states(), self.forward.head
-        if head is None:
+        if head is None:  # the model changes its logits after the output layer, so `states` are the full logits
             return output_head.summed_loss_of_logits(states, micro.targets.to(states.device))
+        # The module itself is passed on, not its weight: it may carry an adapter, a bias or quantized weights.
         states = states.to(head.weight.device)
         return output_head.summed_loss(head, states, micro.targets.to(states.device))
 
     def _tree(self, examples):
+        # The last token of an example predicts nothing, and the label of the first one has nothing to predict it from:
+        # dropping both shifts the labels by one, so that `labels[i]` is the target at `input_ids[i]`.
         trie, paths = build([example["input_ids"][:-1] for example in examples])
         labels = [numpy.asarray(example["labels"][1:]) for example in examples]
-        nodes = numpy.concatenate([path[asked != IGNORED] for path, asked in zip(paths, labels, strict=True)])
-        targets = numpy.concatenate([asked[asked != IGNORED] for asked in labels])
+        nodes = numpy.concatenate([path[wanted != IGNORED] for path, wanted in zip(paths, labels, strict=True)])
+        targets = numpy.concatenate([wanted[wanted != IGNORED] for wanted in labels])
+        # A row is a run of consecutive nodes: sorted by node, the targets of a row are one slice. A node that several
+        # examples share may have several targets.
         order = numpy.argsort(nodes, kind="stable")
         nodes, targets = nodes[order], targets[order]
 
-        def asked_of(row):
+        def targets_of(row):
             return slice(*numpy.searchsorted(nodes, [row.start, row.stop]).tolist())
 
-        rows = self.forward.rows(trie, limit=self.budget)
-        rows = [row for row in rows if asked_of(row).start < asked_of(row).stop]
-        for batch in batches(rows, self.budget):
-            asked = [asked_of(row) for row in batch]
-            line = numpy.repeat(numpy.arange(len(batch)), [part.stop - part.start for part in asked])
+        rows = self.forward.rows(trie, limit=self.token_limit)
+        # A row without targets adds nothing to the loss, and rows below it repeat the nodes that they need from it.
+        rows = [row for row in rows if targets_of(row).start < targets_of(row).stop]
+        for batch in batches(rows, self.token_limit):
+            parts = [targets_of(row) for row in batch]
+            line = numpy.repeat(numpy.arange(len(batch)), [part.stop - part.start for part in parts])
+            # a row begins with the `lead` ancestors of its first node
             place = numpy.concatenate(
-                [nodes[part] - row.start + row.lead for row, part in zip(batch, asked, strict=True)]
+                [nodes[part] - row.start + row.lead for row, part in zip(batch, parts, strict=True)]
             )
-            wanted = numpy.concatenate([targets[part] for part in asked])
+            wanted = numpy.concatenate([targets[part] for part in parts])
             tokens = len(batch) * max(map(len, batch))
+            # `batch` is bound as a default, because several micro-batches may be collected before the first one runs.
+            # `forward` passes mask and positions together: either one without the other is silently wrong.
             yield self._micro_batch(lambda batch=batch: self.forward(trie, batch), line, place, wanted, tokens)
 
     def _sorted(self, examples):
-        for group in _by_length(examples, self.budget):
+        for group in _by_length(examples, self.token_limit):
             length = len(group[-1]["input_ids"]) - 1
+            # Padding is to the right of an example, where causal attention never looks, and has no target: any token
+            # will do, and no attention mask is needed.
             ids = numpy.zeros((len(group), length), dtype=numpy.int64)
             labels = numpy.full((len(group), length), IGNORED)
             for line, example in enumerate(group):
@@ -125,22 +143,23 @@ class Engine:
 
     def _micro_batch(self, run, line, place, targets, tokens):
         def states():
-            outputs = run()  # with a model spread over several GPUs, not where the tokens were
+            outputs = run()  # if device_map spreads the model over GPUs, these are not on the device of the tokens
             return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
 
         return MicroBatch(states, torch.from_numpy(targets), tokens)
 
 
 def count_targets(examples):
-    """The number of tokens that examples are trained on: labels after the first one, masked ones left out."""
+    """Return the number of tokens that examples are trained on: unmasked labels, without each example's first one."""
     return sum(label != IGNORED for example in examples for label in example["labels"][1:])
 
 
-def _by_length(examples, budget):
-    """Examples in order of length, in groups of at most `budget` tokens, padding included."""
+def _by_length(examples, limit):
+    """Yield the examples in order of length, in groups of at most `limit` tokens, padding included."""
     group = []
     for example in sorted(examples, key=lambda example: len(example["input_ids"])):
-        if group and (len(group) + 1) * len(example["input_ids"]) > budget:
+        # the newest example is the longest, so all others of its group are padded to it
+        if group and (len(group) + 1) * len(example["input_ids"]) > limit:
             yield group
             group = []
         group.append(example)

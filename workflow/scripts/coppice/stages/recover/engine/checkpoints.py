@@ -1,8 +1,9 @@
-"""The checkpoints of a training: which one to continue from, which are another training's, which is the best.
+"""Manage the checkpoints of a training: which one to continue from, which is the best, and when old ones are deleted.
 
-A checkpoint is whole when its `complete.json` is there and every file has the digest that stands in it: it is written
-last. Checkpoints belong to a training by its key, a digest of settings and inputs; those of another key are moved
-aside, never continued. They come back where their settings do, and go once the training that replaced them is finished.
+`complete.json` is written last and lists the digest of every file; a checkpoint is complete if it is there and all
+digests match. A checkpoint belongs to a training by its key, a digest of settings and inputs. Checkpoints of another
+key are never continued: they are moved aside, moved back if their settings return, and deleted once the training that
+replaced them is finished.
 """
 
 import json
@@ -19,7 +20,7 @@ from coppice.core.json_text import parsed
 
 logger = logging.getLogger("coppice.finetuning")
 
-KEY = ".training_key.json"
+KEY = ".training_key.json"  # hidden, like the next one: `reuse.take_over` copies only files that are not
 FINISHED = ".finished.json"
 COMPLETE = "complete.json"
 BEST = "best"
@@ -27,27 +28,32 @@ SUPERSEDED = "superseded"
 
 
 def to_resume(output, key):
-    """The newest whole checkpoint in `output` of the training `key`, or None; torn ones go, others' are moved aside."""
-    known = _key_in(output)
-    if known != key:
+    """Return the newest complete checkpoint of the training `key` in `output`, or None.
+
+    Incomplete checkpoints are deleted; those of another training are moved aside.
+    """
+    previous = _key_in(output)
+    if previous != key:
         if found := list(output.glob("checkpoint-*")):
-            _move_aside(found, output, known)
+            _move_aside(found, output, previous)
         _bring_back(output, key)
+        # written after the moves, so that a job that is killed in between repeats them
         with records.atomic(output / KEY) as file:
             json.dump({"key": key}, file)
+    # newest first: if it is incomplete, the one before it is used
     for folder in sorted(output.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_whole(folder):
             logger.info("continuing from %s", folder.name)
             return folder
-        logger.warning("%s was cut off while it was written, or is damaged: it is left out", folder.name)
+        logger.warning("%s was cut off while it was written, or is damaged: deleting it", folder.name)
         shutil.rmtree(folder)
     return None
 
 
 def finish(output, key, checkpoint, outcome):
-    """Note that the training `key` is done, with the checkpoint that holds its adapter and the facts for its record.
+    """Record that the training `key` is finished, with its best checkpoint and the facts for its record.
 
-    What it supersedes goes now, as the results of old settings do in any Snakemake workflow.
+    The checkpoints of superseded settings are deleted now, as Snakemake replaces the outputs of old settings.
     """
     records.write(output / FINISHED, {"key": key, "checkpoint": checkpoint.name, "outcome": outcome})
     for aside in output.glob(f"{SUPERSEDED}-*"):
@@ -55,69 +61,74 @@ def finish(output, key, checkpoint, outcome):
 
 
 def finished(output, key):
-    """(checkpoint with the adapter, outcome) of the training `key` where it is done and that is whole, else None."""
+    """Return (best checkpoint, outcome) if the training `key` is finished and that checkpoint complete, else None."""
     if not (output / FINISHED).is_file():
         return None
     try:
         found = records.read(output / FINISHED)
     except records.RecordError as error:
-        logger.warning("%s", error)
+        logger.warning("%s", error)  # the training then resumes from its newest checkpoint
         return None
     checkpoint = output / found["checkpoint"]
     return (checkpoint, found["outcome"]) if found["key"] == key and is_whole(checkpoint) else None
 
 
 def step_of(folder):
-    """The optimizer step after which a checkpoint was written; -1 for a folder of another name."""
+    """Return the optimizer step after which a checkpoint was written, or -1 for a folder of another name."""
     digits = Path(folder).name.rpartition("-")[2]
     return int(digits) if digits.isdigit() else -1
 
 
 def facts_of(folder):
-    """What `Seal` was told beside Trainer's state when it sealed the checkpoint."""
+    """Return the facts that `Seal` stored with the checkpoint in addition to Trainer's state."""
     return records.read(folder / COMPLETE)["facts"]
 
 
 def is_whole(folder):
-    """Whether every file of a checkpoint is as it was when the checkpoint was finished."""
+    """Return whether every file of a checkpoint is unchanged since the checkpoint was completed."""
     try:
         digests = records.read(folder / COMPLETE)["sha256"]
     except (OSError, ValueError, KeyError, records.RecordError):
         return False
+    # digests rather than sizes, because a damaged file may have the right size
     files = {folder / name: digest for name, digest in digests.items()}
     return all(file.is_file() and fingerprints.content_digest(file) == digest for file, digest in files.items())
 
 
 class Seal(TrainerCallback):
-    """Has every best model saved, and writes `complete.json` into each checkpoint once Trainer has written the rest.
+    """Saves a checkpoint at every best validation loss, and completes each checkpoint after Trainer has written it.
 
-    `facts()` is what a resumed training has to know beside Trainer's own state. `best` points to the best checkpoint.
+    output: the folder of the training; facts: returns what a resumed training needs in addition to Trainer's own state.
+    The link `best` points to the best checkpoint.
     """
 
     def __init__(self, output, facts):
         self.output, self.facts = Path(output), facts
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Save at a validation loss lower than all before, whatever `save_steps` says."""
+        """Save if the validation loss is the lowest so far, also between the steps of `save_steps`."""
+        # this callback runs before Trainer updates `best_metric`, which still holds the best of the earlier losses
         if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        """Seal the checkpoint of the current step; only then do older ones go, all but the best."""
-        _wait_for_all()  # the other processes' random states are files of the checkpoint too
+        """Complete the checkpoint of the current step, then delete older ones except the best."""
+        _wait_for_all()  # every process writes its random state into the checkpoint, and all digests must be listed
         if state.is_world_process_zero:
             self._seal(state)
         _wait_for_all()
 
     def _seal(self, state):
         folder = self.output / f"checkpoint-{state.global_step}"
-        records.as_new_files(folder)
+        records.as_new_files(folder)  # safetensors creates files that only their owner can read
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
         digests = {str(path.relative_to(folder)): fingerprints.content_digest(path) for path in files}
         records.write(folder / COMPLETE, {"step": state.global_step, "sha256": digests, "facts": self.facts()})
+        # without validation no checkpoint is the best, and the newest is kept
         best = Path(state.best_model_checkpoint or folder).name
         if state.best_model_checkpoint:
             _point(self.output / BEST, best)
+        # deleted last: a job that is killed anywhere above still has an older complete checkpoint
         for old in self.output.glob("checkpoint-*"):
             if old.name not in (folder.name, best):
                 shutil.rmtree(old)
@@ -129,7 +140,8 @@ def _wait_for_all():
 
 
 def _point(link, target):
-    """Make `link` a relative symbolic link to `target` beside it, in one step."""
+    """Point the symbolic link `link` to `target`, a name in the same folder."""
+    # renaming a new link over the old one is atomic: there is no moment without `best`
     fresh = link.with_name(f".{link.name}.new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
@@ -140,37 +152,37 @@ def _key_in(output):
     try:
         return parsed((output / KEY).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None  # without a readable key, checkpoints are moved aside instead of continued
 
 
 def _aside(output, key):
     return output / f"{SUPERSEDED}-{(key or 'unknown')[:8]}"
 
 
-def _move_aside(found, output, known):
-    aside = _aside(output, known)
-    logger.warning(
-        "%d checkpoints of other settings are moved to %s until this training is finished", len(found), aside
-    )
+def _move_aside(found, output, key):
+    aside = _aside(output, key)
+    logger.warning("moving %d checkpoints of other settings to %s until this training is finished", len(found), aside)
     aside.mkdir(exist_ok=True)
+    # the merged checkpoint belongs to the old settings too, and so does `best`, which points to one of the checkpoints
     for path in [*found, output / "merged", output / BEST]:
         if path.is_symlink() or path.is_dir():
             _move(path, aside)
 
 
 def _bring_back(output, key):
-    """Take back what was moved aside of the training `key`, whose settings are in force again."""
+    """Move the checkpoints of the training `key` back, because its settings apply again."""
     aside = _aside(output, key)
     if aside.is_dir():
-        logger.info("the checkpoints in %s are of these settings and come back", aside)
+        logger.info("the checkpoints in %s have these settings: moving them back", aside)
         for path in aside.iterdir():
             _move(path, output)
         aside.rmdir()
 
 
 def _move(path, folder):
-    """Move a link or a folder into `folder`, in place of one of that name."""
+    """Move a link or a folder into `folder`, replacing what has the same name."""
     there = folder / path.name
+    # os.replace overwrites a link or an empty folder, but not a folder with files
     if there.is_dir() and not there.is_symlink():
         shutil.rmtree(there)
     os.replace(path, there)

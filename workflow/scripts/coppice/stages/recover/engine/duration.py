@@ -1,4 +1,4 @@
-"""How long a training lasts where it may spend so many steps, tokens or operations: known before it begins."""
+"""Work out the length of a training that has a budget of steps, tokens or operations, before it begins."""
 
 import math
 from itertools import count
@@ -7,16 +7,24 @@ from coppice.core.errors import SettingsError
 
 from .loader import StepSampler
 
-# Operations a parameter and token: two forwards, two for the gradient of what a layer gets, two for that of its weight
+# Operations per parameter and token: 2 for the forward pass, 2 for the gradient of a layer's input, and 2 for the
+# gradient of its weight, which LoRA's frozen weights do not have.
 OPERATIONS = {"lora": 4, "all": 6}
-VALIDATIONS = 10  # a training, at least
+VALIDATIONS = 10  # at least so many validations per training
 
 
 def steps(budget, train, settings, parameters, seed):
-    """Optimizer steps until `budget` ({unit: max_steps | tokens | flops, amount}) is spent, the last one counted in.
+    """Return the number of optimizer steps until `budget` is spent, including the step that reaches it.
 
-    train: the examples; parameters: of the whole model. Operations are counted as `OPERATIONS` a parameter and token.
-    Raises SettingsError where the first step is more than the budget.
+    Args:
+        budget: {unit: max_steps, tokens or flops; amount}.
+        train: the training examples.
+        settings: the section `finetune`.
+        parameters: of the whole model; an operation count is `OPERATIONS` times parameters times tokens.
+        seed: decides the order of the examples, and with it the tokens of each step.
+
+    Raises:
+        SettingsError: The first step alone exceeds the budget.
     """
     if budget["unit"] == "max_steps":
         return budget["amount"]
@@ -27,16 +35,17 @@ def steps(budget, train, settings, parameters, seed):
         spent += cost
         if step == 1 and cost > tokens:
             raise SettingsError(
-                f"budget.{budget['unit']}: {budget['amount']:g} is spent before the first step is over, which takes "
-                f"{cost} tokens ({cost * operations:.3g} operations); raise it, or lower batch_size"
+                f"budget.{budget['unit']}: {budget['amount']:g} is less than the first step takes ({cost} tokens, "
+                f"{cost * operations:.3g} operations). Raise the budget, or lower batch_size."
             )
         if spent >= tokens:
             return step
 
 
 def _tokens(train, size, seed):
-    """Tokens of each step, in the order of `loader`."""
+    """Yield the number of tokens of each step, without end."""
     lengths = [len(example["input_ids"]) for example in train]
+    # the sampler that the training uses: steps differ in length, so only the same order gives the exact count
     sampler = StepSampler(len(train), size, seed)
     for epoch in count():
         sampler.set_epoch(epoch)
@@ -45,19 +54,21 @@ def _tokens(train, size, seed):
 
 
 def settled(settings, train, parameters, seed):
-    """The settings with `max_steps` and `eval_steps` worked out where they have a `budget`; else as they are."""
+    """Return the settings with `max_steps` and `eval_steps` worked out from `budget`; without one, unchanged."""
     if not settings.get("budget"):
         return settings
     most = steps(settings["budget"], train, settings, parameters, seed)
     if settings["warmup_steps"] >= most:
         raise SettingsError(
-            f"the budget is spent after {most} steps, but the learning rate rises for {settings['warmup_steps']} "
-            "(warmup_steps): raise the budget, or lower those"
+            f"budget: it is spent after {most} steps, before the learning rate has risen "
+            f"(warmup_steps: {settings['warmup_steps']}). Raise the budget, or lower warmup_steps."
         )
+    # a short training is validated more often than configured: the best checkpoint is chosen among validated ones
     return settings | {"max_steps": most, "eval_steps": min(settings["eval_steps"], max(1, most // VALIDATIONS))}
 
 
 def rung(settings, share):
-    """The step at which so large a share of a training is done: the next one at which its validation loss is taken."""
+    """Return the step of a race's rung: the first validation at or after the fraction `share` of the training."""
     each = settings["eval_steps"]
+    # only at a validated step is there a loss to compare, and the last step is validated in any case
     return min(settings["max_steps"], each * math.ceil(share * settings["max_steps"] / each))

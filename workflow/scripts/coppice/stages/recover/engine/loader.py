@@ -1,27 +1,33 @@
-"""The examples of a training by optimizer steps, in an order that seed and epoch alone decide."""
+"""Load the examples of one optimizer step at a time, in an order that depends only on seed and epoch.
+
+The batch is a whole step, not a micro-batch: the engine arranges it into micro-batches itself, so that neither the
+token limit nor the number of processes changes which examples a step is trained on.
+"""
 
 import math
 
 import torch
 from torch.utils.data import DataLoader
 
-ORDERS = 1_000_003  # keeps the orders of neighbouring seeds and epochs apart
+ORDERS = 1_000_003  # seed * ORDERS + epoch: seed 1, epoch 0 must not repeat the order of seed 0, epoch 1
 
 
 class StepSampler:
-    """The indices of each optimizer step's examples; every epoch another order, given by `seed` and epoch alone."""
+    """Yields the indices of each optimizer step's examples, in a new order every epoch."""
 
     def __init__(self, count, size, seed):
         self.count, self.size, self.seed, self.epoch = count, size, seed, 0
 
     def set_epoch(self, epoch):
-        """Choose the order of `epoch`, from 0."""
+        """Choose the order of `epoch`, counted from 0."""
         self.epoch = epoch
 
     def __len__(self):
         return math.ceil(self.count / self.size)
 
     def __iter__(self):
+        # A separate generator: the order must not depend on how many random numbers dropout has drawn, or a resumed
+        # training would see other examples than an uninterrupted one.
         generator = torch.Generator().manual_seed(self.seed * ORDERS + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
         for start in range(0, self.count, self.size):
@@ -29,11 +35,13 @@ class StepSampler:
 
 
 class StepLoader(DataLoader):
+    """A DataLoader that passes the epoch on to its batch sampler."""
+
     def set_epoch(self, epoch):
-        """Trainer calls this before each epoch."""
+        """Choose the order of `epoch`; Trainer calls this before each one."""
         self.batch_sampler.set_epoch(epoch)
 
 
 def together(examples):
-    """A batch as Trainer hands it on: the examples as they are."""
+    """Return a batch for Trainer: the examples as they are, because the engine pads and arranges them later."""
     return {"examples": examples}

@@ -1,4 +1,4 @@
-"""Running one function in several processes that train together, by torch's own launcher; errors come back in words."""
+"""Run one function in several processes that train together, with torch's launcher, and pass their errors back."""
 
 import json
 import logging
@@ -15,23 +15,24 @@ from .sharding import OutOfMemory
 logger = logging.getLogger("coppice.finetuning")
 
 RANK, WORLD = "RANK", "WORLD_SIZE"
-KINDS = {kind.__name__: kind for kind in (OutOfMemory, Stopped, TransientError, CoppiceError)}  # what a process may say
+# The errors that a process can pass to the launching one, which turns the name back into the class.
+KINDS = {kind.__name__: kind for kind in (OutOfMemory, Stopped, TransientError, CoppiceError)}
 
 
 def is_first():
-    """Whether this process writes what comes of the training: the only one, or the first of several."""
+    """Return whether this process writes the results: it is the only one, or the first of several."""
     return int(os.environ.get(RANK, 0)) == 0
 
 
 def count():
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get(WORLD, 1))
 
 
 def run(function, arguments, world):
-    """Call `function(**arguments)` here, or in `world` processes on this machine that know of each other.
+    """Call `function(**arguments)` in this process, or in `world` new ones that form a torch process group.
 
-    Raises the error of the first process that failed for a reason that it could say, as one of `KINDS`.
+    If a process fails with a CoppiceError, that error is raised here, as one of `KINDS`.
     """
     if world <= 1:
         function(**arguments)
@@ -45,25 +46,28 @@ def run(function, arguments, world):
         max_nodes=1,
         nproc_per_node=world,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="localhost:0",  # any free port: several trainings may run on one machine
         run_id="finetune",
         max_restarts=0,
-        start_method="spawn",
+        start_method="spawn",  # CUDA cannot be used in a process that was forked
     )
     logger.info("training in %d processes", world)
     with tempfile.TemporaryDirectory() as scratch:
-        reason = Path(scratch) / "reason"
+        reason = Path(scratch) / "reason"  # the launcher reports exit codes only; the error itself goes through a file
         try:
             elastic_launch(config, _worker)(function, arguments, _log_file(), reason)
         except SignalException as error:
-            raise Stopped("finetune: told to stop; a rerun goes on from the newest checkpoint") from error
+            raise Stopped(
+                "finetune: stopped by a signal. Run the same command again to continue from the newest checkpoint."
+            ) from error
         except ChildFailedError as error:
             if reason.is_file():
                 kind, text = json.loads(reason.read_text(encoding="utf-8"))
                 raise KINDS[kind](text) from None
+            # no reason: the process was killed, or it failed with an unforeseen error, which it has logged
             rank, failure = error.get_first_failure()
             raise TransientError(
-                f"finetune: process {rank} of {world} ended with exit code {failure.exitcode}; the log says more"
+                f"finetune: process {rank} of {world} ended with exit code {failure.exitcode}. See the log for why."
             ) from error
 
 
@@ -73,16 +77,17 @@ def _log_file():
 
 
 def _worker(function, arguments, log, reason):
-    """One process: its log lines go where the job's go, those of all but the first only from warnings on.
+    """Run one of the processes, with the job's log file.
 
-    A failure ends it, upon which the launcher ends the others: they would wait for its gradients for ever.
+    A process that fails must exit: the launcher then ends the others, which would wait for its gradients forever.
     """
     import torch
 
+    # without this, all processes would use the first GPU
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     logs.start_logging(log, append=True)
-    if not is_first():
+    if not is_first():  # all processes log the same lines
         logging.getLogger().setLevel(logging.WARNING)
     try:
         function(**arguments)
@@ -96,7 +101,9 @@ def _worker(function, arguments, log, reason):
 
 
 def _kind(error):
-    """The name of what an error is to the launching process: one of `KINDS`."""
+    """Return the name in `KINDS` under which an error is passed to the launching process."""
+    # The class decides what happens next: after OutOfMemory the processes start again, after Stopped or TransientError
+    # the job may be retried, and a plain CoppiceError is for the user to fix.
     for kind in (OutOfMemory, Stopped):
         if isinstance(error, kind):
             return kind.__name__

@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs, and how it is stopped: its log, its end at a signal."""
+"""Trainer callbacks that log a training while it runs and that stop it early, at a signal or at a given step."""
 
 import logging
 import math
@@ -15,37 +15,39 @@ HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  tim
 
 
 class Diverged(CoppiceError):
-    """The loss of a training is not a number."""
+    """The loss of a training is NaN or infinite."""
 
 
 class TrainingLog(TrainerCallback):
-    """Writes step, losses, learning rate, speed and time left to `training_log.txt`; ends a training whose loss is NaN.
+    """Writes step, losses, learning rate, speed and time left to `training_log.txt`; raises Diverged for a NaN loss.
 
-    `seconds_before` is what the training took before a resume; `seconds` what it took in all.
+    seconds_before: how long the training took before it was resumed; the property `seconds` includes that.
     """
 
     def __init__(self, path, batch_size, seconds_before=0.0):
         self.path, self.batch_size, self.seconds_before = path, batch_size, seconds_before
-        self.began = None
+        self.began = None  # (time, step, tokens) at the start of this process: speed is measured from here
 
     @property
     def seconds(self):
-        """Seconds of training so far, those before a resume counted in."""
+        """Seconds of training so far, including those before a resume."""
         return self.seconds_before + (time.monotonic() - self.began[0] if self.began else 0.0)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the log, with the history of the steps before a resume."""
         self.began = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
+        # rewritten, not continued: a killed training has logged steps beyond its last checkpoint, which are run again
         if state.is_world_process_zero:
             self.write_history(state)
 
     def write_history(self, state):
-        """The log of what the state remembers: a line a loss, without speeds."""
+        """Rewrite the log from the losses in `state`, without speeds, which the state does not hold."""
         entries = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
         self.path.write_text("\n".join([HEAD, *(self._line(state, entry) for entry in entries)]) + "\n", "utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Append a line for a logged training or validation loss."""
+        """Append a line for a training or validation loss."""
+        # checked in every process, because each of them must end
         for key in ("loss", "eval_loss"):
             if key in logs and not math.isfinite(logs[key]):
                 raise Diverged(
@@ -65,6 +67,7 @@ class TrainingLog(TrainerCallback):
         rate = f"{entry['learning_rate']:.2e}" if "learning_rate" in entry else ""
         step = f"{entry.get('step', 0)}/{state.max_steps}"
         line = f"{step:>9}  {loss:>8}  {validation:>10}  {rate:>13}"
+        # lines of the history have no time, and before its first step this process has no speed
         if not timed or self.began is None or state.global_step == self.began[1]:
             return line.rstrip()
         started, first, tokens = self.began
@@ -75,42 +78,47 @@ class TrainingLog(TrainerCallback):
 
 
 class Patience(EarlyStoppingCallback):
-    """transformers' early stopping, with a checkpoint where it stops: the evaluations that led there are kept."""
+    """transformers' early stopping, with a checkpoint at the step where it stops."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        """Count an evaluation that is no better, and stop after so many."""
+        """Count evaluations without improvement, and stop after too many."""
         super().on_evaluate(args, state, control, metrics, **kwargs)
         if control.should_training_stop:
+            # keeps the evaluations that led here: a resumed training would repeat the steps since the last checkpoint
             control.should_save = True
 
     @property
     def exhausted(self):
-        """Whether the training is at its end."""
+        """Whether the patience is used up, so that the training is over."""
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class StopAt(TrainerCallback):
-    """Ends a training after `step`, with a checkpoint from which it can go on as if nothing had been."""
+    """Stops a training after `step`, with a checkpoint to continue from."""
 
     def __init__(self, step):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop at the step."""
+        # Logging is due too: Trainer keeps the losses since the last log line in memory, not in the checkpoint. The
+        # validation loss is what the arms of a race are compared by.
         if state.global_step >= self.step:
             control.should_log = control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
 class StopOnSignal(TrainerCallback):
-    """At SIGTERM, a scheduler's warning, and at Ctrl-C: finish the step, write a checkpoint, end the training.
+    """Stops a training at SIGTERM (a scheduler's warning) or Ctrl-C: finish the step, write a checkpoint, end.
 
-    `stopped` says so. A second Ctrl-C ends it at once.
+    `asked` is whether this process got a signal, `stopped` whether the training ended for one. A second Ctrl-C ends the
+    training at once.
 
-    In several processes all stop after the same step: `agree` turns what each was `asked` into what all do. There no
-    second Ctrl-C is told from the first, which comes twice: from the terminal, and from torch's launcher.
+    If there are several processes, all must stop after the same step: `agree` turns what each was asked into what all
+    do. A second Ctrl-C has no effect then, because each process gets the first one twice: from the terminal, and from
+    torch's launcher.
 
-    transformers' own just-in-time checkpoint is not used: it can save between a step's forward pass and its update,
-    after which a resumed training draws other dropout masks than an undisturbed one.
+    transformers' own just-in-time checkpoint is not used: it can save between a step's forward pass and its update, and
+    a resumed training would then draw other dropout masks than an uninterrupted one.
     """
 
     def __init__(self):
@@ -118,22 +126,24 @@ class StopOnSignal(TrainerCallback):
         self.agree, self._before, self._interrupted = None, {}, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Take the signals over, where this is the main thread; one that is ignored, as Ctrl-C is in the background,
-        stays so."""
+        """Install the signal handlers, except for signals that are ignored."""
+        # A shell starts background jobs with Ctrl-C ignored: it is meant for the job in the foreground only.
         heard = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) != signal.SIG_IGN]
         try:
             self._before = {number: signal.signal(number, self._stop) for number in heard}
-        except ValueError:
+        except ValueError:  # Python installs signal handlers in the main thread only
             logger.debug("not the main thread: a signal ends the training without a checkpoint")
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop once the signal has come."""
+        """Save and stop if a signal has arrived."""
+        # only here, between two steps: `_stop` may run at any moment, in the middle of a step too
         self.stopped = self.agree(self.asked) if self.agree else self.asked
-        if self.stopped:  # the losses since the last line are logged, so that none is lost
+        if self.stopped:
+            # Trainer keeps the losses since the last log line in memory, not in the checkpoint: log them now
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -141,20 +151,25 @@ class StopOnSignal(TrainerCallback):
         if number == signal.SIGINT and self._interrupted and self.agree is None:
             raise KeyboardInterrupt
         self.asked, self._interrupted = True, self._interrupted or number == signal.SIGINT
-        logger.warning("told to stop (%s): a checkpoint follows", signal.Signals(number).name)
+        logger.warning("%s received: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
 
 def warnings_of(first, best, best_step, steps):
-    """What the reports have to say about a training."""
+    """Return warnings about the validation losses of a training, which every report repeats.
+
+    first, best: the first and the lowest validation loss, None if none was measured; best_step: the step of the lowest;
+    steps: how many were trained.
+    """
     if first is None:
         return ["no validation loss was measured: the last state of the training is the one evaluated"]
+    # if the only validation was after the last step, there is no later loss that could have been lower
     if best >= first and best_step < steps:
         return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
     return []
 
 
 def warnings_of_rate(warmup_steps, steps, schedule):
-    """What they have to say where a training was over before its learning rate had risen, as on little data."""
+    """Return a warning if the training ended during the warm-up of its learning rate, as it does on little data."""
     if warmup_steps < steps or schedule == "constant":
         return []
     return [
@@ -164,7 +179,8 @@ def warnings_of_rate(warmup_steps, steps, schedule):
 
 
 def mean_loss(history):
-    """Mean training loss over all steps, from the means that were logged every few of them."""
+    """Return the mean training loss over all steps, or None if none was logged."""
+    # an entry is the mean since the entry before it, and the last one may cover fewer steps: weight by their number
     total, before = 0.0, 0
     for entry in history:
         if "loss" in entry:

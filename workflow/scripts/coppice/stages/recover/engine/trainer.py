@@ -1,8 +1,9 @@
-"""`transformers.Trainer` with a step of our own: whole optimizer steps as batches, arranged without waste.
+"""Train with `transformers.Trainer`, but with training steps and validation by the engine of `batching`.
 
-The loader yields the examples of one optimizer step at a time, in an order that depends on seed and epoch alone, so a
-resumed training sees what an undisturbed one would. In several processes each takes its share of a step's
-examples, and the gradients are summed before the optimizer's step: the same step as in one process.
+Trainer keeps the optimizer, the schedule, checkpoints and callbacks. A batch is a whole optimizer step: the loader
+yields its examples in an order that depends on seed and epoch only, so a resumed training sees the same steps as an
+uninterrupted one. Each of several processes takes a part of a step's examples, and gradients are summed before the
+optimizer's step, so the step is the same as in one process.
 """
 
 import functools
@@ -15,39 +16,41 @@ from pathlib import Path
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import distributed
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState
 
 from coppice import models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
 
-from . import checkpoints, duration, processes, progress, sharding
+from . import checkpoints, duration, progress, sharding
 from .batching import Engine, count_targets
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopAt, StopOnSignal, TrainingLog
+from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
 
-VALIDATION_ROWS = 256  # examples that are arranged together
+VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batches together
 
 
 def build(job, learner, tokenizer, train, validation):
-    """A StepTrainer for what a `Learner` trains, on examples, with the settings of the section `finetune`.
+    """Return a StepTrainer for the model of `learner` (a Learner) on the examples `train` and `validation`.
 
-    It stops at `job.until`, a share of the training, where that is given.
+    With `job.until` it stops after that fraction of the training.
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
-    engine = Engine(learner.model, job.budget, settings["arrangement"])
+    engine = Engine(learner.model, job.token_limit, settings["arrangement"])
     log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
+        # Trainer does not restore this count, and early stopping would begin again after every resume
         patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
     seal = checkpoints.Seal(
         job.output,
         lambda: {
             "seconds": log.seconds,
-            "budget": engine.budget,
+            "budget": engine.token_limit,  # the limit when the checkpoint is written: it may have been halved
             "evaluations_in_vain": patience.early_stopping_patience_counter if patience else 0,
         },
     )
@@ -55,13 +58,16 @@ def build(job, learner, tokenizer, train, validation):
     callbacks = [log, seal, stop, *([patience] if patience else [])]
     if job.until:
         callbacks.append(StopAt(duration.rung(settings, job.until)))
+    # transformers takes the folder of TensorBoard's files from the environment only
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
     try:
         trainer = StepTrainer(
             engine=engine,
             batch_size=settings["batch_size"],
             model=learner.model,
-            args=_arguments(models.dtype_of(job.source.dtype), settings, job.output, job.seed, validation is not None),
+            args=training_arguments(
+                models.dtype_of(job.source.dtype), settings, job.output, job.seed, validation is not None
+            ),
             train_dataset=train,
             eval_dataset=validation,
             processing_class=tokenizer,
@@ -71,53 +77,15 @@ def build(job, learner, tokenizer, train, validation):
         if not settings["report_to"]:
             raise
         raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
     trainer.restoring, trainer.operations = learner.kind.restore, duration.OPERATIONS[settings.get("train", "lora")]
     trainer.start_alike()
     return trainer
 
 
-def _arguments(dtype, settings, output, seed, validates):
-    world = processes.count()
-    if settings["batch_size"] < world:
-        raise SettingsError(
-            f"finetune.batch_size: {settings['batch_size']} examples a step for {world} processes; "
-            "raise it, or lower resources_per_job.finetune.gpu"
-        )
-    device = models.device().type
-    return TrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=settings["batch_size"] // world,
-        num_train_epochs=settings["epochs"],
-        max_steps=settings["max_steps"] or -1,
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type=settings["schedule"],
-        weight_decay=settings["weight_decay"],
-        warmup_steps=settings["warmup_steps"],
-        # every checkpoint at a logged step: a resumed training then logs what an undisturbed one does
-        logging_steps=math.gcd(10, settings["eval_steps"], settings["save_steps"]),
-        logging_nan_inf_filter=False,  # the filter would show the last good loss in place of NaN
-        eval_strategy="steps" if validates else "no",
-        eval_steps=settings["eval_steps"],
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False,
-        save_strategy="steps",
-        save_steps=settings["save_steps"],
-        remove_unused_columns=False,
-        bf16=dtype == torch.bfloat16 and device == "cuda",
-        fp16=dtype == torch.float16 and device == "cuda",
-        use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and world > 1 else None,
-        report_to=settings["report_to"] or "none",
-        disable_tqdm=True,
-        seed=seed,
-        data_seed=seed,
-    )
-
-
 class StepTrainer(Trainer):
-    """Trains on examples {input_ids, labels, row} by an `arrangement.Engine`, `batch_size` of them a step."""
+    """Trains on examples {input_ids, labels, row} with a `batching.Engine`, `batch_size` examples per step."""
 
     def __init__(self, *, engine, batch_size, **options):
         self.engine, self.batch_size = engine, batch_size
@@ -126,72 +94,83 @@ class StepTrainer(Trainer):
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):
-        """As in Trainer, but models stay unwrapped: `training_step` sums the gradients of several processes itself."""
+        """Set up accelerate as Trainer does, but leave the model unwrapped."""
         super().create_accelerator_and_postprocess()
+        # DistributedDataParallel averages gradients in each backward pass, but processes have different numbers of
+        # micro-batches and targets: `training_step` sums the gradients once, after the last micro-batch.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def start_alike(self):
-        """The same adapter in every process, and dropout masks of its own in each."""
+        """Give every process the same trained parameters, but its own random numbers for dropout."""
         if self.args.world_size > 1:
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     distributed.broadcast(parameter.data, 0)
             self.stop.agree = self._any_process
+        # with one seed, the examples of all processes would have the same dropout masks
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def _any_process(self, asked):
+        # all stop if one was asked to: otherwise the others would wait for its gradients in the next step
         flag = torch.tensor(float(asked), device=self.args.device)
         distributed.all_reduce(flag)
         return bool(flag)
 
     def _wrap_model(self, model, training=True, dataloader=None):
-        return model
+        return model  # see `create_accelerator_and_postprocess`: Trainer wraps in both places
 
     def get_train_dataloader(self):
-        """The examples of one optimizer step at a time, the same in every process."""
+        """Return a loader of the examples of one optimizer step at a time, the same in every process."""
+        # not prepared by accelerate, which would give each process other batches: `_micro_batches` divides a batch
         sampler = StepSampler(len(self.train_dataset), self.batch_size, self.args.data_seed)
         return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=together)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Gradients of one optimizer step; returns its mean loss a target token, over all processes."""
+        """Compute the gradients of one optimizer step; return its mean loss per target token, over all processes."""
         model.train()
         examples = inputs["examples"]
+        # The loss normalizer: the targets of the whole step, in all processes. A mean per micro-batch would weight a
+        # target by how few others share its micro-batch. (`num_items_in_batch` is None: Trainer finds no labels.)
         targets = count_targets(examples)
         loss = self._gradients(model, examples, targets)
         if self.args.world_size > 1:
             loss = self._sum_over_processes(model, loss)
-        self._check_finite(loss, examples)
+        self._check_finite(loss, examples)  # before the optimizer's step, so that no NaN gets into the weights
+        # in Trainer's state, so that a resumed training goes on counting
         self.state.num_input_tokens_seen += sum(len(example["input_ids"]) for example in examples)
-        return loss
+        return loss  # the same in every process, because Trainer logs the mean over processes
 
     def _gradients(self, model, examples, targets):
-        """Backward passes of this process's micro-batches; on out-of-memory all of them again, half as large."""
+        """Run the backward passes of this process; if memory runs out, repeat them with half the token limit."""
         while True:
+            # a repeated step starts from the same random state as if the lower limit had been set from the beginning
             before = _random_state()
             try:
                 return self._backward(examples, targets)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-            self._halve(examples)  # only now: the error held on to what it could not fit
-            model.zero_grad()
+            # Outside of `except`, because the traceback of the error keeps the tensors alive that did not fit.
+            self._halve(examples)
+            model.zero_grad()  # drop the gradients of the micro-batches that did fit
             _set_random_state(before)
 
     def _halve(self, examples):
-        """Half as many tokens at a time from now on; an error where that cannot help."""
+        """Halve the token limit for the rest of the training; raise an error if that cannot help."""
+        # While one process repeated its step, the others would wait for it to gather weights: all must start again.
         if self.sharded:
             raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
         longest = max(len(example["input_ids"]) for example in examples)
-        if self.engine.budget < longest:
+        if self.engine.token_limit < longest:  # the longest example ran alone already
             raise TransientError(
-                f"finetune: a single example of {longest} tokens does not fit in the device's memory; set "
-                "finetune.gradient_checkpointing: true, or lower finetune.data.cutoff_len"
+                f"finetune: a single example of {longest} tokens does not fit in the device's memory. Set "
+                "finetune.gradient_checkpointing: true, or lower finetune.data.cutoff_len."
             )
-        self.engine.budget //= 2
+        self.engine.token_limit //= 2
         logger.warning(
-            "out of memory at step %d: it is done again with %d tokens at a time, and so are all that follow",
+            "out of memory at step %d: repeating it, and running all later steps, with %d tokens at a time",
             self.state.global_step + 1,
-            self.engine.budget,
+            self.engine.token_limit,
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -201,33 +180,37 @@ class StepTrainer(Trainer):
         for micro in self._micro_batches(examples):
             with self.accelerator.autocast():
                 loss = self.engine.summed_loss(micro) / targets
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss)  # one micro-batch at a time, so that only its activations are in memory
             total += loss.detach().to(total.device)
         return total
 
     def _micro_batches(self, examples):
-        """Of this process's examples: every n-th by length, so that each has about as many tokens as the others."""
+        """Return the micro-batches of this process's part of the examples."""
         every = examples
         if self.args.world_size > 1:
+            # every n-th by length, so that each process has about the same number of tokens
             examples = sorted(examples, key=lambda example: len(example["input_ids"]))
             examples = examples[self.args.process_index :: self.args.world_size]
         own = self.engine.micro_batches(examples) if examples else []
         if not self.sharded:
             return own
+        # a process without examples needs a spare micro-batch too, hence one from the examples of all
         return sharding.level(list(own), spare=next(iter(self.engine.micro_batches(every[:1]))))
 
     def _sum_over_processes(self, model, loss):
-        """Sum gradients and loss; a process without examples adds zeros."""
+        """Sum gradients and loss over all processes; a process without examples adds zeros."""
         trained = [p for p in model.parameters() if p.requires_grad]
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        # one all_reduce for everything, in float32 whatever the dtype of the parameters
         flat = torch.cat([loss.float().reshape(1), *(part.float().reshape(-1) for part in parts)])
         distributed.all_reduce(flat)
         for p, part in zip(trained, flat[1:].split([p.numel() for p in trained]), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
-        return flat[0].clone()
+        return flat[0].clone()  # a view would keep all of `flat` in memory
 
     def _check_finite(self, loss, examples):
         if not math.isfinite(loss.item()):
+            # the loss is a sum over all processes, so all of them raise this, and all examples are suspects
             rows = ", ".join(str(example.get("row", "?")) for example in examples[:16])
             raise progress.Diverged(
                 f"finetune: the loss is {loss.item()} at step {self.state.global_step + 1} (rows {rows}"
@@ -236,7 +219,8 @@ class StepTrainer(Trainer):
             )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Mean loss a target token over the validation examples, without padding's or batches' influence on it."""
+        """Compute the mean loss per target token over the validation examples, independent of batches and padding."""
+        # in lexicographic order, so that examples that share a prefix are arranged together
         examples = sorted(eval_dataset or self.eval_dataset, key=lambda example: example["input_ids"])
         started = time.monotonic()
         loss = self._validation_loss(examples)
@@ -253,6 +237,7 @@ class StepTrainer(Trainer):
     @torch.no_grad()
     def _validation_loss(self, examples):
         self.model.eval()
+        # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         for start in range(0, len(examples), VALIDATION_ROWS):
             total += self._summed_loss(examples[start : start + VALIDATION_ROWS])
@@ -274,7 +259,7 @@ class StepTrainer(Trainer):
             self._halve(examples)
 
     def floating_point_ops(self, inputs):
-        """Forward and backward, by the number of operations a parameter and token."""
+        """Return the operations of a batch, by `duration.OPERATIONS`; Trainer's estimate needs tensors."""
         tokens = sum(len(example["input_ids"]) for example in inputs["examples"])
         return self.operations * tokens * self._parameters()
 
@@ -283,42 +268,49 @@ class StepTrainer(Trainer):
         return sum(p.numel() for p in self.model.parameters())
 
     def run(self, resume):
-        """Train, from the checkpoint folder `resume` where one is given; leaves the best adapter on the model.
+        """Train to the end, and leave the best adapter (or weights) on the model.
 
-        Returns (the checkpoint with that adapter, facts of the training). Raises Stopped at SIGTERM and Ctrl-C.
+        resume: the folder of the checkpoint to continue from, or None. Returns (best checkpoint, facts about the
+        training). Raises Stopped after SIGTERM or Ctrl-C.
         """
         if resume and self._was_at_its_end(resume):
             self._take_state(resume)
             self.restore(self._best(resume))
             return self._best(resume), self._facts()
         self.train(resume_from_checkpoint=str(resume) if resume else None)
+        # a signal during the last step changes nothing, since the training is complete
         if self.stop.stopped and self.state.global_step < self.state.max_steps:
-            raise Stopped(f"finetune: stopped at step {self.state.global_step}, as asked; a rerun goes on from there")
+            raise self._stopped()
         newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self._best(newest) != newest:
             self.restore(self._best(newest))
         return self._best(newest), self._facts()
 
-    def run_until(self, step, resume):
-        """Train up to `step`, where a checkpoint is left, and return the validation loss there.
+    def _stopped(self):
+        return Stopped(
+            f"finetune: stopped at step {self.state.global_step} on request. Run the same command again to continue."
+        )
 
-        A training that was beyond that step before is left as it is. Raises Stopped at SIGTERM and Ctrl-C.
+    def run_until(self, step, resume):
+        """Train up to `step`, write a checkpoint, and return the validation loss there.
+
+        A training that has passed that step already is not trained further. Raises Stopped after SIGTERM or Ctrl-C.
         """
         if resume and checkpoints.step_of(resume) >= step:
             self._take_state(resume)
         else:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         losses = {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
-        if step not in losses:
-            raise Stopped(f"finetune: stopped at step {self.state.global_step}, as asked; a rerun goes on from there")
+        if step not in losses:  # a signal stopped the training before the step
+            raise self._stopped()
         return losses[step]
 
     @torch.no_grad()
     def example_losses(self):
-        """(losses, target tokens) of each validation example: sums over its target tokens, in the data's order."""
+        """Return (losses, target tokens) per validation example, in the order of the data; losses are sums in nats."""
         self.model.eval()
         losses = []
-        for example in self.eval_dataset:
+        for example in self.eval_dataset:  # one by one, since micro-batches of several give only their sum
             with self.accelerator.autocast():
                 parts = [
                     self.engine.summed_loss(micro).double().item() for micro in self.engine.micro_batches([example])
@@ -327,14 +319,17 @@ class StepTrainer(Trainer):
         return losses, [count_targets([example]) for example in self.eval_dataset]
 
     def _was_at_its_end(self, checkpoint):
-        """Whether nothing is left to train after `checkpoint`: Trainer would run another step."""
+        """Return whether nothing is left to train after `checkpoint`."""
+        # asked before `train`, because Trainer runs another step before it finds out
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return state.global_step >= state.max_steps or bool(self.patience and self.patience.exhausted)
 
     def _best(self, newest):
         best = newest.with_name(f"checkpoint-{self.state.best_global_step or self.state.global_step}")
         if not checkpoints.is_whole(best):
-            raise CoppiceError(f"{best}: the best checkpoint is gone or damaged; delete {best.parent} and train again")
+            raise CoppiceError(
+                f"{best}: the best checkpoint is missing or damaged. Delete {best.parent} and train again."
+            )
         return best
 
     def _take_state(self, checkpoint):
@@ -342,8 +337,9 @@ class StepTrainer(Trainer):
         self.log_file.write_history(self.state)
 
     def restore(self, checkpoint):
-        """Put what was trained, from `checkpoint`, on the model, and the history up to the newest one in the log."""
+        """Load the weights in `checkpoint` into the model, and write the history of the newest one to the log."""
         self.restoring(self.model, checkpoint, self.args.device)
+        # the history must reach to the last step, also if the best checkpoint is an earlier one
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
 
@@ -362,7 +358,7 @@ class StepTrainer(Trainer):
             "best_step": step,
             "first_validation_loss": first,
             "arrangement": self.engine.arrangement,
-            "tokens_at_a_time": self.engine.budget,
+            "tokens_at_a_time": self.engine.token_limit,
             "processes": self.args.world_size,
             "sharded": self.sharded,
             "peak_memory_bytes": records.peak_memory(),
@@ -376,7 +372,8 @@ class StepTrainer(Trainer):
 
 
 def _is_out_of_memory(error):
-    """Of a GPU or of the CPU; cuBLAS has words of its own for it."""
+    """Return whether a GPU or the CPU ran out of memory."""
+    # accelerate recognizes most messages, but not cuBLAS's
     own = isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
     return own or should_reduce_batch_size(error)
 
