@@ -179,7 +179,7 @@ def test_trains_and_evaluates_more_seeds_beside_the_first(study_copy):
     assert adapters[0] != adapters[1]
     record = json.loads((study_copy.folder / target).with_name("comparison.json").read_text())
     assert record["seeds"]["seeds"] == [42, 7]
-    assert "Over seeds" in (study_copy.folder / target).read_text()
+    assert "mean over seeds" in (study_copy.folder / target).read_text()
 
 
 @pytest.mark.slow

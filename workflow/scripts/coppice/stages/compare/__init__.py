@@ -1,1 +1,1 @@
-"""Compare: dense, pruned and fine-tuned model side by side, with paired statistics, as a record and as text."""
+"""Compare the dense, pruned and fine-tuned model with paired statistics, in a record and in a text report."""

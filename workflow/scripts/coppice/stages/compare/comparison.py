@@ -1,7 +1,7 @@
-"""Compare one model and config before and after fine-tuning, with the dense model for reference.
+"""Compare one model and config before and after fine-tuning, with the dense model as the reference.
 
-Reads records and samples alone, pairs them item by item, and writes `comparison.json` (everything) and
-`comparison_report.txt` (for a terminal of 100 columns).
+Reads only records and samples of evaluations, pairs them item by item, and writes `comparison.json` (everything) and
+`comparison_report.txt` (for a terminal of 100 columns). Nothing is evaluated here.
 """
 
 import logging
@@ -19,17 +19,24 @@ logger = logging.getLogger("coppice.comparison")
 
 STAGES = ("dense", "pruned", "finetuned")
 DENSE, PRUNED, FINETUNED = range(3)
-FEW_WINDOWS = 20
-AGAIN = "delete that evaluation and run snakemake again"
+FEW_WINDOWS = 20  # bootstrap intervals over fewer windows of text are not reliable
+AGAIN = "delete that evaluation and run snakemake again"  # how error messages end
 
 
 def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=None):
-    """Compare the three evaluations of one model and config and write both files.
+    """Compare the three evaluations of one model and config, and write both files.
 
-    identity: {model, config}; evaluations: stage -> folder of its evaluation; selection, finetuning: paths of the
-    records of those stages; output: {record, report}; seeds: seed -> folder of the evaluation of the model that was
-    fine-tuned with it, the first one's included, where the training was repeated. Raises CoppiceError where the stages
-    were not evaluated alike, or where one of them was not the model that it should be.
+    Args:
+        identity: {model, config}.
+        evaluations: stage -> folder of its evaluation.
+        selection, finetuning: paths of the records of these stages.
+        output: {record, report}, the files to write.
+        seed: of the bootstrap.
+        seeds: seed -> folder of the evaluation of the model fine-tuned with it, including the first seed; None if the
+            training was not repeated.
+
+    Raises:
+        CoppiceError: The stages were not evaluated alike, or an evaluation is not of the model that it should be of.
     """
     clock = records.Clock()
     results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
@@ -63,36 +70,40 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
 
 
 def check_alike(results):
-    """Raise CoppiceError for evaluations (stage -> record) under different protocols, on other tasks or data."""
+    """Raise CoppiceError if evaluations (stage -> record) differ in protocol, tasks or data."""
     first = results["dense"]
     for stage, result in results.items():
         for part in ("perplexity", "zero_shot"):
             if list(result[part]) != list(first[part]):
-                raise CoppiceError(f"{stage} was evaluated on other {part} data than dense: {AGAIN}")
+                raise CoppiceError(f"the {stage} model was evaluated on other {part} data than the dense one: {AGAIN}")
         for name, text in result["perplexity"].items():
             if text["protocol"] != first["perplexity"][name]["protocol"]:
                 raise CoppiceError(
-                    f"perplexity on {name}: {stage} and dense were measured under different protocols: {AGAIN}"
+                    f"perplexity on {name}: the {stage} and the dense model were measured under different protocols: "
+                    f"{AGAIN}"
                 )
         for name, task in result["zero_shot"].items():
             for key in ("metric", "version", "num_fewshot", "chat_template"):
                 ours, theirs = task.get(key), first["zero_shot"][name].get(key)
                 if ours != theirs:
                     raise CoppiceError(
-                        f"task {name}: {stage} was scored with {key} {ours}, dense with {theirs}: {AGAIN}"
+                        f"task {name}: the {stage} model was scored with {key} {ours}, the dense one with {theirs}: "
+                        f"{AGAIN}"
                     )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
-            raise CoppiceError(f"{stage} was evaluated on other rows than dense: {AGAIN}")
+            raise CoppiceError(f"the {stage} model was evaluated on other rows than the dense one: {AGAIN}")
 
 
 def _check_models(identity, results, chosen, trained):
-    """Each stage has to be the model that it is taken for: by its name, and the fingerprints of weights and adapter."""
+    """Raise CoppiceError if a record is of another model or config, or of other weights or another adapter."""
     for what, record in {**results, "selection": chosen, "fine-tuning": trained}.items():
         other = [key for key in ("model", "config") if record.get(key) not in (None, identity[key])]
         if other:
-            raise CoppiceError(f"the record of {what} is of {other[0]} {record[other[0]]}: {AGAIN}")
+            raise CoppiceError(
+                f"the record of {what} is of {other[0]} {record[other[0]]}, not {identity[other[0]]}: {AGAIN}"
+            )
     prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
-    weights = {stage: known["weights"] for stage, known in prints.items()}
+    weights = {stage: one["weights"] for stage, one in prints.items()}
     if weights["pruned"] == weights["dense"]:
         raise CoppiceError(f"the model evaluated as pruned has the dense model's weights: {AGAIN}")
     for what, found in (
@@ -108,13 +119,14 @@ def _check_models(identity, results, chosen, trained):
     if not prints["finetuned"]["adapter"]:
         raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
     if trained.get("trained_fingerprint") not in (None, prints["finetuned"]["adapter"]):
-        raise CoppiceError(f"the fine-tuned model was evaluated with another adapter than was trained: {AGAIN}")
+        raise CoppiceError(f"the fine-tuned model was evaluated with another adapter than the trained one: {AGAIN}")
 
 
 def _perplexity(results, folders, name, seed):
-    """The three perplexities on one text, their change with interval, and what was recovered."""
+    """Return the three perplexities on one text, their change with its interval, and the recovered fraction."""
     texts = [results[stage]["perplexity"][name] for stage in STAGES]
     windows, tokens = stored_samples.window_losses(folders, name, AGAIN)
+    # windows differ in length: their mean losses are weighted by tokens, as in the perplexity of the whole text
     paired = paired_stats.paired_means(windows, seed, tokens).map(numpy.exp)
     change = paired_stats.change(paired, PRUNED, FINETUNED)
     return {
@@ -131,7 +143,7 @@ def _perplexity(results, folders, name, seed):
 
 
 def _tasks(results, folders, seed):
-    """Per task: accuracies, change with interval and tests; and the bootstrap of each, for the mean."""
+    """Return task -> accuracies, change with interval and tests; and the bootstrap of each task, for the mean."""
     tasks, parts = {}, []
     for name, result in results["dense"]["zero_shot"].items():
         correct = stored_samples.right_and_wrong(folders, name, AGAIN)
@@ -145,6 +157,7 @@ def _tasks(results, folders, seed):
             "lost": paired_stats.change(paired, DENSE, PRUNED),
             **paired_stats.mcnemar(correct[PRUNED] > 0.5, correct[FINETUNED] > 0.5),
         }
+    # with several tasks some p-value is small by chance, so a verdict rests on the corrected one
     for task, p in zip(tasks.values(), paired_stats.holm([task["p"] for task in tasks.values()]), strict=True):
         task["p_holm"] = p
         task["verdict"] = paired_stats.verdict(task["change"]["value"], p)
@@ -152,7 +165,7 @@ def _tasks(results, folders, seed):
 
 
 def _average(parts):
-    """The unweighted mean over tasks of the three stages, its change and what was recovered; None without tasks."""
+    """Return the unweighted mean over tasks per stage, its change and the recovered fraction; None without tasks."""
     if not parts:
         return None
     paired = paired_stats.mean_of(parts)
@@ -167,7 +180,7 @@ def _average(parts):
 
 
 def _extremes(tasks):
-    """The tasks with the largest and the smallest change, signs kept."""
+    """Return the tasks with the largest and the smallest signed change."""
     if not tasks:
         return None
     ordered = sorted(tasks, key=lambda name: tasks[name]["change"]["value"])
@@ -175,23 +188,23 @@ def _extremes(tasks):
 
 
 def _generations(results):
-    """[{prompt, dense, pruned, finetuned}] of the questions that all stages were asked."""
-    said = {
+    """Return [{prompt, dense, pruned, finetuned}] for the prompts that all three models answered."""
+    answers = {
         stage: {one["prompt"]: one["text"] for one in result.get("generations") or []}
         for stage, result in results.items()
     }
     return [
-        {"prompt": question} | {stage: texts[question] for stage, texts in said.items()}
-        for question in said["dense"]
-        if all(question in texts for texts in said.values())
+        {"prompt": prompt} | {stage: texts[prompt] for stage, texts in answers.items()}
+        for prompt in answers["dense"]
+        if all(prompt in texts for texts in answers.values())
     ]
 
 
 def _over_seeds(results, folders):
-    """Mean and spread of every metric over repeated trainings, the seed as a random factor.
+    """Return mean and spread of every metric over repeated trainings, with the seed as a random factor.
 
-    {seeds, metrics: metric -> statistics.over_seeds of the fine-tuned values, with `recovered` for that of the shares
-    recovered, None where pruning lost nothing}.
+    The result is {seeds, metrics}. `metrics` maps each metric to `paired_stats.over_seeds` of the fine-tuned models'
+    values; its key `recovered` holds the same of the recovered fractions, or None if pruning lost nothing.
     """
     repeats = {seed: records.read(Path(folder) / "evaluation_results.json") for seed, folder in folders.items()}
     for repeat in repeats.values():
@@ -213,7 +226,7 @@ def _value(result, name):
 
 
 def _cost(results, trained):
-    """Seconds, tokens and memory of training and of the three evaluations."""
+    """Return seconds, tokens and peak memory of the training and of the three evaluations."""
     return {
         "training_seconds": trained["seconds"],
         "training_tokens": trained["tokens_seen"],
@@ -225,7 +238,7 @@ def _cost(results, trained):
 
 
 def _warnings(record, results, trained):
-    """What a reader has to know before trusting or quoting the numbers."""
+    """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
     for name, text in record["perplexity"].items():
         if text["verdict"] == "worse":
@@ -250,7 +263,7 @@ def _warnings(record, results, trained):
     if record["selection"]["criterion"].get("split") == "report":
         found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
     versions = [results[stage]["provenance"].get("versions") or {} for stage in STAGES]
-    other = [name for name in records.PACKAGES if len({known[name] for known in versions if name in known}) > 1]
+    other = [name for name in records.PACKAGES if len({one[name] for one in versions if name in one}) > 1]
     if other:
         found.append(
             f"the stages were evaluated with other versions of {', '.join(other)}: part of a change may be theirs"

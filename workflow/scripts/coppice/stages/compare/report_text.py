@@ -1,4 +1,4 @@
-"""The plain text of `comparison_report.txt`, from the record of a comparison."""
+"""Render `comparison_report.txt` as plain text, from the record of a comparison."""
 
 import io
 
@@ -9,7 +9,7 @@ WIDTH = 100
 
 
 def render(record):
-    """The report as text, at most 100 columns wide."""
+    """Return the report as text, at most 100 columns wide."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
@@ -19,24 +19,28 @@ def render(record):
     console.print("\nPerplexity (lower is better)", _perplexity(record))
     console.print(_perplexity_notes(record), end="")
     if record["zero_shot"]:
-        console.print("Zero-shot accuracy (higher is better)", _zero_shot(record))
+        console.print("\nZero-shot accuracy (higher is better)", _zero_shot(record))
         console.print(_mean(record))
     if "seeds" in record:
-        console.print("Over seeds (fine-tuned; bracket: 95 % interval of the mean over seeds)", _seeds(record["seeds"]))
+        console.print(
+            "Repeated training (fine-tuned model; brackets: 95 % interval of the mean over seeds)",
+            _seeds(record["seeds"]),
+        )
     console.print(_cost(record["cost"]))
     for warning in record["warnings"]:
         console.print(f"WARNING: {printable(warning)}")
     console.print(
-        "\nBrackets: 95 % paired bootstrap intervals. p: exact McNemar, Holm-corrected over the tasks.\n"
-        '"no clear change": p of 0.05 or more; for perplexity and the mean, an interval that holds 0.\n'
-        "Recovered: (tuned - pruned) / (dense - pruned).\n"
-        "The records behind these numbers: coppice trace, with the path of this file."
+        "\nBrackets hold 95 % paired bootstrap intervals.\n"
+        "p is from an exact McNemar test, with Holm's correction over the tasks.\n"
+        '"no clear change" means p >= 0.05; for perplexity and the mean, that the interval includes 0.\n'
+        "recovered = (tuned - pruned) / (dense - pruned).\n"
+        "To check the records behind these numbers, run `coppice trace` with the path of this file."
     )
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
 def _subject(record):
-    """What was compared: candidate, how it was chosen and pruned, size."""
+    """Return the lines about what is compared: the candidate, how it was pruned and selected, and its size."""
     dense, pruned = record["parameters"]["dense"], record["parameters"]["pruned"]
     chosen = record["selection"]
     criterion = chosen["criterion"]
@@ -46,15 +50,15 @@ def _subject(record):
     return (
         f"Candidate   {record['candidate']} ({how})\n"
         f"Chosen by   {criterion['words']}: {chosen['value']:.4g} on the {criterion.get('split', 'selection')} rows\n"
-        f"{_more(chosen['runner_up'] and formatting.margin(chosen['runner_up']))}"
-        f"{_more(record['reused_from'] and formatting.reused(record['reused_from']))}"
+        f"{_indented(chosen['runner_up'] and formatting.margin(chosen['runner_up']))}"
+        f"{_indented(record['reused_from'] and formatting.reused(record['reused_from']))}"
         f"Parameters  {pruned:,} of {dense:,} ({100 * pruned / dense:.1f} % of the dense model)"
     )
 
 
-def _more(words):
-    """A line of its own under the one before, where there is something to say."""
-    return f"            {words}\n" if words else ""
+def _indented(text):
+    """Return `text` as a line that continues the one above; nothing if there is no text."""
+    return f"            {text}\n" if text else ""
 
 
 def _plain(value):
@@ -67,7 +71,7 @@ def _table(*columns):
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, (name, justify) in enumerate(columns):
-        # a long name may take two lines; a number never does, and takes no room from what it is of
+        # a long name may take two lines, but a number never does, and names keep at least ten columns
         table.add_column(name, justify=justify, no_wrap=place > 0, overflow="fold", min_width=None if place else 10)
     return table
 
@@ -87,20 +91,22 @@ def _perplexity(record):
         table.add_row(
             name,
             *(_level(text[stage]) for stage in ("dense", "pruned", "finetuned")),
-            _steps(text["change"]),
+            _perplexity_change(text["change"]),
             f"{text['change_percent']:+.1f}",
             _share(text["recovered"], noted=False),
             text["verdict"],
         )
     protocol = next(iter(record["perplexity"].values()), {}).get("protocol")
     if protocol:
-        table.caption = f"protocol {protocol['name']}: windows of {protocol['seq_len']}, stride {protocol['stride']}"
+        table.caption = (
+            f"protocol {protocol['name']}: windows of {protocol['seq_len']} tokens, stride {protocol['stride']}"
+        )
         table.caption_justify = "left"
     return table
 
 
 def _perplexity_notes(record):
-    """Why a share that came back is undefined, or has no interval: in the table there is no room for it."""
+    """Return why a recovered fraction is undefined or has no interval: the table has no room for the reason."""
     notes = {name: text["recovered"]["note"] for name, text in record["perplexity"].items()}
     return "".join(f"recovered on {name}: {note}\n" for name, note in notes.items() if note)
 
@@ -113,7 +119,7 @@ def _zero_shot(record):
         ("dense", "right"),
         ("pruned", "right"),
         ("tuned", "right"),
-        ("change in points", "right"),
+        ("change (points)", "right"),
         ("p", "right"),
         ("verdict", "left"),
     )
@@ -145,26 +151,26 @@ def _mean(record):
     mean, extremes = record["average_acc"], record["extremes"]
     changes = {name: record["zero_shot"][name]["change"]["value"] * 100 for name in extremes.values()}
     return (
-        f"Recovered of what pruning lost in mean accuracy: {_share(mean['recovered'])}\n"
-        f"Largest change {extremes['largest']} {changes[extremes['largest']]:+.1f}, "
-        f"smallest {extremes['smallest']} {changes[extremes['smallest']]:+.1f} points\n"
+        f"Recovered of the mean accuracy that pruning lost: {_share(mean['recovered'])}\n"
+        f"Largest change: {extremes['largest']} {changes[extremes['largest']]:+.1f} points; "
+        f"smallest: {extremes['smallest']} {changes[extremes['smallest']]:+.1f} points\n"
     )
 
 
 def _level(value, sign=""):
-    """A perplexity, with fewer digits after the point the larger it is."""
+    """Return a perplexity as text: the larger it is, the fewer decimals."""
     digits = 2 if abs(value) < 1000 else 0
     return f"{value:{sign}.{digits}f}" if abs(value) < 1e6 else f"{value:{sign}.1e}"
 
 
-def _steps(change):
-    """A change of perplexity with its interval, where it has one."""
+def _perplexity_change(change):
+    """Return a change of perplexity as text, with its interval if it has one."""
     bounds = change["interval"]
     return _level(change["value"], "+") + (f" [{_level(bounds[0], '+')}, {_level(bounds[1], '+')}]" if bounds else "")
 
 
 def _seeds(seeds):
-    """Mean and standard deviation of every metric over the seeds."""
+    """Return the table of every metric by seed, with mean and standard deviation."""
     columns = [(f"seed {seed}", "right") for seed in seeds["seeds"]]
     table = _table(("metric", "left"), *columns, ("mean", "right"), ("sd", "right"))
     for name, part in seeds["metrics"].items():
@@ -195,10 +201,10 @@ def _share(recovered, noted=True):
 
 
 def _cost(cost):
-    memory = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in cost["training_peak_memory_bytes"].items())
     evaluations = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["evaluation_seconds"].items())
     return (
-        f"Cost        training {cost['training_seconds']:.0f} s, {cost['training_tokens']:,} tokens, "
-        f"{cost['trainable_parameters']:,} trainable parameters, peak {memory}\n"
-        f"            evaluation {evaluations}"
+        f"Cost        training: {cost['training_seconds']:.0f} s, {cost['training_tokens']:,} tokens, "
+        f"{cost['trainable_parameters']:,} trainable parameters\n"
+        f"            peak memory in training: {formatting.memory(cost['training_peak_memory_bytes'])}\n"
+        f"            evaluation: {evaluations}"
     )
