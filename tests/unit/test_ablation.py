@@ -103,7 +103,7 @@ def test_a_budget_of_operations_trains_all_weights_for_fewer_tokens():
 
 
 def test_a_budget_that_the_first_step_exceeds_is_refused():
-    with pytest.raises(SettingsError, match="spent before the first step is over, which takes 20 tokens"):
+    with pytest.raises(SettingsError, match=r"budget\.tokens: 19 .*20 tokens.*batch_size"):
         duration.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
 
 
@@ -156,9 +156,9 @@ def tampered(path, **changes):
     [
         ({"steps": 7}, "trained for 7 steps, but the budget is 6"),
         ({"tokens_seen": 1}, "trained for 1 tokens"),
-        ({"provenance__fingerprints__weights": "x"}, "another checkpoint to start from"),
-        ({"provenance__fingerprints__datasets": {"mine": "x"}}, "other training data"),
-        ({"data": {"val_size": 9}}, "other settings of finetune.data"),
+        ({"provenance__fingerprints__weights": "x"}, "different starting checkpoint"),
+        ({"provenance__fingerprints__datasets": {"mine": "x"}}, "different training data"),
+        ({"data": {"val_size": 9}}, "settings of finetune.data"),
         ({"seed": 4}, "other seeds"),
     ],
 )
@@ -168,7 +168,7 @@ def test_an_arm_that_was_not_trained_alike_is_told(two_arms, changes, told):
     found = [reading.arm(name, [path]) for name, path in (("r-4", first), ("r-8", second))]
     assert not reading.unequal(found[:1], STEPS)
     assert told in reading.unequal(found, STEPS)["r-8"][0]
-    with pytest.raises(CoppiceError, match="do not compare"):
+    with pytest.raises(CoppiceError, match=r"cannot be compared.*arm\.json"):
         reading.check_equal("mine", found, STEPS)
 
 
@@ -179,9 +179,7 @@ def test_an_arm_that_was_not_trained_alike_is_an_error_in_the_report(two_arms, t
     report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert (
-        "Not an equal budget" in page
-        and "trained for 7 steps, but the budget is 6" in page
-        and "No recommendation" in page
+        "Not comparable" in page and "trained for 7 steps, but the budget is 6" in page and "No recommendation" in page
     )
     assert list(load_csv(tmp_path)["compared"]) == [True, False]
 
@@ -283,10 +281,10 @@ def found(folder, losses, sizes):
             {"a": 1.0, "b": 1.0005, "c": 1.0003},
             (300, 100, 200),
             "not clear",
-            "Take the cheapest, b: trains 100 parameters",
+            "Take the cheapest, b, which trains 100 parameters",
         ),
-        ({"a": 1.0, "b": 1.2, "c": 1.3}, (300, 100, 200), "clear", "Take a: the best (validation loss 1.0000)"),
-        ({"a": 1.0, "b": 1.3, "c": 1.0005}, (300, 100, 200), "clear", "the cheapest within its noise is c"),
+        ({"a": 1.0, "b": 1.2, "c": 1.3}, (300, 100, 200), "clear", "Take a: it is the best (validation loss 1.0000)"),
+        ({"a": 1.0, "b": 1.3, "c": 1.0005}, (300, 100, 200), "clear", "The cheapest arm within noise of it is c"),
     ],
 )
 def test_the_recommendation_is_the_best_the_cheapest_within_noise_or_neither(tmp_path, losses, sizes, verdict, told):
@@ -384,5 +382,5 @@ def test_the_report_tells_names_as_text_and_says_what_did_not_fit(tmp_path):
     report.write("mine", ablation, "tiny", paths | {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page and "not trained: takes 104 GiB" in page
-    assert "Take &lt;b&gt;a&lt;/b&gt;: the best" in page
+    assert "Take &lt;b&gt;a&lt;/b&gt;" in page
     assert set(load_csv(tmp_path)["arm"]) == {*paths, "all"} and (tmp_path / "figures/pareto.svg").is_file()

@@ -1,5 +1,5 @@
-"""Ablations: arms that train one checkpoint at an equal budget, their stages and races, and the report that compares.
+"""Ablations: train one checkpoint in several ways (arms) at an equal budget, and compare them in a report.
 
-`arm` trains, `stages` and `racing` decide who goes on, `report` compares. Nothing is imported here: what decides and
-reports needs no torch.
+`arm` trains and evaluates an arm, `stages` and `races` decide which arms continue, `report` compares them. Nothing is
+imported here, so that deciding and reporting do not load torch.
 """

@@ -1,8 +1,8 @@
-"""One arm of an ablation with one seed: trained, measured, and summed up in `arm.json`.
+"""Train and evaluate one arm of an ablation with one seed, and write its record `arm.json`.
 
-The arm's folder holds what any fine-tuning leaves, `validation_losses.json`, and where it was measured `selection/` and
-`report/` with the records of an evaluation. What is finished of it is not done again: the training goes on from its
-newest checkpoint, the evaluations from their finished parts.
+The arm's folder holds the files of any fine-tuning, `validation_losses.json`, and, if the arm is evaluated, the records
+of an evaluation in `selection/` and `report/`. A rerun repeats nothing that is finished: the training continues from
+its newest checkpoint, and an evaluation keeps its finished parts.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger("coppice.ablation")
 
 LOSS = "validation_loss"
 PARTS = ("selection", "report")
-COPIED = (
+COPIED = (  # from the training's record
     "trainable_parameters",
     "all_parameters",
     "trainable_percent",
@@ -38,9 +38,10 @@ COPIED = (
 
 @dataclass(frozen=True)
 class Start:
-    """Where every arm begins: the checkpoint (a models.Source), the form of its prompts, what guards its identity.
+    """The checkpoint that every arm starts from.
 
-    name: what reports call it; dense, selection: paths of the records of a pruned checkpoint's origin, or None.
+    name: its name in reports; source: a models.Source; prompt: alpaca, chat or none; dense, selection: for a pruned
+    checkpoint the paths of the dense model's and the selection's records, by which evaluations check its identity.
     """
 
     name: str
@@ -51,13 +52,25 @@ class Start:
 
 
 def train(identity, start, plan, member, seed, output, share=None, after=None, survivors=None, world=1):
-    """Train one arm to the end and measure it, or up to so large a `share` of its budget; `output` is the record.
+    """Train one arm and evaluate it, or train it up to a rung of a race, and write the record `output`.
 
-    identity: {ablation, arm}; plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets,
-    evaluation_datasets} of the ablation; member: {stage, changes, report} of the arm; after: the record of the winner
-    that its changes are laid over; survivors: the record of the rung before, by which an arm may be out of the race;
-    world: processes that train together. An arm that does not fit its device, or whose loss is no number, is noted as
-    such. Raises CoppiceError where the parameters that are trained are not those that the configuration lets expect.
+    An arm that does not fit its device, or whose loss becomes NaN, is recorded as not trained, with the reason: the
+    other arms continue.
+
+    Args:
+        identity: {ablation, arm}.
+        start: the Start of all arms.
+        plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets, evaluation_datasets}.
+        member: {stage, changes, report} of the arm.
+        seed: of the training.
+        output: the file to write.
+        share: the fraction of the budget to stop at; None trains to the end.
+        after: the record of the previous stage's winner, whose settings the arm's changes are applied to.
+        survivors: the record of the previous rung; an arm that is not in it is not trained on.
+        world: how many processes train together.
+
+    Raises:
+        CoppiceError: The number of trainable parameters is not the predicted one.
     """
     clock, output = records.Clock(), Path(output)
     flat = flat_of(plan["base"], member["changes"], after)
@@ -71,18 +84,18 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     race = records.read(survivors) if survivors else None
     if race and identity["arm"] not in race["survivors"] and race["reached"].get(identity["arm"]):
         records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
-        logger.info("%s: raced out, not trained on", identity["arm"])
+        logger.info("%s was stopped by the race and is not trained further", identity["arm"])
         return
     try:
         if settings["train"] == arms.ALL_WEIGHTS:
             recover.check_room(predicted)
-        # EVA gives ranks to the layers as their inputs vary: the sum is rounded
+        # EVA redistributes ranks among the layers and rounds them, so the number of parameters is not known before
         expected = None if settings.get("init") == "eva" else predicted
         _train(**job, output=output.parent, reused=reused, share=share, expected=expected)
     except (recover.DoesNotFit, recover.Diverged) as error:
         again = f"{error}; to try it again, delete {output}"
         records.write(output, content | {"unfit": again, "predicted_parameters": predicted})
-        logger.warning("%s: not trained to the end: %s", identity["arm"], error)
+        logger.warning("%s was not trained to the end: %s", identity["arm"], error)
         return
     if share:
         reached = records.read(output.parent / recover.REACHED)
@@ -96,7 +109,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
 
 
 def _facts(output, settings, predicted):
-    """What the records of the training say, its size and its fingerprints."""
+    """Return the facts in the training's records, the size on disk and the fingerprints."""
     trained = records.read(output / "finetuning_config.json")
     facts = {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
     return facts | {
@@ -109,13 +122,15 @@ def _facts(output, settings, predicted):
 
 
 def flat_of(base, changes, after=None):
-    """The flat settings of an arm, multiples of the rank left as they are: its changes over those of the winner `after`
-    (a record), else over `base`."""
+    """Return the flat settings of an arm: its changes applied to those of the winner `after` (a record), or to `base`.
+
+    Multiples of the rank ("2r") are kept, because a later stage may change the rank.
+    """
     return arms.laid_over(records.read(after)["flat"] if after else base, changes)
 
 
 def section_of(plan, settings):
-    """The section `finetune` that the engine gets, with the budget that all arms share."""
+    """Return the section `finetune` for the engine, with the budget that all arms share."""
     whole = arms.section(plan["finetune"], settings)
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
@@ -138,7 +153,7 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
 
 
 def _same_training(after, settings, seed):
-    """The folder of an earlier stage's arm that is the very same training, or None."""
+    """Return the folder of an arm of an earlier stage with the same settings, or None."""
     if not after or settings["train"] == arms.ALL_WEIGHTS:
         return None
     same = [entry["arm"] for entry in records.read(after)["trained"] if entry["settings"] == settings]
@@ -146,7 +161,7 @@ def _same_training(after, settings, seed):
 
 
 def _evaluate(identity, start, plan, member, settings, seed, output):
-    """The parts in which the arm was measured: on selection rows where it is chosen by them, on report rows."""
+    """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
     whole = settings["train"] == arms.ALL_WEIGHTS
     path = str(output / recover.MODEL) if whole else start.source.path
     wanted = [plan["choose_by"]["metric"] != LOSS, member["report"]]
@@ -169,7 +184,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
 
 
 def _ranking(plan):
-    """The section `evaluate` with what the metric that ranks the arms is measured on, alone."""
+    """Return the section `evaluate` reduced to the tasks and texts of the metric that ranks the arms."""
     texts, tasks = arms.chosen_by(plan)
     whole = plan["evaluate"]
     return whole | {
@@ -179,6 +194,6 @@ def _ranking(plan):
 
 
 def _stored(output, settings):
-    """Bytes of what the training leaves to be kept: the adapter's weights, or those of the whole model."""
+    """Return the bytes of the trained weights on disk: the adapter's, or those of the whole model."""
     folder = output / recover.MODEL if settings["train"] == arms.ALL_WEIGHTS else output
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

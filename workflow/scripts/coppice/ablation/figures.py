@@ -1,4 +1,4 @@
-"""The figures of an ablation: quality against size and time, and the course of the validation loss."""
+"""Draw the figures of an ablation: quality against size and time, and the learning curves."""
 
 from coppice.render.plotting import elements, style
 from coppice.render.plotting.style import COLOURS, FAINT, MARKERS, WIDTH
@@ -10,14 +10,15 @@ FIGURES = ("pareto", "curves")
 CAPTIONS = {
     "pareto": (
         "Quality, size and time",
-        "Each arm by what it trains and how long that took. The line joins the arms that no other one beats in both.",
+        "Each arm by its trained parameters (left) and its training time (right). The line joins the arms that no "
+        "other arm beats in both quality and cost.",
     ),
     "curves": ("Learning curves", "Validation loss by step, mean over seeds. The thin line is the training loss."),
 }
 
 
 def draw(found, metrics, folder):
-    """Draw the figures of trained arms into `folder`; returns name -> SVG text for the page.
+    """Draw the figures of the trained arms into `folder`; return name -> SVG text for the page.
 
     metrics: (metric, part, lower_is_better) of each row of the first figure.
     """
@@ -28,13 +29,14 @@ def draw(found, metrics, folder):
             if found:
                 drawer(figure, found, metrics)
             else:
-                figure.text(0.5, 0.5, "No arm was trained to the end by now.", ha="center", color=style.INK)
+                figure.text(0.5, 0.5, "No arm was trained to the end.", ha="center", color=style.INK)
             inline[name] = style.for_page(style.save(figure, folder, name), name)
     return inline
 
 
-def _marks(found):
-    """arm -> (colour, marker), different for the first 42 arms: seven markers to six colours."""
+def _looks(found):
+    """Return arm -> (color, marker), different for the first 42 arms."""
+    # seven markers with six colors: with equal numbers, each color would always have the same marker
     markers = MARKERS[: len(COLOURS) + 1]
     return {arm.name: (COLOURS[place % len(COLOURS)], markers[place % len(markers)]) for place, arm in enumerate(found)}
 
@@ -42,14 +44,14 @@ def _marks(found):
 def _pareto(figure, found, metrics):
     figure.set_size_inches(WIDTH, 1.2 + 2.6 * len(metrics))
     panels = figure.subplots(len(metrics), 2, sharey="row", squeeze=False)
-    looks = _marks(found)
+    looks = _looks(found)
     for row, (metric, part, lower) in zip(panels, metrics, strict=True):
         shown = [arm for arm in found if metric == LOSS or arm.measured(part)]
         y = [_scaled(metric, arm.value(metric, part)) for arm in shown]
         sizes = [arm.first["trainable_parameters"] for arm in shown]
         times = [sum(run["seconds"] for run in arm.runs.values()) / len(arm.runs) for arm in shown]
         for axes, x, title in ((row[0], sizes, "trained parameters"), (row[1], times, "training time (s)")):
-            _front(axes, x, y, lower)
+            _pareto_line(axes, x, y, lower)
             for arm, across, up in zip(shown, x, y, strict=True):
                 colour, marker = looks[arm.name]
                 axes.plot(across, up, marker, color=colour, markersize=6)
@@ -62,7 +64,7 @@ def _pareto(figure, found, metrics):
 
 
 def _sizes(axes, sizes):
-    """The axis of trained parameters: 20 k, 5 M; logarithmic where they differ by much."""
+    """Format the axis of trained parameters (20 k, 5 M); it is logarithmic if they differ by more than 4 times."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     if max(sizes) > 4 * min(sizes):
@@ -76,8 +78,8 @@ def _scaled(metric, value):
     return value if metric == LOSS or metric.startswith("ppl.") else 100 * value
 
 
-def _front(axes, x, y, lower):
-    """The line through the points that none is better than in both."""
+def _pareto_line(axes, x, y, lower):
+    """Draw the line through the Pareto-optimal points."""
     from coppice.stats import pareto
 
     best = pareto.pareto([-value if lower else value for value in y], x)
@@ -87,19 +89,20 @@ def _front(axes, x, y, lower):
 
 def _curves(figure, found, metrics):
     figure.set_size_inches(WIDTH, 4.4)
-    axes, looks = figure.subplots(), _marks(found)
+    axes, looks = figure.subplots(), _looks(found)
     for arm in found:
         colour, marker = looks[arm.name]
-        training, validation = _course(arm, "loss"), _course(arm, "eval_loss")
+        training, validation = _mean_curve(arm, "loss"), _mean_curve(arm, "eval_loss")
         axes.plot(*training, color=colour, linewidth=0.7, alpha=0.5)
         axes.plot(*validation, color=colour, marker=marker, markersize=4, linewidth=1.5)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss a target token (nats)")
+    axes.set_ylabel("loss per target token (nats)")
     _legend(figure, found, looks)
 
 
-def _course(arm, key):
-    """(steps, means over seeds) of a loss, at the first seed's steps: with a budget of tokens others have others."""
+def _mean_curve(arm, key):
+    """Return (steps, means over seeds) of a loss, at the steps of the first seed."""
+    # with a budget of tokens the seeds take different numbers of steps, so the others are interpolated
     import numpy
 
     runs = [[(entry["step"], entry[key]) for entry in run["history"] if key in entry] for run in arm.runs.values()]

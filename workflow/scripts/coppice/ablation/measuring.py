@@ -1,8 +1,8 @@
-"""Arms compared on the same examples, items and windows: differences with intervals, corrected for their number.
+"""Compare arms on the same examples, items and windows: differences with intervals and corrected p-values.
 
-A quantity of several arms is a `contrasts.Means`: validation losses weighted by target tokens, accuracies as the mean
-of tasks, perplexities as log-perplexities weighted by tokens. Where arms were trained with several seeds, an item's
-value is the mean over them; each seed holds out other validation examples, and some of them several.
+The values of several arms are one `across_models.Means`: validation losses weighted by target tokens, accuracies as the
+mean over tasks, log-perplexities weighted by tokens. If arms were trained with several seeds, the value of an item is
+the mean over the seeds. Each seed holds out other validation examples, and some examples are held out by several seeds.
 """
 
 import math
@@ -19,7 +19,10 @@ EACH = "validation_losses.json"
 
 
 def joint(arms, metric, part):
-    """The Means of `metric` over `arms`, by name, on the rows of `part` (which the validation loss does not have)."""
+    """Return the Means of `metric` over `arms`, by name.
+
+    part: "selection" or "report" rows; the validation loss ignores it.
+    """
     names = [arm.name for arm in arms]
     if metric == LOSS:
         return _losses(arms, names)
@@ -37,11 +40,11 @@ def _right(names, by_seed, task):
 
 
 def _losses(arms, names):
-    """Of every validation example the loss a target token, averaged over the seeds that held it out."""
+    """Return the Means of the loss per target token of each validation example, over the seeds that held it out."""
     read = [[records.read(folder / EACH) for folder in arm.folders.values()] for arm in arms]
     held_out = [[(one["rows"], one["tokens"]) for one in seeds] for seeds in read]
     if any(rows != held_out[0] for rows in held_out):
-        raise ValueError("the arms have other validation examples")  # `reading.unequal` has been asked before
+        raise ValueError("the arms have different validation examples")  # a defect: `reading.unequal` excludes these
     found, weights = {}, {}
     for place, seeds in enumerate(read):
         for one in seeds:
@@ -53,12 +56,12 @@ def _losses(arms, names):
 
 
 def differences(arms, reference, metric, part, lower_is_better):
-    """arm -> {value, interval, p, p_holm, by_seed, verdict} of its difference to `reference` (one of `arms`).
+    """Return arm -> {value, interval, p, p_holm, by_seed, verdict}: its difference to `reference`, one of `arms`.
 
-    Of a perplexity the difference is that of its logarithm, of accuracies in shares of 1. With several seeds the
-    variance between them, pooled over the arms, is added to that over items (Student's t with its degrees of freedom).
-    p is corrected by Holm over the arms. A verdict (better, worse, no clear change) is clear only where all seeds point
-    the same way.
+    Differences of perplexities are differences of their logarithms; accuracies are fractions of 1. With several seeds,
+    the variance between seeds (pooled over the arms) is added to the variance over items, with Student's t for the
+    degrees of freedom of the former. p is corrected over the arms by Holm. The verdict is better, worse or no clear
+    change; it is better or worse only if the differences of all seeds have the same sign.
     """
     others = [arm for arm in arms if arm.name != reference.name]
     if not others:
@@ -77,7 +80,7 @@ def differences(arms, reference, metric, part, lower_is_better):
 
 
 def _with_seeds(estimate, by_seed, count):
-    """{value, interval, p} of a difference with what other seeds would have given in its noise."""
+    """Return {value, interval, p} of a difference, with the variance between seeds included."""
     if count < 2 or estimate["interval"] is None:
         return estimate
     from scipy.stats import norm, t

@@ -1,4 +1,4 @@
-"""Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): at each rung the better of the arms go on."""
+"""Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): at each rung only the best arms continue."""
 
 import math
 
@@ -6,11 +6,17 @@ from coppice.core import records
 
 
 def cut(ablation, arms, eta, output, previous=None):
-    """Choose who goes on after a rung and write it to `output`.
+    """Choose the arms that continue after a rung, and write them to the record `output`.
 
-    arms: name -> paths of the rung's records, one a seed; previous: the record of the rung before, None at the first.
-    One in `eta` of the arms that were still in goes on, at least one; ties go to the arm that is listed first. An arm
-    that did not fit its device is out.
+    One in `eta` of the arms continues, at least one, by the mean validation loss over seeds; among equal arms the one
+    listed first wins. Arms that did not fit their device or diverged are out.
+
+    Args:
+        ablation: the name of the ablation.
+        arms: name -> paths of the rung's records, one per seed.
+        eta: the factor by which the number of arms falls.
+        output: the file to write.
+        previous: the record of the rung before; None at the first rung.
     """
     earlier = records.read(previous) if previous else {"survivors": list(arms), "reached": {name: [] for name in arms}}
     every = {name: [records.read(path) for path in arms[name]] for name in earlier["survivors"]}
@@ -19,7 +25,7 @@ def cut(ablation, arms, eta, output, previous=None):
     kept = sorted(losses, key=losses.get)[: max(1, math.ceil(len(losses) / eta))]
     before = {name: earlier["reached"][name][-1]["step"] for name in found if earlier["reached"][name]}
     if any(step == found[name][0]["step"] for name, step in before.items()):
-        kept = list(found)  # the same losses as at the rung before
+        kept = list(found)  # this rung falls on the same step as the one before, so nothing new is known: keep all
     reached = dict(earlier["reached"])
     for name, seeds in found.items():
         rung = {"share": seeds[0]["share"], "step": seeds[0]["step"], "validation_loss": losses[name]}

@@ -1,4 +1,4 @@
-"""The arms of an ablation as their records have them, and whether they may be compared: an equal budget is checked."""
+"""Read the arms of an ablation from their records, and check that they were trained alike, at an equal budget."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,16 +8,17 @@ from coppice.core import records
 from coppice.core.errors import CoppiceError
 
 LOSS = "validation_loss"
-# What the trainings of all arms have in common, seed by seed, and how it is told
+# What must be the same in all arms, seed by seed, and how a difference is reported
 ALIKE = (
-    (("provenance", "fingerprints", "weights"), "another checkpoint to start from"),
-    (("provenance", "fingerprints", "tokenizer"), "another tokenizer"),
-    (("provenance", "fingerprints", "datasets"), "other training data"),
-    (("data",), "other settings of finetune.data"),
-    (("prompt",), "another form of prompt"),
-    (("train_rows",), "another number of training rows"),
-    (("validation_rows",), "another number of validation rows"),
+    (("provenance", "fingerprints", "weights"), "a different starting checkpoint"),
+    (("provenance", "fingerprints", "tokenizer"), "a different tokenizer"),
+    (("provenance", "fingerprints", "datasets"), "different training data"),
+    (("data",), "different settings of finetune.data"),
+    (("prompt",), "a different prompt format"),
+    (("train_rows",), "a different number of training rows"),
+    (("validation_rows",), "a different number of validation rows"),
 )
+# Unit of the budget -> what must be equal in all arms, and its name in messages; the first is what the budget limits
 SPENT = {
     "max_steps": (("steps", "steps"), ("tokens_seen", "tokens")),
     "tokens": (("tokens_seen", "tokens"),),
@@ -27,7 +28,7 @@ SPENT = {
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm with all its seeds: `runs` seed -> the content of its arm.json, `folders` seed -> where that lies."""
+    """An arm with all its seeds: `runs` maps a seed to the content of its arm.json, `folders` to its folder."""
 
     name: str
     runs: dict
@@ -35,7 +36,7 @@ class Arm:
 
     @property
     def first(self):
-        """The run with the first seed; settings and sizes are those of all."""
+        """The run with the first seed; its settings and sizes are those of all runs."""
         return next(iter(self.runs.values()))
 
     settings = property(lambda self: self.first["settings"])
@@ -44,35 +45,35 @@ class Arm:
     raced_out = property(lambda self: self._noted("raced_out"))
 
     def _noted(self, key):
-        """What the first run that has it says of `key`; None where none has."""
+        """Return `key` of the first run that has it, or None."""
         return next((run[key] for run in self.runs.values() if run.get(key)), None)
 
     @property
     def trained(self):
-        """Whether it was trained to the end, with every seed."""
+        """Whether the arm was trained to the end, with every seed."""
         return not any(run.get("unfit") or run.get("raced_out") for run in self.runs.values())
 
     def measured(self, part):
-        """Whether it was evaluated on the rows of `part`: selection or report."""
+        """Return whether the arm was evaluated on the rows of `part`: selection or report."""
         return self.trained and all(part in run["measured"] for run in self.runs.values())
 
     def values(self, metric, part="selection"):
-        """`metric` of each seed, in their order; of a task its accuracy, of `ppl.<text>` the perplexity."""
+        """Return `metric` for each seed, in order: the name of a task, average_acc, ppl.<text> or validation_loss."""
         if metric == LOSS:
             return [run[LOSS] for run in self.runs.values()]
         return [_found(result, metric) for result in self.evaluations(part)]
 
     def mean(self, fact):
-        """The mean over seeds of a number that every run has."""
+        """Return the mean over seeds of `fact`, a number in every arm.json."""
         return sum(run[fact] for run in self.runs.values()) / len(self.runs)
 
     def value(self, metric, part="selection"):
-        """The mean over seeds."""
+        """Return the mean of `metric` over seeds."""
         values = self.values(metric, part)
         return sum(values) / len(values)
 
     def evaluations(self, part):
-        """The evaluations on the rows of `part`, one a seed."""
+        """Return the evaluations on the rows of `part`, one per seed."""
         return self._evaluations[part]
 
     @cached_property
@@ -93,38 +94,40 @@ def _found(result, metric):
 
 
 def arm(name, paths):
-    """The Arm of the arm.json files at `paths`, one a seed."""
+    """Return the Arm in the arm.json files at `paths`, one per seed."""
     runs = {content["seed"]: (content, Path(path).parent) for path in paths for content in [records.read(path)]}
     return Arm(name, {s: run for s, (run, _) in runs.items()}, {s: folder for s, (_, folder) in runs.items()})
 
 
 def unequal(arms, budget):
-    """What keeps arms from being compared, in sentences by arm: other data, another start, another budget spent.
+    """Return arm -> sentences on why it cannot be compared: different data, start or budget.
 
-    budget: {unit, amount}. What most arms agree with is what the others are held against; of an arm that was trained
-    otherwise with one seed all seeds are left out.
+    budget: {unit, amount}. Arms are compared with what most of them agree on. An arm is left out with all its seeds,
+    even if only one seed was trained differently.
     """
     trained = [one for one in arms if one.trained]
     beyond = {one.name: sentences for one in trained if (sentences := _off_budget(one, budget))}
     within = [one for one in trained if one.name not in beyond]
-    told = [_against(one, within, budget) for one in within]
-    return beyond | min(told, key=len, default={})
+    # try each arm as the reference: the one that the fewest arms differ from represents the majority
+    found = [_against(one, within, budget) for one in within]
+    return beyond | min(found, key=len, default={})
 
 
 def _off_budget(arm, budget):
-    """Where an arm's trainings did not spend the budget itself: sentences, one a seed."""
+    """Return one sentence per seed whose training did not spend the budget."""
     key, words = SPENT[budget["unit"]][0]
     found = []
     for seed, run in arm.runs.items():
         spent, amount = _spent(run, key), budget["amount"]
-        room = 0 if budget["unit"] == "max_steps" else 3 * spent / run["steps"]  # the step that reaches it is the last
+        # a training ends with the step that reaches the budget, and steps differ in size
+        room = 0 if budget["unit"] == "max_steps" else 3 * spent / run["steps"]
         if not amount <= spent <= amount + room:
-            found.append(f"{arm.name}: seed {seed}: trained for {spent:.6g} {words}, but the budget is {amount:.6g}")
+            found.append(f"{arm.name}: seed {seed} was trained for {spent:.6g} {words}, but the budget is {amount:.6g}")
     return found
 
 
 def _against(first, trained, budget):
-    """What is unequal where `first` is what the others are held against."""
+    """Return arm -> sentences on how it differs from `first`."""
     found = {}
     for one in trained:
         sentences = [*_seeds(first, one)] or [
@@ -138,26 +141,27 @@ def _against(first, trained, budget):
 
 
 def check_equal(ablation, arms, budget):
-    """Raise CoppiceError where arms are not to be compared."""
-    for told in unequal(arms, budget).values():
+    """Raise CoppiceError if an arm cannot be compared with the others."""
+    for sentences in unequal(arms, budget).values():
         raise CoppiceError(
-            f"ablation {ablation}: {told[0]}; they do not compare: delete its arm.json and run snakemake again"
+            f"ablation {ablation}: {sentences[0]}, so the arms cannot be compared. Delete its arm.json and run "
+            "snakemake again."
         )
 
 
 def _seeds(first, second):
     if list(first.runs) != list(second.runs):
-        yield f"trained with other seeds ({', '.join(map(str, second.runs))})"
+        yield f"it was trained with other seeds ({', '.join(map(str, second.runs))})"
 
 
 def _differences(first, second, budget, where):
     for keys, words in ALIKE:
         if _at(first, keys) != _at(second, keys):
-            yield f"{where}: trained with {words}"
+            yield f"{where} was trained with {words}"
     for key, words in SPENT[budget["unit"]]:
         a, b = _spent(first, key), _spent(second, key)
         if abs(a - b) > _slack(first, second, key, budget["unit"]):
-            yield f"{where}: trained for {b:.6g} {words} and not {a:.6g}, with another budget"
+            yield f"{where} was trained for {b:.6g} {words} instead of {a:.6g}, a different budget"
 
 
 def _at(record, keys):
@@ -171,7 +175,11 @@ def _spent(run, key):
 
 
 def _slack(first, second, key, unit):
-    """A budget that is not in steps ends with the step that reaches it: the larger step is what two may differ by."""
+    """Return by how much the spending of two runs may differ.
+
+    A budget in tokens or operations ends with the step that reaches it, so two runs may differ by the size of a step;
+    twice the mean step allows for large ones.
+    """
     if unit == "max_steps":
         return 0
     return max(_spent(run, key) / run["steps"] for run in (first, second)) * 2

@@ -1,4 +1,4 @@
-"""The report of an ablation: one page that opens from disk, the same as Markdown, a CSV file and the figures."""
+"""Write the report of an ablation: a self-contained HTML page, the same as Markdown, a CSV file and the figures."""
 
 import logging
 import time
@@ -18,15 +18,22 @@ PAGES = ("ablation_report.html", "ablation_report.md")
 def write(name, ablation, start, arms, winners, survivors, output):
     """Write `ablation_report.{html,md}`, `ablation.csv` and `figures/` to the folder `output`.
 
-    name: the ablation's; ablation: its {budget, choose_by, reference, racing}; start: what the checkpoint is called;
-    arms: name -> paths of its arm.json, one a seed; winners: paths of the stages' records, in order; survivors: path of
-    the last rung's record of a race, or None. Arms that were not trained alike are named and not compared.
+    Arms that were not trained like the others are named in the report and left out of the comparisons.
+
+    Args:
+        name: the name of the ablation.
+        ablation: its {budget, choose_by, reference, stages}.
+        start: the name of the starting checkpoint.
+        arms: name -> paths of its arm.json, one per seed.
+        winners: paths of the stages' records, in order.
+        survivors: path of the record of a race's last rung, or None.
+        output: the folder to write.
     """
     output = Path(output)
     found = [reading.arm(arm, paths) for arm, paths in arms.items()]
     problems = reading.unequal(found, ablation["budget"])
-    for told in problems.values():
-        logger.error("%s", "; ".join(told))
+    for sentences in problems.values():
+        logger.error("%s", "; ".join(sentences))
     won = [records.read(path) for path in winners]
     race = records.read(survivors) if survivors else None
     fair = [arm for arm in found if arm.trained and arm.name not in problems]
@@ -42,7 +49,7 @@ def write(name, ablation, start, arms, winners, survivors, output):
 
 
 def _axes(fair, choose_by):
-    """The rows of the figure of quality: the metric that ranks the arms, and the report's main one."""
+    """Return the metrics of the quality figure: the one that ranks the arms, and the report's main one."""
     rows = [(choose_by["metric"], "selection", choose_by["mode"] == "min")]
     main = recommendation.main_metric(fair)
     if main and sum(arm.measured("report") for arm in fair) > 1:
@@ -61,7 +68,7 @@ def _content(name, ablation, start, found, fair, problems, won, race):
         "seeds": [str(seed) for seed in found[0].runs],
         "choose_by": formats.label(ablation["choose_by"]["metric"], "selection"),
         "reference": _named(reference, ablation["reference"]),
-        "problems": [sentence for told in problems.values() for sentence in told],
+        "problems": [sentence for sentences in problems.values() for sentence in sentences],
         "answer": _answer(ablation, by_name, reference, won),
         "arms": tables.arms(found, problems),
         "differences": _differences(fair, reference, ablation["stages"]),
@@ -74,10 +81,10 @@ def _content(name, ablation, start, found, fair, problems, won, race):
 
 
 def _named(reference, wanted):
-    """Who the others are compared to, with a word where that is not who was asked for."""
+    """Return the name of the reference arm, with a note if it is not the configured one."""
     if reference is None or reference.name == wanted:
         return wanted
-    return f"{reference.name} (in place of {wanted}, which cannot be compared)"
+    return f"{reference.name} (instead of {wanted}, which cannot be compared)"
 
 
 def _differences(fair, reference, stages):
@@ -101,12 +108,12 @@ def _answer(ablation, by_name, reference, won):
 
 
 def _race(race, found):
-    """What a race saved and what it risked, in sentences."""
+    """Return sentences on what a race saved and what it risked."""
     out = [arm for arm in found if arm.raced_out]
     if not out:
         return []
     saved = sum(1 - arm.raced_out["share"] for arm in out) / len([arm for arm in found if not arm.unfit])
-    lines = [f"The race saved {100 * saved:.0f} % of what training all arms to the end takes."]
+    lines = [f"The race saved {100 * saved:.0f} % of the cost of training all arms to the end."]
     last = {arm.name: race["reached"][arm.name] for arm in out}
     for name, rungs in last.items():
         rung = rungs[-1]
@@ -117,14 +124,14 @@ def _race(race, found):
         ]
         behind = rung["validation_loss"] - max(kept)
         lines.append(
-            f"{name} was stopped at step {rung['step']}, {behind:.4f} of validation loss behind the last that went on: "
-            "that it would have overtaken it later is the risk taken."
+            f"{name} was stopped at step {rung['step']}, when its validation loss was {behind:.4f} above that of the "
+            "worst arm that continued. It might have overtaken that arm later: this is the risk of a race."
         )
     return lines
 
 
 def _facts(found):
-    """What the numbers rest on: versions, data, device of the first arm's training."""
+    """Return (name, value) pairs on the first arm's training: checkpoint, device, data and package versions."""
     provenance = next((run["provenance"] for arm in found for run in arm.runs.values() if "provenance" in run), None)
     if provenance is None:
         return []

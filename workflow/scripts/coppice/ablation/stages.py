@@ -1,4 +1,4 @@
-"""Who wins a stage of a staged ablation: the arm with the best value, on data that the report does not use."""
+"""Choose the winner of a stage in a staged ablation: the best arm, on data that the report does not use."""
 
 from coppice.core import records
 from coppice.core.errors import CoppiceError
@@ -7,18 +7,27 @@ from . import measuring, reading
 
 
 def decide(ablation, stage, arms, choose_by, budget, output, before=None):
-    """Write the record of a stage's winner: its settings, which the next stage goes on from, and how sure it is.
+    """Write the record of a stage's winner: its settings, which the next stage starts from, and its lead.
 
-    arms: name -> paths of its arm.json, one a seed, in the order in which ties are broken; choose_by: {metric, mode};
-    budget: what all arms may spend; before: the record of the stage before. `trained` lists the settings of all arms so
-    far, so that none is trained twice. Raises CoppiceError where an arm was not trained as the others were.
+    The record's key `trained` lists the settings of all arms so far, so that no later stage trains one of them again.
+
+    Args:
+        ablation, stage: their names.
+        arms: name -> paths of its arm.json, one per seed; among equal arms the one listed first wins.
+        choose_by: {metric, mode}, how arms are ranked.
+        budget: {unit, amount}, what every arm may spend.
+        output: the file to write.
+        before: the record of the previous stage, or None.
+
+    Raises:
+        CoppiceError: An arm was not trained like the others, or none was trained to the end.
     """
     found = [reading.arm(name, paths) for name, paths in arms.items()]
     reading.check_equal(ablation, found, budget)
     values = {arm.name: arm.value(choose_by["metric"]) for arm in found if arm.trained}
     sign = 1 if choose_by["mode"] == "max" else -1
     if not values:
-        raise CoppiceError(f"ablation {ablation}, stage {stage}: no arm was trained to the end: {found[0].unfit}")
+        raise CoppiceError(f"ablation {ablation}, stage {stage}: no arm was trained to the end ({found[0].unfit})")
     order = sorted(values, key=lambda name: -sign * values[name])
     by_name = {arm.name: arm for arm in found}
     winner = by_name[order[0]]
@@ -33,7 +42,7 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
 
 
 def _margin(winner, second, choose_by):
-    """{arm, value, interval, p, verdict} of the runner-up's difference to the winner, paired over the same rows."""
+    """Return {arm, value, interval, p, verdict}: the runner-up minus the winner, paired over the same rows."""
     metric, lower = choose_by["metric"], choose_by["mode"] == "min"
     found = measuring.differences([winner, second], winner, metric, "selection", lower)[second.name]
     return {"arm": second.name, **{key: found[key] for key in ("value", "interval", "p", "verdict")}}

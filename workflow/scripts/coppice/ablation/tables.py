@@ -1,4 +1,4 @@
-"""The tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
+"""Build the tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
 
 from coppice.stats import paired_stats
 
@@ -9,13 +9,11 @@ HEAD = (
     ("arm", "trained parameters", "of all", "on disk", "steps", "tokens", "time", "tokens/s", "peak memory"),
     ("validation loss", "gap to training"),
 )
-
-
 MEANS = (("steps", ""), ("tokens_seen", ""), ("seconds", " s"), ("tokens_per_second", ""))
 
 
 def arms(found, problems):
-    """{columns, rows} of all arms: sizes, cost, validation loss and every metric, mean over seeds with its interval."""
+    """Return {columns, rows} of all arms: sizes, cost, validation loss and every metric, as means over seeds."""
     metrics = _metrics(found)
     columns = [*HEAD[0], *HEAD[1], *map(formats.label, metrics), "notes"]
     return {"columns": columns, "texts": 1, "rows": [_row(arm, metrics, problems) for arm in found]}
@@ -52,7 +50,7 @@ def _row(arm, metrics, problems):
 def _over_seeds(metric, values):
     found = paired_stats.over_seeds(values)
     note = ""
-    if found["n"] == 2:  # an interval from two says nothing
+    if found["n"] == 2:  # with one degree of freedom, the interval of the mean would be useless
         note = " and ".join(formats.value(metric, value) for value in values)
     elif found["interval"]:
         low, high = (formats.value(metric, bound) for bound in found["interval"])
@@ -67,13 +65,13 @@ def _notes(arm, problems):
         rung = arm.raced_out
         yield f"stopped by the race at step {rung['step']} (validation loss {rung['validation_loss']:.4f})"
     if arm.name in problems:
-        yield "not compared: see above"
+        yield "not compared: see the warning above"
     if arm.trained:
-        flag = formats.overfitting(arm)
-        if flag:
-            yield flag
+        overfits = formats.overfitting(arm)
+        if overfits:
+            yield overfits
         if arm.first.get("reused_from"):
-            yield f"the same training as {arm.first['reused_from']}, taken over"
+            yield f"the same training as {arm.first['reused_from']}, reused"
 
 
 def _cell(text, note="", sort=None):
@@ -81,9 +79,9 @@ def _cell(text, note="", sort=None):
 
 
 def differences(found, reference, losses=True):
-    """{columns, rows} of every arm's difference to the reference, by metric, with p-values and verdicts.
+    """Return {columns, rows} of every arm's difference from the reference, by metric, with p-values and verdicts.
 
-    losses: whether the validation loss is among them; it is not where stages were won by it.
+    losses: whether to include the validation loss; a staged ablation has used it up to choose the winners.
     """
     compared = [arm for arm in found if arm.measured("report")] if reference.measured("report") else []
     columns = ["arm", "metric", "difference", "p (Holm)", "by seed", "verdict"]
@@ -97,26 +95,26 @@ def _of(metric, compared, reference, lower):
     part = measuring.differences(compared, reference, metric, "report", lower)
     for name, one in part.items():
         seeds = [formats.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
-        told = formats.difference(metric, one)
-        yield [name, formats.label(metric), told, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
+        difference = formats.difference(metric, one)
+        yield [name, formats.label(metric), difference, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
 
 
 def stages(winners):
-    """{columns, rows} of what each stage chose: its record's arm, value, and how far the next one was behind."""
+    """Return {columns, rows} of the stages: the winner, the values of all arms, and the runner-up's distance."""
     rows = []
     for winner in winners:
         metric, second = winner["choose_by"]["metric"], winner["runner_up"]
         behind = ""
         if second:
-            sure = "within noise" if second["verdict"] == "no clear change" else "beyond noise"
-            behind = f"{second['arm']}: {formats.difference(metric, second)}, {sure}"
+            noise = "within noise" if second["verdict"] == "no clear change" else "beyond noise"
+            behind = f"{second['arm']}: {formats.difference(metric, second)}, {noise}"
         values = ", ".join(f"{arm} {formats.value(metric, value)}" for arm, value in winner["values"].items())
         rows.append([winner["stage"], winner["winner"], values, behind])
-    return {"columns": ["stage", "winner", "all arms", "next best, against the winner"], "rows": rows}
+    return {"columns": ["stage", "winner", "all arms", "runner-up against the winner"], "rows": rows}
 
 
 def sides(found):
-    """{columns, rows} of full fine-tuning beside the LoRA arms: sizes, memory, speed, storage, quality; or None."""
+    """Return {columns, rows} of full fine-tuning beside the best LoRA arm; None if one of them is missing."""
     full = [arm for arm in found if arm.settings["train"] == "all"]
     adapters = [arm for arm in found if arm.settings["train"] != "all"]
     if not full or not adapters:
@@ -140,7 +138,7 @@ def sides(found):
 
 
 def frame(found, problems):
-    """One row an arm and seed: settings, sizes, cost and every metric, as numbers."""
+    """Return a pandas frame with a row per arm and seed: settings, sizes, cost and every metric, as numbers."""
     import pandas
 
     metrics, rows = _metrics(found), []
