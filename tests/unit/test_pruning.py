@@ -440,7 +440,7 @@ def test_a_ratio_too_small_for_the_kv_groups_is_noted_not_hidden(tiny_model, tok
         ({"method": "width", "ratio": 0.25, "parts": ["attention"]}, "0.5 or 0.75 works"),
         ({"method": "width", "ratio": 0.5, "ranking": "globall"}, "did you mean 'global'"),
         ({"method": "width", "ratio": 0.5, "importance": "wanda"}, "'activation'"),
-        ({"method": "unstructured", "ratio": 0.4, "pattern": "2:4"}, "set 'ratio' to 0.5"),
+        ({"method": "unstructured", "ratio": 0.4, "pattern": "2:4"}, "Set 'ratio' to 0.5"),
         ({"method": "unstructured", "ratio": 0.5, "pattern": "4:8"}, "'2:4'"),
     ],
 )

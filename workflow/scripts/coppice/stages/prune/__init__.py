@@ -1,16 +1,19 @@
-"""Prunes a causal language model in memory so that what remains is an ordinary checkpoint.
+"""Prune a causal language model in memory, so that it can be saved as an ordinary checkpoint.
 
-`prune` takes a loaded model and a point of the grid, removes whole blocks (`depth`) or MLP channels and
-KV groups (`width`), and updates the configuration with it: after `save_pretrained` plain
-`AutoModelForCausalLM.from_pretrained` loads the folder. Loading models, reading calibration data and writing
-`pruning.json` are done elsewhere.
+`prune` takes a loaded model and a grid point. It removes whole blocks (`depth`), removes MLP channels and KV groups
+(`width`) or sets single weights to zero (`unstructured`), and updates the configuration to match. After
+`save_pretrained`, plain `AutoModelForCausalLM.from_pretrained` loads the folder; only layers of different widths
+(`ranking: global`) need `models.pruned_shapes`. `prune` does not load models, read calibration data or write
+`pruning.json`; `candidates` does.
 
-`points`: a point of the grid, checked against a model's configuration alone (imports no torch);
-`anatomy`: which tensors of Llama, Qwen2, Qwen3 and Mistral belong to one structure; `importance`: how much a
-structure matters; `methods`: what is removed; `measures`: shapes, and sizes before and after.
+`grid` checks a grid point against a model's configuration alone (without torch); `anatomy` lists the tensors of Llama,
+Qwen2, Qwen3 and Mistral that belong to one structure; `importance` scores structures, with gradients from `blockwise`;
+`methods` decides what to remove and removes it; `measures` describes shapes and sizes. `pickles` converts LLM-Pruner's
+files.
 
-Torch-Pruning is not used: these families need two couplings, a few lines each, while its dependency graph is
-traced through a forward and backward graph of the whole model and so needs all of it in memory at once.
+This package does not use Torch-Pruning. These families need only two kinds of coupled structures, a few lines each,
+whereas Torch-Pruning traces a forward and backward pass through the whole model and so needs all of it in memory at
+once.
 """
 
 from __future__ import annotations
@@ -33,33 +36,41 @@ __all__ = ["Plan", "PruneResult", "check_grid", "prune", "resolve"]
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The pruned model (the same object that was passed in) and the facts for `pruning.json`, ready for JSON."""
+    """The pruned model (the object that was passed in) and the JSON-ready facts for `pruning.json`."""
 
     model: Any
     facts: dict[str, Any]
 
 
 def check_grid(model, config, grid, output):
-    """Refuse any point of the `grid` that the model cannot take, by its configuration alone.
+    """Reject grid points that the model cannot take, and record what the valid ones remove. Reads no weights.
 
-    config: path of its config.json; grid: candidate -> point; output: the record to write. Raises SettingsError that
-    names every such point.
+    Args:
+        model: name of the model, for messages and the record.
+        config: path of the model's config.json.
+        grid: candidate name -> grid point.
+        output: path of the record to write.
+
+    Raises:
+        SettingsError: names every point that the model cannot take.
     """
     from transformers import AutoConfig
 
     try:
         found = AutoConfig.from_pretrained(Path(config).parent, local_files_only=True)
-    except Exception as error:  # values that nobody foresaw make transformers raise whatever comes of them
-        raise SettingsError(f"{model}: {config} cannot be read as a model's configuration: {error}") from error
-    plans, wrong = {}, []
+    except Exception as error:  # transformers does not validate every value, so a bad one can raise anything
+        raise SettingsError(
+            f"{model}: {config} cannot be read as a model configuration: {error}. Restore the model's own config.json."
+        ) from error
+    plans, errors = {}, []
     for candidate, point in grid.items():
         try:
             plan = resolve(point, found)
             plans[candidate] = {"remove": plan.remove, "warnings": plan.warnings}
         except (SettingsError, CheckpointError) as error:
-            wrong.append(f"{model}: candidate {candidate}: {error}")
-    if wrong:
-        raise SettingsError("; ".join(wrong))
+            errors.append(f"{model}: candidate {candidate}: {str(error).rstrip('.')}")  # joined by semicolons below
+    if errors:
+        raise SettingsError("; ".join(errors))
     records.write(output, {"model": model, "plans": plans})
 
 
@@ -70,18 +81,26 @@ def prune(
     *,
     context_length: int | None = None,
 ) -> PruneResult:
-    """Prune `model` in place as `point` says.
+    """Prune `model` in place as `point` says; the same model and batches give the same result.
 
-    point: see `points.resolve`. batches: token ids, each LongTensor [B, T] without padding; deterministic given
-    these; `magnitude` needs none. context_length: keys that a token attends to in the MACs of attention
-    (default: 2048 or the model's own length, if shorter).
+    Args:
+        model: a loaded causal language model.
+        point: a grid point (see `grid.resolve`).
+        batches: calibration token ids, each LongTensor [B, T] without padding. `magnitude` importance needs none.
+        context_length: number of keys that a token attends to when attention MACs are counted (default: 2048, or the
+            model's context length if that is shorter).
 
-    Raises SettingsError for a point the model cannot take, DataError for unusable batches, CheckpointError for a
-    model that cannot be pruned here. The model is unchanged when an error is raised before `apply`.
+    Raises:
+        SettingsError: the model cannot take the point.
+        DataError: the batches cannot be used.
+        CheckpointError: the model cannot be pruned here.
+
+    The model is unchanged if the error comes before `apply`.
     """
     from coppice.models import footprint
 
-    from . import anatomy, measures, methods  # these import torch; `resolve` must not
+    # These modules import torch. `resolve` runs when Snakemake parses the workflow, so this package must not.
+    from . import anatomy, measures, methods
 
     plan = resolve(point, model.config)
     anatomy.check(model)

@@ -1,9 +1,10 @@
-"""Which tensors of a decoder block belong to one prunable structure, and how structures are cut out.
+"""The tensors of a decoder block that form one prunable structure, and how to cut structures out.
 
-Llama, Qwen2, Qwen3 and Mistral share one anatomy. A structure of `mlp` is a channel: a row of `gate_proj` and
-`up_proj` and a column of `down_proj`. A structure of `attention` is a KV group: one KV head with all its query
-heads, which stand next to each other, so a run of rows of `q_proj`, `k_proj` and `v_proj` (with their biases)
-and of columns of `o_proj`. Qwen3's `q_norm` and `k_norm` are per head_dim and belong to none.
+Llama, Qwen2, Qwen3 and Mistral share one anatomy. In `mlp`, a structure is a channel: one row of `gate_proj` and of
+`up_proj`, and one column of `down_proj`. In `attention`, a structure is a KV group: one KV head with all its query
+heads. The query heads of a group are adjacent, so a group is a run of rows of `q_proj`, `k_proj` and `v_proj` (with
+their biases) and a run of columns of `o_proj`. Qwen3's `q_norm` and `k_norm` have one weight per position in a head and
+are shared by all heads, so they belong to no structure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LINEARS = {"mlp": ("gate_proj", "up_proj", "down_proj"), "attention": ("q_proj",
 
 
 class Coupling(NamedTuple):
-    """A tensor that a part's structures run through: structure j is entries j*width ... (j+1)*width-1 along dim."""
+    """A tensor that holds a slice of every structure: structure j is entries j*width ... (j+1)*width-1 along `dim`."""
 
     owner: nn.Linear
     name: str
@@ -33,27 +34,33 @@ class Coupling(NamedTuple):
 
 
 def blocks(model) -> nn.ModuleList:
-    """The decoder blocks of a causal language model."""
+    """Return the decoder blocks of a causal language model."""
     return model.base_model.layers
 
 
 def module_of(block, part: str) -> nn.Module:
+    """Return the block's MLP or attention module."""
     return block.mlp if part == "mlp" else block.self_attn
 
 
 def linears(block, part: str) -> list[nn.Linear]:
+    """Return the part's linear layers in the order of `LINEARS`; the last one reads what the others produce."""
     return [getattr(module_of(block, part), name) for name in LINEARS[part]]
 
 
 def couplings(block, part: str) -> Iterator[Coupling]:
-    """Every tensor of the block that the part's structures run through, the last linear layer by its columns."""
+    """Yield each tensor of the block that holds slices of the part's structures.
+
+    Structures are rows of all the part's linear layers but the last, and columns of the last.
+    """
     *by_rows, by_columns = linears(block, part)
     widths = _row_widths(block, part)
     for linear, width in zip(by_rows, widths, strict=True):
         yield Coupling(linear, "weight", 0, width)
         if linear.bias is not None:
             yield Coupling(linear, "bias", 0, width)
-    yield Coupling(by_columns, "weight", 1, widths[0])  # a column for each row of gate_proj, or of q_proj
+    # The last layer has one column per row of gate_proj or q_proj. Its bias belongs to its outputs, which stay.
+    yield Coupling(by_columns, "weight", 1, widths[0])
 
 
 def _row_widths(block, part: str) -> list[int]:
@@ -64,13 +71,13 @@ def _row_widths(block, part: str) -> list[int]:
 
 
 def count(block, part: str) -> int:
-    """How many structures of this part the block has: channels, or KV groups."""
+    """Return the number of structures of this part in the block: channels, or KV groups."""
     first = next(couplings(block, part))
     return first.tensor.shape[first.dim] // first.width
 
 
 def structure_sums(block, part: str, value: Callable[[nn.Parameter], torch.Tensor]) -> torch.Tensor:
-    """Sum of `value(tensor)` (same shape as the tensor) over all entries of each structure: [count]."""
+    """Sum `value(tensor)`, which has the tensor's shape, over all entries of each structure: [count]."""
     total = 0
     for coupling in couplings(block, part):
         values = value(coupling.tensor)
@@ -81,9 +88,16 @@ def structure_sums(block, part: str, value: Callable[[nn.Parameter], torch.Tenso
 
 @torch.no_grad()
 def keep(block, part: str, structures: torch.Tensor) -> None:
-    """Cut the block down to these structures (indices, ascending), in place: each linear layer stays the same
-    module, so hooks and device placement stay with it, and `num_key_value_groups` is as it was, since a group
-    goes with all its query heads."""
+    """Cut the block down to these structures, in place.
+
+    Each linear layer stays the same module and keeps its hooks and device placement. `num_key_value_groups` does not
+    change, because a KV group is removed with all its query heads.
+
+    Args:
+        block: a decoder block.
+        part: "mlp" or "attention".
+        structures: ascending indices of the structures to keep, LongTensor on the CPU.
+    """
     for coupling in list(couplings(block, part)):
         old = coupling.tensor
         entries = (structures[:, None] * coupling.width + torch.arange(coupling.width)).flatten().to(old.device)
@@ -96,11 +110,12 @@ def keep(block, part: str, structures: torch.Tensor) -> None:
 
 
 def check(model) -> None:
-    """Refuse a model that this package would prune wrongly; CheckpointError says why and what to do."""
+    """Raise CheckpointError if this package would prune the model wrongly."""
     config, name = model.config, model.config.name_or_path or type(model).__name__
     if len(blocks(model)) != config.num_hidden_layers:
         raise CheckpointError(
-            f"{name}: the configuration has {config.num_hidden_layers} layers, the model {len(blocks(model))}"
+            f"{name}: the configuration has {config.num_hidden_layers} layers, but the model has "
+            f"{len(blocks(model))}. Restore the checkpoint's own config.json."
         )
     expected = {"mlp": config.intermediate_size, "attention": config.num_key_value_heads}
     for index, block in enumerate(blocks(model)):
@@ -108,12 +123,12 @@ def check(model) -> None:
             for linear, linear_name in zip(linears(block, part), LINEARS[part], strict=True):
                 if type(linear) is not nn.Linear or linear.weight.is_meta:
                     raise CheckpointError(
-                        f"{name}: layer {index}'s {linear_name} is a {type(linear).__name__}"
-                        f"{' without data (offloaded)' if type(linear) is nn.Linear else ''}, which cannot be cut; "
-                        "load the model unquantised, without adapter and wholly on its devices"
+                        f"{name}: in layer {index}, {linear_name} is a {type(linear).__name__}"
+                        f"{' without data (offloaded)' if type(linear) is nn.Linear else ''}, which cannot be pruned. "
+                        "Load the model without quantization, adapter or offloading."
                     )
             if count(block, part) != size:
                 raise CheckpointError(
-                    f"{name}: layer {index} has {count(block, part)} {part} structures, the configuration says {size}; "
-                    "a model whose layers differ already cannot be pruned to an ordinary checkpoint"
+                    f"{name}: layer {index} has {count(block, part)} {part} structures, but the configuration says "
+                    f"{size}. A model whose layers already differ cannot be pruned again; prune the original model."
                 )

@@ -1,9 +1,9 @@
-"""Gradients of the loss block by block: what one backward pass through the whole model gives, in one block's memory.
+"""Loss gradients, computed block by block: the result of one backward pass, in the memory of one block.
 
-The hidden states before each block are kept in the host's memory; from the last block to the first, each is run again
-with its own graph alone. So a device holds the weights, one block's activations and one block's gradients, however deep
-the model is. By calculation, for an 8B Llama in bfloat16: 16 GB, under 1 GB (4096 tokens a batch, 8 states of width
-4096 and 4 of width 14336 each) and 0.9 GB (218M weights in float32).
+The hidden states before each block are kept in host memory. Then, from the last block to the first, each block runs
+again with an autograd graph of its own. A device therefore holds the weights, one block's activations and one block's
+gradients, however deep the model is. For an 8B Llama in bfloat16 these are, by calculation: 16 GB; under 1 GB (4096
+tokens per batch, each with 8 states of width 4096 and 4 of width 14336); and 0.9 GB (218M weights in float32).
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ def visit_gradients(
     tensors_of: Callable[[nn.Module], list[nn.Parameter]],
     visit: Callable[[int, dict[nn.Parameter, torch.Tensor]], None],
 ) -> None:
-    """Call `visit(index, gradients)` for each block, the last first.
+    """Call `visit(index, gradients)` for each block, from the last to the first.
 
-    gradients: of the mean next-token loss over all tokens of all `batches` (LongTensor [B, T]) with respect to the
-    block's tensors that `tensors_of` names, at least float32; freed after the visit. The model has to be in evaluation
-    mode, with no parameter that requires a gradient.
+    `gradients` maps each tensor to the gradient of the mean next-token loss over all tokens of all batches, in float32
+    or wider. It is freed after the visit.
+
+    Args:
+        model: a causal language model in evaluation mode in which no parameter requires a gradient.
+        batches: token ids, each LongTensor [B, T].
+        tensors_of: returns the parameters of a block whose gradients are wanted.
+        visit: called once per block.
     """
     targets = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
     recorded = [_Recorded(model, batch, targets) for batch in batches]
@@ -38,7 +43,7 @@ def visit_gradients(
 
 
 class _Recorded:
-    """One batch: the input of every block, on the host, and the gradient of the loss at the block that comes next."""
+    """One batch: the input of every block, in host memory, and the loss gradient at the output of the next block."""
 
     def __init__(self, model, batch, targets):
         self.inputs, self.options = {}, {}
@@ -48,6 +53,7 @@ class _Recorded:
         try:
             with torch.no_grad():
                 batch = batch.to(model.get_input_embeddings().weight.device)
+                # The body without the output layer: full logits would be the largest tensor by far.
                 model.base_model(input_ids=batch, use_cache=False)
         finally:
             for hook in hooks:
@@ -66,13 +72,13 @@ class _Recorded:
         self.last = _state(output)
 
     def _loss_gradient(self, model, batch, targets):
-        """At the output of the last block: through the final norm and the output layer, in chunks of tokens."""
+        """Return the loss gradient at the last block's output: back through the output layer (in chunks) and norm."""
         with torch.enable_grad():
             last = self.last.detach().requires_grad_(True)
             hidden = model.base_model.norm(last)[:, :-1].flatten(0, 1)
             head = model.get_output_embeddings()
-            wanted = batch[:, 1:].flatten().to(hidden.device)
-            (output_head.summed_loss(head, hidden, wanted) / targets).backward()
+            labels = batch[:, 1:].flatten().to(hidden.device)
+            (output_head.summed_loss(head, hidden, labels) / targets).backward()
         del self.last
         return last.grad.cpu()
 
@@ -80,7 +86,9 @@ class _Recorded:
 def _block_gradients(block, index, tensors, recorded):
     gradients = {tensor: torch.zeros_like(tensor, dtype=wide_dtype(tensor)) for tensor in tensors}
 
-    def take(tensor):  # as soon as autograd has it, so that half-precision sums do not lose what comes later
+    def take(tensor):
+        # Autograd would sum the batches in the tensor's own dtype, and in half precision small terms would be lost.
+        # Move each gradient into the wide sum as soon as it exists.
         gradients[tensor].add_(tensor.grad)
         tensor.grad = None
 
@@ -104,5 +112,5 @@ def _state(output):
 
 
 def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float32, or the tensor's own type where that is wider."""
+    """Return float32, or the tensor's dtype if that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)

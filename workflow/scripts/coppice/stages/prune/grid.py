@@ -1,6 +1,6 @@
-"""A point of the pruning grid, checked against a model's configuration: no weights are read, no torch imported.
+"""Check a grid point against a model's configuration, without reading weights or importing torch.
 
-So the workflow can refuse a point that a model cannot take before any job starts.
+This lets the workflow reject a point that a model cannot take before any job starts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": (
 RANKINGS = ("uniform", "global")
 PATTERNS = (None, "2:4")
 PARTS = ("mlp", "attention")
-# From this width on, MLP widths are kept at a multiple of 8: GPUs' matrix units lose speed on others.
+# MLPs at least this wide keep a width that is a multiple of 8, because GPU matrix units are slower on other widths.
 ALIGN_FROM, ALIGN_TO = 1024, 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a point means for one model.
+    """What a grid point means for one model.
 
-    settings: the point with its defaults filled in. remove: how many structures go, `{"layers": n}` for depth,
-    `{"mlp": channels, "attention": KV groups}` (per layer) for width. changes: new values of the configuration.
+    settings: the point with its defaults filled in.
+    remove: number of structures to remove: `{"layers": n}` for depth, `{"mlp": channels, "attention": KV groups}` for
+        width (per layer, or over all layers if the ranking is global), `{}` for unstructured.
+    changes: new values for the model's configuration.
     """
 
     method: str
@@ -41,27 +43,36 @@ class Plan:
 
     @property
     def needs_batches(self) -> bool:
-        return self.settings.get("importance") != "magnitude"  # depth has none, and needs them
+        """True if importance is measured on calibration data, as it always is for depth (which has no such key)."""
+        return self.settings.get("importance") != "magnitude"
 
 
 def resolve(point: dict[str, Any], config) -> Plan:
-    """The plan of one point for a model with this configuration.
+    """Return the plan of one grid point for a model with this configuration.
 
-    point: `{"method": "depth", "ratio": 0.25, "consecutive": false}`, `{"method": "width", "ratio": 0.5, "importance":
-    "taylor" | "activation" | "magnitude", "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}` (default:
-    taylor, mlp alone, uniform) or `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "magnitude",
-    "pattern": null | "2:4"}` (default: wanda); `name` is allowed and not used here.
+    Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels and
+    floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer; from a width of
+    1024 on, the kept width is rounded to a multiple of 8. With `ranking: global`, width removes the same shares of all
+    layers' structures together, so that the layers differ (an odd-shaped checkpoint).
 
-    Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels, the
-    kept width rounded to a multiple of 8 from 1024 on, and floor(ratio * num_key_value_heads) KV groups with their
-    query heads, the same number in every layer; ranked globally, the same shares of all layers' together, so that
-    layers differ (an odd-shaped checkpoint).
+    Args:
+        point: one of these; its `name` is ignored.
+            `{"method": "depth", "ratio": 0.25, "consecutive": false}`
+            `{"method": "width", "ratio": 0.5, "importance": "taylor" | "activation" | "magnitude",
+            "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}`, default: taylor, mlp only, uniform
+            `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "magnitude", "pattern": null | "2:4"}`,
+            default: wanda without a pattern
+        config: the model's transformers configuration.
 
-    Raises SettingsError naming the key, the value and what would work; CheckpointError for another architecture.
+    Raises:
+        SettingsError: names the key, its value and what would work.
+        CheckpointError: the architecture is not one of `FAMILIES`.
     """
     method = point.get("method")
     if method not in KEYS:
-        raise SettingsError(f"pruning method {method!r} is not one of {sorted(KEYS)}{nearest(method, KEYS)}")
+        raise SettingsError(
+            f"prune point {point}: 'method' is {method!r}, but must be one of {sorted(KEYS)}{nearest(method, KEYS)}"
+        )
     for key in point:
         if key not in KEYS[method] | {"method", "name"}:
             raise SettingsError(
@@ -73,8 +84,9 @@ def resolve(point: dict[str, Any], config) -> Plan:
         raise SettingsError(f"prune point {point}: 'ratio' is {ratio!r}, but must be a number between 0 and 1")
     if config.model_type not in FAMILIES:
         raise CheckpointError(
-            f"{config.name_or_path or type(config).__name__}: models of type '{config.model_type}' cannot be pruned "
-            f"here, only {', '.join(FAMILIES)}; prune it with another tool and give the result in candidates.table"
+            f"{config.name_or_path or type(config).__name__}: model type '{config.model_type}' is not supported for "
+            f"pruning (supported: {', '.join(FAMILIES)}). Prune it with another tool and list the result in "
+            "candidates.table."
         )
     return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, config)
 
@@ -87,8 +99,8 @@ def _depth(point, ratio, config) -> Plan:
     count = max(1, round(ratio * layers))
     if count >= layers:
         raise SettingsError(
-            f"prune point {point}: removing {count} of {layers} layers would leave none; a model of {layers} "
-            "layers keeps at least one, so lower 'ratio'"
+            f"prune point {point}: removing {count} of {layers} layers would leave none. Lower 'ratio' so that at "
+            "least one layer stays."
         )
     settings = {"method": "depth", "ratio": ratio, "consecutive": consecutive}
     return Plan("depth", settings, {"layers": count}, {"num_hidden_layers": layers - count})
@@ -101,7 +113,8 @@ def _width(point, ratio, config) -> Plan:
         raise SettingsError(f"prune point {point}: 'parts' is {parts!r}, but must list some of {list(PARTS)}")
     parts = [part for part in PARTS if part in parts]
     settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
-    if ranking == "global":  # the layers then differ: the configuration keeps the dense numbers
+    if ranking == "global":
+        # The layers then differ in width, so the configuration keeps the dense model's numbers.
         sizes = {"mlp": config.intermediate_size, "attention": config.num_key_value_heads}
         remove = {part: math.floor(ratio * sizes[part] * config.num_hidden_layers + 1e-9) for part in parts}
         _check_removes(point, remove, config)
@@ -122,10 +135,16 @@ def _unstructured(point, ratio, config) -> Plan:
     importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
     pattern = _one_of(point, "pattern", None, PATTERNS)
     if pattern == "2:4" and ratio != 0.5:
-        raise SettingsError(f"prune point {point}: the pattern 2:4 removes half of the weights; set 'ratio' to 0.5")
+        raise SettingsError(
+            f"prune point {point}: 'ratio' is {ratio}, but pattern 2:4 always removes half of the weights. "
+            "Set 'ratio' to 0.5."
+        )
     odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % 4]
     if pattern == "2:4" and odd:
-        raise SettingsError(f"prune point {point}: the pattern 2:4 needs a {odd[0]} that is a multiple of 4")
+        raise SettingsError(
+            f"prune point {point}: pattern 2:4 needs a {odd[0]} that is a multiple of 4, but this model's is "
+            f"{getattr(config, odd[0])}. Set 'pattern' to null."
+        )
     settings = {"method": "unstructured", "ratio": ratio, "importance": importance, "pattern": pattern}
     return Plan("unstructured", settings, {}, {})
 
@@ -143,8 +162,8 @@ def _one_of(point, key, default, valid):
 def _check_removes(point, remove, config):
     if not any(remove.values()):
         raise SettingsError(
-            f"prune point {point}: nothing would be removed ({_sizes(config)}), so the candidate would be the dense "
-            "model; raise 'ratio' or add to 'parts'"
+            f"prune point {point}: nothing would be removed (the model has {_sizes(config)}), so the candidate would "
+            "be the dense model. Raise 'ratio' or add to 'parts'."
         )
 
 
@@ -153,7 +172,7 @@ def _sizes(config) -> str:
 
 
 def alignment(width: int) -> int:
-    """The number that kept widths out of `width` are multiples of."""
+    """Return the multiple to which kept widths are rounded, for a dense MLP of this width."""
     return ALIGN_TO if width >= ALIGN_FROM else 1
 
 
@@ -164,23 +183,26 @@ def _kept_channels(ratio: float, width: int) -> int:
 
 def _removed_groups(point, ratio: float, config) -> int:
     groups = config.num_key_value_heads
-    count = math.floor(ratio * groups + 1e-9)  # 0.3 * 10 is 2.9999999999999996
-    if count >= groups:  # a ratio within 1e-9 of 1
-        raise SettingsError(f"prune point {point}: removing {count} of {groups} KV groups would leave none")
-    if count and not _loads(config, groups - count):
-        able = [n for n in range(1, groups) if _loads(config, groups - n)]
-        works = " or ".join(f"{n / groups:.4g}" for n in able) or "no ratio"
+    # The tolerance corrects products that come out just below an integer.
+    count = math.floor(ratio * groups + 1e-9)
+    if count >= groups:  # happens if the ratio is within 1e-9 of 1
         raise SettingsError(
-            f"prune point {point}: with {groups - count} of {groups} KV groups the model would not load in plain "
-            f"transformers ({type(config).__name__} wants hidden_size {config.hidden_size} to be a multiple of the "
-            f"number of attention heads); {works} works for 'attention', or leave it out of 'parts'"
+            f"prune point {point}: removing {count} of {groups} KV groups would leave none. Lower 'ratio'."
+        )
+    if count and not _loads(config, groups - count):
+        loadable = [n for n in range(1, groups) if _loads(config, groups - n)]
+        works = " or ".join(f"{n / groups:.4g}" for n in loadable) or "no ratio"
+        raise SettingsError(
+            f"prune point {point}: with {groups - count} of {groups} KV groups, the model would not load in plain "
+            f"transformers ({type(config).__name__} requires hidden_size {config.hidden_size} to be a multiple of the "
+            f"number of attention heads). For 'attention', {works} works; or leave it out of 'parts'."
         )
     return count
 
 
 def _head_counts(config, groups: int) -> dict[str, int]:
     per_group = config.num_attention_heads // config.num_key_value_heads
-    # head_dim becomes explicit: its default, hidden_size / num_attention_heads, is wrong once heads are gone.
+    # Set head_dim explicitly: its default, hidden_size / num_attention_heads, is wrong once heads are removed.
     return {
         "num_attention_heads": groups * per_group,
         "num_key_value_heads": groups,
@@ -189,7 +211,7 @@ def _head_counts(config, groups: int) -> dict[str, int]:
 
 
 def _loads(config, groups: int) -> bool:
-    """Whether the configuration's own checks, which run in every `from_pretrained`, accept so many KV groups."""
+    """Return True if the configuration accepts this many KV groups; every `from_pretrained` runs the same checks."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

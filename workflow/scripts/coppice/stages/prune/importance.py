@@ -1,6 +1,7 @@
-"""How much a structure matters: magnitude, first-order Taylor, block influence, angular distance.
+"""Importance of structures: magnitude, first-order Taylor, activation, block influence, angular distance.
 
-All values are at least float32, on the CPU, and deterministic given the batches (LongTensor [B, T], no padding).
+All scores are float32 or wider, lie on the CPU and depend on nothing but the model and the batches (LongTensor [B, T],
+no padding).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import anatomy, blockwise
 
 
 def magnitude(model, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
-    """L2 norm of all weights and biases of each structure: part -> one tensor [structures] a layer."""
+    """Return the L2 norm of all weights and biases of each structure: part -> one tensor [structures] per layer."""
     return {
         part: [
             anatomy.structure_sums(block, part, lambda tensor: _wide(tensor.detach()).square()).sqrt().cpu()
@@ -29,14 +30,14 @@ def magnitude(model, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
 
 
 def taylor(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """Sum over a structure's entries of |w * dL/dw|: part -> one tensor [structures] a layer.
+    """Sum |w * dL/dw| over each structure's entries: part -> one tensor [structures] per layer.
 
-    L is the mean next-token loss over all calibration tokens (labels are the inputs), so the division into
-    batches does not matter. It estimates by how much L changes if an entry becomes 0. This is LLM-Pruner's
-    element-wise first-order importance (Ma et al. 2023, arXiv:2305.11627, equation 5 without the Hessian term;
-    `param_first` in its code), with a group's entries aggregated by sum.
+    L is the mean next-token loss over all calibration tokens, so the division into batches does not matter. Each term
+    estimates how much L changes if that entry becomes 0. This is LLM-Pruner's element-wise first-order importance (Ma
+    et al. 2023, arXiv:2305.11627, equation 5 without the Hessian term; `param_first` in its code), summed over the
+    entries of a group.
 
-    One block's gradients exist at a time (`blockwise`); the model is left without any.
+    Only one block's gradients exist at a time (see `blockwise`), and none are left on the model.
     """
     scores: dict[str, list] = {part: [None] * len(anatomy.blocks(model)) for part in parts}
 
@@ -56,10 +57,10 @@ def taylor(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict
 
 
 def activation(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """Sum over a structure's columns of the part's last linear layer of |w| * ||x||: part -> [structures] a layer.
+    """Sum |w| * ||x|| over each structure's columns of the part's last linear layer: part -> [structures] per layer.
 
-    ||x|| is the L2 norm of the column's input over all calibration tokens: Wanda's measure (Sun et al. 2023,
-    arXiv:2306.11695) of single weights, summed up for the structure that feeds them, as FLAP's authors do for Wanda-sp.
+    ||x|| is the L2 norm of the column's input over all calibration tokens. This is Wanda's score of single weights (Sun
+    et al. 2023, arXiv:2306.11695), summed over the weights that a structure feeds, as FLAP's authors do for Wanda-sp.
     """
     lasts = {part: [anatomy.linears(block, part)[-1] for block in anatomy.blocks(model)] for part in parts}
     norms = column_norms(model, [linear for part in parts for linear in lasts[part]], batches)
@@ -73,7 +74,7 @@ def activation(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> 
 
 
 def column_norms(model, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]) -> dict[nn.Linear, torch.Tensor]:
-    """L2 norm of each input column of linear layers over all calibration tokens: [in_features], at least float32."""
+    """Return the L2 norm of each layer's input columns over all calibration tokens: layer -> float32 [in_features]."""
     sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
 
     def add(linear, args):
@@ -84,14 +85,14 @@ def column_norms(model, linears: Sequence[nn.Linear], batches: Sequence[torch.Te
 
 
 def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angular: bool = False) -> torch.Tensor:
-    """How far each run of `span` consecutive blocks moves the hidden state: [layers - span + 1], by first block.
+    """Return how far each run of `span` consecutive blocks moves the hidden state: [layers - span + 1], by first block.
 
-    With x a run's input and y its output, the mean over all calibration tokens of
-    1 - cos(x, y): block influence (ShortGPT, Men et al. 2024, arXiv:2403.03853), or with `angular` of
-    arccos(cos(x, y)) / pi: angular distance (Gromov et al. 2024, arXiv:2403.17887; they take the last token of
-    each sequence, here all are taken, because calibration sets are small).
+    With x the input of a run and y its output, this is the mean over all calibration tokens of 1 - cos(x, y), the block
+    influence (ShortGPT, Men et al. 2024, arXiv:2403.03853), or with `angular` of arccos(cos(x, y)) / pi, the angular
+    distance (Gromov et al. 2024, arXiv:2403.17887). Gromov et al. use only the last token of each sequence; this uses
+    all tokens, because calibration sets are small.
 
-    Forward hooks reduce each block's states to a sum at once; no more than `span` hidden states are held.
+    Forward hooks reduce each block's states to a sum immediately, so at most `span` hidden states are held at a time.
     """
     layers = anatomy.blocks(model)
     sums = torch.zeros(len(layers) - span + 1, dtype=torch.float64)
@@ -115,7 +116,7 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
 
 
 def _run_hooked(model, batches, hooks):
-    """Run the decoder on all batches, and remove the hooks that have watched it."""
+    """Run the decoder on all batches, then remove the hooks."""
     try:
         with _calibrating(model), torch.no_grad():
             for batch in batches:
@@ -126,13 +127,13 @@ def _run_hooked(model, batches, hooks):
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or in its own type where that is wider."""
+    """Return the tensor in float32, or in its own dtype if that is wider."""
     return tensor.to(blockwise.wide_dtype(tensor))
 
 
 @contextmanager
 def _calibrating(model) -> Iterator[None]:
-    """No dropout and no gradients but those asked for inside; afterwards as before, without any gradient."""
+    """Turn off dropout and gradients inside the context, then restore both; no gradients are left on the model."""
     training = model.training
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.eval()

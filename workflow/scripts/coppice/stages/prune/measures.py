@@ -1,4 +1,4 @@
-"""Per-layer shapes of a model, its sizes side by side, and checks of what goes into and comes out of scoring."""
+"""Per-layer shapes and sizes for `pruning.json`, and checks of calibration batches and importance scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import anatomy
 
 
 def per_layer_shapes(model) -> dict[str, dict[str, int]]:
-    """Widths of every layer by its index, in the format of transformers' `per_layer_config`."""
+    """Return the widths of every layer by its index, in the format of transformers' `per_layer_config`."""
     shapes = {}
     for index, block in enumerate(anatomy.blocks(model)):
         groups = anatomy.count(block, "attention")
@@ -26,33 +26,36 @@ def per_layer_shapes(model) -> dict[str, dict[str, int]]:
 
 
 def checked_batches(batches: Iterable[torch.Tensor], required: bool) -> list[torch.Tensor]:
-    """The calibration batches as a list; DataError where they cannot be used."""
+    """Return the calibration batches as a list; raise DataError if they cannot be used."""
     batches = list(batches)
     if required and not batches:
-        raise DataError("pruning: there are no calibration batches, but this importance is measured on data")
+        raise DataError(
+            "pruning: there are no calibration batches, but this importance is measured on data. Pass batches or use "
+            "importance 'magnitude'."
+        )
     for index, batch in enumerate(batches):
         if batch.dim() != 2 or batch.dtype != torch.long or batch.shape[0] < 1 or batch.shape[1] < 2:
             raise DataError(
-                f"pruning: calibration batch {index} is {batch.dtype} of shape {list(batch.shape)}; token ids of "
-                "shape [sequences, at least 2 tokens], int64, are needed"
+                f"pruning: calibration batch {index} has dtype {batch.dtype} and shape {list(batch.shape)}. Pass int64 "
+                "token ids of shape [sequences, tokens] with at least 2 tokens."
             )
     return batches
 
 
 def check_finite(importance: dict[str, list[torch.Tensor]]) -> None:
-    """A NaN would sort somewhere and prune at random: CheckpointError naming part and layer instead."""
+    """Raise CheckpointError, naming part and layer, if a score is not finite: sorting a NaN would prune at random."""
     for part, layers in importance.items():
         for index, scores in enumerate(layers):
             if not torch.isfinite(scores).all():
                 where = f"layer {index}" if part != "layers" else f"layers {(~scores.isfinite()).nonzero().tolist()}"
                 raise CheckpointError(
-                    f"pruning: the importance of '{part}' in {where} is not finite; the model's weights are damaged "
-                    "or overflow in this dtype (load it in bfloat16 or float32)"
+                    f"pruning: the importance of '{part}' in {where} is not finite, so the model's weights are damaged "
+                    "or overflow in this dtype. Load the model in bfloat16 or float32, or replace its weights."
                 )
 
 
 def facts_of_sizes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Two measures side by side, for the record."""
+    """Return the sizes before and after pruning (from `footprint.measure`) in the form of the record."""
     return {
         "parameters": {"before": before["parameters"], "after": after["parameters"]},
         "macs_per_token": {

@@ -1,4 +1,4 @@
-"""The pruning methods: what each removes, and how the model and its configuration follow."""
+"""The pruning methods: what each one removes, and how it changes the model and its configuration."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from . import anatomy, grid
 from .grid import Plan
 from .importance import activation, block_distances, column_norms, magnitude, taylor
 
-# What each method's `score` returns: a name -> one tensor of scores a layer (or one for the whole model).
+# What `Method.score` returns: name -> one tensor of scores per layer (or one tensor for the whole model).
 Importance = dict[str, list[torch.Tensor]]
 
 
 class Method(ABC):
-    """One way to prune. Lower importance goes first; equal importance, the lower index first."""
+    """A way to prune. Removes the least important structures first and, of equally important ones, the lowest index."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
 
     @abstractmethod
     def score(self, model, batches: Sequence[torch.Tensor]) -> Importance:
-        """Importance of each structure; the model is left as it was."""
+        """Return the importance of each structure without changing the model."""
 
     @abstractmethod
     def choose(self, importance: Importance) -> dict[str, Any]:
-        """Indices of what goes, in the unpruned model's numbering."""
+        """Return the indices of what to remove, in the unpruned model's numbering."""
 
     @abstractmethod
     def apply(self, model, importance: Importance):
-        """Remove from the model, in place, what `choose` names, and bring its configuration up to date."""
+        """Remove in place what `choose` returns, update the model's configuration and return the model."""
 
     @abstractmethod
     def summary(self, importance: Importance) -> dict[str, Any]:
-        """The importance in a few numbers, for the record."""
+        """Return the importance in a few numbers, for the record."""
 
 
 class Depth(Method):
-    """Removes whole blocks: those of lowest influence, or with `consecutive` the run that moves the state least."""
+    """Removes whole blocks: those of lowest influence or, with `consecutive`, the run that moves the state least."""
 
     def score(self, model, batches):
         if self.plan.settings["consecutive"]:
@@ -64,7 +64,8 @@ class Depth(Method):
         base.layers = nn.ModuleList([base.layers[index] for index in kept])
         for index, block in enumerate(base.layers):
             for module in block.modules():
-                if hasattr(module, "layer_idx"):  # the KV cache files keys and values under it
+                if hasattr(module, "layer_idx"):
+                    # The KV cache stores keys and values by this index, so it must have no gaps.
                     module.layer_idx = index
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = [config.layer_types[index] for index in kept]
@@ -76,8 +77,8 @@ class Depth(Method):
 
 
 class Width(Method):
-    """Removes MLP channels and KV groups, the least important ones: as many in every layer, or with the ranking
-    `global` wherever in the model they are."""
+    """Removes the least important MLP channels and KV groups: as many in every layer or, with the ranking `global`,
+    wherever in the model they are."""
 
     def score(self, model, batches):
         measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
@@ -90,13 +91,17 @@ class Width(Method):
         }
 
     def _counts(self, part, layers):
-        """How many structures each layer loses."""
+        """Return the number of structures that each layer loses."""
         if self.plan.settings["ranking"] == "uniform":
             return [self.plan.remove[part]] * len(layers)
         return _global_counts(self._comparable(layers), self.plan.remove[part], grid.alignment(len(layers[0])))
 
     def _comparable(self, layers):
-        """Scores that mean the same in every layer: Taylor's do, changes of one loss; others have a layer's scale."""
+        """Return scores on one scale for all layers.
+
+        Taylor scores already are, because each estimates a change of the same loss. Other scores depend on the scale of
+        their layer, so they are divided by the layer's mean.
+        """
         if self.plan.settings["importance"] == "taylor":
             return layers
         return [scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny) for scores in layers]
@@ -104,9 +109,9 @@ class Width(Method):
     def apply(self, model, importance):
         for part, layers in self.choose(importance).items():
             for block, removed in zip(anatomy.blocks(model), layers, strict=True):
-                stays = torch.ones(anatomy.count(block, part), dtype=torch.bool)
-                stays[removed] = False
-                anatomy.keep(block, part, stays.nonzero().flatten())
+                kept = torch.ones(anatomy.count(block, part), dtype=torch.bool)
+                kept[removed] = False
+                anatomy.keep(block, part, kept.nonzero().flatten())
         return _configured(model, self.plan)
 
     def summary(self, importance):
@@ -119,12 +124,12 @@ class Width(Method):
 
 
 class Unstructured(Method):
-    """Sets single weights of the linear layers to zero, a share of each layer's or two in every four."""
+    """Sets single weights of the linear layers to zero: a share of each layer's, or two in every four."""
 
     def score(self, model, batches):
         linears = _named_linears(model)
         if self.plan.settings["importance"] == "magnitude":
-            norms = dict.fromkeys(linears.values(), torch.ones(()))
+            norms = dict.fromkeys(linears.values(), torch.ones(()))  # magnitude ignores the inputs
         else:
             norms = column_norms(model, list(linears.values()), batches)
         return {"norms": [norms[linear] for linear in linears.values()]}
@@ -140,7 +145,11 @@ class Unstructured(Method):
         return model
 
     def _zeroed(self, scores):
-        """bool [rows, columns]: the lowest of each row by Wanda, of the whole matrix by magnitude, or 2 of 4."""
+        """Return a bool mask [rows, columns] of the weights to zero.
+
+        Wanda zeroes the lowest scores of each row, magnitude those of the whole matrix, and the pattern 2:4 the two
+        lowest of every four in a row.
+        """
         rows, columns = scores.shape
         if self.plan.settings["pattern"] == "2:4":
             lowest = scores.view(rows, columns // 4, 4).argsort(dim=-1, stable=True)[..., :2]
@@ -159,14 +168,14 @@ BY_DATA = {"taylor": taylor, "activation": activation}
 
 
 def _named_linears(model):
-    """The linear layers of the decoder blocks, by name: what is pruned without structure."""
+    """Return the linear layers of the decoder blocks by name: the layers whose single weights are pruned."""
     return {name: m for name, m in anatomy.blocks(model).named_modules() if isinstance(m, nn.Linear)}
 
 
 def _global_counts(layers, total: int, align: int) -> list[int]:
-    """How many of the `total` lowest scores of all layers lie in each; every layer keeps one structure.
+    """Return how many structures each layer loses if the `total` lowest scores of all layers are removed.
 
-    Kept widths are rounded to multiples of `align`.
+    Every layer keeps at least one structure. Kept widths are rounded to multiples of `align`.
     """
     widths = [len(scores) for scores in layers]
     owner = torch.cat([torch.full((width,), index) for index, width in enumerate(widths)])
@@ -179,17 +188,17 @@ def _global_counts(layers, total: int, align: int) -> list[int]:
             counts[layer] += 1
     if align > 1:
         kept = [max(align, round((width - count) / align) * align) for width, count in zip(widths, counts, strict=True)]
-        counts = [width - stays for width, stays in zip(widths, kept, strict=True)]
+        counts = [width - left for width, left in zip(widths, kept, strict=True)]
     return counts
 
 
 def _lowest(scores: torch.Tensor, count: int) -> list[int]:
-    """Indices of the `count` lowest scores, ascending by index."""
+    """Return the indices of the `count` lowest scores in ascending order."""
     return sorted(torch.argsort(scores, stable=True)[:count].tolist())
 
 
 def _layer_summary(scores: torch.Tensor, removed: int) -> dict[str, float]:
-    """Of one layer's scores; `removed_share` is the part of their sum that goes."""
+    """Summarize one layer's scores; `removed_share` is the share of their sum that is removed."""
     removed_sum = scores.sort().values[:removed].sum()
     return {
         "min": scores.min().item(),
@@ -202,5 +211,5 @@ def _layer_summary(scores: torch.Tensor, removed: int) -> dict[str, float]:
 def _configured(model, plan: Plan):
     for key, value in plan.changes.items():
         setattr(model.config, key, value)
-    model.config.validate()
+    model.config.validate()  # fail here rather than when somebody loads the saved checkpoint
     return model

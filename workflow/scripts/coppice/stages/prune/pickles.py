@@ -1,8 +1,8 @@
-"""LLM-Pruner's pickle, `torch.save({"model": module, "tokenizer": tokenizer})`, turned into a checkpoint folder.
+"""Convert LLM-Pruner's pickle, `torch.save({"model": module, "tokenizer": tokenizer})`, to a checkpoint folder.
 
-Unpickling runs whatever code the file names. Nothing else in the project unpickles, and this does it only when its user
-says that the file is trusted. Of the module, only the tensors and the configuration's values are taken: it was made by
-whatever transformers the tool ran with.
+Unpickling runs whatever code the file names. This is the only module of the project that unpickles, and it does so only
+if the user says that the file is trusted. It takes the tensors and the plain configuration values from the module and
+nothing else, because another version of transformers may have written it.
 """
 
 import logging
@@ -20,21 +20,30 @@ REMEDY = "coppice import-pickle {path} OUT --i-trust-this-file"
 
 
 def convert(path, output, base=None, trusted=False):
-    """Write the checkpoint in the pickle `path` to the folder `output`: safetensors, config.json, pruned_shapes.json.
+    """Write the model in the pickle `path` to the folder `output` as safetensors, config.json and pruned_shapes.json.
 
-    base: a folder with the model's original config.json and tokenizer, for a pickle that lacks a usable one; trusted:
-    the user's word that the file may run its code. Raises CheckpointError for what is no causal language model.
+    Args:
+        path: the pickle.
+        output: folder to write; must be new or empty.
+        base: folder with the model's original config.json and tokenizer, for a pickle that lacks usable ones.
+        trusted: True if the user allows the file to run its code.
+
+    Returns:
+        Numbers of layers, of odd-shaped layers and of tensors.
+
+    Raises:
+        CheckpointError: the file is not trusted, or it holds no causal language model.
     """
     path, output = Path(path), Path(output)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        raise CheckpointError(f"{path}: no such file")
     if not trusted:
         raise CheckpointError(
-            f"{path}: a pickle runs the code that it names when it is loaded; if you trust whoever made it, say so: "
+            f"{path}: loading a pickle runs the code that it names. If you trust whoever made it, run: "
             + REMEDY.format(path=path)
         )
     if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"{output}: is not empty; name a new folder")
+        raise CheckpointError(f"{output}: the folder is not empty. Name a new folder.")
     module, tokenizer = _unpickled(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     config = _config(path, module, base)
@@ -45,7 +54,7 @@ def convert(path, output, base=None, trusted=False):
         _write(partial, config, state)
         _write_tokenizer(path, partial, tokenizer, base)
         odd = pruned_shapes.write_manifest(partial, config)
-        models.load(models.Source(str(partial)))  # what would not load is told now, with its tensors
+        models.load(models.Source(str(partial)))  # find out now, rather than in the study, if it does not load
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -56,28 +65,28 @@ def convert(path, output, base=None, trusted=False):
 
 
 def _unpickled(path):
-    """(module, tokenizer or None) of a pickle; the one place in the project that runs a file's code."""
+    """Return (module, tokenizer or None) from a pickle. This is the only function that runs a file's code."""
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # unpickling raises whatever the classes that it meets raise
+    except Exception as error:  # the pickled classes run their own code, which can raise anything
         raise CheckpointError(
-            f"{path}: does not unpickle: {error!r}; the packages that it was made with may have to be installed"
+            f"{path}: does not unpickle: {error!r}. It may need the packages that it was made with; install them."
         ) from error
     module, tokenizer = content, None
     if isinstance(content, dict):
         module, tokenizer = content.get("model"), content.get("tokenizer")
     if not hasattr(module, "state_dict"):
         raise CheckpointError(
-            f"{path}: holds a {type(content).__name__} without a model under 'model'; LLM-Pruner's form is "
+            f"{path}: holds a {type(content).__name__} without a model under 'model'. Save it as LLM-Pruner does: "
             '{"model": module, "tokenizer": tokenizer}'
         )
     return module, tokenizer
 
 
 def _config(path, module, base):
-    """A configuration of today's transformers from the values of the module's, or that of the folder `base`."""
+    """Return the configuration in the folder `base`, or else one built from the values of the module's own."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -88,17 +97,18 @@ def _config(path, module, base):
         kind = values.get("model_type") or getattr(getattr(module, "config", None), "model_type", None)
         if kind not in pruned_shapes.FAMILIES:
             raise CheckpointError(
-                f"{path}: its model is of type {kind!r}; known are {', '.join(pruned_shapes.FAMILIES)} "
-                "(or name a folder with the original config.json: --base FOLDER)"
+                f"{path}: the model is of type {kind!r}, which is not one of {', '.join(pruned_shapes.FAMILIES)}. "
+                "Name a folder with the original config.json: --base FOLDER"
             )
         plain = {key: value for key, value in values.items() if not key.startswith("_") and _is_plain(value)}
         try:
             config = AutoConfig.for_model(kind, **{k: v for k, v in plain.items() if k != "model_type"})
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: its configuration is not one that transformers takes now ({error}); "
-                "name a folder with the original config.json: --base FOLDER"
+                f"{path}: the installed transformers does not accept the model's configuration ({error}). "
+                "Name a folder with the original config.json: --base FOLDER"
             ) from error
+    # Pruning may have removed layers without updating the configuration: count those that have tensors.
     config.num_hidden_layers = len({name.split(".")[2] for name in module.state_dict() if ".layers." in f".{name}"})
     return config
 
@@ -112,12 +122,14 @@ def _write(folder, config, state):
 
     config.architectures = [_architecture(config)]
     config.save_pretrained(folder)
+    # Older versions of transformers saved the rotary embedding's buffers, which newer ones compute themselves.
     kept = {name: tensor for name, tensor in state.items() if "rotary_emb" not in name}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tie_word_embeddings and head is not None and head.equal(embedding):
         del kept["lm_head.weight"]
     seen = {}
-    for name, tensor in kept.items():  # two names of one tensor are written as two
+    for name, tensor in kept.items():
+        # safetensors refuses tensors that share memory, so a tensor with two names is written twice.
         kept[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen[tensor.data_ptr()] = name
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -136,5 +148,5 @@ def _write_tokenizer(path, folder, tokenizer, base):
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     else:
-        raise CheckpointError(f"{path}: holds no tokenizer; name a folder with the original model's: --base FOLDER")
-    models.load_tokenizer(folder)
+        raise CheckpointError(f"{path}: holds no tokenizer. Name a folder with the original one: --base FOLDER")
+    models.load_tokenizer(folder)  # find out now if the tokenizer does not load

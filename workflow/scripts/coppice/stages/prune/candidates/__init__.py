@@ -1,8 +1,8 @@
-"""Candidates: made here by pruning or taken in from the user, and what becomes of their weights.
+"""Candidates: prune them or import the user's own, and delete or restore their weights.
 
-A candidate's folder holds an ordinary Hugging Face checkpoint (a user's own is linked, never copied or written to) and
-its `pruning.json`. `making` writes them; `keeping` lets the weights of those that were not chosen go, and makes them
-anew where they are asked for again.
+A candidate's folder holds an ordinary Hugging Face checkpoint and its `pruning.json`. A user's own checkpoint is
+linked, never copied or written to. `making` writes candidates; `keeping` deletes the weights of candidates that no
+config chose and restores them if a job needs them again.
 """
 
 from .keeping import checkpoint, ensure, release

@@ -1,7 +1,7 @@
-"""Whose weights stay: those of candidates that were not chosen go, and come back when they are asked for again.
+"""Delete the weights of candidates that no config chose, and restore them when a job needs them again.
 
-The records of all candidates stay. A job that needs weights which are gone makes that one candidate anew, from the
-recipe in its `pruning.json`, and finds the same fingerprint.
+The records of all candidates stay. A job that needs deleted weights prunes that one candidate again, with the settings
+under `recipe` in its `pruning.json`, and checks that the fingerprint is the same.
 """
 
 import logging
@@ -21,7 +21,11 @@ LOCK = ".weights.lock"
 
 
 def checkpoint(selection):
-    """The folder of a chosen checkpoint, by its `selection_info.json`; its weights are there when this returns."""
+    """Return the folder of the chosen checkpoint, after restoring its weights if they are missing.
+
+    Args:
+        selection: path of its `selection_info.json`.
+    """
     folder = Path(selection).parent
     candidate = layout.chosen_folder(selection, records.read(selection))
     ensure(candidate)
@@ -32,11 +36,13 @@ def checkpoint(selection):
 
 
 def ensure(folder):
-    """Make the weights of the candidate in `folder` anew where they were let go or are not those of its record.
+    """Restore the weights of the candidate in `folder` if they are missing or differ from its record.
 
-    A user's own are linked again where the links lead nowhere, as in results that were moved. Several jobs may want the
-    same candidate: one makes it, the others wait. Raises CheckpointError where a user's own weights are not those that
-    were taken in, or others come out different.
+    A candidate pruned here is pruned again. A user's own is linked again, for example after the results were moved. If
+    several jobs need the same candidate, one restores it and the others wait.
+
+    Raises:
+        CheckpointError: the user's weights are not the imported ones, or pruning again gives different weights.
     """
     folder = Path(folder)
     if _is_whole(folder):
@@ -47,12 +53,17 @@ def ensure(folder):
 
 
 def release(model, folders, selections, output):
-    """Delete the weights of a model's candidates that no config chose, and write which into the record `output`.
+    """Delete the weights of a model's candidates that no config chose, and record which ones.
 
-    folders: candidate -> path of its pruning.json; selections: paths of selection_info.json of all configs. What other
-    studies in the same results chose stays too.
+    Also keeps what other studies in the same results folder chose.
+
+    Args:
+        model: name of the model.
+        folders: candidate -> path of its pruning.json.
+        selections: paths of the selection_info.json of all configs.
+        output: path of the record to write.
     """
-    others = [path for known in selections for path in Path(known).parents[1].glob("*/selection_info.json")]
+    others = [path for selection in selections for path in Path(selection).parents[1].glob("*/selection_info.json")]
     chosen = {records.read(path)["candidate"] for path in {*map(Path, selections), *others}}
     freed = {}
     for name, record in folders.items():
@@ -64,7 +75,7 @@ def release(model, folders, selections, output):
             freed[name] = sum(file.stat().st_size for file in files)
             for file in files:
                 file.unlink()
-        logger.info("%s %s: not chosen, its weights are deleted (%.2f GB)", model, name, freed[name] / 1e9)
+        logger.info("%s %s: not chosen; deleted its weights (%.2f GB)", model, name, freed[name] / 1e9)
     records.write(output, {"model": model, "kept": sorted(chosen), "freed_bytes": freed})
 
 
@@ -76,7 +87,7 @@ def _locked(folder):
     try:
         lock.acquire()
     except OSError as error:
-        raise CheckpointError(f"{Path(folder) / LOCK}: cannot be locked ({error}); delete it") from error
+        raise CheckpointError(f"{Path(folder) / LOCK}: cannot be locked ({error}). Delete it.") from error
     try:
         yield
     finally:
@@ -91,43 +102,43 @@ def _has_weights(folder):
 
 
 def _is_whole(folder):
-    known = records.read(folder / "pruning.json")["weights_fingerprint"]
-    return _has_weights(folder) and fingerprints.weights(folder) == known
+    expected = records.read(folder / "pruning.json")["weights_fingerprint"]
+    return _has_weights(folder) and fingerprints.weights(folder) == expected
 
 
 def _restore(folder):
     record = records.read(folder / "pruning.json")
     if record.get("recipe"):
-        _make_anew(folder, record["recipe"], record["weights_fingerprint"])
+        _prune_again(folder, record["recipe"], record["weights_fingerprint"])
     else:
-        _link_anew(folder, record)
+        _link_again(folder, record)
 
 
-def _link_anew(folder, record):
-    """Link a user's own candidate to where it came from, which still has to hold the weights that were taken in."""
+def _link_again(folder, record):
+    """Link a user's own candidate to its origin again and check that the origin still holds the imported weights."""
     if Path(record["origin"]).is_dir():
         making.link(record["origin"], folder)
     if not _is_whole(folder):
         raise CheckpointError(
-            f"{record['origin']}: its weights are not those that were taken in as candidate {record['candidate']}; "
-            f"put them back, or delete {folder / 'pruning.json'} and run snakemake again to study the new ones"
+            f"{record['origin']}: the weights are not the ones that were imported as candidate {record['candidate']}. "
+            f"Put them back, or delete {folder / 'pruning.json'} and run snakemake again to study the new ones."
         )
     logger.info("%s: linked again to %s", folder, record["origin"])
 
 
-def _make_anew(folder, recipe, known):
-    source = models.Source(**recipe["source"])
+def _prune_again(folder, settings, expected):
+    source = models.Source(**settings["source"])
     if not Path(source.path).is_dir():
         raise CheckpointError(
-            f"{folder}: its weights are gone, and so is the dense model that they are made from ({source.path}); "
-            f"run snakemake --forcerun prune_candidate {folder / 'pruning.json'}"
+            f"{folder}: the candidate's weights are missing, and so is the dense model to prune again ({source.path}). "
+            f"Run: snakemake --forcerun prune_candidate {folder / 'pruning.json'}"
         )
-    logger.info("%s: its weights are not there; the candidate is made anew", folder)
-    making.make(source, recipe["point"], recipe["calibration"], folder, recipe["seed"])
+    logger.info("%s: the weights are missing or changed; pruning the candidate again", folder)
+    making.make(source, settings["point"], settings["calibration"], folder, settings["seed"])
     found = fingerprints.weights(folder)
-    if found != known:
+    if found != expected:
         raise CheckpointError(
-            f"{folder}: made anew, its weights have the fingerprint {found[:12]}, not {known[:12]} as when it was "
-            f"scored: model, data, software or machine changed; delete {folder / 'pruning.json'} and run snakemake "
-            "again"
+            f"{folder}: pruned again, the weights have fingerprint {found[:12]} instead of {expected[:12]} as when the "
+            "candidate was scored, so the model, the data, the software or the machine has changed. Delete "
+            f"{folder / 'pruning.json'} and run snakemake again."
         )

@@ -1,4 +1,4 @@
-"""The prune stage: make one candidate here, or take in one of the user's, as a checkpoint with its `pruning.json`."""
+"""Make one candidate by pruning, or import one of the user's, as a checkpoint folder with its `pruning.json`."""
 
 import logging
 import os
@@ -12,26 +12,32 @@ from coppice.models import files
 
 logger = logging.getLogger("coppice.candidates")
 
-# Where tokenizers differ, they do on one of these
+# Tokenizers that differ usually differ on some of these characters.
 PROBE = "In 1999:\n\n\tCafé crème, 東京 (don't)  x = 3.5; <end> E.g."
 
 
 def prune(identity, source, point, calibration, output, seed=0):
-    """Prune the dense model `source` (a models.Source) at a `point` of the grid; writes checkpoint and `pruning.json`.
+    """Prune the dense model at a grid point; write the checkpoint and its `pruning.json`.
 
-    identity: {model, candidate}; calibration: {record (path of a dataset.json), dataset, samples, length}.
+    Args:
+        identity: {model, candidate}.
+        source: the dense model, a models.Source.
+        point: a grid point (see `grid.resolve`).
+        calibration: {record (path of a dataset.json), dataset, samples, length in tokens}.
+        output: folder to write.
+        seed: seed of the calibration sample.
     """
     clock = records.Clock()
     facts, used = make(source, point, calibration, output, seed)
-    recipe = {"source": asdict(source), "point": point, "calibration": calibration, "seed": seed}
-    facts = identity | {"origin": "pruned here", "recipe": recipe} | facts
+    settings = {"source": asdict(source), "point": point, "calibration": calibration, "seed": seed}
+    facts = identity | {"origin": "pruned here", "recipe": settings} | facts
     _write_record(facts, point, output, source.path, clock, seed, used)
 
 
 def make(source, point, calibration, output, seed):
-    """Write the checkpoint that pruning `source` at `point` gives; returns (its facts, the calibration's fingerprint).
+    """Prune `source` at `point` and write the checkpoint; return its facts and the calibration data's fingerprint.
 
-    The same arguments give the same weights, on the same kind of machine.
+    The same arguments give the same weights on the same kind of machine.
     """
     from coppice.stages import prune
 
@@ -45,9 +51,10 @@ def make(source, point, calibration, output, seed):
 
 
 def calibration_batches(tokenizer, calibration, context, seed):
-    """`samples` windows of `length` tokens from the train rows of the calibration data, as LongTensors [B, T].
+    """Return calibration windows as a list of LongTensors [B, T], and the fingerprint of the data.
 
-    Returns them with the data's fingerprint. The windows are spread evenly over the text.
+    Draws train rows in random order, joins them and cuts the text into up to `samples` windows of `length` tokens, or
+    of `context` tokens if that is shorter.
     """
     import torch
 
@@ -64,16 +71,27 @@ def calibration_batches(tokenizer, calibration, context, seed):
             break
     count = min(calibration["samples"], len(ids) // length)
     if not count:
-        raise DataError(f"dataset {calibration['dataset']}: too short to calibrate on (under {length} tokens)")
+        raise DataError(
+            f"dataset {calibration['dataset']}: its train rows have fewer than {length} tokens, too few to calibrate "
+            "on. Name a larger dataset in candidates.calibration."
+        )
     windows = torch.tensor(ids[: count * length]).view(count, length)
     return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
 
 
 def take_in(identity, path, given, dense, output):
-    """Link the user's checkpoint folder `path` as a candidate; its `pruning.json` holds the `given` columns.
+    """Link the user's checkpoint folder as a candidate and write its `pruning.json`.
 
-    dense: path of the dense model's `model.json`; CheckpointError where the candidate is that model itself, or has
-    another tokenizer.
+    Args:
+        identity: {model, candidate}.
+        path: the user's checkpoint folder.
+        given: column -> value of the candidate's row in the table.
+        dense: path of the dense model's `model.json`.
+        output: folder to write.
+
+    Raises:
+        CheckpointError: the folder is not a usable checkpoint, or is the dense model itself, or its tokenizer differs
+            from the dense model's.
     """
     clock = records.Clock()
     path, output = Path(path).expanduser().absolute(), Path(output)
@@ -81,8 +99,8 @@ def take_in(identity, path, given, dense, output):
     files.check_tokenizer(path)
     if _is_dense(path, dense):
         raise CheckpointError(
-            f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (it has "
-            "the same weights): nothing was pruned; take its row out of candidates.table"
+            f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (its "
+            "weights are the same). Remove its row from candidates.table."
         )
     facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
     _check_tokens(path, models.folder_of(dense))
@@ -91,8 +109,7 @@ def take_in(identity, path, given, dense, output):
 
 
 def _is_dense(path, dense):
-    """Whether the folder `path` holds the weights of the model.json `dense`, under another configuration or cut into
-    other files too."""
+    """Return True if the folder `path` holds the dense model's weights, even with another config.json or sharding."""
     if fingerprints.weights(path) == records.read(dense)["weights_fingerprint"]:
         return True
     place = models.folder_of(dense)
@@ -100,21 +117,24 @@ def _is_dense(path, dense):
 
 
 def _check_tokens(path, dense):
-    """Refuse a candidate in `path` that reads text otherwise than the model in the folder `dense`."""
-    read = [_reading(folder) for folder in (path, dense)]
-    if None in read:
+    """Raise CheckpointError if the tokenizers in the folders `path` and `dense` differ."""
+    tokenized = [_tokenized(folder) for folder in (path, dense)]
+    if None in tokenized:
         return
-    (tokens, ids), (other_tokens, other_ids) = read
+    (tokens, ids), (other_tokens, other_ids) = tokenized
+    # The candidate may lack tokens of the dense model, but each of its tokens must have the same id there.
     if tokens != other_tokens or any(other_ids.get(text, place) != place for text, place in ids.items()):
         raise CheckpointError(
-            f"{path}: its tokenizer makes other tokens of the same text than the dense model's ({dense}), so that no "
-            "number of theirs compares; put the tokenizer files of the dense model beside its weights"
+            f"{path}: the tokenizer differs from the dense model's ({dense}), so results cannot be compared. Copy the "
+            "dense model's tokenizer files here."
         )
 
 
-def _reading(folder):
-    """(token ids of a text, ids of all tokens by their text) of the tokenizer in `folder`; None for one that does not
-    load by itself, of which nothing is known here."""
+def _tokenized(folder):
+    """Return (token ids of `PROBE`, vocabulary as token -> id) of a folder's tokenizer, or None if it does not load.
+
+    A tokenizer that needs its own code does not load here; `_check_tokens` then checks nothing.
+    """
     try:
         tokenizer = models.load_tokenizer(folder)
     except CheckpointError:
@@ -123,12 +143,13 @@ def _reading(folder):
 
 
 def link(source, folder):
-    """Fill `folder` with relative symbolic links to the files of `source`; links of an earlier call go.
+    """Fill `folder` with relative symbolic links to the files of `source`, after removing the links that it has.
 
-    Relative to where the folder really lies: from one that is reached by a link itself, `..` leads elsewhere.
+    Leaves out subfolders, hidden files and `pruning.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # If the folder is itself reached through a link, `..` leads elsewhere than its path suggests: resolve it first.
     source, folder = Path(source).resolve(), folder.resolve()
     for old in folder.iterdir():
         if old.is_symlink():
@@ -140,12 +161,15 @@ def link(source, folder):
 
 def _write_record(facts, settings, output, source, clock, seed, calibration):
     output = Path(output)
-    print_ = fingerprints.weights(output)
+    fingerprint = fingerprints.weights(output)
     dense = fingerprints.weights(source)
-    if settings["method"] != "imported" and print_ == dense:
-        raise CheckpointError(f"{output}: the pruned checkpoint has the dense one's fingerprint: nothing was pruned")
+    if settings["method"] != "imported" and fingerprint == dense:
+        raise CheckpointError(
+            f"{output}: nothing was pruned (the checkpoint has the dense model's fingerprint). Choose other settings "
+            "for this point in candidates.prune."
+        )
     provenance = clock.provenance(settings, seed, source=dense, calibration=calibration)
     records.write(
         output / "pruning.json",
-        facts | {"settings": settings, "weights_fingerprint": print_, "provenance": provenance},
+        facts | {"settings": settings, "weights_fingerprint": fingerprint, "provenance": provenance},
     )
