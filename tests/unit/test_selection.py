@@ -47,7 +47,7 @@ def test_ties_go_to_fewer_parameters_and_then_to_the_name():
 
 
 def test_a_candidate_without_the_metric_is_named():
-    with pytest.raises(CoppiceError, match=r"candidate a .* ppl\.ptb"):
+    with pytest.raises(CoppiceError, match=r"candidate a: .*ppl\.ptb"):
         ranking.rank(scored(a=(0.5, 1)), by("ppl.ptb", "min"))
 
 
@@ -83,7 +83,7 @@ def test_what_lies_outside_the_bounds_is_passed_over_and_named():
     assert left == ["small"]
     assert outside["large"] == "parameters 100, at most 50 is asked for" and "at least 0.5" in outside["tiny"]
     assert ranking.within_bounds(scored(big=(0.7, 5 * 10**9)), by("", "", parameters={"max": 6.0e9})["where"])[0]
-    with pytest.raises(CoppiceError, match=r"no candidate keeps the bounds.*large.*tiny"):
+    with pytest.raises(CoppiceError, match=r"no candidate.*bounds.*large.*tiny"):
         ranking.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
 
 
@@ -215,7 +215,7 @@ def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_ch
     folder = candidates.checkpoint(chosen / "selection_info.json")
     assert fingerprints.weights(folder) == fingerprints.weights(tmp_path / "mine")
     (tmp_path / "mine/config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="not those that were taken in as candidate c; put them back"):
+    with pytest.raises(CheckpointError, match=r"candidate c.*Put them back"):
         candidates.ensure("results/candidates/M/c")
 
 
@@ -273,7 +273,7 @@ def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_
     for words in (
         str(copy),
         "candidate c of model M is the dense model itself",
-        "take its row out of candidates.table",
+        "Remove its row from candidates.table",
     ):
         assert words in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -289,7 +289,7 @@ def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(t
     content["model"]["vocab"] |= {"w8": 9, "w9": 8} if changed == "ids" else {}
     (mine / "tokenizer.json").write_text(json.dumps(content))
     arguments = {"model": "M", "candidate": "c"}, mine, {}, tmp_path / "model.json", tmp_path / "out/c"
-    with pytest.raises(CheckpointError, match="makes other tokens of the same text than the dense model's"):
+    with pytest.raises(CheckpointError, match=r"tokenizer differs.*Copy"):
         candidates.take_in(*arguments)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(dense / name, mine / name)

@@ -1,7 +1,8 @@
-"""Selection: the best candidate of a model by a named criterion, on data that the reports never use.
+"""Select a model's best candidate by a named criterion, on data that the reports never use.
 
-`criteria`: metrics, bounds and orders; `choice`: the choice of one config, with its margin; `summary`: the table of all
-candidates with what was chosen, and a figure a model.
+`ranking` compares candidates by a criterion; `choice` makes and records the choice of one config; `margins` tells
+whether its lead is noise; `scoring` says which candidates need an evaluation; `summary` writes `candidates.tsv`,
+`SUMMARY.md` and the figures.
 """
 
 from .choice import chosen, config_to_train, select_best, trained

@@ -1,4 +1,4 @@
-"""The choice of one config: the best candidate by its criterion, the runner-up, and whether the margin is noise."""
+"""Choose a config's candidate by its criterion, with the runner-up and whether the margin is within noise."""
 
 import contextlib
 import logging
@@ -14,9 +14,13 @@ logger = logging.getLogger("coppice.selection")
 
 
 def read_candidates(folders):
-    """name -> {folder, pruning (record), evaluation (folder or None), tasks, metrics, parameters, given}.
+    """Read the records of candidates.
 
-    folders: name -> (path of pruning.json, path of evaluation_results.json or None).
+    Args:
+        folders: name -> (path of pruning.json, path of evaluation_results.json or None).
+
+    Returns:
+        name -> {folder, pruning (record), evaluation (folder or None), tasks, metrics, parameters, given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -38,9 +42,14 @@ def read_candidates(folders):
 
 
 def select_best(identity, criterion, folders, output, seed=0):
-    """Choose the best of the candidates by `criterion` and write `selection_info.json` and the linked checkpoint.
+    """Choose the best candidate, write `selection_info.json` and link the checkpoint beside it.
 
-    identity: {model, config}; criterion: as resolved by `settings`, with `split`; folders as for `read_candidates`.
+    Args:
+        identity: {model, config}.
+        criterion: as resolved by `settings`, with `split`.
+        folders: as for `read_candidates`.
+        output: folder to write.
+        seed: seed of the bootstrap.
     """
     scored = read_candidates(folders)
     left, outside = ranking.within_bounds(scored, criterion["where"])
@@ -64,7 +73,7 @@ def select_best(identity, criterion, folders, output, seed=0):
         "source_path": os.path.relpath(best["folder"]),
         "weights_fingerprint": best["pruning"]["weights_fingerprint"],
         "pruning": best["pruning"]["settings"],
-        # no times: a choice that is made again alike is the same file, after which nothing has to run again
+        # Without times, a rerun that makes the same choice writes the same file, and nothing reruns after it.
         "provenance": {"seed": seed, "versions": records.versions()},
     }
     records.write(output / "selection_info.json", info)
@@ -72,7 +81,7 @@ def select_best(identity, criterion, folders, output, seed=0):
 
 
 def _origin(entry, criterion):
-    """Where the numbers come from that a candidate is ranked by."""
+    """Return the origin of the numbers that rank a candidate: the user's table or scoring here."""
     given = all(ranking.is_given(entry["given"], metric) for metric in ranking.asked(criterion))
     return "the user's table" if given else "scored here"
 
@@ -88,9 +97,10 @@ def _warnings(origin):
 
 
 def trained(paths):
-    """config -> candidate of the configs that were trained by themselves, not taken over, for what they chose.
+    """Return config -> candidate for the configs that trained their choice themselves instead of reusing a training.
 
-    paths: config -> (selection_info.json, finetuning_config.json), which need not be there.
+    Args:
+        paths: config -> (selection_info.json, finetuning_config.json); missing files are skipped.
     """
     found = {}
     for config, (selected, finetuned) in paths.items():
@@ -98,43 +108,50 @@ def trained(paths):
             choice, training = records.read(selected), records.read(finetuned)
         except records.RecordError:
             continue
-        print_ = training["provenance"]["fingerprints"]["weights"]
-        if not training.get("reused_from") and print_ == choice["weights_fingerprint"]:
+        fingerprint = training["provenance"]["fingerprints"]["weights"]
+        if not training.get("reused_from") and fingerprint == choice["weights_fingerprint"]:
             found[config] = choice["candidate"]
     return found
 
 
-def config_to_train(path, candidate, alike, before, decide=True):
-    """Which of the configs `alike`, which all chose `candidate`, is trained; the others take its results over.
+def config_to_train(path, candidate, configs, trained_before, decide=True):
+    """Return which of the configs that all chose `candidate` is trained; the others reuse its results.
 
-    The one that was decided on earlier (in the record `path`), else one that is trained already (`before`), else the
-    first. Where not to `decide`, as in a cluster's job, whose run has decided, nothing is written.
+    Takes the config that an earlier run recorded in `path`, else one that is already trained, else the first. The
+    record keeps the answer the same for the jobs of a run and for later runs.
+
+    Args:
+        path: the record {owners: candidate -> config}.
+        candidate: name of the candidate.
+        configs: the configs that chose it, in the order of the configuration.
+        trained_before: config -> candidate, as from `trained`.
+        decide: write a new decision to the record. False in a cluster job, because the main process has decided.
     """
-    known = {}
+    owners = {}
     with contextlib.suppress(records.RecordError):
-        known = records.read(path)["owners"]
-    if known.get(candidate) in alike:
-        return known[candidate]
-    found = next((config for config in alike if before.get(config) == candidate), alike[0])
-    if decide and len(alike) > 1:
-        records.write(path, {"owners": known | {candidate: found}})
+        owners = records.read(path)["owners"]
+    if owners.get(candidate) in configs:
+        return owners[candidate]
+    found = next((config for config in configs if trained_before.get(config) == candidate), configs[0])
+    if decide and len(configs) > 1:
+        records.write(path, {"owners": owners | {candidate: found}})
     return found
 
 
 def chosen(path):
-    """The name of the candidate in a `selection_info.json`."""
+    """Return the name of the candidate in a `selection_info.json`."""
     return records.read(path)["candidate"]
 
 
 def _runner_up(scored, order, criterion, seed):
-    """The second best: {candidate, value, margin, interval, within_noise}; None where there is one candidate."""
+    """Return the second best as {candidate, value, margin, interval, within_noise}, or None if there is none."""
     if len(order) < 2:
         return None
     (best, value), (name, second) = order[:2]
     found = {"candidate": name, "value": second, "margin": abs(value - second)}
     bounds = None
     if not criterion["pareto"]:
-        from . import margins  # numpy, of which parsing the workflow has no need
+        from . import margins  # imports numpy, which parsing the workflow does not need
 
         bounds = margins.interval(scored[best], scored[name], criterion["metric"], seed)
     return found | {"interval": bounds, "within_noise": None if bounds is None else bounds[0] <= 0 <= bounds[1]}

@@ -1,4 +1,4 @@
-"""How sure the margin between two candidates is: paired over the rows that both were scored on."""
+"""The uncertainty of the margin between two candidates, paired over the rows that both were scored on."""
 
 import logging
 
@@ -12,10 +12,15 @@ logger = logging.getLogger("coppice.selection")
 
 
 def interval(first, second, metric, seed=0):
-    """Bootstrap interval [low, high] of `metric` of `second` minus that of `first`, over the same items or windows.
+    """Return the bootstrap interval [low, high] of `metric` of `second` minus `first`, over the same items or windows.
 
-    first, second: {evaluation: folder or None, tasks, given}. None where there is nothing to pair: one was not scored
-    here or has its user's number, the two read other windows (another tokenizer), or the metric is no accuracy.
+    Returns None if the two cannot be paired: one of them was not scored here or has the user's own number, their
+    windows differ (because their tokenizers do), or the metric is neither an accuracy nor a perplexity.
+
+    Args:
+        first, second: {evaluation: folder or None, tasks, given}.
+        metric: name of the metric.
+        seed: seed of the bootstrap.
     """
     folders = [first["evaluation"], second["evaluation"]]
     if None in folders or any(ranking.is_given(entry["given"], metric) for entry in (first, second)):
@@ -26,7 +31,7 @@ def interval(first, second, metric, seed=0):
     try:
         paired = _paired(folders, metric, names, seed)
     except stored_samples.NotPaired as error:
-        logger.info("no interval for the margin: %s", error)
+        logger.info("the margin has no interval: %s", error)
         return None
     return paired_stats.change(paired, 0, 1)["interval"]
 

@@ -1,4 +1,4 @@
-"""What candidates are ranked by: their metrics, the bounds that they have to keep, and the order that follows.
+"""Rank candidates: collect their metrics, apply the bounds of a criterion and sort what is left.
 
 A criterion is {metric, mode, where} or {pareto: knee, metrics, where}, as `settings` resolves it. A metric is
 `average_acc`, `ppl.<dataset>`, a task, or a column of the user's table.
@@ -13,9 +13,13 @@ from coppice.study.settings.criteria import PARAMETERS, asked
 
 
 def metrics_of(evaluation=None, given=None):
-    """All metrics of a candidate by name: of its evaluation record (a dict), overridden by its table's columns.
+    """Return a candidate's metrics by name, from its evaluation record and, with priority, its columns in the table.
 
-    A given `acc` stands for average_acc, a given `ppl` for any perplexity that a criterion asks for.
+    The column `acc` gives average_acc. The column `ppl` is used for every perplexity (see `value_of`).
+
+    Args:
+        evaluation: the record as a dict, or None.
+        given: column -> value, or None.
     """
     metrics = {}
     if evaluation:
@@ -29,52 +33,64 @@ def metrics_of(evaluation=None, given=None):
 
 
 def needs_scoring(candidate, criteria):
-    """Whether a candidate (grid point, or row of the table) lacks a metric that one of the `criteria` asks for."""
-    if "path" not in candidate:
+    """Return True if a candidate (grid point or table row) lacks a metric that one of the `criteria` asks for."""
+    if "path" not in candidate:  # a grid point, which comes without any metrics
         return True
     given = metrics_of(given=candidate["given"])
     return any(value_of(given, metric) is None for criterion in criteria.values() for metric in asked(criterion))
 
 
 def value_of(metrics, metric):
-    """The value of `metric` among a candidate's metrics, or None; a table's `ppl` serves for every perplexity."""
+    """Return the value of `metric` or None. A table's column `ppl` is used for every perplexity."""
     if metric.startswith("ppl.") and "ppl" in metrics:
         return metrics["ppl"]
     return metrics.get("average_acc" if metric == "acc" else metric)
 
 
 def is_given(given, metric):
-    """Whether a candidate's number for `metric` is its user's own, from the columns `given` in the table."""
+    """Return True if a candidate's value of `metric` comes from its columns in the user's table."""
     return value_of(metrics_of(given=given), metric) is not None
 
 
 def within_bounds(scored, where):
-    """(names of candidates that keep all bounds of `where`, name -> why not for the others).
+    """Apply the bounds of a criterion.
 
-    scored: name -> {metrics, parameters}. Raises CoppiceError where none is left.
+    Args:
+        scored: name -> {metrics, parameters}.
+        where: quantity -> {min, max}, either of them None if there is no such bound.
+
+    Returns:
+        (names of the candidates within all bounds, name -> reason for the others).
+
+    Raises:
+        CoppiceError: no candidate is left, or one lacks a bounded quantity.
     """
     outside = {}
     for name, entry in scored.items():
         for quantity, bounds in where.items():
             value = entry["parameters"] if quantity == PARAMETERS else value_of(entry["metrics"], quantity)
             if value is None:
-                raise CoppiceError(f"candidate {name}: its {quantity} is not known, and select has a bound on it")
+                raise CoppiceError(
+                    f"candidate {name}: it has no value of {quantity}, but select.configs has a bound on it. Remove "
+                    "the bound or give the value in candidates.table."
+                )
             for end, word, beyond in (("min", "least", operator.lt), ("max", "most", operator.gt)):
                 if bounds[end] is not None and beyond(value, bounds[end]):
                     outside[name] = f"{quantity} {value:g}, at {word} {bounds[end]:g} is asked for"
     left = [name for name in scored if name not in outside]
     if not left:
         raise CoppiceError(
-            f"no candidate keeps the bounds of select: {'; '.join(f'{n}: {why}' for n, why in outside.items())}"
+            "no candidate is within the bounds under select.configs "
+            f"({'; '.join(f'{n}: {why}' for n, why in outside.items())}). Loosen the bounds or add candidates."
         )
     return left, outside
 
 
 def rank(scored, criterion):
-    """[(name, value)] of candidates from best to worst; ties go to fewer parameters, then to the name.
+    """Return [(name, value)] from best to worst. Ties go to the candidate with fewer parameters, then to the name.
 
-    For a knee, the value is the distance from the line between the front's ends, and only candidates on the front are
-    ranked. Raises CoppiceError where a candidate lacks a metric.
+    For a knee, only candidates on the Pareto front are ranked, and the value is the distance from the line between the
+    ends of the front. Raises CoppiceError if a candidate lacks a metric.
     """
     names = list(scored)
     if criterion["pareto"]:
@@ -94,11 +110,14 @@ def rank(scored, criterion):
 def _usable(scored, name, metric):
     value = value_of(scored[name]["metrics"], metric)
     if value is None or not math.isfinite(value):
-        raise CoppiceError(f"candidate {name} has no usable value for the metric {metric} ({value})")
+        raise CoppiceError(
+            f"candidate {name}: the value of the metric {metric} is {value}, which cannot be ranked. Correct it in "
+            "candidates.table or choose another metric in select.configs."
+        )
     return value
 
 
 def _directed(scored, name, metric, mode, want):
-    """A metric turned so that its better end is that of `want`."""
+    """Return the metric with its sign changed if its `mode` is not `want`, so that better means what `want` says."""
     value = _usable(scored, name, metric)
     return value if mode == want else -value

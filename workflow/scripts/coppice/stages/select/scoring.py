@@ -1,4 +1,4 @@
-"""Which candidates of a study are scored here, on which data, and how."""
+"""Which candidates of a study need scoring, on which data, and under which settings."""
 
 from coppice.study import layout
 from coppice.study.settings import rerun_policy
@@ -8,20 +8,22 @@ from .ranking import needs_scoring
 
 
 def settings(study):
-    """How candidates are scored: as reports are, but on `scored_texts` alone, under the protocol that stands for a
-    model, without answers and cost.
+    """Return the settings under which candidates are scored.
+
+    They are those of the reports, reduced to the texts in `scored_texts` and the first perplexity protocol, without
+    generated answers and cost.
     """
-    chosen = scored_texts(study.configs.values(), study.evaluate["perplexity"]["datasets"])
-    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate, chosen))
+    texts = scored_texts(study.configs.values(), study.evaluate["perplexity"]["datasets"])
+    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate, texts))
 
 
 def datasets(study):
-    """Names of the data sets that candidates are scored on."""
+    """Return the names of the datasets that candidates are scored on."""
     return list(dict.fromkeys([*settings(study)["perplexity"]["datasets"], *study.evaluate["zero_shot"]["tasks"]]))
 
 
 def needs_rows_of(study, dataset):
-    """Whether selection rows of `dataset` are asked for: by the scoring of candidates, or by an ablation."""
+    """Return True if candidate scoring or an ablation needs selection rows of `dataset`."""
     if dataset in study.ablated_by():
         return True
     scored = any(
@@ -33,7 +35,10 @@ def needs_rows_of(study, dataset):
 
 
 def records(study, model):
-    """candidate -> (its pruning.json, its scores or None where its table row has all that is asked for)."""
+    """Return candidate -> (path of its pruning.json, path of its scores).
+
+    The path of the scores is None if the candidate's row in the table has every metric that a criterion needs.
+    """
     patterns = [layout.record(study.results, kind) for kind in ("candidate", "scores")]
     found = {}
     for name, candidate in study.candidates(model).items():

@@ -1,4 +1,4 @@
-"""What was chosen from what, for people: the table of all candidates, a page, and a figure a model."""
+"""Show what was chosen from what: a table of all candidates, a page (`SUMMARY.md`) and one figure per model."""
 
 import html
 import math
@@ -14,13 +14,23 @@ from coppice.study import layout
 from .choice import read_candidates
 
 FIGURES = "figures"
+INTRODUCTION = """\
+Each table lists a model's candidates with the metrics that were measured for selection or given in the user's table.
+Accuracies are shares of right answers (higher is better), `ppl` is perplexity (lower is better), and an empty cell was
+not measured. `chosen_as` names the configs that chose a candidate. Below each table, one line per config gives its
+criterion, the chosen candidate with the value that was compared, and how far the next candidate is behind. That
+difference is within noise if its 95 % interval includes 0. `candidates.tsv` holds the same tables with all digits.
+"""
 
 
 def summarize(folders_by_model, selections, table, page):
-    """Write `candidates.tsv` (every candidate with its metrics), `SUMMARY.md` (a table a model, what was chosen, by
-    what margin) and beside it `figures/{model}.svg` and `.png`.
+    """Write `candidates.tsv`, `SUMMARY.md` and, beside it, `figures/{model}.svg` and `.png`.
 
-    folders_by_model: model -> folders as for `read_candidates`; selections: paths of selection_info.json.
+    Args:
+        folders_by_model: model -> folders as for `read_candidates`.
+        selections: paths of selection_info.json.
+        table: path of candidates.tsv: every candidate with its metrics.
+        page: path of SUMMARY.md: one table per model, the choices and their margins.
     """
     import pandas
 
@@ -29,9 +39,9 @@ def summarize(folders_by_model, selections, table, page):
     for model, folders in folders_by_model.items():
         for name, entry in read_candidates(folders).items():
             configs = [info["config"] for info in chosen if (info["model"], info["candidate"]) == (model, name)]
-            known = {"model": model, "candidate": name, "parameters": entry["parameters"]}
-            # a column of a user's table that is called like one of these is not what was found here
-            rows.append(known | entry["metrics"] | known | {"chosen_as": ",".join(configs)})
+            own = {"model": model, "candidate": name, "parameters": entry["parameters"]}
+            # `own` comes first for the order of columns, and again because a user's column may have the same name.
+            rows.append(own | entry["metrics"] | own | {"chosen_as": ",".join(configs)})
     frame = pandas.DataFrame(rows)
     frame.insert(len(frame.columns) - 1, "chosen_as", frame.pop("chosen_as"))
     with records.atomic(table) as file:
@@ -44,47 +54,48 @@ def summarize(folders_by_model, selections, table, page):
 
 
 def _page(frame, chosen):
-    """The Markdown of SUMMARY.md."""
-    lines = ["# Candidates and choices", ""]
+    """Return the Markdown of SUMMARY.md."""
+    lines = ["# Candidates and choices", "", INTRODUCTION]
     for model, rows in frame.groupby("model", sort=False):
         shown = rows.dropna(axis="columns", how="all").drop(columns="model")
         lines += [f"## {model}", "", _markdown(shown), ""]
         own = [info for info in chosen if info["model"] == model]
         lines += [_choice(info, own) for info in own]
-        lines += ["", f"![accuracy against perplexity of {model}'s candidates]({FIGURES}/{quote(model)}.svg)", ""]
+        lines += ["", f"![Accuracy against perplexity of {model}'s candidates]({FIGURES}/{quote(model)}.svg)", ""]
     return "\n".join(lines)
 
 
 def _choice(info, chosen):
-    """A line on one config's choice; `chosen` are those of all configs of the model."""
+    """Return a line on one config's choice; `chosen` are the choices of all configs of the model."""
     words = _escaped(info["criterion"]["words"])
-    lines = [f"- **{info['config']}** ({words}): `{info['candidate']}` with {info['value']:.4g}"]
+    parts = [f"- **{info['config']}** ({words}) chose `{info['candidate']}` with {info['value']:.4g}"]
     if info["runner_up"]:
-        lines.append(formatting.margin(info["runner_up"]))
+        parts.append(formatting.margin(info["runner_up"]))
     if info["passed_over"]:
-        lines.append(f"{len(info['passed_over'])} passed over ({', '.join(map('`{}`'.format, info['passed_over']))})")
+        names = ", ".join(map("`{}`".format, info["passed_over"]))
+        parts.append(f"{formatting.count(len(info['passed_over']), 'candidate')} outside the bounds ({names})")
     first = next(other["config"] for other in chosen if other["candidate"] == info["candidate"])
     if first != info["config"]:
-        lines.append(formatting.reused(first))
-    return "; ".join(lines + [f"**note**: {warning}" for warning in info["warnings"]])
+        parts.append(formatting.reused(first))
+    return "; ".join(parts + [f"**note**: {warning}" for warning in info["warnings"]])
 
 
 def _draw(model, rows, configs, folder):
-    """Accuracy against perplexity of a model's candidates; where there are not both, a figure that says so."""
+    """Draw accuracy against perplexity of a model's candidates, or a figure that says that one of them is missing."""
     accuracy, perplexity = pareto.axes_of(rows.columns)
     with style.styled("candidates"):
         figure = style.new_figure()
         figure.set_size_inches(6.4, 4.6)
-        known = rows.dropna(subset=[accuracy, perplexity]) if accuracy and perplexity else rows[:0]
-        if known.empty:
+        shown = rows.dropna(subset=[accuracy, perplexity]) if accuracy and perplexity else rows[:0]
+        if shown.empty:
             figure.text(0.5, 0.5, "No candidate has both accuracy and perplexity.", ha="center", color=style.INK)
         else:
             axes = figure.subplots()
             chosen = [
-                [i for i, names in enumerate(known["chosen_as"]) if config in names.split(",")] for config in configs
+                [i for i, names in enumerate(shown["chosen_as"]) if config in names.split(",")] for config in configs
             ]
-            elements.candidates(axes, known[perplexity].tolist(), (100 * known[accuracy]).tolist(), chosen)
-            elements.name(axes, known[perplexity], 100 * known[accuracy], known["candidate"])
+            elements.candidates(axes, shown[perplexity].tolist(), (100 * shown[accuracy]).tolist(), chosen)
+            elements.name(axes, shown[perplexity], 100 * shown[accuracy], shown["candidate"])
             axes.set_title(model)
             axes.set_xlabel(f"perplexity ({perplexity.removeprefix('ppl.')}), lower is better")
             axes.set_ylabel("mean zero-shot accuracy (%)")
@@ -106,5 +117,5 @@ def _cell(value):
 
 
 def _escaped(text):
-    """As Markdown shows it: columns of a user's table may be called anything, and Markdown may hold HTML."""
+    """Escape HTML, which Markdown would pass on: a user's column or candidate may have any name."""
     return html.escape(str(text), quote=False)
