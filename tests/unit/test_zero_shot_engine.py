@@ -221,7 +221,7 @@ def test_a_positions_blind_model_is_found_out(tiny_model, tiny_tokenizer):
 
 def test_what_has_no_log_likelihood_is_refused_by_name(tiny_model, tiny_tokenizer):
     engine = PrefixTreeLM(pretrained=tiny_model("llama", max_position_embeddings=16), tokenizer=tiny_tokenizer)
-    for pair, reason in ((("w5", ""), "no tokens"), (("w5", " w6" * 17), "17 tokens, the model's context is 16")):
+    for pair, reason in ((("w5", ""), "no tokens"), (("w5", " w6" * 17), "17 tokens, .*context is 16")):
         with pytest.raises(DataError, match=reason):
             engine.loglikelihood(instances([pair]))
 

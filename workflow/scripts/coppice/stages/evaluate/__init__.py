@@ -1,8 +1,8 @@
-"""Evaluate one model: perplexity on texts and zero-shot tasks, by the same code for dense, pruned and finetuned.
+"""Evaluate one model on texts (perplexity) and zero-shot tasks, with the same code for dense, pruned and finetuned.
 
-Writes `evaluation_results.json`, `ppl_results.json` and `samples/{task}.parquet`. Each task and each text is a part
-that is stored once it is finished (`parts`): a killed evaluation goes on, an extended one computes what is new, and
-where every part is there no model is loaded.
+Writes `evaluation_results.json`, `ppl_results.json` and `samples/{task}.parquet`. Each task and each text is a part,
+which is stored as soon as it is finished (see `parts`). A killed evaluation continues with what is missing, an extended
+one computes only what is new, and if every part exists, the model is not loaded.
 """
 
 import logging
@@ -35,31 +35,42 @@ def evaluate(
     reused=None,
     prompt="none",
 ):
-    """Evaluate the checkpoint `source` (a models.Source), with the LoRA `adapter` (a folder) on it where given.
+    """Evaluate a checkpoint, with or without a LoRA adapter, and write the records and samples.
 
-    identity: {model, config or candidate, stage}; settings: the section `evaluate` of the configuration; datasets:
-    name -> path of its dataset.json; output: the folder that takes the records and samples. `purpose` is "report" or
-    "selection", which decides the rows that are used. dense (a model.json) and selection (a selection_info.json) let a
-    pruned model be told from the dense one. reused: the folder of the same evaluation for another config, whose results
-    are taken over. prompt: the form in which the model is asked questions: alpaca, chat or none.
+    Args:
+        identity: {model, config or candidate, stage}.
+        source: the checkpoint, a models.Source.
+        settings: the section `evaluate` of the configuration.
+        datasets: name -> path of its dataset.json.
+        output: folder to write.
+        adapter: folder of a LoRA adapter, or None.
+        purpose: "report" or "selection"; decides which rows are used.
+        seed: seed of the examples in prompts.
+        dense, selection: paths of the dense model's model.json and of the selection_info.json. With both, the function
+            checks that the pruned model is the selected one and not the dense model.
+        reused: folder of the same evaluation for another config, whose results are copied instead.
+        prompt: prompt format for generated answers: alpaca, chat or none.
     """
     clock, output = records.Clock(), Path(output)
-    prints = {
+    model_fingerprints = {
         "weights": fingerprints.weights(source.path),
         "adapter": fingerprints.weights(adapter) if adapter else None,
     }
     if adapter:
-        guards.check_adapter(adapter, prints["adapter"])
+        guards.check_adapter(adapter, model_fingerprints["adapter"])
     if dense and selection:
-        guards.check_pruned(source.path, prints["weights"], selection, dense)
+        guards.check_pruned(source.path, model_fingerprints["weights"], selection, dense)
     if reused:
-        reuse.take_over(identity, prints, reused, output)
+        reuse.take_over(identity, model_fingerprints, reused, output)
         return
-    parts = Parts(output / ".parts", _common(source, prints))
+    parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()
-    provenance = clock.provenance(settings | {"purpose": purpose}, seed, **prints, datasets=used) | parts.run()
+    provenance = (
+        clock.provenance(settings | {"purpose": purpose}, seed, **model_fingerprints, datasets=used) | parts.run()
+    )
     record["samples"] = stored_samples.write_samples(output, samples)
+    # evaluation_results.json comes last: whoever finds it also finds the files that belong to it.
     records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
     records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
     parts.discard_unused()
@@ -67,23 +78,23 @@ def evaluate(
 
 
 def average(tasks):
-    """Unweighted mean of the tasks' values (each under its own metric); None where there is no task."""
+    """Return the unweighted mean of the tasks' values, each under its own metric, or None if there is no task."""
     return math.fsum(result["value"] for result in tasks.values()) / len(tasks) if tasks else None
 
 
 def summary(record):
-    """One line: who was evaluated and what came out."""
+    """Return one line with the evaluated model, its mean accuracy and its perplexities."""
     texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record["perplexity"].items())
     accuracy = f"mean accuracy {record['average_acc']:.4f}" if record["average_acc"] is not None else "no tasks"
     who = " ".join(str(record[key]) for key in ("model", "config", "candidate", "stage") if record.get(key))
     return f"{who}: {accuracy}; perplexity {texts or 'not measured'}"
 
 
-def _common(source, prints):
-    """What every part's numbers rest on."""
+def _common(source, model_fingerprints):
+    """Return the facts that decide the numbers of every part, for the keys of the parts."""
     versions = records.versions()
     return {
-        **prints,
+        **model_fingerprints,
         "tokenizer": fingerprints.tokenizer(source.path),
         "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
         **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
@@ -93,7 +104,7 @@ def _common(source, prints):
 
 
 class _Evaluation:
-    """The parts of one evaluation, put together."""
+    """One evaluation: computes or reads its parts and assembles the records."""
 
     def __init__(self, subject, parts, settings, datasets, purpose, seed):
         self.subject, self.parts, self.settings, self.datasets = subject, parts, settings, datasets
@@ -101,7 +112,7 @@ class _Evaluation:
         self.used = {}  # dataset -> fingerprint of the rows that were used
 
     def run(self):
-        """(record, per-window losses, samples by task, dataset fingerprints), the latter as the records have them."""
+        """Return (record, per-window losses, task -> samples, dataset -> fingerprint of the rows used)."""
         sizes, _ = self.parts.part("sizes", "model", {}, lambda: (self.subject.sizes(), None))
         first, *more = [self._texts(protocol, index) for index, protocol in enumerate(self._protocols())]
         tasks, others, samples = self._tasks()
@@ -124,11 +135,12 @@ class _Evaluation:
         return zip((protocol.name for protocol in self._protocols()[1:]), more, strict=True)
 
     def _texts(self, protocol, index):
-        """text -> result with `window_losses` under one protocol."""
+        """Return text -> result with `window_losses` under one protocol."""
         results = {}
         for name in self.settings["perplexity"]["datasets"]:
             role = protocol.role_of(name, self.purpose)
             rows = data.facts(self.datasets[name], role)
+            # A further protocol may score other rows of the same dataset, so its entry names the protocol too.
             self.used[name if not index else f"{name} ({protocol.name})"] = rows["fingerprint"]
             facts = protocol.facts(name, self.purpose) | {"rows": rows["fingerprint"], "split": rows["split"]}
             results[name], _ = self.parts.part(
@@ -145,7 +157,10 @@ class _Evaluation:
         return result | {"window_losses": losses}, None
 
     def _tasks(self):
-        """(accuracies, other results, samples) by task; the latter hold what items cannot be paired by."""
+        """Return (accuracies, other results, samples), each by task.
+
+        Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
+        """
         choice = self.settings["zero_shot"]
         accuracies, others, samples = {}, {}, {}
         for name in choice["tasks"]:
@@ -156,14 +171,15 @@ class _Evaluation:
         return accuracies, others, samples
 
     def _task_facts(self, name):
-        """What decides a task's scores; not the metric, which is chosen from all of them."""
+        """Return what decides a task's scores. The metric is not part of it, because every metric is stored."""
         choice, engine = self.settings["zero_shot"], self.settings["engine"]
         rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         self.used[name] = rows
         facts = zero_shot.facts(name, choice.get("include_path")) | {"rows": rows, "engine": engine}
         facts |= {key: choice.get(key) for key in ("limit", "num_fewshot", "chat_template")}
-        if facts["shots"] or facts["num_fewshot"]:
+        if facts["shots"] or facts["num_fewshot"]:  # examples in prompts are drawn from the train rows with the seed
             facts |= {"train": data.fingerprint(self.datasets[name], "train"), "seed": self.seed}
+        # The batch size changes the last digits of the harness's scores; the prefix tree does not use this setting.
         return facts | ({"batch_size": self.settings["batch_size"]} if engine == "lm-eval" else {})
 
     def _task(self, name):
@@ -175,7 +191,7 @@ class _Evaluation:
         return facts | {"engine": self.subject.engine_of(engine)}, rows
 
     def _generations(self):
-        """What the model answers to the questions of `generation`, in its own form of prompt."""
+        """Return the model's answers to the questions under `generation`, asked in its prompt format."""
         wanted = self.settings.get("generation") or {}
         if not wanted.get("prompts"):
             return []
@@ -188,7 +204,7 @@ class _Evaluation:
         return self.parts.part("generation", "prompts", facts, ask)[0]["answers"]
 
     def _merged_and_timed(self):
-        """{merge_drift, cost}: last, because merging changes the weights; the time is that of the merged model."""
+        """Return {merge_drift, cost}. Runs last, because merging changes the weights; cost is of the merged model."""
         subject, wanted = self.subject, self.settings.get("cost") or {}
         found = {"merge_drift": None, "cost": None}
         if subject.adapter is not None:

@@ -1,14 +1,19 @@
-"""What a model answers to a few questions, for a reader's own impression; no number rests on it."""
+"""Generate a model's answers to a few questions, to be read in the report; no number depends on them."""
 
 from coppice import models
 from coppice.data import prompts
 
 
 def answers(model, tokenizer, questions, prompt, new_tokens):
-    """[{prompt, text}]: the likeliest continuation of each question, token by token, at most `new_tokens` of them.
+    """Return [{prompt, text}] with the greedy continuation of each question.
 
-    prompt: the form of the question, alpaca, chat or none. A question that leaves no room in the model's context has
-    the text None.
+    The text is None if the question leaves no room in the model's context.
+
+    Args:
+        model, tokenizer: a causal language model and its tokenizer.
+        questions: list of strings.
+        prompt: prompt format: alpaca, chat or none.
+        new_tokens: largest number of tokens to generate per question.
     """
     import torch
 
@@ -22,13 +27,13 @@ def answers(model, tokenizer, questions, prompt, new_tokens):
             continue
         ids = ids.to(model.get_input_embeddings().weight.device)
         with torch.inference_mode():
-            written = model.generate(
+            generated = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=room,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        said = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
-        found.append({"prompt": question, "text": said})
+        answer = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        found.append({"prompt": question, "text": answer})
     return found

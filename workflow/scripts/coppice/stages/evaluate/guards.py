@@ -1,4 +1,4 @@
-"""Checks that the model under evaluation is the one that it is taken for, made on fingerprints before it is loaded."""
+"""Check by fingerprints, before loading, that the model under evaluation is the intended one."""
 
 from pathlib import Path
 
@@ -6,40 +6,49 @@ from coppice import models
 from coppice.core import records
 from coppice.core.errors import CheckpointError
 
-SAME_SIZE = ("imported", "unstructured")  # how a user's own was made is not known; zeros are parameters too
+# Methods that may leave the parameter count unchanged: an imported model may have been pruned in any way, and
+# unstructured pruning sets weights to zero without removing them.
+SAME_SIZE = ("imported", "unstructured")
 
 
 def check_adapter(folder, weights):
-    """Refuse an adapter whose files (fingerprint `weights`) are not those that its training wrote."""
+    """Raise CheckpointError if an adapter's files (fingerprint `weights`) are not those that its training wrote."""
     record = Path(folder) / "finetuning_config.json"
-    if not record.is_file():  # an adapter from elsewhere: nothing says how it was written
+    if not record.is_file():  # not trained by this workflow, so there is nothing to compare with
         return
-    known = records.read(record).get("trained_fingerprint")  # older records do not have it
-    if known not in (None, weights):
+    expected = records.read(record).get("trained_fingerprint")  # missing in older records
+    if expected not in (None, weights):
         raise CheckpointError(
-            f"{folder}: adapter_model.safetensors or adapter_config.json was changed after it was written (the "
-            f"fingerprint differs); run snakemake --forcerun finetune_lora {record}: where its training was finished, "
-            "the adapter is restored from its checkpoint"
+            f"{folder}: adapter_model.safetensors or adapter_config.json was changed after training (the fingerprint "
+            f"differs). Run: snakemake --forcerun finetune_lora {record} (if the training was finished, this restores "
+            "the adapter from its checkpoint)"
         )
 
 
 def check_pruned(folder, weights, selection, dense):
-    """Refuse a pruned checkpoint that is the dense model, or not the one that was selected.
+    """Raise CheckpointError if a pruned checkpoint is the dense model or not the selected one.
 
-    folder: the checkpoint's; weights: its fingerprint; selection: path of its `selection_info.json`; dense: path of the
-    dense model's `model.json`. A structurally pruned model must also have fewer parameters than the dense one.
+    A structurally pruned model must also have fewer parameters than the dense model.
+
+    Args:
+        folder: the checkpoint.
+        weights: its fingerprint.
+        selection: path of its `selection_info.json`.
+        dense: path of the dense model's `model.json`.
     """
-    chosen, whole, place = records.read(selection), records.read(dense), models.folder_of(dense)
-    again = f"delete {Path(selection).parent} and the candidate it links to, and run snakemake again"
-    if weights == whole["weights_fingerprint"]:
-        raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({place}): {again}")
+    chosen, dense_record, dense_folder = records.read(selection), records.read(dense), models.folder_of(dense)
+    remedy = f"Delete {Path(selection).parent} and the candidate it links to, and run snakemake again."
+    if weights == dense_record["weights_fingerprint"]:
+        raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({dense_folder}). {remedy}")
     if weights != chosen["weights_fingerprint"]:
-        raise CheckpointError(f"{folder}: its weights are not those of the selected {chosen['candidate']}: {again}")
+        raise CheckpointError(
+            f"{folder}: the weights are not those of the selected candidate {chosen['candidate']}. {remedy}"
+        )
     if chosen["pruning"]["method"] in SAME_SIZE:
         return
-    left, all_ = models.count_parameters(folder), models.count_parameters(place)
-    if left is not None and all_ is not None and left >= all_:
+    pruned_size, dense_size = models.count_parameters(folder), models.count_parameters(dense_folder)
+    if pruned_size is not None and dense_size is not None and pruned_size >= dense_size:
         raise CheckpointError(
-            f"{folder}: was pruned by {chosen['pruning']['method']}, but has {left} parameters, the dense model "
-            f"{all_}: {again}"
+            f"{folder}: the model was pruned by {chosen['pruning']['method']}, but has {pruned_size} parameters, no "
+            f"fewer than the dense model's {dense_size}. {remedy}"
         )

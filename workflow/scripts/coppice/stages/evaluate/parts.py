@@ -1,9 +1,9 @@
-"""The finished parts of an evaluation: each task's and each text's result, stored as soon as it is there.
+"""Store the finished parts of an evaluation: the result of each task and each text, as soon as it is computed.
 
-A part lies in `.parts/{key}.json` beside the results (with its samples in `{key}.parquet`), where the key is a digest
-of all that decides its numbers: weights and adapter, tokenizer, data, definition, settings, packages, kind of device.
-So an evaluation that was killed goes on with what it lacks, one more task costs that task alone, and a result of
-another model, of other data or of another method can never be picked up: it has another key.
+A part is stored in `.parts/{key}.json` beside the results, with its samples in `{key}.parquet`. The key is a digest of
+everything that decides the part's numbers: weights and adapter, tokenizer, data, definition, settings, packages, kind
+of device. A killed evaluation therefore continues with what is missing, another task costs only that task, and the
+result of another model, other data or another method is never reused, because its key differs.
 """
 
 import logging
@@ -14,13 +14,18 @@ from coppice.core import fingerprints, records
 
 logger = logging.getLogger("coppice.evaluation")
 
-PROTOCOL = 1  # to be raised with a change of method that makes finished parts obsolete
+PROTOCOL = 1  # increase it if a change of method makes finished parts obsolete
 
 
 class Parts:
-    """The parts in `folder` of one evaluation; `common` are the facts that every key rests on.
+    """The parts of one evaluation.
 
-    `runs` collects what computing each used part took, whenever that was.
+    `used` collects the keys of the parts that were asked for, and `runs` what it took to compute each of them, in this
+    run or an earlier one.
+
+    Args:
+        folder: folder of the parts.
+        common: facts that go into every key.
     """
 
     def __init__(self, folder, common):
@@ -28,9 +33,12 @@ class Parts:
         self.used, self.runs = set(), []
 
     def part(self, kind, name, facts, compute):
-        """(result, samples) of the part {kind, name, facts}: from its files, or from `compute()`, which is then stored.
+        """Return (result, samples) of a part, from its files if they exist, else from `compute()`, and store it.
 
-        result: a JSON-able dict; samples: a list of dicts, one an item, or None.
+        Args:
+            kind, name: what the part is, e.g. "task", "piqa".
+            facts: what decides its numbers, besides the common facts.
+            compute: returns (result, a JSON-able dict; samples, a list of one dict per item, or None).
         """
         identity = {"kind": kind, "name": name, "facts": facts}
         key = records.digest(self.common | identity)
@@ -46,7 +54,7 @@ class Parts:
         return content["result"], samples
 
     def _write(self, key, content, samples):
-        """Store a part; its record comes last, so that a part is there whole or not at all."""
+        """Store a part and return its record, which is written last so that a part is never found half-written."""
         if samples is not None:
             import pandas
 
@@ -57,33 +65,33 @@ class Parts:
         return content
 
     def _read(self, key):
-        """(record, samples) of a finished part; None where there is none, or where it is damaged."""
+        """Return (record, samples) of a finished part, or None if it does not exist or is damaged."""
         path = self.folder / f"{key}.json"
         if not path.is_file():
             return None
         try:
             content = records.read(path)
         except records.RecordError as error:
-            logger.warning("computed again: %s", error)
+            logger.warning("computing a part again, because its record is damaged: %s", error)
             return None
         if "samples_sha256" not in content:
             return content, None
         samples = self.folder / f"{key}.parquet"
         if not samples.is_file() or fingerprints.content_digest(samples) != content["samples_sha256"]:
-            logger.warning("computed again: %s is missing or damaged", samples)
+            logger.warning("computing a part again, because %s is missing or damaged", samples)
             return None
         import pandas
 
         return content, pandas.read_parquet(samples).to_dict("records")
 
     def discard_unused(self):
-        """Remove the parts that this evaluation did not use: of other settings, weights or data. A folder is none."""
+        """Delete the parts that this evaluation did not use: those of other settings, weights or data."""
         for path in self.folder.glob("*"):
-            if path.stem not in self.used and not path.is_dir():
+            if path.stem not in self.used and not path.is_dir():  # parts are files; a folder here is somebody else's
                 path.unlink()
 
     def run(self):
-        """What the used parts took together: device, threads, seconds (summed), peak bytes."""
+        """Return what the used parts took together: devices, most threads, summed seconds, peak bytes."""
         peaks = {}
         for run in self.runs:
             for place, size in run["peak_memory_bytes"].items():

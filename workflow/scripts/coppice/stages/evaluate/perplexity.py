@@ -1,17 +1,19 @@
-"""Perplexity by named protocols: exp of the mean negative log-likelihood a token, over windows of a joined text.
+"""Perplexity under named protocols: exp of the mean negative log-likelihood per token, over windows of a joined text.
 
-Numbers under different protocols cannot be compared, so each result names its own: which rows, how they were joined,
-window length, stride, and whether each window begins with BOS. A window's first token has no context and is not scored.
+Numbers under different protocols cannot be compared, so each result states its protocol: the rows, how they were
+joined, the window length, the stride, and whether each window begins with BOS. The first token of a window has no
+context and is not scored.
 
-`gptq-2048` is what GPTQ (Frantar et al. 2022, arXiv:2210.17323) and most pruning papers since report: WikiText2 test
-joined by blank lines, PTB test joined by spaces, non-overlapping windows of 2048 tokens, the incomplete last one left
-out. `llmpruner-128` is LLM-Pruner's (Ma et al. 2023, arXiv:2305.11627): WikiText2 test and PTB *validation*, blank
-lines, windows of 128. Others come from the configuration.
+`gptq-2048` is what GPTQ (Frantar et al. 2022, arXiv:2210.17323) and most later pruning papers report: WikiText2 test
+joined by blank lines, PTB test joined by spaces, non-overlapping windows of 2048 tokens, without the incomplete last
+window. `llmpruner-128` is LLM-Pruner's protocol (Ma et al. 2023, arXiv:2305.11627): WikiText2 test and PTB
+*validation*, joined by blank lines, windows of 128 tokens. The configuration may define others.
 
-A value a token depends on the tokenizer; those a word and a byte compare models of different vocabularies. They divide
-the same summed loss by the words (runs of non-space, Python's `str.split`) and the UTF-8 bytes of the *scored* text: a
-character belongs to the token that covers it (a space between two tokens to the later one), a word to the token that
-covers its last character, so what the unscored first tokens of windows hold is counted neither above nor below.
+Perplexity per token depends on the tokenizer, so models with different vocabularies are compared per word or per byte.
+These divide the same summed loss by the number of words (runs of non-space, as Python's `str.split`) or UTF-8 bytes of
+the *scored* text. A character belongs to the token that covers it (a space between two tokens, to the later one) and a
+word to the token that covers its last character. The unscored first tokens of windows thus count neither in the loss
+nor in the words and bytes.
 """
 
 import logging
@@ -26,14 +28,17 @@ from coppice.core.errors import DataError
 
 logger = logging.getLogger("coppice.perplexity")
 
-# What stands in for a protocol's rows when candidates are scored: never the rows that the reports use.
+# The role to score candidates on instead of a protocol's own, so that selection never uses the rows of the reports.
 OTHER_ROLE = {"report": "selection", "selection": "train", "train": "selection"}
-LARGEST_EXPONENT = 700  # exp of more overflows
+LARGEST_EXPONENT = 700  # exp of larger values overflows a float
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text becomes scored windows. `join` and `role` are by dataset, with '' for all the others."""
+    """How a text becomes scored windows.
+
+    `seq_len` and `stride` are in tokens. `join` and `role` map a dataset to its value, and '' to that of all others.
+    """
 
     name: str
     seq_len: int
@@ -43,16 +48,16 @@ class Protocol:
     bos: bool = False
 
     def join_of(self, dataset):
-        """The string between two rows of `dataset`."""
+        """Return the string between two rows of `dataset`."""
         return self.join.get(dataset, self.join[""])
 
     def role_of(self, dataset, purpose):
-        """The role of `dataset` to score: for the report what the protocol says, for selection never that one."""
+        """Return the role of `dataset` to score: the protocol's own for the report, always another for selection."""
         report = self.role.get(dataset, self.role[""])
         return report if purpose == "report" else OTHER_ROLE[report]
 
     def facts(self, dataset, purpose="report"):
-        """All that decides what is scored of `dataset`, for a key."""
+        """Return everything that decides what is scored of `dataset`, for the key of a part."""
         return {
             "protocol": self.name,
             "seq_len": self.seq_len,
@@ -73,9 +78,10 @@ PROTOCOLS = {
 
 
 def protocols(settings):
-    """The protocols to measure under, the first of which stands for the model: a list of `Protocol`.
+    """Return the list of `Protocol` to measure under. Reports and selection use the first one.
 
-    settings: {protocol: a name or a list of names, bos, protocols: name -> {seq_len, stride, join, role, bos}}.
+    Args:
+        settings: {protocol: a name or a list of names, bos, protocols: name -> {seq_len, stride, join, role, bos}}.
     """
     names = settings["protocol"]
     own, bos = settings.get("protocols") or {}, bool(settings.get("bos"))
@@ -91,7 +97,7 @@ def _protocol(name, own, bos):
 
 
 def encode(tokenizer, rows, join):
-    """Token ids [T] of `rows` joined by `join`; no special tokens, which the windows add where the protocol asks."""
+    """Return the token ids [T] of `rows` joined by `join`, without special tokens: `windows` adds BOS if wanted."""
     import torch
 
     ids = tokenizer(join.join(rows), add_special_tokens=False, verbose=False)["input_ids"]
@@ -99,7 +105,7 @@ def encode(tokenizer, rows, join):
 
 
 class Window(NamedTuple):
-    """Input ids [L], how many of the last targets are scored, and where in the text's tokens the window ends."""
+    """Input ids [L], the number of scored targets (the last ones), and the window's end in the tokens of the text."""
 
     ids: object
     scored: int
@@ -107,10 +113,15 @@ class Window(NamedTuple):
 
 
 def windows(ids, seq_len, stride, bos=None):
-    """Cut token ids [T] into windows (`Window`).
+    """Yield windows (`Window`) of token ids [T].
 
-    Each scores the targets that no window before it scored. A text shorter than one window is one window by itself.
-    With `bos`, each window begins with that id, at the cost of one token of text.
+    Each window scores the targets that no earlier window scored. A text shorter than one window gives one window.
+
+    Args:
+        ids: LongTensor [T].
+        seq_len: tokens per window, including BOS.
+        stride: tokens between the starts of two windows.
+        bos: id with which every window begins, in place of one token of text; None for none.
     """
     import torch
 
@@ -121,30 +132,46 @@ def windows(ids, seq_len, stride, bos=None):
     for start in starts:
         piece = torch.cat([prefix, ids[start : start + length]])
         end = start + len(piece) - len(prefix)
-        first = start + 1 if bos is None else start
+        first = start + 1 if bos is None else start  # BOS is the context of the first token of text
         scored = end - max(first, reached)
         reached = end
         yield Window(piece, scored, end)
 
 
 def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
-    """Perplexity of `rows` (strings) under `protocol`; returns the result and its per-window losses.
+    """Measure the perplexity of `rows` under `protocol`.
 
-    The result: {value, nll_per_token (nats), tokens (scored), windows, words, bytes (of the scored text),
-    word_perplexity, byte_perplexity, bits_per_byte, protocol}; those a word and a byte are None for a tokenizer that
-    does not tell where its tokens lie. bos overrides the protocol's. Raises DataError where the text has too few tokens
-    to score one, CheckpointError where the perplexity is no finite number.
+    Args:
+        model, tokenizer: a causal language model and its tokenizer.
+        rows: list of strings.
+        dataset: name of the dataset, for the protocol and messages.
+        protocol: a `Protocol`.
+        bos: overrides the protocol's own if not None.
+        split: name of the split, for the result.
+
+    Returns:
+        The result, {value, nll_per_token (nats), tokens (scored), windows, words and bytes (of the scored text),
+        word_perplexity, byte_perplexity, bits_per_byte, protocol}, and a list of {nll_per_token, tokens} per window.
+        The values per word and byte are None if the tokenizer does not give the positions of its tokens in the text.
+
+    Raises:
+        DataError: the text has too few tokens, or the tokenizer has no BOS token and needs one.
+        CheckpointError: the perplexity is not finite.
     """
     bos = protocol.bos if bos is None else bos
     if bos and tokenizer.bos_token_id is None:
-        raise DataError("evaluate.perplexity.bos: the model's tokenizer has no BOS token")
+        raise DataError(
+            "evaluate.perplexity.bos: is true, but the model's tokenizer has no BOS token. Set it to false."
+        )
     join = protocol.join_of(dataset)
     facts = {"name": protocol.name, "split": split, "join": join}
     facts |= _geometry(protocol, models.context_length(model), bos, dataset)
     text = join.join(rows)
     ids, spans = _encode(tokenizer, text)
     if len(ids) < 2:
-        raise DataError(f"dataset {dataset}: its text has {len(ids)} tokens, too few for a perplexity")
+        raise DataError(
+            f"dataset {dataset}: its text has {len(ids)} tokens, but perplexity needs at least 2. Name a longer text."
+        )
     first = tokenizer.bos_token_id if bos else None
     pieces = list(windows(ids, facts["seq_len"], facts["stride"], first))
     losses = _window_losses(model, pieces, f"perplexity {dataset}")
@@ -160,30 +187,35 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
 
 
 def _geometry(protocol, context, bos, dataset):
-    """{seq_len, stride, bos} as used, with `requested_seq_len` where the model's context is shorter.
+    """Return {seq_len, stride, bos} as used, with `requested_seq_len` if the model's context is shorter.
 
-    The stride shrinks with the length, so that the overlap stays the same share of a window.
+    The stride shrinks in proportion to the length, so that windows overlap by the same share.
     """
     seq_len = min(protocol.seq_len, context)
     stride = max(1, min(protocol.stride * seq_len // protocol.seq_len, seq_len - bool(bos)))
     used = {"seq_len": seq_len, "stride": stride, "bos": bool(bos)}
     if seq_len == protocol.seq_len:
         return used
-    logger.info("%s: windows of %d, the model's context, instead of %d", dataset, seq_len, protocol.seq_len)
+    logger.info(
+        "%s: using windows of %d tokens instead of %d, because the model's context is no longer",
+        dataset,
+        seq_len,
+        protocol.seq_len,
+    )
     return used | {"requested_seq_len": protocol.seq_len}
 
 
 def _encode(tokenizer, text):
-    """Token ids [T] of a text and the (begin, end) characters of each; None for the latter where unknown."""
+    """Return the token ids [T] of a text and the (begin, end) characters of each token, or None for the latter."""
     import torch
 
-    known = bool(getattr(tokenizer, "is_fast", False))
-    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=known)
-    return torch.tensor(found["input_ids"], dtype=torch.long), found["offset_mapping"] if known else None
+    has_offsets = bool(getattr(tokenizer, "is_fast", False))  # only fast tokenizers return character positions
+    found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=has_offsets)
+    return torch.tensor(found["input_ids"], dtype=torch.long), found["offset_mapping"] if has_offsets else None
 
 
 def _normalised(total, text, spans, pieces):
-    """What the summed loss `total` (nats) is a word and a byte of the scored text; see the module's head."""
+    """Return the summed loss `total` (nats) per word and per byte of the scored text (see the module docstring)."""
     keys = ("words", "bytes", "word_perplexity", "byte_perplexity", "bits_per_byte")
     if spans is None:
         return dict.fromkeys(keys)
@@ -198,27 +230,35 @@ def _normalised(total, text, spans, pieces):
 
 
 def scored_text(text, spans, pieces):
-    """(words, UTF-8 bytes) of what the windows score of `text`; spans: (begin, end) characters of each token."""
+    """Return the numbers of (words, UTF-8 bytes) in the scored part of `text`.
+
+    Args:
+        text: the whole text.
+        spans: (begin, end) characters of each token.
+        pieces: its windows.
+    """
     import numpy
 
-    ends = numpy.maximum.accumulate([end for _, end in spans])  # the characters up to a token's end are its own
+    # A token owns the characters from the previous token's end to its own end, so that spaces which a tokenizer leaves
+    # out of the spans belong to the token after them. The running maximum keeps the ends from decreasing.
+    ends = numpy.maximum.accumulate([end for _, end in spans])
     scored = numpy.zeros(len(text), dtype=bool)
     for piece in pieces:
         first = piece.end - piece.scored
         scored[ends[first - 1] if first else 0 : ends[piece.end - 1]] = True
     codes = numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=numpy.uint32)
-    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # UTF-8 bytes of each character
     lasts = numpy.fromiter((word.end() - 1 for word in re.finditer(r"\S+", text)), dtype=numpy.int64)
     return int(scored[lasts].sum()), int(sizes[scored].sum())
 
 
 def _exp(value):
-    """exp of `value`, or None where it overflows."""
+    """Return exp of `value`, or None if it overflows."""
     return None if value >= LARGEST_EXPONENT else math.exp(value)
 
 
 def _window_losses(model, pieces, label):
-    """Mean negative log-likelihood of the scored tokens of each window, in nats, windows of one length batched."""
+    """Return the mean negative log-likelihood, in nats, of the scored tokens of each window."""
     import torch
 
     from coppice.models import output_head
@@ -237,7 +277,7 @@ def _window_losses(model, pieces, label):
 
 
 def _by_length(group):
-    """Split consecutive windows into runs of equal length (only the last window can be shorter)."""
+    """Split consecutive windows into runs of equal length, which can be stacked; only the last can be shorter."""
     runs = []
     for piece in group:
         if not runs or len(runs[-1][0].ids) != len(piece.ids):
@@ -247,12 +287,12 @@ def _by_length(group):
 
 
 def _losses(model, body, head, ids, scored):
-    """Mean loss of the last `scored[i]` targets of each row of ids [B, L]."""
+    """Return the mean loss of the last `scored[i]` targets of each row of ids [B, L]."""
     import torch
 
     from coppice.models import output_head
 
-    if body is None:
+    if body is None:  # the model changes its logits after the output layer, so they are needed in full
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     else:

@@ -1,4 +1,4 @@
-"""Taking over the evaluation of another config that chose the same checkpoint: nothing is measured twice."""
+"""Reuse the evaluation of another config that chose the same checkpoint, so that nothing is measured twice."""
 
 import logging
 from pathlib import Path
@@ -9,21 +9,28 @@ from coppice.stats import stored_samples
 
 logger = logging.getLogger("coppice.evaluation")
 
-RECORDS = ("ppl_results.json", "evaluation_results.json")  # the one that is waited for last
+# evaluation_results.json is written last: whoever finds it also finds the files that belong to it.
+RECORDS = ("ppl_results.json", "evaluation_results.json")
 
 
-def take_over(identity, prints, reused, output):
-    """Fill `output` with the records and samples in the folder `reused`, under the name of `identity`.
+def take_over(identity, fingerprints, reused, output):
+    """Copy the records and samples of the folder `reused` to `output`, under the name of `identity`.
 
-    prints: fingerprints {weights, adapter} of the model that is to be evaluated. Raises CoppiceError if `reused` is of
-    another model.
+    Args:
+        identity: {model, config or candidate, stage} of the evaluation to write.
+        fingerprints: {weights, adapter} of the model to be evaluated.
+        reused: folder of the finished evaluation.
+        output: folder to write.
+
+    Raises:
+        CoppiceError: `reused` holds the evaluation of another model.
     """
     reused, output = Path(reused), Path(output)
     found = {name: records.read(reused / name) for name in RECORDS}
     for name, record in found.items():
-        if any(record["provenance"]["fingerprints"][part] != known for part, known in prints.items()):
-            raise CoppiceError(f"{reused / name}: is of another model; delete it and run snakemake again")
+        if any(record["provenance"]["fingerprints"][part] != expected for part, expected in fingerprints.items()):
+            raise CoppiceError(f"{reused / name}: the record is of another model. Delete it and run snakemake again.")
     stored_samples.copy_samples(reused, output, found["evaluation_results.json"]["samples"])
     for name, record in found.items():
         records.write(output / name, record | identity | {"reused_from": record["config"]})
-    logger.info("the evaluation of %s is taken over: it is of the same model", record["config"])
+    logger.info("reusing the evaluation of %s, which is of the same model", record["config"])

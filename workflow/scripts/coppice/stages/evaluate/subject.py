@@ -1,4 +1,4 @@
-"""The model under evaluation, loaded when it is first needed: a part that is finished needs none."""
+"""The model under evaluation, loaded only when first needed, because finished parts need no model."""
 
 import logging
 import math
@@ -8,11 +8,11 @@ from coppice.core.errors import CheckpointError
 
 logger = logging.getLogger("coppice.evaluation")
 
-PROBES, PROBE_TOKENS = 4, 64  # sequences of token ids, drawn once, on which logits are compared
+PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 
 
 class Subject:
-    """A checkpoint (`models.Source`) with or without an adapter: its `model`, `tokenizer` and `language_model`."""
+    """A checkpoint (`models.Source`) with or without an adapter, as `model`, `tokenizer` and `language_model`."""
 
     def __init__(self, source, adapter=None):
         self.source, self.adapter = source, adapter
@@ -21,7 +21,7 @@ class Subject:
 
     @property
     def model(self):
-        """The model with its adapter beside the weights, as it was trained."""
+        """The model with its adapter beside the weights, as in training. Loads it if it is missing or merged."""
         if self._model is None or self._merged:
             self._model, self._merged = models.load(self.source, self.adapter), False
             models.check_vocabulary(self._model, self.tokenizer, self.source.path)
@@ -29,12 +29,13 @@ class Subject:
 
     @property
     def tokenizer(self):
+        """The tokenizer of the checkpoint."""
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.source.path, self.source.trust_remote_code)
         return self._tokenizer
 
     def language_model(self, engine, batch_size):
-        """What lm-eval's tasks ask; `engine` may fall back to the harness's own (see `engine_of`)."""
+        """Return the model as lm-eval's tasks use it. May fall back to the harness's backend (see `engine_of`)."""
         if self._lm is None:
             from . import zero_shot
 
@@ -42,17 +43,18 @@ class Subject:
         return self._lm
 
     def engine_of(self, engine):
-        """The engine that really scored: a model that cannot take the prefix tree is left to the harness."""
+        """Return the engine that really scored: "lm-eval" if the model cannot take the prefix tree's mask."""
         return engine if getattr(self._lm, "shares_prefixes", True) else "lm-eval"
 
     def sizes(self):
-        """{parameters, adapter_parameters, adapter_effect}.
+        """Return {parameters, adapter_parameters, adapter_effect}.
 
-        CheckpointError where the adapter changes no logit, or a logit is no finite number.
+        Raises:
+            CheckpointError: the adapter changes no logit, or a logit is not finite.
         """
-        whole = models.parameters(self.model)
+        total = models.parameters(self.model)
         base = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
-        facts = {"parameters": base, "adapter_parameters": whole - base, "adapter_effect": None}
+        facts = {"parameters": base, "adapter_parameters": total - base, "adapter_effect": None}
         if self.adapter is None:
             return facts
         effect = self._difference(self._logits(), self._logits_without_adapter())
@@ -60,27 +62,31 @@ class Subject:
             raise models.broken(self.model, "its logits are no finite numbers")
         if not effect["max_logit_difference"]:
             raise CheckpointError(
-                f"{self.adapter}: the adapter changes no logit of {self.source.path}: it is not applied, or it is empty"
+                f"{self.adapter}: the adapter changes no logit of {self.source.path}, so it is empty or does not fit "
+                "this model. Train it on this model."
             )
         return facts | {"adapter_effect": effect}
 
     def merge(self):
-        """Merge the adapter into the weights for good and return how far the logits drift; the last use of the model.
+        """Merge the adapter into the weights and return how far this moves the logits.
 
-        {max_logit_difference, mean_logit_difference, max_logit, tokens}, or {unsupported: reason}.
+        Merging cannot be undone: a later use of `model` loads the checkpoint again.
+
+        Returns:
+            {max_logit_difference, mean_logit_difference, max_logit, tokens}, or {unsupported: reason}.
         """
         before, merged = self._logits(), None
         try:
             merged = self.model.merge_and_unload()
         except (NotImplementedError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             logger.warning("%s: the adapter cannot be merged into this base: %s", self.adapter, error)
-            self._model = self._lm = None  # half of its layers may be merged
+            self._model = self._lm = None  # some layers may already be merged, so the model must not be used again
             return {"unsupported": str(error)}
         self._model, self._lm, self._merged = merged, None, True
         return self._difference(before, self._logits())
 
     def merged_model(self):
-        """(model, whether an adapter is merged into it): the plain model that would be put to use."""
+        """Return (the plain model as it would be deployed, True if an adapter is merged into it)."""
         if self.adapter is not None and not self._merged:
             self.merge()
         return (self._model, True) if self._merged else (self.model, False)
@@ -94,9 +100,10 @@ class Subject:
         return ids.to(self._model.get_input_embeddings().weight.device)
 
     def _logits(self):
-        """Logits [probes * tokens, vocabulary] of the model as it stands, on the CPU."""
+        """Return the logits [probes * tokens, vocabulary] of the model in its present state, float32 on the CPU."""
         import torch
 
+        # Not `self.model`, which would load the checkpoint again once the adapter is merged.
         model = self._model if self._model is not None else self.model
         with torch.inference_mode():
             rows = [model(input_ids=row[None], use_cache=False).logits[0].float().cpu() for row in self._probes()]
@@ -108,10 +115,10 @@ class Subject:
 
     @staticmethod
     def _difference(first, second):
-        apart = (first - second).abs()
+        difference = (first - second).abs()
         return {
-            "max_logit_difference": float(apart.max()),
-            "mean_logit_difference": float(apart.mean()),
+            "max_logit_difference": float(difference.max()),
+            "mean_logit_difference": float(difference.mean()),
             "max_logit": float(first.abs().max()),
             "tokens": len(first),
         }

@@ -1,4 +1,4 @@
-"""Zero-shot evaluation by lm-eval's official tasks."""
+"""Zero-shot evaluation on lm-eval's official tasks."""
 
 from coppice.data.task_definitions import facts, official_source
 
@@ -8,9 +8,12 @@ __all__ = ["facts", "language_model", "measure", "official_source", "result", "t
 
 
 def language_model(model, tokenizer, engine, batch_size):
-    """The `lm_eval.api.model.LM` that scores `model`: the one function that decides which engine does.
+    """Return the `lm_eval.api.model.LM` that scores `model`. No other function chooses the engine.
 
-    engine: "prefix-tree", this package's own, or "lm-eval", the harness's HF backend.
+    Args:
+        model, tokenizer: a causal language model and its tokenizer.
+        engine: "prefix-tree" for this package's engine, "lm-eval" for the harness's HF backend.
+        batch_size: batch size of the harness's backend and of generation.
     """
     if engine == "prefix-tree":
         from .harness_model import PrefixTreeLM

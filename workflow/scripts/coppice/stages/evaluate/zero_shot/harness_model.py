@@ -1,7 +1,7 @@
-"""The zero-shot engine as a language model of lm-eval: its HF backend with log-likelihoods from a prefix tree.
+"""The zero-shot engine as an lm-eval model: the harness's HF backend with log-likelihoods from a prefix tree.
 
-Tokenisation, chat templates and generation are the harness's own (`HFLM`), so that requests are the same to the token;
-only how their log-likelihoods come about differs. Importing this module registers the model as `coppice`.
+Tokenization, chat templates and generation are inherited from `HFLM`, so requests are the same token for token. Only
+the computation of log-likelihoods differs. Importing this module registers the model with lm-eval as `coppice`.
 """
 
 import logging
@@ -19,7 +19,8 @@ from .packed import Packer
 
 logger = logging.getLogger("coppice.zero_shot")
 
-# Options of HFLM that mean something for a model that is loaded already
+# The options of HFLM that apply to a model that is already loaded. For such a model HFLM ignores all others without a
+# word, so a mistyped option would change nothing; this class rejects them.
 HARNESS_OPTIONS = (
     "add_bos_token",
     "chat_template_args",
@@ -38,11 +39,22 @@ HARNESS_OPTIONS = (
 class PrefixTreeLM(HFLM):
     """A causal LM for lm-eval that scores all choices of all items as one prefix tree.
 
-    pretrained: a loaded model (then `tokenizer` is its tokenizer), or the folder of a checkpoint, loaded by
-    `coppice.models` with `peft`, an adapter's folder, on it. dtype: a torch dtype's name, "auto" for the checkpoint's;
-    the default is bfloat16 on a GPU and float32 elsewhere. quantize: "8bit" or "4bit". The batch sizes are those of
-    generation; scoring finds its own. `shares_prefixes` says whether the model takes the tree. Raises SettingsError for
-    an option that neither this class nor HFLM knows.
+    `shares_prefixes` is True if the model takes the prefix tree; if not, HFLM scores it.
+
+    Args:
+        pretrained: a loaded model, or the folder of a checkpoint.
+        tokenizer: a tokenizer or its folder; by default the one in the checkpoint's folder.
+        peft: folder of an adapter to put on a checkpoint.
+        dtype: name of a torch dtype, or "auto" for the checkpoint's. Default: bfloat16 on a GPU, float32 elsewhere.
+        device: device to move a checkpoint's model to, if this machine has it.
+        quantize: "8bit" or "4bit".
+        trust_remote_code: True to run code that comes with the checkpoint.
+        device_map: as for transformers.
+        batch_size, max_batch_size: batch sizes of generation; scoring chooses its own.
+        options: options of HFLM, see `HARNESS_OPTIONS`.
+
+    Raises:
+        SettingsError: an option is unknown.
     """
 
     def __init__(
@@ -61,11 +73,15 @@ class PrefixTreeLM(HFLM):
     ):
         for name in options:
             if name not in HARNESS_OPTIONS:
-                raise SettingsError(f"model_args: no option '{name}'{nearest(name, HARNESS_OPTIONS)}")
+                raise SettingsError(
+                    f"model_args: unknown option '{name}'; besides its own, this model takes "
+                    f"{', '.join(HARNESS_OPTIONS)}{nearest(name, HARNESS_OPTIONS)}"
+                )
         if isinstance(pretrained, str):
             source = models.Source(pretrained, _dtype_name(pretrained, dtype), quantize, trust_remote_code, device_map)
             folder, pretrained = pretrained, models.load(source, peft)
-            if _is_here(device) and not (quantize or device_map):
+            # A quantized or distributed model was placed on its devices when it was loaded and cannot be moved.
+            if _exists(device) and not (quantize or device_map):
                 pretrained = pretrained.to(device)
             tokenizer = tokenizer or folder
         if isinstance(tokenizer, str):
@@ -83,12 +99,14 @@ class PrefixTreeLM(HFLM):
         self.shares_prefixes = self._packer.usable()
         if not self.shares_prefixes:
             logger.warning(
-                "%s cannot take a prefix tree's attention mask: the harness's own backend scores it",
+                "%s does not support the attention mask of a prefix tree: scoring with the harness's own backend",
                 type(self.model).__name__,
             )
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        """(log-likelihood, is the greedy continuation) of each (context, continuation), as HFLM encodes them."""
+        """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""
+        # HFLM encodes each request by itself, through `tok_encode`. Encode all texts in one call first and let
+        # `tok_encode` look them up; forget them afterwards, because they are only needed here.
         self._encoded = self._encode_together({text for request in requests for text in _texts(*request.args)})
         try:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -96,25 +114,27 @@ class PrefixTreeLM(HFLM):
             self._encoded = {}
 
     def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **options):
-        """Token ids of a text; from what was encoded together where it was."""
+        """Return the token ids of a text, from `_encoded` if the text was encoded with the same options."""
         if add_special_tokens is None and not left_truncate_len and string in self._encoded:
-            return list(self._encoded[string])
+            return list(self._encoded[string])  # a copy: the harness may change the list
         return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
 
     def _encode_together(self, texts):
-        """Token ids of many texts, by text: one call of the tokenizer instead of one for each and each choice.
+        """Return text -> token ids, from one call of the tokenizer instead of several per request.
 
-        Those that begin with the BOS token by themselves are left to `HFLM.tok_encode`, which treats them apart.
+        Texts that already begin with the BOS token are left to `HFLM.tok_encode`, which then adds no second one.
         """
         prefix = self.tokenizer.decode(self.prefix_token_id)
         texts = sorted(text for text in texts if text and not has_bos_prefix(text, prefix))
-        if not texts or not self.tokenizer.is_fast:
+        if not texts or not self.tokenizer.is_fast:  # a slow tokenizer encodes one text at a time in any case
             return {}
+        # As in HFLM: unless the option is set, the tokenizer decides about special tokens.
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         return dict(zip(texts, self.tokenizer(texts, verbose=False, **special)["input_ids"], strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        """Log-likelihood of whole texts, in the harness's disjoint windows; all windows are scored together."""
+        """Return the log-likelihood of whole texts over the harness's disjoint windows."""
+        # HFLM scores a batch of windows at a time; collect all of them, so that they form one prefix tree.
         windows, counts = [], []
         for (text,) in (request.args for request in requests):
             rolling = utils.get_rolling_token_windows(
@@ -123,6 +143,7 @@ class PrefixTreeLM(HFLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
+            # The key is None because a window is not a request, so `_loglikelihood_tokens` must not cache its answer.
             found = [(None, *utils.make_disjoint_window(window)) for window in rolling]
             windows.extend(found)
             counts.append(len(found))
@@ -133,34 +154,49 @@ class PrefixTreeLM(HFLM):
         return totals
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        """Score (key, context ids, continuation ids) as a prefix tree. HFLM's other methods end up here."""
         for request in requests:
             self._check(*request)
         if not self.shares_prefixes or not requests:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        # As in HFLM: keep the last `longest + 1` tokens, the last of which is predicted but is not an input.
         longest = self.max_length
         cut = [((context + ending)[-(longest + 1) :][:-1], ending) for _, context, ending in requests]
         if truncated := sum(len(context) + len(ending) > longest + 1 for _, context, ending in requests):
-            logger.warning("%d requests are longer than the model's %d tokens: cut on the left", truncated, longest)
+            logger.warning(
+                "%d requests are longer than the model's context of %d tokens and lose their beginning",
+                truncated,
+                longest,
+            )
         answers = self._packer.score(cut, quiet=disable_tqdm)
+        # As in HFLM: hand every answer to lm-eval's request cache, which a model must fill itself.
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
 
     def _check(self, key, context, ending):
-        """Refuse what has no log-likelihood under this model, naming the request."""
+        """Raise DataError, naming the request, if it has no log-likelihood under this model."""
         if context and 0 < len(ending) <= self.max_length:
             return
         text = repr(key[1] if key else ending)[:80]
         if not ending:
-            raise DataError(f"the continuation {text} has no tokens after its context; a task's choices need some")
+            raise DataError(
+                f"the continuation {text} has no tokens after its context. Correct the choices in the task's rows."
+            )
         if not context:
-            raise DataError(f"the continuation {text} has no context; the tokenizer gives no token to begin with")
-        raise DataError(f"the continuation {text} has {len(ending)} tokens, the model's context is {self.max_length}")
+            raise DataError(
+                f"the continuation {text} has no context, and the tokenizer adds no token to begin with. Give the item "
+                "a context."
+            )
+        raise DataError(
+            f"the continuation {text} has {len(ending)} tokens, but the model's context is {self.max_length}. Shorten "
+            "it or leave the row out."
+        )
 
 
 def _texts(context, continuation):
-    """What `TemplateLM._encode_pair` encodes for a request: the context without spaces at its end, and the whole."""
+    """Return the two texts that `TemplateLM._encode_pair` encodes: the context without trailing spaces, and both."""
     return (context.rstrip(), context + continuation) if context else ()
 
 
@@ -173,6 +209,6 @@ def _dtype_name(folder, dtype):
     return None if found is None else str(found).removeprefix("torch.")
 
 
-def _is_here(device):
-    """Whether a device was asked for that this machine has: lm-eval's command line asks for cuda:0 by itself."""
+def _exists(device):
+    """Return True if a device is given and this machine has it: lm-eval's command line asks for cuda:0 by default."""
     return bool(device) and (torch.cuda.is_available() or not str(device).startswith("cuda"))

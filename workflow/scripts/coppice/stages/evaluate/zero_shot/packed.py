@@ -1,8 +1,9 @@
-"""Rows of a prefix tree through a model: masks, positions, batches by a token budget, and the scores that were asked.
+"""Score continuations under a causal LM, running what they have in common through the model only once.
 
-A batch is rows of nearly equal length, with a 4D attention mask that lets a token see its ancestors alone, and with
-depths for positions. The last hidden states are kept where a token is predicted and go through the output layer some
-hundred at a time.
+All requests of a call form one prefix tree, which is cut into rows (see `models.prefix_tree`). A batch holds rows of
+similar length. Its 4D attention mask lets a token attend only to its ancestors in the tree, and its positions are the
+tokens' depths, so each branch is computed as if it were alone. The last hidden states are kept only where a token is
+predicted, and are collected over several batches for the output layer.
 """
 
 import logging
@@ -18,16 +19,21 @@ from coppice.models.prefix_tree import TreeForward, batches, build
 
 logger = logging.getLogger("coppice.zero_shot")
 
-HEAD_ROWS = 2048  # hidden states that go through the output layer together: its weights are read once for all of them
-CPU_TOKENS = estimates.CPU_TOKENS  # tokens a batch and thread, up to GPU_TOKENS; measured: more gains nothing
+# Hidden states to collect before the output layer runs. It reads its weights once per call, so calls should be large.
+HEAD_ROWS = 2048
+CPU_TOKENS = estimates.CPU_TOKENS  # tokens per batch and thread, up to GPU_TOKENS; measured: more is not faster
 GPU_TOKENS = estimates.EVALUATED_TOKENS
-LOGITS_BYTES = 2**30  # of full logits, for models that change them after the head
+LOGITS_BYTES = 2**30  # limit on a batch's full logits, for models that change their logits after the output layer
 
 
 class Packer:
-    """Scores continuations under a causal LM, computing once what they have in common.
+    """Scores continuations under a causal LM as one prefix tree.
 
-    `budget` is the number of tokens a batch.
+    `budget` is the largest number of tokens per batch. It shrinks when memory runs out.
+
+    Args:
+        model: a loaded causal language model.
+        autocast_dtype: dtype of lm-eval's mixed precision, or None.
     """
 
     def __init__(self, model, autocast_dtype=None):
@@ -39,21 +45,27 @@ class Packer:
         self.budget = self._token_budget()
 
     def usable(self):
-        """Whether the model takes a prefix tree."""
+        """Return True if the model computes a prefix tree correctly (it may ignore masks or positions)."""
         with self._inference():
             return self.tree.usable()
 
     def score(self, requests, label="zero-shot scoring", quiet=False):
-        """(log-likelihood, is the greedy continuation) of each request (input ids, continuation ids), in order.
+        """Return (log-likelihood, True if it is the greedy continuation) of each request, in order.
 
-        The input ids are the context and the continuation without its last token, already cut to the model's length;
-        the last len(continuation) of them predict the continuation. None may be empty.
+        Args:
+            requests: (input ids, continuation ids), neither empty. The input ids are the context and the continuation
+                without its last token, cut to the model's length; the last len(continuation) of them predict the
+                continuation.
+            label: label of the progress bar.
+            quiet: show no progress.
         """
+        # The last token of a continuation is predicted but predicts nothing, so it is not part of the tree.
         trie, paths = build([inputs for inputs, _ in requests])
         wanted = _Wanted(paths, [continuation for _, continuation in requests])
         rows = self.tree.rows(trie)
         with self._inference():
             done = self._run(trie, rows, wanted)
+            # After an out-of-memory error rows are cut, and their number may then exceed the total of the progress bar.
             for _ in done if quiet else logs.progress(done, label, total=len(rows), unit="row"):
                 pass
         return wanted.results()
@@ -65,85 +77,114 @@ class Packer:
             yield
 
     def _token_budget(self):
+        """Return the number of tokens per batch that should fit into memory."""
         if self.device.type != "cuda":
             budget = min(GPU_TOKENS, CPU_TOKENS * torch.get_num_threads())
         else:
             free, _ = torch.cuda.mem_get_info(self.device)
             config = self.tree.masks.config
             wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+            # Use half of the free memory for one layer's activations, at 4 bytes per value. If that is too much after
+            # all, `_smaller` halves the budget.
             budget = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(config.hidden_size, wide)))
         if self.head is None:
+            # The model returns logits for every token instead of hidden states, and they dominate the memory.
             budget = min(budget, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
         return max(1, int(budget))
 
     def _run(self, trie, rows, wanted):
-        """Score everything that is `wanted` at the nodes of `rows`, and yield each row that is done."""
-        pending = batches(rows, self.budget)[::-1]  # the longest last, and run first: memory runs out at once
+        """Score all pairs in `wanted` that lie in `rows`, and yield each row when its forward pass is done."""
+        # `pop` takes the last batch, so reverse the order: the longest rows run first, and a lack of memory shows at
+        # the start instead of near the end.
+        pending = batches(rows, self.budget)[::-1]
         states, slices = [], []
         while pending:
             batch = pending.pop()
             hidden = self._wanted_states(trie, batch, wanted)
             if hidden is None:
+                # Out of memory. Batch all that is left under the smaller budget: the next batches would fail as well.
                 smaller = self._smaller(trie, batch)
                 left = [row for other in pending for row in other]
                 pending = batches(left + smaller, self.budget)[::-1]
                 continue
             states.append(hidden)
             slices.extend(map(wanted.slice_of, batch))
+            # Full logits are large, so without a head each batch is scored by itself.
             if not pending or sum(map(len, states)) >= HEAD_ROWS or self.head is None:
                 wanted.score(self.head, torch.cat(states), slices)
                 states, slices = [], []
             yield from batch
 
     def _smaller(self, trie, rows):
-        """The rows of a batch that did not fit in memory, for half the token budget."""
-        torch.cuda.empty_cache()
+        """Halve the token budget and return the rows of a batch that did not fit in memory, cut to the new budget."""
+        torch.cuda.empty_cache()  # free the failed batch's cached blocks for allocations of other sizes
         length = sum(map(len, rows))
+        # Halve what really ran if the batch was smaller than the budget, else the same batch would be tried again.
         self.budget = max(1, min(self.budget, length) // 2)
         cut = [piece for row in rows for piece in self.tree.rows(trie, row.start, row.stop, limit=self.budget)]
-        if len(rows) == 1 and len(cut) == 1:
-            raise TransientError(f"a single request of {length} tokens does not fit in the device's memory")
-        logger.warning("out of memory: going on with %d tokens a batch", self.budget)
+        if len(rows) == 1 and len(cut) == 1:  # a single path, which cannot be cut
+            raise TransientError(
+                f"a single request of {length} tokens does not fit into the device's memory. Use a device with more "
+                "memory, or load the model with quantization."
+            )
+        logger.warning("out of memory: continuing with %d tokens per batch", self.budget)
         return cut
 
     def _wanted_states(self, trie, batch, wanted):
-        """What the model gives at the wanted nodes of a batch [N, width], or None where memory does not suffice."""
+        """Return the model's outputs at the wanted nodes of a batch [N, width], or None if it ran out of memory."""
         nodes = [wanted.nodes[wanted.slice_of(row)] for row in batch]
         line = numpy.repeat(numpy.arange(len(batch)), [len(found) for found in nodes])
+        # A row begins with the `lead` ancestors of its first node, so node i is at position i - start + lead.
         place = numpy.concatenate([found - row.start + row.lead for row, found in zip(batch, nodes, strict=True)])
         try:
             outputs = self.tree(trie, batch)
         except torch.OutOfMemoryError:
+            # Retry outside this block: until it ends, the exception's traceback keeps the failed batch's tensors alive.
             return None
         return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
 
 
 class _Wanted:
-    """The (node, token) pairs to score, each once, sorted by node; and which of them make up each request."""
+    """The (node, token) pairs to score, each once and sorted by node, and the pairs that make up each request.
+
+    Requests share nodes and pairs: the last token of a context predicts the first token of each of its continuations,
+    and continuations that begin alike share these predictions.
+
+    nodes: nodes that predict something, ascending, int64 [N]; states are computed for these.
+    token, state_of: the predicted token of each pair, and its index in `nodes`, int64 [P].
+    pair_of: the pairs of all requests, one after another, int64 [tokens of all continuations].
+    first: where each request begins in `pair_of`, int64 [requests].
+    found, greedy: the log-likelihood of each pair, and whether it is the likeliest token, [P].
+    """
 
     def __init__(self, paths, continuations):
         lengths = [len(tokens) for tokens in continuations]
         node = numpy.concatenate([path[-n:] for path, n in zip(paths, lengths, strict=True)])
         token = numpy.concatenate([numpy.asarray(tokens, dtype=numpy.int64) for tokens in continuations])
+        # Pack each pair into one integer, so that one sort removes the duplicates and orders the pairs by node.
         span = int(token.max()) + 1
         pairs, self.pair_of = numpy.unique(node * span + token, return_inverse=True)
         self.token = pairs % span
         self.nodes, self.state_of = numpy.unique(pairs // span, return_inverse=True)
         self.first = numpy.cumsum([0, *lengths[:-1]])
-        self.found = numpy.full(len(pairs), numpy.nan)
+        self.found = numpy.full(len(pairs), numpy.nan)  # a pair that was forgotten would show as NaN, not as a number
         self.greedy = numpy.zeros(len(pairs), dtype=bool)
 
     def slice_of(self, row):
-        """Which of `nodes` lie in `row` (its leading ancestors are another row's)."""
+        """Return the slice of `nodes` that lie in `row`, without its leading ancestors, which belong to another row."""
         return slice(*numpy.searchsorted(self.nodes, [row.start, row.stop]).tolist())
 
     def score(self, head, states, slices):
-        """Fill in the pairs at `nodes[slice]` for each slice; `states` [N, width] are those nodes', one after another.
+        """Score the pairs at `nodes[part]` for each slice `part`.
 
-        Without a `head`, states are logits.
+        Args:
+            head: the output layer, or None if `states` are logits.
+            states: outputs of the model at these nodes, one slice after another [N, width].
+            slices: slices of `nodes`.
         """
         pairs = [numpy.arange(*numpy.searchsorted(self.state_of, [part.start, part.stop])) for part in slices]
         offset = numpy.cumsum([0, *(part.stop - part.start for part in slices)])
+        # `offset` has one more entry than there are slices: the total.
         rows = [self.state_of[p] - s.start + o for p, s, o in zip(pairs, slices, offset, strict=False)]
         pairs = numpy.concatenate(pairs)
         rows, targets = (torch.from_numpy(a).to(states.device) for a in (numpy.concatenate(rows), self.token[pairs]))
@@ -151,10 +192,11 @@ class _Wanted:
             found, greedy = output_head.score_logits(states, rows, targets)
         else:
             found, greedy = output_head.score(head, states, rows, targets)
+        # Sum up in float64 later, so that long continuations lose no precision.
         self.found[pairs], self.greedy[pairs] = found.double().cpu().numpy(), greedy.cpu().numpy()
 
     def results(self):
-        """(summed log-likelihood, all greedy) of each request."""
+        """Return (summed log-likelihood, True if every token is the likeliest) of each request."""
         sums = numpy.add.reduceat(self.found[self.pair_of], self.first)
         greedy = numpy.logical_and.reduceat(self.greedy[self.pair_of], self.first)
         return list(zip(sums.tolist(), greedy.tolist(), strict=True))

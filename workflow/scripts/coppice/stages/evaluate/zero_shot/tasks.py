@@ -1,7 +1,7 @@
-"""Zero-shot tasks: lm-eval's official task definitions with only their data replaced, scored for one model.
+"""Score one model on zero-shot tasks: lm-eval's official task definitions, with only their data replaced.
 
 The harness supplies prompts, choices and metrics; the language model that it calls is an engine of this package.
-What is measured (`measure`) holds every metric of the task; which of them stands for it is chosen after (`result`).
+`measure` computes every metric of a task; `result` then picks the one that the study uses for the task.
 """
 
 import copy
@@ -16,20 +16,28 @@ from coppice.data import task_definitions
 
 logger = logging.getLogger("coppice.zero_shot")
 
-PREFERRED = ("acc", "exact_match")  # a task's metric where the configuration names none
-FEWSHOT = "coppice-fewshot"  # split of the examples in prompts, a name that no definition uses
-METRIC = "metric:"  # begins the columns that hold an item's metrics
+PREFERRED = ("acc", "exact_match")  # a task's metric if the configuration names none
+FEWSHOT = "coppice-fewshot"  # name of the split of few-shot examples; no definition uses it
+METRIC = "metric:"  # prefix of the columns that hold an item's metrics
 
 
 def task(name, record, role, choice=None, seed=0):
-    """The lm-eval task `name` over the rows of one role of the prepared dataset `record`.
+    """Return the lm-eval task `name` over the rows of one role of a prepared dataset.
 
-    choice: {include_path, num_fewshot}, both optional. Examples in prompts come from the train role, drawn with `seed`.
+    Args:
+        name: name of the task.
+        record: path of the dataset's dataset.json.
+        role: role of the rows to score.
+        choice: {include_path, num_fewshot}, both optional.
+        seed: seed with which examples for prompts are drawn from the train role.
+
+    Raises:
+        DataError: the rows do not fit the task's definition, or there are none.
     """
     from lm_eval.api.task import ConfigurableTask
 
     choice = choice or {}
-    config = copy.deepcopy(task_definitions.definition(name, choice.get("include_path")))  # the harness fills it in
+    config = copy.deepcopy(task_definitions.definition(name, choice.get("include_path")))  # the harness changes it
     split = config.get("test_split") or config.get("validation_split") or "rows"
     rows = data.load(record, role)
     shots = shots_of(name, config, choice)
@@ -37,7 +45,7 @@ def task(name, record, role, choice=None, seed=0):
     unused = {"training_split": None, "validation_split": None, "fewshot_split": None, "test_split": split}
     examples = dict(config.get("fewshot_config") or {})
     if not shots:
-        examples = {"samples": []}  # else the harness reads all rows to draw none of them
+        examples = {"samples": []}  # otherwise the harness reads all rows to draw none of them
     elif not examples.get("samples"):
         splits[FEWSHOT] = _examples(name, record, rows)
         examples |= {"split": FEWSHOT}
@@ -47,14 +55,17 @@ def task(name, record, role, choice=None, seed=0):
         built = ConfigurableTask(config=config | changed)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, IndexError) and not _left(config, rows):
-            raise DataError(f"dataset {name}: the task has no items for {role}") from error
-        raise DataError(f"dataset {name}: its rows do not fit the task's definition: {error!r}") from error
+            raise DataError(f"dataset {name}: the task has no items for {role}. Name a split with items.") from error
+        raise DataError(
+            f"dataset {name}: its rows do not fit the task's definition ({error!r}). Map the columns with "
+            f"datasets.{name}.columns or correct the rows."
+        ) from error
     built.set_fewshot_seed(seed)
     return built
 
 
 def _compile_templates_once():
-    """Let lm-eval keep its compiled Jinja templates: by itself it compiles each anew for every item."""
+    """Make lm-eval cache its compiled Jinja templates, which it otherwise compiles again for every item."""
     from lm_eval import utils
 
     if not hasattr(utils.env.from_string, "cache_info"):
@@ -62,38 +73,54 @@ def _compile_templates_once():
 
 
 def shots_of(name, config, choice):
-    """How many examples stand in a prompt: as configured, else by the definition; a definition's 0 is never changed."""
-    own, wanted = config.get("num_fewshot"), choice.get("num_fewshot")
-    if wanted and own == 0:
-        logger.warning("task %s is defined for no examples in its prompts: num_fewshot is not applied to it", name)
+    """Return the number of examples in a prompt: the configured one, or else the definition's.
+
+    As in lm-eval, a definition's explicit 0 always wins.
+    """
+    defined, configured = config.get("num_fewshot"), choice.get("num_fewshot")
+    if configured and defined == 0:
+        logger.warning("task %s: its definition sets num_fewshot to 0, so the configured number is ignored", name)
         return 0
-    return (own if wanted is None else wanted) or 0
+    return (defined if configured is None else configured) or 0
 
 
 def _examples(name, record, rows):
-    """Rows of the train role for the prompts of task `name`, without any that is asked itself."""
+    """Return the train rows that may serve as examples, without those that the task asks itself."""
     train = data.load(record, "train")
     asked = {data.row_text(row) for row in rows}
     kept = [index for index, row in enumerate(train) if data.row_text(row) not in asked]
     if not kept:
         raise DataError(
-            f"dataset {name}: every train row is also asked: none is left for evaluate.zero_shot.num_fewshot"
+            f"dataset {name}: every train row is also scored, so none is left for evaluate.zero_shot.num_fewshot. Set "
+            "it to 0 or name another train split."
         )
     return train.select(kept)
 
 
 def _left(config, rows):
-    """The rows that the definition's own filter leaves."""
+    """Return the number of rows that are left by the definition's own filter."""
     process = config.get("process_docs")
     return len(process(rows) if process else rows)
 
 
 def measure(lm, name, record, role, choice=None, seed=0):
-    """Score one task under all of its metrics; returns its facts and one dict an item.
+    """Score one task under all of its metrics.
 
-    choice: {limit, include_path, num_fewshot, chat_template}, all optional. The facts: {scores: metric and
-    metric_stderr -> value, accuracies (metrics that are means over items of a share that should be high), n, version,
-    output_type, num_fewshot, chat_template}. Raises DataError where the task yields no item, CheckpointError on NaN.
+    Args:
+        lm: the language model, an `lm_eval.api.model.LM`.
+        name: name of the task.
+        record: path of the dataset's dataset.json.
+        role: role of the rows to score.
+        choice: {limit, include_path, num_fewshot, chat_template}, all optional.
+        seed: seed of the examples in prompts.
+
+    Returns:
+        The facts {scores (metric and metric_stderr -> value), accuracies (see `_is_accuracy`), n, version, output_type,
+        num_fewshot, chat_template}, and a list with one dict per item.
+
+    Raises:
+        DataError: the task has no items, or an item does not fit its definition.
+        CheckpointError: a log-likelihood is NaN.
     """
     from lm_eval.evaluator import evaluate
 
@@ -101,7 +128,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
     _compile_templates_once()
     built = task(name, record, role, choice, seed)
     if not len(built.eval_docs):
-        raise DataError(f"dataset {name}: the task has no items for {role}")
+        raise DataError(f"dataset {name}: the task has no items for {role}. Name a split with items.")
     _check_answers(name, built, choice.get("limit"))
     chat = bool(choice.get("chat_template")) and has_chat_template(lm.tokenizer, name)
     output = evaluate(
@@ -113,11 +140,12 @@ def measure(lm, name, record, role, choice=None, seed=0):
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
     )
-    first = output["samples"][name][0]["filter"]  # a definition may filter answers in several ways: its first counts
+    # A definition may list several filters of the model's answers. Each gives its own scores; use the first filter's.
+    first = output["samples"][name][0]["filter"]
     examples = [example for example in output["samples"][name] if example["filter"] == first]
     rows = [_row(built, example) for example in examples]
     if any(math.isnan(score) for row in rows for score in row["loglikelihoods"]):
-        raise models.broken(lm.model, f"NaN is its log-likelihood of an answer of task {name}")
+        raise models.broken(lm.model, f"the log-likelihood of an answer of task {name} is NaN")
     scores = _scores(output["results"][name], first)
     facts = {
         "scores": scores,
@@ -132,8 +160,10 @@ def measure(lm, name, record, role, choice=None, seed=0):
 
 
 def _check_answers(name, built, limit):
-    """Refuse items whose right answer is none of their choices: the harness counts each as answered wrongly, but for
-    tasks that judge answers by code of their own."""
+    """Raise DataError if an item's right answer is not one of its choices.
+
+    The harness would count the item as answered wrongly. Tasks that judge answers with their own code are not checked.
+    """
     if built.OUTPUT_TYPE != "multiple_choice" or built.config.process_results:
         return
     for place, doc in enumerate(itertools.islice(built.eval_docs, limit)):
@@ -142,36 +172,40 @@ def _check_answers(name, built, limit):
             gold = _gold(built, choices, doc, built.doc_to_target(doc))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
-                f"dataset {name}: item {place} (from 0) does not fit the task's definition: {error!r}"
+                f"dataset {name}: item {place} (from 0) does not fit the task's definition ({error!r}). Correct the "
+                "row or map the columns."
             ) from error
         right = gold if isinstance(gold, list) else [gold]
         if not right or not all(isinstance(one, int) and 0 <= one < len(choices) for one in right):
             raise DataError(
-                f"dataset {name}: item {place} (from 0): its answer is {gold!r}, which is none of its {len(choices)} "
-                "choices; rows of public test splits have no answers: name another split"
+                f"dataset {name}: item {place} (from 0): the answer {gold!r} is not one of the {len(choices)} choices. "
+                "Public test splits are unlabeled: name another split or correct the answers."
             )
 
 
 def has_chat_template(tokenizer, name):
-    """Whether prompts can go through the tokenizer's chat template; said where not."""
+    """Return True if the tokenizer has a chat template; log a warning if not."""
     if getattr(tokenizer, "chat_template", None):
         return True
-    logger.warning("task %s: the tokenizer has no chat template, so the model is asked plainly", name)
+    logger.warning("task %s: the tokenizer has no chat template, so prompts are plain text", name)
     return False
 
 
 def _scores(results, chosen):
-    """The numbers of one filter by metric, and their standard errors by `<metric>_stderr`; N/A is left out."""
+    """Return the numbers of one filter as metric -> value and <metric>_stderr -> standard error, without "N/A"."""
     found = {}
     for key, value in results.items():
-        label, _, filtered = key.partition(",")
+        label, _, filtered = key.partition(",")  # lm-eval's keys are `<metric>,<filter>`
         if filtered == chosen and isinstance(value, int | float):
             found[label] = float(value)
     return found
 
 
 def _is_accuracy(built, metric, rows):
-    """Whether `metric` is a mean of how right each item is, so that items can be paired and tasks averaged."""
+    """Return True if `metric` is a mean over items of values from 0 to 1 that should be high.
+
+    Only such metrics can be paired item by item and averaged over tasks.
+    """
     from lm_eval.api.metrics import mean
 
     if built.aggregation().get(metric) is not mean or not built.higher_is_better().get(metric):
@@ -180,7 +214,7 @@ def _is_accuracy(built, metric, rows):
 
 
 def _row(built, example):
-    """What is kept of an item: the target, the model's answer, and every metric that is a number."""
+    """Return what is stored of an item: the target, the model's answer and every metric that is a number."""
     metrics = {METRIC + key: float(example[key]) for key in example["metrics"] if isinstance(example[key], int | float)}
     row = {key: example[key] for key in ("doc_id", "doc_hash")} | metrics
     answers = example["filtered_resps"]
@@ -201,26 +235,37 @@ def _row(built, example):
 
 
 def _gold(built, choices, doc, target):
-    """Index of the right choice of an item, whose definition gives it as an index or as the choice itself (`target`).
+    """Return the index of an item's right choice. `target` is that index or the text of the choice itself.
 
-    Where the choices differ in the context (WinoGrande), the index is what the definition calls the text.
+    If the choices differ in the context rather than the continuation (WinoGrande), lm-eval's definitions give the index
+    as the "text" instead.
     """
     target = built.doc_to_text(doc) if built.multiple_input else target
     return choices.index(target) if isinstance(target, str) and target in choices else target
 
 
 def result(name, facts, rows, metric=None):
-    """The task's result under `metric`, its samples, and whether it is an accuracy, from what `measure` found.
+    """Return a task's result under one metric, its samples, and whether the metric is an accuracy.
 
-    The result: {metric, value, stderr, n, version, num_fewshot, chat_template, and every metric with its standard
-    error}. Without `metric`, acc stands for the task, else exact_match, else its first one.
+    Args:
+        name: name of the task.
+        facts, rows: from `measure`.
+        metric: name of the metric; by default acc, else exact_match, else the task's first one.
+
+    Returns:
+        ({metric, value, stderr, n, version, num_fewshot, chat_template, and every metric with its standard error},
+        samples, True if the metric is an accuracy).
+
+    Raises:
+        SettingsError: the task has no such metric.
     """
     scores = facts["scores"]
-    known = [label for label in scores if not label.endswith("_stderr")]
-    metric = metric or next((label for label in (*PREFERRED, *known) if label in scores), None)
-    if metric not in known:
+    metrics = [label for label in scores if not label.endswith("_stderr")]
+    metric = metric or next((label for label in (*PREFERRED, *metrics) if label in scores), None)
+    if metric not in metrics:
         raise SettingsError(
-            f"evaluate.zero_shot.metric.{name}: the task has no metric '{metric}' (it has {', '.join(known)})"
+            f"evaluate.zero_shot.metric.{name}: the task has no metric '{metric}'. Set it to one of "
+            f"{', '.join(metrics)}."
         )
     found = {"metric": metric, "value": scores[metric], "stderr": scores.get(f"{metric}_stderr")}
     found |= {key: facts[key] for key in ("n", "version", "num_fewshot", "chat_template")} | scores
@@ -229,10 +274,10 @@ def result(name, facts, rows, metric=None):
 
 
 def _sample(row, metric, output_type):
-    """One row of `samples/{task}.parquet`: the item, what the model picked and the log-likelihood of each choice."""
+    """Return a row of `samples/{task}.parquet`: the item, the model's pick and the log-likelihood of each choice."""
     prediction = row["answer"]
     if output_type == "multiple_choice":
-        # lm-eval's acc_norm divides by the number of characters of each choice, its acc_bytes by that of bytes
+        # lm-eval's acc_norm divides log-likelihoods by the characters of each choice, and acc_bytes by its bytes.
         sizes = {"acc_norm": row["characters"], "acc_bytes": row["bytes"]}.get(metric)
         picks = [score / (sizes[i] if sizes is not None else 1) for i, score in enumerate(row["loglikelihoods"])]
         prediction = str(max(range(len(picks)), key=picks.__getitem__))
