@@ -120,7 +120,7 @@ def test_detects_a_flipped_bit_in_a_prepared_dataset(study_copy):
     record = study_copy / "ptb" / "dataset.json"
     flip(study_copy / "ptb" / "report.parquet")
     message = message_of(lambda: data.texts(record, "report"))
-    assert "report.parquet: was changed" in message and f"delete {record} and run snakemake again" in message
+    assert "report.parquet: the file was changed" in message and f"Delete {record} and run snakemake again" in message
 
 
 def test_restores_damaged_samples_from_the_parts_of_the_evaluation(study_copy, study):

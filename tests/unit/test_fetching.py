@@ -119,7 +119,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(served, fetch, tmp_
 
 def test_after_a_download_that_was_cut_off_only_what_is_not_whole_is_fetched(served, fetch, tmp_path):
     served.cut["model.safetensors"] = [400_000] + 9 * [0]
-    with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched .*files that have come are kept"):
+    with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched .*files are kept"):
         fetch()
     served.cut.clear()
     served.requests.clear()
@@ -130,7 +130,7 @@ def test_after_a_download_that_was_cut_off_only_what_is_not_whole_is_fetched(ser
 
 def test_a_file_with_another_digest_is_refused_and_fetched_anew(served, fetch, tmp_path):
     served.damaged["model.safetensors"] = CHECKPOINT["model.safetensors"][:-1] + b"?"
-    with pytest.raises(CoppiceError, match=r"model\.safetensors of org/tiny came with another content .*fetch` again"):
+    with pytest.raises(CoppiceError, match=r"model\.safetensors of org/tiny: the content differs .*fetch` again"):
         fetch()
     served.damaged.clear()
     fetch()
@@ -153,7 +153,7 @@ def test_a_gated_model_says_where_to_ask_and_how_to_log_in(served, fetch, monkey
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(
-        CoppiceError, match=r"models\.M: org/tiny is gated: ask for access .*hf auth login.* HF_TOKEN"
+        CoppiceError, match=r"models\.M: org/tiny is gated. Ask for access .*hf auth login.* HF_TOKEN"
     ) as e:
         fetch()
     assert not token or token not in str(e.value)
@@ -172,7 +172,7 @@ def test_a_gated_model_comes_with_the_token_of_the_environment(served, fetch, mo
 def test_a_token_that_is_not_known_is_said(served, fetch, monkeypatch):
     served.stale_token = "hf_of-last-year"
     monkeypatch.setenv("HF_TOKEN", served.stale_token)
-    with pytest.raises(CoppiceError, match="does not know your token: check HF_TOKEN") as said:
+    with pytest.raises(CoppiceError, match=r"rejects your token.*HF_TOKEN") as said:
         fetch()
     assert served.stale_token not in str(said.value)
 
@@ -181,9 +181,9 @@ def test_a_token_that_is_not_known_is_said(served, fetch, monkeypatch):
     ("source", "revision", "words"),
     [
         ("org/nothing", None, r"models\.M: org/nothing is not on the hub, or it is private"),
-        ("org/tiny", "v9", r"models\.M: org/tiny has no revision 'v9': set models\.M\.revision"),
+        ("org/tiny", "v9", r"models\.M: org/tiny has no revision 'v9'.*models\.M\.revision"),
         ("org/empty", None, r"models\.M\.base: org/empty has no config\.json"),
-        ("org/pickles", None, r"org/pickles has no weights as safetensors; load it"),
+        ("org/pickles", None, r"org/pickles has no safetensors weights.*save_pretrained"),
     ],
 )
 def test_what_is_not_on_the_hub_is_said_before_anything_is_downloaded(served, tmp_path, source, revision, words):
@@ -202,7 +202,7 @@ def test_no_network_is_said(served, fetch, monkeypatch):
 
 def test_the_hub_switched_off_is_said(served, fetch, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CoppiceError, match="while HF_HUB_OFFLINE is set: unset it"):
+    with pytest.raises(CoppiceError, match=r"HF_HUB_OFFLINE is set.*Unset it"):
         fetch()
 
 
@@ -238,7 +238,7 @@ def test_a_dataset_stays_at_its_commit_and_says_why_it_does_not_come(tmp_path):
     with serving() as (fake, address):
         commit = fake.add("org/texts", {"train.parquet": rows("one", "two")}, "datasets")
         fake.gated.add("org/texts")
-        assert "said: datasets.texts: org/texts is gated: ask for access" in fetch(address).stderr
+        assert "said: datasets.texts: org/texts is gated. Ask for access" in fetch(address).stderr
         fake.gated.clear()
         assert fetch(address).returncode == 0
         first = records.read(record)
@@ -260,7 +260,7 @@ def test_a_model_that_cannot_be_asked_as_a_chat_is_told_before_anything_computes
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     register("alpaca")
-    with pytest.raises(CoppiceError, match=r"models\.M\.prompt: is chat .* has no chat template; set it to alpaca or"):
+    with pytest.raises(CoppiceError, match=r"models\.M\.prompt: is chat .* has no chat template.*alpaca or"):
         register("chat")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))

@@ -1,6 +1,7 @@
-"""Data sets: fetched, read, checked and written by role; prompts; definitions of tasks.
+"""Fetch datasets, check them and store them by role; format prompts; find the definitions of tasks.
 
-`datasets` writes and reads them, and its names are this package's own.
+`datasets` reads and writes prepared datasets, and the package exports its names. `fetching` holds the fetch rules and
+`hub` talks to the Hugging Face Hub; `prompts` turns rows into text; `task_definitions` reads lm-eval's tasks.
 """
 
 from .datasets import (

@@ -1,9 +1,9 @@
-"""The one place that reads a dataset: hub, local files or generated, all brought to one form.
+"""Read datasets from the hub, from local files or generated, and bring them all to one form.
 
-`prepare` turns any source into parquet files, one a role, beside a `dataset.json` record; everything after it reads
-those through `load`. The roles: `train` is trained on, `selection` scores candidates, `report` is what reports use.
-Selection and report never share a row: where the source has no split of its own for selection, a fixed sample of
-train serves, else (if asked for) a fixed part of the report rows, which the report then leaves out and says so.
+`prepare` turns any source into one parquet file per role and a `dataset.json` record; all other code reads them through
+`load`. The roles: `train` rows are trained on, `selection` rows score candidates, `report` rows give the numbers of the
+reports. Selection and report never share a row. If the source has no split for selection, a fixed sample of `train` is
+used; without `train`, a fixed part of the report rows, which the reports then leave out, as the record notes.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from . import hub, prompts
 logger = logging.getLogger("coppice.data")
 
 ROLES = ("train", "selection", "report")
-SELECTION_ROWS = 1000  # rows of train that stand in for a selection split
-SELECTION_SHARE = 5  # one report row in five goes to selection where there is nothing else
+SELECTION_ROWS = 1000  # rows of train to use if there is no selection split
+SELECTION_SHARE = 5  # one report row in five goes to selection if there are neither selection nor train rows
 
-READING = {"csv": {"keep_default_na": False, "na_values": [""]}}  # "None" and "NA" are answers, not holes
+READING = {"csv": {"keep_default_na": False, "na_values": [""]}}  # "None" and "NA" may be answers: keep them
 
-# To find brackets opened one after another with none closed, whatever stands between them
+# `translate` with these reduces JSON to brackets, so that deep nesting shows as a run of opening brackets.
 BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 DEEPEST = 500
@@ -54,7 +54,7 @@ def _ending_numbers(row):
     return [*numbers, *map(str, numbers)]
 
 
-# task -> its column of right answers, and which a row can have; by lm-eval a row with any other is one answered wrongly
+# task -> (column of right answers, row -> valid values). lm-eval silently counts a row with another value as wrong.
 ANSWERS = {
     "boolq": TRUTHS,
     "piqa": TRUTHS,
@@ -67,11 +67,15 @@ ANSWERS = {
 
 
 def prepare(name, entry, folder, needs_selection=True, required=()):
-    """Read the dataset `name` from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
+    """Read a dataset from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
 
-    `entry` is its resolved configuration (path, name, revision, format, columns, splits: role -> split or file; uses:
-    what it has to serve, `text` or `training`). Raises DataError where a split, file or column is missing, a role has
-    no rows, or a column does not hold what its use needs.
+    Args:
+        entry: the resolved configuration: path, name, revision, format, columns, splits (role -> split or file), uses
+            (what the dataset is used for: `text`, `training`).
+        needs_selection: True if selection rows are needed.
+        required: columns that the task needs.
+
+    Raises DataError if a split, file or column is missing, a role is empty, or a column does not hold what it must.
     """
     clock = records.Clock()
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
@@ -85,16 +89,17 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
                 _check_columns(name, tables[role], role, entry.get("uses") or (), required)
                 _check_answers(name, tables[role], role, required)
         if not tables:
-            raise DataError(f"datasets.{name}: none of its splits ({', '.join(splits.values())}) is at {entry['path']}")
+            named = ", ".join(splits.values())
+            raise DataError(f"datasets.{name}.splits: {entry['path']} has none of {named}. Correct the names.")
         notes = _add_selection(tables, needs_selection)
-        if "text" not in (entry.get("uses") or ()):  # lines of a running text come again
+        if "text" not in (entry.get("uses") or ()):  # in running text, lines such as headings repeat legitimately
             notes += _keep_apart(name, tables)
         write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock, files=files)
 
 
 @contextlib.contextmanager
 def _scratch(folder):
-    """A folder for what `datasets` keeps of local files: its own cache knows them by name and time, not by content."""
+    """Give a temporary cache folder: the library's permanent cache knows local files by name and time, not content."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(dir=folder, prefix=disks.partial_name())
     try:
@@ -104,7 +109,7 @@ def _scratch(folder):
 
 
 def _files(entry, split):
-    """The local files of a split, none of a data set of the hub."""
+    """Return the local files of a split; empty for a dataset on the hub."""
     return local_files.files_of(entry["path"], entry["format"], split) if entry.get("format") else []
 
 
@@ -113,7 +118,7 @@ def _public(entry):
 
 
 def _read(name, entry, split, files, scratch):
-    """One split as a `datasets.Dataset`, or None where a local folder does not have it."""
+    """Return one split as a `datasets.Dataset`, or None if the source does not have it."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -125,8 +130,8 @@ def _read(name, entry, split, files, scratch):
         except ValueError as error:
             if "Unknown split" in str(error):
                 return None
-            raise DataError(f"datasets.{name}: {entry['path']} does not load: {error}") from error
-        except Exception as error:  # whatever the library makes of what the hub said
+            raise DataError(f"datasets.{name}: {entry['path']} does not load (check its name): {error}") from error
+        except Exception as error:  # the library wraps the hub's errors in many types
             raise hub.refusal(f"datasets.{name}", entry["path"], entry.get("revision"), error) from error
     if not files:
         return None
@@ -136,8 +141,8 @@ def _read(name, entry, split, files, scratch):
         named = {"rows": [glob.escape(str(file)) for file in files]}
         options = READING.get(entry["format"], {})
         table = datasets.load_dataset(entry["format"], data_files=named, split="rows", cache_dir=scratch, **options)
-        table.data.table.validate(full=True)  # text of another encoding than UTF-8
-    except Exception as error:  # a garbled file raises whatever the parser of its format raises
+        table.data.table.validate(full=True)  # raises if text is not UTF-8
+    except Exception as error:  # the parsers of the formats raise many types for a damaged file
         reason = (str(error.__cause__ or error).splitlines() or ["it is empty"])[0]
         reason = "it holds no rows" if "no data" in reason or "at least one example" in reason else reason
         raise DataError(
@@ -145,17 +150,19 @@ def _read(name, entry, split, files, scratch):
         ) from error
     if entry["format"] == "csv" and _has_unnamed_cells(table, files):
         raise DataError(
-            f"datasets.{name}: {', '.join(map(str, files))}: its rows have more cells than its header; quote cells "
-            "that hold commas, take commas at the end of rows away, and separate cells by commas"
+            f"datasets.{name}: {', '.join(map(str, files))}: rows have more cells than the header. Quote cells that "
+            "contain commas, remove commas at the ends of rows, and separate cells by commas only."
         )
-    if entry["format"] == "text":  # the mark by which some editors begin a file is none of its text
+    if entry["format"] == "text":  # some editors begin a file with a byte order mark, which is not part of the text
         return table.map(lambda row: {"text": row["text"].removeprefix("\ufeff").strip()})
     return table
 
 
 def _has_unnamed_cells(table, files):
-    """Whether rows of CSV files have a cell more than their header: pandas takes the first one for a row's name, and
-    every other one moves by a column. A frame that was written with such names has a column that is called so."""
+    """Return True if rows of CSV files have one cell more than their header, so that pandas shifts all columns by one.
+
+    A frame that was saved with its index names that column in its header and is fine.
+    """
     added = [column for column in table.column_names if column.startswith("__index_level_")]
     headers = []
     for file in files if added else ():
@@ -165,27 +172,27 @@ def _has_unnamed_cells(table, files):
 
 
 def _check_json(file):
-    """Raise ValueError for JSON by which arrow would end the process without a word: deep nesting, null rows."""
+    """Raise ValueError for deep nesting and null rows, on which arrow would crash the process without a message."""
     with open(file, "rb") as content:
-        before = b"}\n"
+        before = b"}\n"  # so that a null row at the very start is found too
         while part := content.read(2**24):
             deep = b"[" * DEEPEST in (before + part).translate(BRACKETS, NO_BRACKETS)
             if deep or re.search(rb"\}\r?\n\s*null\s*(\n|\Z)", before + part):
-                raise ValueError(f"it has {f'brackets more than {DEEPEST} deep' if deep else 'a row that is null'}")
-            before = part[-(2**16) :]
+                raise ValueError(f"it has {f'brackets nested more than {DEEPEST} deep' if deep else 'a null row'}")
+            before = part[-(2**16) :]  # what to look for may straddle two parts
 
 
 def _rename(name, table, columns, required, split):
-    """Bring the columns to their canonical names and check that the required ones are there."""
+    """Return the table with columns renamed as configured; raise DataError if a required one is missing."""
     for canonical, actual in columns.items():
         if actual not in table.column_names:
             raise DataError(
-                f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}' "
-                f"(it has {', '.join(table.column_names)})"
+                f"datasets.{name}.columns.{canonical}: split {split} has no column '{actual}'. Name one of "
+                f"{', '.join(table.column_names)}."
             )
         if list(columns.values()).count(actual) > 1:
-            raise DataError(f"datasets.{name}.columns.{canonical}: the column '{actual}' serves twice; name another")
-    # all at once: one that is taken for another's name may have a new name itself
+            raise DataError(f"datasets.{name}.columns.{canonical}: '{actual}' is mapped twice. Name another column.")
+    # Rename all columns at once, because one column's new name may be another column's old one.
     moved = {actual: canonical for canonical, actual in columns.items() if actual != canonical}
     replaced = [canonical for canonical in moved.values() if canonical in table.column_names and canonical not in moved]
     table = table.remove_columns(replaced).rename_columns(moved)
@@ -193,26 +200,26 @@ def _rename(name, table, columns, required, split):
     if missing:
         raise DataError(
             f"datasets.{name}: split {split} lacks the column {', '.join(missing)} "
-            f"(it has {', '.join(table.column_names)}); map it with datasets.{name}.columns"
+            f"(it has {', '.join(table.column_names)}). Map it with datasets.{name}.columns."
         )
     return table
 
 
 def _check_columns(name, table, role, uses, required):
-    """Refuse a column that does not hold what it is used for, and rows that lack what a task needs."""
-    whole = {column: False for column in required}  # column -> whether it has to be text
+    """Raise DataError if a column does not hold what its use needs, or a row lacks a value."""
+    complete = {column: False for column in required}  # columns without empty cells -> True if they must hold text
     if "text" in uses:
-        whole["text"] = True
-    for column, is_text in whole.items():
+        complete["text"] = True
+    for column, is_text in complete.items():
         if column not in table.column_names:
             raise DataError(
                 f"datasets.{name}: its {role} rows lack the column {column} (they have "
-                f"{', '.join(table.column_names)}); map it with datasets.{name}.columns"
+                f"{', '.join(table.column_names)}). Map it with datasets.{name}.columns."
             )
         cells = table.data.column(column)
         if cells.null_count:
             empty = cells.is_null().index(True).as_py()
-            raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}")
+            raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
         if is_text:
             _check_is_text(name, table, column)
     if "training" in uses and role == "train":
@@ -222,7 +229,7 @@ def _check_columns(name, table, role, uses, required):
 
 
 def _check_answers(name, table, role, required):
-    """Refuse rows of one of the seven tasks (its columns are `required`) that name none of their choices as right."""
+    """Raise DataError if a row of one of the seven tasks does not name one of its choices as the right one."""
     if not required or name not in ANSWERS or role == "train":
         return
     column, valid = ANSWERS[name]
@@ -231,26 +238,28 @@ def _check_answers(name, table, role, required):
         try:
             found = list(valid(row))
         except (TypeError, KeyError) as error:
-            raise DataError(f"{where}: has no choices as the task needs them ({error!r})") from error
-        answer = row[column].lstrip() if isinstance(row[column], str) else row[column]  # as OpenBookQA's is read
+            raise DataError(f"{where}: the choices have the wrong form ({error!r}). Correct the row.") from error
+        # lm-eval strips OpenBookQA's answers on the left, so leading spaces are allowed.
+        answer = row[column].lstrip() if isinstance(row[column], str) else row[column]
         if answer not in found or isinstance(answer, float):
             raise DataError(
-                f"{where}: {column} is {row[column]!r}, which is none of {', '.join(map(repr, found))}; rows of public "
-                "test splits have no answers: name another split, or write the answers so"
+                f"{where}: {column} is {row[column]!r}, which is not one of {', '.join(map(repr, found))}. Public test "
+                "splits are unlabeled: name another split or correct the answers."
             )
 
 
 def _check_is_text(name, table, column):
     kind = getattr(table.features[column], "dtype", "lists or mappings")
     if kind not in ("string", "large_string"):
-        raise DataError(f"datasets.{name}: the column {column} holds {kind}, where text is needed")
+        raise DataError(f"datasets.{name}: the column {column} holds {kind}, but must hold text. Convert it.")
 
 
 def _add_selection(tables, needed):
-    """Give `tables` a selection role where it lacks one, by the rules of the module's head; returns what was done."""
+    """Add a selection role to `tables` if needed, as the module docstring says; return notes for the record."""
     if "selection" in tables or not needed:
         return []
     if "train" in tables:
+        # The rows with the smallest digests are a sample that depends on the rows alone, not on a seed or their order.
         digests = ((_row_digest(row), place) for place, row in enumerate(tables["train"]))
         chosen = sorted(place for _, place in heapq.nsmallest(SELECTION_ROWS, digests))
         tables["selection"] = tables["train"].select(chosen)
@@ -258,15 +267,16 @@ def _add_selection(tables, needed):
     if "report" not in tables:
         return []
     report = tables["report"]
-    marks = [int(_row_digest(row), 16) % SELECTION_SHARE == 0 for row in report]
-    tables["selection"] = report.select([i for i, mark in enumerate(marks) if mark])
-    tables["report"] = report.select([i for i, mark in enumerate(marks) if not mark])
+    # Equal rows have equal digests, so copies of a row never end up in both roles.
+    selected = [int(_row_digest(row), 16) % SELECTION_SHARE == 0 for row in report]
+    tables["selection"] = report.select([i for i, is_selected in enumerate(selected) if is_selected])
+    tables["report"] = report.select([i for i, is_selected in enumerate(selected) if not is_selected])
     kept = len(tables["report"])
     return [f"selection: a fixed part of the report split ({len(report) - kept} rows), which reports leave out"]
 
 
 def _keep_apart(name, tables):
-    """Take rows that the reports use out of those that candidates are scored on; says how many these were."""
+    """Remove the report rows from the selection rows; return notes for the record."""
     if not {"selection", "report"} <= tables.keys():
         return []
     reported = {_row_digest(row) for row in tables["report"]}
@@ -274,8 +284,8 @@ def _keep_apart(name, tables):
     twice = len(tables["selection"]) - len(kept)
     if not kept:
         raise DataError(
-            f"datasets.{name}: its selection rows are all among its report rows: candidates would be chosen on what is "
-            f"reported; name another split as datasets.{name}.splits.selection, or null"
+            f"datasets.{name}: all selection rows are report rows too, so candidates would be chosen on what is "
+            f"reported. Set datasets.{name}.splits.selection to another split or to null."
         )
     if twice:
         tables["selection"] = tables["selection"].select(kept)
@@ -287,10 +297,10 @@ def _row_digest(row):
 
 
 def row_text(row):
-    """Canonical text of a row, by which it is told from others; what JSON has no form for stands as Python shows it."""
+    """Return a canonical text of a row, to compare rows by. Values without a JSON form are written as their repr."""
     try:
         return records.canonical(row)
-    except (ValueError, TypeError):  # NaN, dates, bytes: in columns that nothing here reads
+    except (ValueError, TypeError):  # NaN, dates or bytes, in columns that the study does not read
         return records.canonical(_plain(row))
 
 
@@ -299,14 +309,19 @@ def _plain(value):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-    return value if known else repr(value)
+    is_finite = isinstance(value, float) and math.isfinite(value)
+    return value if value is None or isinstance(value, str | bool | int) or is_finite else repr(value)
 
 
 def write(name, tables, folder, splits, source, notes=(), clock=None, files=None):
-    """Write prepared `tables` (role -> Dataset or list of rows) and their record; fingerprints are of the rows.
+    """Write prepared tables and their record.
 
-    clock: runs since the work began that made the tables; files: role -> the local files that it was read from.
+    Args:
+        tables: role -> Dataset or list of rows.
+        splits: role -> name of the split, for the record.
+        source, notes: facts about the source and notes, for the record.
+        clock: a Clock that was started before the tables were made; by default it starts now.
+        files: role -> local files that the role was read from.
     """
     import datasets
 
@@ -315,7 +330,7 @@ def write(name, tables, folder, splits, source, notes=(), clock=None, files=None
     roles = {}
     for role, table in tables.items():
         if not len(table):
-            raise DataError(f"datasets.{name}: its {role} split has no rows")
+            raise DataError(f"datasets.{name}: its {role} split has no rows. Name another split or file.")
         table = table if isinstance(table, datasets.Dataset) else datasets.Dataset.from_list(table)
         path = folder / f"{role}.parquet"
         with records.atomic(path, "wb") as file:
@@ -330,7 +345,7 @@ def write(name, tables, folder, splits, source, notes=(), clock=None, files=None
 
 
 def fingerprint_of(rows):
-    """Hex SHA-256 of rows, dictionaries in their order, whatever file they lie in."""
+    """Return the hex SHA-256 of rows (dictionaries) in their order. It does not depend on the file format."""
     content = hashlib.sha256()
     for row in rows:
         content.update(row_text(row).encode())
@@ -338,41 +353,45 @@ def fingerprint_of(rows):
 
 
 def load(record, role):
-    """The rows of one role of a prepared dataset, as a `datasets.Dataset`; `record` is the path of its dataset.json."""
+    """Return the rows of one role of the dataset whose dataset.json is `record`, as a `datasets.Dataset`.
+
+    Raises DataError if the dataset has no such role, or if its file cannot be read or has changed.
+    """
     import datasets
     import pyarrow.parquet
 
-    known = facts(record, role).get("sha256")  # older records do not have it
-    path, remedy = Path(record).parent / f"{role}.parquet", f"delete {record} and run snakemake again"
+    expected = facts(record, role).get("sha256")  # missing in older records
+    path, remedy = Path(record).parent / f"{role}.parquet", f"Delete {record} and run snakemake again."
     try:
-        if known and fingerprints.content_digest(path) != known:
-            raise DataError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
+        if expected and fingerprints.content_digest(path) != expected:
+            raise DataError(f"{path}: the file was changed after it was written (its checksum differs). {remedy}")
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
+        raise DataError(f"{path}: cannot be read ({error}). {remedy}") from error
     return datasets.Dataset(table)
 
 
 def facts(record, role):
-    """{rows, split, fingerprint, notes} of one role of a prepared dataset, for provenance."""
+    """Return {rows, split, fingerprint, notes} of one role of a prepared dataset."""
     content = records.read(record)
     if role not in content["roles"]:
         raise DataError(
-            f"dataset {content['name']} has no rows for {role} (it has {', '.join(content['roles'])}); "
-            f"add datasets.{content['name']}.splits.{role}"
+            f"dataset {content['name']} has no rows for {role} (it has {', '.join(content['roles'])}). "
+            f"Set datasets.{content['name']}.splits.{role}."
         )
     return content["roles"][role] | {"notes": content["notes"]}
 
 
 def fingerprint(record, role):
-    """Fingerprint of one role's rows; None where the dataset has no such role."""
+    """Return the fingerprint of one role's rows, or None if the dataset has no such role."""
     return records.read(record)["roles"].get(role, {}).get("fingerprint")
 
 
 def texts(record, role):
-    """The `text` column of one role, as a list of strings."""
+    """Return the `text` column of one role, a sequence of strings."""
     table = load(record, role)
     if "text" not in table.column_names:
         name = records.read(record)["name"]
-        raise DataError(f"dataset {name}: has no column text (it has {', '.join(table.column_names)})")
+        found = ", ".join(table.column_names)
+        raise DataError(f"dataset {name}: no column text (it has {found}). Map one with datasets.{name}.columns.")
     return table["text"]

@@ -1,8 +1,8 @@
-"""The fetch rules: the only part of the study that touches the network.
+"""The fetch rules, the only part of the study that uses the network.
 
-Models come as whole snapshots under `resources/models/{model}/snapshot`, datasets as parquet beside their record; a
-local folder is registered as it stands, never copied or written to. What comes from the hub is of one commit, which is
-looked up once and recorded with the digests of its files (see `hub`).
+Models are stored as whole snapshots in `resources/models/{model}/snapshot`, datasets as parquet files beside their
+record. A local folder is only registered, never copied or written to. Everything from the hub comes from one commit,
+which is looked up once and recorded with the digests of its files (see `hub`).
 """
 
 import logging
@@ -19,10 +19,20 @@ logger = logging.getLogger("coppice.fetching")
 
 
 def fetch_model(name, source, revision, record, prompt=None):
-    """Fetch or register the model `source` ({kind, path}) and write `record`: {model, path, fingerprint, ...}.
+    """Fetch a model from the hub, or register a local one, and write its model.json.
 
-    From the hub also the commit and the SHA-256 of each file. prompt: the form in which it will be asked. Raises
-    CheckpointError where its files are torn, SettingsError where it cannot be asked so.
+    The record holds the folder, the fingerprint and, for a model from the hub, the commit and the SHA-256 of each file.
+
+    Args:
+        name: name of the model.
+        source: {kind: hub | local, path}.
+        revision: branch, tag or commit on the hub, or None.
+        record: path of the model.json to write.
+        prompt: prompt format in which the model will be asked: alpaca, chat or none.
+
+    Raises:
+        CheckpointError: the model's files are incomplete or damaged.
+        SettingsError: the prompt format is chat, but the tokenizer has no chat template.
     """
     clock = records.Clock()
     facts = {"model": name, "source": source, "revision": revision}
@@ -43,18 +53,25 @@ def fetch_model(name, source, revision, record, prompt=None):
         raise CheckpointError(f"models.{name}.base: {error}") from error
     if prompt == "chat" and files.has_chat_template(folder) is False:
         raise SettingsError(
-            f"config key models.{name}.prompt: is chat (as for every instruct model where nothing is said), but the "
-            f"tokenizer in {folder} has no chat template; set it to alpaca or none, or put the template beside it"
+            f"config key models.{name}.prompt: is chat (the default for an instruct model), but the tokenizer in "
+            f"{folder} has no chat template. Set it to alpaca or none, or add the template to the folder."
         )
     facts["path"] = str(folder)
-    facts["parameters"] = models.count_parameters(folder)  # which also finds what a .bin file cannot be read as
+    facts["parameters"] = models.count_parameters(folder)  # also fails if a .bin file cannot be read
     facts["weights_fingerprint"] = fingerprints.weights(folder)
     facts["provenance"] = clock.provenance(tokenizer=fingerprints.tokenizer(folder))
     records.write(record, facts)
 
 
 def fetch_config(name, source, revision, output):
-    """Download the configuration of the hub's model `source` ({kind, path}) to `output`, or copy its snapshot's."""
+    """Write the config.json of a model on the hub to `output`; copy it if the model is already fetched.
+
+    Args:
+        name: name of the model.
+        source: {kind, path}.
+        revision: branch, tag or commit on the hub, or None.
+        output: path of the config.json to write.
+    """
     folder = Path(output).parent
     if _is_snapshot_of(folder, source, revision):
         records.copy(folder / "snapshot/config.json", output)
@@ -65,7 +82,7 @@ def fetch_config(name, source, revision, output):
 
 
 def _is_snapshot_of(folder, source, revision):
-    """Whether what was fetched into `folder` is this very model."""
+    """Return True if `folder` holds a snapshot of this model and revision."""
     try:
         record = records.read(folder / "model.json")
     except records.RecordError:
@@ -75,10 +92,16 @@ def _is_snapshot_of(folder, source, revision):
 
 
 def fetch_dataset(name, entry, needs_selection, record, include_path=None, own_task=False):
-    """Fetch or read the dataset `name` into the form that every stage reads.
+    """Fetch or read a dataset and write it in the form that every stage reads.
 
-    `entry` None means the data that the task's definition names, which is looked for in `include_path` first. own_task:
-    the user has a definition of that name, which alone knows the columns it needs and what an answer is.
+    Args:
+        name: name of the dataset.
+        entry: its resolved configuration, or None for the data that the task's definition names.
+        needs_selection: True if selection rows are needed.
+        record: path of the dataset.json to write.
+        include_path: the user's folder of task definitions, searched first.
+        own_task: True if the user defines the task `name`. Only that definition then knows the columns and answers, so
+            those of lm-eval's task are not checked.
     """
     if entry is None:
         from .task_definitions import official_source
@@ -98,7 +121,7 @@ def fetch_dataset(name, entry, needs_selection, record, include_path=None, own_t
 
 
 def _is_on_the_hub(entry):
-    """Whether the data has to be fetched: a task's definition may also name a folder, or a format with files."""
+    """Return True if the data is on the hub. A task's definition may also name a local folder or a file format."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 
     if "source" in entry:

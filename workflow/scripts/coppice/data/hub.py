@@ -1,7 +1,7 @@
-"""The hub: a commit that stays the same from the first look on, the files that it lists, and its refusals in words.
+"""Download from the Hugging Face Hub at a fixed commit, verify the files, and explain the hub's errors.
 
-What was looked up is kept in `pinned.json` beside what is fetched: a download that was cut off goes on with the same
-commit, and a second fetch brings no newer files unless another revision is asked for.
+The first lookup of a revision is stored in `pinned.json` beside the downloaded files. An interrupted download therefore
+continues with the same commit, and fetching again brings no newer files unless the revision changes.
 """
 
 import glob
@@ -16,30 +16,38 @@ from coppice.core.errors import CheckpointError, CoppiceError, TransientError, c
 
 logger = logging.getLogger("coppice.hub")
 
-# Weights of other frameworks, and pickles beside safetensors, are not fetched; nor are the same weights once more in
-# their makers' own layout.
+# Fetch neither weights of other frameworks nor pickles beside safetensors, nor a second copy of the weights in their
+# maker's own layout (`original/`, `consolidated*`).
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 UNWANTED = ("original/*", "consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
 
 
 def pin(key, kind, repository, revision, folder):
-    """{repository, revision, commit, files} of `revision` (None: the newest) as it was when first looked up.
+    """Look up the commit of a revision once and return it with its files; later calls return the stored answer.
 
-    key: the configuration's entry, which errors name (`models.X`, `datasets.X`); kind: model | dataset. files (models
-    only): path -> {size, sha256 (of large files) or blob (git's own digest)}. Kept in `folder`/pinned.json.
+    Args:
+        key: the configuration key that errors name (`models.X`, `datasets.X`).
+        kind: model or dataset.
+        repository: name on the hub.
+        revision: branch, tag or commit, or None for the newest.
+        folder: folder for the answer, pinned.json.
+
+    Returns:
+        {kind, repository, revision, commit, files}. files (models only): path -> {size, sha256 (large files) or blob
+        (git's own digest)}.
     """
     from huggingface_hub.utils import WeakFileLock
 
     path = Path(folder) / "pinned.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a model's configuration and its weights are fetched by two jobs that may run at once
+    # Two jobs that may run at once fetch a model's configuration and its weights; both must get the same commit.
     with WeakFileLock(path.with_name(".pinned.lock")):
-        known = records.read(path, "delete it and fetch again") if path.is_file() else {}
-        asked = {"kind": kind, "repository": repository, "revision": revision}
-        if all(known.get(name) == value for name, value in asked.items()):
-            return known
+        stored = records.read(path, "delete it and fetch again") if path.is_file() else {}
+        request = {"kind": kind, "repository": repository, "revision": revision}
+        if all(stored.get(name) == value for name, value in request.items()):
+            return stored
         with in_words(key, repository, revision):
-            found = asked | _look_up(kind, repository, revision)
+            found = request | _look_up(kind, repository, revision)
         records.write(path, found)
     logger.info("%s: %s is at commit %s", key, repository, found["commit"])
     return found
@@ -50,7 +58,9 @@ def _look_up(kind, repository, revision):
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi()
-    api.auth_check(repository, repo_type=kind)  # what is said of a gated one is public, its content is not
+    # The facts about a gated repository are public, but its files are not: without this check, the lookup would succeed
+    # and the download fail.
+    api.auth_check(repository, repo_type=kind)
     commit = api.repo_info(repository, revision=revision, repo_type=kind).sha
     if kind != "model":
         return {"commit": commit}
@@ -67,16 +77,24 @@ def _is_wanted(path):
 
 
 def download(key, pinned, folder, only=None):
-    """Bring the files of a `pin`, or those named in `only`, to `folder`; check each against the digest on the hub.
+    """Download files to `folder` and check each against its digest on the hub.
 
-    Whole files that an earlier call left stay; the hub's client keeps no halves. A file with another digest is removed
-    and told: the next call fetches it anew.
+    Complete files of an earlier call are kept; the hub's client keeps no partial ones.
+
+    Args:
+        key: the configuration key that errors name.
+        pinned: the answer of `pin`.
+        folder: folder to write.
+        only: paths to download; None for all.
+
+    Raises:
+        TransientError: a file's digest differs. The file is deleted, so that the next call fetches it again.
     """
     from huggingface_hub import snapshot_download
 
     folder = Path(folder)
     files = {path: facts for path, facts in pinned["files"].items() if only is None or path in only}
-    if all(_is_that(folder / path, facts) for path, facts in files.items()):
+    if all(_is_intact(folder / path, facts) for path, facts in files.items()):
         return
     with in_words(key, pinned["repository"], pinned["revision"]):
         snapshot_download(
@@ -85,83 +103,90 @@ def download(key, pinned, folder, only=None):
             local_dir=folder,
             allow_patterns=[glob.escape(path) for path in files],
         )
-    damaged = [path for path, facts in files.items() if not _is_that(folder / path, facts)]
+    damaged = [path for path, facts in files.items() if not _is_intact(folder / path, facts)]
     for path in damaged:
         (folder / path).unlink(missing_ok=True)
     if damaged:
         raise TransientError(
-            f"{key}: {', '.join(damaged)} of {pinned['repository']} came with another content than the hub lists for "
-            f"commit {pinned['commit']}; what came is removed: run `snakemake fetch` again"
+            f"{key}: {', '.join(damaged)} of {pinned['repository']}: the content differs from what the hub lists for "
+            f"commit {pinned['commit']}. The damaged files are deleted; run `snakemake fetch` again."
         )
 
 
 def check_loadable(key, pinned):
-    """Raise CheckpointError, before anything large is fetched, where a `pin` lists no configuration or no weights."""
+    """Raise CheckpointError, before any large download, if a `pin` lists no config.json or no safetensors weights."""
     if "config.json" not in pinned["files"]:
-        raise CheckpointError(f"{key}.base: {pinned['repository']} has no config.json: it is not a checkpoint")
+        raise CheckpointError(
+            f"{key}.base: {pinned['repository']} has no config.json, so it is not a checkpoint. Name another one."
+        )
     if not any(fnmatch(path, "*.safetensors") for path in pinned["files"]):
         raise CheckpointError(
-            f"{key}.base: {pinned['repository']} has no weights as safetensors; load it and write it with "
-            f"`save_pretrained`, and give that folder as {key}.base"
+            f"{key}.base: {pinned['repository']} has no safetensors weights. Load it, save it with `save_pretrained` "
+            f"and set {key}.base to that folder."
         )
 
 
 def clear(pinned, folder):
-    """Remove what another commit left in `folder` and this one does not have: its weights would be taken for ours."""
+    """Delete files in `folder` that are not in this commit, because left-over weights would be loaded with the rest."""
     for path in Path(folder).rglob("*"):
         name = path.relative_to(folder)
         if path.is_file() and ".cache" not in name.parts and name.as_posix() not in pinned["files"]:
-            logger.info("%s is not in commit %s and goes", path, pinned["commit"])
+            logger.info("deleting %s, which is not in commit %s", path, pinned["commit"])
             path.unlink()
 
 
-def _is_that(path, facts):
-    """Whether the file is there with the listed size and digest."""
+def _is_intact(path, facts):
+    """Return True if the file exists with the listed size and digest."""
     if not path.is_file() or path.stat().st_size != facts["size"]:
         return False
     if "sha256" in facts:
         return fingerprints.file_digest(path) == facts["sha256"]
     content = path.read_bytes()
+    # For small files the hub lists git's digest, which covers a header with the size.
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == facts["blob"]
 
 
 @contextmanager
 def in_words(key, repository, revision=None):
-    """What the hub refuses, and having no network, as a CoppiceError that says what to do."""
+    """Turn errors of the hub or the network into a CoppiceError that says what to do."""
     import httpx2
 
     try:
         yield
-    except (OSError, httpx2.HTTPError) as error:  # the hub client's errors are of these, and its transport's
+    except (OSError, httpx2.HTTPError) as error:  # base classes of the errors of the hub's client and its transport
         raise refusal(key, repository, revision, error) from error
 
 
 def refusal(key, repository, revision, error):
-    """An error of the hub's client, or of a library that calls it, as one that says what it means and the remedy.
+    """Return the CoppiceError that explains an error of the hub's client, or of a library that calls it.
 
-    A TransientError where the network was behind it.
+    It is a TransientError if the cause is the network.
     """
     import httpx2
     from huggingface_hub import errors
 
     chain = causes(error)
     where = f"{key}: {repository}"
-    login = "then log in with `hf auth login` or set HF_TOKEN"
+    login = "then log in with `hf auth login` or set HF_TOKEN."
+    page = f"https://huggingface.co/{repository}"
     for kind, words in (
-        (errors.GatedRepoError, f"is gated: ask for access on its page (https://huggingface.co/{repository}), {login}"),
-        (errors.RepositoryNotFoundError, f"is not on the hub, or it is private: check its name, {login}"),
+        (errors.GatedRepoError, f"is gated. Ask for access on its page ({page}), {login}"),
+        (errors.RepositoryNotFoundError, f"is not on the hub, or it is private. Check its name, {login}"),
         (
             errors.RevisionNotFoundError,
-            f"has no revision '{revision}': set {key}.revision to one of its branches, tags or commits",
+            f"has no revision '{revision}'. Set {key}.revision to one of its branches, tags or commits.",
         ),
-        (errors.OfflineModeIsEnabled, "cannot be fetched while HF_HUB_OFFLINE is set: unset it"),
+        (errors.OfflineModeIsEnabled, "cannot be fetched while HF_HUB_OFFLINE is set. Unset it."),
     ):
         if any(isinstance(one, kind) for one in chain):
             return CoppiceError(f"{where} {words}")
     if any(isinstance(one, errors.HfHubHTTPError) and one.response.status_code == 401 for one in chain):
-        return CoppiceError(f"{where}: the hub does not know your token: check HF_TOKEN, or run `hf auth login`")
+        return CoppiceError(f"{where}: the hub rejects your token. Check HF_TOKEN, or run `hf auth login`.")
     cause = next((one for one in chain if not isinstance(one, errors.LocalEntryNotFoundError)), error)
     reason = (str(cause).strip().splitlines() or ["no reason given"])[0]
     network = (httpx2.HTTPError, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
     kind = TransientError if any(isinstance(one, network) for one in chain) else CoppiceError
-    return kind(f"{where} cannot be fetched ({type(cause).__name__}: {reason}); files that have come are kept")
+    return kind(
+        f"{where} cannot be fetched ({type(cause).__name__}: {reason}). Complete files are kept; run `snakemake fetch` "
+        "again."
+    )

@@ -1,9 +1,9 @@
-"""From a row of a data set to the text that a model learns: what it is shown, and what it is to say.
+"""Turn a dataset row into the text that a model is trained on: the prompt and the response.
 
-The same form serves a question that a model is asked: see `asked`.
+`asked` formats a single question in the same way.
 
-Four kinds of rows are known by their columns: chats (`messages`), instructions (`instruction`, `input`, `output`),
-completions (`prompt`, `completion`) and plain text (`text`). The Alpaca prompt is that of Stanford Alpaca (Taori et al.
+The columns decide which of four kinds a row is: chat (`messages`), instruction (`instruction`, `input`, `output`),
+completion (`prompt`, `completion`) or plain text (`text`). The Alpaca prompt is that of Stanford Alpaca (Taori et al.
 2023), which LLM-Pruner's recovery uses too.
 """
 
@@ -31,43 +31,47 @@ ALPACA_WITH_INPUT = (
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an example: `text`, and whether the model learns to say it."""
+    """A piece of an example. `learnt` is True if the loss covers it (a response) and False if not (a prompt)."""
 
     text: str
     learnt: bool
 
 
 def kind_of(columns, dataset):
-    """The kind of a data set's rows by its `columns`; DataError where none fits."""
+    """Return the kind of a dataset's rows from its columns; raise DataError if none fits."""
     for kind, needed in KINDS.items():
         if set(needed) <= set(columns):
             return kind
-    known = "; ".join(f"{' and '.join(needed)} ({kind})" for kind, needed in KINDS.items())
+    kinds = ", or ".join(f"{' and '.join(needed)} ({kind})" for kind, needed in KINDS.items())
     raise DataError(
-        f"datasets.{dataset}: fine-tuning needs the columns {known}; it has {', '.join(columns)}; "
-        f"map them with datasets.{dataset}.columns"
+        f"datasets.{dataset}: fine-tuning needs the columns {kinds}, but it has {', '.join(columns)}. Map them with "
+        f"datasets.{dataset}.columns."
     )
 
 
 class Formatter:
-    """Turns rows of one `kind` into segments, in the prompt format `prompt`: alpaca, chat or none.
+    """Turns rows of one kind into segments.
 
-    `add_special_tokens` says whether the tokenizer's own (BOS) go before the first segment: a chat template has them
-    already. `ends` says whether an example ends with EOS: the turns of a chat template end by themselves.
+    `add_special_tokens` is True if the tokenizer must add its special tokens (BOS) before the first segment. A chat
+    template already contains them.
+
+    Args:
+        kind: a key of `KINDS`.
+        prompt: prompt format: alpaca, chat or none.
+        tokenizer: the model's tokenizer, for its chat template.
     """
 
     def __init__(self, kind, prompt, tokenizer):
         if prompt == "chat" and not tokenizer.chat_template:
             raise SettingsError(
-                "prompt: chat was asked for, but the model's tokenizer has no chat template; set models.X.prompt to "
-                "alpaca or none"
+                "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to alpaca or none."
             )
         self.kind, self.prompt, self.tokenizer = kind, prompt, tokenizer
         self.chat = prompt == "chat" and kind != "text"
         self.add_special_tokens = not self.chat
 
     def __call__(self, row):
-        """(segments, whether EOS ends them); no segments for a row without anything to say."""
+        """Return (segments, True if EOS must follow them). A row without a response gives no segments."""
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
         turns = _turns(row, self.kind)
@@ -82,25 +86,28 @@ class Formatter:
         if self.prompt == "alpaca" and self.kind == "instruction":
             extra = row.get("input") or ""
             template = ALPACA_WITH_INPUT if extra else ALPACA
-            asked = template.format(instruction=row["instruction"] or "", input=extra)
+            prompt = template.format(instruction=row["instruction"] or "", input=extra)
         else:
-            asked = "\n\n".join(turn["content"] for turn in before)
-            asked = ALPACA.format(instruction=asked) if self.prompt == "alpaca" else f"{asked}\n"
-        return [Segment(asked, False), Segment(last["content"], True)]
+            prompt = "\n\n".join(turn["content"] for turn in before)
+            prompt = ALPACA.format(instruction=prompt) if self.prompt == "alpaca" else f"{prompt}\n"
+        return [Segment(prompt, False), Segment(last["content"], True)]
 
     def _chat(self, turns):
-        """Every assistant turn is learnt, with what the template puts after it (the token that ends a turn)."""
+        """Return segments in which every assistant turn is learned, with the end-of-turn token after it."""
         segments, done = [], ""
         for place, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            asked = self._render(turns[:place], add_generation_prompt=True)
+            prompt = self._render(turns[:place], add_generation_prompt=True)
             whole = self._render(turns[: place + 1])
-            if not (asked.startswith(done) and whole.startswith(asked)):  # a template that rewrites earlier turns
-                asked = self._render(turns[:-1], add_generation_prompt=True)
-                return [Segment(asked, False), Segment(turns[-1]["content"], True)], True
-            segments += [Segment(asked[len(done) :], False), Segment(whole[len(asked) :], True)]
+            if not (prompt.startswith(done) and whole.startswith(prompt)):
+                # The template changes earlier turns if later ones follow, so its text cannot be cut into turns. Train
+                # on the last turn only.
+                prompt = self._render(turns[:-1], add_generation_prompt=True)
+                return [Segment(prompt, False), Segment(turns[-1]["content"], True)], True
+            segments += [Segment(prompt[len(done) :], False), Segment(whole[len(prompt) :], True)]
             done = whole
+        # EOS is needed only if the template puts nothing after a turn.
         return segments, segments[-1].text.strip() == turns[-1]["content"].strip()
 
     def _render(self, turns, **options):
@@ -108,23 +115,27 @@ class Formatter:
 
 
 def asked(question, prompt, tokenizer):
-    """(text, whether the tokenizer's own special tokens go before it): a question in the form that models learn from.
+    """Return (a question in the format that models are trained on, True if the tokenizer adds its special tokens).
 
-    prompt: alpaca, chat or none.
+    Args:
+        question: the question, a string.
+        prompt: prompt format: alpaca, chat or none.
+        tokenizer: the model's tokenizer.
     """
     formatter = Formatter("instruction", prompt, tokenizer)
+    # A row without a response gives no segments, so use a dummy one and drop it.
     segments, _ = formatter({"instruction": question, "input": "", "output": "."})
     return "".join(segment.text for segment in segments if not segment.learnt), formatter.add_special_tokens
 
 
 def _turns(row, kind):
-    """A row as a conversation; a row with an empty field has fewer turns."""
+    """Return a row as a list of turns, {role, content}."""
     if kind == "chat":
         return row["messages"] or []
     if kind == "completion":
-        asked, said = row["prompt"], row["completion"]
+        prompt, response = row["prompt"], row["completion"]
     else:
         extra, instruction = row.get("input") or "", row["instruction"] or ""
-        asked = f"{instruction}\n\n{extra}" if extra else instruction
-        said = row["output"]
-    return [{"role": "user", "content": asked or ""}, {"role": "assistant", "content": said or ""}]
+        prompt = f"{instruction}\n\n{extra}" if extra else instruction
+        response = row["output"]
+    return [{"role": "user", "content": prompt or ""}, {"role": "assistant", "content": response or ""}]
