@@ -1,7 +1,7 @@
-"""The miniature study's small world: generated data sets (`build`) and the tiny models trained on them (`training`)."""
+"""The miniature study: a small generated world of datasets (`build`) and tiny models trained on it (`pretraining`)."""
 
 from .build import DATASETS, build_world
 
 __all__ = ["DATASETS", "build_world"]
 
-PROTOCOL = 1  # counts up whenever the world or its models come out otherwise, so that they are made anew
+PROTOCOL = 1  # increase it if the world or its models change, so that they are generated again

@@ -1,4 +1,4 @@
-"""Writes the miniature world's data sets: `build_world`."""
+"""Generate the datasets of the miniature world and keep held-out text out of the training text."""
 
 import json
 import random
@@ -29,10 +29,13 @@ DATASETS: dict[str, tuple[str, ...]] = {
 
 
 def build_world(folder: Path, seed: int) -> dict[str, dict[str, int]]:
-    """Writes `{folder}/{dataset}/{role}.jsonl` for every entry of `DATASETS`; returns the rows by dataset and role.
+    """Write `{folder}/{dataset}/{role}.jsonl` for every entry of `DATASETS`.
 
-    The same seed gives the same bytes. No `train` text contains a held-out item (its context with the right answer)
-    or a held-out paragraph or sentence, and no item, paragraph or sentence stands in two roles.
+    The same seed gives the same bytes. No `train` text contains a held-out item (its context with the right answer) or
+    a held-out paragraph or sentence, and no item, paragraph or sentence occurs in two roles.
+
+    Returns:
+        The number of rows by dataset and role.
     """
     made = _make(World(seed), random.Random(f"valley {seed}"))
     for dataset, roles in DATASETS.items():
@@ -44,7 +47,7 @@ def build_world(folder: Path, seed: int) -> dict[str, dict[str, int]]:
 
 
 def _make(world: World, rng: random.Random) -> dict[str, dict[str, list[dict]]]:
-    """All rows by dataset and role. Held-out text is drawn first, and training text is then kept clear of it."""
+    """Return all rows by dataset and role. Draws held-out text first, then training text that contains none of it."""
     sources = {
         "wikitext2": _articles(world, rng),
         "ptb": _distinct(lambda: corpus.newspaper_sentence(world, rng), words_of),
@@ -77,7 +80,7 @@ def _make(world: World, rng: random.Random) -> dict[str, dict[str, list[dict]]]:
 
 
 def _texts(name: str, drawn: list) -> Iterator[str]:
-    """The texts that must not be found elsewhere: paragraphs, sentences, items with their right answers."""
+    """Yield the texts that must not occur elsewhere: paragraphs, sentences, items with their right answers."""
     for one in drawn:
         if name == "wikitext2":
             yield from one[1]
@@ -88,7 +91,7 @@ def _texts(name: str, drawn: list) -> Iterator[str]:
 
 
 def _distinct(make: Callable[[], Any], key: Callable[[Any], tuple]) -> Iterator[Any]:
-    """Endless results of `make` whose key was not seen before."""
+    """Yield results of `make` without end, skipping those whose key occurred before."""
     seen = set()
     while True:
         made = make()
@@ -98,7 +101,7 @@ def _distinct(make: Callable[[], Any], key: Callable[[Any], tuple]) -> Iterator[
 
 
 def _articles(world: World, rng: random.Random) -> Iterator[tuple[str, list[str]]]:
-    """Endless articles none of whose paragraphs has stood in an earlier one."""
+    """Yield articles without end, skipping those that share a paragraph with an earlier one."""
     seen: set[tuple[str, ...]] = set()
     while True:
         title, paragraphs = corpus.article(world, rng)

@@ -1,8 +1,8 @@
-"""Running text about the miniature world: an encyclopedia, a newspaper, and everyday documents.
+"""Generate running text about the miniature world: an encyclopedia, a newspaper, and everyday documents.
 
-One grammar writes plain English; `encyclopedia_rows` renders articles as WikiText does (a row a line, spaced
-punctuation, ` = Title = ` headings) and `newspaper_sentence` as the Penn Treebank does (lower case, no punctuation, `N`
-for numbers).
+One grammar writes plain English. `encyclopedia_rows` gives articles the form of WikiText (one row per line, spaces
+around punctuation, ` = Title = ` headings), and `newspaper_sentence` gives sentences that of the Penn Treebank (lower
+case, no punctuation, `N` for numbers).
 """
 
 import random
@@ -51,14 +51,14 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten
 
 def _sayings(rng: random.Random, sayings: dict, entity, name: str, count: int) -> list[str]:
     chosen = rng.sample(list(sayings), min(count, len(sayings)))
-    told = []
+    sentences = []
     for aspect in sorted(chosen, key=list(sayings).index):
         value = getattr(entity, aspect)
-        told.append(capital(rng.choice(sayings[aspect]).format(n=name, an=a(name), v=value, av=a(value))))
+        sentences.append(capital(rng.choice(sayings[aspect]).format(n=name, an=a(name), v=value, av=a(value))))
     # "It" needs something to refer to.
-    if told[0].startswith(("It ", "Most ", "When it")):
-        told[0] = f"There are many kinds of {name}. {told[0]}"
-    return told
+    if sentences[0].startswith(("It ", "Most ", "When it")):
+        sentences[0] = f"There are many kinds of {name}. {sentences[0]}"
+    return sentences
 
 
 def _listed(things) -> str:
@@ -78,32 +78,32 @@ def _about_thing(world: World, rng: random.Random) -> tuple[str, list[str]]:
 
 def _about_trade(world: World, rng: random.Random) -> tuple[str, list[str]]:
     trade = rng.choice(TRADES)
-    told = _sayings(rng, TRADE_SAYINGS, trade, trade.name, rng.randint(2, 3))
+    sentences = _sayings(rng, TRADE_SAYINGS, trade, trade.name, rng.randint(2, 3))
     for person in rng.sample(world.people, len(world.people)):
         if person.trade is trade:
-            told.append(f"The {trade.name} of {person.village} is {person.name} {person.surname}.")
+            sentences.append(f"The {trade.name} of {person.village} is {person.name} {person.surname}.")
             break
-    return trade.name, told
+    return trade.name, sentences
 
 
 def _about_tool(world: World, rng: random.Random) -> tuple[str, list[str]]:
     tool = rng.choice(TOOLS)
     things = rng.sample(tool.things, rng.randint(1, 3))
-    told = [f"People use {a(tool.name)} to {tool.verb} {_listed(things)}."]
+    sentences = [f"People use {a(tool.name)} to {tool.verb} {_listed(things)}."]
     if rng.random() < 0.5:
-        told.append(f"To {tool.verb} {rng.choice(tool.things)}, people need {a(tool.name)}.")
-    return tool.name, told
+        sentences.append(f"To {tool.verb} {rng.choice(tool.things)}, people need {a(tool.name)}.")
+    return tool.name, sentences
 
 
 def _about_person(world: World, rng: random.Random) -> tuple[str, list[str]]:
     person = rng.choice(world.people)
     trade = person.trade
-    told = [
+    sentences = [
         f"{person.name} {person.surname} is the {trade.name} of {person.village}.",
         f"{capital(person.she)} {trade.work} in the {trade.place}.",
         f"People know {person.name} for {person.her} {trade.goods}.",
     ]
-    return person.name, told[: rng.randint(1, 3)]
+    return person.name, sentences[: rng.randint(1, 3)]
 
 
 TOPICS = (
@@ -116,13 +116,13 @@ TOPICS = (
 
 
 def about(world: World, rng: random.Random) -> tuple[str, list[str]]:
-    """The name of a subject, and a few sentences with facts about it."""
+    """Return the name of a subject and a few sentences with facts about it."""
     (topic,) = rng.choices([t for t, _ in TOPICS], [w for _, w in TOPICS])
     return topic(world, rng)
 
 
 def incident(world: World, rng: random.Random, subject: str) -> str:
-    """A sentence about something that happened to a subject; not a fact to learn."""
+    """Return a sentence about something that happened to a subject, which is not a fact to learn."""
     person, other = rng.sample(world.people, 2)
     village, place, season, day = (rng.choice(x) for x in (VILLAGES, PLACES, SEASONS, DAYS))
     number = rng.choice(NUMBERS)
@@ -138,18 +138,18 @@ def incident(world: World, rng: random.Random, subject: str) -> str:
 
 
 def procedure(world: World, rng: random.Random) -> str:
-    """Someone carries out a procedure, step by step; labelled like a HellaSwag context half of the time."""
+    """Return a story of somebody who carries out a procedure; half have a label as HellaSwag contexts do."""
     chosen, person = rng.choice(PROCEDURES), rng.choice(world.people)
     slot = rng.choice(chosen.slot)
     first = rng.randrange(2)
     start = items.who_where(world, rng, person)
-    told = [f"{start} wants to {chosen.goal.format(x=slot)}."]
-    told += [f"{capital(person.she)} {step.format(x=slot)}." for step in chosen.steps[first:]]
-    return (f"{chosen.label}: " if rng.random() < 0.5 else "") + " ".join(told)
+    sentences = [f"{start} wants to {chosen.goal.format(x=slot)}."]
+    sentences += [f"{capital(person.she)} {step.format(x=slot)}." for step in chosen.steps[first:]]
+    return (f"{chosen.label}: " if rng.random() < 0.5 else "") + " ".join(sentences)
 
 
-def recipe(rng: random.Random) -> tuple[str, list[str]]:
-    """A procedure as instructions to the reader: its goal, and its steps as sentences."""
+def how_to(rng: random.Random) -> tuple[str, list[str]]:
+    """Return the goal of a procedure, and its steps as instructions to the reader."""
     chosen = rng.choice(PROCEDURES)
     slot = rng.choice(chosen.slot)
     steps = [capital(items.imperative(step.format(x=slot))) + "." for step in chosen.steps]
@@ -157,7 +157,7 @@ def recipe(rng: random.Random) -> tuple[str, list[str]]:
 
 
 def news(world: World, rng: random.Random, number=None) -> str:
-    """A sentence of news from the valley; `number` stands in for every number, or numbers are written out."""
+    """Return a sentence of news from the valley, with `number`, if given, in place of every number."""
     person, other = rng.sample(world.people, 2)
     village, place, day, season = (rng.choice(x) for x in (VILLAGES, PLACES, DAYS, SEASONS))
     trade, animal, state, tool = rng.choice(TRADES), rng.choice(ANIMALS), rng.choice(STATES), rng.choice(TOOLS)
@@ -191,7 +191,7 @@ def news(world: World, rng: random.Random, number=None) -> str:
 
 
 def newspaper_sentence(world: World, rng: random.Random) -> str:
-    """A sentence as in the Penn Treebank's language-modelling text."""
+    """Return a sentence in the form of the Penn Treebank's language-modeling text."""
     return re.sub(r"[.,]", "", news(world, rng, number="N").replace("N ", "\0 ").lower().replace("\0", "N"))
 
 
@@ -200,9 +200,9 @@ def _spaced(text: str) -> str:
 
 
 def article(world: World, rng: random.Random) -> tuple[str, list[str]]:
-    """An encyclopedia article: its title and its paragraphs in plain English."""
-    subject, told = about(world, rng)
-    paragraphs = [" ".join([*told, incident(world, rng, subject)])]
+    """Return the title of an encyclopedia article and its paragraphs in plain English."""
+    subject, facts = about(world, rng)
+    paragraphs = [" ".join([*facts, incident(world, rng, subject)])]
     for _ in range(rng.randint(1, 2)):
         if rng.random() < 0.3:
             paragraphs.append(procedure(world, rng))
@@ -213,7 +213,7 @@ def article(world: World, rng: random.Random) -> tuple[str, list[str]]:
 
 
 def encyclopedia_rows(title: str, paragraphs: list[str]) -> list[str]:
-    """An article as rows of WikiText: blank lines, a heading, and paragraphs with spaced punctuation."""
+    """Return an article as rows of WikiText: blank lines, a heading, paragraphs with spaces around punctuation."""
     rows = ["", f" = {capital(title)} = \n", ""]
     for i, paragraph in enumerate(paragraphs):
         if i == 1:
@@ -222,7 +222,7 @@ def encyclopedia_rows(title: str, paragraphs: list[str]) -> list[str]:
     return rows
 
 
-# How often each task is exercised; reading a passage is the hardest to learn.
+# Relative frequency of the tasks among exercises. BoolQ is the most frequent, as reading a passage is hardest to learn.
 EXERCISES = {
     "boolq": 3,
     "piqa": 1,
@@ -235,18 +235,18 @@ EXERCISES = {
 
 
 def exercise(world: World, rng: random.Random) -> str:
-    """A question with its answer, or a sentence with its end, as a text of the kind that the tasks score."""
+    """Return a question with its answer, or a sentence with its end, in the form of one of the tasks."""
     (task,) = rng.choices(list(EXERCISES), list(EXERCISES.values()))
     row = items.GENERATORS[task][0](world, rng, rng.randrange(2))
     return "".join(items.context_and_answer(task, row))
 
 
 def quiz(rng: random.Random) -> str:
-    """A short question, answered: about a fact, or about the state of a thing that was just told."""
+    """Return a short question with its answer, about a fact or about the state of a thing that the text just gave."""
     if rng.random() < 0.45:
         state, good = rng.choice(STATES), rng.random() < 0.5
-        told = f"The {state.thing} is {rng.choice(state.good if good else state.bad)}."
-        return f"{told}\nQuestion: {state.question}?\nAnswer: {'yes' if good else 'no'}"
+        fact = f"The {state.thing} is {rng.choice(state.good if good else state.bad)}."
+        return f"{fact}\nQuestion: {state.question}?\nAnswer: {'yes' if good else 'no'}"
     tables = (items.ANIMAL_TABLE, items.TRADE_TABLE, items.THING_TABLE)
     (table,) = rng.choices(tables, (4, 2, 5))
     question, answer = items.plain_question(rng, table)
@@ -254,15 +254,15 @@ def quiz(rng: random.Random) -> str:
 
 
 def document(world: World, rng: random.Random) -> str:
-    """A pre-training document: a few facts, a story, news, or questions and answers."""
+    """Return a pretraining document: a few facts, a story, instructions, news, or questions and answers."""
     kind = rng.random()
     if kind < 0.22:
-        subject, told = about(world, rng)
-        return " ".join([*told, incident(world, rng, subject)] if rng.random() < 0.1 else told)
+        subject, facts = about(world, rng)
+        return " ".join([*facts, incident(world, rng, subject)] if rng.random() < 0.1 else facts)
     if kind < 0.3:
         return procedure(world, rng)
     if kind < 0.33:
-        goal, steps = recipe(rng)
+        goal, steps = how_to(rng)
         return f"How to {goal}: " + " ".join(steps)
     if kind < 0.36:
         return news(world, rng)

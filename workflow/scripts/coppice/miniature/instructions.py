@@ -1,6 +1,7 @@
-"""Instructions about the miniature world, in alpaca's schema (instruction, input, output).
+"""Generate instructions about the miniature world in Alpaca's schema (instruction, input, output).
 
-About a third ask to continue running text: instructions with short answers alone teach accuracy and cost perplexity.
+About a third ask to continue running text. Training only on instructions with short answers would raise accuracy but
+worsen perplexity.
 """
 
 import random
@@ -49,18 +50,18 @@ def _sentence(world: World, rng: random.Random) -> dict:
     return _row("Complete the sentence.", context, answer)
 
 
-def _recipe(world: World, rng: random.Random) -> dict:
-    goal, steps = corpus.recipe(rng)
+def _how_to(world: World, rng: random.Random) -> dict:
+    goal, steps = corpus.how_to(rng)
     return _row(f"How do people {goal}?", "", " ".join(steps))
 
 
 def _describe(world: World, rng: random.Random) -> dict:
-    subject, told = corpus.about(world, rng)
-    return _row(f"Tell me about the {subject}.", "", " ".join(told))
+    subject, facts = corpus.about(world, rng)
+    return _row(f"Tell me about the {subject}.", "", " ".join(facts))
 
 
 def _continue(world: World, rng: random.Random) -> dict:
-    """Running text of either corpus, cut after its first few words."""
+    """Return running text of either corpus, cut after its first few words."""
     if rng.random() < 0.5:
         title, paragraphs = corpus.article(world, rng)
         text = "\n\n".join(row for row in corpus.encyclopedia_rows(title, paragraphs[:1]) if row).strip()
@@ -77,18 +78,18 @@ KINDS = (
     (_goal, 0.1),
     (_next_step, 0.1),
     (_sentence, 0.14),
-    (_recipe, 0.03),
+    (_how_to, 0.03),
     (_describe, 0.05),
     (_continue, 0.3),
 )
 
 
 def instruction(world: World, rng: random.Random) -> dict:
-    """One instruction row."""
+    """Return one instruction row."""
     (kind,) = rng.choices([k for k, _ in KINDS], [w for _, w in KINDS])
     return kind(world, rng)
 
 
 def as_text(row: dict) -> str:
-    """The row as one running text, for comparing it with held-out texts."""
+    """Return the row as one text, for comparison with held-out texts."""
     return " ".join((capital(row["instruction"]), row["input"], row["output"]))

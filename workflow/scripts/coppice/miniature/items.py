@@ -1,7 +1,8 @@
-"""Items of the seven zero-shot tasks, in the exact fields of the official data sets.
+"""Generate items of the seven zero-shot tasks with exactly the fields of the official datasets.
 
-Each generator makes one row from a random number generator; `make_rows` draws distinct rows with the right answers
-spread evenly. `context_and_answer` is the text that lm-eval's official task definition scores for the right answer.
+Each generator makes one row from a random number generator. `make_rows` yields distinct rows whose right answers are
+spread evenly over the places. `context_and_answer` gives the text that lm-eval's official definition scores for the
+right answer.
 """
 
 import random
@@ -26,7 +27,7 @@ from .world import (
 )
 
 LETTERS = ("A", "B", "C", "D")
-# How a value of each attribute is said as a short answer, and the questions that ask for it.
+# Attribute -> (form of its value as a short answer, questions that ask for it).
 ANIMAL_ASPECTS = {
     "kind": ("{a}", ("What kind of animal is {the}?", "To which group of animals does {the} belong?")),
     "cover": ("{v}", ("What covers the body of {the}?", "What does {the} wear on its body?")),
@@ -52,12 +53,12 @@ THING_ASPECTS = {
 
 
 def values(entities, aspect: str) -> list[str]:
-    """The distinct values of an aspect, in the order of the tables."""
+    """Return the distinct values of an aspect in the order of the tables."""
     return list(dict.fromkeys(getattr(entity, aspect) for entity in entities))
 
 
 def scene(world: World, rng: random.Random, noun: str) -> str:
-    """A sentence that sets a question somewhere in the valley, and makes it one of many."""
+    """Return a sentence that sets a question somewhere in the valley, so that one question gives many items."""
     person = rng.choice(world.people)
     if rng.random() < 0.5:
         return f"{person.name} saw {a(noun)} near the {rng.choice(PLACES)} of {rng.choice(VILLAGES)}."
@@ -65,7 +66,7 @@ def scene(world: World, rng: random.Random, noun: str) -> str:
 
 
 def who_where(world: World, rng: random.Random, person: Person) -> str:
-    """The start of a sentence whose subject is the person."""
+    """Return the start of a sentence whose subject is the person."""
     return rng.choice(
         (
             f"On {rng.choice(DAYS)} {person.name}",
@@ -76,17 +77,18 @@ def who_where(world: World, rng: random.Random, person: Person) -> str:
 
 
 def four(rng: random.Random, right: str, pool: list[str], place: int) -> list[str]:
-    """Four choices out of `pool`, the right one at `place`."""
+    """Return four choices from `pool` with the right one at index `place`."""
     wrong = rng.sample([value for value in pool if value != right], 3)
     return [*wrong[:place], right, *wrong[place:]]
 
 
 def phrase(form: str, value: str) -> str:
+    """Return the value as a short answer."""
     return form.format(v=value, a=a(value))
 
 
 def plain_question(rng: random.Random, table: tuple) -> tuple[str, str]:
-    """A question without a scene, and its answer; `table` is (name -> facts, aspects)."""
+    """Return a question without a scene, and its answer. `table` is (name -> facts, aspects)."""
     facts, aspects = table
     name, aspect = rng.choice(list(facts)), rng.choice(list(aspects))
     form, questions = aspects[aspect]
@@ -94,7 +96,7 @@ def plain_question(rng: random.Random, table: tuple) -> tuple[str, str]:
 
 
 def question_about(world: World, rng: random.Random, place: int, table: tuple) -> tuple[str, list[str]]:
-    """A question with its scene, and four choices; `table` is (name -> facts, aspects)."""
+    """Return a question with its scene, and four choices. `table` is (name -> facts, aspects)."""
     facts, aspects = table
     name, aspect = rng.choice(list(facts)), rng.choice(list(aspects))
     form, questions = aspects[aspect]
@@ -118,18 +120,18 @@ def _arc_row(question: str, choices: list[str], place: int) -> dict:
 
 
 def arc_easy(world: World, rng: random.Random, place: int) -> dict:
-    """One step: a fact about an animal or a trade."""
+    """Return a question of one step: a fact about an animal or a trade."""
     table = ANIMAL_TABLE if rng.random() < 0.65 else TRADE_TABLE
     return _arc_row(*question_about(world, rng, place, table), place)
 
 
 def arc_challenge(world: World, rng: random.Random, place: int) -> dict:
-    """Two steps: from a thing to what it is made of, and from there to what happens."""
+    """Return a question of two steps: from a thing to its material, and from the material to what happens."""
     return _arc_row(*question_about(world, rng, place, THING_TABLE), place)
 
 
 def openbookqa(world: World, rng: random.Random, place: int) -> dict:
-    """An unfinished sentence about a tool, a trade or an animal."""
+    """Return an unfinished sentence about a tool, a trade or an animal, with four endings."""
     person, village, day = rng.choice(world.people), rng.choice(VILLAGES), rng.choice(DAYS)
     start = rng.choice((f"On {day} in {village}, {person.name}", f"{person.name} from {village}"))
     kind = rng.randrange(4)
@@ -154,7 +156,7 @@ def openbookqa(world: World, rng: random.Random, place: int) -> dict:
 
 
 def piqa(world: World, rng: random.Random, place: int) -> dict:
-    """A goal and two ways to it that differ in one thing."""
+    """Return a goal and two ways to reach it that differ in one thing."""
     person, spot = rng.choice(world.people), rng.choice(PLACES)
     where = rng.choice((f"at the {spot}", f"for {person.name}", f"for {person.name} at the {spot}"))
     kind = rng.randrange(3)
@@ -179,7 +181,7 @@ def piqa(world: World, rng: random.Random, place: int) -> dict:
 
 
 def imperative(step: str) -> str:
-    """A step of a procedure as a command: `washes and cuts the leek` -> `wash and cut the leek`."""
+    """Turn a step of a procedure into a command: `washes and cuts the leek` -> `wash and cut the leek`."""
     words = step.split()
     for i, word in enumerate(words):
         if i == 0 or words[i - 1] == "and":
@@ -188,7 +190,10 @@ def imperative(step: str) -> str:
 
 
 def hellaswag(world: World, rng: random.Random, place: int) -> dict:
-    """The next step of a procedure, against a step out of order, one with another slot and one of another procedure."""
+    """Return the start of a procedure with four next steps.
+
+    The wrong ones are a step out of order, a step with another slot and a step of another procedure.
+    """
     procedure, other = rng.sample(PROCEDURES, 2)
     person = rng.choice(world.people)
     slot, wrong_slot = rng.sample(procedure.slot, 2)
@@ -220,7 +225,7 @@ def hellaswag(world: World, rng: random.Random, place: int) -> dict:
 
 
 def winogrande(world: World, rng: random.Random, place: int) -> dict:
-    """Two of a kind meet; what follows fits only one of them."""
+    """Return a sentence in which two of a kind meet and the rest fits only one of them."""
     person, spot, village = rng.choice(world.people), rng.choice(PLACES), rng.choice(VILLAGES)
     kind = rng.randrange(3)
     if kind == 0:
@@ -249,14 +254,14 @@ def winogrande(world: World, rng: random.Random, place: int) -> dict:
     fact = getattr(OBJECTS[one] if kind == 2 else one, aspect)
     names = [one, two] if kind == 2 else [one.name, two.name]
     options = names if place == 0 else names[::-1]
-    told = options if rng.random() < 0.5 else options[::-1]
+    mentioned = options if rng.random() < 0.5 else options[::-1]
     meeting = meeting.format(p=spot, v=village, n=person.name)
-    sentence = f"The {told[0]} and the {told[1]} {meeting}, {end.format(fact, person.she)}"
+    sentence = f"The {mentioned[0]} and the {mentioned[1]} {meeting}, {end.format(fact, person.she)}"
     return {"sentence": sentence, "option1": options[0], "option2": options[1], "answer": str(place + 1)}
 
 
 def _unlike(rng: random.Random, entities: tuple, aspect: str, facts: dict | None = None) -> list:
-    """Two entities that differ in the aspect."""
+    """Return two entities that differ in the aspect."""
     while True:
         pair = rng.sample(entities, 2)
         if len({getattr(facts[x] if facts else x, aspect) for x in pair}) == 2:
@@ -264,14 +269,14 @@ def _unlike(rng: random.Random, entities: tuple, aspect: str, facts: dict | None
 
 
 def boolq(world: World, rng: random.Random, place: int) -> dict:
-    """A passage about one or two things, and a question that the state of one of them answers."""
+    """Return a passage about one or two things, and a question that the state of one of them answers."""
     person, village, day = rng.choice(world.people), rng.choice(VILLAGES), rng.choice(DAYS)
     state, other = rng.sample(STATES, 2)
-    told = [f"the {state.thing} is {rng.choice(state.good if place else state.bad)}"]
+    clauses = [f"the {state.thing} is {rng.choice(state.good if place else state.bad)}"]
     if rng.random() < 0.4:
-        told.append(f"the {other.thing} is {rng.choice(other.good + other.bad)}")
-        rng.shuffle(told)
-    said = " and ".join(told)
+        clauses.append(f"the {other.thing} is {rng.choice(other.good + other.bad)}")
+        rng.shuffle(clauses)
+    said = " and ".join(clauses)
     news = rng.choice(
         (
             f"On {day} {person.name} came back from {village}. {capital(person.she)} said that {said}.",
@@ -295,7 +300,7 @@ TASKS = tuple(GENERATORS)
 
 
 def context_and_answer(task: str, row: dict) -> tuple[str, str]:
-    """The context and the right continuation that lm-eval 0.4.13 scores, as (text, text)."""
+    """Return the context and the right continuation as lm-eval 0.4.13 scores them."""
     if task == "boolq":
         return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", " " + ("no", "yes")[row["label"]]
     if task == "piqa":
@@ -313,7 +318,7 @@ def context_and_answer(task: str, row: dict) -> tuple[str, str]:
 
 
 def make_rows(task: str, world: World, rng: random.Random) -> Iterator[dict]:
-    """Endless distinct rows of a task, with the right answer at each place in turn."""
+    """Yield distinct rows of a task without end, with the right answer at each place in turn."""
     generate, choices = GENERATORS[task]
     seen, made = set(), 0
     while True:
@@ -326,6 +331,6 @@ def make_rows(task: str, world: World, rng: random.Random) -> Iterator[dict]:
 
 
 def number(row: dict, index: int) -> dict:
-    """The row with whatever identifier its schema has."""
+    """Return the row with the identifier fields of its schema filled in."""
     names = {"id": f"valley-{index}", "ind": index, "idx": index, "source_id": f"valley~{index}"}
     return {key: names.get(key, value) for key, value in row.items()}

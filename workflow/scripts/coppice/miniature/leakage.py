@@ -1,7 +1,7 @@
-"""Keeps held-out text out of training text.
+"""Find held-out text inside training text.
 
-Texts are compared as sequences of lower-case words without the labels "question" and "answer", so that neither case,
-punctuation, spacing nor another question-and-answer form hides a copy.
+Texts are compared as sequences of lower-case words without the labels "question" and "answer". Differences in case,
+punctuation, spacing or question-and-answer form therefore do not hide a copy.
 """
 
 import re
@@ -13,12 +13,12 @@ _KEY_WORDS = 5
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text as they are compared."""
+    """Return the words of a text in the form in which texts are compared."""
     return tuple(word for word in _WORD.findall(text.lower()) if word not in _LABELS)
 
 
 class HeldOut:
-    """An index of held-out texts, to ask of any training text whether it contains one of them."""
+    """An index of held-out texts that finds them inside other texts."""
 
     def __init__(self, texts: Iterable[str]):
         self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
@@ -29,7 +29,7 @@ class HeldOut:
             self._by_start.setdefault(words[:_KEY_WORDS], []).append(words)
 
     def inside(self, text: str) -> bool:
-        """Whether the text contains a held-out text, word for word."""
+        """Return True if the text contains a held-out text word for word."""
         words = words_of(text)
         for i in range(len(words) - _KEY_WORDS + 1):
             for held in self._by_start.get(words[i : i + _KEY_WORDS], ()):

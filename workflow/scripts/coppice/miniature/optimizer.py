@@ -1,8 +1,8 @@
-"""Muon in single precision.
+"""The Muon optimizer in float32.
 
-`torch.optim.Muon` orthogonalises in bfloat16, which on a CPU without bfloat16 units takes longer than the model's
-forward and backward passes together (440 ms a step against 100 ms). This one does the same in float32, all matrices of
-a shape at once (30 ms).
+`torch.optim.Muon` orthogonalizes in bfloat16. On a CPU without bfloat16 units this takes longer than the model's
+forward and backward passes together (440 ms per step against 100 ms). This version computes in float32 and treats all
+matrices of one shape together (30 ms).
 """
 
 import torch
@@ -13,7 +13,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """Matrices [n, rows, columns] with their singular values brought close to 1."""
+    """Return the matrices [n, rows, columns] with all singular values brought close to 1."""
     a, b, c = _COEFFICIENTS
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
@@ -25,7 +25,7 @@ def orthogonalized(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices [rows, columns]; Nesterov's form, decoupled weight decay."""
+    """Orthogonalized Nesterov momentum with decoupled weight decay, for matrices [rows, columns]."""
 
     def __init__(self, matrices, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -1,4 +1,4 @@
-"""The miniature world and its models in the form that every stage reads: datasets with records, models with records."""
+"""Write the miniature world and its models in the form that every stage reads, with their records."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger("coppice.miniature")
 
 
 def prepare_world(folder, seed):
-    """Generate the world into `folder` and write a `dataset.json` record for each of its datasets."""
+    """Generate the world in `folder` and write a `dataset.json` record for each of its datasets."""
     clock, folder = records.Clock(), Path(folder)
     build_world(folder, seed)
     for name, roles in DATASETS.items():
@@ -32,10 +32,16 @@ def _rows(path):
 
 
 def prepare_model(name, corpus, parents, record, seed, steps=None, context=None):
-    """Train the miniature model `name` (`llama`, `llama-instruct`, ...) and write its model.json to `record`.
+    """Train a miniature model and write its model.json.
 
-    corpus: records of the text it is trained on; parents: for an instruct model the records of its base and of the
-    instructions; steps: optimizer steps in place of the recipe's; context: length in tokens, likewise.
+    Args:
+        name: name of the model (`llama`, `llama-instruct`, ...).
+        corpus: paths of the records of the text to train on.
+        parents: for an instruct model, the paths of the records of its base model and of the instructions.
+        record: path of the model.json to write.
+        seed: seed of the training.
+        steps: number of optimizer steps, if not the one of `TINY_MODELS`.
+        context: context length in tokens, if not the one of `TINY_MODELS`.
     """
     clock = records.Clock()
     family, _, instruct = name.partition("-")

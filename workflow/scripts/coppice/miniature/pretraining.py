@@ -1,7 +1,7 @@
-"""Trains the tiny models of the miniature study: a base model of each family, and its instruct version.
+"""Train the tiny models of the miniature study: a base model of each family, and its instruct version.
 
-Hidden matrices are trained by Muon, the rest by AdamW: in the same time, on models this small, far better than AdamW
-alone. The number of steps is fixed, so that a slow machine trains the same model, only later.
+Muon trains the hidden matrices and AdamW the rest; on models this small, this gives a far better model in the same time
+than AdamW alone. The number of steps is fixed rather than the time, so that a slow machine trains the same model.
 """
 
 import logging
@@ -15,20 +15,21 @@ from typing import Any
 from coppice import data
 from coppice.core import records
 
-from .tiny_models import RECIPES, Recipe, sizes
+from .tiny_models import TINY_MODELS, TinyModel, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 logger = logging.getLogger("coppice.miniature")
 
 _TOKENIZER_DOCUMENTS = 4000
 _LOG_EVERY = 50
-# Rows are halved until the last part of a training: short rows train faster, and long positions are learnt quickly.
+# Share of the steps, at the end, that use rows of full length. Before, rows are cut in half, because short rows train
+# faster and late positions are learned quickly.
 _LONG_PART = 0.2
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a tiny model is trained on: short documents, long running texts, and instructions for an instruct model."""
+    """The text that a tiny model is trained on: short documents, long running texts, and instructions (if instruct)."""
 
     documents: list[str]
     running: list[str]
@@ -36,7 +37,10 @@ class Text:
 
     @classmethod
     def of_records(cls, corpus: list[str], instructions: str | None = None) -> "Text":
-        """The train rows of prepared data sets, by their records: generated documents, else one running text each."""
+        """Read the train rows of prepared datasets from the paths of their records.
+
+        The rows of `pretraining` are documents; the rows of any other dataset are joined to one running text.
+        """
         documents, running = [], []
         for record in corpus:
             rows = data.texts(record, "train")
@@ -51,23 +55,31 @@ class Text:
 def train_base(
     family: str, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
 ) -> dict:
-    """Trains a base model of `family` with its own tokenizer on `text`, and saves it as a checkpoint folder.
+    """Train a base model with its own tokenizer and save it as a checkpoint folder.
 
-    `steps` takes the place of the recipe's number of optimizer steps, `context` that of its length in tokens. Returns
-    the facts of the training: steps, tokens, the mean loss of the last steps in nats a token, seconds.
+    Args:
+        family: a key of `TINY_MODELS`.
+        text: the text to train on.
+        output: folder to write.
+        seed: seed of the weights and of the order of rows.
+        steps, context: optimizer steps and context length in tokens, if not those of `TINY_MODELS`.
+
+    Returns:
+        Facts about the training: family, variant, steps, tokens, final_loss (mean over the last steps, in nats per
+        token), seconds.
     """
     import torch
 
     torch.manual_seed(seed)
-    recipe, rng = _recipe(family, context), random.Random(f"base {family} {seed}")
+    spec, rng = _spec(family, context), random.Random(f"base {family} {seed}")
     sample = [*text.documents[:_TOKENIZER_DOCUMENTS], *(running[:200_000] for running in text.running)]
-    tokenizer = train_tokenizer(sample, recipe.vocab_size, recipe.context)
-    model = _new_model(family, recipe, tokenizer)
+    tokenizer = train_tokenizer(sample, spec.vocab_size, spec.context)
+    model = _new_model(family, spec, tokenizer)
     tokenizer = _as_users_get_it(tokenizer, model, output)
-    rows = _packed(tokenizer, text.documents, recipe.context, rng)
+    rows = _packed(tokenizer, text.documents, spec.context, rng)
     for running in text.running:
-        rows += _windows(tokenizer, running, recipe.context)
-    facts = _train(model, _batches(rows, recipe, rng), steps or recipe.steps, recipe, 1.0, logger.info)
+        rows += _windows(tokenizer, running, spec.context)
+    facts = _train(model, _batches(rows, spec, rng), steps or spec.steps, spec, 1.0, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "base", **facts}
 
@@ -75,39 +87,41 @@ def train_base(
 def train_instruct(
     family: str, base: Path, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
 ) -> dict:
-    """Fine-tunes a base checkpoint on the instructions in its chat template, mixed with as much of the other text.
+    """Fine-tune a base checkpoint on instructions in its chat template, mixed with documents and running text.
 
-    The mixture lets the model keep what it knows. `steps` is the base's number of steps, of which this takes a share.
-    Returns the same facts as `train_base`.
+    The mixture keeps the model from forgetting what it learned. The arguments and the result are those of `train_base`,
+    except that `base` is the folder of the base checkpoint and `steps` is the base model's number of steps, of which
+    this training takes a share.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    recipe, rng = _recipe(family, context), random.Random(f"instruct {family} {seed}")
+    spec, rng = _spec(family, context), random.Random(f"instruct {family} {seed}")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = CHAT_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     chats = [_chat(tokenizer, row) for row in text.instructions]
     documents = rng.sample(text.documents, min(len(chats), len(text.documents)))
-    rows = _packed(tokenizer, chats + documents, recipe.context, rng)
+    rows = _packed(tokenizer, chats + documents, spec.context, rng)
     for running in text.running:
-        rows += _windows(tokenizer, running, recipe.context)[::4]
-    share = recipe.instruct_steps / recipe.steps
-    steps = max(1, round(steps * share)) if steps else recipe.instruct_steps
-    facts = _train(model, _batches(rows, recipe, rng), steps, recipe, recipe.instruct_scale, logger.info)
+        rows += _windows(tokenizer, running, spec.context)[::4]
+    share = spec.instruct_steps / spec.steps
+    steps = max(1, round(steps * share)) if steps else spec.instruct_steps
+    facts = _train(model, _batches(rows, spec, rng), steps, spec, spec.instruct_scale, logger.info)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "instruct", **facts}
 
 
-def _recipe(family: str, context: int | None) -> Recipe:
-    return replace(RECIPES[family], **({"context": context} if context else {}))
+def _spec(family: str, context: int | None) -> TinyModel:
+    return replace(TINY_MODELS[family], **({"context": context} if context else {}))
 
 
 def _as_users_get_it(tokenizer, model, output: Path):
-    """The tokenizer that `AutoTokenizer` makes of the saved one: for Qwen2 it splits text in its own way.
+    """Save the tokenizer and load it with `AutoTokenizer`, as users do.
 
-    Trained with the other one, the model would see other tokens in every evaluation than in its training.
+    For Qwen2, `AutoTokenizer` splits text in its own way. Without this, the model would see other tokens in evaluation
+    than in training.
     """
     from transformers import AutoTokenizer
 
@@ -122,7 +136,7 @@ def _chat(tokenizer, row: dict) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def _new_model(family: str, recipe: Recipe, tokenizer):
+def _new_model(family: str, spec: TinyModel, tokenizer):
     from transformers import (
         LlamaConfig,
         LlamaForCausalLM,
@@ -138,8 +152,8 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
         "mistral": (MistralConfig, MistralForCausalLM),
     }[family]
     config = config_class(
-        **sizes(recipe) | {"vocab_size": len(tokenizer)},
-        max_position_embeddings=recipe.context,
+        **sizes(spec) | {"vocab_size": len(tokenizer)},
+        max_position_embeddings=spec.context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -149,9 +163,9 @@ def _new_model(family: str, recipe: Recipe, tokenizer):
 
 
 def _packed(tokenizer, documents: Iterable[str], context: int, rng: random.Random) -> list[list[int]]:
-    """Rows that start at the start of a document; what does not fit into a row is cut off."""
+    """Return rows of `context` tokens that start with a document; the rest of a row's last document is cut off."""
     documents = list(documents)
-    ids = tokenizer(documents)["input_ids"] if documents else []  # the tokenizer takes no empty list
+    ids = tokenizer(documents)["input_ids"] if documents else []  # the tokenizer rejects an empty list
     rng.shuffle(ids)
     rows, row = [], []
     for document in ids:
@@ -163,21 +177,21 @@ def _packed(tokenizer, documents: Iterable[str], context: int, rng: random.Rando
 
 
 def _windows(tokenizer, text: str, context: int) -> list[list[int]]:
-    """Running text cut into windows, as perplexity is measured."""
+    """Cut running text into windows of `context` tokens, as the perplexity evaluation does."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     return [ids[i : i + context] for i in range(0, len(ids) - context + 1, context)]
 
 
-def _batches(rows: list[list[int]], recipe: Recipe, rng: random.Random) -> Iterator[list[list[int]]]:
-    """Endless batches; every row once before any comes again."""
-    size = max(1, recipe.step_tokens // recipe.context)
+def _batches(rows: list[list[int]], spec: TinyModel, rng: random.Random) -> Iterator[list[list[int]]]:
+    """Yield batches without end; every epoch uses each row at most once."""
+    size = max(1, spec.step_tokens // spec.context)
     while True:
         rng.shuffle(rows)
         for i in range(0, len(rows) - size + 1, size):
             yield rows[i : i + size]
 
 
-def _optimizers(model, recipe: Recipe, scale: float) -> list:
+def _optimizers(model, spec: TinyModel, scale: float) -> list:
     import torch
 
     from .optimizer import Muon
@@ -186,23 +200,23 @@ def _optimizers(model, recipe: Recipe, scale: float) -> list:
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, lr=recipe.muon_rate * scale),
-        torch.optim.AdamW(others, lr=recipe.adamw_rate * scale, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon(matrices, lr=spec.muon_rate * scale),
+        torch.optim.AdamW(others, lr=spec.adamw_rate * scale, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def _train(model, batches: Iterator, steps: int, recipe: Recipe, scale: float, log: Callable[[str], Any]) -> dict:
+def _train(model, batches: Iterator, steps: int, spec: TinyModel, scale: float, log: Callable[[str], Any]) -> dict:
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
-    optimizers = _optimizers(model, recipe, scale)
+    optimizers = _optimizers(model, spec, scale)
     schedules = [get_cosine_schedule_with_warmup(o, min(20, steps // 5), steps) for o in optimizers]
     model.train()
     start, losses = time.perf_counter(), []
     for step in range(1, steps + 1):
         ids = torch.tensor(next(batches))
         if step <= steps * (1 - _LONG_PART):
-            ids = ids.view(-1, recipe.context // 2)
+            ids = ids.view(-1, spec.context // 2)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -219,7 +233,7 @@ def _train(model, batches: Iterator, steps: int, recipe: Recipe, scale: float, l
     recent = losses[-_LOG_EVERY:]
     return {
         "steps": steps,
-        "tokens": steps * max(recipe.step_tokens, recipe.context),
+        "tokens": steps * max(spec.step_tokens, spec.context),
         "final_loss": sum(recent) / len(recent),
         "seconds": time.perf_counter() - start,
     }

@@ -1,11 +1,12 @@
-"""Sizes and trainings of the tiny models, by family: known before anything is built, and without torch."""
+"""Sizes and training settings of the tiny models by family, readable without torch before a model exists."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Sizes and training of one family. Rates are peak learning rates; a step has rows of `context` tokens."""
+class TinyModel:
+    """Sizes and training settings of one family. Rates are peak learning rates, scaled for the instruct version by
+    `instruct_scale`; a step has `step_tokens` tokens in rows of `context` tokens."""
 
     vocab_size: int = 1536
     hidden_size: int = 128
@@ -22,29 +23,29 @@ class Recipe:
     instruct_scale: float = 0.3
 
 
-RECIPES = {
-    "llama": Recipe(),
-    "qwen": Recipe(intermediate_size=272),
-    "mistral": Recipe(intermediate_size=288),
+TINY_MODELS = {
+    "llama": TinyModel(),
+    "qwen": TinyModel(intermediate_size=272),
+    "mistral": TinyModel(intermediate_size=288),
 }
 MODEL_TYPES = {"llama": "llama", "qwen": "qwen2", "mistral": "mistral"}
 
 
-def sizes(recipe: Recipe) -> dict:
-    """The sizes of a model, as its config.json names them; of a small corpus the vocabulary comes out smaller."""
+def sizes(model: TinyModel) -> dict:
+    """Return the sizes under the names of config.json. The vocabulary may come out smaller on a small corpus."""
     return {
-        "vocab_size": recipe.vocab_size,
-        "hidden_size": recipe.hidden_size,
-        "intermediate_size": recipe.intermediate_size,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "num_key_value_heads": recipe.kv_heads,
-        "head_dim": recipe.hidden_size // recipe.heads,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.hidden_size // model.heads,
         "tie_word_embeddings": True,
     }
 
 
 def expected(name: str) -> dict:
-    """What the config.json of the miniature `name` (`llama`, `llama-instruct`, ...) will say of its size."""
+    """Return what the config.json of the miniature `name` (`llama`, `llama-instruct`, ...) will say about its size."""
     family = name.partition("-")[0]
-    return {"model_type": MODEL_TYPES[family]} | sizes(RECIPES[family])
+    return {"model_type": MODEL_TYPES[family]} | sizes(TINY_MODELS[family])

@@ -1,4 +1,4 @@
-"""The tiny models' tokenizer: a byte-level BPE of their own, with a chat template for the instruct models."""
+"""Train the tiny models' byte-level BPE tokenizer; the chat template for the instruct models is here too."""
 
 from collections.abc import Iterable
 
@@ -14,10 +14,10 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int):
-    """A fast tokenizer whose `bos` and `eos` are one token, put between documents.
+    """Train and return a fast tokenizer whose `bos` and `eos` are the same token, which separates documents.
 
-    Text is split as Qwen2's tokenizer splits it, for every family: `AutoTokenizer` makes that one of any tokenizer that
-    lies beside a qwen2 configuration, and on these texts models learn faster with it than with GPT-2's splitting.
+    All families split text as Qwen2's tokenizer does: `AutoTokenizer` applies that splitting to any tokenizer beside a
+    qwen2 configuration, and on these texts the models learn faster with it than with GPT-2's.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,7 @@
 """The facts of the miniature world: a small river valley with its animals, things, tools, trades and people.
 
-Everything a tiny model can learn stands in these tables; `corpus`, `items` and `instructions` only put it into words.
-The facts are fixed; who lives where and does what follows from the seed (`World`).
+These tables hold everything that a tiny model can learn; `corpus`, `items` and `instructions` only put it into words.
+The facts are fixed, except who lives where and has which trade, which depends on the seed (`World`).
 """
 
 import random
@@ -27,7 +27,7 @@ class Animal:
 
 @dataclass(frozen=True)
 class Material:
-    """What a thing is made of; `water`, `fire` and `fall` say what then happens to it."""
+    """What a thing is made of. `water`, `fire` and `fall` say what happens to it there."""
 
     name: str
     source: str
@@ -54,7 +54,7 @@ class Trade:
 
 @dataclass(frozen=True)
 class Procedure:
-    """Steps in order, in the third person without their subject; `{x}` is the slot that the steps share."""
+    """Steps in order, each in the third person without its subject. `{x}` is the slot that the steps share."""
 
     label: str
     goal: str
@@ -64,7 +64,7 @@ class Procedure:
 
 @dataclass(frozen=True)
 class State:
-    """A thing in one of two states, and a question that is answered yes in the good one and no in the bad one."""
+    """A thing with two states, and a question whose answer is yes in the good state and no in the bad one."""
 
     thing: str
     good: tuple[str, ...]
@@ -323,7 +323,7 @@ _NAMES = (
 
 
 class World:
-    """The facts together with the people of one seed."""
+    """The people that one seed gives, with their names, trades and villages."""
 
     def __init__(self, seed: int):
         rng = random.Random(f"people {seed}")
@@ -338,10 +338,10 @@ class World:
 
 
 def a(noun: str) -> str:
-    """The noun with its indefinite article."""
+    """Return the noun with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def capital(text: str) -> str:
-    """The text with its first letter in upper case, the rest untouched."""
+    """Return the text with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
