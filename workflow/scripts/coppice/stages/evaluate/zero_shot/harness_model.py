@@ -78,6 +78,7 @@ class PrefixTreeLM(HFLM):
                     f"{', '.join(HARNESS_OPTIONS)}{nearest(name, HARNESS_OPTIONS)}"
                 )
         if isinstance(pretrained, str):
+            # Load the model here instead of in HFLM, so that odd-shaped checkpoints and adapters load as in a study.
             source = models.Source(pretrained, _dtype_name(pretrained, dtype), quantize, trust_remote_code, device_map)
             folder, pretrained = pretrained, models.load(source, peft)
             # A quantized or distributed model was placed on its devices when it was loaded and cannot be moved.
@@ -89,13 +90,14 @@ class PrefixTreeLM(HFLM):
         self._encoded = {}
         super().__init__(
             pretrained=pretrained,
-            backend="causal",
+            backend="causal",  # the prefix tree serves decoder-only models, so HFLM need not guess
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
             **options,
         )
         self._packer = Packer(self.model, self.mixed_precision_dtype)
+        # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
         self.shares_prefixes = self._packer.usable()
         if not self.shares_prefixes:
             logger.warning(
@@ -147,6 +149,7 @@ class PrefixTreeLM(HFLM):
             found = [(None, *utils.make_disjoint_window(window)) for window in rolling]
             windows.extend(found)
             counts.append(len(found))
+        # The scores come in the order of the windows; each text takes as many as it has windows.
         scores = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm) if windows else ())
         totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
         for request, total in zip(requests, totals, strict=True):
@@ -155,6 +158,7 @@ class PrefixTreeLM(HFLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         """Score (key, context ids, continuation ids) as a prefix tree. HFLM's other methods end up here."""
+        # Check before the engines part ways, so that both reject the same requests.
         for request in requests:
             self._check(*request)
         if not self.shares_prefixes or not requests:
@@ -197,14 +201,17 @@ class PrefixTreeLM(HFLM):
 
 def _texts(context, continuation):
     """Return the two texts that `TemplateLM._encode_pair` encodes: the context without trailing spaces, and both."""
+    # For an empty context, HFLM encodes the continuation with other options, so encoding it here would be useless.
     return (context.rstrip(), context + continuation) if context else ()
 
 
 def _dtype_name(folder, dtype):
+    """Return the name of the dtype to load a checkpoint in, or None for the default of `coppice.models`."""
     if dtype != "auto":
         return dtype
     from transformers import AutoConfig
 
+    # `coppice.models` does not know "auto": look up the dtype in the checkpoint's configuration.
     found = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
     return None if found is None else str(found).removeprefix("torch.")
 
