@@ -57,7 +57,7 @@ def test_a_full_disk_fails_one_job_with_a_message_and_a_rerun_completes_it(study
     shutil.rmtree(study.folder / deleted)
     ballast = fill(study.folder / "results", left)
     output = study.expect_failure("--cores", "1", *EVERY_STAGE, config=STUDY)
-    assert "no space is left" in output or "room" in output, output[-5000:]
+    assert "disk is full" in output or "room" in output, output[-5000:]
     ballast.unlink()
     study.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(finished.numbers, numbers(study.folder)) == []

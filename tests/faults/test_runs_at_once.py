@@ -50,7 +50,7 @@ def test_a_rerun_waits_for_the_job_that_a_killed_snakemake_left(study_copy, fini
         running.process.wait()
     study_copy.run("--unlock", config=STUDY)
     with Running(study_copy, str(path.relative_to(study_copy.folder))) as again:
-        again.wait_until(lambda: "still at work" in again.text())
+        again.wait_until(lambda: "holds this job's lock" in again.text())
         orphan.resume()
         again.succeeds()
     assert "restored" in (study_copy.folder / "logs/finetune/Mistral.best_acc.log").read_text()

@@ -88,7 +88,7 @@ def test_what_another_machine_writes_stays_for_a_day(tmp_path):
 )
 def test_a_full_disk_is_told_in_one_sentence(error):
     words = disks.in_words(error, ["results"])
-    assert "no space is left" in words and "run the same command again" in words
+    assert "disk is full" in words and "run the same command again" in words
     assert disks.in_words(ValueError("[Errno 2] no such file"), ["results"]) is None
 
 
@@ -127,7 +127,7 @@ def test_a_job_whose_status_cannot_be_kept_goes_on(tmp_path):
     (tmp_path / "status").write_text("a file where a folder should be")
     done = start(WORKER, tmp_path / "job.log", tmp_path / "status" / "x.json")
     assert done.wait() == 0, done.stderr.read()
-    assert "not kept" in (tmp_path / "job.log").read_text()
+    assert "cannot write the status file" in (tmp_path / "job.log").read_text()
 
 
 def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
@@ -135,7 +135,7 @@ def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
     assert first.stdout.readline() == "at work\n"
     second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json")
     line = second.stderr.readline()
-    assert f"process {first.pid} on " in line and "still at work on this job" in line
+    assert f"process {first.pid} on " in line and "holds this job's lock" in line
     first.stdin.close()
     assert second.stdout.readline() == "at work\n"
     assert first.wait() == 0 and second.wait() == 0
@@ -146,4 +146,4 @@ def test_a_killed_job_is_in_nobodys_way(tmp_path):
     assert first.stdout.readline() == "at work\n"
     first.kill()
     second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json")
-    assert second.wait() == 0 and "still at work" not in second.stderr.read()
+    assert second.wait() == 0 and "holds this job's lock" not in second.stderr.read()

@@ -1,1 +1,1 @@
-"""What everything rests on: errors, records, fingerprints, disks, locks, logs, jobs, GPUs, secrets. Knows no study."""
+"""What all other storeys use: errors, records, fingerprints, disks, locks, logs, jobs, GPUs and secrets."""

@@ -1,7 +1,7 @@
-"""Disks that are full or refuse to be written to: what is said about it, and what killed jobs leave on them.
+"""Explain errors of disks that are full or cannot be written, and remove what killed jobs left behind.
 
-Files and folders that are not whole yet are called `.partial-<host>-<process>-...`: so that those of a process that is
-gone can be told from those that are being written.
+Unfinished files and folders are named `.partial-<host>-<process>-...`, which distinguishes the leftovers of an ended
+process from what another one is still writing.
 """
 
 import contextlib
@@ -16,42 +16,44 @@ from pathlib import Path
 from .errors import causes, system_number
 
 PARTIAL = ".partial"
-ABANDONED = 24 * 3600  # seconds after which what another machine left is taken for nobody's
+ABANDONED = 24 * 3600  # seconds after which leftovers of another machine's process are removed
 _NAMED = re.compile(rf"{re.escape(PARTIAL)}-(?P<host>.+)-(?P<pid>\d+)-[^-]*$")
 _REFUSED = {
-    errno.ENOSPC: "no space is left on its disk",
+    errno.ENOSPC: "its disk is full",
     errno.EDQUOT: "the quota of its disk is used up",
-    errno.EFBIG: "it would be larger than files may be here",
-    errno.EROFS: "its disk can only be read",
-    errno.EACCES: "it may not be written or read",
-    errno.EIO: "its disk fails",
+    errno.EFBIG: "it would be larger than a file may be here",
+    errno.EROFS: "its disk is read-only",
+    errno.EACCES: "access to it is denied",
+    errno.EIO: "its disk reports an input/output error",
 }
-_TORCHS = re.compile(r"inline_container.*unexpected pos|PytorchStreamWriter failed")  # of a file that it cannot end
+# torch raises these, without the system's number, when it cannot finish a file
+_TORCHS = re.compile(r"inline_container.*unexpected pos|PytorchStreamWriter failed")
 
 
 def partial_name():
-    """The beginning of a name for what this process is writing."""
+    """Return the beginning of a name for what this process is writing."""
     return f"{PARTIAL}-{socket.gethostname()}-{os.getpid()}-"
 
 
 def in_words(error, places=()):
-    """A sentence for the user about `error` where a disk is the reason, else None. `places`: where it wrote, probably.
+    """Return a sentence for the user if a disk is the cause of `error`, otherwise None.
 
-    Also of libraries that raise errors of their own, with the system's in their text or none at all.
+    This includes errors of libraries that hold the system's error only in their text, or not at all. places: where the
+    job probably wrote, for an error that names no file.
     """
     for cause in causes(error):
         if number := _number(cause):
             file = getattr(cause, "filename", None) or next(iter(places), "a file")
             return (
-                f"{file}: {_REFUSED[number]} ({cause}); make room for it or give the right to, and run the same "
-                "command again: what is finished stays"
+                f"{file}: {_REFUSED[number]} ({cause}). Make room or grant access, and run the same command again; it "
+                "keeps what is finished."
             )
     return None
 
 
 @contextlib.contextmanager
 def naming(path):
-    """Have an OSError of the block say which file it is about: one of writing, to a disk that is full, does not."""
+    """Add the name of the file to an OSError of the block: a write to a full disk raises one without it."""
     try:
         yield
     except OSError as error:
@@ -60,7 +62,7 @@ def naming(path):
 
 
 def _number(error):
-    """The system's number of an error that is told here, or None."""
+    """Return the system's number of an error that `_REFUSED` explains; None for any other error."""
     number = system_number(error)
     if number is None and _TORCHS.search(str(error)):
         return errno.ENOSPC
@@ -68,7 +70,7 @@ def _number(error):
 
 
 def gone(host, pid):
-    """Whether the process `pid` of the machine `host` has ended; only its own machine can tell."""
+    """Return whether process `pid` of machine `host` has ended; False for another machine, which cannot be asked."""
     if host != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     try:
@@ -81,18 +83,18 @@ def gone(host, pid):
 
 
 def sweep(folders):
-    """Remove what processes that are gone were writing under `folders`; returns the paths that went."""
+    """Remove under `folders` what ended processes left unfinished, and return the paths that were removed."""
     found = []
     for folder in folders:
         for place, names, files in os.walk(folder):
             partial = [name for name in [*names, *files] if name.startswith(PARTIAL)]
-            names[:] = [name for name in names if not name.startswith(PARTIAL)]
+            names[:] = [name for name in names if not name.startswith(PARTIAL)]  # keeps `os.walk` out of these folders
             found += [path for name in partial if _is_abandoned(path := Path(place) / name)]
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):  # somebody else's, in a folder that is shared
+            with contextlib.suppress(OSError):  # another user's file in a shared folder
                 path.unlink(missing_ok=True)
     return [path for path in found if not path.exists()]
 
@@ -103,6 +105,6 @@ def _is_abandoned(path):
         return gone(named["host"], int(named["pid"]))
     try:
         newest = max(each.lstat().st_mtime for each in [path, *(path.rglob("*") if path.is_dir() else [])])
-    except OSError:  # it is whole by now, or not for us to look at
+    except OSError:  # its process has renamed or removed it meanwhile, or this one may not read it
         return False
     return time.time() - newest > ABANDONED

@@ -1,7 +1,7 @@
-"""Fingerprints: SHA-256 of weights, files and settings, so that a result is never taken for another's.
+"""Compute fingerprints, SHA-256 of weights, files and settings, so that no result is taken for another one.
 
-Hashing the weights of an 8B model reads 16 GB, so a file's digest is kept in the user's cache folder under its path,
-size, inode and time stamps, and read again only when one of them changed.
+Hashing the weights of an 8B model reads 16 GB. Therefore the user's cache folder keeps each file's hash with the path,
+size, inode and time stamps of the file, which is read again only if one of them changed.
 """
 
 import hashlib
@@ -26,33 +26,34 @@ TOKENIZER = (
 
 
 def content_digest(path):
-    """Hex SHA-256 of a file's bytes, read now."""
+    """Return the hex SHA-256 of a file's bytes, read now."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_digest(path):
-    """Hex SHA-256 of a file's bytes as it was read last, None where the file was never read or has changed since."""
+    """Return a file's hex SHA-256 from the cache; None if the file was never read or has changed since."""
     path = Path(path).resolve()
     try:
         cached = parsed(_entry(path).read_text())
         return cached["sha256"] if cached["state"] == _state(path) else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        return None  # absent or damaged, or nobody's home: the file has to be read
+        return None  # the entry is missing or damaged, or there is no home folder: the file must be read
 
 
 def file_digest(path):
-    """Hex SHA-256 of a file's bytes, from the cache where the file is unchanged."""
+    """Return the hex SHA-256 of a file's bytes, from the cache if the file is unchanged."""
     path = Path(path).resolve()
-    known = known_digest(path)
-    if known:
-        return known
+    cached = known_digest(path)
+    if cached:
+        return cached
+    # the state comes first: if the file changes while it is read, the cache entry never matches
     state, sha256 = _state(path), content_digest(path)
     try:
         with atomic(_entry(path)) as file:
             json.dump({"path": str(path), "state": state, "sha256": sha256}, file)
     except (OSError, RuntimeError):
-        return sha256  # a read-only home, or none, costs time, not correctness
+        return sha256  # without a cache folder that can be written, only time is lost
     return sha256
 
 
@@ -70,7 +71,7 @@ def _cache():
 
 
 def weights_files(folder):
-    """The weight files of a checkpoint or adapter folder, sorted; safetensors where there are any, else `.bin`."""
+    """Return the weight files of a checkpoint or adapter folder, sorted: safetensors if it has any, else `.bin`."""
     for pattern in WEIGHTS:
         if files := sorted(path for path in Path(folder).glob(pattern) if path.is_file()):
             return files
@@ -78,10 +79,10 @@ def weights_files(folder):
 
 
 def weights(folder, digest_of=file_digest):
-    """Fingerprint of a checkpoint folder: digests of its weight files, and of its configuration and shapes.
+    """Return the fingerprint of a checkpoint folder: the hash of its weight files, configuration and layer shapes.
 
-    Two folders with the same tensors in other shards differ; the same files under another path agree. digest_of: how a
-    file's digest is found; None where that finds none for one of them.
+    The same tensors in other shards give another fingerprint; the same files under another path give the same one.
+    digest_of: how to find the hash of a file; if it returns None for any of them, so does this function.
     """
     files = weights_files(folder)
     extra = [
@@ -96,13 +97,13 @@ def weights(folder, digest_of=file_digest):
 
 
 def tokenizer(folder, digest_of=file_digest):
-    """Fingerprint of the tokenizer in a checkpoint folder: of every file that can decide what it does."""
+    """Return the fingerprint of a checkpoint folder's tokenizer, from every file that can affect it."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
     return _of(found, digest_of)
 
 
 def code(folder):
-    """Fingerprint of the Python in a checkpoint folder: of a model that runs it, it decides as much as the weights."""
+    """Return the fingerprint of a checkpoint folder's Python files: a model that runs them depends on them, too."""
     return _of(sorted(path for path in Path(folder).rglob("*.py") if path.is_file()), file_digest)
 
 
@@ -112,5 +113,5 @@ def _of(paths, digest_of):
 
 
 def files(paths):
-    """Fingerprint of a list of data files, by content and order, whatever their names."""
+    """Return the fingerprint of a list of data files, from their contents in order; names do not count."""
     return digest([file_digest(p) for p in paths])

@@ -1,10 +1,10 @@
-"""Which GPU a job computes on: devices are leased, because Snakemake counts them and never says which one is free.
+"""Lease GPUs to jobs, because Snakemake counts devices but never says which one is free.
 
-A lease is a file in a folder of the machine, locked by the process that computes: the kernel lets go of it when the
-process ends, however that ends. All that a job asked for is taken at once or not at all. Devices are told apart by
-their UUIDs, so that runs which name them by number, by UUID or as MIG parts get along. Where a cluster's scheduler
-started the job for its rule, the scheduler has chosen already and nothing is leased; a group of jobs that it started as
-one leases what it was given.
+A lease is a file in a folder of the machine, locked by the process that computes. The kernel releases the lock when the
+process ends, however it ends. A job gets all devices that it asked for at once, or none. Devices are identified by
+UUID, so that runs which name them by number, by UUID or as MIG parts can share a machine. If a cluster's scheduler
+started the job for its rule, it has already chosen the devices and nothing is leased; jobs of a group, which the
+scheduler starts as one, lease from the devices that the group has.
 """
 
 import contextlib
@@ -24,23 +24,23 @@ from .errors import CoppiceError
 logger = logging.getLogger("coppice.gpus")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-GIVEN = "COPPICE_GPUS_GIVEN"  # set by the workflow in a job that a cluster's scheduler started
-SHARE, SKIP_BUSY = "COPPICE_GPUS_SHARE", "COPPICE_GPUS_SKIP_BUSY"  # set by the workflow from its configuration
-FOLDER = "COPPICE_GPU_LEASES"  # where leases lie, if not in the machine's folder for temporary files
-SHORTEST, LONGEST = 0.05, 1.0  # seconds between two looks for a free device
-REMINDER = 60.0  # seconds between two lines that say so
+GIVEN = "COPPICE_GPUS_GIVEN"  # the workflow sets it in jobs that a cluster's scheduler started
+SHARE, SKIP_BUSY = "COPPICE_GPUS_SHARE", "COPPICE_GPUS_SKIP_BUSY"  # the workflow sets them from its configuration
+FOLDER = "COPPICE_GPU_LEASES"  # folder of the leases; by default the machine's folder for temporary files
+SHORTEST, LONGEST = 0.05, 1.0  # seconds between two searches for a free device
+REMINDER = 60.0  # seconds between two log lines about waiting
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU or a part of one: `name` as `CUDA_VISIBLE_DEVICES` takes it, its `uuid` and its memory in MB, if known."""
+    """A GPU or a MIG part: `name` as in `CUDA_VISIBLE_DEVICES`, its `uuid`, and its memory in MB (None: not known)."""
 
     name: str
     uuid: str
     memory: int | None = None
 
     def folder(self):
-        """Where the leases of this device lie."""
+        """Return the folder of this device's leases."""
         return _root() / self.uuid.replace("/", "_")
 
 
@@ -48,11 +48,21 @@ class Device:
 def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
     """Hold `wanted` GPUs while the block runs, with `CUDA_VISIBLE_DEVICES` set to them; torch must not be loaded yet.
 
-    memory: MB of each that the job will use; without it, or without `SHARE` in the environment, a device is taken
-    whole. note_state(state, reason=...) keeps its status. With `SKIP_BUSY` devices on which somebody else's process
-    computes are left out. With no GPU, with `wanted` 0, or where the scheduler has given just those devices, nothing
-    happens; where it has given more, other jobs of the same group share them. Raises CoppiceError where fewer than
-    `wanted` devices could ever be had.
+    Nothing is leased if `wanted` is 0, if there is no GPU, or if the scheduler gave the job exactly its devices. If it
+    gave more, jobs of the same group share them. With `SKIP_BUSY`, devices on which other programs compute are left
+    out.
+
+    Args:
+        wanted: number of devices.
+        memory: MB of each device that the job will use. Without it, or without `SHARE` in the environment, the job
+            takes whole devices.
+        note_state: called as note_state(state, reason=...) when the job waits and when it runs.
+
+    Yields:
+        The leased devices; an empty list if nothing is leased.
+
+    Raises:
+        CoppiceError: if this machine can never provide `wanted` such devices.
     """
     devices = visible() if wanted else []
     if not devices or (os.environ.get(GIVEN) and len(devices) <= wanted):
@@ -72,43 +82,43 @@ def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
 
 
 def visible():
-    """The devices that this process may use: those of the user's `CUDA_VISIBLE_DEVICES`, else all that there are."""
-    known = _listed()
+    """Return the devices that this process may use: those in the user's `CUDA_VISIBLE_DEVICES`, otherwise all."""
+    listed = _listed()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
-        # by UUID: CUDA and nvidia-smi may count the devices of a machine in another order
-        return [Device(d.uuid, d.uuid, d.memory) for d in known] or [
+        # by UUID: CUDA and nvidia-smi may number the devices of a machine differently
+        return [Device(d.uuid, d.uuid, d.memory) for d in listed] or [
             Device(str(place), node) for place, node in enumerate(_nodes())
         ]
     names = []
     for name in (part.strip() for part in wanted.split(",")):
         if name in ("", "-1", "NoDevFiles"):
-            break  # as CUDA reads it: what comes after is not visible
+            break  # CUDA hides everything after such an entry, too
         names.append(name)
-    return [_device(name, known) for name in names]
+    return [_device(name, listed) for name in names]
 
 
 def largest():
-    """MB of the largest of the visible devices; None where no driver tells."""
+    """Return the memory of the largest visible device in MB; None if no driver reports it."""
     return max((device.memory for device in visible() if device.memory), default=None)
 
 
-def _device(name, known):
-    """The device called `name`: a number, a UUID or the beginning of one, or a MIG part."""
-    for device in known:
+def _device(name, listed):
+    """Return the device that `name` means: a number, a UUID or its beginning, or a MIG part."""
+    for device in listed:
         if name == device.name or name == device.uuid or (name.startswith("GPU-") and device.uuid.startswith(name)):
             return Device(name, device.uuid, device.memory)
     return Device(name, name)
 
 
 def _listed():
-    """What `nvidia-smi` lists; nothing where it is not there or does not answer."""
+    """Return the devices that `nvidia-smi` lists; [] if it is missing or does not answer."""
     rows = _ask_driver("--query-gpu=index,uuid,memory.total")
     return [Device(index, uuid, int(memory) if memory.isdigit() else None) for index, uuid, memory in rows]
 
 
 def _busy():
-    """UUIDs of devices on which any process computes."""
+    """Return the UUIDs of the devices on which any process computes."""
     return {row[0] for row in _ask_driver("--query-compute-apps=gpu_uuid,pid")}
 
 
@@ -125,27 +135,27 @@ def _ask_driver(query):
 
 
 def configure(share, skip_busy, given):
-    """Tell this process's jobs how devices are shared out; `given`: a scheduler has chosen them for this very job."""
+    """Set, in the environment, how jobs share devices; `given`: a scheduler chose the devices for this very job."""
     for name, wanted in ((SHARE, share), (SKIP_BUSY, skip_busy), (GIVEN, given)):
         if wanted:
             os.environ[name] = "1"
 
 
 def present():
-    """Whether this machine has a GPU at all, asked without waking the driver."""
+    """Return whether this machine has a GPU, without waking the driver."""
     return bool(shutil.which("nvidia-smi") or _nodes())
 
 
 def _nodes():
-    """Device files, in the order in which CUDA counts those that a container has: their numbers are the machine's."""
+    """Return the device files in CUDA's order; in a container, their numbers are still those of the machine."""
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return [f"nvidia{number}" for number in sorted(int(number) for number in numbers if number.isdigit())]
 
 
 def count():
-    """The number of GPUs that the driver shows to this process; 0 where there is no driver.
+    """Return the number of GPUs that the driver shows to this process; 0 if there is no driver.
 
-    Not before a lease: the driver reads `CUDA_VISIBLE_DEVICES` once, when it is first called.
+    Do not call this before a lease: the driver reads `CUDA_VISIBLE_DEVICES` once, at its first call.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -160,19 +170,19 @@ def count():
 def _check_possible(devices, wanted, memory):
     if wanted > len(devices):
         raise CoppiceError(
-            f"this job asks for {wanted} GPUs, of which {len(devices)} can be seen here; lower its gpu under "
-            f"resources_per_job, or widen {VISIBLE} ({os.environ.get(VISIBLE, 'not set')})"
+            f"this job asks for {wanted} GPUs, but only {len(devices)} are visible here. Lower its gpu under "
+            f"resources_per_job, or widen {VISIBLE} ({os.environ.get(VISIBLE, 'not set')})."
         )
     roomy = [device for device in devices if memory is None or device.memory is None or device.memory >= memory]
     if wanted > len(roomy):
         raise CoppiceError(
-            f"this job asks for {memory} MB on each of {wanted} GPUs, and the largest here has "
-            f"{max(device.memory for device in devices)} MB; lower its gpu_mem_mb under resources_per_job"
+            f"this job asks for {memory} MB on each of {wanted} GPUs, but the largest here has "
+            f"{max(device.memory for device in devices)} MB. Lower its gpu_mem_mb under resources_per_job."
         )
 
 
 def _wait(held, devices, wanted, memory, note_state):
-    """The leased devices, once there are enough; what they hold is let go of when `held` is left."""
+    """Wait until enough devices are free, and return them; leaving `held` releases them."""
     pause, started, reminded = SHORTEST, time.monotonic(), None
     while True:
         with _mutex():
@@ -192,17 +202,18 @@ def _wait(held, devices, wanted, memory, note_state):
 
 
 def _take(held, devices, wanted, memory):
-    """Leases of `wanted` devices, entered into `held`; an empty list where fewer are free. Under the mutex."""
+    """Enter leases of `wanted` devices into `held` and return the devices; [] if fewer are free. Needs the mutex."""
     busy = _busy() if os.environ.get(SKIP_BUSY) else set()
     able = []
     for device in devices:
         used, leases = _used(device)
+        # a process that computes there without a lease of ours belongs to another program
         foreign = device.uuid in busy and not leases
         if not foreign and _fits(device, used, leases, memory):
             able.append((used, device))
     if len(able) < wanted:
         return []
-    able.sort(key=lambda pair: -pair[0])  # fill a device that is begun before another one
+    able.sort(key=lambda pair: -pair[0])  # fill a partly used device before an unused one
     taken = [device for _, device in able[:wanted]]
     for device in taken:
         held.enter_context(_locked(device, memory))
@@ -216,32 +227,32 @@ def _fits(device, used, leases, memory):
 
 
 def _used(device):
-    """(MB in use by leases of this device, number of leases); leases whose holder is gone are removed."""
+    """Return (MB that leases of this device use, number of leases), and remove leases whose holder has ended."""
     used = leases = 0
     for path in device.folder().glob("*.lease"):
-        if not path.is_file():  # none of ours
+        if not path.is_file():  # not a lease of ours
             continue
         with contextlib.suppress(FileNotFoundError), open(path, "r+", encoding="utf-8", errors="replace") as file:
             if _try_lock(file):
-                with contextlib.suppress(PermissionError):  # another user's: free, but theirs to remove
+                with contextlib.suppress(PermissionError):  # another user's: it is free, but only they can remove it
                     path.unlink()
                 continue
             leases += 1
-            said = file.read(20)
-            used += int(said) if said.isdecimal() else device.memory or 2**31  # no number: the whole device
+            text = file.read(20)
+            used += int(text) if text.isdecimal() else device.memory or 2**31  # no number: the whole device
     return used, leases
 
 
 @contextlib.contextmanager
 def _locked(device, memory):
-    """A lease on a device: a file with the MB asked for (empty: all), locked until its process is gone."""
+    """Hold a lease on a device: a file with the MB asked for (empty: all), locked until its process ends."""
     folder = device.folder()
     _shared_folder(folder)
     path = folder / f"{os.getpid()}-{time.monotonic_ns()}.lease"
     with open(path, "w", encoding="utf-8") as file:
         os.chmod(path, 0o666)
         if not _try_lock(file):
-            raise CoppiceError(f"{path}: cannot be locked; set {FOLDER} to a folder on a local disk")
+            raise CoppiceError(f"{path}: cannot be locked. Set {FOLDER} to a folder on a local disk.")
         file.write("" if memory is None else str(memory))
         file.flush()
         try:
@@ -262,14 +273,14 @@ def _try_lock(file):
 
 @contextlib.contextmanager
 def _mutex():
-    """One process at a time looks for devices, so that two never take halves of what both need."""
+    """Let one process at a time choose devices, so that two jobs never each hold half of what both need."""
     import fcntl
 
     root = _root()
     _shared_folder(root)
     path = root / "mutex"
     with open(path, "a", encoding="utf-8") as file:
-        with contextlib.suppress(PermissionError):  # another user's, who has done it
+        with contextlib.suppress(PermissionError):  # the file is another user's, who has set this already
             os.chmod(path, 0o666)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -277,17 +288,15 @@ def _mutex():
 
 def _root():
     given = os.environ.get(FOLDER)
-    # not TMPDIR, which Snakemake and schedulers set anew for each job
+    # not TMPDIR: Snakemake and schedulers set it to a new folder for each job
     return Path(given or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())) / "coppice-gpus"
 
 
 def _shared_folder(folder):
-    """A folder that every user of the machine may lease in."""
+    """Make a folder in which every user of the machine can keep leases."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CoppiceError(
-            f"{folder}: no leases can be kept there ({error}); set {FOLDER} to another folder"
-        ) from error
+        raise CoppiceError(f"{folder}: cannot hold leases ({error}). Set {FOLDER} to another folder.") from error
     with contextlib.suppress(PermissionError):
         os.chmod(folder, 0o1777)

@@ -1,4 +1,4 @@
-"""The frame of the jobs that compute with a model: log and status, threads, and the GPUs that they may use."""
+"""Set up jobs that compute with a model: log and status file, threads, and the GPUs that they may use."""
 
 import os
 import re
@@ -12,35 +12,38 @@ from contextlib import contextmanager
 from . import gpus, logs
 from .errors import SettingsError
 
-STARTED = "COPPICE_JOB_STARTED"  # set in a job that a cluster's scheduler started
+STARTED = "COPPICE_JOB_STARTED"  # set in jobs that a cluster's scheduler started
 
 
 def run_from(folder):
-    """Have every script import the package that lies in `folder`: Snakemake puts the scripts' own folder last, after
-    whatever checkout is installed in the environment."""
+    """Make every script import the package in `folder`.
+
+    Snakemake puts the scripts' own folder last on `sys.path`, behind any checkout installed in the environment.
+    """
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
 
 
 def begin_run():
-    """Let all jobs of this call of snakemake know that they belong together: see `logs.job`."""
+    """Mark all jobs of this Snakemake call as one run, see `logs.job`."""
     os.environ[logs.RUN] = uuid.uuid4().hex
 
 
 def note_start():
-    """Remember when a scheduler started the job that this process is the first of; its other processes inherit it."""
+    """Record when the scheduler started this job; the processes that this one starts inherit the time."""
     os.environ.setdefault(STARTED, str(time.time()))
 
 
 def stop_in_time(resources, ahead=120):
-    """Have this process told to stop before a scheduler's time limit ends its job (`runtime`, in minutes): `ahead`
-    seconds before, or a quarter of the limit where that is less.
+    """Send this process SIGTERM before the scheduler's time limit (`runtime`, in minutes) ends its job.
 
-    A scheduler's own warning need not reach it: under cgroups Slurm signals a step's first process alone, which is
-    Snakemake, and that waits for its jobs. Without `note_start` there is no limit.
+    The signal comes `ahead` seconds before the limit, or a quarter of the limit before it if that is less. A
+    scheduler's own warning may not arrive: with cgroups, Slurm signals only a step's first process, which is Snakemake,
+    and Snakemake waits for its jobs. Without `note_start` there is no limit.
     """
     started, runtime = float(os.environ.get(STARTED, 0)), resources.get("runtime")
     if started and runtime:
-        # what begins long after the job did comes after others of its group, each of which adds its time to the limit
+        # A process that starts long after the scheduler's job is a later job of a group. Each job of a group adds its
+        # time to the group's limit, so this one still has all of its own.
         waited = time.time() - started
         elapsed = waited if waited < ahead else 0
         seconds = 60 * runtime - min(ahead, 60 * runtime / 4) - elapsed
@@ -50,24 +53,27 @@ def stop_in_time(resources, ahead=120):
 
 
 def gpus_of(resources):
-    """GPUs that a job was given: its `gpu`, or where those go by `gres` alone the number in that ("gpu:a100:4")."""
+    """Return the number of GPUs a job has: its `gpu`, or the number in `gres` ("gpu:a100:4") if only that is set."""
     named = re.match(r"gpu(?::[^:,]+)*?(?::(\d+))?(?:,|$)", str(resources.get("gres") or ""))
     return resources.get("gpu", 0) or (int(named[1] or 1) if named else 0)
 
 
 @contextmanager
 def computing(log, status, title, threads, resources, loading):
-    """Run such a job; see `logs.job` and `gpus.lease`.
+    """Run the block as a job that computes with a model, see `logs.job` and `gpus.lease`.
 
-    threads: what Snakemake granted; resources: of the rule, by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`); loading:
-    how the model is loaded.
+    Args:
+        log, status, title: as in `logs.job`.
+        threads: what Snakemake granted.
+        resources: the rule's resources by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`).
+        loading: how the model is loaded; only `quantize` is read.
     """
-    # where a cluster's scheduler started the job, `threads` was cut to the cores of the machine that submitted it
+    # on a cluster, Snakemake cuts `threads` to the cores of the machine that submitted the job
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
-    # on a CPU jobs are short, and nothing but a quantised model has a use for it there
+    # CPU jobs are short, so the import of bitsandbytes matters, and on a CPU only quantized models need it
     unused = () if loading["quantize"] or gpus.present() else ("bitsandbytes",)
     with logs.job(log, threads, status, title, unused) as note_state:
-        if sys.flags.optimize > 1:  # else every checkpoint would seem to be at fault
-            raise SettingsError("Python runs without docstrings, which transformers needs: unset PYTHONOPTIMIZE")
+        if sys.flags.optimize > 1:  # without this check the error would blame the checkpoint
+            raise SettingsError("Python runs without docstrings, but transformers needs them. Unset PYTHONOPTIMIZE.")
         with gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), note_state):
             yield

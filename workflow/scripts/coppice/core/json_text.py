@@ -1,10 +1,10 @@
-"""JSON that others wrote: whatever is wrong with it is a ValueError. Needs nothing that takes time to import."""
+"""Parse JSON that others wrote, so that every problem with it is a ValueError. This module imports nothing slow."""
 
 import json
 
 
 def parsed(text):
-    """What the JSON `text` holds; ValueError whatever is wrong with it, brackets nested without end too."""
+    """Return the content of the JSON `text`; raise ValueError for every problem, also brackets nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:

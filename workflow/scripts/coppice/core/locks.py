@@ -1,7 +1,7 @@
-"""One process at a time works on a job.
+"""Let one process at a time work on a job.
 
-Where Snakemake is killed alone, its jobs go on, and the next run starts them a second time: two trainings in one folder
-would take each other's checkpoints. The second waits, and then finds done what the first one did.
+If only Snakemake is killed, its jobs go on and the next run starts them a second time. Two trainings in one folder
+would take each other's checkpoints. With this lock the second process waits, and then finds the work done.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ logger = logging.getLogger("coppice.jobs")
 
 @contextlib.contextmanager
 def alone(log):
-    """Run the block while no other process runs one for the job whose log is `log`; None: for no job.
+    """Run the block as the only process at work on the job whose log is `log`; with None, without a lock.
 
-    The lock lies beside the log and is the kernel's: it is free once its process is gone, however that ended. On a file
-    system without locks the block runs all the same, with a warning.
+    The lock file lies beside the log. The kernel releases the lock when its process ends, however it ends. On a file
+    system without locks the block runs after a warning.
     """
     if log is None:
         yield
@@ -29,7 +29,7 @@ def alone(log):
     path = Path(log).with_name(f".{Path(log).name}.lock")
     with disks.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed below; unbuffered: else closing it writes once more
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed below; unbuffered, so that closing writes nothing
     with file:
         if _locked(file):
             with disks.naming(path):
@@ -39,7 +39,7 @@ def alone(log):
 
 
 def _locked(file):
-    """Wait for the lock on `file` and take it; False where there are no locks."""
+    """Wait for the lock on `file` and take it; return False if the file system has no locks."""
     import fcntl
 
     try:
@@ -48,15 +48,15 @@ def _locked(file):
         except BlockingIOError:
             file.seek(0)
             holder = file.read().decode() or "another process"
-            # to the terminal: the log and the status file are the other one's still
+            # to the terminal, because the log and the status file still belong to the other process
             print(
-                f"{holder} is still at work on this job, for a run that was killed or has another folder: waiting for "
-                f"it to end ({file.name})",
+                f"Waiting for {holder}, which still holds this job's lock (it belongs to a run that was killed or that "
+                f"has another folder): {file.name}",
                 file=sys.stderr,
                 flush=True,
             )
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        logger.warning("%s: cannot be locked (%s): see to it that no other run works on this job", file.name, error)
+        logger.warning("%s: cannot be locked (%s). Make sure that no other run works on this job.", file.name, error)
         return False
     return True

@@ -1,9 +1,9 @@
-"""What a person follows while jobs run: the log of each job, its progress and its status file.
+"""Show a user what jobs do while they run: the log of each job, its progress and its status file.
 
-`job` is the frame of every script: it sets the thread count before torch is imported, sends log lines to the rule's
-log file and the terminal, keeps a small status file up to date for `coppice show`, and ends a job that failed for a
-reason the user can mend with that reason instead of a traceback. Such a failure is final for the run that it happened
-in: when Snakemake tries the job again, it ends at once (`--retries` knows no exit status that would say so).
+Every script runs inside `job`. It sets the thread count before torch is imported, sends log lines to the rule's log
+file and the terminal, and keeps a small status file up to date for `coppice show`. If a job fails for a reason that the
+user can fix, it ends with that reason instead of a traceback. Such a failure is final within its run: if Snakemake
+tries the job again, it ends at once, because no exit status tells `--retries` to stop.
 """
 
 import gc
@@ -26,28 +26,40 @@ from .secrets import redacted
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
-RUN = "COPPICE_RUN"  # set by the workflow: which call of snakemake a job belongs to
+RUN = "COPPICE_RUN"  # the workflow sets it: the call of Snakemake that a job belongs to
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells give after Ctrl-C
-UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # else `datasets` calls a server for every local file too
+UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # otherwise `datasets` calls a server even for a local file
 
 
 @contextmanager
 def job(log, threads=1, status=None, title="", unused=(), fetches=False):
-    """Run one job of the workflow: logging to `log`, torch bound to `threads`, `status` kept while it runs.
+    """Run the block as one job of the workflow, with a log, a thread limit and a status file.
 
-    status: its file, by default beside the log. unused: packages that other libraries would import where they are
-    installed, and this job has no use for. fetches: this job may use the hub, which is switched off for all others: the
-    fetch rules have brought what they need. Yields a function that notes a state of the job. Raises SystemExit(1) after
-    a `CoppiceError` and where a disk is full, SystemExit(130) after Ctrl-C, with the message in the log and on the
-    terminal; before anything is computed where the same run has seen the job fail for good. One process at a time runs
-    a job: another one waits.
+    One process at a time runs a job; a second one waits for the first.
+
+    Args:
+        log: the job's log file.
+        threads: the number of threads that numerical libraries may use.
+        status: the status file; by default it lies beside the log.
+        title: the name of the job in its status file.
+        unused: packages that this job does not need, but that other libraries import if they are installed.
+        fetches: whether this job may use the hub. All other jobs run offline: the fetch rules have brought what they
+            need.
+
+    Yields:
+        A function that writes a state of the job to its status file.
+
+    Raises:
+        SystemExit: with 1 after a `CoppiceError` or on a full disk, with 130 after Ctrl-C. The message is in the log
+            and on the terminal. If the job already failed for good in this run, it ends with 1 before the block.
     """
     keep = _Status(status or status_beside(log), title)
     with _explaining_failures(Path(log).parent), locks.alone(log):
         if reason := keep.final_reason():
             start_logging(log, own_terminal=True)
-            logging.getLogger("coppice").error("%s\nnot tried again: another attempt would fail alike", reason)
+            message = "%s\nNot retried: another attempt in this run would fail in the same way."
+            logging.getLogger("coppice").error(message, reason)
             raise SystemExit(1)
         with _explaining_failures(Path(keep.path).parent, keep):
             os.environ.update(UNCOUNTED if fetches else OFFLINE)
@@ -57,20 +69,23 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
             keep("running")
             yield keep
             keep("done")
-    gc.freeze()  # else a second goes by on the way out, in a last look through torch's objects
+    gc.freeze()  # otherwise Python's last collection, over all of torch's objects, delays the exit by a second
 
 
 def status_beside(log):
-    """The status file of a job that keeps it beside its log."""
+    """Return the status file of a job that keeps it beside its log."""
     return Path(log).with_suffix(".status.json")
 
 
 @contextmanager
 def _explaining_failures(folder, keep=None):
-    """Have a job that ends early say why, on the terminal and in its log and by `keep` in its status, where these are
-    its own by then. What the user can mend, and Ctrl-C, are told in a line; the rest is raised on.
+    """If the block ends early, report the reason on the terminal, in the log and in the status file.
 
-    folder: where it probably wrote, should a disk be full and the error name no file.
+    An error that the user can fix, and Ctrl-C, become one line and a SystemExit. Any other exception is raised again.
+
+    Args:
+        folder: where the job probably wrote, for an error of a full disk that names no file.
+        keep: writes the status file; None as long as that file may be another process's.
     """
     try:
         yield
@@ -79,37 +94,41 @@ def _explaining_failures(folder, keep=None):
             keep("failed", reason=f"ended with exit status {error.code}")
         raise
     except BaseException as error:
-        code, state, said = _judged(error, folder)
-        logging.getLogger("coppice").error("%s", said or traceback.format_exc())
+        code, state, message = _outcome(error, folder)
+        logging.getLogger("coppice").error("%s", message or traceback.format_exc())
         if keep:
             final = isinstance(error, CoppiceError) and is_final(error)
-            keep(state, reason=said or f"{type(error).__name__}: {error}", final=final)
-        if said is None:
+            keep(state, reason=message or f"{type(error).__name__}: {error}", final=final)
+        if message is None:
             raise
         raise SystemExit(code) from None
 
 
-def _judged(error, folder):
-    """(exit status, state, message or None) of a job that ends with `error`."""
+def _outcome(error, folder):
+    """Return (exit status, state, message or None) for a job that ends with `error`."""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "stopped", "stopped, as asked; the same command goes on from what is finished"
+        message = "stopped by an interrupt (Ctrl-C). Run the same command again to continue from what is finished."
+        return INTERRUPTED, "stopped", message
     if isinstance(error, CoppiceError):
         return 1, "stopped" if isinstance(error, Stopped) else "failed", str(error)
     return 1, "failed", disks.in_words(error, [str(folder)])
 
 
 def _start_quickly(unused):
-    """Imports are most of a short job: of seven seconds for fine-tuning's, two and a half go by in collecting garbage,
-    at their end too, and in bitsandbytes, which peft imports where it is installed."""
+    """Save time on imports, which are most of a short job.
+
+    Fine-tuning imports for seven seconds. Two and a half of them go to garbage collection, also at exit, and to
+    bitsandbytes, which peft imports if it is installed.
+    """
     gc.set_threshold(100_000, 50, 100)
     for package in unused:
-        sys.modules.setdefault(package, None)  # as if it were not installed
+        sys.modules.setdefault(package, None)  # None makes Python treat the package as not installed
 
 
 def limit_threads(threads):
-    """Bind every numerical library to `threads`, or to the cores this process may use where those are fewer.
+    """Limit every numerical library to `threads`, or to the cores that this process may use if there are fewer.
 
-    Has to run before torch is imported: OpenMP reads the environment once.
+    Call this before torch is imported: OpenMP reads the environment only once.
     """
     count = str(max(1, min(int(threads), len(os.sched_getaffinity(0)))))
     for name in (
@@ -126,11 +145,13 @@ def limit_threads(threads):
 
 
 def start_logging(log=None, own_terminal=False, append=False):
-    """Log lines of level INFO and above to the file `log`, Coppice's own lines to the terminal too.
+    """Log lines of level INFO and above to the file `log`, and Coppice's own lines to the terminal too.
 
-    With `own_terminal`, whatever else is written to stderr (libraries' warnings and progress bars, native code) goes
-    to the log file alone: several jobs share one terminal, and their bars would write over each other. `append`: the
-    file is another process's too, and goes on.
+    Args:
+        log: the log file; None for the terminal alone.
+        own_terminal: send everything else on stderr (warnings and progress bars of libraries, output of native code)
+            to the log file only. Several jobs share one terminal, and their bars would overwrite each other.
+        append: keep what is in the file, because another process writes to it, too.
     """
     terminal = sys.stderr
     if log and own_terminal:
@@ -139,7 +160,7 @@ def start_logging(log=None, own_terminal=False, append=False):
         captured = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         os.dup2(captured, 2)
         os.close(captured)
-        # to the end of the process: its last words, the traceback of what nobody caught, come after the job
+        # never undone: what Python writes as it exits, such as an uncaught exception, belongs to the log, too
         sys.stderr = _Stream(sys.stderr, log)
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))
     root = logging.getLogger()
@@ -161,15 +182,17 @@ def start_logging(log=None, own_terminal=False, append=False):
 
 
 class _Formatter(logging.Formatter):
-    """Lines, and the tracebacks under them, without secrets."""
+    """Remove secrets from log lines and from the tracebacks below them."""
 
     def format(self, record):
         return redacted(super().format(record))
 
 
 class _Stream:
-    """A stream of text or bytes into the file `path`: nothing secret is written to it, and its errors name the file.
-    In all else it is the one that it stands for."""
+    """A stream of text or bytes into the file `path` that removes secrets and whose errors name the file.
+
+    In every other respect it behaves like the stream that it wraps.
+    """
 
     def __init__(self, stream, path):
         self._stream, self._path = stream, path
@@ -198,7 +221,7 @@ class _Stream:
 
 
 def progress(items, label, total=None, unit="it"):
-    """Iterate over `items`: a bar with rate and time left on a terminal, a plain line every ten seconds in the log."""
+    """Yield `items`, with a progress bar on a terminal and a plain line every ten seconds in the log."""
     from tqdm import tqdm
 
     total = len(items) if total is None and hasattr(items, "__len__") else total
@@ -213,17 +236,18 @@ def progress(items, label, total=None, unit="it"):
 
 
 def _terminal():
-    """The stream of the terminal's log lines; stderr where logging was not started."""
+    """Return the stream of the terminal's log lines; stderr if logging has not started."""
+    # compare types exactly: the handler of the log file is a StreamHandler, too
     streams = [h.stream for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]
     return streams[0] if streams else sys.stderr
 
 
 class ProgressLines:
-    """Plain progress lines in the log: how far, how fast, how long it will still take; at most one in ten seconds."""
+    """Log progress in plain lines (done, rate, time left), at most one in ten seconds."""
 
     def __init__(self, label, total=None, unit="it"):
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.started, self.spoken = 0, time.monotonic(), time.monotonic()
+        self.done, self.started, self.last_line = 0, time.monotonic(), time.monotonic()
         self.logger = logging.getLogger("progress")
 
     def __enter__(self):
@@ -234,12 +258,12 @@ class ProgressLines:
             self.logger.info("%s: %d %s in %.1f s", self.label, self.done, self.unit, time.monotonic() - self.started)
 
     def advance(self, count=1):
-        """Count `count` more units as done, and say so when the last line is ten seconds old."""
+        """Count `count` more units as done, and log a line if the last one is ten seconds old."""
         self.done += count
         now = time.monotonic()
-        if now - self.spoken < SECONDS_BETWEEN_LINES:
+        if now - self.last_line < SECONDS_BETWEEN_LINES:
             return
-        self.spoken = now
+        self.last_line = now
         rate = self.done / (now - self.started)
         of = f"/{self.total}, {(self.total - self.done) / rate:.0f} s left" if self.total else ""
         self.logger.info("%s: %d%s (%.1f %s/s)", self.label, self.done, of, rate, self.unit)
@@ -252,12 +276,12 @@ class _Status:
         self.path, self.title, self.started = path, title, time.time()
 
     def final_reason(self):
-        """Why an earlier attempt of this run failed for good; None where there was no such attempt."""
+        """Return why an earlier attempt in this run failed for good; None if there was no such attempt."""
         try:
             facts = parsed(Path(self.path).read_text(encoding="utf-8"))
             of_this_run = facts["run"] is not None and facts["run"] == os.environ.get(RUN)
             return facts["reason"] if facts["final"] and of_this_run else None
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or of an older version
+        except (OSError, ValueError, KeyError, TypeError):  # there is no file, or an older version wrote it
             return None
 
     def __call__(self, state, reason=None, final=False):
@@ -267,5 +291,5 @@ class _Status:
         try:
             with atomic(self.path) as file:
                 json.dump(facts | {"host": socket.gethostname(), "pid": os.getpid()}, file)
-        except OSError as error:  # what the job does counts for more than what is said about it
-            logging.getLogger("coppice").warning("the status of this job is not kept: %s", error)
+        except OSError as error:  # the job's work matters more than its status file
+            logging.getLogger("coppice").warning("cannot write the status file of this job: %s", error)

@@ -1,8 +1,8 @@
-"""The one place that writes and reads records: small JSON files that carry results and their provenance.
+"""Write and read records, the small JSON files that carry results and their provenance.
 
 A record is written atomically (temporary file in the same folder, fsync, rename) and carries a checksum of its own
-content, so that a reader never takes half a record, or one that was damaged later, for a whole one. NaN and infinity
-are refused: a number that is not one is an error where it arises, never a value in a table.
+content, so a reader never accepts half a record or one that was damaged later. NaN and infinity are rejected: a number
+that is not finite raises an error where it arises and never reaches a table.
 """
 
 import hashlib
@@ -23,34 +23,34 @@ from .json_text import parsed
 from .secrets import redacted
 
 SCHEMA_VERSION = 1
-NAMES = ("path", "source_path", "repository")  # what is found by them would not be found by a redacted one
+NAMES = ("path", "source_path", "repository")  # a redacted value of these would no longer find anything
 PACKAGES = ("torch", "transformers", "peft", "datasets", "lm_eval", "tokenizers", "safetensors", "numpy")
 
 
 class RecordError(CoppiceError):
-    """A record is missing, damaged or of another schema; the message names the file and the remedy."""
+    """A record is missing, damaged or has another schema version; the message names the file and the remedy."""
 
 
 class MissingRecord(RecordError, TransientError):
-    """A record is not there, or not to be seen yet: file systems of a network show files late."""
+    """A record does not exist, or is not visible yet: network file systems show new files late."""
 
 
 def canonical(content):
-    """Canonical JSON text of `content`: sorted keys, no spaces; what checksums and settings keys are made of."""
+    """Return the canonical JSON text of `content` (sorted keys, no spaces), from which checksums and keys are made."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(content):
-    """Hex SHA-256 of the canonical JSON of `content`."""
+    """Return the hex SHA-256 of the canonical JSON of `content`."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 @contextmanager
 def atomic(path, mode="w"):
-    """A file object beside `path` that takes its place only if the block ends well."""
+    """Yield a temporary file beside `path`, which replaces `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, the name is needed for the rename
+    handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below; the rename needs its name
         mode, dir=path.parent, prefix=partial_name(), delete=False, encoding=None if "b" in mode else "utf-8"
     )
     try:
@@ -58,33 +58,33 @@ def atomic(path, mode="w"):
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(handle.name, 0o666 & ~_umask())  # temporary files are 0600: others of the group read results too
+        os.chmod(handle.name, 0o666 & ~_umask())  # temporary files are 0600, but a group shares its results
         os.replace(handle.name, path)
     except BaseException as error:
         Path(handle.name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a disk that is full does not say for which file
+            error.filename = str(path)  # the error of a full disk names no file
         raise
 
 
 def copy(source, path):
-    """Copy a file to `path`, which it takes only when it is whole."""
+    """Copy the file `source` to `path`, which appears only when it is complete."""
     with open(source, "rb") as content, atomic(path, "wb") as file:
         shutil.copyfileobj(content, file)
 
 
 def move_in(partial, folder):
-    """Move what lies in the folder `partial` into `folder`, where it replaces what has the same name."""
+    """Move everything in the folder `partial` into `folder`, where it replaces entries of the same name."""
     as_new_files(partial)
     for path in sorted(partial.iterdir()):
-        if path.is_dir():  # some tokenizers have folders, which replace no older one by themselves
+        if path.is_dir():  # some tokenizers save folders, and a rename cannot replace a folder that has content
             shutil.rmtree(folder / path.name, ignore_errors=True)
         path.replace(folder / path.name)
     partial.rmdir()
 
 
 def as_new_files(folder):
-    """Give the files in `folder` the rights that new ones have: safetensors writes weights for their owner alone."""
+    """Give the files in `folder` the permissions of new files: safetensors lets only their owner read weights."""
     for path in Path(folder).rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~_umask())
@@ -97,29 +97,28 @@ def _umask():
 
 
 def write(path, record):
-    """Write `record` (a JSON-able dict) to `path` with schema version and checksum, atomically and without secrets.
+    """Write `record` (a JSON-able dict) to `path`, atomically, with schema version and checksum and without secrets.
 
-    Raises RecordError where a number is not finite, and where a path or a repository's name holds a secret.
+    Raises:
+        RecordError: if a number is not finite, or if a path or a repository name contains a secret.
     """
     if key := _secret_name(record):
         raise RecordError(
-            f"{path}: not written, its {key} holds what is taken for a secret: a password, a token or the value of an "
-            "environment variable such as HF_TOKEN; give it another name or unset that variable"
+            f"{path}: not written: its {key} seems to contain a secret (a password, a token or the value of an "
+            "environment variable such as HF_TOKEN). Rename it or unset that variable."
         )
     content = {"schema_version": SCHEMA_VERSION} | {k: v for k, v in redacted(record).items() if k != "checksum"}
     try:
         checksum = digest(content)
     except ValueError as error:
-        raise RecordError(
-            f"{path}: not written, it holds a number that is not finite ({_not_finite(content)})"
-        ) from error
+        raise RecordError(f"{path}: not written: {_not_finite(content)} is not a finite number") from error
     with atomic(path) as file:
         json.dump(content | {"checksum": checksum}, file, indent=1, ensure_ascii=False)
         file.write("\n")
 
 
 def _secret_name(content, path=""):
-    """Dotted key of the first of `NAMES` in `content` that would not be written as it is; None where there is none."""
+    """Return the dotted key of the first of `NAMES` whose value contains a secret; None if there is none."""
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
     for key, value in content.items() if isinstance(content, dict) else ():
@@ -132,7 +131,7 @@ def _secret_name(content, path=""):
 
 
 def _not_finite(content, path=""):
-    """Dotted path of the first non-finite number in `content`."""
+    """Return the dotted path of the first number in `content` that is not finite; None if all are."""
     if isinstance(content, dict):
         items = content.items()
     elif isinstance(content, list | tuple):
@@ -144,20 +143,26 @@ def _not_finite(content, path=""):
 
 
 def read(path, remedy="delete it and run snakemake again"):
-    """The record at `path`, its checksum verified. Raises `RecordError` with `remedy` where it cannot be trusted."""
+    """Return the record at `path` after checking its schema version and its checksum.
+
+    Raises:
+        MissingRecord: if the file does not exist.
+        RecordError: if the record cannot be trusted; the message ends with `remedy`.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise MissingRecord(f"{path}: there is no such record (snakemake {path} makes it)") from error
+        raise MissingRecord(f"{path}: this record does not exist. Run `snakemake {path}` to make it.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
     try:
         record = parsed(text)
         checksum = record.pop("checksum")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise RecordError(f"{path}: is not a whole record; {remedy}") from error
+        raise RecordError(f"{path}: is incomplete or is not a record; {remedy}") from error
     if record.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(f"{path}: schema version {record.get('schema_version')}, not {SCHEMA_VERSION}; {remedy}")
+        version = record.get("schema_version")
+        raise RecordError(f"{path}: has schema version {version} instead of {SCHEMA_VERSION}; {remedy}")
     if not _matches(record, checksum):
         raise RecordError(f"{path}: was changed after it was written (its checksum differs); {remedy}")
     return record
@@ -166,18 +171,21 @@ def read(path, remedy="delete it and run snakemake again"):
 def _matches(record, checksum):
     try:
         return digest(record) == checksum
-    except ValueError:  # a number that is not finite, which no record is written with
+    except ValueError:  # it contains a number that is not finite, which `write` never writes
         return False
 
 
 class Clock:
-    """Wall time and peak memory of a job, from its creation to `provenance`."""
+    """Measure the wall time and the peak memory of a job, from its creation until `provenance` is called."""
 
     def __init__(self):
         self.started = time.time()
 
     def provenance(self, settings=None, seed=None, **fingerprints):
-        """What a number rests on: resolved settings, seed, fingerprints, versions, device, seconds, peak bytes."""
+        """Return what a job's numbers depend on: settings, seed, fingerprints, versions, device, time and memory.
+
+        settings: as resolved; fingerprints: of weights, data and code, by name. Time is in seconds, memory in bytes.
+        """
         return {
             "settings": settings,
             "seed": seed,
@@ -190,12 +198,12 @@ class Clock:
 
 
 def running():
-    """{device, threads, peak_memory_bytes} of this process so far."""
+    """Return {device, threads, peak_memory_bytes} of this process so far."""
     return {"device": device_name(), "threads": _threads(), "peak_memory_bytes": peak_memory()}
 
 
 def versions():
-    """Versions of Python, Coppice and the packages that numbers depend on; those not installed are left out."""
+    """Return the versions of Python, Coppice and the packages that affect results, if they are installed."""
     import importlib.metadata
 
     from coppice import __version__
@@ -210,16 +218,16 @@ def versions():
 
 
 def peak_memory():
-    """Peak resident bytes of this process and, where a GPU was used, peak allocated bytes on it."""
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    torch = sys.modules.get("torch")
+    """Return {host, gpu}: peak resident bytes of this process, and the peak allocated on any one GPU if it has one."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # Linux reports kilobytes
+    torch = sys.modules.get("torch")  # a job that has not imported torch (seconds) has not used a GPU
     if torch is not None and torch.cuda.is_available():
         peak["gpu"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     return peak
 
 
 def device_name():
-    """The device that torch computes on in this process; the host's processor where torch is not loaded."""
+    """Return the name of the device that torch uses in this process; the host's CPU if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
