@@ -1,1 +1,1 @@
-"""Statistics of paired comparisons, and the samples of evaluations that they are made of."""
+"""Statistics of paired comparisons, and the stored samples of evaluations that they use."""

@@ -1,15 +1,18 @@
-"""Comparisons across models and configs: means over the same items, their covariance, and what is made of them.
+"""Compare models and configs by means over the same items and the covariance of those means.
 
 Every model answers the same items, so two means are correlated, and the variance of their difference is that of the
 item-by-item differences. A `Means` holds the means of any number of columns (model, config, stage) with the covariance
 of these means; differences and recovered fractions of any groups follow from it.
 
-- stratified mean over tasks: variance of the mean of independent strata (Cochran 1977, Sampling Techniques, ch. 5);
-- mean weighted by tokens: ratio estimator, linearised (Cochran 1977, ch. 6);
-- ratio of two means: Fieller's interval (Fieller 1954), which is unbounded, here None, where the denominator cannot be
-  told from zero; difference of two ratios: delta method.
+Formulas and sources:
 
-Intervals are normal ones: thousands of items stand behind each mean.
+- stratified mean over tasks: variance of the mean of independent strata (Cochran 1977, Sampling Techniques, ch. 5);
+- mean weighted by tokens: ratio estimator, linearized (Cochran 1977, ch. 6);
+- ratio of two means: Fieller's interval (Fieller 1954), which is unbounded, here None, if the denominator cannot be
+  distinguished from zero;
+- difference of two ratios: delta method.
+
+All intervals assume normally distributed means, because each mean is taken over thousands of items.
 """
 
 from dataclasses import dataclass
@@ -19,12 +22,12 @@ import numpy
 
 from .paired_stats import LEVEL
 
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # differences and standard errors below this are rounding errors
 
 
 @dataclass(frozen=True)
 class Means:
-    """`values` [k] and their `covariance` [k, k], for columns `names` (hashable, in order)."""
+    """Means `values` [k] of the columns `names` (hashable, in order), and their `covariance` [k, k]."""
 
     names: tuple
     values: numpy.ndarray
@@ -32,31 +35,35 @@ class Means:
 
     @cached_property
     def places(self):
-        """Column name -> its place."""
+        """Return column name -> index."""
         return {name: place for place, name in enumerate(self.names)}
 
     def __contains__(self, name):
         return name in self.places
 
     def weights(self, terms):
-        """The vector [k] of a linear combination, given as name -> weight."""
+        """Return the vector [k] of a linear combination, given as name -> weight."""
         vector = numpy.zeros(len(self.names))
         for name, weight in terms.items():
             vector[self.places[name]] += weight
         return vector
 
     def contrast(self, terms):
-        """{value, interval, p} of the combination `terms` (name -> weight, or a vector [k])."""
+        """Return {value, interval, p} of the linear combination `terms` (name -> weight, or a vector [k])."""
         vector = self.weights(terms) if isinstance(terms, dict) else terms
         return _estimate(float(vector @ self.values), self._form(vector, vector))
 
     def _form(self, x, y):
-        """x' covariance y over the columns that either names: what is not asked for may be NaN."""
+        """Return x' covariance y over the columns that x or y uses, because the covariance of others may be NaN."""
         used = numpy.flatnonzero((x != 0) | (y != 0))
         return float(x[used] @ self.covariance[numpy.ix_(used, used)] @ y[used])
 
     def ratio(self, numerator, denominator):
-        """{value, interval} of the ratio of two combinations; value None where the denominator is not above zero."""
+        """Return {value, interval} of the ratio of two linear combinations (name -> weight), with Fieller's interval.
+
+        Both are None if the denominator is not above zero; the interval is None if the denominator is above zero but
+        cannot be distinguished from it.
+        """
         up, down = self.weights(numerator), self.weights(denominator)
         a, b = float(up @ self.values), float(down @ self.values)
         vaa, vab, vbb = (self._form(x, y) for x, y in ((up, up), (up, down), (down, down)))
@@ -64,14 +71,14 @@ class Means:
         if b <= 0:
             return {"value": None, "interval": None}
         lead = b * b - z2 * vbb
-        if not lead > 0:  # NaN, of a single item, included
+        if not lead > 0:  # not `lead <= 0`, which misses the NaN of a single item
             return {"value": a / b, "interval": None}
         middle = a * b - z2 * vab
         spread = numpy.sqrt(max(middle**2 - lead * (a * a - z2 * vaa), 0.0))
         return {"value": a / b, "interval": [float((middle - spread) / lead), float((middle + spread) / lead)]}
 
     def ratio_difference(self, first, second):
-        """{value, interval, p} of one ratio minus another, each (numerator, denominator); None where undefined."""
+        """Return {value, interval, p} of one ratio (numerator, denominator) minus another; None if one is undefined."""
         vector, value = numpy.zeros(len(self.names)), 0.0
         for sign, (numerator, denominator) in ((1, first), (-1, second)):
             ratio = self.ratio(numerator, denominator)
@@ -84,7 +91,7 @@ class Means:
 
 
 def means(names, samples, weights=None):
-    """The Means of `samples` [k, items], weighted by `weights` [items] where given."""
+    """Return the Means of `samples` [k, items], weighted by `weights` [items] if given."""
     samples = numpy.asarray(samples, dtype=float)
     count = samples.shape[1]
     weights = numpy.ones(count) if weights is None else numpy.asarray(weights, dtype=float)
@@ -97,14 +104,14 @@ def means(names, samples, weights=None):
 
 
 def mean_of(strata):
-    """The unweighted mean of Means with the same names over independent strata (tasks)."""
+    """Return the unweighted mean of several Means with the same names, over independent strata (tasks)."""
     count = len(strata)
     values = sum(part.values for part in strata) / count
     return Means(strata[0].names, values, sum(part.covariance for part in strata) / count**2)
 
 
 def beside(blocks):
-    """Independent Means (different models' windows of text) as one, with no covariance between them."""
+    """Join independent Means (of different models' text windows) into one, with no covariance between them."""
     from scipy.linalg import block_diag
 
     names = tuple(name for block in blocks for name in block.names)
@@ -126,7 +133,7 @@ def _estimate(value, variance):
 
     if not numpy.isfinite(variance):
         return {"value": value, "interval": None, "p": None}
-    if variance < ROUNDING**2:  # the same answers to every item
+    if variance < ROUNDING**2:  # every item differs by the same amount
         return {"value": value, "interval": [value, value], "p": 1.0 if abs(value) < ROUNDING else 0.0}
     error = numpy.sqrt(variance)
     half = _z() * error

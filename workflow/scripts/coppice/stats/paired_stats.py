@@ -1,16 +1,15 @@
-"""The statistics of paired comparisons: item by item, window by window, never two independent percentages.
+"""Test and estimate changes from pairs, item by item or window by window, never from two independent percentages.
 
 Formulas and sources:
 
 - exact McNemar test (McNemar 1947; exact form: binomial test of the discordant pairs, Fagerland et al. 2013,
-  doi:10.1186/1471-2288-13-91), by `statsmodels`;
-- paired bootstrap percentile intervals (Efron & Tibshirani 1993, ch. 13), by `scipy.stats.bootstrap`: items (or
-  windows) are resampled jointly for all stages, tasks are strata that are resampled on their own;
-- Holm's step-down correction (Holm 1979), by `statsmodels`;
-- recovered fraction = (finetuned - pruned) / (dense - pruned), undefined where pruning lost nothing.
+  doi:10.1186/1471-2288-13-91), with `statsmodels`;
+- paired bootstrap percentile intervals (Efron & Tibshirani 1993, ch. 13), with `scipy.stats.bootstrap`: items (or
+  windows) are resampled jointly for all stages, and each task separately, as a stratum;
+- Holm's step-down correction (Holm 1979), with `statsmodels`;
+- recovered fraction = (finetuned - pruned) / (dense - pruned), undefined if pruning lost nothing.
 
-What compares several models (which start is better, do families differ) is a contrast of means over the same items:
-see `coppice.contrasts`.
+Comparisons of several models (which start is better, do families differ) are in `coppice.stats.across_models`.
 """
 
 from dataclasses import dataclass
@@ -29,15 +28,18 @@ class Paired:
     distribution: numpy.ndarray
 
     def map(self, function):
-        """The same quantity on another scale, such as exp of a mean loss."""
+        """Return the same quantity on another scale, such as exp of a mean loss."""
         return Paired(function(self.values), function(self.distribution))
 
 
 def paired_means(samples, seed=0, weights=None):
-    """Means of `samples` [stages, items] under a bootstrap that draws the same items for every stage.
+    """Return the means of `samples` [stages, items], with a bootstrap that draws the same items for every stage.
 
-    With `weights` [items] (tokens of a window), weighted means. One item alone cannot be resampled: its distribution
-    is NaN, and every interval made of it None. Raises ValueError without an item.
+    `weights` [items], such as the tokens of each window, make the means weighted. A single item cannot be resampled:
+    its distribution is NaN, and every interval made from it is None.
+
+    Raises:
+        ValueError: if there is no item.
     """
     from scipy.stats import bootstrap
 
@@ -54,7 +56,7 @@ def paired_means(samples, seed=0, weights=None):
         return numpy.stack([(stage * weight).sum(axis) / weight.sum(axis) for stage in stages])
 
     drawn = bootstrap(
-        (*samples, weights),
+        (*samples, weights),  # a drawn item brings its weight with it
         means,
         paired=True,
         vectorized=True,
@@ -67,14 +69,14 @@ def paired_means(samples, seed=0, weights=None):
 
 
 def mean_of(parts):
-    """The unweighted mean of several quantities (tasks), each resampled on its own: strata of one bootstrap."""
+    """Return the unweighted mean of several quantities (tasks), each resampled separately as a stratum."""
     return Paired(
         numpy.mean([part.values for part in parts], axis=0), numpy.mean([part.distribution for part in parts], axis=0)
     )
 
 
 def interval(draws, level=LEVEL):
-    """Percentile interval [low, high] of bootstrap draws; None where they hold a value that is not finite."""
+    """Return the percentile interval [low, high] of bootstrap draws; None if any of them is not finite."""
     if not numpy.isfinite(draws).all():
         return None
     tail = (1 - level) / 2
@@ -83,16 +85,17 @@ def interval(draws, level=LEVEL):
 
 
 def change(paired, before, after):
-    """{value, interval} of stage `after` minus stage `before` (indices into the stages)."""
+    """Return {value, interval} of stage `after` minus stage `before` (indices of stages)."""
     draws = paired.distribution[after] - paired.distribution[before]
     return {"value": float(paired.values[after] - paired.values[before]), "interval": interval(draws)}
 
 
 def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
-    """(finetuned - pruned) / (dense - pruned) as {value, interval, note}; value None where pruning lost nothing.
+    """Return (finetuned - pruned) / (dense - pruned) as {value, interval, note}; value None if pruning lost nothing.
 
-    The interval is None where in more than one resample of forty pruning lost nothing: the ratio's denominator cannot
-    be told from zero, and an interval would be without bounds (Fieller 1954).
+    dense, pruned, finetuned: indices of stages. The interval is None if pruning lost nothing in more than one of forty
+    resamples. The denominator then cannot be distinguished from zero, and the interval would be unbounded (Fieller
+    1954).
     """
     sign = 1 if higher_is_better else -1
     lost = sign * (paired.values[dense] - paired.values[pruned])
@@ -110,9 +113,9 @@ def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
 
 
 def mcnemar(before, after):
-    """Exact McNemar test of two boolean arrays over the same items: {p, gained_items, lost_items}.
+    """Return {p, gained_items, lost_items} of the exact McNemar test of two boolean arrays over the same items.
 
-    gained_items went from wrong to right, lost_items from right to wrong; items that did not change say nothing.
+    gained_items went from wrong to right, lost_items from right to wrong; items that did not change do not count.
     """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
@@ -123,21 +126,21 @@ def mcnemar(before, after):
 
 
 def holm(pvalues):
-    """Holm-corrected p-values, in the order given."""
+    """Return the Holm-corrected p-values, in the given order."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if pvalues else []
 
 
 def verdict(change_value, corrected_p, alpha=1 - LEVEL):
-    """ "better", "worse" or "no clear change", by the sign of the change and its corrected p-value."""
+    """Return "better", "worse" or "no clear change", from the sign of the change and its corrected p-value."""
     if corrected_p >= alpha or change_value == 0:
         return "no clear change"
     return "better" if change_value > 0 else "worse"
 
 
 def verdict_of_interval(bounds, higher_is_better=True):
-    """The same from an interval of the change: clear where zero lies outside it; never without an interval."""
+    """Return the same verdict from an interval of the change: it is clear only if the interval excludes zero."""
     if bounds is None:
         return "no clear change"
     low, high = bounds
@@ -147,7 +150,7 @@ def verdict_of_interval(bounds, higher_is_better=True):
 
 
 def apart(first, second):
-    """{value, p} of the difference of two independent estimates with intervals, each taken as normal."""
+    """Return {value, p} of the difference of two independent estimates with intervals, each assumed to be normal."""
     from scipy.stats import norm
 
     width = 2 * norm.ppf(0.5 + LEVEL / 2)
@@ -158,10 +161,10 @@ def apart(first, second):
 
 
 def over_seeds(values, level=LEVEL):
-    """The spread over repeated runs: {n, mean, sd, interval, values}; sd and interval None for a single run.
+    """Summarize repeated runs as {n, mean, sd, interval, values}; sd and interval are None for a single run.
 
-    The interval of the mean is Student's t with n - 1 degrees of freedom (`scipy.stats.ttest_1samp`): the seeds are a
-    sample of all seeds, which is what makes them a random factor.
+    The interval of the mean is Student's t with n - 1 degrees of freedom (`scipy.stats.ttest_1samp`), because the seeds
+    are a sample of all possible seeds: a random factor.
     """
     from scipy.stats import ttest_1samp
 
@@ -174,9 +177,10 @@ def over_seeds(values, level=LEVEL):
 
 
 def sign_flip(differences, seed=0):
-    """Two-sided p-value that paired differences have mean zero, each sign as likely: a permutation test of units.
+    """Return the two-sided p-value of paired differences under the hypothesis that each sign is equally likely.
 
-    Exact up to 13 units (Fisher 1935, ch. 21), by `scipy.stats.permutation_test`. None for fewer than two.
+    This permutation test over units uses `scipy.stats.permutation_test`; it is exact up to 13 units (Fisher 1935,
+    ch. 21). None for fewer than two units.
     """
     from scipy.stats import permutation_test
 
@@ -194,17 +198,19 @@ def sign_flip(differences, seed=0):
 
 
 def groups_differ(groups, seed=0):
-    """p-value that several groups of units share one mean: one-way analysis of variance by permutation.
+    """Return the p-value of several groups of units under the hypothesis that they share one mean.
 
-    The statistic is the sum of squares between groups, which orders the permutations as F does (Manly 2007, ch. 7) and
-    is not blown up by rounding where a group's units agree. None where a group has fewer than two units, or there is
-    only one group. By `scipy.stats.permutation_test`, exact where that is feasible.
+    This is a one-way analysis of variance by permutation with `scipy.stats.permutation_test`, exact if feasible.
+    The statistic is the sum of squares between groups, which orders the permutations as F does (Manly 2007, ch. 7).
+    Unlike F, it does not amplify rounding errors if the units of a group agree. None if a group has fewer than two
+    units, or if there is only one group.
     """
     from scipy.stats import permutation_test
 
     groups = [numpy.asarray(group, dtype=float) for group in groups]
     if len(groups) < 2 or min(len(group) for group in groups) < 2:
         return None
+    # without the overall mean, the sum of n * mean^2 over groups is the sum of squares between groups
     centre = numpy.concatenate(groups).mean()
 
     def between(*samples, axis):

@@ -1,19 +1,20 @@
-"""Pareto fronts of two metrics, and the knee of one."""
+"""Find the Pareto front of two metrics, and its knee."""
 
 import math
 
 
 def axes_of(columns):
-    """(accuracy, perplexity): the columns of a table of candidates that a front is drawn from, None where missing."""
+    """Return the (accuracy, perplexity) columns for the Pareto front of a candidate table; None if missing."""
     accuracy = next((name for name in ("average_acc", "acc") if name in columns), None)
     texts = [name for name in columns if name.startswith("ppl.")] + (["ppl"] if "ppl" in columns else [])
     return accuracy, texts[0] if texts else None
 
 
 def pareto(first, second):
-    """Booleans: which points (`first` higher is better, `second` lower) no other one is as good as in both.
+    """Return for each point whether it is Pareto-optimal: no different point is at least as good in both metrics.
 
-    Points that are alike are on the front together; one with NaN never is.
+    In `first` higher is better, in `second` lower. Identical points are on the front together; a point with NaN never
+    is.
     """
     points = list(zip(first, second, strict=True))
     return [
@@ -24,11 +25,12 @@ def pareto(first, second):
 
 
 def knee(first, second):
-    """Distance of each point of a front from the line between its ends, towards the better side; NaN off the front.
+    """Return how far each point of the front lies beyond the line between the front's ends; NaN off the front.
 
-    first (higher is better), second (lower is better): of all points. Both are scaled to [0, 1] over the front, so that
-    the line is the diagonal and neither unit counts (Das 1999, On characterizing the "knee" of the Pareto curve,
-    doi:10.1007/BF01195985). The ends lie at 0; where the front has fewer than three points, all do.
+    first (higher is better) and second (lower is better) hold all points. Both are scaled to [0, 1] over the front, so
+    that the line is the diagonal and units do not matter (Das 1999, On characterizing the "knee" of the Pareto curve,
+    doi:10.1007/BF01195985). Positive is the better side. The ends have distance 0, and so do all points of a front that
+    has fewer than three.
     """
     best = pareto(first, second)
     front = [(a, b) for a, b, on in zip(first, second, best, strict=True) if on]
