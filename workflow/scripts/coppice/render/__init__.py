@@ -1,1 +1,1 @@
-"""How numbers, figures and pages look. Knows no study."""
+"""How numbers, figures and pages look. Nothing here depends on a particular study."""

@@ -1,41 +1,41 @@
-"""Numbers as a reader meets them: points, shares, ratios and p-values with their intervals, in words."""
+"""Write numbers for readers: points, shares, ratios, p-values and their intervals, and short sentences with them."""
 
 import math
 
 
 def margin(second):
-    """ "next NAME, 0.01 behind (within noise: ...)" of a runner-up, {candidate, margin, interval, within_noise}."""
-    words = f"next {second['candidate']}, {second['margin']:.4g} behind"
+    """Return "next NAME, 0.01 behind (within noise: ...)" for {candidate, margin, interval, within_noise}."""
+    text = f"next {second['candidate']}, {second['margin']:.4g} behind"
     if second.get("within_noise") is None:
-        return words
+        return text
     low, high = second["interval"]
-    sure = "within noise" if second["within_noise"] else "beyond noise"
-    return f"{words} ({sure}: difference {low:.4g} to {high:.4g})"
+    noise = "within noise" if second["within_noise"] else "beyond noise"
+    return f"{text} ({noise}: difference {low:.4g} to {high:.4g})"
 
 
 def reused(config):
-    """What is said of results that were taken over from another config."""
-    return f"the same candidate as {config}, whose training and evaluations are used for both"
+    """Return the note on results that were taken from another config."""
+    return f"the same candidate as {config}; both use its training and its evaluations"
 
 
 def count(number, noun):
-    """ "1 model", "6 models"."""
+    """Return a count with its noun: "1 model", "6 models"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(items):
-    """ "a, b and c"."""
+    """Join items as "a, b and c"."""
     items = [str(item) for item in items]
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def percent(value):
-    """ "62 %" of a share."""
+    """Return a share as a percentage: "62 %"."""
     return f"{100 * value:.0f} %"
 
 
 def bounds(interval, scale=100, digits=1, signed=False):
-    """ "[0.4, 2.0]", or "" without an interval."""
+    """Return an interval with a space before it, " [0.4, 2.0]", or "" if there is none."""
     if interval is None:
         return ""
     low, high = (scale * bound for bound in interval)
@@ -44,21 +44,25 @@ def bounds(interval, scale=100, digits=1, signed=False):
 
 
 def either(items):
-    """ "a, b or c"."""
+    """Join items as "a, b or c"."""
     return " or ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def name(pair):
+    """Return "MODEL / CONFIG"."""
     return f"{pair.model} / {pair.config}"
 
 
 def pairs(found):
-    """ "12 pairs of 6 models"."""
+    """Return a count of pairs and models: "12 pairs of 6 models"."""
     return f"{count(len(found), 'pair')} of {count(len({pair.model for pair in found}), 'model')}"
 
 
 def points(estimate, signed=False, size=False):
-    """A difference of accuracies: "1.2 points [0.4, 2.0] ahead of"; `signed` with its sign; `size` as an amount."""
+    """Return a difference of accuracies in points: "1.2 points [0.4, 2.0] ahead of" or "... behind".
+
+    With `signed` the number has its sign, with `size` it is an amount; neither ends in "ahead of" or "behind".
+    """
     value, interval = estimate["value"], estimate["interval"]
     if signed:
         return f"{100 * value:+.1f} points{bounds(interval, signed=True)}"
@@ -72,18 +76,19 @@ def points(estimate, signed=False, size=False):
 
 
 def share(ratio):
-    """A recovered share: "62 % [55, 69]"."""
+    """Return a recovered share with its interval: "62 % [55, 69]"."""
     if ratio["value"] is None:
         return "an undefined share"
     return percent(ratio["value"]) + bounds(ratio["interval"], digits=0)
 
 
 def ratios(by_name):
+    """Return the recovered share of each group: "Llama 62 % [55, 69], Qwen ..."."""
     return ", ".join(f"{group} {share(ratio)}" for group, ratio in by_name.items())
 
 
 def share_points(estimate):
-    """A difference of shares, as an amount: "31 percentage points [12, 50]"."""
+    """Return a difference of shares as an amount: "31 percentage points [12, 50]"."""
     value, interval = estimate["value"], estimate["interval"]
     if value < 0:
         value, interval = -value, interval and [-interval[1], -interval[0]]
@@ -91,66 +96,70 @@ def share_points(estimate):
 
 
 def times(estimate):
-    """A difference of losses as a ratio of perplexities: "0.93 times [0.90, 0.96]"."""
+    """Return a difference of losses as a ratio of perplexities: "0.93 times [0.90, 0.96]"."""
     interval = estimate["interval"] and [math.exp(bound) for bound in estimate["interval"]]
     return f"{math.exp(estimate['value']):.2f} times{bounds(interval, scale=1, digits=2)}"
 
 
 def probability(p):
+    """Return a p-value for a sentence: "p < 0.001", "p = 0.012"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def beyond(p, noun):
-    """What may be said of other models, from a permutation test over models."""
+    """Return a sentence on whether other models can be expected to do the same, from a permutation test over models."""
     if p is None:
-        return f"Of other models nothing can be said: there are too few {noun}."
-    agree = "agree enough to expect the same" if p < 0.05 else "do not agree enough to expect the same"
-    return f"The models {agree} of others like them (permutation test over models, {probability(p)})."
+        return f"There are too few {noun} to say anything about other models."
+    agree = "agree enough" if p < 0.05 else "do not agree enough"
+    return f"The models {agree} to expect the same of similar models (permutation test over models, {probability(p)})."
 
 
 def ratio_of(means, gained, lost):
-    """The plain ratio of two combinations, or None where it is undefined."""
+    """Return the ratio of two linear combinations without its interval; None if it is undefined."""
     return means.ratio(gained, lost)["value"]
 
 
 def by_model(means, found, shares):
-    """The recovered share of each model among the pairs `found`, over its configs; undefined ones left out."""
+    """Return the recovered share of each model in the pairs `found`, over its configs, without undefined shares."""
     models = dict.fromkeys(pair.model for pair in found)
     values = [ratio_of(means, *shares([pair for pair in found if pair.model == model])) for model in models]
     return [value for value in values if value is not None]
 
 
 def exchange(accuracy, losses, text, columns):
-    """Where pruned and fine-tuned models stand from the dense ones, in points and in times the perplexity."""
-    stands = []
+    """Return a sentence on how pruned and fine-tuned models differ from the dense ones in accuracy and perplexity.
+
+    columns: for each pair, the names of its (dense, pruned, finetuned) means.
+    """
+    clauses = []
     for label, place in (("pruned models", 1), ("fine-tuned ones", 2)):
         terms = {}
         for row in columns:
             terms[row[place]] = terms.get(row[place], 0) + 1 / len(columns)
             terms[row[0]] = terms.get(row[0], 0) - 1 / len(columns)
-        stand, level = accuracy.contrast(terms), losses.contrast(terms)
-        stands.append(f"{label} stand at {points(stand, signed=True)} and {times(level)} the perplexity")
-    return f"From the dense models, {stands[0]} on {text}; {stands[1]}."
+        points_apart, times_apart = points(accuracy.contrast(terms), signed=True), times(losses.contrast(terms))
+        clauses.append(f"{label} differ by {points_apart} of mean accuracy and have {times_apart} the perplexity")
+    return f"Compared with the dense models, {clauses[0]} on {text}; {clauses[1]}."
 
 
 def plain_probability(p):
-    """A p-value for a table's cell."""
+    """Return a p-value for the cell of a table."""
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def duration(seconds):
-    """ "45 s", "12 min", "3.4 h"."""
+    """Return a duration: "45 s", "12 min", "3.4 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def memory(peaks):
-    """ "host 1.2 GiB, GPU 24.1 GiB"."""
+    """Return peak memory: "host 1.2 GiB, GPU 24.1 GiB"."""
     return ", ".join(f"{kind.replace('gpu', 'GPU')} {size / 2**30:.1f} GiB" for kind, size in (peaks or {}).items())
 
 
 def shortened(text, limit=60):
-    """The beginning of a long text, on one line: the log has the rest."""
+    """Return the beginning of a long text on one line; the log has the rest."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Pages: what the self-contained HTML reports and their Markdown twins share: style, sortable tables, escaping."""
+"""Shared parts of the self-contained HTML reports and their Markdown versions: style, sortable tables, escaping."""
 
 from pathlib import Path
 
@@ -6,28 +6,31 @@ SHARED = Path(__file__).parent
 
 
 def environment(folder):
-    """The templates in `folder` and the shared ones here, with autoescaping on, Markdown included: a name may hold
-    markup, and Markdown may hold HTML."""
+    """Return a Jinja environment of the templates in `folder` and the shared ones here, with autoescaping on.
+
+    Markdown is escaped, too: a name may contain markup, and Markdown may contain HTML.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     templates = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelled name raises an error instead of printing nothing
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["drawn"] = Markup  # the figures' own SVG, made by matplotlib, which escapes its texts
+    templates.filters["drawn"] = Markup  # SVG of our own figures: matplotlib has escaped its texts
     templates.filters["slug"] = _slug
     templates.filters["choice"] = _choice
     templates.filters["flat"] = lambda rows: [[_flat(cell) for cell in row] for row in rows]
+    # in Markdown, a bar or a line break would end the cell of a table
     templates.filters["bar"] = lambda text: str(text).replace("|", "¦").replace("\n", " ")
     return templates
 
 
 def _slug(text):
-    """An id for a heading: letters, digits and dashes, and the text's digest where something else was in it."""
+    """Return an id for a heading: letters, digits and dashes, plus a hash of the text if it has other characters."""
     import hashlib
 
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in str(text))
@@ -35,7 +38,7 @@ def _slug(text):
 
 
 def _choice(item, picked):
-    """What was picked, in words where the item's choices were kept, else the choice's number, from 1."""
+    """Return the text of the choice that was picked, or "choice N", counted from 1, if the item did not keep it."""
     if not str(picked).isdigit():
         return picked
     choices, place = item.get("choices") or [], int(picked)

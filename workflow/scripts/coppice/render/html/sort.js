@@ -1,5 +1,5 @@
 "use strict";
-// Sort by the column whose heading is pressed; a second press turns the order round. Empty cells stay last.
+// Sort by a column when its heading is clicked; a second click reverses the order. Empty cells stay last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = Array.from(table.tHead.rows[table.tHead.rows.length - 1].cells);
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...Array.from(body.rows).sort(compare));
   }));
 }
-// What is folded on the screen is unfolded on paper.
+// Unfold all details for printing, and fold them again afterwards.
 const folded = () => Array.from(document.querySelectorAll("details:not([open])"));
 let opened = [];
 addEventListener("beforeprint", () => { opened = folded(); opened.forEach((part) => { part.open = true; }); });

@@ -1,1 +1,1 @@
-"""Figures: how they look, and the marks that several of them share."""
+"""Figures: their style, and the elements that several of them share."""

@@ -1,4 +1,4 @@
-"""Marks that several figures share: legend entries, colours of configs, plain log axes, a panel of candidates."""
+"""Draw elements that several figures share: legend entries, log axes with plain numbers, a plot of candidates."""
 
 from coppice.stats import pareto
 
@@ -6,10 +6,12 @@ from .style import BLUE, FAINT, GREEN, MARKERS, ORANGE, PURPLE
 
 
 def config_colour(place):
+    """Return the color of the config at `place`."""
     return (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
 
 
 def handle(colour, marker, label, hollow=False, line=""):
+    """Return a legend entry: a marker, with a line through it if `line` is a line style."""
     from matplotlib.lines import Line2D
 
     face = "none" if hollow else colour
@@ -17,7 +19,7 @@ def handle(colour, marker, label, hollow=False, line=""):
 
 
 def log(axis, set_scale):
-    """A logarithmic axis with plain numbers."""
+    """Make an axis logarithmic, with plain numbers as labels."""
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
     set_scale("log")
@@ -27,14 +29,14 @@ def log(axis, set_scale):
 
 
 def config_marker(place):
-    """The marker of the config at `place`."""
+    """Return the marker of the config at `place`."""
     return MARKERS[place % len(MARKERS)]
 
 
 def candidates(axes, perplexity, accuracy, chosen):
-    """Candidates as points, the Pareto front as a line, and around the chosen ones a mark a config.
+    """Draw candidates as points, their Pareto front as a line, and a marker for each config around those it chose.
 
-    perplexity, accuracy: of each candidate; chosen: for each config, in order, which places it chose.
+    perplexity, accuracy: of each candidate; chosen: for each config, in order, the indices of the candidates it chose.
     """
     axes.plot(perplexity, accuracy, "o", color=FAINT, markersize=5)
     best = pareto.pareto(accuracy, perplexity)
@@ -56,7 +58,7 @@ def candidates(axes, perplexity, accuracy, chosen):
 
 
 def name(axes, x, y, names, most=12):
-    """Write the name of each point beside it, to the side with more room; none where there are more than `most`."""
+    """Write each point's name beside it, on the side with more room; write none if there are more than `most`."""
     if len(names) > most:
         return
     middle = sum(axes.get_xlim()) / 2
@@ -65,7 +67,8 @@ def name(axes, x, y, names, most=12):
         axes.annotate(
             text,
             place,
-            xytext=(-9, 5) if left else (9, -11),  # a front rises: above it on its right, below on its left
+            # a front rises to the right: the label goes above it in the right half, below it in the left half
+            xytext=(-9, 5) if left else (9, -11),
             textcoords="offset points",
             ha="right" if left else "left",
             color=FAINT,
@@ -74,8 +77,8 @@ def name(axes, x, y, names, most=12):
 
 
 def candidate_handles(configs):
-    """Legend entries of what `candidates` draws."""
-    handles = [handle(FAINT, "o", "candidate, line: Pareto front")]
+    """Return the legend entries for what `candidates` draws."""
+    handles = [handle(FAINT, "o", "candidate (line: Pareto front)")]
     for place, config in enumerate(configs):
-        handles.append(handle(config_colour(place), config_marker(place), f"chosen as {config}", hollow=True))
+        handles.append(handle(config_colour(place), config_marker(place), f"chosen by {config}", hollow=True))
     return handles
