@@ -367,10 +367,10 @@ def test_rejects_an_oversized_header_without_allocating_memory(checkpoint, conte
     ("changes", "words"),
     [
         ({"hidden_size": "32"}, "hidden_size is '32'"),
-        ({"hidden_size": 10**12}, "the weights' embedding is (128, 32)"),
-        ({"vocab_size": 10**10}, "the weights' embedding is (128, 32)"),
+        ({"hidden_size": 10**12}, "embedding of the weights is (128, 32)"),
+        ({"vocab_size": 10**10}, "embedding of the weights is (128, 32)"),
         ({"vocab_size": 0}, "vocab_size is 0"),
-        ({"num_hidden_layers": 10**9}, "has no tensor of layer 4"),
+        ({"num_hidden_layers": 10**9}, "layer 4 has no tensor"),
         ({"num_hidden_layers": 1}, "the weights have a layer 3"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
@@ -402,9 +402,9 @@ def test_loads_or_rejects_any_other_value_of_a_configuration(checkpoint, key):
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"weight_map": {"a": "../checkpoint/model.safetensors"}}, "not one of its folder"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "not one of its folder"),
-        ({"weight_map": {"a": "model-00002-of-00002.safetensors"}}, "is not there"),
+        ({"weight_map": {"a": "../checkpoint/model.safetensors"}}, "not in its folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not in its folder"),
+        ({"weight_map": {"a": "model-00002-of-00002.safetensors"}}, "does not exist"),
         ({"weight_map": {"a": 5}}, "no weight_map"),
         ({}, "no weight_map"),
     ],

@@ -1,8 +1,8 @@
-"""Models: where they lie, how they are loaded and saved, what they take.
+"""Models: loading and saving them, running many texts at once, and measuring or estimating what they need.
 
-`causal_lm` loads causal language models, and its names are this package's own; `pruned_shapes` those whose layers
-differ in width; `prefix_tree` and `output_head` run many texts at once; `files`, `footprint`, `cost` and `estimates`
-say what a checkpoint holds and what a model needs.
+This package exports the names of `causal_lm`, which loads and saves causal language models. `pruned_shapes` serves
+checkpoints whose layers differ in width. `prefix_tree` and `output_head` run many texts at once. `files` checks a
+checkpoint's files, `footprint` and `cost` measure a model, and `estimates` predicts what a job will need.
 """
 
 from .causal_lm import (

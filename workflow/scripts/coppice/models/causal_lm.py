@@ -1,7 +1,8 @@
-"""The one place that loads a model: from a checkpoint folder, with or without an adapter, checked for silent mismatch.
+"""Load and save causal language models: checkpoint folders, with or without an adapter.
 
-transformers re-initialises what a checkpoint lacks and only logs it; here a missing, unexpected or misshapen tensor is
-an error that lists the tensors. Models come from folders alone: the fetch rules are the only ones that know the hub.
+transformers re-initializes tensors that a checkpoint lacks, and only logs it. Here a missing, unexpected or misshapen
+tensor raises an error that lists the tensors. Models are loaded only from folders: nothing but the fetch rules uses the
+hub.
 """
 
 import importlib.metadata
@@ -20,12 +21,12 @@ from . import files, pruned_shapes
 
 logger = logging.getLogger("coppice.models")
 
-SHOWN = 8
+SHOWN = 8  # tensors that an error names
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies (a folder) and how it is to be loaded."""
+    """The folder of a model, and how to load the model from it."""
 
     path: str
     dtype: str | None = None
@@ -35,41 +36,43 @@ class Source:
 
     @classmethod
     def of_record(cls, record, loading):
-        """The source that a `model.json` record points to, with the `loading` options of the configuration.
+        """Return the source that a `model.json` record points to, with the `loading` options of the configuration.
 
-        CheckpointError where its weights are not those that were fetched or registered.
+        Raises:
+            CheckpointError: if the weights are not those that were fetched or registered.
         """
-        folder, known = folder_of(record), records.read(record)["weights_fingerprint"]
-        if fingerprints.weights(folder) != known:
+        folder, recorded = folder_of(record), records.read(record)["weights_fingerprint"]
+        if fingerprints.weights(folder) != recorded:
             raise CheckpointError(
-                f"{folder}: its weights or its config.json were changed since {record} was written (the fingerprint "
-                "differs); put them back, or delete that record and run snakemake again to take the model as it is"
+                f"{folder}: its weights or its config.json changed after {record} was written (the fingerprint "
+                "differs). Put them back; or delete that record and run snakemake again to use the changed model."
             )
         return cls(path=folder, **loading)
 
 
 def folder_of(record):
-    """The checkpoint folder that a `model.json` points to; one that lies beside it is found from any directory."""
+    """Return the checkpoint folder that a `model.json` points to."""
     path = Path(records.read(record)["path"])
+    # a folder beside its record is found whatever the working folder is
     beside = Path(record).parent / path.name
     return str(path if path.is_absolute() or not beside.is_dir() else beside)
 
 
 def device():
-    """The torch device of this process: the first visible GPU, else the CPU."""
+    """Return the torch device of this process: the first visible GPU, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_kind():
-    """ "cuda" or "cpu": what `device` will be, found without importing torch (seconds)."""
+    """Return "cuda" or "cpu", which `device` will use, without importing torch (seconds)."""
     build = importlib.metadata.version("torch")
     return "cuda" if "+cpu" not in build and gpus.count() else "cpu"
 
 
 def device_memory():
-    """Bytes of memory of `device`: of the first visible GPU, else of the machine."""
+    """Return the bytes of memory of `device`: of the first visible GPU, else of the machine."""
     import os
 
     import torch
@@ -80,7 +83,7 @@ def device_memory():
 
 
 def dtype_of(name):
-    """The torch dtype called `name`; where it is None, bfloat16 on a GPU that has it and float32 elsewhere."""
+    """Return the torch dtype called `name`; for None, bfloat16 on a GPU that supports it and float32 elsewhere."""
     import torch
 
     if name is not None:
@@ -91,32 +94,39 @@ def dtype_of(name):
 
 
 def load(source, adapter=None, train=False, on=None):
-    """Load the causal language model of `source`, and put `adapter` (a folder) on it where one is given.
+    """Load the causal language model of `source`, with `adapter` on it if one is given.
 
-    Returns the model on this process's device (or the one called `on`), in evaluation mode unless `train`. Raises
-    CheckpointError where the folder does not hold exactly the tensors that the model has.
+    Args:
+        source: folder and loading options.
+        adapter: folder of a LoRA adapter, or None.
+        train: return the model in training mode, and the adapter with gradients.
+        on: torch device; by default this process's.
+
+    Raises:
+        CheckpointError: if the folder does not hold exactly the tensors of the model, or if the adapter does not fit.
     """
     from transformers import AutoConfig
 
     path = Path(source.path)
     files.check(path)
     if sys.modules.get("bitsandbytes", True) is None and "quantization_config" in (path / "config.json").read_text():
-        del sys.modules["bitsandbytes"]  # a job that had no use for it leaves it out; a quantised checkpoint has one
+        del sys.modules["bitsandbytes"]  # a job hides the package if its settings need none; this checkpoint needs it
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         odd = pruned_shapes.layers_of(path, config)
         model = _load_odd(source, config, odd, on) if odd else _load_regular(source, on)
     except CheckpointError:
         raise
-    except Exception as error:  # values that nobody foresaw make transformers raise whatever comes of them
-        raise CheckpointError(f"{path}: does not load as a causal language model: {_said(error)}") from error
+    except Exception as error:  # with unusual configuration values, transformers raises any kind of error
+        message = f"{path}: does not load as a causal language model: {_described(error)}"
+        raise CheckpointError(message) from error
     if adapter is not None:
         model = load_adapter(model, adapter, train)
     return model.train(train)
 
 
 def skeleton(source):
-    """The causal language model of `source` without memory (on torch's `meta` device): its shapes alone."""
+    """Return the causal language model of `source` on torch's meta device: its shapes, without memory for weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -133,13 +143,13 @@ def skeleton(source):
     return model
 
 
-def _said(error):
-    """An error of a library in words: its own, after its kind where that says something."""
+def _described(error):
+    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
     return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _load_regular(source, on):
-    """By transformers alone, refusing what it would only log."""
+    """Load with transformers alone, and reject what it would only log."""
     from transformers import AutoModelForCausalLM
 
     options = {"device_map": source.device_map} if source.device_map else {}
@@ -151,7 +161,7 @@ def _load_regular(source, on):
         trust_remote_code=source.trust_remote_code,
         local_files_only=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they are listed: `_check_complete` refuses them
+        ignore_mismatched_sizes=True,  # to get a list of these tensors, which `_check_complete` rejects
         **options,
     )
     _check_complete(source.path, model, info)
@@ -160,11 +170,11 @@ def _load_regular(source, on):
 
 
 def _keep_4_bit_layers_unpacked(model):
-    """Have bitsandbytes compute with 4-bit layers on every CPU in one way.
+    """Make bitsandbytes compute with 4-bit layers in the same way on every CPU.
 
-    On a CPU with AVX512-BF16 it packs a layer's weights at the first forward pass without gradients, for good. Packed
-    layers round to bfloat16, need widths that are multiples of 64 and 32, and pass no gradient on: a training that goes
-    on after a validation would learn something else, without an error.
+    On a CPU with AVX512-BF16 it packs a layer's weights permanently at the first forward pass without gradients. Packed
+    layers round to bfloat16, need widths that are multiples of 64 and 32, and pass no gradient on. A training that
+    continues after a validation would then learn something else, without an error.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -172,11 +182,13 @@ def _keep_4_bit_layers_unpacked(model):
 
 
 def _load_odd(source, config, odd, on):
-    """A model whose layers have widths of their own."""
+    """Load a model whose layers differ in width."""
     from .pruned_shapes import building
 
     if source.quantize:
-        raise CheckpointError(f"{source.path}: its layers differ in width; such a model cannot be quantised here")
+        raise CheckpointError(
+            f"{source.path}: its layers differ in width, so it cannot be quantized. Set models.X.quantize to null."
+        )
     model = building.load(source.path, config, odd, dtype_of(source.dtype))
     if not source.device_map:
         return model.to(on or device())
@@ -194,7 +206,7 @@ def _quantization(kind, compute_dtype):
 
 
 def _check_complete(path, model, info):
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())  # files hold only one of two tied tensors
     wrong = {
         "missing": [key for key in sorted(info["missing_keys"]) if key not in tied],
         "unexpected": sorted(info["unexpected_keys"]),
@@ -204,39 +216,39 @@ def _check_complete(path, model, info):
         if keys:
             more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
             raise CheckpointError(
-                f"{path}: tensors {what}: {', '.join(keys[:SHOWN])}{more}; "
-                "its config.json and its weights do not belong together"
+                f"{path}: config.json and the weights do not match: tensors {what}: {', '.join(keys[:SHOWN])}{more}. "
+                "Use the config.json that belongs to these weights."
             )
 
 
 def load_adapter(model, folder, train=False):
-    """Put the LoRA adapter in `folder` on `model`; an adapter of which nothing arrives on the model is an error."""
+    """Put the LoRA adapter in `folder` on `model`; raise CheckpointError if it does not fit or changes nothing."""
     from peft import PeftModel
 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder}: is not an adapter folder (it has no adapter_config.json)")
+        raise CheckpointError(f"{folder}: is not an adapter folder, because it has no adapter_config.json")
     try:
         model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except Exception as error:  # peft raises whatever a torn or strange file makes of its own code
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_said(error)}") from error
+    except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
+        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
     if not _adapter_acts(model):
-        raise CheckpointError(f"{folder}: the adapter changes nothing (all of its B matrices are zero or unmatched)")
+        raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
     model.adapter_folder = str(folder)
     return model
 
 
 def broken(model, found):
-    """The CheckpointError to raise of a loaded model whose numbers are none; `found` says which."""
+    """Return the CheckpointError for a loaded model that gives no valid numbers; `found` says which."""
     folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
     if adapter:
         return CheckpointError(
-            f"{adapter} on {folder}: {found}: the adapter or the model under it is broken; if the model alone is "
-            "evaluated without fault, lower finetune.learning_rate and train again"
+            f"{adapter} on {folder}: {found}. Evaluate the model without the adapter. If that succeeds, lower "
+            "finetune.learning_rate and train again; if not, the model itself is broken."
         )
     return CheckpointError(
-        f"{folder}: {found}: the model is broken; fetch or prune it again, or leave it out of the study (a candidate: "
-        "out of candidates.table or candidates.prune); where models.X.dtype is float16, try bfloat16"
+        f"{folder}: {found}. Fetch or prune the model again, or leave it out of the study (a candidate: out of "
+        "candidates.table or candidates.prune). If models.X.dtype is float16, try bfloat16."
     )
 
 
@@ -245,52 +257,55 @@ def _adapter_acts(model):
 
 
 def save(model, tokenizer, folder):
-    """Write model and tokenizer to `folder`: complete files replace older ones, nothing else in it is touched."""
+    """Write model and tokenizer to `folder`: complete files replace older ones; other files in it stay."""
     folder = Path(folder)
-    for torn in folder.glob(f"{disks.PARTIAL}*/"):  # one process at a time saves to a folder
+    for torn in folder.glob(f"{disks.PARTIAL}*/"):  # leftovers: only one process at a time saves to a folder
         shutil.rmtree(torn)
     partial = folder / f"{disks.partial_name()}model"
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     pruned_shapes.write_manifest(partial, model.config)
     for file in folder.glob("*.safetensors*"):
-        file.unlink()  # shards of an earlier, larger checkpoint would be read along with the new ones
+        file.unlink()  # shards of a larger earlier checkpoint would be read together with the new ones
     records.move_in(partial, folder)
 
 
 def load_tokenizer(path, trust_remote_code=False):
-    """The tokenizer in a checkpoint folder; with the end-of-sequence token for padding where it has none of its own."""
+    """Load the tokenizer in a checkpoint folder; it pads with its end-of-sequence token if it has no padding token."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # as above: a torn file meets code that expects a whole one
-        raise CheckpointError(f"{path}: its tokenizer does not load: {_said(error)}") from error
+    except Exception as error:  # tokenizers do not check their files either
+        raise CheckpointError(f"{path}: its tokenizer does not load: {_described(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def check_vocabulary(model, tokenizer, path):
-    """Refuse a tokenizer that yields ids for which `model` has no embedding row (more rows than tokens is normal)."""
+    """Reject a tokenizer with ids for which `model` has no embedding row; more rows than tokens are normal."""
     rows = model.get_input_embeddings().weight.shape[0]
     top = max(tokenizer.get_vocab().values())
     if top >= rows:
-        raise CheckpointError(f"{path}: its tokenizer yields ids up to {top}, its embedding has only {rows} rows")
+        raise CheckpointError(
+            f"{path}: its tokenizer has ids up to {top}, but its embedding only {rows} rows. Use the tokenizer that "
+            "belongs to these weights."
+        )
 
 
 def context_length(model):
-    """The number of tokens that `model` was made for."""
+    """Return the number of tokens that `model` was made for."""
     return int(model.config.max_position_embeddings)
 
 
 def parameters(model):
-    """Number of parameters, tied ones counted once."""
+    """Return the number of parameters; a tied one counts once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def count_parameters(folder):
-    """Number of parameters in a checkpoint: of safetensors from the files' headers, of `.bin` from their tensors."""
+    """Return the number of parameters in a checkpoint, from safetensors headers or the tensors of `.bin` files."""
     shapes = pruned_shapes.tensor_shapes(folder)
     if shapes is None:
         return sum(_count_in_bin(path) for path in fingerprints.weights_files(folder))
@@ -301,7 +316,8 @@ def _count_in_bin(path):
     import torch
 
     try:
+        # reads no weight: on the meta device, and memory-mapped if the file is in torch's zip format
         tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
-    except Exception as error:  # whatever torch, zipfile or the restricted unpickler makes of a damaged file
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors: {error}") from error
+    except Exception as error:  # of torch, zipfile or the restricted unpickler, whichever meets the damage
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error

@@ -1,7 +1,7 @@
-"""What a model costs to hold and to run: sizes, and the time of reading a prompt and of writing a token.
+"""Measure what a model costs to store and to run: its sizes, and the time to read a prompt and to write a token.
 
-Sizes are counted; times are measured on this machine while other jobs may run, so they compare models roughly and
-repeat only roughly. Nothing that must come out the same twice rests on them.
+Sizes are exact. Times are measured on this machine while other jobs may run, so they compare models only roughly and
+repeat only roughly. Nothing that must be reproducible depends on them.
 """
 
 import logging
@@ -13,18 +13,24 @@ from coppice.core import records
 
 logger = logging.getLogger("coppice.cost")
 
-REPETITIONS = 3  # after one to warm up; the median counts
-SECONDS = 30.0  # no further repetition after that
+REPETITIONS = 3  # after one to warm up; the median is reported
+SECONDS = 30.0  # no new repetition starts after this time
 
 
 def measure(model, merged, settings):
-    """The cost of a loaded model.
+    """Return the cost of a loaded model.
 
-    settings: {batch_sizes, prompt_tokens, new_tokens}. Returns {parameters, nonzero_parameters, weight_bytes,
-    macs_per_token: {linear, attention, context_length}, adapter_merged, dtype, device, threads, prompt_tokens,
-    new_tokens, speed: [{batch_size, prefill_tokens_per_second, decode_seconds_per_token, repetitions}],
-    peak_memory_bytes}. A decode step writes one token for each sequence of the batch. The peak on a GPU is that of
-    these measurements, weights included; the host's is the process's so far.
+    Args:
+        model: the causal LM.
+        merged: whether an adapter was merged into it; only recorded.
+        settings: {batch_sizes, prompt_tokens, new_tokens}.
+
+    Returns:
+        {parameters, nonzero_parameters, weight_bytes, macs_per_token: {linear, attention, context_length},
+        adapter_merged, dtype, device, threads, prompt_tokens, new_tokens, speed: [{batch_size,
+        prefill_tokens_per_second, decode_seconds_per_token, repetitions}], peak_memory_bytes}. A decode step writes one
+        token for each sequence of the batch. The peak on a GPU is that of these measurements, weights included; the
+        peak on the host is that of the process so far.
     """
     import torch
 
@@ -49,30 +55,30 @@ def measure(model, merged, settings):
         "new_tokens": new,
         "speed": speed,
     } | records.running()
-    logger.info("%.4g MACs a token, %s", counted["linear_macs"], ", ".join(map(_told, speed)))
+    logger.info("%.4g MACs per token, %s", counted["linear_macs"], ", ".join(map(_described, speed)))
     return found
 
 
-def _told(speed):
+def _described(speed):
     return (
         f"batch {speed['batch_size']}: prompt {speed['prefill_tokens_per_second']:.0f} tokens/s, "
-        f"{1000 * speed['decode_seconds_per_token']:.1f} ms a new token"
+        f"{1000 * speed['decode_seconds_per_token']:.1f} ms per new token"
     )
 
 
 def _lengths(settings, context):
-    """(prompt, new) tokens, cut to what the model's context holds."""
+    """Return (prompt, new) tokens, cut to the context length of the model."""
     new = min(settings["new_tokens"], max(1, context // 2))
     return max(1, min(settings["prompt_tokens"], context - new)), new
 
 
 def _speed(model, device, batch, prompt, new):
-    """Medians over repetitions of the time of a prompt, and over all decode steps of the time of a step."""
+    """Return the median time of a prompt over repetitions, and of a decode step over all steps of all repetitions."""
     import torch
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(device)
-    _once(model, ids, min(new, 2))
+    _once(model, ids, min(new, 2))  # warms up
     prefills, steps, started = [], [], time.perf_counter()
     while len(prefills) < REPETITIONS and (not prefills or time.perf_counter() - started < SECONDS):
         prefill, decode = _once(model, ids, new)
@@ -87,7 +93,7 @@ def _speed(model, device, batch, prompt, new):
 
 
 def _once(model, ids, new):
-    """Seconds of the prompt, and of each of `new` steps after it."""
+    """Return the seconds for the prompt, and for each of the `new` steps after it."""
     prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
     steps = []
     for _ in range(new):
@@ -98,8 +104,8 @@ def _once(model, ids, new):
 
 
 def _timed(ids, call):
-    """(seconds, what `call` returns); a GPU's work is waited for on both sides."""
-    _wait(ids.device)
+    """Return (seconds, what `call` returns)."""
+    _wait(ids.device)  # a GPU works asynchronously: earlier work must not count, and this call's must be finished
     started = time.perf_counter()
     result = call()
     _wait(ids.device)

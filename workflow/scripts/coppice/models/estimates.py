@@ -1,8 +1,8 @@
-"""What a model will take, from its configuration alone: parameters, bytes, peak memory, time.
+"""Estimate from its configuration alone what a model needs: parameters, bytes and peak memory.
 
-Nothing is imported that takes a second: the workflow asks when it is parsed. The peaks are sums of what is held at the
-same time (weights, activations of the tokens at a time, a chunk of logits, the adapter with its optimizer) plus what an
-empty process takes; times are operations over a rate that the caller assumes.
+The workflow calls this while Snakemake parses it, so this module imports nothing slow. A peak is the sum of what is in
+memory at the same time (weights, activations of the tokens at a time, a chunk of logits, the adapter with its
+optimizer) and of what an empty process takes.
 """
 
 import functools
@@ -14,30 +14,30 @@ from coppice.core.json_text import parsed
 
 MB = 10**6
 PROCESS = 540 * MB  # Python, torch, transformers and peft, before any model; measured on a CPU
-TRAINING = 200 * MB  # what a training takes beside: examples, trainer, optimizer, and memory given back in pieces
-CUDA_PROCESS = 4000 * MB  # the same with CUDA's libraries; not measured
-CUDA_CONTEXT = 800 * MB  # on a GPU, before any model, with what the allocator cannot use; not measured
+TRAINING = 200 * MB  # in a training besides the model: examples, trainer, optimizer, fragmented memory
+CUDA_PROCESS = 4000 * MB  # a process with CUDA's libraries; not measured
+CUDA_CONTEXT = 800 * MB  # on a GPU before any model, and what the allocator cannot use; not measured
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZED = {"4bit": 0.55, "8bit": 1.05}  # bytes a weight, scales counted in
-CHUNK = 256 * MB  # float32 logits held at a time in training and for Taylor importance: see `output_layer`
+QUANTIZED = {"4bit": 0.55, "8bit": 1.05}  # bytes per weight, scales included
+CHUNK = 256 * MB  # float32 logits in memory at a time in training and for Taylor importance, see `output_head`
 SCORED_CHUNK = 2 * 64 * MB  # the same in evaluation, with their logarithms
-PROBES = 4 * 256 * 4  # bytes a token of the vocabulary: logits with and without an adapter, compared
-EVALUATED_TOKENS = 16384  # at a time on a GPU, at most
-CPU_TOKENS = 512  # at a time and thread on a CPU, in training and in evaluation
-WINDOW_TOKENS = 2048  # of a perplexity's window, or of several that are shorter
-CALIBRATED_TOKENS = 4096  # at a time when pruning
-READ_AND_SAVED = 0.3  # of the weights: what reading a checkpoint, or writing one, takes beside them
-BACKWARD = 1.25  # times what the layers keep: the gradients on their way through them
-BLOCK_BACKWARD = 2.5  # the same for a single layer, of whose weights there are gradients too
-SORTING_BYTES = 28  # a weight of the largest matrix, while its scores are ranked
-USUAL_GPU = 80 * 10**9  # bytes of a GPU's memory, where a training does not know its own yet
-ROOM_FOR_WEIGHTS = 0.7  # of it; the rest is for activations, the adapter and its optimizer
+PROBES = 4 * 256 * 4  # bytes per token of the vocabulary, to compare the logits with and without an adapter
+EVALUATED_TOKENS = 16384  # the most at a time on a GPU
+CPU_TOKENS = 512  # at a time per thread on a CPU, in training and in evaluation
+WINDOW_TOKENS = 2048  # in one perplexity window, or in several shorter ones that run together
+CALIBRATED_TOKENS = 4096  # at a time in pruning
+READ_AND_SAVED = 0.3  # of the weights: what reading or writing a checkpoint takes besides them
+BACKWARD = 1.25  # times the activations that the layers keep, for the gradients of these
+BLOCK_BACKWARD = 2.5  # the same for a single layer whose weights have gradients, too
+SORTING_BYTES = 28  # per weight of the largest matrix, while its scores are ranked
+USUAL_GPU = 80 * 10**9  # bytes of memory of a GPU that is not known yet
+ROOM_FOR_WEIGHTS = 0.7  # of a GPU; the rest is for activations, the adapter and its optimizer
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-ADAPTER_BYTES = 16  # a trained parameter in float32, its gradient and Adam's two moments
+ADAPTER_BYTES = 16  # per trained parameter: itself in float32, its gradient and Adam's two moments
 
 
 class Peak(NamedTuple):
-    """Bytes of the machine's memory that a job takes at most, and of each of its GPUs'."""
+    """The most bytes that a job takes of the machine's memory, and of the memory of each of its GPUs."""
 
     host: int
     gpu: int
@@ -45,7 +45,7 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a job computes: on `gpus` GPUs, or where that is 0 on the CPU, with `threads` threads."""
+    """Where a job computes: on `gpus` GPUs, or, if that is 0, on the CPU with `threads` threads."""
 
     gpus: int = 0
     threads: int = 1
@@ -53,7 +53,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder of Llama's kind."""
+    """The sizes of a decoder with Llama's architecture."""
 
     layers: int
     hidden: int
@@ -63,24 +63,24 @@ class Shape:
     head: int
     vocabulary: int
     tied: bool
-    biases: int  # of attention, a layer
-    norms: int  # weights of normalisations a layer
+    biases: int  # of the attention of one layer
+    norms: int  # weights of the norms of one layer
 
     @property
     def layer(self):
-        """Parameters of a layer."""
+        """The number of parameters of one layer."""
         attention = self.hidden * self.head * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.inner + self.biases + self.norms
 
     @property
     def parameters(self):
-        """All of them, tied ones once."""
+        """The number of all parameters; tied ones count once."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer + self.hidden
 
 
 def shape_of(path):
-    """The Shape in a config.json; None where the file is not there or is of another kind of model, with experts say."""
+    """Return the Shape in a config.json; None if there is no such file or the model is of another kind."""
     try:
         return shape_in(parsed(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def shape_of(path):
 
 
 def shape_in(config):
-    """The Shape of what a config.json holds; None for another kind of model."""
+    """Return the Shape in the content of a config.json; None for another kind of model, such as one with experts."""
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         kv_heads = config.get("num_key_value_heads") or heads
@@ -99,16 +99,17 @@ def shape_in(config):
             return None
     except (KeyError, TypeError, ZeroDivisionError):
         return None
+    # Qwen2 has biases on queries, keys and values without a key for them in its configuration
     biases = head * (heads + 2 * kv_heads) if kind == "qwen2" else 0
     if config.get("attention_bias"):
         biases = head * (heads + 2 * kv_heads) + hidden
-    norms = 2 * hidden + (2 * head if kind == "qwen3" else 0)
+    norms = 2 * hidden + (2 * head if kind == "qwen3" else 0)  # Qwen3 also normalizes queries and keys
     return Shape(*sizes, vocabulary, bool(config.get("tie_word_embeddings")), biases, norms)
 
 
 @functools.cache
 def shape_like(parameters):
-    """A Shape of Llama's proportions that has at least `parameters`: layers = width / 128, MLP = 3.5 widths."""
+    """Return a Shape of Llama's proportions with at least `parameters`: layers = width / 128, MLP = 3.5 widths."""
     for hidden in range(128, 2**16, 128):
         vocabulary = 128256 if hidden >= 2048 else 32000
         heads = hidden // 128
@@ -120,12 +121,12 @@ def shape_like(parameters):
 
 
 def width_of(dtype, machine):
-    """Bytes of a value in `dtype`; None stands for bfloat16 on a GPU and float32 on a CPU, as in `models.dtype_of`."""
+    """Return the bytes of a value in `dtype`; None is bfloat16 on a GPU and float32 on a CPU (`models.dtype_of`)."""
     return BYTES[dtype or ("bfloat16" if machine.gpus else "float32")]
 
 
 def weight_bytes(shape, width, quantize=None):
-    """Bytes of the weights as they are loaded, `width` each: embeddings and output layer are never quantised."""
+    """Return the bytes of the loaded weights, `width` each; embeddings and output layer are never quantized."""
     if not quantize:
         return shape.parameters * width
     layers = shape.layers * shape.layer
@@ -133,17 +134,17 @@ def weight_bytes(shape, width, quantize=None):
 
 
 def adapter_parameters(shape, lora):
-    """Trained parameters of LoRA with rank `lora.r` on the modules that its settings name."""
+    """Return the number of trained parameters of LoRA with rank `lora.r` on the modules that its settings name."""
     return shape.layers * lora["r"] * sum(into + out for into, out in _adapted(shape, lora))
 
 
 def adapted_inputs(shape, lora):
-    """Summed input widths of the modules of a layer that LoRA's settings name."""
+    """Return the sum of the input widths of the modules in one layer that LoRA's settings name."""
     return sum(into for into, _ in _adapted(shape, lora))
 
 
 def _adapted(shape, lora):
-    """(inputs, outputs) of each linear layer of a decoder layer that takes an adapter."""
+    """Return (inputs, outputs) of each linear layer in a decoder layer that gets an adapter."""
     wide, narrow = shape.head * shape.heads, shape.head * shape.kv_heads
     widths = {
         "q_proj": (shape.hidden, wide),
@@ -161,15 +162,20 @@ def _adapted(shape, lora):
 
 
 def kept_values(hidden, inner):
-    """Values that a decoder layer keeps of a token: about 8 states of the hidden width and 4 of the MLP's."""
+    """Return how many values a decoder layer keeps per token: about 8 states of the hidden width, 4 of the MLP's."""
     return 8 * hidden + 4 * inner
 
 
 def finetune(shape, model, settings, machine):
-    """The Peak of a fine-tuning job. model: {dtype, quantize, device_map}; settings: the section `finetune`, with
-    `train: all` where every weight is trained.
+    """Return the Peak of a fine-tuning job.
 
-    With several GPUs each holds all weights, its share of them under `sharding` or with `device_map`.
+    Each of several GPUs holds all weights, or its share of them with `sharding` or `device_map`.
+
+    Args:
+        shape: the model's Shape.
+        model: {dtype, quantize, device_map}.
+        settings: the section `finetune`; with `train: all` if every weight is trained.
+        machine: where the job runs.
     """
     width, longest = width_of(model["dtype"], machine), settings["data"]["cutoff_len"]
     tokens = settings["micro_batch_size"] * longest
@@ -177,7 +183,7 @@ def finetune(shape, model, settings, machine):
     whole = weight_bytes(shape, width, model["quantize"])
     sharded = machine.gpus > 1 and not model["device_map"] and shards(whole, model, settings)
     held = _held(shape, whole, width, model, sharded, machine)
-    if settings.get("train") == "all":  # in float32, whatever they are stored in
+    if settings.get("train") == "all":  # in float32, whatever dtype the weights have in the files
         sharded, held, trained, lora, width = False, 0, ADAPTER_BYTES * shape.parameters, None, 4
     else:
         lora = settings["lora"]
@@ -185,22 +191,22 @@ def finetune(shape, model, settings, machine):
     layers = 1 if settings["gradient_checkpointing"] else shape.layers
     kept = BACKWARD * tokens * layers * (trained_bytes(shape, lora, width) + width * tokens)
     boundaries = tokens * shape.layers * shape.hidden * width if layers == 1 else 0
-    # at last the logits of one example are compared, with the adapter and without
+    # at the end the logits of one example are compared, with and without the adapter
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
     device = held + trained + kept + boundaries + logits + TRAINING
     merged = whole if settings["merge"] else 0
     processes = 1 if model["device_map"] else machine.gpus
-    # where they share the weights, processes load one after another
+    # processes that share the weights load them one after another
     return _placed(device, whole, merged, model, machine, processes, at_once=1 if sharded else processes)
 
 
 def _chunk(shape, tokens, width):
-    """Bytes of a chunk of logits of `tokens` tokens, in float32 and where that is another in the model's own type."""
+    """Return the bytes of a chunk of the logits of `tokens` tokens: float32, plus the model's dtype if that differs."""
     return min(CHUNK, 4 * tokens * shape.vocabulary) * (1 if width == 4 else 1.5)
 
 
 def _held(shape, whole, width, model, sharded, machine):
-    """Weights on one device."""
+    """Return the bytes of weights on one device."""
     if model["device_map"] and machine.gpus > 1:
         return whole / machine.gpus
     if sharded:
@@ -210,24 +216,24 @@ def _held(shape, whole, width, model, sharded, machine):
 
 
 def shards(whole, model, settings):
-    """Whether `whole` bytes of weights will be spread over processes: as set, else where a usual GPU is too small."""
+    """Return whether processes share `whole` bytes of weights: as set, or by default if a usual GPU is too small."""
     if settings["sharding"] is not None or model["quantize"]:
         return bool(settings["sharding"])
     return whole > ROOM_FOR_WEIGHTS * USUAL_GPU
 
 
 def trained_bytes(shape, lora, width):
-    """Bytes that a decoder layer keeps of a token for its backward pass, without the attention mask's row.
+    """Return the bytes that a decoder layer keeps per token for its backward pass, without the attention mask's row.
 
-    Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's, and of each adapted linear layer
-    its input after dropout and dropout's mask, both in float32, as the adapter's own weights are.
+    Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's. Each adapted linear layer adds its
+    input after dropout and the dropout mask, both in float32, which is the dtype of the adapter's weights.
     """
     own = width * (6 * shape.hidden + 3 * shape.inner)
     return own + 4 * (2 if lora["dropout"] else 1) * adapted_inputs(shape, lora) if lora else own
 
 
 def evaluate(shape, model, machine):
-    """The Peak of evaluating a model, dense, pruned or with its adapter, or of scoring candidates."""
+    """Return the Peak of evaluating a dense, pruned or fine-tuned model, which is also that of scoring candidates."""
     width = width_of(model["dtype"], machine)
     whole = weight_bytes(shape, width, model["quantize"])
     tokens = EVALUATED_TOKENS if machine.gpus else max(WINDOW_TOKENS, CPU_TOKENS * machine.threads)
@@ -239,7 +245,7 @@ def evaluate(shape, model, machine):
 
 
 def prune(shape, model, points, calibration, machine):
-    """The Peak of pruning at each of `points` of the grid, one after another. calibration: {samples, length}."""
+    """Return the Peak of pruning at all `points` of a grid, one after another. calibration: {samples, length}."""
     width = width_of(model["dtype"], machine)
     whole = weight_bytes(shape, width, model["quantize"])
     needs = [_pruning(shape, point, calibration, width) for point in points]
@@ -250,12 +256,12 @@ def prune(shape, model, points, calibration, machine):
 
 
 def _spread(whole, model, machine):
-    """Weights on one device, where one process has them all."""
+    """Return the bytes of weights on one device if one process holds all of them."""
     return whole / machine.gpus if model["device_map"] and machine.gpus else whole
 
 
 def _pruning(shape, point, calibration, width):
-    """(bytes on the device, bytes on the host) beside the weights, for one point."""
+    """Return (bytes on the device, bytes on the host) that one point takes besides the weights."""
     calibrated = calibration["samples"] * calibration["length"]
     tokens = min(CALIBRATED_TOKENS, calibrated)
     forwards = tokens * kept_values(shape.hidden, shape.inner) * width
@@ -263,14 +269,23 @@ def _pruning(shape, point, calibration, width):
         return max(forwards, SORTING_BYTES * shape.hidden * max(shape.inner, shape.head * shape.heads)), 0
     if point.get("importance") != "taylor":
         return forwards, 0
-    # the states before each block stay on the host, and one block's gradients are summed in float32
+    # the host keeps the states before each block, and the gradients of one block are summed in float32
     block = BLOCK_BACKWARD * forwards + shape.layer * (4 + width)
     return block + _chunk(shape, tokens, width), shape.layers * calibrated * shape.hidden * width
 
 
 def _placed(device, whole, beside, model, machine, processes=1, at_once=1):
-    """The Peak, with `device` bytes where the model computes; whole: its weights; beside: what the host of a GPU holds
-    after these have left it; at_once: how many of the processes load the model at the same time."""
+    """Return the Peak of a job that takes `device` bytes where the model computes.
+
+    Args:
+        device: bytes on the device, weights included.
+        whole: bytes of all weights.
+        beside: bytes that the host of a GPU holds after the weights have moved to the GPU.
+        model: its loading options.
+        machine: where the job runs.
+        processes: number of processes.
+        at_once: how many of them load the model at the same time.
+    """
     if not machine.gpus:
         return Peak(int(PROCESS + device), 0)
     # bitsandbytes and device_map put weights on the device as they are read

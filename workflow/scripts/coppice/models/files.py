@@ -1,8 +1,8 @@
-"""What can be told of a checkpoint folder before its weights are loaded: whether its files are whole and fit together.
+"""Check before a checkpoint's weights are loaded that its files are complete and fit together.
 
-Only small files and headers are read, and neither torch nor transformers is imported: the jobs that register a model
-or a user's candidate do this, so that a torn file is told before anything computes on it. `same_tensors` alone reads
-weights, where names and shapes do not tell two checkpoints apart.
+The jobs that register a model or a user's candidate call this, so that a damaged file is reported before anything
+computes with it. Only small files and headers are read, and neither torch nor transformers is imported. Only
+`same_tensors` reads weights, if names and shapes are not enough to distinguish two checkpoints.
 """
 
 import math
@@ -16,47 +16,52 @@ from coppice.core.json_text import parsed
 
 from . import pruned_shapes
 
-# Files that hold a JSON object where they are there
+# Files that must hold a JSON object if they exist
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "*.index.json")
-VOCABULARIES = ("*.model", "vocab*", "merges*", "*.tiktoken")  # of tokenizers without a tokenizer.json
+VOCABULARIES = ("*.model", "vocab*", "merges*", "*.tiktoken")  # of tokenizers that have no tokenizer.json
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-REMEDY = "copy or fetch the checkpoint again"
+REMEDY = "Copy or fetch the checkpoint again."
 
 
 def check(folder):
-    """Refuse a folder without a readable configuration, with torn weights, or with weights of other sizes.
+    """Reject a folder without a readable configuration, with damaged weights, or with weights of other sizes.
 
-    An index that names files outside the folder is refused too: their content would be in no fingerprint. Raises
-    CheckpointError that names the file.
+    An index that names files outside the folder is rejected, too: no fingerprint would cover their content.
+
+    Raises:
+        CheckpointError: names the file.
     """
     folder = Path(folder)
     try:
         found = (folder / "config.json").is_file()
     except PermissionError as error:
         raise CheckpointError(
-            f"{folder}: {error.strerror}; give the account that runs this the right to read it"
+            f"{folder}: {error.strerror}. Give the account that runs this job the right to read the folder."
         ) from error
     if not found:
-        raise CheckpointError(f"{folder}: is not a checkpoint folder (it has no config.json)")
+        raise CheckpointError(f"{folder}: is not a checkpoint folder, because it has no config.json")
     found = {path.name: _object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
     for name, content in found.items():
         if name.endswith(".index.json") and name.endswith(_index_of(folder)):
             _check_index(folder / name, content)
     shapes, config = pruned_shapes.tensor_shapes(folder), found["config.json"]
     if not isinstance(config.get("model_type", ""), str):
-        raise CheckpointError(f"{folder / 'config.json'}: model_type is {config['model_type']!r}, and has to be a name")
+        raise CheckpointError(f"{folder / 'config.json'}: model_type is {config['model_type']!r}, but must be a name")
     if shapes and config.get("model_type") in pruned_shapes.FAMILIES and not config.get("quantization_config"):
         _check_sizes(folder / "config.json", config, shapes)
 
 
 def _index_of(folder):
-    """How the index of the weights ends that are read: beside safetensors one of `.bin` files may lie without them."""
+    """Return the ending of the index that belongs to the weights that are read.
+
+    A folder with safetensors may also hold an index of `.bin` files that are not there.
+    """
     return ".safetensors.index.json" if any(folder.glob("*.safetensors")) else ".bin.index.json"
 
 
 def check_tokenizer(folder):
-    """Refuse a folder without a tokenizer, or with a torn `tokenizer.json`; CheckpointError names it."""
+    """Reject a folder without a tokenizer, or with a damaged `tokenizer.json`; the CheckpointError names it."""
     from tokenizers import Tokenizer
 
     folder = Path(folder)
@@ -64,24 +69,24 @@ def check_tokenizer(folder):
     if path.is_file():
         try:
             Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more special
-            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}); {REMEDY}") from error
+        except Exception as error:  # the library raises no more specific type
+            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error}). {REMEDY}") from error
         return
     if not _own_code(folder) and not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
         raise CheckpointError(
-            f"{folder}: holds no tokenizer; put the original model's tokenizer files beside the weights"
+            f"{folder}: has no tokenizer. Put the original model's tokenizer files beside the weights."
         )
 
 
 def same_tensors(one, other):
-    """Whether two folders of safetensors hold the same tensors, in whatever shards; False for other formats.
+    """Return whether two folders of safetensors hold the same tensors, in whatever shards; False for other formats.
 
-    Weights are read up to the first tensor that differs, small ones first.
+    Weights are read up to the first tensor that differs, small tensors first.
     """
     shapes = pruned_shapes.tensor_shapes(one)
     if shapes is None or shapes != pruned_shapes.tensor_shapes(other):
         return False
-    import torch  # seconds, which only weights of equal shapes cost
+    import torch  # takes seconds, so only weights of equal shapes get this far
 
     with ExitStack() as opened:
         first, second = (_files_of_tensors(opened, folder) for folder in (one, other))
@@ -93,7 +98,7 @@ def same_tensors(one, other):
 
 
 def _files_of_tensors(opened, folder):
-    """tensor name -> the open safetensors file that holds it."""
+    """Return tensor name -> the open safetensors file that holds it."""
     from safetensors import safe_open
 
     files = [opened.enter_context(safe_open(path, "pt")) for path in fingerprints.weights_files(folder)]
@@ -101,7 +106,7 @@ def _files_of_tensors(opened, folder):
 
 
 def has_chat_template(folder):
-    """Whether the tokenizer in a folder has a chat template; None where code of its own may bring one."""
+    """Return whether the tokenizer in a folder has a chat template; None if its own code may bring one."""
     folder = Path(folder)
     if _own_code(folder):
         return None
@@ -117,21 +122,23 @@ def _object(path):
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); {REMEDY}") from error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). {REMEDY}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: does not hold what its name says (a JSON object); {REMEDY}")
+        raise CheckpointError(f"{path}: does not hold a JSON object. {REMEDY}")
     return content
 
 
 def _check_index(path, content):
     names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{path}: has no weight_map of tensors and files; {REMEDY}")
+        raise CheckpointError(f"{path}: has no weight_map from tensors to files. {REMEDY}")
     for name in sorted(set(names.values())):
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{path}: names the file '{name}', which is not one of its folder")
+            raise CheckpointError(
+                f"{path}: names the file '{name}', which is not in its folder. Move it there and correct the name."
+            )
         if not (path.parent / name).is_file():
-            raise CheckpointError(f"{path}: names the file {name}, which is not there; {REMEDY}")
+            raise CheckpointError(f"{path}: names the file {name}, which does not exist. {REMEDY}")
 
 
 def _check_sizes(path, config, shapes):
@@ -139,20 +146,20 @@ def _check_sizes(path, config, shapes):
         value = config.get(key)
         missing = value is None and key in OPTIONAL_SIZES
         if not missing and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise CheckpointError(f"{path}: {key} is {value!r}, and has to be a number of at least 1; {REMEDY}")
+            raise CheckpointError(f"{path}: {key} is {value!r}, but must be an integer of at least 1. {REMEDY}")
     embedding = shapes.get("model.embed_tokens.weight")
     wanted = (config["vocab_size"], config["hidden_size"])
     if embedding is not None and embedding != wanted:
         raise CheckpointError(
-            f"{path}: vocab_size and hidden_size are {wanted[0]} and {wanted[1]}, the weights' embedding is "
-            f"{embedding}: its config.json and its weights do not belong together"
+            f"{path}: vocab_size and hidden_size are {wanted[0]} and {wanted[1]}, but the embedding of the weights is "
+            f"{embedding}. Use the config.json that belongs to these weights."
         )
     parts = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
     layers = [int(part) for part in parts if part.isdigit()]
     if layers and max(layers) >= config["num_hidden_layers"]:
         raise CheckpointError(
-            f"{path}: num_hidden_layers is {config['num_hidden_layers']}, and the weights have a layer {max(layers)} "
-            "(counted from 0): its config.json and its weights do not belong together"
+            f"{path}: num_hidden_layers is {config['num_hidden_layers']}, but the weights have a layer {max(layers)} "
+            "(counted from 0). Use the config.json that belongs to these weights."
         )
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     pruned_shapes.layers_of(path.parent, SimpleNamespace(**config | {"num_key_value_heads": heads}))

@@ -1,4 +1,4 @@
-"""Sizes of a causal language model: parameters, multiply-accumulates a token, bytes of weights."""
+"""Count the parameters of a causal language model, its multiply-accumulates per token and the bytes of its weights."""
 
 from torch import nn
 
@@ -11,12 +11,11 @@ DEFAULT_CONTEXT = 2048
 
 
 def measure(model, context_length=None):
-    """Parameters (a tied tensor once) and multiply-accumulates a token: {parameters, linear_macs, attention_macs,
-    context_length}.
+    """Return {parameters, linear_macs, attention_macs, context_length} of a model.
 
-    linear_macs: weights of every linear layer, `lm_head` included also when tied (its product is computed).
-    attention_macs: see `attention_macs`; context_length: the keys that a token attends to, by default 2048 or the
-    model's own length, if shorter.
+    parameters counts a tied tensor once. linear_macs is the number of weights of all linear layers, `lm_head` included
+    even if it is tied, because its product is computed. attention_macs: see `attention_macs`. context_length is the
+    number of keys that a token attends to, by default 2048 or the model's own length if that is shorter.
     """
     context = context_length or min(DEFAULT_CONTEXT, models.context_length(model))
     return {
@@ -28,13 +27,15 @@ def measure(model, context_length=None):
 
 
 def _weights(linear):
-    # quantised weights are packed: their tensor does not tell how many there are
+    # quantized weights are packed: the size of their tensor is not the number of weights
     return linear.weight.numel() if linear.weight.is_floating_point() else linear.in_features * linear.out_features
 
 
 def attention_macs(model, context):
-    """Scores and values of a token that attends to `context` keys, or to the layer's sliding window where that is
-    shorter: 2 * keys * num_attention_heads * head_dim, summed over layers. None where the blocks are not Llama's kind.
+    """Return the multiply-accumulates for the attention scores and values of one token; None for another architecture.
+
+    They are 2 * keys * num_attention_heads * head_dim, summed over layers, where keys is `context` or the layer's
+    sliding window if that is shorter.
     """
     total = 0
     for block in getattr(causal_lm(model).base_model, "layers", [None]):
@@ -43,14 +44,14 @@ def attention_macs(model, context):
             continue
         if not hasattr(attention, "o_proj"):
             return None
-        # Qwen's layers carry their own window (None: full attention), Mistral's take the configuration's.
+        # Qwen's layers have a window of their own (None: full attention); Mistral's use that of the configuration
         window = getattr(attention, "sliding_window", getattr(model.config, "sliding_window", None))
         total += 2 * min(context, window or context) * attention.o_proj.weight.shape[1]
     return total
 
 
 def nonzero_parameters(model):
-    """Number of parameters that are not zero, tied ones once; None for a quantised model, whose zeros are codes."""
+    """Return the number of nonzero parameters, tied ones once; None if quantized: a zero is then stored as a code."""
     parameters = list(model.parameters())
     if getattr(model, "is_quantized", False):
         return None
@@ -58,5 +59,5 @@ def nonzero_parameters(model):
 
 
 def weight_bytes(model):
-    """Bytes of all parameters as they lie in memory, tied ones once."""
+    """Return the bytes of all parameters in memory; a tied one counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -1,8 +1,8 @@
-"""Sequences that begin alike, run through a causal language model as one prefix tree: each shared token once.
+"""Run sequences that begin alike through a causal language model as one prefix tree, each shared token once.
 
-`trie`: sequences as a tree, and the tree cut into rows and batches; `forward`: such a batch through a model, with the
-attention mask and the positions that make each branch see its own ancestors alone. Zero-shot scoring and LoRA training
-both stand on it.
+`trie` turns sequences into a tree, and the tree into rows and batches. `forward` runs such a batch through a model,
+with the attention mask and the positions that let each branch see only its own ancestors. Both zero-shot scoring and
+LoRA training use this package.
 """
 
 from .forward import TreeForward, TreeMasks

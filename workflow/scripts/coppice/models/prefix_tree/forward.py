@@ -1,4 +1,4 @@
-"""Batches of a prefix tree through a causal language model: masks, positions, and whether the model takes them."""
+"""Run batches of a prefix tree through a causal language model, and find out whether the model can take them."""
 
 import logging
 
@@ -10,16 +10,21 @@ from . import trie as tries
 
 logger = logging.getLogger("coppice.prefix_tree")
 
-LONGEST_ROW = {"sdpa": 8192, "eager": 2048}  # eager attention holds [heads, length, length] scores
+LONGEST_ROW = {"sdpa": 8192, "eager": 2048}  # in nodes; eager attention holds [heads, length, length] scores
 ATTENTION_RATE = 0.8  # speed of masked attention relative to that of the linear layers
 
 
 class TreeForward:
-    """A causal LM on rows of a prefix tree: its last hidden states, or its logits where it changes them after the head.
+    """Run a causal LM on rows of a prefix tree, and return its last hidden states.
 
-    `head` is the output layer, None where logits come out. `crossover` is the row length at which attention takes as
-    long as the linear layers, `longest_row` what one row may hold; `tokens_run` counts the tokens of all forward
-    passes so far, padding included.
+    If the model changes its logits after the head, return the logits instead.
+
+    Attributes:
+        head: the output layer; None if logits are returned.
+        masks: makes the attention masks.
+        crossover: the row length at which attention takes as long as the linear layers.
+        longest_row: the most nodes that a row may hold.
+        tokens_run: tokens of all forward passes so far, padding included.
     """
 
     def __init__(self, model):
@@ -32,71 +37,93 @@ class TreeForward:
         self.tokens_run = 0
 
     def __call__(self, trie, batch):
-        """[B, T, width] of the `batch` (rows of `trie`), padded to the longest of them."""
+        """Return [B, T, width] for the `batch` (rows of `trie`), padded to its longest row."""
         tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in _arrays(trie, batch))
         self.tokens_run += tokens.numel()
+        # Positions are depths, not places in the row: a token then has the position that it has in its own sequence.
+        # Without them, or without the mask, the results are wrong and no error is raised.
         return self.run(tokens, attention_mask=self.masks(depth, end), position_ids=depth)
 
     def run(self, ids, **options):
-        """[B, T, width] of token ids [B, T], with nothing shared: a row sees what stands left of it."""
+        """Return [B, T, width] for token ids [B, T]; without a mask, each token sees all tokens left of it."""
+        # nothing is generated after these tokens, so a cache would only take memory
         if self.head is None:
             return self.model(input_ids=ids, use_cache=False, **options).logits
+        # the body alone: the full logits would be by far the largest tensor, and few of them are needed
         return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def usable(self):
-        """Whether a small tree gives what its paths give one by one, and no branch sees the tokens of another."""
+        """Return whether a small tree gives the same as its paths one by one, and no branch sees another's tokens.
+
+        A model that ignores the mask or the positions raises no error, so its results are compared.
+        """
         if not self.masks.known:
             return False
-        exact = all(p.element_size() >= 4 for p in self.model.parameters())  # neither half precision nor quantised
+        exact = all(p.element_size() >= 4 for p in self.model.parameters())  # neither half precision nor quantized
+        # in half precision, two forward passes of different shapes already differ by rounding
         tolerance = 1e-4 if exact else 3e-2
-        top = min(self.model.get_input_embeddings().weight.shape[0], 9)
+        top = min(self.model.get_input_embeddings().weight.shape[0], 9)  # keeps the ids below inside a tiny vocabulary
         stem = [3, 1, 4, 1, 5, 2]
         before = [[t % top for t in path] for path in ([*stem, 7, 2, 6], [*stem, 8, 7], [6, 5, 3, 5, 8])]
+        # only the first branch changes, so the states of the others must stay the same
         after = [[t % top for t in [*stem, 7, 6, 2]], *before[1:]]
         try:
             first, second = self._states(before), self._states(after)
             plain = [self.run(torch.tensor([path], device=self.device))[0] for path in before]
+        # whatever an architecture raises if it cannot take a 4D mask or these positions
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-            logger.info("the tree mask does not go through the model: %r", error)
+            logger.info("the model does not accept the attention mask of a prefix tree: %r", error)
             return False
         pairs = [*zip(first, plain, strict=True), *zip(first[1:], second[1:], strict=True)]
         return all(_distance(found, expected) <= tolerance for found, expected in pairs)
 
     def rows(self, trie, first=0, last=None, limit=None):
-        """Nodes `first` to `last` of `trie` as rows of least cost, none longer than `limit` where a cut can help."""
+        """Cut nodes `first` to `last` of `trie` into rows of least cost, see `trie.rows`.
+
+        No row exceeds `limit` or the longest possible row, unless no cut can shorten it.
+        """
         return tries.rows(trie, min(limit or self.longest_row, self.longest_row), self.crossover, first, last)
 
     def _states(self, paths):
         trie, nodes = tries.build(paths)
-        outputs = self(trie, [tries.Row(0, len(trie), 0)])[0]
+        outputs = self(trie, [tries.Row(0, len(trie), 0)])[0]  # the whole tree in one row, without leading ancestors
         return [outputs[path] for path in nodes]
 
 
 def _arrays(trie, batch):
-    """(token, depth, local end) of each place in the rows of a batch, int64 [B, T]; padding sees itself alone."""
+    """Return (token, depth, local end) of each place in the rows of a batch, int64 [B, T].
+
+    The local end of a place is the place right after its last descendant in the row.
+    """
     shape = (len(batch), max(map(len, batch)))
     tokens, depth = numpy.zeros(shape, dtype=numpy.int64), numpy.zeros(shape, dtype=numpy.int64)
-    end = numpy.broadcast_to(numpy.arange(1, shape[1] + 1), shape).copy()
+    # padding sees itself alone: attention over nothing may give NaN
+    end = numpy.broadcast_to(numpy.arange(1, shape[1] + 1), shape).copy()  # a broadcast cannot be written
     for line, row in enumerate(batch):
+        # a row cut off inside the tree repeats the ancestors of its first node, which its nodes attend to
         nodes = numpy.concatenate([trie.ancestors(row.start), numpy.arange(row.start, row.stop)])
         tokens[line, : len(nodes)], depth[line, : len(nodes)] = trie.token[nodes], trie.depth[nodes]
+        # from node to place: node `row.start` lies at place `row.lead`; subtrees may go on beyond the row
         end[line, : len(nodes)] = numpy.minimum(trie.end[nodes], row.stop) - row.start + row.lead
     return tokens, depth, end
 
 
 class TreeMasks:
-    """Attention masks of prefix trees in the form that a model takes: bool for sdpa, additive for eager attention,
-    one for each kind of layer where a model mixes full and sliding-window attention. `known` says whether its kinds
-    are understood."""
+    """Make attention masks of prefix trees in the form that a model takes.
+
+    The form is bool for sdpa and additive for eager attention. A model that mixes full and sliding-window attention
+    gets one mask for each kind of layer. `known` is False if a kind of layer or of attention is not supported.
+    """
 
     def __init__(self, model):
         causal = output_head.causal_lm(model)
         self.config = causal.config.get_text_config()
-        if self.config._attn_implementation not in ("sdpa", "eager"):
-            logger.info("%s attention takes no tree mask: scoring with sdpa", self.config._attn_implementation)
+        if self.config._attn_implementation not in ("sdpa", "eager"):  # flash attention takes no arbitrary mask
+            logger.info("%s attention takes no tree mask: using sdpa", self.config._attn_implementation)
             causal.set_attn_implementation("sdpa")
         self.attention = self.config._attn_implementation
         window = getattr(self.config, "sliding_window", None)
+        # without `layer_types`, all layers are alike: Mistral's have a window, Llama's have none
         default = ["sliding_attention" if window else "full_attention"]
         self.kinds = sorted(set(getattr(self.config, "layer_types", None) or default))
         self.windows = {"full_attention": None, "sliding_attention": window}
@@ -104,26 +131,34 @@ class TreeMasks:
         self.dtype = model.get_input_embeddings().weight.dtype
 
     def __call__(self, depth, end):
-        """Mask [B, 1, T, T], or one a kind of layer, from the depth and the local `end` of each node, both [B, T]."""
+        """Return the mask [B, 1, T, T], or one for each kind of layer, from the places' depth and local end, [B, T]."""
         place = torch.arange(depth.shape[1], device=depth.device)
+        # in depth-first order, j is i or an ancestor of i if j <= i and i comes before the end of j's subtree
         ancestor = (place[None, :] <= place[:, None]) & (place[:, None] < end[:, None, :])
         masks = {kind: self._one(ancestor, depth, self.windows[kind]) for kind in self.kinds}
+        # a model whose layers are all of one kind takes the mask itself, one that mixes kinds a dict
         return masks if len(masks) > 1 else masks[self.kinds[0]]
 
     def _one(self, ancestor, depth, window):
+        # A 4D mask replaces the model's own, sliding window included. The window counts depths: the distance in the row
+        # also counts the nodes of other branches.
         if window is not None:
             ancestor = ancestor & (depth[:, None, :] > depth[:, :, None] - window)
         if self.attention == "sdpa":
             return ancestor[:, None]
-        # -inf would make NaN of the rows of padding, a bool mask would be added as 0 and 1
+        # Eager attention adds the mask to its scores. It would add a bool mask as 0 and 1, silently, and -inf gives NaN
+        # in rows of padding; the smallest finite number of the scores' dtype does neither.
         seen = torch.zeros(ancestor.shape, dtype=self.dtype, device=ancestor.device)
         return seen.masked_fill_(~ancestor, torch.finfo(self.dtype).min)[:, None]
 
 
 def _crossover(model, config):
-    """The row length at which attention takes as long as the linear layers: 2 P against 4 T width operations."""
+    """Return the row length T at which attention takes as long as the linear layers.
+
+    A token takes 2 P operations in linear layers with P weights, and 4 T width in the attention of each layer.
+    """
     weights = sum(p.numel() for p in output_head.causal_lm(model).base_model.parameters())
-    weights -= model.get_input_embeddings().weight.numel()
+    weights -= model.get_input_embeddings().weight.numel()  # looking up an embedding multiplies nothing
     return max(1.0, ATTENTION_RATE * weights / (2 * config.num_hidden_layers * config.hidden_size))
 
 

@@ -1,11 +1,12 @@
-"""Requests as a prefix tree, and the tree cut into rows that a model runs in one forward pass.
+"""Build a prefix tree of token sequences, and cut it into rows that a model runs in one forward pass.
 
-Requests that begin with the same tokens share those tokens' computation. Sorted, each request adds to the tree only
-what lies beyond the prefix that it shares with the one before, so that the nodes come out in depth-first order: a
-node's descendants are the ones right after it, up to `end`, and "j is i or above it" is `j <= i < end[j]`.
+Sequences that begin with the same tokens share the computation of those tokens. Sorted, each sequence adds to the tree
+only what lies beyond the prefix that it shares with the one before it. So the nodes come in depth-first order: a node's
+descendants are the nodes right after it, up to `end`, and "j is i or an ancestor of i" is `j <= i < end[j]`.
 
-A row is a run of consecutive nodes, led by the ancestors of its first one. Cutting inside a tree repeats those
-ancestors in the next row; not cutting makes attention quadratic in the row's length: `rows` finds the cheapest cuts.
+A row is a run of consecutive nodes, led by the ancestors of its first one. A cut inside the tree repeats those
+ancestors in the next row, and without a cut the cost of attention grows with the square of the row's length. `rows`
+finds the cheapest cuts.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import numpy
 
 @dataclass(frozen=True)
 class Trie:
-    """Nodes in depth-first order; node i holds one token.
+    """Nodes in depth-first order; each node holds one token.
 
-    token, depth, end: int64 [nodes], `depth` counting from 0 and `end` the first node that is no descendant.
-    cuts: int64 [pieces], the nodes at which a request left the path of the one before it, ascending; between two cuts
-    each node is the parent of the next. parents: int64 [pieces], the parent of each such node, -1 for a root.
+    Attributes:
+        token, depth, end: int64 [nodes]; `depth` counts from 0, `end` is the first node that is not a descendant.
+        cuts: int64 [pieces], ascending; the nodes at which a sequence left the path of the one before it. Between two
+            cuts each node is the parent of the next one.
+        parents: int64 [pieces]; the parent of the node at each cut, -1 for a root.
     """
 
     token: numpy.ndarray
@@ -32,10 +35,10 @@ class Trie:
         return len(self.token)
 
     def ancestors(self, node):
-        """The nodes above `node`, from its root down: int64 [depth of node]."""
+        """Return the ancestors of `node` from its root down: int64 [depth of node]."""
         runs = []
         piece = int(numpy.searchsorted(self.cuts, node, side="right")) - 1
-        while True:
+        while True:  # piece by piece: inside a piece, the ancestors are the nodes since its cut
             runs.append(numpy.arange(self.cuts[piece], node))
             node = int(self.parents[piece])
             if node < 0:
@@ -46,7 +49,7 @@ class Trie:
 
 @dataclass(frozen=True)
 class Row:
-    """Nodes `start` to `stop` of a trie, after the `lead` ancestors of the first; `len` counts both."""
+    """Nodes `start` to `stop` of a trie behind the `lead` ancestors of the first one; `len` counts both."""
 
     start: int
     stop: int
@@ -57,10 +60,15 @@ class Row:
 
 
 def build(sequences):
-    """The trie of token sequences (lists of ints, none empty), and the path of each: int64 [its length], of nodes."""
+    """Return the trie of token sequences, and the path of each sequence through it: int64 [its length], of nodes.
+
+    sequences: lists of ints, none of them empty.
+    """
+    # sorted: of all sequences before it, the last one shares the longest prefix with a sequence
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    size = sum(map(len, sequences))
+    size = sum(map(len, sequences))  # the most nodes there can be; cut to the real number at the end
     token, depth, end = (numpy.zeros(size, dtype=numpy.int64) for _ in range(3))
+    # the nodes of the current sequence by depth, overwritten from the depth at which the next one branches off
     path = numpy.zeros(max(map(len, sequences), default=0), dtype=numpy.int64)
     before = numpy.zeros(0, dtype=numpy.int64)
     cuts, parents, paths = [], [], [None] * len(sequences)
@@ -68,8 +76,8 @@ def build(sequences):
     for index in order:
         tokens = numpy.asarray(sequences[index], dtype=numpy.int64)
         shared = _common_prefix(before, tokens)
-        end[path[shared : len(before)]] = count
-        added = len(tokens) - shared
+        end[path[shared : len(before)]] = count  # these nodes get no more descendants
+        added = len(tokens) - shared  # 0 for a repeated sequence
         if added:
             cuts.append(count)
             parents.append(path[shared - 1] if shared else -1)
@@ -77,9 +85,9 @@ def build(sequences):
             depth[count : count + added] = numpy.arange(shared, len(tokens))
             path[shared : len(tokens)] = numpy.arange(count, count + added)
             count += added
-        paths[index] = path[: len(tokens)].copy()
+        paths[index] = path[: len(tokens)].copy()  # `path` is overwritten
         before = tokens
-    end[path[: len(before)]] = count
+    end[path[: len(before)]] = count  # closes the path of the last sequence
     pieces = (numpy.array(cuts, dtype=numpy.int64), numpy.array(parents, dtype=numpy.int64))
     return Trie(token[:count].copy(), depth[:count].copy(), end[:count].copy(), *pieces), paths
 
@@ -87,20 +95,22 @@ def build(sequences):
 def _common_prefix(a, b):
     length = min(len(a), len(b))
     differ = a[:length] != b[:length]
-    return int(differ.argmax()) if differ.any() else length
+    return int(differ.argmax()) if differ.any() else length  # without a True, argmax is 0
 
 
 def rows(trie, limit, crossover, first=0, last=None):
-    """Cut nodes `first` to `last` of `trie` into rows of least cost, none above `limit` nodes where a cut can help.
+    """Cut nodes `first` to `last` of `trie` into rows of least cost, none above `limit` nodes if a cut can help.
 
-    A row of n nodes costs n + n^2 / crossover: `crossover` is the length at which attention costs as much as all the
-    rest.
+    A row of n nodes costs n + n^2 / crossover: at length `crossover`, attention costs as much as everything else.
     """
     last = len(trie) if last is None else last
+    # only where a branch begins: a row that begins inside a piece would repeat the beginning of that piece, too
     inner = trie.cuts[(trie.cuts > first) & (trie.cuts < last)]
     places = numpy.concatenate([[first], inner, [last]])
     lead = trie.depth[places[:-1]]
-    origin = places[:-1] - lead  # a row from place i to place j has places[j] - origin[i] nodes; ascending in i
+    # A row from place i to place j has places[j] - origin[i] nodes. `origin` ascends, so a binary search finds the
+    # first place from which a row is short enough.
+    origin = places[:-1] - lead
 
     def lowest(stop):
         return numpy.searchsorted(origin[:stop], places[stop] - limit)
@@ -114,14 +124,15 @@ def rows(trie, limit, crossover, first=0, last=None):
 
 
 def batches(rows, budget):
-    """Group rows into batches of at most `budget` tokens, padding included, the longest first: lists of Row.
+    """Group rows into batches of at most `budget` tokens, padding included: lists of Row, the longest rows first.
 
-    Each row is padded to the longest of its batch; a batch costs its tokens and 1/32 of the budget.
+    Each row is padded to the longest of its batch. A batch costs its tokens and 1/32 of the budget, for its overhead.
     """
+    # among sorted rows, the cheapest batches are runs of neighbors: they need the least padding
     rows = sorted(rows, key=len)
     lengths = numpy.array([len(row) for row in rows])
 
-    def lowest(stop):
+    def lowest(stop):  # the longest row of a batch is its last, lengths[stop - 1]
         return stop - budget // lengths[stop - 1]
 
     def cost(low, stop):
@@ -133,11 +144,11 @@ def batches(rows, budget):
 def _cheapest_runs(count, lowest, cost):
     """Divide 0 ... count into runs (start, stop) of least total cost, by dynamic programming.
 
-    A run that ends at `stop` begins at `lowest(stop)` or later, if only at stop - 1; `cost(low, stop)` gives the costs
-    of the runs from low, low + 1, ... stop - 1 to stop.
+    A run that ends at `stop` begins at `lowest(stop)` or later, but may always begin at stop - 1. `cost(low, stop)`
+    returns the costs of the runs to `stop` from low, low + 1, ..., stop - 1.
     """
-    best = numpy.zeros(count + 1)
-    back = numpy.zeros(count + 1, dtype=numpy.int64)
+    best = numpy.zeros(count + 1)  # the least cost of dividing 0 ... stop
+    back = numpy.zeros(count + 1, dtype=numpy.int64)  # where the last of those runs begins
     for stop in range(1, count + 1):
         low = max(0, min(int(lowest(stop)), stop - 1))
         total = best[low:stop] + cost(low, stop)

@@ -1,4 +1,4 @@
-"""Checkpoints whose layers have different widths (`shapes`), and the models that fit them (`building`, needs torch)."""
+"""Checkpoints whose layers differ in width (`shapes`), and the models that fit them (`building`, which needs torch)."""
 
 from .shapes import FAMILIES, MANIFEST, layers_of, tensor_shapes, write_manifest
 

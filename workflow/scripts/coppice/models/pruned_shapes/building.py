@@ -1,4 +1,4 @@
-"""The model that fits a checkpoint whose layers have different widths, filled with its weights."""
+"""Build the model that fits a checkpoint whose layers differ in width, and fill it with the checkpoint's weights."""
 
 import torch
 from safetensors.torch import load_file
@@ -12,11 +12,20 @@ from .shapes import KEYS, LAYER, head_dim
 
 
 def load(folder, config, odd, dtype):
-    """The causal LM of an odd-shaped checkpoint, on the CPU: `odd` as from `layers_of`.
+    """Load the causal LM of a checkpoint whose layers differ in width, on the CPU.
 
-    Built from the configuration without memory, its layers given their own widths, then filled with the weights as
-    they lie in the files; every tensor of the files has to find its place, and every place its tensor.
+    Every tensor in the files must have a place in the model, and every place a tensor.
+
+    Args:
+        folder: the checkpoint.
+        config: its configuration, which holds the uniform widths.
+        odd: layer index -> widths, as from `layers_of`.
+        dtype: of all floating-point weights.
+
+    Raises:
+        CheckpointError: if the configuration and the weights do not match.
     """
+    # weights on the meta device take no memory; the tensors of the files replace them below
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     state = {}
@@ -28,19 +37,20 @@ def load(folder, config, odd, dtype):
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
+        # `assign`, because nothing can be copied into a meta tensor; `strict` reports what is missing or left over
         model.load_state_dict(state, assign=True, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{folder}: {error}; its config.json and its weights do not belong together") from error
+        raise CheckpointError(f"{folder}: its config.json and its weights do not match: {error}") from error
     if config.tie_word_embeddings:
-        model.tie_weights()
+        model.tie_weights()  # `assign` has given both their own parameter
     rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(config=config)  # its buffers are in no file and still on meta
+    model.model.rotary_emb = type(rotary)(config=config)  # no file has its buffers, so they are still on meta
     model.config.name_or_path = str(folder)
     return model
 
 
 def shape(model, odd, names):
-    """Give every layer of `odd` its own widths, and take out norms that are not among `names` of tensors."""
+    """Give every layer in `odd` its own widths, and remove norms of removed blocks that are not in `names`."""
     for index, widths in odd.items():
         reshape(model, index, widths)
         _without_lone_norms(model.model.layers[index], f"{LAYER}{index}.", names)
@@ -50,13 +60,13 @@ def _check_tied(folder, state):
     head, embedding = state.get("lm_head.weight"), state["model.embed_tokens.weight"]
     if head is not None and not head.equal(embedding):
         raise CheckpointError(
-            f"{folder}: lm_head.weight differs from embed_tokens.weight, but config.json ties them; "
-            "set tie_word_embeddings to false"
+            f"{folder}: config.json ties lm_head.weight to embed_tokens.weight, but the two differ. "
+            "Set tie_word_embeddings to false."
         )
 
 
 def reshape(model, index, widths):
-    """Give layer `index` its own `widths`: linear layers of the new shape, without values (on their device)."""
+    """Give layer `index` its own `widths`: linear layers of the new shape, on the device of the old, without values."""
     layer, head = model.model.layers[index], head_dim(model.config)
     query, key, channels = (widths[name] for name in KEYS)
     if query:
@@ -65,6 +75,7 @@ def reshape(model, index, widths):
         for name, width in rows.items():
             _resize(attention, name, out_features=width)
         _resize(attention, "o_proj", in_features=query * head)
+        # the forward pass gets the numbers of heads from the widths, and only this one from the module
         attention.num_key_value_groups = query // key
     else:
         layer.self_attn = NoAttention(head, index)
@@ -78,7 +89,7 @@ def reshape(model, index, widths):
 
 
 def _without_lone_norms(layer, prefix, state):
-    """Some tools drop the norm with the block that it fed."""
+    """Remove the norm of a removed block if the checkpoint has none: some tools drop it with the block it fed."""
     for norm, block in (("input_layernorm", layer.self_attn), ("post_attention_layernorm", layer.mlp)):
         if isinstance(block, NoAttention | NoMlp) and f"{prefix}{norm}.weight" not in state:
             setattr(layer, norm, nn.Identity())
@@ -92,14 +103,15 @@ def _resize(owner, name, **changes):
 
 
 class NoAttention(nn.Module):
-    """An attention block that was removed: it adds nothing, and the cache still counts its tokens."""
+    """An attention block that was removed: it adds nothing, but the cache still counts its tokens."""
 
     def __init__(self, width, layer_idx):
         super().__init__()
         self.width, self.layer_idx = width, layer_idx
 
     def forward(self, hidden_states, past_key_values=None, **kwargs):
-        """(zeros, None), as an attention block answers."""
+        """Return (zeros, None), in the form of an attention block's results."""
+        # transformers reads the number of cached tokens from a layer's entry, so this layer needs one
         if past_key_values is not None:
             batch, length, _ = hidden_states.shape
             empty = hidden_states.new_zeros(batch, 1, length, self.width)
@@ -111,5 +123,5 @@ class NoMlp(nn.Module):
     """An MLP that was removed: it adds nothing."""
 
     def forward(self, hidden_states):
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros_like(hidden_states)

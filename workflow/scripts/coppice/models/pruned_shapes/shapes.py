@@ -1,10 +1,10 @@
-"""Checkpoints whose layers have different widths: which shapes they have, and the model that fits them.
+"""Find out which layers of a checkpoint have other widths than its configuration says.
 
-Structured pruning by LLM-Pruner, Torch-Pruning, FLAP and the like leaves every layer with heads, KV heads and an MLP
-width of its own; a block may have lost its attention or its MLP altogether. The configuration keeps the uniform
-numbers; `pruned_shapes.json` beside it holds what differs, by layer, in the format of transformers' `per_layer_config`
-(which the models of transformers 5.23 cannot be built from yet). Where that file is absent, the shapes are read off the
-weights. Known are Llama, Qwen2, Qwen3 and Mistral.
+Structured pruning with LLM-Pruner, Torch-Pruning, FLAP and similar tools leaves each layer with its own number of
+heads, KV heads and MLP channels; a block may have lost its attention or its MLP altogether. `config.json` keeps the
+uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ, in the format of transformers'
+`per_layer_config`, from which transformers 5.23 cannot build these models yet. Without that file, the widths come from
+the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported.
 """
 
 import json
@@ -22,7 +22,7 @@ LAYER = "model.layers."
 
 
 def tensor_shapes(folder):
-    """name -> shape of every tensor of a safetensors checkpoint, from the files' headers; None for other formats."""
+    """Return name -> shape of all tensors of a safetensors checkpoint, from file headers; None for other formats."""
     from safetensors import SafetensorError, safe_open
 
     shapes = {}
@@ -30,26 +30,30 @@ def tensor_shapes(folder):
         if path.suffix != ".safetensors":
             return None
         try:
-            # the library calls a file that may not be read one that is not there; numpy is the quickest to import
+            # `open`, because safetensors reports a file without read permission as missing; numpy imports fastest
             with open(path, "rb"), safe_open(path, "np") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path}: cannot be read as safetensors ({error}); copy or fetch the file again"
+                f"{path}: cannot be read as safetensors ({error}). Copy or fetch the file again."
             ) from error
     return shapes
 
 
 def layers_of(folder, config):
-    """What each layer of a checkpoint holds: layer index -> {num_attention_heads, num_key_value_heads,
-    intermediate_size}, for those that differ from `config`; {} where none does, or another architecture.
+    """Return the widths of those layers of a checkpoint that differ from `config`.
 
-    A missing attention or MLP has width 0. Raises CheckpointError for widths that no model can have, for a checkpoint
-    all of whose layers differ from the configuration alike, and for a manifest that is not the weights'.
+    Returns:
+        layer index -> {num_attention_heads, num_key_value_heads, intermediate_size}; a removed attention or MLP has
+        width 0. {} if no layer differs, and for other architectures.
+
+    Raises:
+        CheckpointError: if no model can have these widths, if all layers differ from the configuration in the same way,
+            or if the manifest does not match the weights.
     """
-    # quantised weights are packed: their shapes say nothing of the layers' widths
-    known = config.model_type in FAMILIES and not getattr(config, "quantization_config", None)
-    shapes = tensor_shapes(folder) if known else None
+    # quantized weights are packed, so their shapes do not show the widths of the layers
+    supported = config.model_type in FAMILIES and not getattr(config, "quantization_config", None)
+    shapes = tensor_shapes(folder) if supported else None
     if shapes is None:
         return {}
     found = {index: _widths(folder, index, shapes, config) for index in range(config.num_hidden_layers)}
@@ -60,8 +64,8 @@ def layers_of(folder, config):
         _check_manifest(folder, manifest, odd)
     elif len(odd) == len(found) and len({tuple(widths.values()) for widths in found.values()}) == 1:
         raise CheckpointError(
-            f"{folder}: every layer has {_said(odd[0])}, but config.json says {_said(uniform)}: "
-            "its config.json and its weights do not belong together"
+            f"{folder}: every layer has {_described(odd[0])}, but config.json says {_described(uniform)}. "
+            "Use the config.json that belongs to these weights."
         )
     for index, widths in odd.items():
         _check_widths(folder, index, widths, uniform)
@@ -74,19 +78,22 @@ def _widths(folder, index, shapes, config):
     if not names:
         layers = sorted({int(n.split(".")[2]) for n in shapes if n.startswith(LAYER)})
         raise CheckpointError(
-            f"{folder}: has no tensor of layer {index}, its config.json says {config.num_hidden_layers} layers "
-            f"(there are {len(layers)}: number them from 0 and set num_hidden_layers)"
+            f"{folder}: config.json says {config.num_hidden_layers} layers, but layer {index} has no tensor "
+            f"(there are {len(layers)} layers). Number them from 0 and set num_hidden_layers."
         )
     rows = {part: shapes.get(f"{prefix}{part}.weight", (0,))[0] for part in ("self_attn.q_proj", "self_attn.k_proj")}
     for part, width in rows.items():
         if width % head:
-            raise CheckpointError(f"{folder}: layer {index}'s {part} has {width} rows, no multiple of head_dim {head}")
+            raise CheckpointError(
+                f"{folder}: layer {index}'s {part} has {width} rows, which is not a multiple of head_dim {head}. "
+                "Prune whole heads."
+            )
     query, key = (width // head for width in rows.values())
     return dict(zip(KEYS, (query, key, shapes.get(f"{prefix}mlp.gate_proj.weight", (0,))[0]), strict=True))
 
 
 def head_dim(config):
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -94,14 +101,14 @@ def _check_widths(folder, index, widths, uniform):
     query, key, _ = widths.values()
     if bool(query) != bool(key) or (key and query % key):
         raise CheckpointError(
-            f"{folder}: layer {index} has {query} query heads and {key} KV heads: a whole number of query heads "
-            "has to share each KV head"
+            f"{folder}: layer {index} has {query} query heads and {key} KV heads. The number of query heads must be a "
+            "multiple of the number of KV heads."
         )
     larger = [name for name in KEYS if widths[name] > uniform[name]]
     if larger:
         raise CheckpointError(
-            f"{folder}: layer {index} has {_said(widths)}, more than config.json's {_said(uniform)}: "
-            "its config.json and its weights do not belong together"
+            f"{folder}: layer {index} has {_described(widths)}, more than config.json's {_described(uniform)}. "
+            "Use the config.json that belongs to these weights."
         )
 
 
@@ -114,7 +121,7 @@ def _read_manifest(folder):
         return {int(index): {key: int(widths[key]) for key in KEYS} for index, widths in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: is no manifest of layer shapes ({error!r}); delete it, and the shapes are read off the weights"
+            f"{path}: is not a manifest of layer shapes ({error!r}). Delete it to have the weights' shapes used."
         ) from error
 
 
@@ -124,12 +131,12 @@ def _check_manifest(folder, manifest, odd):
         index = wrong[0]
         more = f" (and {len(wrong) - 1} more layers)" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"{Path(folder) / MANIFEST}: layer {index} is said to have {_said(manifest.get(index))}, the weights have "
-            f"{_said(odd.get(index))}{more}; delete the file, and the shapes are read off the weights"
+            f"{Path(folder) / MANIFEST}: layer {index} has {_described(manifest.get(index))} in this file but "
+            f"{_described(odd.get(index))} in the weights{more}. Delete the file to have the weights' shapes used."
         )
 
 
-def _said(widths):
+def _described(widths):
     if not widths:
         return "config.json's widths"
     query, key, channels = (widths[name] for name in KEYS)
@@ -137,7 +144,7 @@ def _said(widths):
 
 
 def write_manifest(folder, config):
-    """Write `pruned_shapes.json` for the checkpoint in `folder` where its layers differ from `config`."""
+    """Write `pruned_shapes.json` into `folder` if its layers differ from `config`, and return what differs."""
     odd = layers_of(folder, config)
     if odd:
         with atomic(Path(folder) / MANIFEST) as file:
