@@ -113,7 +113,7 @@ def test_a_training_of_another_checkpoint_differs_in_its_weights(study):
     prints = provenance["fingerprints"] | {"weights": "f" * 64}
     changed(path, provenance=provenance | {"fingerprints": prints})
     _, found = traced("Llama", "best_acc")
-    assert any(told.startswith("training began from the chosen checkpoint") for told in differing(found))
+    assert any(told.startswith("training started from the chosen checkpoint") for told in differing(found))
 
 
 @pytest.mark.parametrize("method", ["imported", "depth"])
@@ -147,7 +147,7 @@ def test_plain_text_holds_no_colours_and_the_verdict_last(study, capsys):
 def test_what_is_no_part_of_a_study_is_told_with_the_remedy(study, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("x")
     assert cli.main(["trace", "notes.txt"]) == 1
-    assert "name them (coppice trace MODEL CONFIG)" in capsys.readouterr().err
+    assert "coppice trace MODEL CONFIG" in capsys.readouterr().err
     assert cli.main(["trace", "Llama", "best_ac"]) == 1
 
 
@@ -184,7 +184,9 @@ def test_a_number_that_only_the_studys_report_holds_is_named(reported, capsys, t
     assert cli.main(["trace", "results"]) == 1
     told = capsys.readouterr().out
     assert (
-        "DIFFERS" in told and f"{table}.csv: {column} of Llama best_acc" in told and "is 0.123, by the records" in told
+        "DIFFERS" in told
+        and f"{table}.csv: {column} of Llama best_acc" in told
+        and "is 0.123, but the records give" in told
     )
 
 
@@ -197,12 +199,13 @@ def test_a_pair_that_the_studys_report_alone_holds_or_lacks_is_named(reported, c
     assert "of Llama best_ppl" in told, told
     path.write_text(text.splitlines()[0] + "\n")
     assert cli.main(["trace", "results"]) == 0  # it may have been left out on purpose
-    assert "report is without Llama best_acc" in capsys.readouterr().out
+    assert "report lacks Llama best_acc" in capsys.readouterr().out
 
 
 def test_a_seed_is_asked_of_one_pair_alone(reported, capsys):
     assert cli.main(["trace", "results", "--seed", "7"]) == 1
-    assert "--seed goes with a model and config" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--seed" in message and "name a model and config" in message
 
 
 def test_a_study_that_has_chosen_and_no_more_is_traced_too(study):

@@ -1,1 +1,1 @@
-"""Reports rendered from records alone: the study's (`study_report`), and where a number comes from (`provenance`)."""
+"""Reports rendered from records alone: `study_report` covers the whole study, `provenance` the source of a number."""

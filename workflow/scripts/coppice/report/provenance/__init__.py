@@ -1,4 +1,4 @@
-"""Where a number comes from: the records behind it, and whether they still agree. Reads records alone, no model."""
+"""Trace a number to the records behind it and check that they still agree. Reads records only, never a model."""
 
 import json
 
@@ -12,16 +12,28 @@ __all__ = ["trace"]
 
 
 def trace(words, console, results="results", resources=None, metric=None, stage=None, seed=None, **how):
-    """Print what is behind a pair of model and config, an arm, or a whole study; returns whether all of it agrees.
+    """Print the records behind a model and config, an ablation's arm or a whole study, and whether they agree.
 
-    words: one path inside the results (that folder, or its report, for the whole study), or a model and a config;
-    resources: by default those that the study's records name; console: of rich; metric: a task, average_acc, ppl.<text>
-    or recovered; stage: dense, pruned or finetuned; seed: of a further training; how: verify, to read the files on disk
-    again, and as_json. Raises CoppiceError where there is nothing of that name.
+    Args:
+        words: one path inside the results (for the whole study the results folder or its report), or a model and a
+            config.
+        console: a `rich` console.
+        results: the results folder, used with a model and a config.
+        resources: the folder of models and data; by default the one that the study's records name.
+        metric: show this metric only: a task, average_acc, ppl.<text>, recovered or validation_loss.
+        stage: show this stage only: dense, pruned or finetuned.
+        seed: the seed of a repeated training.
+        how: `verify` reads and hashes the files on disk again, `as_json` prints JSON.
+
+    Returns:
+        False if any check fails, else True.
+
+    Raises:
+        CoppiceError: if nothing has that name.
     """
     if len(words) == 1 and (study := layout.results_above(words[0])):
         if seed is not None:
-            raise CoppiceError("--seed goes with a model and config, or with a file of theirs, not with a whole study")
+            raise CoppiceError("--seed does not apply to a whole study; name a model and config, or one of their files")
         return whole_study.trace(study, resources or resources_of(study), console, metric, stage, **how)
     chain = of_target(words, results, resources, seed)
     display.check_metric(metric, display.known_metrics(chain))

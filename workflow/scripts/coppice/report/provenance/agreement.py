@@ -1,4 +1,4 @@
-"""Whether the records of a chain agree: with each other, with the report that shows them, with the files on disk."""
+"""Check that the records of a chain agree with each other, with the report that shows them and with files on disk."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from coppice.stages.compare import report_text
 from coppice.stages.compare.comparison import check_alike
 from coppice.stats import stored_samples
 
-from .chain import STAGES, roles_of
+from .chain import STAGE_LABELS, STAGES, TITLES, roles_of
 
-# Which record rests on which: the first shows or uses what the second holds
+# (a record, a record that it was computed from): the second must not be newer than the first.
 RESTS_ON = (
     ("comparison", "dense"),
     ("comparison", "pruned"),
@@ -30,7 +30,7 @@ RESTS_ON = (
 
 @dataclass(frozen=True)
 class Check:
-    """What was compared; whether it agrees, None where that could not be found out; and the words for it."""
+    """One check: the statement that was checked, whether it is true (None: unknown), and the details."""
 
     what: str
     agrees: bool | None
@@ -38,46 +38,46 @@ class Check:
 
 
 def of_chain(chain, verify=False):
-    """All Checks of a chain; with `verify` files on disk are read and hashed, else only known digests count."""
-    found = [Check(link.name, False, link.problem) for link in chain.whole if link.problem]
+    """Return all `Check`s of a chain; `verify` hashes the files on disk again instead of using the cached digests."""
+    found = [Check(TITLES.get(link.name, link.name), False, link.problem) for link in chain.whole if link.problem]
     for check in (_report, _names, _numbers, _alike, _weights, _rows, _times):
         found += check(chain)
     return found + _on_disk(chain, verify)
 
 
 def notes(chain):
-    """What differs without being wrong: versions and devices of the evaluations that are compared."""
+    """Return sentences about differences that are not errors: versions, devices and reused results."""
     evaluated = [chain[stage] for stage in STAGES if chain[stage].record]
     found = []
     for key in ("versions", "device"):
-        values = {stage.name: _told(stage.provenance.get(key)) for stage in evaluated}
+        values = {STAGE_LABELS[stage.name]: _as_text(stage.provenance.get(key)) for stage in evaluated}
         if len(set(values.values())) > 1:
             each = "; ".join(f"{name}: {value}" for name, value in values.items())
-            found.append(f"{key} of the evaluations differ: {each}")
+            found.append(f"the evaluations differ in {key}: {each}")
     for link in chain.links.values():
         if origin := link.at("reused_from"):
-            found.append(f"{link.name}: taken over from {origin}, which chose the same candidate")
+            found.append(f"{TITLES.get(link.name, link.name)}: reused from {origin}, which chose the same candidate")
     return found
 
 
-def _told(value):
+def _as_text(value):
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def short(print_):
-    """The first digits of a fingerprint, as everywhere in messages."""
+    """Return the first digits of a fingerprint, or "none"."""
     return str(print_)[:12] if print_ else "none"
 
 
 def _same(what, first, second):
-    """The Check that two (name, value) agree; None where one of the values is not known."""
+    """Return the `Check` that two (name, value) agree; it is unknown if one of the values is None."""
     (a, found), (b, wanted) = first, second
     if found is None or wanted is None:
         missing = a if found is None else b
-        return Check(what, None, f"not recorded in the {missing}")
+        return Check(what, None, f"the {missing} record does not hold it")
     if found == wanted:
         return Check(what, True, _value(found))
-    return Check(what, False, f"{a} has {_value(found)}, {b} has {_value(wanted)}")
+    return Check(what, False, f"the {a} record has {_value(found)}, the {b} record {_value(wanted)}")
 
 
 def _value(value):
@@ -85,31 +85,31 @@ def _value(value):
 
 
 def _report(chain):
-    """The text shows what the record of the comparison holds."""
+    """Check that the text of the comparison report shows what its record holds."""
     comparison, path = chain["comparison"], chain.report
     if path is None or not comparison.record:
         return []
     if not path.is_file():
         return [Check("report", False, f"{path}: there is no such file; run snakemake {path}")]
     same = path.read_text(encoding="utf-8") == report_text.render(comparison.record)
-    words = "its text is that of comparison.json" if same else f"{path} does not show what comparison.json holds"
-    return [Check("report", same, words)]
+    detail = "its text matches comparison.json" if same else f"{path} does not show what comparison.json holds"
+    return [Check("report", same, detail)]
 
 
 def _names(chain):
-    """Each record is of the model and config in whose folder it lies."""
+    """Check that each record is about the model and config of the folder it lies in."""
     found = []
     for name in ("comparison", "dense", "pruned", "finetuned", "training", "selection", "candidate"):
         link = chain[name]
         for key in ("model", "config"):
             if chain.kind == "pair" and link.at(key) and link.at(key) != chain.identity[key]:
-                detail = f"{link.path} is of {key} {link.at(key)}"
-                found.append(Check(f"{name} is of {' '.join(chain.identity.values())}", False, detail))
+                detail = f"{link.path} is about {key} {link.at(key)}"
+                found.append(Check(f"{TITLES[name]} is about {' '.join(chain.identity.values())}", False, detail))
     return found
 
 
 def _numbers(chain):
-    """The numbers that the comparison shows are those of the evaluations; the arm's those of its training."""
+    """Check that the comparison shows the numbers of its evaluations, and an arm the number of its training."""
     found = []
     for stage in STAGES:
         comparison, link = chain["comparison"], chain[stage]
@@ -119,7 +119,7 @@ def _numbers(chain):
         held = numbers_of(link.record)
         other = [name for name, value in shown.items() if not near(value, held.get(name))]
         detail = f"{len(shown)} numbers" if not other else _differing(other[0], shown, held, link.path)
-        found.append(Check(f"comparison shows the numbers of the {stage} evaluation", not other, detail))
+        found.append(Check(f"comparison shows the numbers of the {STAGE_LABELS[stage]} evaluation", not other, detail))
     if chain["arm"].record and chain["training"].record:
         both = [("arm", chain["arm"].at("validation_loss")), ("training", chain["training"].at("validation_loss"))]
         found.append(_same("arm has the validation loss of its training", *both))
@@ -127,39 +127,38 @@ def _numbers(chain):
 
 
 def _differing(name, shown, held, path):
-    return f"{name}: shown as {shown[name]}, {path} holds {held.get(name)}"
+    return f"{name}: shown as {shown[name]}, but {path} holds {held.get(name)}"
 
 
 def near(a, b):
-    """Equal but for the last digits, where a mean was taken in another order."""
+    """Return whether two numbers are equal but for the last digits: a mean in another order rounds differently."""
     return a is not None and b is not None and abs(a - b) <= 1e-9 * max(1.0, abs(a), abs(b))
 
 
 def numbers(comparison, stage):
-    """metric -> the number that a comparison shows of a stage."""
+    """Return metric -> the number that a comparison shows for a stage."""
     texts = {f"ppl.{name}": text[stage] for name, text in comparison["perplexity"].items()}
     tasks = {name: task[stage] for name, task in comparison["zero_shot"].items()}
     return texts | tasks | {"average_acc": (comparison["average_acc"] or {}).get(stage)}
 
 
 def numbers_of(evaluation):
-    """metric -> the number that an evaluation holds."""
+    """Return metric -> the number that an evaluation holds."""
     texts = {f"ppl.{name}": text["value"] for name, text in evaluation["perplexity"].items()}
     tasks = {name: task["value"] for name, task in evaluation["zero_shot"].items()}
     return texts | tasks | {"average_acc": evaluation["average_acc"]}
 
 
 def _alike(chain):
-    """The stages were measured alike, and what their losses and samples are kept in is of these evaluations."""
+    """Check that the stages were measured in the same way, and that each loss file belongs to its evaluation."""
     evaluated = {stage: chain[stage] for stage in STAGES if chain[stage].record}
     found = []
     if "dense" in evaluated:
-        found.append(_holds("stages were measured alike", check_alike, _records(evaluated)))
+        found.append(_passes("stages were measured in the same way", check_alike, _records(evaluated)))
     for stage, link in evaluated.items():
         if link.at("perplexity"):
-            found.append(
-                _holds(f"losses of the {stage} evaluation are its own", stored_samples.losses, link.path.parent)
-            )
+            what = f"the loss file belongs to the {STAGE_LABELS[stage]} evaluation"
+            found.append(_passes(what, stored_samples.losses, link.path.parent))
     return found
 
 
@@ -167,37 +166,41 @@ def _records(links):
     return {name: link.record for name, link in links.items()}
 
 
-def _holds(what, check, given):
-    """The Check that `check(given)` refuses nothing."""
+def _passes(what, check, given):
+    """Return the `Check` that `check(given)` raises no error."""
     try:
         check(given)
     except CoppiceError as error:
         return Check(what, False, str(error))
-    return Check(what, True, "they were")
+    return Check(what, True, "yes")
 
 
 def _weights(chain):
-    """Weights, adapter and tokenizer are the same wherever two records speak of the same model."""
+    """Check that two records about the same model hold the same fingerprints of weights, adapter and tokenizer."""
     chosen = "selection" if chain["selection"].record else "model"
     pairs = [
-        ("dense evaluation is of the dense model", _print_in("dense"), _whole("model")),
-        ("pruned evaluation is of the selected checkpoint", _print_in("pruned"), _whole("selection")),
-        ("fine-tuned evaluation is of the selected checkpoint", _print_in("finetuned"), _whole("selection")),
-        ("training began from the chosen checkpoint", _print_in("training"), _whole(chosen)),
-        ("arm began from the chosen checkpoint", _print_in("arm"), _whole(chosen)),
-        ("arm has the tokenizer of its training", _print_in("arm", "tokenizer"), _print_in("training", "tokenizer")),
-        ("selection links the candidate's weights", _whole("selection"), _whole("candidate")),
-        ("scores are of the candidate", _print_in("scores"), _whole("candidate")),
+        ("dense evaluation measured the dense model", _print_in("dense"), _checkpoint_in("model")),
+        ("pruned evaluation measured the selected checkpoint", _print_in("pruned"), _checkpoint_in("selection")),
+        ("fine-tuned evaluation measured the selected checkpoint", _print_in("finetuned"), _checkpoint_in("selection")),
+        ("training started from the chosen checkpoint", _print_in("training"), _checkpoint_in(chosen)),
+        ("arm started from the chosen checkpoint", _print_in("arm"), _checkpoint_in(chosen)),
+        ("arm uses the tokenizer of its training", _print_in("arm", "tokenizer"), _print_in("training", "tokenizer")),
+        ("selection links to the candidate's weights", _checkpoint_in("selection"), _checkpoint_in("candidate")),
+        ("scores were measured on the candidate", _print_in("scores"), _checkpoint_in("candidate")),
         ("comparison names the candidate", ("comparison", ("candidate",)), ("candidate", ("candidate",))),
     ]
-    if chain["candidate"].at("settings", "method") != "imported":  # a user's own was pruned elsewhere
-        pairs.append(("candidate was pruned from the dense model", _print_in("candidate", "source"), _whole("model")))
+    if chain["candidate"].at("settings", "method") != "imported":  # the user pruned an imported one elsewhere
+        pairs.append(
+            ("candidate was pruned from the dense model", _print_in("candidate", "source"), _checkpoint_in("model"))
+        )
     if chain.seed is None:
         for stage in STAGES:
             keys = ("weights", "adapter") if stage == "finetuned" else ("weights",)
             for key in keys:
                 shown = ("comparison", ("provenance", "fingerprints", stage, key))
-                pairs.append((f"comparison was made of these {stage} {key}", shown, _print_in(stage, key)))
+                pairs.append(
+                    (f"comparison used the {key} of the {STAGE_LABELS[stage]} evaluation", shown, _print_in(stage, key))
+                )
     return [
         _same(what, (a, chain[a].at(*keys)), (b, chain[b].at(*others)))
         for what, (a, keys), (b, others) in pairs
@@ -206,17 +209,17 @@ def _weights(chain):
 
 
 def _print_in(name, key="weights"):
-    """Where the record `name` holds a fingerprint in its provenance."""
+    """Return (record, keys) of a fingerprint in the provenance of the record `name`."""
     return name, ("provenance", "fingerprints", key)
 
 
-def _whole(name):
-    """Where the record `name` holds the fingerprint of the checkpoint that it is about."""
+def _checkpoint_in(name):
+    """Return (record, keys) of the fingerprint of the checkpoint that the record `name` is about."""
     return name, ("weights_fingerprint",)
 
 
 def _rows(chain):
-    """What was trained, calibrated and measured on are the rows of the data sets as they are now."""
+    """Check that training, calibration and evaluation used the rows that the data sets hold now."""
     found = []
     for link in chain.links.values():
         prints = link.fingerprints.get("datasets")
@@ -230,25 +233,30 @@ def _rows(chain):
 
 
 def _of_rows(chain, link, prints):
-    """One Check of all data sets that a record names with fingerprints."""
-    what = f"{link.name}: rows of {', '.join(prints)}"
+    """Return one `Check` for all data sets that a record names, given as name -> fingerprint."""
+    what = f"{TITLES.get(link.name, link.name)} used the rows of {', '.join(prints)}"
     wrong, unknown = [], []
     for name, print_ in prints.items():
         dataset = chain.datasets.get(name.partition(" (")[0])
         if dataset is None or not dataset.record:
             unknown.append(name)
-        elif not any(known == print_ and _fits(link, name, role) for role, known in roles_of(dataset).items()):
-            held = ", ".join(f"{role} {short(known)}" for role, known in roles_of(dataset).items())
-            wrong.append(f"{name}: {short(print_)}, but {dataset.path} has {held}")
+        elif not any(held == print_ and _fits(link, name, role) for role, held in roles_of(dataset).items()):
+            roles = ", ".join(f"{role} {short(held)}" for role, held in roles_of(dataset).items())
+            wrong.append(f"{name}: the record has {short(print_)}, but {dataset.path} has {roles}")
     if wrong:
         return Check(what, False, "; ".join(wrong))
     if unknown:
-        return Check(what, None, f"not among the resources (--resources FOLDER): {', '.join(unknown)}")
-    return Check(what, True, "as the data sets' records have them")
+        return Check(
+            what, None, f"not found among the resources: {', '.join(unknown)}; name their folder with --resources"
+        )
+    return Check(what, True, "same as in the data sets' records")
 
 
 def _fits(link, name, role):
-    """Whether a record may have used the rows of this role: tasks are scored on those of its purpose alone."""
+    """Return whether a record may use the rows of this role.
+
+    An evaluation scores tasks only on the rows of its purpose (selection or report); a training uses the train rows.
+    """
     settings = link.provenance.get("settings") or {}
     if "purpose" in settings:
         return role == settings["purpose"] or name not in settings["zero_shot"]["tasks"]
@@ -256,25 +264,30 @@ def _fits(link, name, role):
 
 
 def _times(chain):
-    """No record began after one that rests on it. What was taken over from another config is older than its own."""
+    """Check that no record is newer than a record that was computed from it.
+
+    A reused result keeps its original time, which may be earlier than the records of its own config: it is skipped.
+    """
     found = []
     for above, below in RESTS_ON:
         first, second = chain[above], chain[below]
         ours, theirs = first.provenance.get("started"), second.provenance.get("started")
         if not ours or not theirs or first.at("reused_from"):
             continue
-        what = f"{second.name} is not newer than the {first.name} that rests on it"
-        both = f"{second.path} is of {theirs}, {first.path} of {ours}"
+        what = f"{TITLES[below]} is not newer than the {TITLES[above]} computed from it"
+        both = f"{second.path} was started at {theirs}, {first.path} at {ours}"
         found.append(Check(what, theirs <= ours, f"{theirs}, {ours}" if theirs <= ours else both))
     return found
 
 
 def _on_disk(chain, verify):
-    """The files beside the records are those that the records were written of."""
+    """Check that the files on disk have the fingerprints that their records hold."""
     read = fingerprints.content_digest if verify else fingerprints.known_digest
     found = []
     for name, folder in _folders(chain):
-        found.append(_of_files(f"weights of the {name} on disk", chain[name].at("weights_fingerprint"), folder, read))
+        found.append(
+            _of_files(f"weights of the {TITLES[name]} on disk", chain[name].at("weights_fingerprint"), folder, read)
+        )
     trained = chain["training"]
     evaluated = chain["finetuned" if chain.kind == "pair" else "report"]
     if trained.record and evaluated.fingerprints.get("adapter"):
@@ -290,6 +303,7 @@ def _on_disk(chain, verify):
 
 
 def _folders(chain):
+    """Yield (record, checkpoint folder) for each record that holds the fingerprint of a checkpoint on disk."""
     if chain["model"].record:
         yield "model", models.folder_of(chain["model"].path)
     for name in ("selection", "candidate"):
@@ -298,20 +312,24 @@ def _folders(chain):
 
 
 def _of_files(what, print_, folder, read, kind=fingerprints.weights):
+    """Return the `Check` that the files in `folder` have the fingerprint `print_`.
+
+    read: returns the digest of a file, or None if it is not known without reading the file.
+    """
     try:
         held = kind(folder, read)
     except (CoppiceError, OSError) as error:
-        return Check(what, None, f"not there: {error}")
+        return Check(what, None, f"not readable: {error}")
     if print_ is None or held is None:
-        return Check(what, None, "not read; --verify reads them" if print_ else "its fingerprint is not recorded")
+        return Check(what, None, "not read; add --verify to read them" if print_ else "the record holds no fingerprint")
     if held == print_:
         return Check(what, True, short(held))
-    return Check(what, False, f"{folder} has {short(held)}, its record {short(print_)}")
+    return Check(what, False, f"{folder} has {short(held)}, but its record has {short(print_)}")
 
 
 def _samples_on_disk(link):
-    """The items of an evaluation, on which its comparison rests, are those that it wrote."""
-    what = f"samples of {link.name} on disk"
+    """Return the `Check` that an evaluation's samples are the files that it wrote."""
+    what = f"samples of the {TITLES.get(link.name, link.name)} on disk"
     try:
         files = [stored_samples.samples_file(link.path.parent, task) for task in link.record["samples"]]
     except CoppiceError as error:
@@ -320,7 +338,7 @@ def _samples_on_disk(link):
 
 
 def _rows_on_disk(name, link):
-    """Every role's rows are read and hashed again."""
+    """Read and hash the rows of every role again, and return the `Check` that they match the record."""
     what, other = f"rows of {name} on disk", []
     for role, print_ in roles_of(link).items():
         try:
@@ -328,5 +346,5 @@ def _rows_on_disk(name, link):
         except CoppiceError as error:
             return Check(what, False, str(error))
         if held != print_:
-            other.append(f"{link.path.parent / role}.parquet has {short(held)}, its record {short(print_)}")
+            other.append(f"{link.path.parent / role}.parquet has {short(held)}, but its record has {short(print_)}")
     return Check(what, not other, other[0] if other else f"{len(roles_of(link))} roles")

@@ -1,4 +1,4 @@
-"""The records behind a pair of model and config, or behind an arm of an ablation: found, read, put in one line."""
+"""Find and read the records behind a model and config, or behind an arm of an ablation."""
 
 import contextlib
 import re
@@ -11,13 +11,27 @@ from coppice.study import layout
 
 from ..study_report import study_records
 
-STAGES = study_records.STAGES
+STAGES, STAGE_LABELS = study_records.STAGES, study_records.STAGE_LABELS
+# Record of a chain -> what messages call it.
+TITLES = {
+    "comparison": "comparison",
+    "dense": "evaluation of the dense model",
+    "pruned": "evaluation of the pruned model",
+    "finetuned": "evaluation of the fine-tuned model",
+    "training": "fine-tuning",
+    "selection": "selection",
+    "candidate": "candidate",
+    "scores": "scores of the candidate on the selection rows",
+    "model": "dense model",
+    "arm": "arm of the ablation",
+    "report": "evaluation of the arm on the report rows",
+}
 FOLDERS = [layout.root(kind) for kind in ("finetuned", "training", "pruned", "selection")]
 
 
 @dataclass(frozen=True)
 class Link:
-    """One record of the chain: what it is, where it lies, its content; or what is wrong with it."""
+    """One record of a chain: its name, path and content. If it cannot be read, `problem` says why."""
 
     name: str
     path: Path
@@ -33,7 +47,7 @@ class Link:
         return self.provenance.get("fingerprints") or {}
 
     def at(self, *keys, default=None):
-        """What the record holds at a path of keys; `default` where it holds nothing there."""
+        """Return the record's value under nested keys, or `default` if a key is missing."""
         found = self.record
         for key in keys:
             if not isinstance(found, dict) or key not in found:
@@ -44,9 +58,15 @@ class Link:
 
 @dataclass
 class Chain:
-    """The links by name, from the report down to the data; `report`: path of the text, where there is one.
+    """The records behind a result, from its report down to the data.
 
-    `datasets`: data set -> Link or None; `identity`: what the records are about; `seed`: of a further training.
+    Attributes:
+        kind: "pair" (a model and config) or "arm" (of an ablation).
+        identity: the names that the result has: model and config, or ablation, arm and seed.
+        links: record name -> `Link`.
+        datasets: data set -> `Link`, or None if its record was not found.
+        report: path of the comparison report, or None.
+        seed: seed of a repeated training, or None.
     """
 
     kind: str
@@ -61,19 +81,19 @@ class Chain:
 
     @property
     def whole(self):
-        """All links, those of data sets last."""
+        """All links; those of data sets come last."""
         return [*self.links.values(), *(link for link in self.datasets.values() if link)]
 
 
 def of_target(words, results, resources, seed=None):
-    """The Chain of what a person names: `words` is one path, or a model and a config."""
+    """Return the `Chain` of what the user names: `words` is one path, or a model and a config."""
     if len(words) == 2:
         return of_pair(results, resources or resources_of(results), *words, seed)
     if len(words) != 1:
-        raise CoppiceError("name a file of the results, or a model and a config")
+        raise CoppiceError("name either one file of the results, or a model and a config")
     path = Path(words[0])
     if not path.exists():
-        raise CoppiceError(f"{path}: there is no such file; name one of the results, or a model and a config")
+        raise CoppiceError(f"{path}: there is no such file; name a file of the results, or a model and a config")
     folder = path if path.is_dir() else path.parent
     if (folder / "arm.json").is_file():
         return of_arm(folder, resources or resources_of(_results_of_arm(folder)))
@@ -82,7 +102,7 @@ def of_target(words, results, resources, seed=None):
 
 
 def resources_of(results):
-    """The folder of models and data that the study under `results` uses, as its records name it."""
+    """Return the folder of models and data that the study's records name, or "resources" if they name none."""
     with contextlib.suppress(records.RecordError, KeyError):
         for name in records.read(Path(results) / ".gathered" / "report.json")["files"]:
             folder = next((place for place in Path(name).parents if place.name in ("datasets", "miniature")), None)
@@ -92,11 +112,12 @@ def resources_of(results):
 
 
 def _results_of_arm(folder):
+    """Return the results folder of an arm in {results}/ablation/{ablation}/{arm}/seed-{seed}."""
     return _relative(folder.absolute().parents[3])
 
 
 def _pair_in(folder):
-    """(results, model, config, seed) of which a folder of the results is."""
+    """Return (results, model, config, seed) of a folder in the results; seed is None without a seed folder."""
     parts = folder.absolute().parts
     place = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] in FOLDERS), None)
     inside = list(parts[place + 1 :]) if place is not None else []
@@ -104,24 +125,26 @@ def _pair_in(folder):
     inside = [part for part in inside if part not in ("samples", f"seed-{seed}")]
     if len(inside) < 2:
         raise CoppiceError(
-            f"{folder}: is not the folder of a model and config; name them (coppice trace MODEL CONFIG), or a file of "
-            "their comparison, evaluation, fine-tuning or selection, or the folder of an ablation's arm"
+            f"{folder}: not the folder of a model and config. Run coppice trace MODEL CONFIG, or name a file of their "
+            "comparison, evaluation, fine-tuning or selection, or the folder of an ablation's arm."
         )
     results = _relative(Path(*parts[:place]))
     return results, "/".join(inside[:-1]), inside[-1].removesuffix(layout.TUNED), seed
 
 
 def _relative(path):
-    """`path` as a person in the working directory writes it."""
+    """Return `path` relative to the working directory if it lies in it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def of_pair(results, resources, model, config, seed=None):
-    """The Chain behind the comparison report of a pair."""
+    """Return the `Chain` behind the comparison report of a model and config."""
     paths = layout.of_pair(results, model, config, seed)
     if not any(path.is_file() for path in paths.values()):
-        raise CoppiceError(f"{results}: holds no record of {model} {config}; run snakemake first, or mend the names")
+        raise CoppiceError(
+            f"{results}: there is no record of {model} {config}; check the names, or run snakemake first"
+        )
     order = ("comparison", "dense", "pruned", "finetuned", "training", "selection")
     links = {name: read(name, paths[name]) for name in order}
     links |= _below(links["selection"], links["dense"], model, resources)
@@ -132,7 +155,10 @@ def of_pair(results, resources, model, config, seed=None):
 
 
 def of_arm(folder, resources):
-    """The Chain behind an arm of an ablation with one seed; where it starts from is found by the fingerprint."""
+    """Return the `Chain` behind an arm of an ablation with one seed.
+
+    The checkpoint that the arm started from is found by its fingerprint, among the selections and the dense models.
+    """
     arm = read("arm", folder / "arm.json")
     links = {"arm": arm}
     for part in arm.at("measured", default=[]):
@@ -154,11 +180,12 @@ def of_arm(folder, resources):
 
 
 def _identity(arm):
+    """Return {ablation, arm, seed} of an arm's record."""
     return {key: arm.at(key) for key in ("ablation", "arm", "seed")}
 
 
 def _below(selection, dense, model, resources):
-    """The links under a selection: its candidate, the candidate's scores, and the dense model."""
+    """Return the links below a selection: its candidate, the candidate's scores, and the dense model."""
     found = {}
     if selection.record:
         folder = layout.chosen_folder(selection.path, selection.record)
@@ -168,12 +195,12 @@ def _below(selection, dense, model, resources):
         if scores.is_file():
             found["scores"] = read("scores", scores)
     candidate = found.get("candidate", selection)
-    own = candidate.at("settings", "method") == "imported"  # which names no model that it was pruned from
-    source = (None if own else candidate.fingerprints.get("source")) or dense.fingerprints.get("weights")
-    known = _first(_models(resources), "model", ("weights_fingerprint",), source)
+    imported = candidate.at("settings", "method") == "imported"  # its record does not name the model it came from
+    source = (None if imported else candidate.fingerprints.get("source")) or dense.fingerprints.get("weights")
+    matching = _first(_models(resources), "model", ("weights_fingerprint",), source)
     usual = Path(resources) / "models" / str(model) / "model.json"
-    if known or usual.is_file():
-        found["model"] = known or read("model", usual)
+    if matching or usual.is_file():
+        found["model"] = matching or read("model", usual)
     return found
 
 
@@ -182,18 +209,18 @@ def _models(resources):
 
 
 def _first(paths, name, keys, value):
-    """The first of the records at `paths` that holds `value` at `keys`."""
+    """Return the `Link` to the first of the records at `paths` that holds `value` under `keys`, or None."""
     links = (read(name, path) for path in sorted(paths))
     return next((link for link in links if value is not None and link.at(*keys) == value), None)
 
 
 def _datasets(chain, resources):
-    """Data set -> its Link, None where it is not among the resources, for all that any record names."""
+    """Return data set -> `Link`, or None if the resources lack it, for every data set that a record names."""
     named = {}
     for link in chain.links.values():
         prints = link.fingerprints.get("datasets")
         for name, print_ in (prints if isinstance(prints, dict) else {}).items():
-            named.setdefault(name.partition(" (")[0], print_)
+            named.setdefault(name.partition(" (")[0], print_)  # "ptb (llmpruner-128)" is ptb under a further protocol
     calibration = chain["candidate"].at("recipe", "calibration", "dataset")
     if calibration:
         named.setdefault(calibration, chain["candidate"].fingerprints.get("calibration"))
@@ -202,7 +229,7 @@ def _datasets(chain, resources):
 
 
 def _dataset(name, print_, every):
-    """The record that has rows of this fingerprint; else the one of that name."""
+    """Return the record that holds rows with this fingerprint, else the one with that name, else None."""
     fitting = [link for link in every if print_ in roles_of(link).values()]
     called = [link for link in every if name in (link.at("name"), link.path.parent.name)]
     both = [link for link in fitting if link in called]
@@ -210,12 +237,12 @@ def _dataset(name, print_, every):
 
 
 def roles_of(link):
-    """role -> fingerprint of a data set's rows."""
+    """Return role (train, selection, report, ...) -> fingerprint of a data set's rows."""
     return {role: facts["fingerprint"] for role, facts in (link.at("roles") or {}).items()}
 
 
 def read(name, path):
-    """The Link to the record at `path`, whose checksum is verified."""
+    """Return the `Link` to the record at `path`; reading it verifies its checksum."""
     try:
         return Link(name, Path(path), records.read(path))
     except records.RecordError as error:

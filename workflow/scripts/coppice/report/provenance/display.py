@@ -1,35 +1,26 @@
-"""A traced chain for people (the terminal, or plain text in a pipe) and for machines."""
+"""Show a traced chain: as text for the terminal or a pipe, and as JSON for other programs."""
 
 from coppice.core.errors import CoppiceError, nearest
+from coppice.render import formatting
 
 from .agreement import numbers_of, short
-from .chain import STAGES, roles_of
+from .chain import STAGES, TITLES, roles_of
 
-MARKS = {True: ("agrees", "green"), False: ("DIFFERS", "bold red"), None: ("unknown", "yellow")}
-TITLES = {
-    "comparison": "comparison",
-    "dense": "evaluation of the dense model",
-    "pruned": "evaluation of the pruned model",
-    "finetuned": "evaluation of the fine-tuned model",
-    "training": "fine-tuning",
-    "selection": "selection",
-    "candidate": "candidate",
-    "scores": "candidate's scores, on the selection rows",
-    "model": "dense model",
-    "arm": "arm of the ablation",
-    "report": "evaluation of the arm, report rows",
-}
-# What of its settings a record is read for first; the rest is in --json
-MATTER = {
+VERDICTS = {True: ("agrees", "green"), False: ("DIFFERS", "bold red"), None: ("unknown", "yellow")}
+# The settings that the text shows, by kind of record; --json shows all of them.
+SHOWN_SETTINGS = {
     "training": ("data", "lora", "epochs", "max_steps", "learning_rate", "schedule", "batch_size", "prompt", "train"),
     "evaluation": ("purpose", "perplexity", "zero_shot", "engine"),
 }
 
 
 def values(chain, metric, stage=None):
-    """[{metric, stage, value, record, key}]: the numbers asked for, and where each stands.
+    """Return the requested numbers as [{metric, stage, value, record, key}], key being the place in the record.
 
-    metric: a task, average_acc, ppl.<text>, `recovered` for the shares that came back, or None for the means.
+    Args:
+        chain: a `Chain`.
+        metric: a task, average_acc, ppl.<text>, recovered or validation_loss; None for all but the single tasks.
+        stage: dense, pruned or finetuned; None for all.
     """
     rows = []
     for name in (STAGES if chain.kind == "pair" else ("report",)) if stage is None else (stage,):
@@ -40,14 +31,14 @@ def values(chain, metric, stage=None):
                 rows.append(_row(key, name, value, link, _place(key)))
     if metric in ("recovered", None) and stage is None and chain["comparison"].record:
         rows += _recovered(chain["comparison"])
-    loss = chain["arm"].at("validation_loss")  # an arm that was stopped, or did not fit, has none
+    loss = chain["arm"].at("validation_loss")  # None for an arm that was stopped early or did not fit into memory
     if metric in ("validation_loss", None) and loss is not None:
         rows.append(_row("validation_loss", "arm", loss, chain["arm"], "validation_loss"))
     return rows
 
 
 def known_metrics(chain):
-    """Names that `values` takes for this chain."""
+    """Return the metrics that `values` accepts for this chain."""
     link = next((chain[name] for name in (*STAGES, "report", "selection") if chain[name].record), None)
     more = ("recovered",) if chain.kind == "pair" else ("validation_loss",)
     held = numbers_of(link.record) if link and "perplexity" in link.record else {}
@@ -55,12 +46,15 @@ def known_metrics(chain):
 
 
 def check_metric(metric, valid):
-    """Raise CoppiceError for a `metric` that is asked for and is none of the `valid` ones."""
+    """Raise CoppiceError if `metric` is neither None nor one of `valid`."""
     if metric is not None and metric not in valid:
-        raise CoppiceError(f"--metric {metric}: valid are {', '.join(valid)}{nearest(metric, valid)}")
+        raise CoppiceError(
+            f"--metric {metric}: there is no such metric; use one of {', '.join(valid)}{nearest(metric, valid)}"
+        )
 
 
 def _recovered(comparison):
+    """Yield a row for every recovered share that the comparison holds."""
     parts = {"average_acc": comparison.at("average_acc")}
     parts |= {f"ppl.{name}": text for name, text in comparison.at("perplexity").items()}
     for key, part in parts.items():
@@ -71,6 +65,7 @@ def _recovered(comparison):
 
 
 def _place(key):
+    """Return the dotted path of a metric in an evaluation's record."""
     if key == "average_acc":
         return key
     return f"perplexity.{key.removeprefix('ppl.')}.value" if key.startswith("ppl.") else f"zero_shot.{key}.value"
@@ -81,7 +76,7 @@ def _row(metric, stage, value, link, key):
 
 
 def as_dict(chain, checks, notes, rows):
-    """All of it, for `--json`."""
+    """Return the whole chain with its checks and notes, for `--json`."""
     return {
         "of": chain.identity | {"kind": chain.kind, "seed": chain.seed},
         "numbers": rows,
@@ -95,12 +90,12 @@ def as_dict(chain, checks, notes, rows):
 def _record(link):
     provenance = link.provenance
     keys = ("started", "seconds", "seed", "device", "threads", "settings", "fingerprints", "versions")
-    whole = {key: provenance.get(key) for key in keys}
-    return {"name": link.name, "path": str(link.path), "whole": link.problem is None, "problem": link.problem} | whole
+    details = {key: provenance.get(key) for key in keys}
+    return {"name": link.name, "path": str(link.path), "whole": link.problem is None, "problem": link.problem} | details
 
 
 def show(console, chain, checks, notes, rows):
-    """Print the chain to a rich console: the numbers, every record, what agrees and what does not."""
+    """Print the numbers, every record and every check to a `rich` console."""
     console.print(" ".join(str(value) for value in chain.identity.values()), style="bold")
     show_values(console, rows)
     if chain.report:
@@ -111,8 +106,8 @@ def show(console, chain, checks, notes, rows):
         if link:
             _show_link(console, f"data set {name}", link)
         else:
-            console.print(f"\ndata set {name}  its record is not among the resources", soft_wrap=True)
-    console.print("\nDo they agree?", style="bold")
+            console.print(f"\ndata set {name}  (its record is not among the resources)", soft_wrap=True)
+    console.print("\nChecks", style="bold")
     for check in checks:
         show_check(console, check)
     for note in notes:
@@ -122,7 +117,7 @@ def show(console, chain, checks, notes, rows):
 
 
 def show_values(console, rows):
-    """Print rows of `values`: each number with its record, and its place in it."""
+    """Print rows of `values`: each number with its record and its place in the record."""
     for row in rows:
         console.print(
             f"  {row['stage']:<10}{row['metric']:<24}{row['value']:.6g}   {row['record']}: {row['key']}", soft_wrap=True
@@ -130,21 +125,22 @@ def show_values(console, rows):
 
 
 def show_check(console, check):
-    """Print one Check in a line."""
-    mark, style = MARKS[check.agrees]
-    console.print(f"  {mark:<9}", style=style, end="")
+    """Print one `Check` on a line."""
+    verdict, style = VERDICTS[check.agrees]
+    console.print(f"  {verdict:<9}", style=style, end="")
     console.print(f"{check.what}: {check.detail}", soft_wrap=True)
 
 
 def tally(checks):
-    """How many of the checks agree, in words."""
+    """Return a sentence that counts the checks that agree, differ or are unknown."""
     wrong = sum(check.agrees is False for check in checks)
     unknown = sum(check.agrees is None for check in checks)
-    return f"{len(checks)} checks: {len(checks) - wrong - unknown} agree, {wrong} differ, {unknown} unknown"
+    agree = len(checks) - wrong - unknown
+    return f"{formatting.count(len(checks), 'check')}: {agree} agree, {wrong} differ, {unknown} unknown"
 
 
 def _show_link(console, title, link):
-    state = "checksum agrees" if link.problem is None else "NOT WHOLE"
+    state = "checksum agrees" if link.problem is None else "DAMAGED OR MISSING"
     console.print(
         f"\n{title}  {link.path}  ({state})", style="bold" if link.problem is None else "bold red", soft_wrap=True
     )
@@ -153,7 +149,7 @@ def _show_link(console, title, link):
 
 
 def facts(link):
-    """(key, words) of what a record is read for: when, how long, seed, settings, fingerprints, versions."""
+    """Return (key, text) of a record's main facts, such as when it was made, its seed and its settings."""
     provenance = link.provenance
     made = [provenance.get("started"), _seconds(provenance.get("seconds")), provenance.get("device")]
     rows = [("made", ", ".join(filter(None, made))), ("seed", provenance.get("seed"))]
@@ -167,12 +163,12 @@ def _seconds(seconds):
 
 
 def _own(link):
-    """What only a record of this kind has."""
+    """Return (key, text) of the facts that only this kind of record has."""
     if link.name == "selection" and link.record:
         criterion = link.at("criterion", "words")
-        return [("chosen", f"{link.at('candidate')} by {criterion}: {link.at('value'):.6g}")]
+        return [("chosen", f"{link.at('candidate')} by {criterion} = {link.at('value'):.6g}")]
     if link.at("roles"):
-        rows = ", ".join(f"{role} {known['rows']}" for role, known in link.at("roles").items())
+        rows = ", ".join(f"{role} {facts['rows']}" for role, facts in link.at("roles").items())
         return [("source", _flat(link.at("source"))), ("rows", rows), ("notes", "; ".join(link.at("notes") or []))]
     if link.name == "model":
         commit = {key: link.at(key) for key in ("revision", "commit") if link.at(key)}
@@ -183,7 +179,7 @@ def _own(link):
 def _settings(link):
     settings = link.provenance.get("settings") or {}
     kind = "training" if link.name in ("training", "arm") else "evaluation" if "zero_shot" in settings else None
-    return _flat({key: settings[key] for key in MATTER.get(kind, settings) if key in settings})
+    return _flat({key: settings[key] for key in SHOWN_SETTINGS.get(kind, settings) if key in settings})
 
 
 def _prints(link):
@@ -199,8 +195,8 @@ def _print(name, value):
 
 
 def _flat(value):
-    """Nested settings in one line, without what is not set."""
+    """Return nested settings on one line, without those that are not set."""
     if isinstance(value, dict):
         inside = ((key, _flat(one)) for key, one in value.items() if one not in (None, {}, []))
-        return ", ".join(f"{key} ({said})" if ", " in said else f"{key} {said}" for key, said in inside)
+        return ", ".join(f"{key} ({text})" if ", " in text else f"{key} {text}" for key, text in inside)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

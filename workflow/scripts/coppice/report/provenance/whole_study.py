@@ -1,4 +1,4 @@
-"""A whole study traced: every pair of model and config in a line, and whether the report shows their records."""
+"""Trace a whole study: one line per model and config, and whether the report's tables match the records."""
 
 import io
 import json
@@ -15,37 +15,43 @@ TABLES = ("comparisons", "tasks", "candidates")
 
 
 def trace(results, resources, console, metric=None, stage=None, verify=False, as_json=False):
-    """Print every pair of the study under `results`, with what differs; returns whether all agrees.
+    """Print the checks of every pair of the study under `results`, naming those that fail.
 
-    metric, stage: as of `tracing.trace`: the numbers that are shown of each pair. Raises CoppiceError where there is
-    no pair.
+    For the arguments see `provenance.trace`; the numbers of each pair are shown only with `metric` or `stage`.
+
+    Returns:
+        False if any check fails, else True.
+
+    Raises:
+        CoppiceError: if the study has no record of any pair.
     """
     pairs, _ = study_records.discover(results)
-    chains = [known for pair in pairs if (known := _chain(results, resources, pair))]
+    chains = [found for pair in pairs if (found := _chain(results, resources, pair))]
     if not chains:
-        raise CoppiceError(f"{results}: holds no record of any model and config; run snakemake first")
+        raise CoppiceError(f"{results}: there is no record of any model and config; run snakemake first")
     valid = sorted({name for one in chains for name in display.known_metrics(one)})
     display.check_metric(metric, valid)
     found = [agreement.of_chain(one, verify) for one in chains]
     shown = _of_tables(Path(results), chains)
     rows = [display.values(one, metric, stage) if metric or stage else [] for one in chains]
     if as_json:
-        told = [display.as_dict(*one) for one in zip(chains, found, map(agreement.notes, chains), rows, strict=True)]
-        console.file.write(json.dumps({"pairs": told, "report": [vars(check) for check in shown]}, indent=1) + "\n")
+        every = zip(chains, found, map(agreement.notes, chains), rows, strict=True)
+        content = [display.as_dict(*one) for one in every]
+        console.file.write(json.dumps({"pairs": content, "report": [vars(check) for check in shown]}, indent=1) + "\n")
     else:
         _show(console, chains, found, rows, shown)
     return not any(check.agrees is False for each in [*found, shown] for check in each)
 
 
 def _chain(results, resources, pair):
-    """The Chain of a pair; None where the study has no record of this model with this config."""
+    """Return the `Chain` of a pair, or None if the study has no record of this model with this config."""
     paths = layout.of_pair(results, *pair)
     own = [path for name, path in paths.items() if name != "dense"]
     return chain.of_pair(results, resources, *pair) if any(path.is_file() for path in own) else None
 
 
 def _of_tables(results, chains):
-    """Whether the tables of the report are those that the records give now, and have every pair that was compared."""
+    """Check that the report's tables show what the records hold now, and that they list every compared pair."""
     folder = results / layout.REPORT
     try:
         shown = [_read(folder / f"{name}.csv") for name in TABLES]
@@ -54,15 +60,16 @@ def _of_tables(results, chains):
     except FileNotFoundError as error:
         return [agreement.Check("report", None, f"{error.filename}: there is no such file; run snakemake report")]
     except (ValueError, KeyError, OSError) as error:
-        words = f"{folder}: its tables cannot be read ({error}); delete them and run snakemake report"
-        return [agreement.Check("report", False, words)]
-    known = study_records.read(results, pairs, {name: dict(facts) for name, facts in names.iterrows()})
-    found = [_of_table(folder, name, table, known) for name, table in zip(TABLES, shown, strict=True) if pairs]
+        detail = f"{folder}: its tables cannot be read ({error}); delete them and run snakemake report"
+        return [agreement.Check("report", False, detail)]
+    # Variants and families come from the report's own table: the configuration is not at hand.
+    study = study_records.read(results, pairs, {name: dict(facts) for name, facts in names.iterrows()})
+    found = [_of_table(folder, name, table, study) for name, table in zip(TABLES, shown, strict=True) if pairs]
     compared = [tuple(one.identity.values()) for one in chains if one["comparison"].record]
     absent = [" ".join(pair) for pair in compared if pair not in pairs]
     if absent:
-        words = f"{folder} is without {', '.join(absent)}, which the study may have left out since (only.*)"
-        found.append(agreement.Check("report", None, words))
+        detail = f"{folder} lacks {', '.join(absent)}; only.models or only.configs may exclude them"
+        found.append(agreement.Check("report", None, detail))
     return found
 
 
@@ -73,7 +80,7 @@ def _read(source):
 
 
 def _value(cell):
-    """A cell of a table as what it means: pandas writes whole numbers as such or not, by what stands above them."""
+    """Return a cell as a number if it is one: pandas writes 1 or 1.0 depending on the rest of the column."""
     try:
         number = float(cell)
     except ValueError:
@@ -81,12 +88,14 @@ def _value(cell):
     return number if math.isfinite(number) else cell  # a model may be called nan
 
 
-def _of_table(folder, name, shown, known):
-    """The Check of one table: every cell as the records give it, but for how far the jobs were."""
-    path, what = folder / f"{name}.csv", f"{name} of the report are those of the records"
-    given = _read(io.StringIO(getattr(tables, name)(known).to_csv(index=False)))
+def _of_table(folder, name, shown, study):
+    """Return the `Check` that every cell of a table matches the records, except for the state of the jobs."""
+    path, what = folder / f"{name}.csv", f"the report's {name} match the records"
+    given = _read(io.StringIO(getattr(tables, name)(study).to_csv(index=False)))
     if list(given) != list(shown) or len(given) != len(shown):
-        return agreement.Check(what, False, f"{path} has other rows or columns; run snakemake report")
+        return agreement.Check(
+            what, False, f"{path} has other rows or columns than the records give; run snakemake report"
+        )
     every = [column for column in shown if column != "state"]
     differs = shown[every].map(_value) != given[every].map(_value)
     if not differs.any(axis=None):
@@ -94,7 +103,8 @@ def _of_table(folder, name, shown, known):
     row, column = differs.stack().idxmax()
     where = " ".join(shown.loc[row, key] for key in ("model", "config", "candidate", "task") if key in shown)
     detail = (
-        f"{path}: {column} of {where} is {shown.loc[row, column] or 'empty'}, by the records {given.loc[row, column]}"
+        f"{path}: {column} of {where} is {shown.loc[row, column] or 'empty'}, but the records give "
+        f"{given.loc[row, column] or 'nothing'}"
     )
     return agreement.Check(what, False, detail)
 
@@ -111,4 +121,4 @@ def _show(console, chains, found, rows, shown):
         if check.agrees is not True:
             display.show_check(console, check)
     console.print(f"the report  {display.tally(shown)}", style="bold")
-    console.print("coppice trace FILE, with the path of a comparison_report.txt, shows the records of one of them")
+    console.print("For the records of one pair, run coppice trace with its comparison_report.txt.")

@@ -1,6 +1,7 @@
-"""The report of a study, and its standing in the terminal, rendered from records alone.
+"""Render the study's report and its terminal overview from records alone.
 
-Nothing here loads a model or imports torch; what a study lacks is listed as absent, a damaged record as failed.
+Nothing here loads a model, imports torch or recomputes what a record holds. The report lists missing records as
+missing and damaged records as failed.
 """
 
 FIGURES = ("tradeoff", "recovered", "task_changes", "candidates", "ranks", "size", "training", "cost")
@@ -10,11 +11,17 @@ __all__ = ["FIGURES", "TABLES", "ablations", "overview", "write_report"]
 
 
 def write_report(results, pairs, models, output, metadata=None):
-    """Render the study under `results` into the folder `output`.
+    """Render the study under `results` into the folder `output`, however much of the study is finished.
 
-    pairs: list of (model, config); models: name -> {variant (base|instruct), family, base}; metadata: what else the
-    page should say about the run, by name. Writes `study_report.html`, `study_report.md`, a CSV file for each name in
-    `TABLES` and `figures/{name}.png` and `.svg` for each name in `FIGURES`, whatever the study holds by now.
+    Writes `study_report.html`, `study_report.md`, one CSV file per name in `TABLES`, and `figures/{name}.png` and
+    `.svg` for each name in `FIGURES`.
+
+    Args:
+        results: the study's results folder.
+        pairs: list of (model, config).
+        models: model -> {variant ("base" or "instruct"), family, base}.
+        output: the folder to write to.
+        metadata: name -> value, extra facts about the run that the page shows.
     """
     from . import page
 
@@ -22,14 +29,14 @@ def write_report(results, pairs, models, output, metadata=None):
 
 
 def overview(results, pairs, console):
-    """Print the table of models and configs: accuracies, perplexities, what came back, and where each pair stands."""
+    """Print one table row per model and config: accuracy, perplexity, recovered share and state."""
     from . import terminal
 
     terminal.overview(results, pairs, console)
 
 
 def ablations(results):
-    """Where the ablations under `results` stand, a line each; none where none was begun."""
+    """Return the lines that describe the ablations under `results`; empty if none has started."""
     from . import terminal
 
     return list(terminal.ablations(results))

@@ -1,16 +1,19 @@
-"""What the report's figures share: who has which colour, the legend of stages, a grid with a panel a model."""
+"""What the report's figures share: the colors of models, the legend of stages, a grid with one panel per model."""
 
 import math
 
 from coppice.render.plotting.elements import handle
 from coppice.render.plotting.style import COLOURS, FAINT, WIDTH
 
-PANELS = 18
-LABELLED = 40
+PANELS = 18  # models that a grid of panels shows
+LABELLED = 40  # pairs up to which a figure labels each one
 
 
 def colours(study):
-    """(model -> colour, legend name -> colour): by model up to six, else by family, the rest alike."""
+    """Return (model -> color, legend entry -> color).
+
+    Each model has its own color if there are enough, else each family. Families beyond the last color share one.
+    """
     names = list(study.models)
     if len(names) <= len(COLOURS):
         colours = dict(zip(names, COLOURS, strict=False))
@@ -24,7 +27,7 @@ def colours(study):
 
 
 def stage_handles():
-    """Legend entries of the three stages, as every figure marks them."""
+    """Return the legend entries of the three stages, which look the same in every figure."""
     return [
         handle(FAINT, "o", "pruned", hollow=True),
         handle(FAINT, "o", "fine-tuned"),
@@ -33,9 +36,15 @@ def stage_handles():
 
 
 def panels(figure, names, x, y):
-    """(axes, name) of a grid with a panel a model, three in a row; those beyond `PANELS` are said to be left out.
+    """Yield (axes, name) for a grid with one panel per model, three in a row.
 
-    `x` and `y` name the axes, below the lowest panel of each column and left of each row.
+    If there are more than `PANELS` models, the figure's title says how many of them it shows.
+
+    Args:
+        figure: a matplotlib figure; its size is set to fit the grid.
+        names: the models.
+        x: label of the horizontal axes, shown below the lowest panel of each column.
+        y: label of the vertical axes, shown left of each row.
     """
     shown = names[:PANELS]
     columns = min(3, len(shown))
@@ -52,4 +61,4 @@ def panels(figure, names, x, y):
     for axes in grid[len(shown) :]:
         axes.remove()
     if len(names) > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {len(names)} models; the tables have all")
+        figure.suptitle(f"the first {len(shown)} of {len(names)} models; the tables list all of them")

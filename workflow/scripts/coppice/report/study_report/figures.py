@@ -1,4 +1,4 @@
-"""The report's figures, drawn in their order and made fit for the page."""
+"""Draw the report's figures in their order, and return them as SVG for the page."""
 
 from pathlib import Path
 
@@ -8,7 +8,11 @@ from . import FIGURES
 
 
 def draw(study, frames, folder):
-    """Draw every figure of `FIGURES` into `folder` as PNG and SVG; returns name -> SVG text for the page."""
+    """Draw every figure of `FIGURES` into `folder` as PNG and SVG.
+
+    Returns:
+        name -> SVG text for the page.
+    """
     from . import plots, training_curves
 
     drawers = {name: getattr(plots, name, None) or getattr(training_curves, name) for name in FIGURES}
@@ -16,10 +20,10 @@ def draw(study, frames, folder):
     for name in FIGURES:
         with style.styled(name):
             figure = style.new_figure()
-            drawn = drawers[name](figure, study, frames)
-            if drawn is not None:
+            reason = drawers[name](figure, study, frames)
+            if reason is not None:  # nothing to draw: the figure shows the sentence that says why
                 figure.clear()
                 figure.set_size_inches(style.WIDTH, 1.2)
-                figure.text(0.5, 0.5, drawn, ha="center", va="center", color=style.INK, wrap=True)
+                figure.text(0.5, 0.5, reason, ha="center", va="center", color=style.INK, wrap=True)
             inline[name] = style.for_page(style.save(figure, Path(folder), name), name)
     return inline

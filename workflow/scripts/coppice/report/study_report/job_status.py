@@ -1,7 +1,7 @@
-"""The jobs' status files, `{results}/.status/{stage}/*.json`: which job runs, waits, failed or was killed.
+"""Read the jobs' status files, `{results}/.status/{stage}/*.json`: which job runs, waits, failed or was killed.
 
-A job's title says what it is about: its stage, then the names: "finetune Llama best_acc", "evaluate dense Llama",
-"score Llama depth-0.25". Names hold no spaces.
+A job's title is its stage followed by names without spaces: "finetune Llama best_acc", "evaluate dense Llama",
+"score Llama depth-0.25".
 """
 
 import time
@@ -13,12 +13,12 @@ from coppice.core.errors import printable
 from coppice.core.json_text import parsed
 
 FOLDER = ".status"
-CANDIDATE = ("prune", "import", "score")
+CANDIDATE = ("prune", "import", "score")  # stages that work on a model's candidates, for all its configs
 
 
 @dataclass(frozen=True)
 class Status:
-    """One job: its stage, the names it is about, state, reason of a failure, and times in seconds since 1970."""
+    """One job: its stage, the names in its title, state, reason of a failure, and times in seconds since 1970."""
 
     stage: str
     names: tuple
@@ -28,14 +28,14 @@ class Status:
     updated: float
 
     def concerns(self, model, config):
-        """Whether the pair needs this job: one of its own, of its dense model, or of the model's candidates."""
-        own = self.names == (model,) or self.names[:2] == (model, config)  # with a seed after them, or not
+        """Return whether the pair needs this job: it is the pair's own, its dense model's or a candidate's."""
+        own = self.names == (model,) or self.names[:2] == (model, config)  # a seed may follow model and config
         return own or (self.stage in CANDIDATE and self.names[:1] == (model,))
 
     def describe(self, now=None):
-        """A few words: what runs and for how long, or why it failed."""
+        """Return what runs and for how long, or why it failed."""
         if self.state == "failed":
-            return f"{self.stage}: {self.reason or 'no reason was given'}"
+            return f"{self.stage}: {self.reason or 'no reason recorded'}"
         minutes = ((now or time.time()) - self.started) / 60
         return f"{self.stage}, {minutes:.0f} min" if minutes >= 1 else self.stage
 
@@ -48,10 +48,11 @@ class Statuses:
         self.jobs = [status for path in sorted(folder.rglob("*.json")) if (status := _read(path))]
 
     def of_pair(self, model, config, done=False):
-        """(state, detail) of a pair, from all jobs that it waits for: its own, its model's, its candidates'.
+        """Return (state, detail) of a pair, from all jobs that it needs (see `Status.concerns`).
 
-        A running job decides, then a failed or stopped one; once the pair is compared (`done`), only a running one.
-        States: done, running, waiting, failed, stopped (its process is gone without an end).
+        States are done, running, waiting, failed and stopped (the job's process is gone, but it reported no end). A
+        running job comes first, then a failed or stopped one. Once the pair is compared (`done`), only a running job
+        counts: an earlier failure has been fixed by then.
         """
         own = [job for job in self.jobs if job.concerns(model, config)]
         for state in ("running", "failed", "stopped"):
@@ -63,16 +64,16 @@ class Statuses:
 
 
 def _waiting(jobs):
-    """For what a pair waits, where a job of it said so; else the last thing it finished."""
+    """Return what a pair waits for if one of its jobs reports that, else the last stage that finished."""
     waiting = [job for job in jobs if job.state.startswith("waiting")]
     if waiting:
         return f"{waiting[-1].stage}: {waiting[-1].reason or waiting[-1].state}"
     finished = [job for job in jobs if job.state == "done"]
-    return f"after {max(finished, key=lambda job: job.updated).stage}" if finished else ""
+    return f"{max(finished, key=lambda job: job.updated).stage} finished" if finished else ""
 
 
 def _read(path):
-    """The Status in a file; None for one that is no status file (it is being replaced, or not ours)."""
+    """Return the `Status` in a file, or None if it cannot be read or is not a status file."""
     try:
         facts = parsed(path.read_text(encoding="utf-8"))
         state = facts["state"]
@@ -84,5 +85,6 @@ def _read(path):
         state = "stopped"
     if stage == "evaluate" and names:
         stage, names = f"evaluate {names[0]}", names[1:]
-    reason = facts.get("reason")  # a library's own words may break lines and move cursors
+    # A library's error message may hold line breaks and terminal control codes, so only printable text is shown.
+    reason = facts.get("reason")
     return Status(stage, tuple(names), printable(state), reason and printable(reason), started, updated)

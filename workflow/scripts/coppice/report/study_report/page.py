@@ -1,4 +1,4 @@
-"""The report as one HTML page that opens from disk, the same as Markdown, and its tables and figures as files."""
+"""Write the report: a self-contained HTML page, the same page as Markdown, CSV tables and figures."""
 
 import time
 from pathlib import Path
@@ -13,37 +13,37 @@ PAGES = {"study_report.html": "study_report.html.j2", "study_report.md": "study_
 
 
 def write(results, pairs, models, output, metadata):
-    """Write all files of the report to the folder `output`; arguments as for `reporting.write_report`."""
+    """Write all files of the report to the folder `output`; for the arguments see `study_report.write_report`."""
     output = Path(output)
-    found = study_records.read(results, pairs, models)
+    study = study_records.read(results, pairs, models)
     frames = {
-        "comparisons": tables.comparisons(found),
-        "tasks": tables.tasks(found),
-        "candidates": tables.candidates(found),
-        "jobs": tables.jobs(found),
+        "comparisons": tables.comparisons(study),
+        "tasks": tables.tasks(study),
+        "candidates": tables.candidates(study),
+        "jobs": tables.jobs(study),
     }
     for name in TABLES:
         with atomic(output / f"{name}.csv") as file:
             frames[name].to_csv(file, index=False)
-    pictures = figures.draw(found, frames, output / "figures")
-    content = _content(found, measurements.gather(found), metadata)
+    pictures = figures.draw(study, frames, output / "figures")
+    content = _content(study, measurements.gather(study), metadata)
     for name, template in PAGES.items():
         text = html.environment(TEMPLATES).get_template(template).render(content, svg=pictures)
         with atomic(output / name) as file:
             file.write(text)
 
 
-def _content(found, known, metadata):
-    """What the templates show, in display form."""
+def _content(study, measured, metadata):
+    """Return the templates' variables, with every number already formatted."""
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "tally": terminal.tally(found),
-        "answers": answers.answers(found, known),
-        "main": sections.main_table(found),
+        "tally": terminal.tally(study),
+        "answers": answers.answers(study, measured),
+        "main": sections.main_table(study),
         "figures": [(name, *sections.CAPTIONS[name]) for name in FIGURES],
-        "models": [sections.model_section(found, name, known) for name in found.models],
-        "measured": sections.measured(found, metadata),
-        "failed": found.failed,
-        "absent": found.absent,
-        "notes": known.notes,
+        "models": [sections.model_section(study, name, measured) for name in study.models],
+        "measured": sections.measured(study, metadata),
+        "failed": study.failed,
+        "absent": study.absent,
+        "notes": measured.notes,
     }

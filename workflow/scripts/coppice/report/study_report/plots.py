@@ -1,4 +1,7 @@
-"""The figures of what was measured. Each draws into a figure, or returns a sentence that says why it cannot."""
+"""The figures of what was measured: trade-off, recovered shares, changes per task, ranks, size.
+
+Each function draws into a figure and returns None, or returns a sentence that says why there is nothing to draw.
+"""
 
 import math
 
@@ -12,11 +15,11 @@ from .study_records import ACCURACY
 
 
 def tradeoff(figure, study, frames):
-    """Accuracy against perplexity: an arrow from pruned to fine-tuned, the dense point beside it."""
+    """Draw accuracy against perplexity, with an arrow from each pruned model to its fine-tuned version."""
     texts = [metric for metric in study.metrics if not metric.is_accuracy][:2]
     pairs = [p for p in study.pairs if any(_points(p, text) for text in texts)]
     if not pairs:
-        return "No pair has accuracy and perplexity by now."
+        return "No pair has both accuracy and perplexity yet."
     figure.set_size_inches(WIDTH, 4.6)
     colour, kinds = drawing.colours(study)
     shape = {config: MARKERS[place % len(MARKERS)] for place, config in enumerate(study.configs)}
@@ -26,10 +29,10 @@ def tradeoff(figure, study, frames):
         for pair in pairs:
             groups.setdefault((colour[pair.model], shape[pair.config]), []).append(_points(pair, text))
         for (shade, marker), points in groups.items():
-            _marks(axes, points, shade, marker)
+            _stages(axes, points, shade, marker)
             _moves(axes, points, shade, heads=len(pairs) <= LABELLED)
         values = [x for pair in pairs for x, _ in _points(pair, text).values()]
-        if values and max(values) > 4 * min(values):
+        if values and max(values) > 4 * min(values):  # a linear axis would squeeze the low perplexities together
             elements.log(axes.xaxis, axes.set_xscale)
         axes.set_xlabel(f"{text.label} (lower is better)")
     panels[0].set_ylabel("mean zero-shot accuracy (%)")
@@ -41,7 +44,7 @@ def tradeoff(figure, study, frames):
 
 
 def _points(pair, text):
-    """Stage -> (perplexity, accuracy in per cent) of the stages that have both."""
+    """Return stage -> (perplexity, accuracy in percent), for the stages that have both."""
     accuracy, perplexity = pair.values(ACCURACY), pair.values(text)
     return {
         stage: (perplexity[stage], 100 * accuracy[stage])
@@ -50,24 +53,24 @@ def _points(pair, text):
     }
 
 
-def _marks(axes, points, colour, marker):
-    """The marks of pairs that look alike: a star for dense, hollow for pruned, filled for fine-tuned."""
-    for stage, mark, face, size in (
+def _stages(axes, points, colour, marker):
+    """Draw the points of pairs with one color and marker: stars for dense, hollow for pruned, filled for fine-tuned."""
+    for stage, shape, face, size in (
         ("dense", "*", colour, 9),
         ("pruned", marker, "none", 6),
         ("finetuned", marker, colour, 6),
     ):
-        known = [stages[stage] for stages in points if stage in stages]
-        if known:
-            axes.plot(*zip(*known, strict=True), mark, color=colour, markerfacecolor=face, markersize=size)
+        drawn = [stages[stage] for stages in points if stage in stages]
+        if drawn:
+            axes.plot(*zip(*drawn, strict=True), shape, color=colour, markerfacecolor=face, markersize=size)
 
 
 def _moves(axes, points, colour, heads):
-    """A way from each pruned mark to its fine-tuned one; without heads, plain lines from hollow to filled."""
+    """Connect each pruned point with its fine-tuned one: by arrows, or without `heads` by plain lines."""
     from matplotlib.collections import LineCollection
 
     ways = [(stages["pruned"], stages["finetuned"]) for stages in points if {"pruned", "finetuned"} <= stages.keys()]
-    if not heads:
+    if not heads:  # one collection draws hundreds of lines much faster than as many annotations
         axes.add_collection(LineCollection(ways, color=colour, alpha=0.4, linewidth=0.8))
         return
     for start, end in ways:
@@ -76,12 +79,12 @@ def _moves(axes, points, colour, heads):
 
 
 def recovered(figure, study, frames):
-    """The recovered fraction of each pair with its interval, for accuracy and for perplexity."""
+    """Draw the recovered share of each pair with its interval, for accuracy and for perplexity."""
     metrics = study.metrics[:3]
     pairs = [pair for pair in study.compared if any(_recovered(pair, metric) for metric in metrics)]
     metrics = [metric for metric in metrics if any(_recovered(pair, metric) for pair in pairs)]
     if not pairs:
-        return "No recovered fraction is defined by now."
+        return "No pair has a recovered share yet."
     names = list(dict.fromkeys(pair.model for pair in pairs))
     configs = study.configs
     figure.set_size_inches(WIDTH, 1.6 + len(names) * (0.12 + 0.17 * len(configs)))
@@ -93,12 +96,13 @@ def recovered(figure, study, frames):
             _intervals(axes, rows, place, len(configs))
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.axvline(100, color=FAINT, linewidth=1, linestyle="--")
+        # One pair with a tiny loss can have an enormous share; limits keep the others readable.
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -150), min(high, 250))
         axes.set_title(metric.label)
-        axes.set_xlabel("recovered (% of the loss)")
+        axes.set_xlabel("recovered share (% of what pruning lost)")
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)  # the first model on top
     handles = [
         elements.handle(elements.config_colour(i), MARKERS[i % len(MARKERS)], config)
         for i, config in enumerate(configs)
@@ -108,15 +112,16 @@ def recovered(figure, study, frames):
 
 
 def _recovered(pair, metric):
+    """Return {value, interval, note} of a pair's recovered share, or None if it is undefined."""
     part = (pair.measured(metric) or {}).get("recovered") or {}
     return part if part.get("value") is not None else None
 
 
 def _intervals(axes, rows, place, count):
-    """The recovered fractions of one config, (row, fraction) each, with their intervals where they have one."""
+    """Draw the recovered shares of one config; rows: [(row, {value, interval})], where an interval may be None."""
     values = [100 * part["value"] for _, part in rows]
     bounds = [[100 * bound for bound in part["interval"] or (part["value"],) * 2] for _, part in rows]
-    # a percentile interval need not hold the value itself
+    # A percentile interval need not contain the value itself, and matplotlib rejects negative error bars.
     errors = [[max(v - low, 0), max(high - v, 0)] for v, (low, high) in zip(values, bounds, strict=True)]
     y = [row + (place - (count - 1) / 2) * 0.6 / count for row, _ in rows]
     if rows:
@@ -128,12 +133,12 @@ def _intervals(axes, rows, place, count):
 
 
 def task_changes(figure, study, frames):
-    """The change of every task in every pair, as a heat map in points."""
+    """Draw the change of every task in every pair as a heat map, in percentage points."""
     import numpy
 
     names, pairs = study.task_names, [pair for pair in study.compared if pair.tasks]
     if not pairs:
-        return "No zero-shot task was compared by now."
+        return "No zero-shot task has been compared yet."
     columns = [*names, "mean"]
     cells = numpy.full((len(pairs), len(columns)), numpy.nan)
     for row, pair in enumerate(pairs):
@@ -158,25 +163,26 @@ def task_changes(figure, study, frames):
         for (row, column), value in numpy.ndenumerate(cells):
             _cell(axes, row, column, value, limit, pairs[row], columns[column])
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.03 if labelled else 0.005)
-    stars = "; * clear after Holm's correction" if labelled else ""
-    bar.set_label(f"change by fine-tuning (points of accuracy){stars}")
+    stars = "; *: a clear change" if labelled else ""
+    bar.set_label(f"change by fine-tuning (percentage points of accuracy){stars}")
     bar.outline.set_visible(False)
     return None
 
 
 def _cell(axes, row, column, value, limit, pair, name):
+    """Write a value into its cell of the heat map, with a star if the change is clear."""
     if math.isnan(value):
         axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=FAINT)
         return
     part = pair.measured(ACCURACY) if name == "mean" else pair.tasks[name]
     star = "" if part["verdict"] == "no clear change" else "*"
-    # the map is dark at both ends and pale in the middle, in the light page and in the dark one
+    # The color map is dark at both ends and pale in the middle, whether the page is light or dark.
     colour = "#ffffff" if abs(value) > 0.62 * limit else "#000000"
     axes.text(column + 0.5, row + 0.5, f"{value:+.1f}{star}", ha="center", va="center", color=colour, fontsize=7.5)
 
 
 def ranks(figure, study, frames):
-    """Rank of the pairs before and after fine-tuning, with Kendall's tau: does the best start stay the best?"""
+    """Draw the rank of the pairs before and after fine-tuning, with Kendall's tau between the two orders."""
     from scipy.stats import kendalltau
 
     metrics = [(metric, _ranked(study, metric)) for metric in study.metrics[:2]]
@@ -189,8 +195,8 @@ def ranks(figure, study, frames):
     for axes, (metric, ranked) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
         found = kendalltau(before, after)
-        sure = "" if math.isnan(found.pvalue) else f", {formatting.probability(found.pvalue)}"
-        axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{sure}")
+        p = "" if math.isnan(found.pvalue) else f", {formatting.probability(found.pvalue)}"
+        axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{p}")
         (_slopes if labelled else _rank_scatter)(axes, study, ranked)
         axes.invert_yaxis()
     handles = [
@@ -201,7 +207,7 @@ def ranks(figure, study, frames):
 
 
 def _slopes(axes, study, ranked):
-    """A line a pair from its rank before to its rank after; ties stand one below the other, under the same number."""
+    """Draw a line per pair from its rank before to its rank after; tied pairs are stacked and share one number."""
     from scipy.stats import rankdata
 
     places = [rankdata([row[side] for row in ranked], method="ordinal") for side in (1, 2)]
@@ -217,7 +223,7 @@ def _slopes(axes, study, ranked):
 
 
 def _rank_scatter(axes, study, ranked):
-    """Rank after against rank before, where there are too many pairs to name."""
+    """Draw the rank after against the rank before, for studies with too many pairs to name each."""
     for place, config in enumerate(study.configs):
         points = [(before, after) for pair, before, after in ranked if pair.config == config]
         if points:
@@ -228,7 +234,7 @@ def _rank_scatter(axes, study, ranked):
 
 
 def _ranked(study, metric):
-    """[(pair, rank before, rank after)], 1 for the best."""
+    """Return [(pair, rank before, rank after)] of the pairs measured at both stages; rank 1 is the best."""
     from scipy.stats import rankdata
 
     values = [(pair, pair.values(metric)) for pair in study.pairs]
@@ -241,13 +247,13 @@ def _ranked(study, metric):
 
 
 def size(figure, study, frames):
-    """Accuracy against the number of parameters, and against measured latency where it was measured."""
+    """Draw accuracy against the number of parameters, and against latency if the study measured it."""
     panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
     if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
-        panels.append(("measured latency (ms a new token)", _latency))
+        panels.append(("measured latency (ms per new token)", _latency))
     rows = [pair for pair in study.pairs if pair.values(ACCURACY)["pruned"] is not None]
     if not rows:
-        return "No accuracy was measured by now."
+        return "No accuracy has been measured yet."
     colour, kinds = drawing.colours(study)
     for axes, (label, read) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         groups = {}
@@ -255,11 +261,11 @@ def size(figure, study, frames):
             places = {
                 stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(ACCURACY).items()
             }
-            known = {stage: (x, 100 * y) for stage, (x, y) in places.items() if None not in (x, y)}
+            points = {stage: (x, 100 * y) for stage, (x, y) in places.items() if None not in (x, y)}
             marker = MARKERS[study.configs.index(pair.config) % len(MARKERS)]
-            groups.setdefault((colour[pair.model], marker), []).append(known)
-        for (shade, marker), points in groups.items():
-            _marks(axes, points, shade, marker)
+            groups.setdefault((colour[pair.model], marker), []).append(points)
+        for (shade, marker), group in groups.items():
+            _stages(axes, group, shade, marker)
         axes.set_xlabel(label)
         axes.set_ylabel("mean zero-shot accuracy (%)")
     handles = [elements.handle(c, "o", name) for name, c in kinds.items()]
@@ -274,6 +280,6 @@ def _millions(count):
 
 
 def _latency(record):
-    """Milliseconds of a new token at the first batch size that was measured."""
+    """Return the milliseconds per new token at the first measured batch size, or None."""
     speed = (record.get("cost") or {}).get("speed")
     return 1000 * speed[0]["decode_seconds_per_token"] if speed else None

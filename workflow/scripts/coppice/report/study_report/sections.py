@@ -1,70 +1,88 @@
-"""The parts of the page as plain text cells, ready for a template: no number is worked out in a template."""
+"""The parts of the page as formatted text, ready for the templates, which only place it.
+
+Nothing here computes a result: every number comes from a record.
+"""
 
 import json
 
 from coppice.render import formatting
 
-from .study_records import ACCURACY, STAGES
+from .study_records import ACCURACY, STAGE_LABELS, STAGES
 
 CAPTIONS = {
     "tradeoff": (
         "Accuracy against perplexity",
-        "An arrow leads from the pruned model (hollow) to the fine-tuned one (filled); the star is the dense model. "
-        "Perplexities of models with different tokenizers cannot be compared with each other.",
+        "Each arrow leads from a pruned model (hollow) to its fine-tuned version (filled); stars are the dense models. "
+        "Perplexities of models with different tokenizers cannot be compared.",
     ),
     "recovered": (
-        "What came back",
-        "Recovered share of what pruning lost, with 95 % intervals; 100 % (dashed) is the dense model. "
-        "Pairs in which pruning lost nothing have none.",
+        "Recovered share",
+        "The share of what pruning lost that fine-tuning recovered, with 95 % intervals; the dashed line at 100 % is "
+        "the dense model. Pairs in which pruning lost nothing are left out.",
     ),
-    "task_changes": ("Change of every task", "Fine-tuned minus pruned accuracy, in points."),
+    "task_changes": (
+        "Change in each task",
+        "Accuracy of the fine-tuned model minus accuracy of the pruned one, in percentage points.",
+    ),
     "candidates": (
-        "Candidates and choices",
-        "Every pruned candidate by the data that selection used; the line is the Pareto front.",
+        "Candidates and selection",
+        "Every pruned candidate, measured on the selection data. The line is the Pareto front; outlined markers show "
+        "the selected candidates.",
     ),
     "ranks": (
         "Rank before and after fine-tuning",
-        "1 is best. Kendall's tau is 1 where fine-tuning keeps the order of the pruned models, 0 where none is kept.",
+        "Rank 1 is the best. Kendall's tau is 1 if fine-tuning keeps the order of the pruned models, and 0 if the two "
+        "orders are unrelated.",
     ),
-    "size": ("Accuracy against size", "Dense, pruned and fine-tuned models (LoRA's own weights are not counted)."),
-    "training": ("Training curves", "Validation loss (marks) and training loss (plain) of every fine-tuning."),
-    "cost": ("Time and memory", "Sum of the time over the jobs of a stage, and each job's peak memory."),
+    "size": ("Accuracy against size", "Dense, pruned and fine-tuned models; adapter weights are not counted."),
+    "training": (
+        "Training curves",
+        "Validation loss (line with markers) and training loss (plain line) of every training.",
+    ),
+    "cost": ("Time and memory", "Total time of each stage, summed over its jobs, and peak memory of each job."),
 }
 DASH = "–"
 
 
 def cell(text, sort=None, note=""):
-    """A cell of a table: what it shows, what it is sorted by, and a remark under it."""
+    """Return a table cell: its text, the value the browser sorts by (default: the text), and a note under the text."""
     return {"text": text, "sort": text if sort is None else sort, "note": note}
 
 
 def number(value, metric):
+    """Return a metric's value in its unit with its number of digits, or a dash for a missing value."""
     return DASH if value is None else f"{metric.scale * value:.{metric.digits}f}"
 
 
 def main_table(study):
-    """The table of models and configs: {groups, columns, rows}."""
+    """Return the table of all models and configs.
+
+    Returns:
+        {groups: [(heading, columns spanned)], columns: short headings below the groups, headings: full headings for
+        Markdown, rows: lists of cells, texts: how many of the first columns hold text}.
+    """
     metrics = study.metrics
     groups = [("", 2)] + [(_titled(metric), 4) for metric in metrics] + [("", 1)]
-    columns = ["model", "config"] + [*STAGES, "recovered"] * len(metrics) + ["state"]
+    labels = [*STAGE_LABELS.values(), "recovered"]
+    columns = ["model", "config"] + labels * len(metrics) + ["state"]
     rows = []
     for pair in study.pairs:
         row = [cell(pair.model), cell(pair.config)]
         for metric in metrics:
-            known = pair.measured(metric) or {}
+            compared = pair.measured(metric) or {}
             for stage, value in pair.values(metric).items():
-                note = verdict_mark(known) if stage == "finetuned" else ""
+                note = verdict_note(compared) if stage == "finetuned" else ""
                 row.append(cell(number(value, metric), "" if value is None else value, note))
-            row.append(_recovered(known.get("recovered")))
+            row.append(_recovered(compared.get("recovered")))
         row.append(cell(pair.state, note=formatting.shortened(pair.detail)))
         rows.append(row)
-    headings = ["model", "config", *(f"{m.label}, {name}" for m in metrics for name in (*STAGES, "recovered")), "state"]
+    headings = ["model", "config", *(f"{m.label}, {name}" for m in metrics for name in labels), "state"]
     return {"groups": groups, "columns": columns, "headings": headings, "rows": rows, "texts": 2}
 
 
-def verdict_mark(known):
-    """The verdict of a change, for a reader's eye: a word."""
-    return known.get("verdict") or ""
+def verdict_note(compared):
+    """Return the verdict of a change ("better", "worse" or "no clear change"), or "" if there is none."""
+    return compared.get("verdict") or ""
 
 
 def _titled(metric):
@@ -81,14 +99,14 @@ def _recovered(part):
     return cell(formatting.percent(part["value"]), part["value"], interval or part["note"])
 
 
-def model_section(study, name, evidence):
-    """Everything about one model: its facts and a part for each config."""
+def model_section(study, name, measurements):
+    """Return everything about one model: its facts and one section per config."""
     facts = [(key, value) for key, value in study.models[name].items() if value]
-    return {"name": name, "facts": facts, "pairs": [pair_section(pair, evidence) for pair in study.pairs_of(name)]}
+    return {"name": name, "facts": facts, "pairs": [pair_section(pair, measurements) for pair in study.pairs_of(name)]}
 
 
-def pair_section(pair, evidence):
-    """All numbers of a pair, its selection, settings, cost, changed items, generations, warnings and provenance."""
+def pair_section(pair, measurements):
+    """Return everything about one pair: state, numbers, selection, training, cost, items, warnings, provenance."""
     comparison = pair.comparison or {}
     return {
         "config": pair.config,
@@ -100,22 +118,23 @@ def pair_section(pair, evidence):
         "cost": _cost(pair),
         "seeds": _seeds(comparison.get("seeds")),
         "warnings": comparison.get("warnings") or [],
-        "changed": _changed(evidence.changed.get((pair.model, pair.config)) or {}),
+        "changed": _changed(measurements.changed.get((pair.model, pair.config)) or {}),
         "generations": comparison.get("generations") or [],
         "provenance": _provenance(pair),
     }
 
 
 def _numbers(pair):
-    """Every number of the comparison with its interval, a row a quantity."""
+    """Return every number of the comparison with its interval, one row per quantity."""
     comparison = pair.comparison or {}
-    columns = ["quantity", "n", *STAGES, "fine-tuned − pruned", "pruned − dense", "recovered", "p (Holm)", "verdict"]
+    labels = STAGE_LABELS.values()
+    columns = ["quantity", "n", *labels, "fine-tuned − pruned", "pruned − dense", "recovered", "p (Holm)", "verdict"]
     rows = []
     for name, text in (comparison.get("perplexity") or {}).items():
         values = [f"{text[stage]:.2f}" for stage in STAGES]
         changes = [_difference(text.get(key), 1, 2) for key in ("change", "lost")]
         counted = f"{text['tokens']:,} tokens"
-        rows.append([f"perplexity {name}", counted, *values, *changes, _share(text), "", text["verdict"]])
+        rows.append([f"perplexity on {name}", counted, *values, *changes, _share(text), "", text["verdict"]])
     for name, task in pair.tasks.items():
         values = [f"{100 * task[stage]:.1f}" for stage in STAGES]
         changes = [_difference(task.get(key), 100, 1) for key in ("change", "lost")]
@@ -149,11 +168,8 @@ def _selection(pair):
     criterion, second = info["criterion"], info.get("runner_up")
     rows = [
         ("candidate", info["candidate"]),
-        ("pruned by", settings_text(info.get("pruning"))),
-        (
-            "chosen by",
-            f"{criterion['words']}: {info['value']:.4g}, {info.get('metrics_from', '')}",
-        ),
+        ("pruning", settings_text(info.get("pruning"))),
+        ("chosen by", f"{criterion['words']} = {info['value']:.4g} ({info.get('metrics_from') or 'source unknown'})"),
         ("runner-up", formatting.margin(second).removeprefix("next ") if second else "none"),
         ("considered", f"{len(info.get('candidates_considered') or [])} candidates"),
     ]
@@ -162,7 +178,7 @@ def _selection(pair):
 
 
 def settings_text(settings):
-    """Settings in a line: "method width, ratio 0.25"; what is not set is left out."""
+    """Return settings on one line, such as "method width, ratio 0.25", without those that are not set."""
     parts = []
     for key, value in (settings or {}).items():
         if isinstance(value, dict):
@@ -181,12 +197,12 @@ def _training(pair):
     lora = settings_text(settings.get("lora"))
     rest = settings_text({key: value for key, value in settings.items() if key not in ("lora", "report_to")})
     losses = [record.get(key) for key in ("first_validation_loss", "validation_loss")]
-    rows = [("LoRA", lora), ("settings", rest), ("rows", f"{record.get('train_rows', DASH):,} to train on")]
+    rows = [("LoRA", lora), ("settings", rest), ("training rows", f"{record.get('train_rows', DASH):,}")]
     if None not in losses:
         rows.append(
-            ("validation loss", f"{losses[0]:.4f} at first, {losses[1]:.4f} at best (step {record['best_step']})")
+            ("validation loss", f"{losses[0]:.4f} at the start, {losses[1]:.4f} at best (step {record['best_step']})")
         )
-    rows.append(("trainable", f"{record['trainable_parameters']:,} of {record['all_parameters']:,} parameters"))
+    rows.append(("trainable parameters", f"{record['trainable_parameters']:,} of {record['all_parameters']:,}"))
     return rows
 
 
@@ -197,30 +213,31 @@ def _cost(pair):
     rows = [("training", f"{formatting.duration(cost['training_seconds'])}, {cost['training_tokens']:,} tokens")]
     rows.append(("peak memory", formatting.memory(cost.get("training_peak_memory_bytes"))))
     evaluations = cost["evaluation_seconds"].items()
-    rows.append(("evaluation", ", ".join(f"{stage} {formatting.duration(seconds)}" for stage, seconds in evaluations)))
+    times = (f"{STAGE_LABELS.get(stage, stage)} {formatting.duration(seconds)}" for stage, seconds in evaluations)
+    rows.append(("evaluation", ", ".join(times)))
     for stage in STAGES:
         if measured := (getattr(pair, stage) or {}).get("cost"):
-            rows.append((f"measured, {stage}", _measured(measured)))
+            rows.append((f"measured on the {STAGE_LABELS[stage]} model", _measured(measured)))
     return rows
 
 
 def _measured(cost):
-    """Sizes and speed of one model in a sentence."""
+    """Return the size and speed of one model as text."""
     times = [
-        f"at batch {speed['batch_size']} {speed['prefill_tokens_per_second']:,.0f} prompt tokens/s and "
-        f"{1000 * speed['decode_seconds_per_token']:.1f} ms a new token"
+        f"at batch size {speed['batch_size']}: {speed['prefill_tokens_per_second']:,.0f} prompt tokens/s, "
+        f"{1000 * speed['decode_seconds_per_token']:.1f} ms per new token"
         for speed in cost["speed"]
     ]
     sizes = (
-        f"{cost['macs_per_token']['linear']:,} MACs a token in linear layers, "
-        f"{cost['nonzero_parameters']:,} of {cost['parameters']:,} parameters not zero, "
+        f"{cost['macs_per_token']['linear']:,} MACs per token in linear layers, "
+        f"{cost['nonzero_parameters']:,} of {cost['parameters']:,} parameters nonzero, "
         f"{cost['weight_bytes'] / 2**20:,.1f} MiB of weights"
     )
     return "; ".join([sizes, *times])
 
 
 def _seeds(seeds):
-    """Rows (quantity, values by seed, mean, spread) where a study repeated the training."""
+    """Return the table of values per seed with mean and standard deviation, or None without repeated trainings."""
     if not seeds:
         return None
     rows = []
@@ -234,36 +251,35 @@ def _seeds(seeds):
 
 
 def _changed(tasks):
-    """[(task, kind, item)] of the items shown."""
+    """Return one item per task that fine-tuning turned right, and one that it turned wrong."""
     words = {"gained": "wrong to right", "lost": "right to wrong"}
-    found = [
+    return [
         item | {"task": task, "kind": words[kind]}
         for task, kinds in tasks.items()
         for kind, items in kinds.items()
         for item in items[:1]
     ]
-    return found
 
 
 def _provenance(pair):
     rows = []
     named = [
         ("selection", pair.selection),
-        *((stage, getattr(pair, stage)) for stage in STAGES),
+        *((STAGE_LABELS[stage], getattr(pair, stage)) for stage in STAGES),
         ("training", pair.training),
     ]
     for name, record in named:
-        known = (record or {}).get("provenance") or {}
-        if known:
-            prints = {key: value for key, value in (known.get("fingerprints") or {}).items() if isinstance(value, str)}
+        made = (record or {}).get("provenance") or {}
+        if made:
+            prints = {key: value for key, value in (made.get("fingerprints") or {}).items() if isinstance(value, str)}
             shown = ", ".join(f"{key} {value[:12]}" for key, value in prints.items())
-            where = f"{known.get('device')}, seed {known.get('seed')}, {known.get('started')}"
+            where = f"{made.get('device')}, seed {made.get('seed')}, {made.get('started')}"
             rows.append((name, f"{where}; {shown}" if shown else where))
-    return [*rows, ("all records behind it", f"coppice trace {pair.folders['finetuned']}")] if rows else rows
+    return [*rows, ("to list every record", f"coppice trace {pair.folders['finetuned']}")] if rows else rows
 
 
 def measured(study, metadata):
-    """How it was measured: protocols, tasks, versions, fingerprints, seeds, and what the caller adds."""
+    """Return how the study was measured: protocols, tasks, versions, devices, seeds, fingerprints, and `metadata`."""
     evaluations = [record for pair in study.pairs for stage in STAGES if (record := getattr(pair, stage))]
     others = [record for pair in study.pairs for record in (pair.training, pair.comparison) if record]
     return {
@@ -278,20 +294,23 @@ def measured(study, metadata):
 
 
 def plain_json(value):
+    """Return `value` as indented JSON; values that JSON lacks become strings."""
     return json.dumps(value, indent=1, ensure_ascii=False, default=str)
 
 
 def _protocols(evaluations):
-    """One row for each text and protocol in use; more than one for a text means that numbers do not compare."""
+    """Return one row per text and protocol; two rows for one text mean that its numbers cannot be compared."""
     rows = {}
     for record in evaluations:
         for name, text in (record.get("perplexity") or {}).items():
+            # repr shows the line breaks that join documents
             facts = {key: repr(value) if key == "join" else value for key, value in text["protocol"].items()}
             rows[name, settings_text(facts)] = None
     return list(rows)
 
 
 def _tasks(evaluations):
+    """Return one row per task, metric, number of items, version and engine in use."""
     rows = {}
     for record in evaluations:
         for name, task in (record.get("zero_shot") or {}).items():
@@ -300,16 +319,17 @@ def _tasks(evaluations):
     return list(rows)
 
 
-def _distinct(found, key):
-    """name -> all values seen, in a line each."""
+def _distinct(every, key):
+    """Return (name, all values) for each entry under `key` in the records' provenance, such as library versions."""
     values = {}
-    for record in found:
+    for record in every:
         for name, value in ((record.get("provenance") or {}).get(key) or {}).items():
             values.setdefault(name, {})[str(value)] = None
     return [(name, ", ".join(seen)) for name, seen in values.items()]
 
 
 def _fingerprints(evaluations):
+    """Return (data set, all fingerprints) over the evaluations."""
     values = {}
     for record in evaluations:
         prints = ((record.get("provenance") or {}).get("fingerprints") or {}).get("datasets") or {}

@@ -1,6 +1,6 @@
-"""The records of a study as one plain structure: what is there, what is absent, what is damaged.
+"""Read the records of a study into one structure, and list those that are missing or damaged.
 
-Needs the standard library alone, so that `coppice show` answers at once.
+Imports only the standard library and light modules of this package, so that `coppice show` starts at once.
 """
 
 import re
@@ -13,13 +13,15 @@ from coppice.study import layout
 from .job_status import Statuses
 
 STAGES = ("dense", "pruned", "finetuned")
-# As names mark such a model, at their end or before a version
+# How reports write a stage; records, columns and file names say "finetuned".
+STAGE_LABELS = {"dense": "dense", "pruned": "pruned", "finetuned": "fine-tuned"}
+# An instruct model's name ends in one of these words, or has it before a version ("L-7B-it-v1").
 INSTRUCT = re.compile(r"[-_](instruct|chat|it)(?![^-_])")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of the report. `scale` brings a record's value to `unit`; `digits` are shown after the point."""
+    """A metric of the report: `scale` converts a record's value to `unit`, `digits` is the number of decimals shown."""
 
     key: str
     label: str
@@ -37,13 +39,13 @@ ACCURACY = Metric("average_acc", "mean zero-shot accuracy", "%", 100, 1, True)
 
 
 def perplexity_metric(name):
-    """The metric of perplexity on the text `name`."""
+    """Return the metric of perplexity on the text `name`."""
     return Metric(f"ppl.{name}", f"perplexity on {name}", "", 1, 2, False)
 
 
 @dataclass
 class Pair:
-    """One model and config: its records (None where absent), and the folders of its three evaluations."""
+    """One model and config: its records (None if missing), the folders of its evaluations, and its state."""
 
     model: str
     config: str
@@ -59,16 +61,19 @@ class Pair:
     detail: str = ""
 
     def values(self, metric):
-        """{dense, pruned, finetuned}: the metric's value at each stage, None where it was not measured."""
-        known = self.measured(metric)
+        """Return {dense, pruned, finetuned} -> the metric's value, None if it was not measured.
+
+        The comparison's values come first; without a comparison they are those of the evaluations.
+        """
+        compared = self.measured(metric)
         found = {}
         for stage in STAGES:
-            value = known.get(stage) if known else None
+            value = compared.get(stage) if compared else None
             found[stage] = _value(getattr(self, stage), metric) if value is None else value
         return found
 
     def measured(self, metric):
-        """The metric's part of the comparison (values, change, recovered, verdict), or None."""
+        """Return the metric's part of the comparison (values, change, recovered, verdict), or None."""
         if not self.comparison:
             return None
         if metric.is_accuracy:
@@ -77,6 +82,7 @@ class Pair:
 
     @property
     def candidate(self):
+        """The name of the selected candidate, or None."""
         for record in (self.comparison, self.selection):
             if record and record.get("candidate"):
                 return record["candidate"]
@@ -84,12 +90,22 @@ class Pair:
 
     @property
     def tasks(self):
+        """task -> its part of the comparison."""
         return (self.comparison or {}).get("zero_shot") or {}
 
 
 @dataclass
 class Study:
-    """All of a study. `models`: name -> {variant, family, base}; `absent`: [(what, path)]; `failed`: [(what, why)]."""
+    """All records of a study.
+
+    Attributes:
+        results: the results folder.
+        models: name -> {variant, family, base}.
+        pairs: list of `Pair`.
+        statuses: the `Statuses` of its jobs.
+        absent: [(description, path)] of missing records.
+        failed: [(description, reason)] of damaged records and failed jobs.
+    """
 
     results: Path
     models: dict
@@ -104,7 +120,7 @@ class Study:
 
     @property
     def metrics(self):
-        """The metrics that any record holds: mean accuracy first, then each text's perplexity."""
+        """The metrics that at least one record holds: mean accuracy first, then the perplexity of each text."""
         evaluations = [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
         texts = dict.fromkeys(name for record in evaluations for name in record.get("perplexity") or {})
         accuracy = [ACCURACY] if any(record.get("average_acc") is not None for record in evaluations) else []
@@ -126,6 +142,7 @@ class Study:
 
 
 def _value(evaluation, metric):
+    """Return the metric's value in an evaluation record, or None."""
     if not evaluation:
         return None
     if metric.is_accuracy:
@@ -134,11 +151,14 @@ def _value(evaluation, metric):
 
 
 def read(results, pairs, models=None):
-    """The Study under the folder `results`, of the given (model, config) `pairs`; raises nothing for what is absent."""
+    """Return the `Study` of the (model, config) `pairs` under the folder `results`.
+
+    Missing and damaged records do not raise; they are listed in `Study.absent` and `Study.failed`.
+    """
     results = Path(results)
     names = dict.fromkeys(model for model, _ in pairs)
-    known = {name: {"variant": None, "family": None, "base": None} | (models or {}).get(name, {}) for name in names}
-    study = Study(results, known, [], Statuses(results))
+    facts = {name: {"variant": None, "family": None, "base": None} | (models or {}).get(name, {}) for name in names}
+    study = Study(results, facts, [], Statuses(results))
     pattern = layout.record(results, "dense")
     dense = {name: _take(study, f"{name}: dense evaluation", Path(pattern.format(model=name))) for name in names}
     for model, config in pairs:
@@ -159,9 +179,10 @@ def _read_pair(study, model, config, dense):
     ):
         setattr(pair, name, _take(study, f"{who}: {what}", paths[name]))
     if pair.training:
-        state = _take(study, f"{who}: course of the training", paths["training"].with_name("training_state.json"))
+        state = _take(study, f"{who}: training history", paths["training"].with_name("training_state.json"))
         pair.history = state and state.get("history")
     pair.state, pair.detail = study.statuses.of_pair(model, config, done=pair.comparison is not None)
+    # A damaged record makes the pair fail, whatever state the status files report.
     if len(study.failed) > failures:
         pair.state, pair.detail = "failed", study.failed[-1][1]
     elif pair.state == "failed":
@@ -170,7 +191,7 @@ def _read_pair(study, model, config, dense):
 
 
 def _take(study, what, path):
-    """The record at `path`, or None, and then what is wrong with it is noted."""
+    """Return the record at `path`, or None after adding it to the study's missing or failed records."""
     if not path.is_file():
         study.absent.append((what, str(path)))
         return None
@@ -178,16 +199,17 @@ def _take(study, what, path):
         return records.read(path)
     except records.RecordError as error:
         study.failed.append((what, str(error)))
-    except ValueError as error:  # a number that is not finite, which no checksum can be made of
+    except ValueError as error:  # NaN and infinity are not valid in a record, so its checksum cannot be computed
         study.failed.append((what, f"{path}: {error}"))
     return None
 
 
 def discover(results):
-    """The (model, config) pairs of which any record lies under `results`, and what their names say of the models.
+    """Find the study under `results` without its configuration.
 
-    Returns (pairs, models): variant and family are read off the names (`X-Instruct` is the instruct partner of `X`),
-    which is all that there is without the configuration.
+    Returns:
+        (pairs, models): every (model, config) with at least one record, and model -> {variant, family, base}. Variant
+        and family are guessed from the names: `X-Instruct` is the instruct partner of `X`.
     """
     results = Path(results)
     pairs = {}
@@ -209,7 +231,7 @@ def discover(results):
 
 
 def family_of(name):
-    """The family that a model's name says: lower case, without the part that marks an instruct model."""
+    """Return the family that a model's name suggests: lower case, without the instruct suffix."""
     return INSTRUCT.sub("", name.lower())
 
 

@@ -1,11 +1,11 @@
-"""The tables of the report as pandas frames: one row a pair, one a task of a pair, one a candidate."""
+"""Build the tables of the report as pandas frames: comparisons, tasks, candidates and jobs."""
 
 from coppice.core import fingerprints, records
 from coppice.study import layout
 
 from .study_records import STAGES
 
-# what a job is called -> the kind of record that it leaves
+# A job's name in the figure of time and memory -> the kind of record that the job writes (`layout.RECORDS`).
 JOBS = {
     "prune": "candidate",
     "score candidates": "scores",
@@ -17,7 +17,7 @@ JOBS = {
 
 
 def comparisons(study):
-    """One row a model and config: every metric at each stage, its change and what was recovered, with intervals."""
+    """Return one row per model and config: every metric at each stage, its change and its recovered share."""
     import pandas
 
     rows = []
@@ -29,17 +29,17 @@ def comparisons(study):
             row[f"parameters_{stage}"] = (getattr(pair, stage) or {}).get("parameters")
         for metric in study.metrics:
             row |= {f"{metric.key}_{stage}": value for stage, value in pair.values(metric).items()}
-            known = pair.measured(metric) or {}
-            row |= _bounded(f"{metric.key}_change", known.get("change"))
-            row |= _bounded(f"{metric.key}_recovered", known.get("recovered"))
-            row[f"{metric.key}_verdict"] = known.get("verdict")
+            compared = pair.measured(metric) or {}
+            row |= _bounded(f"{metric.key}_change", compared.get("change"))
+            row |= _bounded(f"{metric.key}_recovered", compared.get("recovered"))
+            row[f"{metric.key}_verdict"] = compared.get("verdict")
         row["training_seconds"] = (pair.training or {}).get("seconds")
         rows.append(row)
     return pandas.DataFrame(rows)
 
 
 def tasks(study):
-    """One row a task of a compared pair: accuracy at each stage (shares of 1), change with interval, p-values."""
+    """Return one row per task of a compared pair: accuracy at each stage (0 to 1), change with interval, p-values."""
     import pandas
 
     columns = ["model", "config", "task", "metric", "n", *STAGES, *(f"change{end}" for end in ("", "_low", "_high"))]
@@ -55,9 +55,9 @@ def tasks(study):
 
 
 def candidates(study):
-    """`candidates.tsv` of the selection, models of the study first in their order; empty where there is none.
+    """Return `candidates.tsv`, sorted by the study's order of models.
 
-    A table that cannot be read is noted as failed.
+    If the file is missing or damaged, return an empty table and add it to the study's missing or failed records.
     """
     import pandas
 
@@ -68,6 +68,7 @@ def candidates(study):
         return empty
     try:
         _check_seal(path)
+        # A model or candidate may be called "001" or "nan": pandas must read names as text.
         names = dict.fromkeys(("model", "candidate", "chosen_as"), str)
         frame = pandas.read_csv(path, sep="\t", dtype=names, keep_default_na=False, na_values=[""])
         frame["chosen_as"] = frame["chosen_as"].fillna("")
@@ -79,22 +80,23 @@ def candidates(study):
 
 
 def _check_seal(path):
-    """Raise ValueError for a table that is not the one whose digest stands beside it."""
+    """Raise ValueError if the table differs from the digest recorded beside it."""
     seal = layout.seal_of(path)
     if seal.is_file() and records.read(seal)["sha256"] != fingerprints.content_digest(path):
-        raise ValueError("was changed after it was written; delete it and run snakemake again")
+        raise ValueError("this table was edited after the run wrote it; delete it and run snakemake again")
 
 
 def jobs(study):
-    """One row a job that left a record: stage, seconds, and peak bytes of host and GPU memory."""
+    """Return one row per job with a record: stage, seconds, and peak host and GPU memory in bytes."""
     import pandas
 
     rows = []
     places = [(stage, layout.root(kind), layout.RECORDS[kind][1]) for stage, kind in JOBS.items()]
     for stage, folder, name in (*places, ("compare", layout.root("finetuned"), layout.COMPARISON)):
         for path in sorted((study.results / folder).rglob(name)):
-            record = _whole(path)
+            record = _record_or_empty(path)
             provenance = record.get("provenance") or {}
+            # A reused result repeats the time and memory of the job that computed it; count that job once.
             if provenance.get("seconds") is not None and not record.get("reused_from"):
                 memory = provenance.get("peak_memory_bytes") or {}
                 row = {"stage": stage, "job": str(path.parent.relative_to(study.results))}
@@ -104,8 +106,8 @@ def jobs(study):
     return pandas.DataFrame(rows, columns=["stage", "job", "seconds", "host", "gpu"])
 
 
-def _whole(path):
-    """The record at `path`, {} where it is damaged: the study's reading says so, if it is part of it."""
+def _record_or_empty(path):
+    """Return the record at `path`, or {} if it is damaged, which `study_records.read` already reports."""
     try:
         return records.read(path)
     except (records.RecordError, ValueError):
@@ -113,11 +115,13 @@ def _whole(path):
 
 
 def _bounded(name, estimate):
+    """Return the columns {name}, {name}_low and {name}_high of an estimate with its interval."""
     value = (estimate or {}).get("value")
     low, high = (estimate or {}).get("interval") or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _criterion(pair):
+    """Return the selection criterion in words, or None."""
     criterion = (pair.selection or {}).get("criterion")
     return criterion["words"] if criterion else None

@@ -1,4 +1,4 @@
-"""The study in the terminal: one row a model and config, at any time during a run."""
+"""The study in the terminal: one row per model and config, at any time during a run."""
 
 from pathlib import Path
 
@@ -12,36 +12,37 @@ STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold 
 
 
 def overview(results, pairs, console):
-    """Print where `pairs` stand: accuracy and perplexity at each stage, what was recovered, and the state."""
+    """Read `pairs` from `results` and print their accuracy, perplexity, recovered share and state."""
     show(studies.read(results, pairs), console)
 
 
 def show(study, console):
-    """Print the same of a study that was read already.
+    """Print the table of a `Study`.
 
-    A terminal that is too narrow for one table gets one a metric, with long names over several lines; a pipe or a file
-    gets one table, as wide as it has to be. No number is ever cut.
+    A terminal too narrow for the whole table gets one table per metric, with long names wrapped. A pipe or a file gets
+    one table, as wide as needed. Numbers are never truncated.
     """
     from rich.measure import Measurement
 
-    def needed(table):
+    def width_of(table):
+        # rich caps a measurement at the console's width; a large max_width gives the width the table really needs
         return Measurement.get(console, console.options.update(max_width=10_000), table)
 
     metrics = study.metrics[:2]
     whole = table(study, metrics)
     if not console.is_terminal:
-        console.width = max(console.width, needed(whole).maximum)
-    if needed(whole).minimum <= console.width:
+        console.width = max(console.width, width_of(whole).maximum)
+    if width_of(whole).minimum <= console.width:
         console.print(whole)
         return
     for metric in metrics:
         part = table(study, [metric], fold=True, with_state=metric is metrics[0])
-        console.width = max(console.width, needed(part).minimum)
+        console.width = max(console.width, width_of(part).minimum)
         console.print(part)
 
 
 def table(study, metrics, fold=False, with_state=True):
-    """Return the `rich.table.Table` of a study's pairs; `fold` lets long names go over several lines."""
+    """Return the `rich.table.Table` of a study's pairs; `fold` wraps long names over several lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +82,7 @@ def _state(pair):
 
 def _caption(metrics):
     names = " and ".join(printable(metric.label) for metric in metrics)
-    return f"{names}: dense, pruned, fine-tuned; recovered share of what pruning lost" if names else None
+    return f"{names}: dense, pruned, fine-tuned, and the recovered share of what pruning lost" if names else None
 
 
 def _cells(pair, metric):
@@ -95,7 +96,7 @@ def _number(value, metric):
 
 
 def tally(study):
-    """One line: how many pairs are done, running, waiting, failed."""
+    """Return one line that counts the pairs by state: done, running, waiting, failed, stopped."""
     states = [pair.state for pair in study.pairs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
     return (
@@ -104,18 +105,22 @@ def tally(study):
 
 
 def ablations(results):
-    """A line an ablation under `results`: its jobs by state, what runs or failed, and where the report is."""
+    """Yield the lines that describe each ablation under `results`.
+
+    The first line counts the jobs by state and names those that run and the report; one line for each failed or
+    stopped job follows.
+    """
     jobs = [job for job in Statuses(results).jobs if job.stage == "ablation" and job.names]
     for name in dict.fromkeys(job.names[0] for job in jobs):
         own = [job for job in jobs if job.names[0] == name]
         states = [job.state for job in own]
-        told = ", ".join(
+        counts = ", ".join(
             f"{states.count(state)} {state}" for state in dict.fromkeys([*STYLES, *states]) if state in states
         )
         busy = [" ".join(job.names[1:]) for job in own if job.state == "running"]
-        line = f"ablation {name}: jobs {told}" + (f" ({', '.join(busy)})" if busy else "")
+        line = f"ablation {name}: jobs {counts}" + (f" ({', '.join(busy)})" if busy else "")
         report = Path(results) / "ablation" / name / "ablation_report.html"
         yield line + (f"; {report}" if report.is_file() else "")
         for job in own:
             if job.state in ("failed", "stopped"):
-                yield f"  {job.state}: {' '.join(job.names[1:])}: {job.reason or 'no reason was given'}"
+                yield f"  {job.state}: {' '.join(job.names[1:])}: {job.reason or 'no reason recorded'}"

@@ -1,4 +1,7 @@
-"""The figures of how it came about: candidates, training, cost. As in `pictures`."""
+"""The figures of how the results came about: candidates, training curves, cost.
+
+Each function draws into a figure and returns None, or returns a sentence that says why there is nothing to draw.
+"""
 
 from coppice.render import formatting
 from coppice.render.plotting import elements
@@ -9,17 +12,18 @@ from . import drawing
 
 
 def candidates(figure, study, frames):
-    """Every candidate of each model by accuracy and perplexity, the Pareto front and the chosen ones."""
+    """Draw every candidate of each model by accuracy and perplexity, the Pareto front and the selected candidates."""
     frame = frames["candidates"]
     accuracy, perplexity = pareto.axes_of(frame.columns)
     names = [name for name in study.models if (frame["model"] == name).any()]
     if not names or not accuracy or not perplexity:
-        return "No candidates with accuracy and perplexity are listed by now."
+        return "No candidate has both accuracy and perplexity yet."
     labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
     for axes, name in drawing.panels(figure, names, *labels):
         rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
         chosen = [
-            [i for i, names_ in enumerate(rows["chosen_as"]) if config in names_.split(",")] for config in study.configs
+            [i for i, configs in enumerate(rows["chosen_as"]) if config in configs.split(",")]
+            for config in study.configs
         ]
         elements.candidates(axes, rows[perplexity].tolist(), (100 * rows[accuracy]).tolist(), chosen)
     handles = elements.candidate_handles(study.configs)
@@ -28,11 +32,11 @@ def candidates(figure, study, frames):
 
 
 def training(figure, study, frames):
-    """Training and validation loss of every pair, a panel a model."""
+    """Draw the training and validation loss of every pair, one panel per model."""
     names = [name for name in study.models if any(pair.history for pair in study.pairs_of(name))]
     if not names:
-        return "No training has ended by now."
-    for axes, name in drawing.panels(figure, names, "optimizer step", "loss (nats a target token)"):
+        return "No training has finished yet."
+    for axes, name in drawing.panels(figure, names, "optimizer step", "loss (nats per target token)"):
         for pair in study.pairs_of(name):
             place = study.configs.index(pair.config)
             colour, marker = elements.config_colour(place), MARKERS[place % len(MARKERS)]
@@ -45,7 +49,10 @@ def training(figure, study, frames):
                     axes.plot(*zip(*steps, strict=True), color=colour, **style)
     handles = [
         elements.handle(
-            elements.config_colour(i), MARKERS[i % len(MARKERS)], f"{c}: validation (marks), training (plain)", line="-"
+            elements.config_colour(i),
+            MARKERS[i % len(MARKERS)],
+            f"{c}: validation (markers), training (plain line)",
+            line="-",
         )
         for i, c in enumerate(study.configs)
     ]
@@ -54,10 +61,10 @@ def training(figure, study, frames):
 
 
 def cost(figure, study, frames):
-    """Time and peak memory of every stage: the sum over its jobs, and the largest of them."""
+    """Draw the time of every stage, summed over its jobs, and the peak memory of each job."""
     jobs = frames["jobs"]
     if jobs.empty:
-        return "No job has left its time and memory by now."
+        return "No job has recorded its time and memory yet."
     stages = list(dict.fromkeys(jobs["stage"]))
     figure.set_size_inches(WIDTH, 1.3 + 0.42 * len(stages))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -74,6 +81,7 @@ def cost(figure, study, frames):
     left.set_xlabel(f"time, sum over jobs ({unit})")
     left.set_yticks(range(len(stages)), stages)
     left.invert_yaxis()
+    # Host and GPU memory of one job would cover each other, so each kind has its own height on the stage's row.
     for kind, colour, offset in (("host", ORANGE, -0.15), ("gpu", PURPLE, 0.15)):
         rows = jobs.dropna(subset=[kind])
         y = [stages.index(stage) + offset for stage in rows["stage"]]
