@@ -1,5 +1,4 @@
-"""What the benchmarks share: random models in real shapes, clocks, the speed of a model's own matrix products, and
-runs of Snakemake."""
+"""What the benchmarks share: random models in real shapes, clocks, matrix-product speed, and runs of Snakemake."""
 
 import argparse
 import json
@@ -49,6 +48,7 @@ SHAPES = {
 
 
 def build_model(name):
+    """Return a random model in the shape `name` of `SHAPES`, on the device and in the precision that a study uses."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,20 +62,24 @@ def build_model(name):
 
 
 def on_gpu():
-    """Whether models will be on a GPU, known without importing torch."""
+    """Return whether models will be placed on a GPU, without importing torch."""
     from coppice import models
 
     return models.device_kind() == "cuda"
 
 
 def seconds(function, threads=1):
-    """(result, seconds of `function`): CPU time on one thread, wall time on several or on a GPU."""
+    """Return (result, seconds) of a call to `function`.
+
+    On one CPU thread the seconds are CPU time, so other work on the machine counts little. With several threads or a
+    GPU they are wall time, because CPU time adds up over threads and leaves out the GPU.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
     clock = time.perf_counter if cuda or threads > 1 else time.process_time
     if cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # kernels run asynchronously: earlier ones must end before the clock starts
     start = clock()
     result = function()
     if cuda:
@@ -84,14 +88,14 @@ def seconds(function, threads=1):
 
 
 class MatrixProducts:
-    """How fast a model's own matrix products are by themselves: every weight once, on 512 tokens (8192 on a GPU)."""
+    """The speed of a model's own matrix products: each weight once, on 512 tokens (8192 on a GPU)."""
 
     def __init__(self, model):
         import torch
 
         self.rows = 8192 if model.device.type == "cuda" else 512
         head = model.get_output_embeddings().weight
-        # peft keeps an adapter's weights in float32, which products of a half-precision model never take by themselves
+        # peft keeps an adapter's weights in float32; a half-precision model never multiplies them on their own.
         named = model.model.layers.named_parameters()
         self.weights = [p for name, p in named if p.dim() == 2 and "lora_" not in name]
         self.weights += [head[start : start + 4096] for start in range(0, len(head), 4096)]
@@ -99,7 +103,7 @@ class MatrixProducts:
         self.states = {n: torch.randn(self.rows, n, dtype=head.dtype, device=head.device) for n in widths}
 
     def rate(self):
-        """Operations a second, measured now."""
+        """Measure and return the operations per second."""
         import torch
 
         def multiply():
@@ -112,7 +116,7 @@ class MatrixProducts:
 
 
 def checkout(folder):
-    """Make `folder` a checkout of this workflow, by links, that lacks its configuration."""
+    """Make `folder` a checkout of this workflow without its configuration, using symbolic links."""
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     for part in ("workflow", "Snakefile", "profiles"):
@@ -120,53 +124,61 @@ def checkout(folder):
 
 
 def environment():
-    """This process's environment, in which the snakemake beside this Python is found first."""
+    """Return this process's environment with the folder of this Python, and so its snakemake, first on the PATH."""
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def snakemake(folder, *words):
-    """Run snakemake in `folder`; its output is in `stdout`."""
+    """Run snakemake in `folder` and return the finished process with its output in `stdout`."""
     return subprocess.run(
         ["snakemake", *words], cwd=folder, env=environment(), check=True, capture_output=True, text=True
     )
 
 
 def options(description, models):
-    """A parser of what the benchmarks of models have in common; models: the shapes that are measured by default."""
+    """Return a parser with the options that the model benchmarks share; `models` are the default shapes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is below its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a result misses its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    # a GPU's first runs load kernels and take memory, which a long evaluation or training does once
+    # The first runs on a GPU load kernels and allocate memory; a long evaluation or training does that only once.
     parser.add_argument(
         "--repeats",
         type=int,
         default=3 if on_gpu() else 1,
-        help="runs of each, of which the fastest counts (default: 3 on a GPU, else 1)",
+        help="runs of each; the fastest counts (default: 3 on a GPU, else 1)",
     )
     parser.add_argument(
-        "--models", nargs="+", choices=SHAPES, default=models, help=f"shapes (default: {' '.join(models)})"
+        "--models", nargs="+", choices=SHAPES, default=models, help=f"model shapes (default: {' '.join(models)})"
     )
     return parser
 
 
 def quietly(command, environment=None):
-    """Run a command; where it fails, end with the last lines that it wrote."""
+    """Run a command without showing its output; if it fails, exit with the end of that output."""
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stdout[-3000:]}")
 
 
 def conclude(results, arguments, below_bars, show, summary):
-    """Write and print the results by model, what is below its bar, and last a line; returns the exit status."""
+    """Print the results, the missed bars and a summary line, write the results as JSON, and return the exit status.
+
+    Args:
+        results: name -> result.
+        arguments: parsed options, of which `json` and `check` are used.
+        below_bars: function (name, result) -> sentences about missed bars.
+        show: function (name, result) that prints one result.
+        summary: function (results, failures) -> the last line.
+    """
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     failures = [failure for name, result in results.items() for failure in below_bars(name, result)]
     for name, result in results.items():
         show(name, result)
     for failure in failures:
-        print(f"not within the bar: {failure}")
+        print(f"bar missed: {failure}")
     print(summary(results, failures))
     return 1 if arguments.check and failures else 0

@@ -1,6 +1,7 @@
-"""How far results move with the number of threads, or with a GPU where there is one, and what gives the same twice.
+"""Measure how far results move with the number of threads or on a GPU, and which settings repeat exactly.
 
-Trains and evaluates a checkpoint of a finished miniature study by the study's own code, each time in a new process:
+Trains and evaluates a checkpoint of a finished miniature study with the study's own code, each time in a new process.
+With a GPU, the benchmark compares CPU and GPU; without one, it compares one thread with two.
 
     python benchmarks/determinism.py [--results results] [--resources resources] [--steps 40] [--check]
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from common import conclude, on_gpu, quietly
 
 TASKS = ("piqa", "arc_easy")
-# What is compared: name -> (threads, whether on the GPU, data type); "again" is the same once more
+# name -> (threads, whether on the GPU, precision); each runs twice, the second time as "... again"
 ON_CPU = {"1 thread": (1, False, "float32"), "2 threads": (2, False, "float32")}
 ON_GPU = {"CPU": (4, False, "float32"), "GPU": (4, True, "float32"), "GPU in bfloat16": (4, True, "bfloat16")}
 
@@ -27,8 +28,8 @@ def main():
     parser.add_argument("--model", default="Mistral")
     parser.add_argument("--config", default="best_acc")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--check", action="store_true", help="fail where the same way gives something else twice")
+    parser.add_argument("--json", help="write all results to this file")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a repeated run gives other results")
     parser.add_argument("--one", nargs=3, metavar=("THREADS", "DTYPE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -51,7 +52,7 @@ def main():
 
 
 def once(arguments, threads, dtype, folder):
-    """Train `steps` steps and evaluate what came of it, with so many threads and in `dtype`, into `folder`."""
+    """Train for `arguments.steps` steps and evaluate before and after, with `threads` and `dtype`, into `folder`."""
     from coppice.core import logs
 
     logs.limit_threads(threads)
@@ -81,8 +82,11 @@ def once(arguments, threads, dtype, folder):
 
 
 def measured(folder):
-    """{losses of the training, adapter (a flat tensor), log-likelihoods, picks, window losses} of one run; `before`:
-    the log-likelihoods of the weights that it began with.
+    """Return what is compared of one run.
+
+    Returns:
+        {losses: of the training, adapter: a flat tensor, loglikelihoods, before: log-likelihoods before training,
+        picks: predictions, windows: window losses}.
     """
     import pandas
     import torch
@@ -106,7 +110,7 @@ def measured(folder):
 
 
 def apart(one, other):
-    """Largest differences of two runs; of the adapters the norm of the difference over the norm."""
+    """Return the largest differences between two runs; for adapters, the norm of the difference over the norm."""
     found = {
         name: max(abs(a - b) for a, b in zip(one[name], other[name], strict=True))
         for name in ("losses", "before", "loglikelihoods", "windows")
@@ -117,21 +121,23 @@ def apart(one, other):
 
 
 def below(name, result):
-    """Where the same way of computing did not give the same."""
+    """Return a sentence if a repeated run differs from the first."""
     moved = [key for key, value in result.items() if key != "items" and value]
     return [f"{name}: {', '.join(moved)} differ"] if "again" in name and moved else []
 
 
 def summary(results, failures):
-    return f"determinism: {'not the same twice' if failures else 'the same way of computing gives the same twice'}"
+    """Return the last line of the output."""
+    return f"determinism: repeated runs {'differ' if failures else 'give identical results'}"
 
 
 def show(name, result):
-    """One line a pair of runs."""
+    """Print one line about two runs."""
     print(
-        f"{name}: log-likelihoods of the same weights {result['before']:.1e}; training losses {result['losses']:.1e}, "
-        f"adapter {result['adapter']:.1e} (relative norm), and with it log-likelihoods {result['loglikelihoods']:.1e}, "
-        f"window losses {result['windows']:.1e}, picks {result['picks']} of {result['items']}"
+        f"{name} differ by: log-likelihoods before training {result['before']:.1e}; training losses "
+        f"{result['losses']:.1e}; adapter {result['adapter']:.1e} (relative norm); after training, log-likelihoods "
+        f"{result['loglikelihoods']:.1e}, window losses {result['windows']:.1e}, "
+        f"picks {result['picks']} of {result['items']}"
     )
 
 

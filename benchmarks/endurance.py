@@ -1,13 +1,14 @@
-"""Whether memory and files of long runs stay flat: resident memory over the length of every stage.
+"""Measure whether the memory and the files of long runs stay flat.
 
-Each stage runs by the study's own code in a new process on random miniature models. Stages with steps (of a training,
-batches of an evaluation, blocks of a model that is pruned): the mean of the second quarter of the steps (the first one
-fills caches) is compared with that of the last. Stages without (data, comparison, report): the peak is compared with
-that of one that is four times as long, which gives the bytes that one more row, item or model takes.
+Each stage runs the study's own code in a new process on random miniature models. For stages with steps (of a training,
+batches of an evaluation, blocks of a model to prune), the mean memory in the second quarter of the steps is compared
+with that in the last quarter; the first quarter fills caches and does not count. For stages without steps (data,
+comparison, report), the peak is compared with that of a run four times as long, which gives the bytes that one more
+row, item or model takes.
 
     python benchmarks/endurance.py [--stages training data ...] [--steps 2000] [--rows 4000] [--check] [--json FILE]
 
-On Linux: memory of a process's own is read from /proc.
+Runs on Linux only: it reads a process's memory from /proc.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from pathlib import Path
 from common import ROOT, conclude, quietly
 
 STEPS = ("training", "zero-shot", "perplexity", "prune")
-# stage -> what it is long in, how many of these the shorter of its two runs has, and bytes that one more may take
+# stage -> (the unit of its length, units in the shorter of its two runs, bytes that one more unit may take)
 LENGTHS = {"data": ("rows", 50_000, 500), "compare": ("items a task", 1_000, 20_000), "report": ("models", 6, 3e6)}
 STAGES = (*STEPS, *LENGTHS)
-LONGER = 4
-GROWTH = 0.02  # of the memory in the second quarter
-BLOCKS = 64  # of the model that is pruned
+LONGER = 4  # how many times longer the second run is
+GROWTH = 0.02  # allowed growth, as a share of the memory in the second quarter
+BLOCKS = 64  # of the model to prune
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -40,15 +41,19 @@ SHAPE = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--steps", type=int, default=2000, help="of the training, at least 8")
-    parser.add_argument("--rows", type=int, default=4000, help="of the task and of the text")
-    parser.add_argument("--json", help="a file for the figures")
-    parser.add_argument("--check", action="store_true", help="fail where memory grows by more than it may")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="steps of the training, at least 8 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=4000, help="rows of the task and of the text (default: %(default)s)"
+    )
+    parser.add_argument("--json", help="write all results to this file")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if memory grows by more than its bar")
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps < 8:
-        parser.error("--steps: at least 8, so that there are quarters to compare")
+        parser.error(f"--steps: found {arguments.steps}, must be at least 8, so that there are quarters to compare")
     if arguments.one:
         once(arguments, arguments.one[0], Path(arguments.one[1]))
         return 0
@@ -66,15 +71,15 @@ def main():
 
 
 def once(arguments, stage, folder):
-    """Run one stage in `folder`; `memory.json` has the resident memory after each of its steps, or only the peak."""
+    """Run one stage in `folder` and write `memory.json`: resident bytes after each step, or only the peak."""
     run = at_length if stage in LENGTHS else step_by_step
     (folder / "memory.json").write_text(json.dumps(run(arguments, stage, folder)))
 
 
 def at_length(arguments, stage, folder):
-    """Run a stage without steps at `arguments.length`; returns the peak in bytes.
+    """Run a stage without steps at the length `arguments.length` and return its peak memory in bytes.
 
-    What it works on is made in another process, which has taken its memory with it when the stage begins.
+    Another process makes the stage's input, so that the memory this takes is gone before the stage starts.
     """
     import multiprocessing
 
@@ -88,14 +93,14 @@ def at_length(arguments, stage, folder):
     maker.start()
     maker.join()
     if maker.exitcode:
-        raise SystemExit(f"{stage}: what it works on could not be made (exit code {maker.exitcode})")
+        raise SystemExit(f"{stage}: making its input failed with exit code {maker.exitcode}")
     with Peak() as peak:
         run(folder)
     return peak.bytes
 
 
 class Peak:
-    """The most memory of its own that this process has while the block runs; mapped files are none of it."""
+    """Peak anonymous memory of this process while the block runs; memory-mapped files do not count."""
 
     def __enter__(self):
         self.bytes, self.over = 0, threading.Event()
@@ -115,14 +120,14 @@ class Peak:
 
 
 def write_rows(folder, rows):
-    """A JSON file of so many rows."""
+    """Write a JSON lines file with `rows` rows."""
     with open(folder / "rows.jsonl", "w") as file:
         for row in range(rows):
             file.write(json.dumps({"text": f"row {row} " + "word " * (row % 97)}) + "\n")
 
 
 def prepare_data(folder):
-    """Bring the rows to the study's form."""
+    """Prepare the rows as a data set of the study."""
     from coppice import data
 
     path = str(folder / "rows.jsonl")
@@ -131,7 +136,7 @@ def prepare_data(folder):
 
 
 def synthetic(folder, **options):
-    """(a study whose records no model was run for, the models that it may have): as the tests make them."""
+    """Return (a study of synthetic records, the models that it can have), made by the code of the unit tests."""
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
     import synthetic_records
 
@@ -139,20 +144,20 @@ def synthetic(folder, **options):
 
 
 def evaluated(folder, items):
-    """A model before and after, evaluated on so many items a task."""
+    """Write the records of one model, evaluated on `items` items per task."""
     study, six = synthetic(folder, items=items, windows=30)
     study.models = {"Llama": six["Llama"]}
     study.build()
 
 
 def compare(folder):
-    """Compare it."""
+    """Compare its evaluations before and after fine-tuning."""
     study, _ = synthetic(folder)
     study.compare("Llama", study.configs[0])
 
 
 def finished(folder, count):
-    """A study of so many models in two configs each."""
+    """Write the records of a study of `count` models with two configs each."""
     _, six = synthetic(folder)
     facts = list(six.values())
     models = {f"Model-{place}": facts[place % len(facts)] for place in range(count)}
@@ -161,7 +166,7 @@ def finished(folder, count):
 
 
 def report(folder):
-    """Write its report."""
+    """Write the study's report."""
     from coppice.report import study_report
 
     study, _ = synthetic(folder, models=json.loads((folder / "models.json").read_text()))
@@ -169,7 +174,7 @@ def report(folder):
 
 
 def step_by_step(arguments, stage, folder):
-    """Run a stage with steps; returns the resident memory, in bytes, after each."""
+    """Run a stage with steps and return the resident memory in bytes after each step."""
     import psutil
 
     from coppice.core import logs
@@ -199,7 +204,7 @@ def step_by_step(arguments, stage, folder):
 
 
 def prune(note):
-    """Prune a deep model by Taylor importance; `note` is called after the gradients of each block."""
+    """Prune a deep model by Taylor importance; call `note` after the gradients of each block."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -220,7 +225,7 @@ def prune(note):
 
 
 def settings(**sections):
-    """A study whose settings are those of the schema, but for `sections`."""
+    """Return a study with the default settings, changed by `sections`."""
     from coppice.study import settings
 
     sections["finetune"] = {"data": {"val_size": 50}, "warmup_steps": 1} | sections.get("finetune", {})
@@ -231,7 +236,7 @@ DATASETS = {name: {"path": f"miniature/{name}"} for name in ("alpaca", "ptb", "w
 
 
 def evaluate(stage, model, sets, folder, note):
-    """Evaluate on a long task or a long text; `note` is called after each batch."""
+    """Evaluate on a long task or a long text; call `note` after each batch."""
     from coppice import models
     from coppice.core import logs
     from coppice.stages import evaluate
@@ -253,7 +258,11 @@ def evaluate(stage, model, sets, folder, note):
 
 
 def prepared(folder, rows):
-    """(a random model with a word-level tokenizer, name -> dataset.json), with `rows` rows in all of the latter."""
+    """Write a random model with a word-level tokenizer, and data sets of `rows` rows each.
+
+    Returns:
+        (model folder, data set -> dataset.json).
+    """
     import random
 
     from tokenizers import Tokenizer
@@ -271,13 +280,13 @@ def prepared(folder, rows):
     MistralForCausalLM(MistralConfig(**SHAPE)).save_pretrained(folder / "model")
     chance = random.Random(0)
 
-    def said(longest):
+    def text(longest):
         return " ".join(f"w{chance.randrange(3, 512)}" for _ in range(chance.randrange(4, longest)))
 
     tables = {
-        "alpaca": {"train": [{"instruction": said(30), "input": "", "output": said(60)} for _ in range(rows)]},
-        "ptb": {"report": [{"text": said(80)} for _ in range(rows)]},
-        "piqa": {"report": [{"goal": said(40), "sol1": said(30), "sol2": said(30), "label": 0} for _ in range(rows)]},
+        "alpaca": {"train": [{"instruction": text(30), "input": "", "output": text(60)} for _ in range(rows)]},
+        "ptb": {"report": [{"text": text(80)} for _ in range(rows)]},
+        "piqa": {"report": [{"goal": text(40), "sol1": text(30), "sol2": text(30), "label": 0} for _ in range(rows)]},
     }
     for name, roles in tables.items():
         data.write(name, roles, folder / name, splits={}, source={})
@@ -285,7 +294,10 @@ def prepared(folder, rows):
 
 
 def summed_up(folder):
-    """{steps, early and late: mean bytes in the second and the last quarter, files, log_bytes: of those left}."""
+    """Return {steps, early, late, files, log_bytes} of a run with steps.
+
+    early and late are mean bytes in the second and the last quarter; files and log_bytes count what the run left.
+    """
     memory = json.loads((folder / "memory.json").read_text())
     quarter = len(memory) // 4
     early, late = memory[quarter : 2 * quarter], memory[-quarter:]
@@ -301,29 +313,31 @@ def summed_up(folder):
 
 
 def peaks(folders, lengths):
-    """{runs: lengths, and the peak in bytes at each; each: bytes by which one more lengthens the peak}."""
-    taken = [json.loads((folder / "memory.json").read_text()) for folder in folders]
-    return {"runs": [lengths, taken], "each": (taken[1] - taken[0]) / (lengths[1] - lengths[0])}
+    """Return {runs: [lengths, peak bytes at each length], each: bytes that one more unit adds to the peak}."""
+    peak = [json.loads((folder / "memory.json").read_text()) for folder in folders]
+    return {"runs": [lengths, peak], "each": (peak[1] - peak[0]) / (lengths[1] - lengths[0])}
 
 
 def below(name, result):
-    """Where memory grew."""
+    """Return a sentence if memory grew by more than its bar."""
     if name in LENGTHS:
         unit, _, limit = LENGTHS[name]
-        return [f"{name}: {result['each']:.0f} bytes for each of its {unit}"] if result["each"] > limit else []
+        return (
+            [f"{name}: memory grew by {result['each']:.0f} bytes per unit ({unit})"] if result["each"] > limit else []
+        )
     grown = result["late"] / result["early"] - 1
     return [f"{name}: memory grew by {grown:.1%}"] if grown > GROWTH else []
 
 
 def show(name, result):
-    """One line a stage."""
+    """Print one line about a stage."""
     if name in LENGTHS:
         unit = LENGTHS[name][0]
-        told = [f"{length} {unit} {taken / 2**20:.1f} MiB" for length, taken in zip(*result["runs"], strict=True)]
-        print(f"{name}: at most {', '.join(told)}: {result['each'] / 1000:.1f} kB for one more")
+        runs = [f"{peak / 2**20:.1f} MiB for {length} {unit}" for length, peak in zip(*result["runs"], strict=True)]
+        print(f"{name}: peak {', '.join(runs)}; {result['each'] / 1000:.1f} kB per unit")
         return
     early, late = result["early"] / 2**20, result["late"] / 2**20
-    files = f"; {result['files']} files are left, {result['log_bytes'] / 1000:.0f} kB of them logs"
+    files = f"; {result['files']} files left, with {result['log_bytes'] / 1000:.0f} kB of logs"
     print(
         f"{name}: {result['steps']} steps, {early:.1f} MiB in the second quarter, {late:.1f} MiB in the last "
         f"({late - early:+.1f}){files if result['files'] else ''}"
@@ -331,7 +345,8 @@ def show(name, result):
 
 
 def summary(results, failures):
-    return "memory grows by more than it may" if failures else f"memory is flat in {', '.join(results)}"
+    """Return the last line of the output."""
+    return "memory grows by more than its bar" if failures else f"memory is flat in {', '.join(results)}"
 
 
 if __name__ == "__main__":

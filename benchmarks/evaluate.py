@@ -1,16 +1,16 @@
-"""Zero-shot scoring: this package's engine against the harness's own HF backend, on the same model and requests.
+"""Compare zero-shot scoring by this package's engine with lm-eval's HF backend, on the same model and requests.
 
-Both are given the same lm-eval requests, task by task and in alternation; the harness runs at the batch size at which
-it is fastest here. On one thread, time is the process's CPU time, so that other work on the machine counts little.
-Models are random, in the shapes of Llama (32k vocabulary), Qwen2 (128k vocabulary, grouped KV heads) and Mistral
-(sliding window). The floor is what the matrix products that cannot be avoided would take at the speed that the model's
-products have by themselves: unique tokens times 2 x the body's parameters, and unique scored positions times
-2 x width x vocabulary.
+Both get the same lm-eval requests, task by task and in turn; the harness runs at the batch size at which it is fastest
+here. On one thread, time is the process's CPU time, so that other work on the machine counts little. Models are random,
+in the shapes of Llama (32k vocabulary), Qwen2 (128k vocabulary, grouped KV heads) and Mistral (sliding window).
+
+The floor is the time that the unavoidable matrix products would take at the speed of the model's own products: unique
+tokens x 2 x the body's parameters, plus unique scored positions x 2 x width x vocabulary.
 
     python benchmarks/evaluate.py --data FOLDER --check --json evaluate.json
 
-FOLDER holds real rows, `{task}/test.jsonl` or `{task}/validation.jsonl` in the columns of the hub's data sets; without
-one the rows are the miniature study's.
+FOLDER holds real rows, `{task}/test.jsonl` or `{task}/validation.jsonl`, with the columns of the hub's data sets.
+Without --data, the rows are those of the miniature study.
 """
 
 import json
@@ -25,7 +25,7 @@ from common import MatrixProducts, build_model, conclude, on_gpu, options, secon
 
 from coppice.core import logs
 
-# Items of the official evaluation splits, which weight the overall figures
+# Number of items in the official evaluation splits; the overall results weight the tasks by it.
 SIZES = {
     "boolq": 3270,
     "piqa": 1838,
@@ -44,7 +44,7 @@ def main():
     arguments = parse_arguments()
     logs.limit_threads(arguments.threads)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    import lm_eval.models.huggingface  # noqa: F401  -- before the level is set, which it sets anew
+    import lm_eval.models.huggingface  # noqa: F401  -- it sets the log level, so it comes before ours
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,13 +56,15 @@ def main():
 
 def parse_arguments():
     parser = options(__doc__, models=["llama-42m", "qwen-88m", "mistral-39m"])
-    parser.add_argument("--limit", type=int, default=20, help="items of each task (default: %(default)s)")
-    parser.add_argument("--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="real rows")
+    parser.add_argument("--limit", type=int, default=20, help="items per task (default: %(default)s)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", default=os.environ.get("COPPICE_REALDATA"), help="folder of real rows"
+    )
     return parser.parse_args()
 
 
 def prepare_rows(folder, scratch, limit):
-    """Records of `limit` random rows of each task: name -> path of its dataset.json."""
+    """Prepare `limit` random rows of each task and return task -> path of its dataset.json."""
     from coppice import data
 
     if not folder:
@@ -74,7 +76,7 @@ def prepare_rows(folder, scratch, limit):
         files = [Path(folder, name, f"{split}.jsonl") for split in ("test", "validation")]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            sys.exit(f"evaluate: neither {files[0]} nor {files[1]} is there")
+            sys.exit(f"evaluate: {files[0]} and {files[1]} are both missing; put the rows of {name} into one of them")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         rows = random.Random(0).sample(rows, min(limit, len(rows)))
         data.write(name, {"report": rows}, scratch / "rows" / name, splits={}, source={})
@@ -82,7 +84,7 @@ def prepare_rows(folder, scratch, limit):
 
 
 def train_tokenizer(folder, scratch):
-    """A byte-level BPE tokenizer of ordinary text, none of it a task's."""
+    """Return a byte-level BPE tokenizer trained on text that no task is scored on."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
 
@@ -98,7 +100,7 @@ def train_tokenizer(folder, scratch):
 
 
 def measure_model(name, records, tokenizer, arguments):
-    """All figures of one model: {batch_size, gemm_gflops, tasks: name -> figures, overall: figures}."""
+    """Return the results of one model: its facts, the harness's batch size, results per task, and overall results."""
     from lm_eval.models.huggingface import HFLM
 
     from coppice.stages.evaluate import zero_shot
@@ -121,6 +123,7 @@ def measure_model(name, records, tokenizer, arguments):
 
 
 def task_requests(name, record, limit):
+    """Return the lm-eval requests of the first `limit` items of a task."""
     from coppice.stages.evaluate import zero_shot
 
     task = zero_shot.task(name, record, "report")
@@ -129,9 +132,12 @@ def task_requests(name, record, limit):
 
 
 def best_batch_size(reference, requests, repeats, items=3):
-    """The batch size at which the harness is fastest on a few items of each task, and the seconds of those tried.
+    """Find the batch size at which the harness is fastest on a few items of each task.
 
-    It starts at 4, on a GPU at 32, and goes on to larger or smaller ones as long as they gain.
+    The search starts at 4 (32 on a GPU) and goes to larger or smaller batches as long as they are faster.
+
+    Returns:
+        (batch size, batch size -> seconds per item for each one tried).
     """
     tried = {}
 
@@ -157,9 +163,9 @@ def best_batch_size(reference, requests, repeats, items=3):
 
 
 def compare(engine, reference, products, asked, arguments):
-    """Seconds of both engines, and how far their answers differ, on the requests of one task.
+    """Return the seconds of both engines on the requests of one task, and how far their answers differ.
 
-    The speed of matrix products is taken right before and after the engine's run: on a shared machine it varies.
+    The speed of matrix products varies on a shared machine, so it is measured right before and after the engine's run.
     """
     import torch
 
@@ -192,7 +198,7 @@ def compare(engine, reference, products, asked, arguments):
 
 
 def picks(asked, values):
-    """What each item's likeliest choice is, as it stands and by character."""
+    """Return the likeliest choice of each item twice: by log-likelihood, and by log-likelihood per character."""
     items = {}
     for request, value in zip(asked, values.tolist(), strict=True):
         items.setdefault(request.doc_id, []).append((value, value / max(1, len(request.args[1].strip()))))
@@ -203,10 +209,10 @@ def picks(asked, values):
 
 
 def floor(engine, model, asked, rate):
-    """The least work for these requests, counted without the engine's tree, and its time at `rate` operations a second.
+    """Return the least work for these requests, and its seconds at `rate` operations per second.
 
-    Sequences as prefixes: each distinct one is a token that has to be run, each distinct one before a scored token a
-    position at which the output layer has to be.
+    The count is independent of the engine's tree. Each distinct prefix is one token that the body must process; each
+    distinct prefix before a scored token is one position that needs the output layer.
     """
     run, scored, harness = set(), set(), 0
     for request in asked:
@@ -223,7 +229,7 @@ def floor(engine, model, asked, rate):
 
 
 def overall(tasks):
-    """The figures of all tasks as one run over their real sizes."""
+    """Return the results of all tasks together, weighted by the sizes of their official splits."""
 
     def total(key):
         return sum(SIZES[task] * result[key] / result["items"] for task, result in tasks.items())
@@ -240,26 +246,41 @@ def overall(tasks):
 
 
 def below_bars(name, result):
-    """What is below its bar, in words. Differences are bounded in float32 only: bfloat16 differs from itself by 1."""
+    """Yield a sentence per missed bar.
+
+    Differences have a bar in float32 only: in bfloat16, rounding alone moves log-likelihoods by about 1.
+    """
     found = result["overall"]
     bar = BARS["ratio_large_vocabulary" if result["vocabulary"] > LARGE_VOCABULARY else "ratio"]
     if found["ratio"] < bar:
-        yield f"{name}: {found['ratio']:.2f} times as fast as the harness, the bar is {bar}"
+        yield f"{name}: {found['ratio']:.2f} times as fast as the harness; the bar is {bar}"
     if result["dtype"] == "torch.float32" and found["difference"] > BARS["difference"]:
-        yield f"{name}: log-likelihoods differ by {found['difference']:.1e}, the bar is {BARS['difference']:.0e}"
+        yield f"{name}: log-likelihoods differ by {found['difference']:.1e}; the bar is {BARS['difference']:.0e}"
     if result["dtype"] == "torch.float32" and (found["picks_equal"] < 1 or not found["greedy_equal"]):
-        yield f"{name}: {found['picks_equal']:.1%} of the picks are equal, greedy answers {found['greedy_equal']}"
+        yield f"{name}: {found['picks_equal']:.1%} of picks are equal; greedy answers equal: {found['greedy_equal']}"
     if found["floor_share"] < BARS["floor_share"]:
-        yield f"{name}: {found['floor_share']:.0%} of the floor's speed, the bar is {BARS['floor_share']:.0%}"
+        yield f"{name}: {found['floor_share']:.0%} of the floor's speed; the bar is {BARS['floor_share']:.0%}"
 
 
 def show(name, result):
+    """Print the results of one model as a table."""
     from rich.console import Console
     from rich.table import Table
 
     title = f"{name}, {result['dtype'].removeprefix('torch.')}: harness at batch size {result['batch_size']}"
     table = Table(title=title, title_justify="left")
-    for column in ("task", "items", "tokens asked", "unique", "run", "s", "harness s", "ratio", "GFLOP/s", "of floor"):
+    for column in (
+        "task",
+        "items",
+        "tokens requested",
+        "unique",
+        "run",
+        "s",
+        "harness s",
+        "ratio",
+        "GFLOP/s",
+        "of floor",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
     table.add_column("difference", justify="right")
     table.add_column("picks equal", justify="right")
@@ -279,6 +300,7 @@ def show(name, result):
 
 
 def summary(results, failures):
+    """Return the last line of the output."""
     parts = [
         f"{name} {result['overall']['ratio']:.2f}x ({result['overall']['floor_share']:.0%} of the floor's speed)"
         for name, result in results.items()

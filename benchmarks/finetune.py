@@ -1,17 +1,21 @@
-"""One LoRA optimizer step: this package's engine against the padded recipe and against TRL, on the same model and rows.
+"""Compare one LoRA optimizer step of this package's engine with padded micro-batches and with TRL.
 
-The padded recipe is LLM-Pruner's: `transformers.Trainer` with `DataCollatorForSeq2Seq` in micro-batches of four. TRL's
-`SFTTrainer` packs the rows. All three run through their own Trainer, one after another in every repeat, with the same
-learning rate of zero, so that each step starts from the same weights; the clock runs from a step's begin to its end,
-the optimizer included. On one thread, time is the process's CPU time. Models are random, in the shapes of Llama
-(vocabulary 32k) and Qwen2 (128k). The floor is what the matrix products that cannot be avoided would take at the speed
-that the model's products have by themselves: 4 x the body's parameters for each distinct token in its context, and
-4 x width x vocabulary for each target token. How much less that is than the padded recipe's work depends on the rows;
-long answers leave little to be saved, and then the bars cannot be reached.
+All three train the same model on the same rows. The padded micro-batches are LLM-Pruner's training: `transformers.
+Trainer` with `DataCollatorForSeq2Seq` and micro-batches of four. TRL's `SFTTrainer` packs the rows. Each uses its own
+Trainer; they take turns in every repeat. The learning rate is zero, so that each step starts from the same weights. The
+clock runs during `Trainer.training_step`, that is, the forward and backward passes of all micro-batches; the update of
+the adapter by the optimizer is not counted. On one thread, time is the process's CPU time. Models are random, in the
+shapes of Llama (32k vocabulary) and Qwen2 (128k vocabulary).
+
+The floor is the time that the unavoidable matrix products would take at the speed of the model's own products: 4 x the
+body's parameters for each distinct token in its context, plus 4 x width x vocabulary for each target token. How much
+less this is than the work of padded micro-batches depends on the rows: long answers leave little to save, and then the
+bars cannot be met.
 
     python benchmarks/finetune.py --data FILE --check --json finetune.json
 
-FILE holds real rows (JSON lines with instruction, input, output); without one the rows are the miniature study's.
+FILE holds real rows (JSON lines with instruction, input, output). Without --data, the rows are those of the miniature
+study.
 """
 
 import ctypes
@@ -40,7 +44,7 @@ NAMES = {"engine": "this engine", "padded": "padded micro-batches", "trl": "TRL,
 def main():
     arguments = parse_arguments()
     if "trl" not in arguments.skip and importlib.util.find_spec("trl") is None:
-        sys.exit("finetune: TRL is not installed; `make bench` installs it, --skip trl leaves it out")
+        sys.exit("finetune: TRL is not installed; install it with `make bench`, or leave it out with --skip trl")
     logs.limit_threads(arguments.threads)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
     logging.disable(logging.WARNING)
@@ -51,15 +55,17 @@ def main():
 
 def parse_arguments():
     parser = options(__doc__, models=["llama-42m", "qwen-88m"])
-    parser.add_argument("--batch", type=int, default=64, help="examples of the step (default: %(default)s)")
-    parser.add_argument("--trl-length", type=int, default=512, help="tokens of a packed row of TRL's")
-    parser.add_argument("--data", metavar="FILE", help="real rows")
+    parser.add_argument("--batch", type=int, default=64, help="examples per step (default: %(default)s)")
+    parser.add_argument(
+        "--trl-length", type=int, default=512, help="tokens per packed row of TRL (default: %(default)s)"
+    )
+    parser.add_argument("--data", metavar="FILE", help="file of real rows")
     parser.add_argument("--skip", nargs="*", choices=("trl",), default=[], help="leave a peer out")
     return parser.parse_args()
 
 
 def prepare_rows(arguments):
-    """(tokenised examples of one step, tokenizer): the tokenizer is a byte-level BPE of the rows' own text."""
+    """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
     from coppice.stages.recover import examples
@@ -83,7 +89,11 @@ def prepare_rows(arguments):
 
 
 def lora_model(name):
-    """A random model with an adapter that acts, without dropout: dropout would hide differences."""
+    """Return a random model with an adapter whose weights are not zero, and without dropout.
+
+    A new adapter's B matrices are zero, which would make the gradients of A zero too; dropout would hide differences
+    between the engines.
+    """
     import torch
     from peft import get_peft_model
 
@@ -98,7 +108,7 @@ def lora_model(name):
 
 
 def measure_model(name, rows, tokenizer, arguments):
-    """All figures of one model: {vocabulary, dtype, device, tokens, ..., runs: name -> figures}."""
+    """Return the results of one model: {vocabulary, dtype, device, tokens, ..., runs: engine -> results}."""
     model = lora_model(name)
     products = MatrixProducts(model.get_base_model())
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,13 +122,14 @@ def measure_model(name, rows, tokenizer, arguments):
         for _ in range(arguments.repeats):
             for key, trainer in trainers.items():
                 steps[key].append(run_step(trainer, arguments.threads))
-                if key == "engine":  # on a shared machine the speed of matrix products varies
+                if key == "engine":  # the speed of matrix products varies on a shared machine: measure it in between
                     rates.append(products.rate())
                 print(f"{name} {key}: {steps[key][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
     return figures(model, rows, steps, sum(rates) / len(rates))
 
 
 def arguments_of(output, batch, accumulate, **more):
+    """Return the training arguments that all three trainers share."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -140,6 +151,7 @@ def arguments_of(output, batch, accumulate, **more):
 
 
 def engine_trainer(model, rows, tokenizer, output, arguments):
+    """Return this package's trainer."""
     from transformers import PrinterCallback, TrainingArguments
 
     from coppice.stages.recover.engine.batching import Engine
@@ -160,6 +172,7 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
 
 
 def padded_trainer(model, rows, tokenizer, output, arguments):
+    """Return the transformers Trainer with padded micro-batches."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
     trainer = Trainer(
@@ -173,7 +186,11 @@ def padded_trainer(model, rows, tokenizer, output, arguments):
 
 
 def trl_trainer(model, rows, tokenizer, output, arguments):
-    """TRL's packing: best-fit decreasing into rows, block-diagonal by position, loss on completions alone."""
+    """Return TRL's trainer with packing.
+
+    It packs rows by best-fit decreasing, separates them by their positions (block-diagonal attention), and computes
+    the loss on completions only.
+    """
     import datasets
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -188,14 +205,15 @@ def trl_trainer(model, rows, tokenizer, output, arguments):
         settings = arguments_of(output, 1, accumulate)
         return SFTTrainer(model=model, args=config(**settings), train_dataset=table, processing_class=tokenizer)
 
-    packed = len(trainer_with(1).train_dataset)  # all rows in one optimizer step
+    # A first trainer packs the rows; the second accumulates as many packed rows, so all are in one optimizer step.
+    packed = len(trainer_with(1).train_dataset)
     trainer = trainer_with(packed)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def run_step(trainer, threads):
-    """{seconds, gradient} of one optimizer step."""
+    """Run one optimizer step; return {seconds, gradient, peak_bytes}."""
     import torch
     from transformers import TrainerCallback
 
@@ -216,7 +234,7 @@ def run_step(trainer, threads):
 
 
 class StepClock:
-    """Seconds that the Trainer spends on a step's micro-batches and on the optimizer's step."""
+    """Seconds that a Trainer spends in `training_step`, summed over a step's micro-batches."""
 
     def __init__(self, trainer, threads):
         self.seconds = 0.0
@@ -231,7 +249,7 @@ class StepClock:
 
 
 class PeakMemory:
-    """Bytes taken within the block beyond what was held before it: of the GPU's allocator, else of the process."""
+    """Peak bytes that the block adds to what was held before it: in the GPU's allocator, else in the process."""
 
     def __enter__(self):
         import torch
@@ -241,7 +259,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return self
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what an earlier step took would still be held
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns freed memory, which would count as held before
         self.before = resident()
         self.watch = threading.Thread(target=self._watch)
         self.watch.start()
@@ -262,10 +280,12 @@ class PeakMemory:
 
 
 def resident():
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def figures(model, rows, steps, rate):
+    """Return the results of one model from the measured steps (engine -> list) and the speed of matrix products."""
     base = model.get_base_model()
     targets = sum(label >= 0 for row in rows for label in row["labels"][1:])
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -294,30 +314,31 @@ def figures(model, rows, steps, rate):
 
 
 def below_bars(name, result):
-    """What is below its bar, in words. Gradients are bounded in float32 only."""
+    """Yield a sentence per missed bar. Differences of gradients have a bar in float32 only."""
     runs = result["runs"]
     ratio = runs["padded"]["seconds"] / runs["engine"]["seconds"]
     bar = BARS["ratio_large_vocabulary" if result["vocabulary"] > LARGE_VOCABULARY else "ratio"]
     if ratio < bar:
-        yield f"{name}: {ratio:.2f} times as fast as the padded recipe, the bar is {bar}"
+        yield f"{name}: {ratio:.2f} times as fast as padded micro-batches; the bar is {bar}"
     if result["dtype"] == "torch.float32" and runs["engine"]["difference"] > BARS["difference"]:
-        yield f"{name}: gradients differ by {runs['engine']['difference']:.1e}, the bar is {BARS['difference']:.0e}"
+        yield f"{name}: gradients differ by {runs['engine']['difference']:.1e}; the bar is {BARS['difference']:.0e}"
     if "trl" in runs and runs["trl"]["seconds"] < BARS["trl"] * runs["engine"]["seconds"]:
         yield f"{name}: slower than TRL ({runs['engine']['seconds']:.2f} s against {runs['trl']['seconds']:.2f} s)"
 
 
 def show(name, result):
+    """Print the results of one model as a table."""
     from rich.console import Console
     from rich.table import Table
 
     title = (
         f"{name}, {result['dtype'].removeprefix('torch.')}: {result['examples']} examples, {result['tokens']} tokens "
         f"({result['distinct_tokens']} distinct in context), {result['targets']} targets, "
-        f"{result['gemm_gflops']:.0f} GFLOP/s; the padded recipe's work is {result['padded_work_ratio']:.2f} "
-        "times the floor's"
+        f"{result['gemm_gflops']:.0f} GFLOP/s; padded micro-batches do {result['padded_work_ratio']:.2f} "
+        "times the floor's work"
     )
     table = Table(title=title, title_justify="left")
-    columns = ("", "s a step", "steps/s", "tokens/s", "peak MB", "gradient differs by", "of floor", "ratio")
+    columns = ("", "s/step", "steps/s", "tokens/s", "peak MB", "gradient difference", "of floor", "ratio")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for key, run in result["runs"].items():
@@ -329,10 +350,11 @@ def show(name, result):
 
 
 def summary(results, failures):
+    """Return the last line of the output."""
     parts = []
     for name, result in results.items():
         runs = result["runs"]
-        ratios = [f"{runs['padded']['seconds'] / runs['engine']['seconds']:.2f}x the padded recipe"]
+        ratios = [f"{runs['padded']['seconds'] / runs['engine']['seconds']:.2f}x padded micro-batches"]
         if "trl" in runs:
             ratios.append(f"{runs['trl']['seconds'] / runs['engine']['seconds']:.2f}x TRL")
         parts.append(f"{name} {', '.join(ratios)}")

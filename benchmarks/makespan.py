@@ -1,9 +1,9 @@
-"""How well Snakemake, with the priorities of the rules, keeps GPUs busy over a study of 6 models x 2 configs.
+"""Measure how well Snakemake, with the rules' priorities, keeps GPUs busy over a study of 6 models x 2 configs.
 
-The study's own DAG, resources and priorities (of a dry run) are replayed with jobs that sleep, on 1, 2, 4 and 8 GPUs:
-the full-size study with the lengths that `coppice plan` estimates, and with `--study` a finished miniature one with
-those that its jobs took. What is compared is the makespan of the order that Snakemake chose, its own start-up taken
-off, with the best of several list schedules that know all lengths.
+The benchmark takes DAG, resources and priorities from a dry run and replays them with jobs that sleep, on 1, 2, 4 and 8
+GPUs. The full-size study uses the job lengths that `coppice plan` estimates; with `--study`, a finished miniature study
+is replayed too, with the lengths that its jobs took. The makespan of the order that Snakemake chose, without its
+start-up time, is compared with the best of several list schedules that know all lengths in advance.
 
     python benchmarks/makespan.py --check --study . --json makespan.json
 """
@@ -30,12 +30,12 @@ STAGES = {
     "finetune_lora": "finetune",
     "evaluate_finetuned": "finetuned",
 }
-BRIEF = 1.5  # seconds of a job without a benchmark file: it reads and writes records
+BRIEF = 1.5  # seconds assumed for a job without a benchmark file, which only reads and writes records
 
 
 @dataclass
 class Job:
-    """A job of the plan: what it needs (numbers of other jobs), its GPUs, priority and length in seconds."""
+    """A job of the plan. `needs` holds the numbers of the jobs it waits for, `length` its seconds."""
 
     rule: str
     wildcards: dict
@@ -50,11 +50,13 @@ class Job:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a ratio is above its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--study", metavar="FOLDER", help="of a finished miniature study, to replay that as well")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a ratio is above its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
+    parser.add_argument("--study", metavar="FOLDER", help="checkout with a finished miniature study to replay as well")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of GPUs")
-    parser.add_argument("--seconds", type=float, default=60, help="of a replay, about (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="approximate length of a replay (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     studies = {"full size": estimated()}
     if arguments.study:
@@ -68,10 +70,12 @@ def main():
 
 
 def above_bar(name, result):
+    """Return a sentence if the ratio is above its bar."""
     return [f"{name}: {result['ratio']:.3f} > {BAR}"] if result["ratio"] > BAR else []
 
 
 def show(name, result):
+    """Print one replay on a line."""
     print(
         f"{name:18} {result['jobs']:4} jobs  chosen {result['chosen']:8.1f}  best known {result['best']:8.1f}  "
         f"bound {result['bound']:8.1f}  ratio {result['ratio']:.3f}  (replayed in {result['wall']:.0f} s)"
@@ -87,7 +91,10 @@ def summary(results, failures):
 
 
 def estimated():
-    """The jobs of the full-size study, with the lengths of `coppice plan`; what reads records alone takes no time."""
+    """Return the jobs of the full-size study, with the lengths that `coppice plan` estimates.
+
+    Jobs that only read records take no time.
+    """
     from snakemake.common.configfile import load_configfile
     from snakemake.utils import update_config
 
@@ -108,20 +115,20 @@ def estimated():
 
 
 def measured(study):
-    """The jobs of the miniature study as they were in the folder `study`: their seconds, and what was taken over."""
+    """Return the jobs of the miniature study in the folder `study`, with the seconds that each took there."""
     jobs = planned()
     places = {(job.rule, *job.wildcards.values()): number for number, job in enumerate(jobs)}
     for job in jobs:
         lines = (study / job.benchmark).read_text().splitlines() if job.benchmark else None
         job.length = float(lines[1].split("\t")[0]) if lines else BRIEF
-        if owner := taken_over(study, job):
-            job.gpus = 0
-            job.needs.add(places[job.rule, job.wildcards["model"], owner, *list(job.wildcards.values())[2:]])
+        if source := reused_from(study, job):
+            job.gpus = 0  # reusing a result is copying files
+            job.needs.add(places[job.rule, job.wildcards["model"], source, *list(job.wildcards.values())[2:]])
     return jobs
 
 
-def taken_over(study, job):
-    """The config whose result a job took over, if it did."""
+def reused_from(study, job):
+    """Return the config whose result a job reused, or None."""
     if job.rule not in STAGES or "config" not in job.wildcards:
         return None
     record = next(path for path in job.outputs if path.endswith(("finetuning_config.json", "evaluation_results.json")))
@@ -129,7 +136,7 @@ def taken_over(study, job):
 
 
 def planned(*words):
-    """The Jobs of a dry run, what they need filled in."""
+    """Return the `Job`s of a dry run, with `needs` filled in."""
     with tempfile.TemporaryDirectory() as folder:
         common.checkout(folder)
         (Path(folder) / "config").symlink_to(common.ROOT / "config")
@@ -142,7 +149,7 @@ def planned(*words):
 
 
 def job(block):
-    """The Job of one of a dry run's paragraphs."""
+    """Parse one paragraph of a dry run's output and return its `Job`."""
     facts = dict(re.findall(r"^    (\w+): (.*)$", block, re.MULTILINE))
     resources = dict(word.split("=") for word in facts.get("resources", "").split(", ") if "=" in word)
     rule = re.search(r"(?:rule|checkpoint) (\w+):", block)[1]
@@ -152,14 +159,14 @@ def job(block):
         inputs=facts.get("input", "").split(", "),
         outputs=facts["output"].split(", ") if "output" in facts else [],
         benchmark=facts.get("benchmark"),
-        # before the choice is made, a dry run counts no GPU for what may be taken over
+        # Before the selection exists, a dry run shows 0 GPUs for jobs that may reuse a result.
         gpus=1 if rule in STAGES else int(resources.get("gpu", 0)),
         priority=int(facts.get("priority", 0)),
     )
 
 
 def compare(jobs, gpus, seconds):
-    """Makespans on `gpus` devices in the jobs' own unit of time: what Snakemake chose, and the best that is known."""
+    """Return the makespans on `gpus` devices, in the unit of the jobs' lengths: Snakemake's and the best known one."""
     tails = bottom_levels(jobs)
     everyone = range(len(jobs))
     orders = {
@@ -167,11 +174,12 @@ def compare(jobs, gpus, seconds):
         "longest": sorted(everyone, key=lambda n: -jobs[n].length),
         "priority, critical path": sorted(everyone, key=lambda n: (-jobs[n].priority, -tails[n])),
     }
-    known = {name: schedule(jobs, order, gpus) for name, order in orders.items()}
-    scale = seconds / min(known.values())
+    schedules = {name: schedule(jobs, order, gpus) for name, order in orders.items()}
+    scale = seconds / min(schedules.values())
     spans, wall = replay(jobs, gpus, scale)
     chosen = chosen_makespan(jobs, spans, gpus)
-    best = min(*known.values(), chosen)
+    best = min(*schedules.values(), chosen)
+    # No schedule beats the total work over all GPUs, nor the longest chain of jobs.
     work = sum(one.length for one in jobs if one.gpus) / gpus
     return {
         "jobs": len(jobs),
@@ -180,12 +188,12 @@ def compare(jobs, gpus, seconds):
         "ratio": chosen / best,
         "bound": max(work, max(tails)),
         "wall": wall,
-        "known": known,
+        "known": schedules,
     }
 
 
 def bottom_levels(jobs):
-    """Of each job the longest path from its start to the end of the study."""
+    """Return for each job the length of the longest path from its start to the end of the study."""
     users = [[] for _ in jobs]
     for number, one in enumerate(jobs):
         for need in one.needs:
@@ -201,7 +209,7 @@ def bottom_levels(jobs):
 
 
 def schedule(jobs, order, gpus):
-    """The makespan of list scheduling: whatever is ready and fits starts at once, in `order`."""
+    """Return the makespan of list scheduling: each job that is ready and fits starts at once, in `order`."""
     waiting, running, now, free, ended = list(order), [], 0.0, gpus, set()
     while waiting or running:
         for number in list(waiting):
@@ -216,7 +224,7 @@ def schedule(jobs, order, gpus):
 
 
 def replay(jobs, gpus, scale):
-    """(job -> (start, end) in seconds of the clock, wall seconds) of Snakemake running the jobs as sleeps."""
+    """Let Snakemake run the jobs as sleeps; return (job -> (start, end) by the clock, wall seconds of the run)."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "Snakefile").write_text("\n".join(rules(jobs, scale)))
         started = time.monotonic()
@@ -227,7 +235,7 @@ def replay(jobs, gpus, scale):
 
 
 def rules(jobs, scale):
-    """The lines of a Snakefile of these jobs, a rule each."""
+    """Yield the lines of a Snakefile with one rule per job."""
     yield f"rule all:\n    input: {[f'{number}.txt' for number in range(len(jobs))]}"
     for number, one in enumerate(jobs):
         needs = [f"{need}.txt" for need in sorted(one.needs)]
@@ -238,17 +246,18 @@ def rules(jobs, scale):
 
 
 def chosen_makespan(jobs, spans, gpus):
-    """The makespan of the order and the devices that were chosen, each job as long as it is and started at once.
+    """Return the makespan of the order that Snakemake chose, without its own delays between jobs.
 
-    A job takes the device that fell free first; on the clock it may have waited for Snakemake, here it does not.
+    Each job takes the device that became free first and starts at once, whereas in the replay it may have waited for
+    Snakemake.
     """
-    devices, ended = [(0.0, 0.0)] * gpus, {}  # when they fell free: by the clock, and here
+    devices, ended = [(0.0, 0.0)] * gpus, {}  # when each device became free: in the replay, and without delays
     for number, (_, end) in sorted(spans.items(), key=lambda item: item[1]):
         one = jobs[number]
         start = max((ended[need] for need in one.needs), default=0.0)
-        taken = [heapq.heappop(devices) for _ in range(one.gpus)]
-        ended[number] = max(start, *(here for _, here in taken), 0.0) + one.length
-        for _ in taken:
+        used = [heapq.heappop(devices) for _ in range(one.gpus)]
+        ended[number] = max(start, *(free for _, free in used), 0.0) + one.length
+        for _ in used:
             heapq.heappush(devices, (end, ended[number]))
     return max(ended.values())
 

@@ -1,9 +1,9 @@
-"""Peak memory of jobs on random models, measured in fresh processes, against what `models.estimates` says beforehand.
+"""Compare the peak memory of jobs with what `models.estimates` predicts.
 
-Each job runs a stage's own function for a step or two: fine-tuning, evaluation (perplexity, tasks, generation, cost),
-and pruning by every method. Models are random, in the shapes of Llama, Qwen2 and Mistral. What is compared is the
-process's peak resident memory, imports included; on a GPU also the most that the process took of its memory, CUDA's own
-and what the allocator kept included.
+Each job runs a stage's own function for a step or two, on a random model and in a fresh process: fine-tuning,
+evaluation (perplexity, tasks, generation, cost), and pruning by every method. Models have the shapes of Llama, Qwen2
+and Mistral. The benchmark measures the process's peak resident memory, imports included, and on a GPU its peak GPU
+memory, including CUDA's context and the allocator's cache.
 
     python benchmarks/memory.py --check --json memory.json
 """
@@ -26,7 +26,7 @@ from coppice.models import estimates
 from coppice.study import settings
 
 ROOT = Path(__file__).resolve().parents[1]
-BARS = {"under": 1.15, "over": 1.3}  # times that the peak may be above, or below, the estimate
+BARS = {"under": 1.15, "over": 1.3}  # how many times the estimate the peak may be, and the peak the estimate
 POINTS = {
     "depth": {"method": "depth", "ratio": 0.25},
     "taylor": {"method": "width", "ratio": 0.25, "importance": "taylor", "parts": ["mlp"]},
@@ -37,8 +37,8 @@ POINTS = {
 JOBS = ("finetune", "evaluate", *POINTS)
 DEFAULT = ("llama-11m", "mistral-39m", "llama-240m")
 DTYPES = ("float32", "bfloat16", "float16")
-TEXT_ROWS = 400  # of the text whose perplexity is measured: some windows
-STUDY = {  # the real recipe, for a step or two
+TEXT_ROWS = 400  # of the text for perplexity, enough for a few windows
+STUDY = {  # real sizes, but only a step or two
     "finetune": {"max_steps": 2, "eval_steps": 1, "save_steps": 1, "warmup_steps": 1, "data": {"val_size": 16}},
     "evaluate": {"zero_shot": {"limit": 20, "tasks": ["hellaswag", "boolq"]}, "perplexity": {"datasets": ["ptb"]}},
 }
@@ -46,19 +46,21 @@ STUDY = {  # the real recipe, for a step or two
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where an estimate is beyond its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if an estimate misses its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each job (default: %(default)s)")
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=DEFAULT, help="shapes (default: the small ones)")
+    parser.add_argument(
+        "--models", nargs="+", choices=SHAPES, default=DEFAULT, help="model shapes (default: the small ones)"
+    )
     parser.add_argument(
         "--dtypes",
         nargs="+",
         default=("float32",),
-        help="default: float32; bfloat16 is slow on most CPUs",
+        help="precisions (default: float32; bfloat16 is slow on most CPUs)",
         choices=DTYPES,
     )
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="default: all")
-    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "JOB"), help=argparse.SUPPRESS)  # a fresh process's part
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS, help="jobs to measure (default: all)")
+    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "JOB"), help=argparse.SUPPRESS)  # used by fresh processes
     arguments = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
     logs.limit_threads(arguments.threads)
@@ -70,13 +72,15 @@ def main():
         for name in arguments.models:
             for dtype in arguments.dtypes:
                 folder = Path(scratch) / f"{name}.{dtype}"
-                again(arguments, name, dtype, folder, "build")
-                results[f"{name} {dtype}"] = {job: again(arguments, name, dtype, folder, job) for job in arguments.jobs}
+                in_fresh_process(arguments, name, dtype, folder, "build")
+                results[f"{name} {dtype}"] = {
+                    job: in_fresh_process(arguments, name, dtype, folder, job) for job in arguments.jobs
+                }
     return conclude(results, arguments, below_bars, show, summary)
 
 
-def again(arguments, name, dtype, folder, job):
-    """What this script prints for one job, in a process of its own."""
+def in_fresh_process(arguments, name, dtype, folder, job):
+    """Run this script for one job in a fresh process, and return the JSON that it prints."""
     command = [sys.executable, __file__, "--threads", str(arguments.threads), "--models", name, "--dtypes", dtype]
     started = time.monotonic()
     done = subprocess.run([*command, "--one", folder, job], capture_output=True, text=True)
@@ -88,7 +92,7 @@ def again(arguments, name, dtype, folder, job):
 
 
 def run_one(folder, job, arguments):
-    """Build the checkpoint with its data, or run one job on it; prints its figures as JSON."""
+    """Build the checkpoint and its data, or run one job on them; print the job's results as JSON."""
     (name,), (dtype,) = arguments.models, arguments.dtypes
     if job == "build":
         build(folder, name, dtype)
@@ -98,23 +102,24 @@ def run_one(folder, job, arguments):
     loading = models.Source("", dtype=dtype)
     with jobs.computing(folder / f"{job}.log", None, job, arguments.threads, {}, vars(loading)):
         run_job(job, study, folder)
-        measured = {"host": records.peak_memory()["host"], "gpu": taken_of_gpu()}
+        measured = {"host": records.peak_memory()["host"], "gpu": peak_of_gpu()}
     estimate = expected(job, study, folder, arguments.threads)._asdict()
     print(json.dumps({at: {"peak": peak, "estimate": estimate[at]} for at, peak in measured.items() if peak}))
 
 
-def taken_of_gpu():
-    """Bytes of the first GPU that this process took at most: CUDA's context and what the allocator kept; 0 without."""
+def peak_of_gpu():
+    """Return the peak bytes of the first GPU that this process used, including CUDA's context; 0 without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return 0
+    # The driver knows what the process holds now, the allocator how much more it reserved at its peak.
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()
 
 
 def expected(job, study, folder, threads):
-    """The estimated peak of the job, an estimates.Peak."""
+    """Return the estimated peak of the job, an `estimates.Peak`."""
     machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
     shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"]
     if job == "finetune":
@@ -125,7 +130,7 @@ def expected(job, study, folder, threads):
 
 
 def build(folder, name, dtype):
-    """A random model with a tokenizer of the generated world's text, and that world's data sets beside it."""
+    """Write a random model, the miniature world's data sets, and a tokenizer trained on their text."""
     import torch
 
     from coppice import data
@@ -143,7 +148,7 @@ def build(folder, name, dtype):
 
 
 def study_of(folder, dtype):
-    """The default study with the real recipe's sizes, on the one model in `folder`."""
+    """Return the default study with real sizes, for the one model in `folder`."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
     for section in ("finetune", "evaluate"):
         given[section] = STUDY[section]
@@ -154,7 +159,7 @@ def study_of(folder, dtype):
 
 
 def run_job(job, study, folder):
-    """The stage's own function, as its script calls it."""
+    """Call the stage's own function as its script does."""
     from coppice.stages import evaluate, recover
     from coppice.stages.prune import candidates
 
@@ -175,27 +180,30 @@ def run_job(job, study, folder):
 
 
 def each(result):
-    """(job, host or gpu, peak, estimate) in bytes, for every job of a model."""
+    """Return (job, "host" or "gpu", peak, estimate) in bytes for every job of a model."""
     return [(job, at, *sizes.values()) for job, found in result.items() for at, sizes in found.items()]
 
 
 def below_bars(name, result):
+    """Yield a sentence per estimate that misses its bar."""
     for job, at, peak, estimate in each(result):
         if not 1 / BARS["over"] <= peak / estimate <= BARS["under"]:
-            yield f"{name} {job}: the {at}'s peak is {peak / estimate:.2f} times the estimate"
+            yield f"{name} {job}: the {at} peak is {peak / estimate:.2f} times the estimate"
 
 
 def show(name, result):
+    """Print the peaks of one model with their estimates, in MB."""
     print(f"\n{name}{'':<{max(1, 28 - len(name))}}{'':6}{'peak':>9}{'estimate':>10}{'peak / estimate':>17}")
     for job, at, peak, estimate in each(result):
         print(f"  {job:<26}{at:<6}{peak / 1e6:9.0f}{estimate / 1e6:10.0f}{peak / estimate:17.2f}")
 
 
 def summary(results, failures):
+    """Return the last line of the output."""
     shares = [peak / estimate for result in results.values() for _, _, peak, estimate in each(result)]
     return (
-        f"memory: {len(shares)} peaks, {min(shares):.2f} to {max(shares):.2f} times their estimates (MB above); "
-        f"{f'FAIL: {len(failures)} beyond the bars' if failures else 'pass'}"
+        f"memory: {len(shares)} peaks, {min(shares):.2f} to {max(shares):.2f} times their estimates (sizes in MB); "
+        f"{f'FAIL: {len(failures)} miss their bars' if failures else 'pass'}"
     )
 
 

@@ -1,6 +1,7 @@
-"""How long Snakemake takes to plan a large study, against a workflow of as many jobs that does nothing.
+"""Measure how long Snakemake plans a large study, compared with a trivial workflow of as many jobs.
 
-200 models x 4 configs with a grid of 20 points: `snakemake -n -q` of both, in alternation, with the peak of its memory.
+The study has 200 models x 4 configs and a grid of 20 points. `snakemake -n -q` runs on both in turn; its time and peak
+memory are measured.
 
     python benchmarks/planning.py --check --json planning.json
 """
@@ -23,10 +24,12 @@ BARS = {"ratio": 2.0, "peak_gb": 2.0}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a figure is beyond its bar")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a result is above its bar")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
     parser.add_argument("--models", type=int, default=200, help="models of the study (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each, of which the fastest counts")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="runs of each; the fastest counts (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         study, plain = Path(scratch, "study"), Path(scratch, "plain")
@@ -54,15 +57,15 @@ def main():
         Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     beyond = [key for key, bar in BARS.items() if result[key] > bar]
     print(
-        f"planning: {result['jobs']} jobs in {result['seconds']:.1f} s, {result['ratio']:.2f} times a trivial workflow "
-        f"of as many ({result['processor_ratio']:.2f} in processor time), "
+        f"planning: {result['jobs']} jobs in {result['seconds']:.1f} s, {result['ratio']:.2f} times as long as a "
+        f"trivial workflow of as many jobs ({result['processor_ratio']:.2f} times in CPU time), "
         f"peak {result['peak_gb']:.2f} GB; {'FAIL: ' + ', '.join(beyond) if beyond else 'pass'}"
     )
     return 1 if arguments.check and beyond else 0
 
 
 def write_study(folder, models):
-    """A checkout whose configuration has `models` models of the hub, 4 configs and 20 candidates a model."""
+    """Write a checkout whose configuration has `models` hub models, 4 configs and 20 candidates per model."""
     common.checkout(folder)
     settings = yaml.safe_load((common.ROOT / "config/full.yaml").read_text())
     settings["models"] = {
@@ -84,7 +87,7 @@ def write_study(folder, models):
 
 
 def write_plain(folder, jobs):
-    """A workflow of as many jobs, each with an input, an output, a parameter and a resource."""
+    """Write a workflow of `jobs` jobs: half create a file, half turn one into another; all have a parameter."""
     folder.mkdir()
     half = jobs // 2
     (folder / "Snakefile").write_text(
@@ -95,14 +98,14 @@ def write_plain(folder, jobs):
 
 
 def count(folder):
-    """The number of jobs in the dry run's table."""
+    """Return the number of jobs in a dry run's table."""
     lines = common.snakemake(folder, "-n", "-q", "rules").stdout.splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("total"))
 
 
 @dataclass
 class Run:
-    """What a dry run took: seconds by the clock and of the processor, and peak bytes."""
+    """What a dry run took: wall seconds, CPU seconds and peak memory in bytes."""
 
     seconds: float
     processor: float
@@ -110,13 +113,13 @@ class Run:
 
 
 def plan(folder):
-    """The Run of `snakemake -n -q`."""
+    """Run `snakemake -n -q` in `folder` and return its `Run`."""
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(["snakemake", "-n", "-q"], cwd=folder, env=common.environment(), **quiet)
-    _, status, usage = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)  # unlike Popen.wait, it returns the resource usage
     if status:
-        sys.exit(f"snakemake -n -q in {folder} ended with status {status}")
+        sys.exit(f"snakemake -n -q in {folder} failed with status {status}")
     return Run(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
