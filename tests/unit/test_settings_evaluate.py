@@ -1,4 +1,4 @@
-"""The section `evaluate`: protocols of one's own, folders of task definitions, groups; and what is refused."""
+"""The section `evaluate`: custom protocols, folders of task definitions, groups of tasks, and what is rejected."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def message(workdir=None, **evaluate):
     return str(raised.value)
 
 
-def test_a_protocol_of_ones_own_is_completed_and_measured_beside_a_known_one():
+def test_completes_a_custom_protocol_beside_a_built_in_one():
     texts = {"protocol": ["gptq-2048", "mine"], "protocols": {"mine": {"seq_len": "64", "stride": 32}}}
     study = load(perplexity=texts)
     first, mine = perplexity.protocols(study.evaluate["perplexity"])
@@ -37,12 +37,12 @@ def test_a_protocol_of_ones_own_is_completed_and_measured_beside_a_known_one():
         ({"protocol": ["gptq-2048", "gptq-2048"]}, "listed twice"),
         ({"protocols": {"mine": {"seq_len": 64, "stride": 65}}}, "protocols.mine.stride: found 65, must be at most"),
         ({"protocols": {"gptq-2048": {"seq_len": 64}}}, "protocols.gptq-2048: Coppice has a protocol of this name"),
-        ({"protocols": {"mine": {"stride": 64}}}, "protocols.mine.seq_len is missing: Tokens a window"),
+        ({"protocols": {"mine": {"stride": 64}}}, "protocols.mine.seq_len is missing: Tokens per window"),
         ({"protocols": {"mine": {"seq_len": 64, "split": "test"}}}, "protocols.mine.split is unknown"),
         ({"protocols": {"a/b": {"seq_len": 64}}}, "cannot be part of a path"),
     ],
 )
-def test_a_wrong_protocol_is_named(texts, words):
+def test_names_what_is_wrong_in_a_protocol(texts, words):
     assert words in message(perplexity=texts)
 
 
@@ -60,8 +60,8 @@ def test_a_wrong_protocol_is_named(texts, words):
         ("gptq-2048", {"selection": None, "train": None}, None),
     ],
 )
-def test_rows_that_a_protocol_reads_are_asked_for_before_any_job(protocol, splits, words):
-    """LLM-Pruner's reads the validation rows of PTB, and candidates are then scored on those for training."""
+def test_requires_the_splits_that_a_protocol_reads(protocol, splits, words):
+    """LLM-Pruner's protocol reads the validation rows of PTB, so candidates are scored on the training rows."""
     config = MODEL | {
         "datasets": {"ptb": {"splits": splits}},
         "select": {"configs": {"best_ppl": {"metric": "ppl.ptb", "mode": "min"}}},
@@ -76,7 +76,7 @@ def test_rows_that_a_protocol_reads_are_asked_for_before_any_job(protocol, split
         settings.load(config)
 
 
-def test_a_knee_asks_for_rows_of_the_text_alone_that_it_is_of():
+def test_a_knee_requires_only_the_rows_of_its_own_text():
     config = MODEL | {
         "datasets": {"ptb": {"splits": {"train": None}}},
         "select": {"configs": {"balanced": {"pareto": "knee"}}},
@@ -85,21 +85,21 @@ def test_a_knee_asks_for_rows_of_the_text_alone_that_it_is_of():
     assert "ppl.wikitext2" in settings.load(config).configs["balanced"]["metrics"]
 
 
-def test_tasks_of_a_folder_are_known_and_the_folder_becomes_absolute(tmp_path):
+def test_accepts_the_tasks_of_a_folder_and_makes_its_path_absolute(tmp_path):
     (tmp_path / "definitions").mkdir()
     (tmp_path / "definitions/mine.yaml").write_text("task: mine\ndataset_path: nowhere\n")
     study = load(tmp_path, zero_shot={"tasks": ["piqa", "mine"], "include_path": "definitions"})
     assert study.evaluate["zero_shot"]["include_path"] == str(tmp_path / "definitions")
-    said = message(tmp_path, zero_shot={"tasks": ["mime"], "include_path": "definitions"})
-    assert "no task 'mime'; did you mean 'mine'" in said
+    error = message(tmp_path, zero_shot={"tasks": ["mime"], "include_path": "definitions"})
+    assert "no task 'mime'; did you mean 'mine'" in error
 
 
 @pytest.mark.parametrize("task", ["mmlu", "glue"])
-def test_a_group_of_tasks_is_told_as_such(task):
+def test_rejects_a_group_of_tasks(task):
     assert f"'{task}' is a group of tasks; name the tasks themselves" in message(zero_shot={"tasks": [task]})
 
 
-def test_a_folder_without_definitions_is_named(tmp_path):
+def test_names_a_folder_without_task_definitions(tmp_path):
     assert "include_path: there is no folder no" in message(tmp_path, zero_shot={"include_path": "no"})
     (tmp_path / "empty").mkdir()
     assert "no .yaml file in empty defines a task" in message(tmp_path, zero_shot={"include_path": "empty"})
