@@ -21,8 +21,10 @@ PRIORITY = {
 
 
 def on_a_cluster():
-    """Return whether other machines run the jobs. In a dry run this is a guess: Snakemake only tells the executor's
-    use of threads."""
+    """Return whether other machines run the jobs.
+
+    In a dry run this is a guess: Snakemake then only says whether the intended executor uses threads.
+    """
     intended = workflow.dryrun and workflow.execution_settings.use_threads
     return bool(intended or not workflow.local_exec)
 
