@@ -1,1 +1,1 @@
-"""The study: its settings, where its files lie, what it shares with other studies."""
+"""A study's settings, the paths of its files, and the resources that it shares with other studies."""

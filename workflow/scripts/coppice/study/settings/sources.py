@@ -122,7 +122,7 @@ def resolve_model(name, entry, workdir, notices):
     model["family"] = entry["family"] or family
     if model["family"] is None:
         raise SettingsError(
-            f"config key {key}.family: the base '{entry['base']}' does not tell the family; "
+            f"config key {key}.family: the base '{entry['base']}' does not name a family; "
             f"set it to {', '.join(registry.FAMILIES[:-1])} or {registry.FAMILIES[-1]}"
         )
     return model
