@@ -34,7 +34,7 @@ EVALUATE = {
 
 
 def flip(path, place=None):
-    """Flip one bit of the file `path`, in the middle unless `place` says where."""
+    """Flip one bit of the file `path`, by default in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if place is None else place] ^= 4
     path.write_bytes(content)

@@ -24,7 +24,7 @@ CASES = {
 
 @pytest.fixture
 def study_on_a_small_disk(study_copy):
-    """Move the results of the finished study to a small disk of their own."""
+    """Move the results of the finished study to a separate small disk."""
     results, aside = study_copy.folder / "results", study_copy.folder / "aside"
     if os.geteuid() != 0:
         pytest.skip("only root may mount a disk")

@@ -1,4 +1,4 @@
-"""A hub of the test's own on 127.0.0.1: repositories with commits, large files, gates, and bad connections."""
+"""A fake hub on 127.0.0.1: repositories with commits, large files, gated repositories, and bad connections."""
 
 import hashlib
 import json
@@ -13,11 +13,14 @@ ADDRESS = re.compile(rf"/(?:api/)?(?:(models|datasets)/)?([^/]+/[^/]+)(?:/({WHAT
 
 
 class Hub:
-    """What is served: `repositories[kind/name]` is a list of commits, the newest last, each {path: bytes}.
+    """The content that the server offers and the requests that it got.
 
-    gated: names of repositories whose files only `token` gets; stale_token: one that is not known any more; cut: path
-    -> after how many bytes the connections of the next requests for it end; damaged: path -> the bytes that come
-    instead. `requests` is what was asked for, as (method, address, Range header).
+    repositories: "kind/name" -> list of commits, the newest last, each {path: bytes}
+    gated: names of repositories whose files only `token` may read
+    stale_token: a token that is no longer valid
+    cut: path -> numbers of bytes after which the connections of its next requests break
+    damaged: path -> the bytes that are sent instead
+    requests: what was requested, as (method, address, Range header)
     """
 
     def __init__(self):
@@ -26,32 +29,32 @@ class Hub:
         self.token, self.stale_token = None, None
 
     def add(self, name, files, kind="models"):
-        """A new commit of a repository."""
+        """Add a commit to a repository and return its name."""
         self.repositories.setdefault(f"{kind}/{name}", []).append(files)
         return commit_of(files)
 
     def downloads(self, path):
-        """Range headers with which the content of `path` was asked for."""
+        """Return the Range headers of the requests for the content of `path`."""
         return [span for method, address, span in self.requests if method == "GET" and address.endswith(path)]
 
 
 def commit_of(files):
-    """The commit's name: made from its content."""
+    """Return the name of a commit, a digest of its content."""
     return hashlib.sha1(b"".join(path.encode() + content for path, content in sorted(files.items()))).hexdigest()
 
 
 def blob_of(content):
-    """git's digest of a file."""
+    """Return git's digest of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers in the form of the hub's API: the newest commit, a commit's files, a file's content."""
+    """Answers like the hub's API: the newest commit, a commit's files, a file's content."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *words):
-        """Nothing in the test's output."""
+        """Print nothing into the test's output."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -85,13 +88,13 @@ class Handler(BaseHTTPRequestHandler):
         return self.send_file(path, files[path], commit_of(files))
 
     def do_POST(self):
-        """`paths-info`: which of the paths asked for are there."""
+        """Answer `paths-info`: which of the requested paths exist."""
         hub = self.server.hub
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
+        requested = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
         kind, name, revision = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/(.+)", self.path).groups()
         commits = hub.repositories[f"{kind}/{name}"]
         files = ({commit_of(files): files for files in commits} | {"main": commits[-1]})[revision]
-        self.send([entry(path, files[path]) for path in asked if path in files])
+        self.send([entry(path, files[path]) for path in requested if path in files])
 
     def send(self, content):
         body = json.dumps(content).encode()
@@ -137,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entry(path, content):
-    """A file as a tree listing has it."""
+    """Return a file's entry in a tree listing."""
     facts = {"type": "file", "path": path, "size": len(content), "oid": blob_of(content)}
     if path.endswith(LARGE):
         facts["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
@@ -145,7 +148,7 @@ def entry(path, content):
 
 
 def listing(files, folder, recursive):
-    """A folder's files, and without `recursive` its subfolders, as a tree listing has them."""
+    """Return the tree listing of a folder: its files and, unless `recursive`, its subfolders."""
     inside = {path: content for path, content in files.items() if path.startswith(f"{folder}/" if folder else "")}
     depth = folder.count("/") + 2 if folder else 1
     nested = {"/".join(path.split("/")[:depth]) for path in inside if path.count("/") >= depth}
@@ -155,7 +158,7 @@ def listing(files, folder, recursive):
 
 @contextmanager
 def serving(hub=None):
-    """(Hub, its address) while the block runs."""
+    """Serve a hub while the block runs; yield (Hub, its address)."""
     hub = hub or Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub, server.daemon_threads = hub, True

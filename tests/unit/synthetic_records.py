@@ -1,4 +1,4 @@
-"""Records of a study that no model was run for: random answers and losses with the effects that a study shows."""
+"""Records of a study for which no model ran: random answers and losses with the effects that a real study shows."""
 
 import copy
 import hashlib
@@ -35,7 +35,7 @@ class Synthetic:
         return [(model, config) for model in self.models for config in self.configs]
 
     def build(self, distinct=None):
-        """Write everything; with `distinct`, later models are copies of the first so many under other names."""
+        """Write all records; with `distinct`, later models are copies of the first so many under other names."""
         names = list(self.models)
         for place, model in enumerate(names):
             if distinct and place >= distinct:
@@ -46,7 +46,7 @@ class Synthetic:
         return self
 
     def folder(self, stage, model, config=None):
-        """The folder of a stage's records, as the workflow lays them out."""
+        """Return the folder of a stage's records, as the workflow lays them out."""
         if stage == "dense":
             return self.results / "dense_evaluation" / model
         tuned = config if stage in ("pruned", "selected") else f"{config}_finetuned"
@@ -65,7 +65,7 @@ class Synthetic:
             self.compare(model, config)
 
     def compare(self, model, config):
-        """Write the comparison, by the stage that a real study uses."""
+        """Write the comparison with the function of a real study."""
         stages = {stage: self.folder(stage, model, config) for stage in SKILL}
         tuned = stages["finetuned"]
         comparison.compare(
@@ -79,7 +79,7 @@ class Synthetic:
     def _evaluation(self, folder, identity, skill):
         tasks = {}
         for task, choices in TASKS.items():
-            # the same items are hard for every model: that is what makes the comparison a paired one
+            # The same items are hard for every model, so that the comparison is a paired one.
             chance = 1 / choices
             edge = chance + (1 - chance) * 0.75 * max(skill, 0)
             correct = (self.difficulty[task] + self.random.normal(0, 0.15, self.items)) < edge
@@ -232,7 +232,7 @@ class Synthetic:
         pandas.DataFrame(rows).to_csv(self.results / "candidates.tsv", sep="\t", index=False)
 
     def _copy(self, source, model):
-        """All records of `source` under the name `model`: quick, for studies of hundreds of models."""
+        """Copy all records of `source` to the name `model`, which is fast enough for hundreds of models."""
         pairs = [("dense", None)]
         pairs += [(stage, c) for c in self.configs for stage in ("pruned", "finetuned", "selected", "trained")]
         for stage, config in pairs:

@@ -1,4 +1,4 @@
-"""Arms of an ablation: trained alike, counted before they are trained, compared in pairs, and told in a report."""
+"""Arms of an ablation: trained under equal conditions, counted before training, compared in pairs, and reported."""
 
 import shutil
 
@@ -28,22 +28,22 @@ def section(arm, below=SETTINGS):
     return arms.section(below, arms.settled(arms.laid_over(arms.flat(below), arm)))
 
 
-def trained_in(folder, settings):
-    """Parameters that really get a gradient."""
+def count_trained(folder, settings):
+    """Return the number of parameters that really get a gradient."""
     model = lora.prepare(models.load(models.Source(str(folder)), train=True), settings, None, [])
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
 @pytest.mark.parametrize("arm", EVERY, ids=arms.name_of)
-def test_trained_parameters_are_known_before_training(tiny_checkpoint, architecture, arm):
+def test_predicts_the_number_of_trained_parameters(tiny_checkpoint, architecture, arm):
     folder = tiny_checkpoint(architecture)
     for more in ({}, {"bias": "all", "use_dora": True}):
         settings = section(arm | more)
-        assert recover.trainable_parameters(models.Source(str(folder)), settings) == trained_in(folder, settings)
+        assert recover.trainable_parameters(models.Source(str(folder)), settings) == count_trained(folder, settings)
 
 
-def test_of_a_layer_with_other_names_too(tmp_path):
+def test_predicts_the_trained_parameters_of_layers_with_other_names(tmp_path):
     """OPT names its modules as encoders do, and all of them have biases."""
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -52,10 +52,10 @@ def test_of_a_layer_with_other_names_too(tmp_path):
     OPTForCausalLM(OPTConfig(**sizes, **more)).save_pretrained(tmp_path)
     settings = section({"r": 4, "target_modules": ["out_proj", "fc1", "fc2"], "bias": "lora_only"})
     predicted = recover.trainable_parameters(models.Source(str(tmp_path)), settings)
-    assert predicted == 2 * (4 * (32 + 32) + 32 + 4 * (32 + 48) * 2 + 48 + 32) == trained_in(tmp_path, settings)
+    assert predicted == 2 * (4 * (32 + 32) + 32 + 4 * (32 + 48) * 2 + 48 + 32) == count_trained(tmp_path, settings)
 
 
-def test_of_all_weights_every_one_is_trained_and_the_checkpoint_is_whole(tiny_checkpoint, dataset, tmp_path):
+def test_training_all_weights_trains_each_and_writes_a_complete_checkpoint(tiny_checkpoint, dataset, tmp_path):
     folder = tiny_checkpoint("qwen2", tie_word_embeddings=True)
     settings = section({"train": "all", "learning_rate": 1e-3})
     record = train(folder, dataset, tmp_path / "out", settings)
@@ -67,20 +67,20 @@ def test_of_all_weights_every_one_is_trained_and_the_checkpoint_is_whole(tiny_ch
     assert all(not after[name].equal(before[name]) for name in before if "norm" in name or "q_proj" in name)
 
 
-def test_training_all_weights_goes_on_from_a_checkpoint_as_if_nothing_had_been(tiny_checkpoint, dataset, tmp_path):
+def test_training_all_weights_resumes_from_a_checkpoint_to_the_same_result(tiny_checkpoint, dataset, tmp_path):
     folder, settings = tiny_checkpoint("llama"), section({"train": "all", "learning_rate": 1e-3})
     train(folder, dataset, tmp_path / "whole", settings)
     source, identity = models.Source(str(folder)), {"model": "M", "config": "c"}
     stopped = {"prompt": "none", "output": tmp_path / "out", "seed": 3}
     recover.finetune(identity, source, {"mine": dataset}, settings, until=0.5, **stopped)
-    assert records.read(tmp_path / "out" / recover.REACHED)["step"] == 4  # losses are taken every second step
+    assert records.read(tmp_path / "out" / recover.REACHED)["step"] == 4  # validation runs every second step
     assert not (tmp_path / "out/finetuning_config.json").exists()
     train(folder, dataset, tmp_path / "out", settings)
     ends = [load_file(tmp_path / name / recover.MODEL / "model.safetensors") for name in ("whole", "out")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_more_than_the_device_holds_is_told_before_training(monkeypatch):
+def test_rejects_a_model_that_does_not_fit_the_device_before_training(monkeypatch):
     monkeypatch.setattr(models, "device_memory", lambda: 2**30)
     with pytest.raises(recover.DoesNotFit, match="takes 104 GiB"):
         recover.check_room(7 * 10**9)
@@ -90,19 +90,19 @@ def examples(lengths):
     return [{"input_ids": [1] * length} for length in lengths]
 
 
-def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it():
+def test_a_token_budget_ends_with_the_step_that_reaches_it():
     wanted, settings = {"unit": "tokens", "amount": 100}, {"batch_size": 2}
-    assert duration.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 a step, over two epochs
+    assert duration.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 tokens a step, over two epochs
     assert duration.steps(wanted | {"amount": 101}, examples([10] * 8), settings, 1000, seed=0) == 6
 
 
-def test_a_budget_of_operations_trains_all_weights_for_fewer_tokens():
+def test_a_flop_budget_trains_all_weights_for_fewer_tokens():
     wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, examples([10] * 8)
     assert duration.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
     assert duration.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
 
 
-def test_a_budget_that_the_first_step_exceeds_is_refused():
+def test_rejects_a_budget_smaller_than_the_first_step():
     with pytest.raises(SettingsError, match=r"budget\.tokens: 19 .*20 tokens.*batch_size"):
         duration.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
 
@@ -111,7 +111,7 @@ PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "ev
 
 
 def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=3, **more):
-    """A real arm, trained on the tiny model."""
+    """Train an arm on the tiny model and return the path of its record."""
     plan = PLAN | {"base": arms.flat(SETTINGS), "finetune": SETTINGS, "training_datasets": {"mine": dataset}}
     member = {"stage": None, "changes": changes or {}, "report": False}
     start = arms_of.Start("tiny", models.Source(str(folder)), "none")
@@ -122,7 +122,7 @@ def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=
 
 @pytest.fixture(scope="module")
 def trained_arms(tiny_checkpoint, tmp_path_factory):
-    """Two real arms: (folder of the ablation, its checkpoint, its data)."""
+    """Train two arms; return (folder of the ablation, its checkpoint, its data)."""
     folder = tmp_path_factory.mktemp("ablation")
     data.write("mine", {"train": instruction_rows()}, folder / "data", splits={}, source={})
     start, rows = tiny_checkpoint(), folder / "data/dataset.json"
@@ -133,13 +133,13 @@ def trained_arms(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def two_arms(trained_arms, tmp_path):
-    """Copies of their records, to be changed."""
+    """Return the paths of copies of their records, which a test may change."""
     for name in ("r-4", "r-8"):
         shutil.copytree(trained_arms[0] / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*", "best"))
     return [tmp_path / name / "seed-3/arm.json" for name in ("r-4", "r-8")]
 
 
-def tampered(path, **changes):
+def change_record(path, **changes):
     content = records.read(path)
     for dotted, value in changes.items():
         *above, key = dotted.split("__")
@@ -152,7 +152,7 @@ def tampered(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"steps": 7}, "trained for 7 steps, but the budget is 6"),
         ({"tokens_seen": 1}, "trained for 1 tokens"),
@@ -162,19 +162,19 @@ def tampered(path, **changes):
         ({"seed": 4}, "other seeds"),
     ],
 )
-def test_an_arm_that_was_not_trained_alike_is_told(two_arms, changes, told):
+def test_names_how_an_arm_was_trained_differently(two_arms, changes, expected):
     first, second = two_arms
-    tampered(second, **changes)
+    change_record(second, **changes)
     found = [reading.arm(name, [path]) for name, path in (("r-4", first), ("r-8", second))]
     assert not reading.unequal(found[:1], STEPS)
-    assert told in reading.unequal(found, STEPS)["r-8"][0]
+    assert expected in reading.unequal(found, STEPS)["r-8"][0]
     with pytest.raises(CoppiceError, match=r"cannot be compared.*arm\.json"):
         reading.check_equal("mine", found, STEPS)
 
 
-def test_an_arm_that_was_not_trained_alike_is_an_error_in_the_report(two_arms, tmp_path):
+def test_reports_an_arm_that_was_trained_differently(two_arms, tmp_path):
     first, second = two_arms
-    tampered(second, steps=7)
+    change_record(second, steps=7)
     ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "r-4", "stages": [], "racing": None}
     report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
@@ -184,9 +184,9 @@ def test_an_arm_that_was_not_trained_alike_is_an_error_in_the_report(two_arms, t
     assert list(load_csv(tmp_path)["compared"]) == [True, False]
 
 
-def test_most_arms_agree_and_the_odd_one_is_named_wherever_it_stands(tmp_path):
+def test_names_the_arm_that_differs_from_most_at_any_position(tmp_path):
     paths = {name: synthetic(tmp_path, name, 1.0) for name in "abc"}
-    tampered(paths["a"][1], steps=7)
+    change_record(paths["a"][1], steps=7)
     assert list(reading.unequal([reading.arm(*one) for one in paths.items()], STEPS)) == ["a"]
 
 
@@ -196,7 +196,7 @@ def load_csv(folder):
     return pandas.read_csv(folder / "ablation.csv")
 
 
-def test_an_arm_that_an_earlier_stage_trained_is_taken_over(trained_arms, monkeypatch):
+def test_reuses_an_arm_that_an_earlier_stage_trained(trained_arms, monkeypatch):
     folder, start, rows = trained_arms
     paths = {name: [folder / name / "seed-3/arm.json"] for name in ("r-4", "r-8")}
     stages.decide("mine", "rank", paths, LOSS, STEPS, folder / "winner-rank.json")
@@ -208,7 +208,7 @@ def test_an_arm_that_an_earlier_stage_trained_is_taken_over(trained_arms, monkey
 
 
 def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None, flat=None):
-    """arm.json of an arm whose validation loss is `loss` on average, in every example somewhat other."""
+    """Write the records of an arm with mean validation loss `loss` and noise in each example; return their paths."""
     paths = []
     for seed in seeds:
         own = numpy.random.default_rng([seed, *name.encode()]).normal(0, 0.02, 200)
@@ -243,8 +243,8 @@ def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None, fla
     return paths
 
 
-def test_a_staged_plan_finds_the_planted_best(tmp_path):
-    """Of every rank and alpha the synthetic loss is known; each stage has to go on from the best before it."""
+def test_a_staged_ablation_finds_the_planted_best(tmp_path):
+    """The synthetic loss of every rank and alpha is given; each stage must start from the best of the stage before."""
 
     def planted(settings):
         return 1 + abs(settings["r"] - 16) / 100 + abs(settings["alpha"] / settings["r"] - 4) / 50
@@ -267,7 +267,7 @@ def test_a_staged_plan_finds_the_planted_best(tmp_path):
     assert chosen[-1]["runner_up"]["verdict"] == "worse" and len(chosen[-1]["trained"]) == 6
 
 
-def found(folder, losses, sizes):
+def synthetic_arms(folder, losses, sizes):
     return [
         reading.arm(name, synthetic(folder, name, loss, more={"trainable_parameters": size}))
         for (name, loss), size in zip(losses.items(), sizes, strict=True)
@@ -275,7 +275,7 @@ def found(folder, losses, sizes):
 
 
 @pytest.mark.parametrize(
-    ("losses", "sizes", "verdict", "told"),
+    ("losses", "sizes", "verdict", "expected"),
     [
         (
             {"a": 1.0, "b": 1.0005, "c": 1.0003},
@@ -287,14 +287,14 @@ def found(folder, losses, sizes):
         ({"a": 1.0, "b": 1.3, "c": 1.0005}, (300, 100, 200), "clear", "The cheapest arm within noise of it is c"),
     ],
 )
-def test_the_recommendation_is_the_best_the_cheapest_within_noise_or_neither(tmp_path, losses, sizes, verdict, told):
-    arms_found = found(tmp_path, losses, sizes)
+def test_recommends_the_best_arm_or_the_cheapest_within_noise(tmp_path, losses, sizes, verdict, expected):
+    arms_found = synthetic_arms(tmp_path, losses, sizes)
     answer = recommendation.recommend(arms_found, LOSS, arms_found[0])
-    assert answer["verdict"] == verdict and told in answer["sentence"]
+    assert answer["verdict"] == verdict and expected in answer["sentence"]
 
 
-def test_what_every_seed_does_otherwise_is_noise(tmp_path):
-    """Items alone would make much of arms that differ from seed to seed as much as from each other."""
+def test_variation_between_seeds_is_noise(tmp_path):
+    """By their items alone, arms that vary between seeds as much as they differ would seem to differ clearly."""
     first = [synthetic(tmp_path, "a", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.0), (2, 1.1), (3, 1.2))]
     second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.05), (2, 1.11), (3, 1.35))]
     both = [reading.arm("a", first), reading.arm("b", second)]
@@ -303,7 +303,7 @@ def test_what_every_seed_does_otherwise_is_noise(tmp_path):
     assert found["interval"][0] < 0 < found["interval"][1]
 
 
-def test_rows_that_several_seeds_hold_out_are_counted_once(tmp_path):
+def test_counts_rows_that_several_seeds_hold_out_once(tmp_path):
     paths = {name: synthetic(tmp_path, name, loss, seeds=(1, 2)) for name, loss in (("a", 1.0), ("b", 1.001))}
     apart = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
     for path in [path for several in paths.values() for path in several]:
@@ -311,10 +311,10 @@ def test_rows_that_several_seeds_hold_out_are_counted_once(tmp_path):
         records.write(losses, records.read(losses) | {"rows": [str(i) for i in range(200)]})
     shared = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
     assert shared.values == pytest.approx(apart.values)
-    assert shared.covariance[0, 0] == pytest.approx(apart.covariance[0, 0], rel=0.5)  # 200 means of two, not 400
+    assert shared.covariance[0, 0] == pytest.approx(apart.covariance[0, 0], rel=0.5)  # 200 means of two, not 400 losses
 
 
-def test_an_ablation_of_which_nothing_was_trained_has_a_report_that_says_so(tmp_path):
+def test_reports_an_ablation_in_which_no_arm_was_trained(tmp_path):
     whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "start": "tiny", "unfit": "the loss is nan"}
     records.write(tmp_path / "all/arm.json", whole | {"settings": {"train": "all", "learning_rate": 1.0}})
     ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "all", "stages": []}
@@ -323,7 +323,7 @@ def test_an_ablation_of_which_nothing_was_trained_has_a_report_that_says_so(tmp_
     assert "not trained: the loss is nan" in page and "No recommendation" in page
 
 
-def test_an_arm_that_diverges_is_noted_and_the_others_go_on(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+def test_an_arm_that_diverges_is_recorded_and_does_not_fail(tiny_checkpoint, dataset, tmp_path, monkeypatch):
     def diverge(*arguments, **options):
         raise recover.Diverged("finetune: the loss is nan at step 3")
 
@@ -333,14 +333,14 @@ def test_an_arm_that_diverges_is_noted_and_the_others_go_on(tiny_checkpoint, dat
     assert not found.trained and "the loss is nan at step 3; to try it again, delete" in found.unfit
 
 
-def test_a_difference_that_seeds_do_not_agree_on_is_not_clear(tmp_path):
+def test_a_difference_on_which_seeds_disagree_is_not_clear(tmp_path):
     first = synthetic(tmp_path, "a", 1.0)
     second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.2), (2, 1.2), (3, 0.99))]
     both = [reading.arm("a", first), reading.arm("b", second)]
     assert recommendation.recommend(both, LOSS, both[0])["verdict"] == "not clear"
 
 
-def test_a_race_lets_the_better_half_go_on_and_remembers_how_far_each_got(tmp_path):
+def test_a_race_keeps_the_better_half_and_records_how_far_each_arm_got(tmp_path):
     def rung(number, losses):
         for name, loss in losses.items():
             records.write(
@@ -359,7 +359,7 @@ def test_a_race_lets_the_better_half_go_on_and_remembers_how_far_each_got(tmp_pa
     assert [rung["step"] for rung in last["reached"]["a"]] == [1]
 
 
-def test_an_arm_that_a_race_left_behind_is_not_trained_on(tiny_checkpoint, dataset, tmp_path):
+def test_does_not_train_an_arm_that_a_race_stopped(tiny_checkpoint, dataset, tmp_path):
     folder = tiny_checkpoint()
     reached = {"r-4": [], "r-8": [{"share": 0.5, "step": 4, "validation_loss": 2.0}]}
     records.write(tmp_path / "rung-1.json", {"survivors": ["r-4"], "reached": reached})
@@ -368,17 +368,17 @@ def test_an_arm_that_a_race_left_behind_is_not_trained_on(tiny_checkpoint, datas
     assert not arm.trained and arm.raced_out["step"] == 4 and not (path.parent / "finetuning_config.json").exists()
 
 
-def test_the_report_tells_names_as_text_and_says_what_did_not_fit(tmp_path):
+def test_the_report_escapes_names_and_lists_arms_that_did_not_fit(tmp_path):
     names = {"<b>a</b>": 1.0, "b": 1.2}
     paths = {name: synthetic(tmp_path, f"arm{i}", loss) for i, (name, loss) in enumerate(names.items())}
     whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "settings": {"train": "all"}}
     records.write(tmp_path / "all/arm.json", whole | {"unfit": "takes 104 GiB", "start": "tiny"})
     ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "b", "stages": [], "racing": None}
-    known = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
-    known |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
+    lora_settings = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
+    lora_settings |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
     for path in [path for several in paths.values() for path in several]:
-        tampered(path, settings=known)
-    tampered(tmp_path / "all/arm.json", settings={"train": "all", "learning_rate": 1e-3})
+        change_record(path, settings=lora_settings)
+    change_record(tmp_path / "all/arm.json", settings={"train": "all", "learning_rate": 1e-3})
     report.write("mine", ablation, "tiny", paths | {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page and "not trained: takes 104 GiB" in page

@@ -1,4 +1,4 @@
-"""The comparison of one model and config: its numbers, its report, and what it refuses."""
+"""The comparison of one model and config: its numbers, its report, and what it rejects."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def study(built, tmp_path):
-    """A copy of the study, to be changed."""
+    """Return a copy of the study that a test may change."""
     shutil.copytree(built.results, tmp_path, dirs_exist_ok=True)
     return Synthetic(tmp_path, ONE, **SIZE)
 
@@ -49,7 +49,7 @@ def _correct(study, stage, task):
     return pandas.read_parquet(study.folder(stage, "Llama", "best_acc") / "samples" / f"{task}.parquet")["correct"]
 
 
-def test_tasks_hold_the_paired_change_and_the_exact_test(study, record):
+def test_every_task_has_its_paired_change_and_exact_test(study, record):
     before, after = (_correct(study, stage, "piqa") for stage in ("pruned", "finetuned"))
     task = record["zero_shot"]["piqa"]
     assert task["change"]["value"] == pytest.approx((after - before).mean())
@@ -59,7 +59,7 @@ def test_tasks_hold_the_paired_change_and_the_exact_test(study, record):
     assert task["p_holm"] >= task["p"]
 
 
-def test_what_pruning_lost_stands_beside_what_came_back(study, record):
+def test_every_task_also_has_the_loss_from_pruning(study, record):
     dense, pruned = (_correct(study, stage, "boolq") for stage in ("dense", "pruned"))
     assert record["zero_shot"]["boolq"]["lost"]["value"] == pytest.approx((pruned - dense).mean())
 
@@ -76,7 +76,7 @@ def test_average_and_extremes_follow_from_the_tasks(record):
     }
 
 
-def test_perplexity_is_the_evaluations_own(study, record):
+def test_perplexity_is_that_of_the_evaluation(study, record):
     for stage in ("dense", "pruned", "finetuned"):
         evaluated = records.read(study.folder(stage, "Llama", "best_acc") / "evaluation_results.json")
         for name, text in record["perplexity"].items():
@@ -86,7 +86,7 @@ def test_perplexity_is_the_evaluations_own(study, record):
     assert text["change_percent"] == pytest.approx(100 * (text["finetuned"] / text["pruned"] - 1))
 
 
-def test_the_report_fits_a_terminal_and_says_everything(study, record):
+def test_the_report_fits_a_terminal_and_is_complete(study, record):
     text = _report(study)
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
@@ -95,7 +95,7 @@ def test_the_report_fits_a_terminal_and_says_everything(study, record):
         assert word in text
 
 
-def test_wide_numbers_and_long_names_are_not_cut(study, record):
+def test_the_report_does_not_truncate_wide_numbers_and_long_names(study, record):
     record["perplexity"]["wikitext2"] |= {"dense": 9.5, "pruned": 123456.7, "finetuned": 4.2e9}
     record["perplexity"]["wikitext2"]["change"] = {"value": -123456.7, "interval": [-1.5e8, -1000.5]}
     record["zero_shot"]["a_task_with_quite_a_long_name_of_its_own"] = record["zero_shot"]["piqa"] | {"n": 10042}
@@ -106,7 +106,7 @@ def test_wide_numbers_and_long_names_are_not_cut(study, record):
     assert "…" not in text and "-123457" in text and "4.2e+09" in text
 
 
-def test_evaluations_on_other_items_are_refused(study):
+def test_rejects_evaluations_on_different_items(study):
     path = study.folder("finetuned", "Llama", "best_acc") / "samples" / "piqa.parquet"
     frame = pandas.read_parquet(path)
     frame["doc_hash"] = frame["doc_hash"] + "x"
@@ -114,9 +114,9 @@ def test_evaluations_on_other_items_are_refused(study):
     with pytest.raises(CoppiceError, match=r"piqa.parquet: is not the file .* delete .*evaluation_results.json and"):
         study.compare("Llama", "best_acc")
     record = path.parent.parent / "evaluation_results.json"
-    known = records.read(record)
-    known["samples"]["piqa"] = fingerprints.content_digest(path)
-    records.write(record, known)
+    evaluation = records.read(record)
+    evaluation["samples"]["piqa"] = fingerprints.content_digest(path)
+    records.write(record, evaluation)
     with pytest.raises(CoppiceError, match=r"piqa.*different items"):
         study.compare("Llama", "best_acc")
     path.unlink()
@@ -124,7 +124,7 @@ def test_evaluations_on_other_items_are_refused(study):
         study.compare("Llama", "best_acc")
 
 
-def test_samples_of_a_task_that_was_dropped_do_not_stay(tmp_path):
+def test_removes_the_samples_of_a_task_that_was_dropped(tmp_path):
     rows = [{"doc_id": 0, "doc_hash": "a", "correct": 1.0}]
     before = stored_samples.write_samples(tmp_path, {"piqa": rows, "boolq": rows})
     after = stored_samples.write_samples(tmp_path, {"piqa": rows})
@@ -182,13 +182,13 @@ def _other_weights(record):
         (_other_weights, "evaluated as finetuned is not the selected one"),
     ],
 )
-def test_an_evaluation_that_cannot_be_compared_is_refused(study, change, message):
+def test_rejects_an_evaluation_that_cannot_be_compared(study, change, message):
     _edit(study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json", change)
     with pytest.raises(CoppiceError, match=message):
         study.compare("Llama", "best_acc")
 
 
-def test_losses_of_another_evaluation_are_refused(study):
+def test_rejects_losses_of_another_evaluation(study):
     ours, theirs = (study.folder(stage, "Llama", "best_acc") / "ppl_results.json" for stage in ("pruned", "finetuned"))
     ours.write_bytes(theirs.read_bytes())
     with pytest.raises(CoppiceError, match=r"ppl_results\.json: .*evaluation beside it; delete .*evaluation_res"):
@@ -196,7 +196,7 @@ def test_losses_of_another_evaluation_are_refused(study):
 
 
 def test_every_row_of_the_report_keeps_its_name(record):
-    """A share without an interval has a note, which took the room of the first column."""
+    """The note of a share without an interval used to take the space of the first column."""
     for text in record["perplexity"].values():
         text |= {"dense": 1139.61, "change_percent": -111.9}
         text["change"] |= {"value": -1114.27, "interval": [-1115.27, -1113.32]}
@@ -208,7 +208,7 @@ def test_every_row_of_the_report_keeps_its_name(record):
         assert f"recovered on {name}: pruning lost nothing" in shown
 
 
-def test_a_pruned_checkpoint_that_is_the_dense_one_is_refused(study):
+def test_rejects_a_pruned_checkpoint_with_the_dense_weights(study):
     dense = records.read(study.folder("dense", "Llama") / "evaluation_results.json")
 
     def become_dense(record):
@@ -219,7 +219,7 @@ def test_a_pruned_checkpoint_that_is_the_dense_one_is_refused(study):
         study.compare("Llama", "best_acc")
 
 
-def test_warnings_are_in_the_record_and_in_the_report(study):
+def test_the_report_repeats_the_warnings_of_the_training(study):
     def never_fell(record):
         record["warnings"] = ["the validation loss never fell below its first value (first 1.9, best 1.9)"]
 
@@ -228,8 +228,8 @@ def test_warnings_are_in_the_record_and_in_the_report(study):
     assert "WARNING: the validation loss never fell" in _report(study)
 
 
-def test_stages_evaluated_with_other_versions_are_warned_of(study):
-    """As where packages were brought up to date in the middle of a study."""
+def test_warns_of_stages_evaluated_with_different_versions(study):
+    """As after an update of packages in the middle of a study."""
 
     def upgraded(record):
         record["provenance"]["versions"] |= {"torch": "2.14.0", "coppice": "0.2.0"}
@@ -237,11 +237,11 @@ def test_stages_evaluated_with_other_versions_are_warned_of(study):
     for name in ("evaluation_results.json", "ppl_results.json"):
         _edit(study.folder("finetuned", "Llama", "best_acc") / name, upgraded)
     study.compare("Llama", "best_acc")
-    told = "WARNING: the stages were evaluated with other versions of torch: part of a change may be theirs"
-    assert told in " ".join(_report(study).split())
+    expected = "WARNING: the stages were evaluated with other versions of torch: part of a change may be theirs"
+    assert expected in " ".join(_report(study).split())
 
 
-def test_few_windows_are_warned_of(tmp_path):
+def test_warns_of_few_windows(tmp_path):
     study = Synthetic(tmp_path, ONE, configs=("best_acc",), items=30, windows=1).build()
     record = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
     assert record["perplexity"]["ptb"]["change"]["interval"] is None
@@ -250,7 +250,7 @@ def test_few_windows_are_warned_of(tmp_path):
     assert json.loads(json.dumps(record, allow_nan=False))
 
 
-def test_repeated_training_is_reported_with_its_spread(study):
+def test_reports_the_spread_over_seeds(study):
     tuned = study.folder("finetuned", "Llama", "best_acc")
     folders = {42: tuned}
     for seed, accuracy in ((43, 0.6), (44, 0.7)):

@@ -1,4 +1,4 @@
-"""Datasets: any local form becomes roles with fingerprints; selection and report never share a row."""
+"""Datasets: local data of any form becomes roles with fingerprints; selection and report never share a row."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_json_files_of_a_folder_are_matched_to_their_splits(tmp_path):
+def test_matches_json_files_of_a_folder_to_their_splits(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": f"t{i}"} for i in range(5)])
     write_jsonl(tmp_path / "test.jsonl", [{"text": "report"}])
     data.prepare("mine", entry(tmp_path, train="train", report="test"), tmp_path / "out", needs_selection=False)
@@ -26,7 +26,7 @@ def test_json_files_of_a_folder_are_matched_to_their_splits(tmp_path):
     assert data.facts(tmp_path / "out/dataset.json", "train")["rows"] == 5
 
 
-def test_text_rows_are_stripped_and_compressed_files_read(tmp_path):
+def test_strips_text_rows_and_reads_compressed_files(tmp_path):
     import gzip
 
     with gzip.open(tmp_path / "ptb.train.txt.gz", "wt") as file:
@@ -36,18 +36,18 @@ def test_text_rows_are_stripped_and_compressed_files_read(tmp_path):
     assert data.texts(tmp_path / "out/dataset.json", "train")[:] == ["one", "two"]
 
 
-def test_columns_are_mapped_to_their_canonical_names(tmp_path):
+def test_maps_columns_to_their_canonical_names(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"sentence": "a"}])
     data.prepare("ptb", entry(tmp_path, columns={"text": "sentence"}, report="test"), tmp_path / "out", False)
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["a"]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_column_whose_name_another_one_takes_can_have_a_new_name_in_any_order(tmp_path, turned):
-    """In one of the orders the instruction was the context, and the question was gone."""
+@pytest.mark.parametrize("in_reverse", [False, True])
+def test_renames_a_column_whose_name_another_column_takes_in_any_order(tmp_path, in_reverse):
+    """One of the orders used to put the context into the instruction and to lose the question."""
     write_jsonl(tmp_path / "train.jsonl", [{"input": "question", "context": "context", "output": "o", "id": 1}])
     columns = [("instruction", "input"), ("input", "context"), ("output", "output")]
-    mine = entry(tmp_path, train="train") | {"columns": dict(reversed(columns) if turned else columns)}
+    mine = entry(tmp_path, train="train") | {"columns": dict(reversed(columns) if in_reverse else columns)}
     data.prepare("mine", mine, tmp_path / "out", needs_selection=False)
     [row] = data.load(tmp_path / "out/dataset.json", "train")
     assert row == {"instruction": "question", "input": "context", "output": "o", "id": 1}
@@ -55,26 +55,26 @@ def test_a_column_whose_name_another_one_takes_can_have_a_new_name_in_any_order(
         data.prepare("mine", mine | {"columns": {"prompt": "id", "completion": "id"}}, tmp_path / "out", False)
 
 
-def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+def test_names_a_missing_column_and_the_existing_ones(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"goal": "a", "sol1": "b"}])
     with pytest.raises(DataError, match=r"piqa.*sol2.*goal, sol1"):
         data.prepare("piqa", entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS["piqa"])
 
 
-def test_a_garbled_file_is_named(tmp_path):
+def test_names_a_garbled_file(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(DataError, match=r"test\.jsonl"):
         data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", False)
 
 
-def test_an_empty_split_is_an_error(tmp_path):
+def test_rejects_an_empty_split(tmp_path):
     (tmp_path / "test.jsonl").write_text("")
     with pytest.raises(DataError, match=r"mine"):
         data.prepare("mine", entry(tmp_path, report="test"), tmp_path / "out", False)
     assert not (tmp_path / "out/dataset.json").exists()
 
 
-def test_selection_is_a_sample_of_train_where_there_is_no_split_for_it(tmp_path):
+def test_samples_selection_rows_from_train_if_there_is_no_split_for_them(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": f"t{i}"} for i in range(1500)])
     write_jsonl(tmp_path / "validation.jsonl", [{"text": f"r{i}"} for i in range(9)])
     data.prepare("mine", entry(tmp_path, train="train", report="validation"), tmp_path / "out", needs_selection=True)
@@ -83,7 +83,7 @@ def test_selection_is_a_sample_of_train_where_there_is_no_split_for_it(tmp_path)
     assert data.facts(tmp_path / "out/dataset.json", "report")["rows"] == 9
 
 
-def test_selection_takes_a_fixed_part_of_the_report_where_nothing_else_exists_and_says_so(tmp_path):
+def test_takes_selection_rows_from_the_report_rows_if_nothing_else_exists_and_notes_it(tmp_path):
     rows = [{"text": f"r{i}"} for i in range(500)]
     write_jsonl(tmp_path / "validation.jsonl", rows)
     record = tmp_path / "out/dataset.json"
@@ -96,7 +96,7 @@ def test_selection_takes_a_fixed_part_of_the_report_where_nothing_else_exists_an
     assert data.facts(tmp_path / "whole/dataset.json", "report")["rows"] == 500
 
 
-def test_the_fingerprint_is_of_the_rows_and_not_of_the_file(tmp_path):
+def test_the_fingerprint_depends_on_the_rows_and_not_on_the_file(tmp_path):
     rows = [{"text": "a"}, {"text": "b"}]
     write_jsonl(tmp_path / "test.jsonl", rows)
     import pandas
@@ -108,27 +108,27 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_the_file(tmp_path):
     assert prints[0] == prints[1]
 
 
-def test_words_that_libraries_take_for_nothing_are_text(tmp_path):
+def test_keeps_text_that_libraries_read_as_missing_values(tmp_path):
     (tmp_path / "train.csv").write_text("instruction,input,output\nsay,,None\nsay,x,NA\nsay,x,null\n")
     data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
     assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["None", "NA", "null"]
 
 
 @pytest.mark.parametrize("rows", ["a,b,c\nd,e,f\n", "a,b,\nd,e,\n"])
-def test_rows_with_more_cells_than_the_header_are_refused(tmp_path, rows):
-    """All cells would move by a column: the response would be what is in the column behind it."""
+def test_rejects_rows_with_more_cells_than_the_header(tmp_path, rows):
+    """All cells would shift by one column: the response would be the cell of the column after it."""
     (tmp_path / "train.csv").write_text(f"instruction,output\n{rows}")
     with pytest.raises(DataError, match=r"train\.csv: rows have more cells.*Quote cells"):
         data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
 
 
-def test_a_frame_that_was_written_with_its_rows_names_is_read(tmp_path):
+def test_reads_a_data_frame_that_was_written_with_its_index(tmp_path):
     (tmp_path / "train.csv").write_text("instruction,output,__index_level_0__\na,b,7\n")
     data.prepare("mine", entry(tmp_path, "csv", train="train"), tmp_path / "out", needs_selection=False)
     assert data.load(tmp_path / "out/dataset.json", "train")["output"][:] == ["b"]
 
 
-def test_the_mark_of_an_editor_is_no_text(tmp_path):
+def test_ignores_a_byte_order_mark(tmp_path):
     (tmp_path / "test.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
     data.prepare("mine", entry(tmp_path, "text", report="test"), tmp_path / "out", needs_selection=False)
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["one", "two"]
@@ -146,7 +146,7 @@ def prepared_boolq(folder, **splits):
     }, record
 
 
-def test_rows_that_are_reported_are_never_chosen_by(tmp_path):
+def test_never_selects_on_report_rows(tmp_path):
     write_jsonl(tmp_path / "validation.jsonl", boolq(*range(6)))
     write_jsonl(tmp_path / "test.jsonl", boolq(4, 5, 6))
     found, record = prepared_boolq(tmp_path, selection="validation", report="test")
@@ -157,7 +157,7 @@ def test_rows_that_are_reported_are_never_chosen_by(tmp_path):
         prepared_boolq(tmp_path, selection="validation", report="test")
 
 
-def test_rows_of_any_task_are_kept_apart_and_lines_of_a_text_are_not(tmp_path):
+def test_removes_report_rows_from_the_selection_of_a_task_but_not_of_a_text(tmp_path):
     for name in ("validation", "test"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": ""}, {"text": name}])
     rows = {}
@@ -168,8 +168,8 @@ def test_rows_of_any_task_are_kept_apart_and_lines_of_a_text_are_not(tmp_path):
     assert rows == {(): 1, ("text",): 2}
 
 
-def test_a_file_that_is_changed_in_the_same_second_is_read_anew(tmp_path):
-    """The library's own cache knows files by their name and time alone."""
+def test_reads_a_file_again_that_changed_within_the_same_second(tmp_path):
+    """The library's own cache identifies a file by its name and time only."""
     import os
 
     path = tmp_path / "test.jsonl"
@@ -184,7 +184,7 @@ def test_a_file_that_is_changed_in_the_same_second_is_read_anew(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v[12]", "q?", "a*", "b[x]", "{a,b}"])
-def test_marks_in_a_path_stand_for_themselves(tmp_path, name):
+def test_takes_glob_characters_in_a_path_literally(tmp_path, name):
     for folder, text in ((name, "mine"), ("v1", "other"), ("qx", "other"), ("ab", "other"), ("bx", "other")):
         (tmp_path / folder).mkdir()
         write_jsonl(tmp_path / folder / "test.jsonl", [{"text": text}])
@@ -192,7 +192,7 @@ def test_marks_in_a_path_stand_for_themselves(tmp_path, name):
     assert data.texts(tmp_path / "out/dataset.json", "report")[:] == ["mine"]
 
 
-def test_files_that_may_each_be_a_split_are_told_and_numbered_parts_belong_together(tmp_path):
+def test_rejects_two_files_for_one_split_but_joins_numbered_parts(tmp_path):
     for name in ("test.json", "test.jsonl"):
         write_jsonl(tmp_path / name, [{"text": name}])
     with pytest.raises(CoppiceError, match=r"split 'test': test\.json, test\.jsonl"):
@@ -228,14 +228,14 @@ ROWS = {
         ("openbookqa", "choices", "x or y"),
     ],
 )
-def test_rows_without_a_right_answer_are_told_before_any_model_is_asked(tmp_path, task, column, wrong):
-    """lm-eval counts each of them as answered wrongly: the public test split of PIQA would give an accuracy of 0."""
+def test_rejects_rows_without_a_right_answer(tmp_path, task, column, wrong):
+    """lm-eval scores each of them as wrong: the public test split of PIQA would give an accuracy of 0."""
     write_jsonl(tmp_path / "test.jsonl", [ROWS[task] | {column: wrong}])
     with pytest.raises(DataError, match=rf"^datasets\.{task}: row 0 of its report rows \(from 0\): "):
         data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])
 
 
-def test_rows_with_right_answers_are_taken(tmp_path):
+def test_accepts_rows_with_a_right_answer(tmp_path):
     for task, row in ROWS.items():
         write_jsonl(tmp_path / "test.jsonl", [row])
         data.prepare(task, entry(tmp_path, report="test"), tmp_path / "out", False, data.TASK_COLUMNS[task])

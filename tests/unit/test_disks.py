@@ -1,4 +1,4 @@
-"""What killed jobs leave behind goes, what is being written stays; a full disk and a job at work are told in words."""
+"""What killed jobs leave behind is removed, what is being written stays; messages for a full disk and a running job."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def start(code, *arguments):
     )
 
 
-def test_what_a_killed_process_was_writing_goes_and_what_a_living_one_writes_stays(tmp_path):
+def test_removes_what_a_killed_process_was_writing_but_not_what_a_living_one_writes(tmp_path):
     writers = [start(WRITER, tmp_path / name) for name in ("killed", "alive")]
     for writer in writers:
         assert writer.stdout.readline() == "here\n"
@@ -60,7 +60,7 @@ def test_what_a_killed_process_was_writing_goes_and_what_a_living_one_writes_sta
     assert not list(tmp_path.iterdir())
 
 
-def test_a_half_written_checkpoint_goes_with_all_that_is_in_it(tmp_path):
+def test_removes_a_half_written_checkpoint_with_its_content(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     folder = tmp_path / disks.partial_name().replace(str(os.getpid()), str(gone.pid))
@@ -70,7 +70,7 @@ def test_a_half_written_checkpoint_goes_with_all_that_is_in_it(tmp_path):
     assert disks.sweep([tmp_path]) == [folder] and not folder.exists()
 
 
-def test_what_another_machine_writes_stays_for_a_day(tmp_path):
+def test_keeps_what_another_machine_writes_for_a_day(tmp_path):
     path = tmp_path / ".partial-another-1-x"
     path.write_text("half")
     assert not disks.sweep([tmp_path])
@@ -86,24 +86,24 @@ def test_what_another_machine_writes_stays_for_a_day(tmp_path):
         OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
     ],
 )
-def test_a_full_disk_is_told_in_one_sentence(error):
+def test_explains_a_full_disk(error):
     words = disks.in_words(error, ["results"])
     assert "disk is full" in words and "run the same command again" in words
     assert disks.in_words(ValueError("[Errno 2] no such file"), ["results"]) is None
 
 
-def limited():
-    """No file of this process may be larger than 64 KB: as on a disk that is full."""
+def limit_file_size():
+    """Keep every file of this process below 64 KB, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
 
 @pytest.mark.parametrize("writer", ["record", "safetensors", "torch"])
-def test_whoever_writes_the_file_that_does_not_fit_is_understood(tmp_path, writer):
-    """In a process of its own, whose files cannot grow."""
+def test_explains_a_full_disk_whichever_library_writes(tmp_path, writer):
+    """The writing process is a fork whose files cannot grow."""
     read, write = os.pipe()
     if not os.fork():
-        limited()
+        limit_file_size()
         content = torch.zeros(100_000)
         try:
             if writer == "record":
@@ -117,20 +117,20 @@ def test_whoever_writes_the_file_that_does_not_fit_is_understood(tmp_path, write
         finally:
             os._exit(0)
     os.close(write)
-    with os.fdopen(read) as told:
-        words = told.read()
-    assert "run the same command again" in words, words
+    with os.fdopen(read) as pipe:
+        message = pipe.read()
+    assert "run the same command again" in message, message
     assert not (tmp_path / "a.json").exists() and not disks.sweep([tmp_path])
 
 
-def test_a_job_whose_status_cannot_be_kept_goes_on(tmp_path):
+def test_a_job_goes_on_if_its_status_cannot_be_written(tmp_path):
     (tmp_path / "status").write_text("a file where a folder should be")
     done = start(WORKER, tmp_path / "job.log", tmp_path / "status" / "x.json")
     assert done.wait() == 0, done.stderr.read()
     assert "cannot write the status file" in (tmp_path / "job.log").read_text()
 
 
-def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
+def test_only_one_process_at_a_time_runs_a_job(tmp_path):
     first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", "until told")
     assert first.stdout.readline() == "at work\n"
     second = start(WORKER, tmp_path / "job.log", tmp_path / "status.json")
@@ -141,7 +141,7 @@ def test_a_job_is_done_by_one_process_at_a_time(tmp_path):
     assert first.wait() == 0 and second.wait() == 0
 
 
-def test_a_killed_job_is_in_nobodys_way(tmp_path):
+def test_a_killed_job_does_not_block_the_next_one(tmp_path):
     first = start(WORKER, tmp_path / "job.log", tmp_path / "status.json", "until told")
     assert first.stdout.readline() == "at work\n"
     first.kill()

@@ -29,7 +29,7 @@ by_name = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relat
 
 
 def load_hook():
-    """The module that puts files from outside docs/ into the site."""
+    """Return the module that puts files from outside docs/ into the site."""
     spec = importlib.util.spec_from_file_location("include", DOCS / "_site/include.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
@@ -41,7 +41,7 @@ HOOK = load_hook()
 
 @functools.cache
 def text_of(page):
-    """A page's text as the site shows it: with the files that it includes."""
+    """Return a page's text as the site shows it, with the files that it includes."""
     text = page.read_text(encoding="utf-8")
     here = page.relative_to(ROOT).as_posix()
     return HOOK.INCLUDE.sub(lambda found: HOOK.included(found[1], here), text)
@@ -49,20 +49,20 @@ def text_of(page):
 
 @functools.cache
 def anchors(page):
-    """The anchors of a page's headings, as MkDocs and GitHub make them."""
+    """Return the anchors of a page's headings, as MkDocs and GitHub make them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 @functools.cache
 def schema():
-    """The configuration's schema."""
+    """Return the configuration's schema."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
     return yaml.load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"), loader)
 
 
 def schema_has(parts):
-    """Whether the schema has a key at the path `parts`; a part may be a name that the user chooses, or `<any>`."""
+    """Return True if the schema has a key at the path `parts`; a part may be a name of the user's, or `<any>`."""
     nodes = [schema()]
     for part in parts:
         within = [schema()["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node for node in nodes]
@@ -75,7 +75,7 @@ def schema_has(parts):
 
 
 def keys(settings, above=()):
-    """The paths of all keys in a piece of configuration; lists are left out."""
+    """Yield the paths of all keys in a piece of configuration, without those inside lists."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield (*above, key)
@@ -122,7 +122,7 @@ def test_make_targets_exist(page):
 
 @functools.cache
 def subcommands():
-    """The names that the command line gives to `add_parser`."""
+    """Return the names that the command line gives to `add_parser`."""
     calls = [
         node
         for path in (ROOT / "workflow/scripts/coppice/cli").rglob("*.py")

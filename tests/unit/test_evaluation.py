@@ -1,4 +1,4 @@
-"""Evaluation as the workflow calls it: the fields of the record, the rows by purpose, and what is refused."""
+"""Evaluation as the workflow calls it: the fields of the record, the rows for each purpose, and what it rejects."""
 
 import json
 
@@ -55,9 +55,7 @@ def evaluated(folder, datasets, output, settings=SETTINGS, **more):
     return records.read(output / "evaluation_results.json")
 
 
-def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_its_provenance(
-    tiny_checkpoint, datasets, tmp_path
-):
+def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_provenance(tiny_checkpoint, datasets, tmp_path):
     record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path)
     task = record["zero_shot"]["arc_easy"]
     assert task["metric"] == "acc_norm" and task["value"] == task["acc_norm"] and "acc" in task
@@ -67,7 +65,7 @@ def test_the_record_has_both_accuracies_the_mean_of_the_chosen_ones_and_its_prov
     assert record["perplexity"]["wikitext2"]["protocol"]["split"] == "test"
 
 
-def test_samples_say_item_by_item_what_was_picked(tiny_checkpoint, datasets, tmp_path):
+def test_samples_hold_the_prediction_for_each_item(tiny_checkpoint, datasets, tmp_path):
     record = evaluated(tiny_checkpoint("mistral"), datasets, tmp_path)
     rows = pandas.read_parquet(tmp_path / "samples/arc_easy.parquet")
     assert (
@@ -92,14 +90,14 @@ def test_both_engines_give_the_same_result(tiny_checkpoint, datasets, tmp_path):
             assert left == pytest.approx(right, abs=1e-3)
 
 
-def test_selection_uses_its_own_rows(tiny_checkpoint, datasets, tmp_path):
+def test_selection_uses_the_selection_rows(tiny_checkpoint, datasets, tmp_path):
     record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path, purpose="selection")
     assert (
         record["zero_shot"]["piqa"]["n"] == 4 and record["perplexity"]["wikitext2"]["protocol"]["split"] == "selection"
     )
 
 
-def test_window_losses_explain_the_perplexity(tiny_checkpoint, datasets, tmp_path):
+def test_window_losses_add_up_to_the_perplexity(tiny_checkpoint, datasets, tmp_path):
     record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path)
     windows = json.loads((tmp_path / "ppl_results.json").read_text())["perplexity"]["wikitext2"]["window_losses"]
     total = sum(window["nll_per_token"] * window["tokens"] for window in windows)
@@ -108,7 +106,7 @@ def test_window_losses_explain_the_perplexity(tiny_checkpoint, datasets, tmp_pat
     )
 
 
-def test_a_model_that_gives_nan_leaves_no_record(tiny_model, tiny_tokenizer, datasets, tmp_path):
+def test_writes_no_record_for_a_model_that_gives_nan(tiny_model, tiny_tokenizer, datasets, tmp_path):
     import torch
 
     from coppice.core.errors import CoppiceError
@@ -122,28 +120,28 @@ def test_a_model_that_gives_nan_leaves_no_record(tiny_model, tiny_tokenizer, dat
     assert not (tmp_path / "out/evaluation_results.json").exists()
 
 
-def test_a_metric_that_a_task_does_not_have_is_named(tiny_checkpoint, datasets, tmp_path):
+def test_names_a_metric_that_the_task_lacks(tiny_checkpoint, datasets, tmp_path):
     settings = SETTINGS | {"zero_shot": SETTINGS["zero_shot"] | {"metric": {"piqa": "f1"}}}
     with pytest.raises(SettingsError, match=r"metric\.piqa.*'f1'.*acc"):
         evaluated(tiny_checkpoint("llama"), datasets, tmp_path, settings)
 
 
-def test_a_role_that_a_dataset_lacks_is_named(tiny_checkpoint, datasets, tmp_path):
+def test_names_a_role_that_the_dataset_lacks(tiny_checkpoint, datasets, tmp_path):
     data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa", splits={}, source={})
     with pytest.raises(DataError, match="piqa has no rows for report"):
         evaluated(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("form", ["none", "chat"])
-def test_answers_are_the_likeliest_tokens_one_after_another(tiny_checkpoint, datasets, tmp_path, form):
-    """Against a loop that runs the whole text anew for each token."""
+def test_generates_the_likeliest_token_each_time(tiny_checkpoint, datasets, tmp_path, form):
+    """Compares with a loop that runs the whole text for each token."""
     folder, question = tiny_checkpoint("mistral"), "w9 w8 w7"
     settings = SETTINGS | {"generation": {"prompts": [question, "w3 " * 300], "new_tokens": 5}}
     record = evaluated(folder, datasets, tmp_path, settings, prompt=form)
     model, tokenizer = models.load(models.Source(str(folder))), models.load_tokenizer(folder)
-    asked = f"{question}\n" if form == "none" else f"w4 {question} w5 "
-    ids = [1] * (form == "none" and tokenizer(asked).input_ids[0] == 1) + tokenizer(
-        asked, add_special_tokens=False
+    question_text = f"{question}\n" if form == "none" else f"w4 {question} w5 "
+    ids = [1] * (form == "none" and tokenizer(question_text).input_ids[0] == 1) + tokenizer(
+        question_text, add_special_tokens=False
     ).input_ids
     start = len(ids)
     while len(ids) < start + 5 and ids[-1] != tokenizer.eos_token_id:
@@ -155,7 +153,7 @@ def test_answers_are_the_likeliest_tokens_one_after_another(tiny_checkpoint, dat
     ]
 
 
-def test_an_evaluation_is_taken_over_only_from_the_same_model(tiny_checkpoint, datasets, tmp_path):
+def test_reuses_an_evaluation_only_of_the_same_model(tiny_checkpoint, datasets, tmp_path):
     folder, other = tiny_checkpoint("llama"), tiny_checkpoint("llama", seed=1)
     first = evaluated(folder, datasets, tmp_path / "first")
     identity = {"model": "M", "config": "again", "stage": "pruned"}

@@ -1,4 +1,4 @@
-"""Evaluation as a whole: resumed, extended and never mistaken for another model's; guards; what it costs."""
+"""The parts of an evaluation: resumed, extended and never reused for another model; guards; the cost of a model."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def arc(seed, count):
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """name -> dataset.json of two texts and three tasks, each with three roles of other rows."""
+    """Return {name: dataset.json} of two texts and three tasks, each with three roles of different rows."""
     folder = tmp_path_factory.mktemp("datasets")
     makers = {
         "wikitext2": lambda seed: [{"text": words(seed + i, 30)} for i in range(12)],
@@ -60,7 +60,7 @@ def checkpoint(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def new_adapter(checkpoint, tmp_path_factory):
-    """`new_adapter(seed, scale)`: the folder of a LoRA adapter with random weights."""
+    """Return `build(seed, scale)`, which makes the folder of a LoRA adapter with random weights."""
 
     def build(seed=0, scale=0.2):
         from peft import LoraConfig, get_peft_model
@@ -103,8 +103,8 @@ def evaluated(checkpoint, datasets, adapter):
     return run
 
 
-def test_code_that_a_model_runs_decides_its_parts_and_its_training(checkpoint, tmp_path):
-    """Its weights are as they were, and so is their fingerprint: the numbers of the old code would come back."""
+def test_a_change_of_a_models_own_code_invalidates_its_parts_and_training(checkpoint, tmp_path):
+    """Its weights and their fingerprint do not change: the numbers of the old code would be reused."""
     from coppice.stages.recover import training
 
     folder, found = shutil.copytree(checkpoint, tmp_path / "model"), {False: [], True: []}
@@ -117,8 +117,8 @@ def test_code_that_a_model_runs_decides_its_parts_and_its_training(checkpoint, t
     assert plain == still and before[0] != after[0] and before[1] != after[1]
 
 
-def measured(monkeypatch):
-    """A list that fills with the names of what is measured from now on."""
+def record_measurements(monkeypatch):
+    """Return a list that fills with the names of what is measured from now on."""
     done = []
     for module, position in ((zero_shot, 1), (perplexity, 3)):
         original = module.measure
@@ -137,7 +137,7 @@ def without_times(record):
 
 
 def contents(folder):
-    """Everything that an evaluation declares as its output, times aside."""
+    """Return {name: content} of all declared outputs of an evaluation, without times."""
     found = {
         name: without_times(records.read(folder / name)) for name in ("evaluation_results.json", "ppl_results.json")
     }
@@ -158,7 +158,7 @@ zero_shot.measure = dies
 
 
 def in_new_process(code, checkpoint, adapter, datasets, output, choice):
-    """Evaluate in a process of its own after `code` has run there; returns its exit status."""
+    """Run `code` and then an evaluation in a new process; return its exit status."""
     call = (
         f"evaluate.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, {datasets!r}, "
         f"{str(output)!r}, adapter={str(adapter)!r})\n"
@@ -169,21 +169,19 @@ def in_new_process(code, checkpoint, adapter, datasets, output, choice):
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_in_the_middle_resumes_to_the_same_files(
-    evaluated, checkpoint, adapter, datasets, monkeypatch, tmp_path
-):
+def test_a_killed_evaluation_resumes_to_the_same_files(evaluated, checkpoint, adapter, datasets, monkeypatch, tmp_path):
     evaluated(tmp_path / "undisturbed")
     assert in_new_process(KILLED, checkpoint, adapter, datasets, tmp_path / "killed", settings()) == -9
     assert not (tmp_path / "killed/evaluation_results.json").exists()
-    done = measured(monkeypatch)
+    done = record_measurements(monkeypatch)
     evaluated(tmp_path / "killed")
     assert done == ["arc_challenge"]
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_one_more_task_and_another_metric_cost_that_task_alone(evaluated, monkeypatch, tmp_path):
+def test_measures_only_the_added_task_after_a_change_of_tasks_and_metric(evaluated, monkeypatch, tmp_path):
     evaluated(tmp_path, settings(tasks=["piqa"]))
-    done = measured(monkeypatch)
+    done = record_measurements(monkeypatch)
     choice = settings(tasks=["piqa", "arc_easy"])
     choice["zero_shot"]["metric"]["piqa"] = "acc_norm"
     record = evaluated(tmp_path, choice)
@@ -194,7 +192,7 @@ def test_one_more_task_and_another_metric_cost_that_task_alone(evaluated, monkey
     assert samples["correct"].mean() == pytest.approx(record["zero_shot"]["piqa"]["value"])
 
 
-def test_parts_that_no_setting_asks_for_any_more_go(evaluated, tmp_path):
+def test_removes_parts_that_no_setting_asks_for(evaluated, tmp_path):
     evaluated(tmp_path, settings(tasks=["piqa", "arc_easy"]))
     before = len(list((tmp_path / ".parts").iterdir()))
     evaluated(tmp_path, settings(tasks=["piqa"]))
@@ -202,12 +200,12 @@ def test_parts_that_no_setting_asks_for_any_more_go(evaluated, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["adapter", "no adapter", "weights", "tokenizer", "limit", "rows", "dtype"])
-def test_a_part_of_anything_else_is_never_picked_up(
+def test_never_reuses_a_part_of_another_model_or_setting(
     evaluated, new_adapter, checkpoint, tiny_checkpoint, datasets, monkeypatch, tmp_path, what
 ):
     choice = settings(tasks=["piqa"], texts=["ptb"])
     evaluated(tmp_path / "out", choice)
-    done = measured(monkeypatch)
+    done = record_measurements(monkeypatch)
     options = {}
     if what == "adapter":
         options["adapter"] = new_adapter(seed=1)
@@ -233,19 +231,19 @@ def test_a_part_of_anything_else_is_never_picked_up(
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_a_damaged_part_is_computed_again(evaluated, monkeypatch, tmp_path, suffix):
+def test_computes_a_damaged_part_again(evaluated, monkeypatch, tmp_path, suffix):
     evaluated(tmp_path, settings(tasks=["piqa"], texts=[]))
     expected = contents(tmp_path)
     path = next(
         path for path in (tmp_path / ".parts").glob("*.json") if json.loads(path.read_text())["kind"] == "task"
     ).with_suffix(suffix)
     path.write_bytes(path.read_bytes()[:-20])
-    done = measured(monkeypatch)
+    done = record_measurements(monkeypatch)
     evaluated(tmp_path, settings(tasks=["piqa"], texts=[]))
     assert done == ["piqa"] and contents(tmp_path) == expected
 
 
-def test_a_finished_evaluation_is_put_together_without_torch(evaluated, checkpoint, adapter, datasets, tmp_path):
+def test_assembles_a_finished_evaluation_without_torch(evaluated, checkpoint, adapter, datasets, tmp_path):
     evaluated(tmp_path, settings(cost=True))
     expected = contents(tmp_path)
     (tmp_path / "evaluation_results.json").unlink()
@@ -253,7 +251,7 @@ def test_a_finished_evaluation_is_put_together_without_torch(evaluated, checkpoi
     assert contents(tmp_path) == expected
 
 
-def test_the_record_says_what_the_adapter_does_and_what_merging_changes(evaluated, tmp_path):
+def test_records_the_effect_of_the_adapter_and_of_merging_it(evaluated, tmp_path):
     record = evaluated(tmp_path, settings(tasks=[], texts=[]))
     assert record["adapter_effect"]["max_logit_difference"] > 0.1
     assert 0 <= record["merge_drift"]["max_logit_difference"] < 1e-3 * record["merge_drift"]["max_logit"]
@@ -263,13 +261,13 @@ def test_the_record_says_what_the_adapter_does_and_what_merging_changes(evaluate
     assert dense["parameters"] == record["parameters"] and record["adapter_parameters"] > 0
 
 
-def test_an_adapter_that_changes_no_logit_is_an_error(evaluated, new_adapter, tmp_path):
-    # not zero, so that loading does not see it, but far below what float32 can add to a weight's product
+def test_rejects_an_adapter_that_changes_no_logit(evaluated, new_adapter, tmp_path):
+    # not zero, so that loading accepts it, but far too small to change any float32 product
     with pytest.raises(CheckpointError, match="changes no logit"):
         evaluated(tmp_path, settings(tasks=[], texts=[]), adapter=new_adapter(scale=1e-30))
 
 
-def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluated, checkpoint, tmp_path):
+def test_measures_the_cost_and_sizes_of_the_merged_model(evaluated, checkpoint, tmp_path):
     cost = evaluated(tmp_path, settings(tasks=[], texts=[], cost=True))["cost"]
     plain = models.load(models.Source(str(checkpoint)))
     assert cost["adapter_merged"] and cost["parameters"] == models.parameters(plain)
@@ -282,7 +280,7 @@ def test_the_cost_is_that_of_the_merged_model_and_its_sizes_are_counted(evaluate
     assert cost["peak_memory_bytes"]["host"] > 0
 
 
-def test_several_protocols_are_measured_and_the_first_one_stands(evaluated, tmp_path):
+def test_measures_several_protocols_and_takes_the_first_as_the_result(evaluated, tmp_path):
     choice = settings(tasks=[], texts=["ptb"])
     choice["perplexity"]["protocols"] = {"mine": {"seq_len": 32, "stride": 16, "join": " ", "role": "train"}}
     choice["perplexity"]["protocol"] = ["llmpruner-128", "mine"]
@@ -304,7 +302,7 @@ def test_several_protocols_are_measured_and_the_first_one_stands(evaluated, tmp_
 
 
 def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
-    """A selection_info.json of the checkpoint `folder` and the model.json of the `dense` one."""
+    """Write selection_info.json of the checkpoint `folder` and model.json of the `dense` one; return both paths."""
     from coppice.core import fingerprints
 
     records.write(
@@ -316,7 +314,7 @@ def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
 
 
 @pytest.mark.parametrize("case", ["the dense model", "as many parameters", "another checkpoint", "imported", "pruned"])
-def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
+def test_rejects_a_pruned_model_other_than_the_selected_one(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
     from coppice.core import fingerprints
 
     layers = 3 if case in ("pruned", "another checkpoint") else 4
@@ -327,16 +325,16 @@ def test_a_pruned_model_has_to_be_the_one_that_was_selected(evaluated, checkpoin
     if case in ("pruned", "imported"):
         assert evaluated(tmp_path / "out", **run)["parameters"] > 0
         return
-    told = {
+    expected_words = {
         "the dense model": "has the dense model's weights",
         "as many parameters": "pruned by depth, but has",
         "another checkpoint": "not those of the selected candidate c",
     }[case]
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=expected_words):
         evaluated(tmp_path / "out", **run)
 
 
-def test_a_folder_beside_the_parts_is_left_alone(evaluated, tmp_path):
+def test_keeps_a_folder_that_is_not_a_part(evaluated, tmp_path):
     mine = tmp_path / "out/.parts/mine"
     mine.mkdir(parents=True)
     (mine.parent / "unused.json").write_text("{}")
@@ -344,28 +342,28 @@ def test_a_folder_beside_the_parts_is_left_alone(evaluated, tmp_path):
     assert mine.is_dir() and not (mine.parent / "unused.json").exists()
 
 
-def test_a_model_that_scores_nan_is_an_error(checkpoint, tmp_path, datasets):
+def test_rejects_a_model_that_scores_nan(checkpoint, tmp_path, datasets):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(checkpoint, tmp_path / "broken")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"].fill_(float("nan"))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    for choice, told in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
-        with pytest.raises(CoppiceError, match=told) as raised:
+    for choice, expected_words in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
+        with pytest.raises(CoppiceError, match=expected_words) as raised:
             evaluate.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
         assert str(raised.value).startswith(f"{folder}: ") and "leave it out" in str(raised.value)
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_an_adapter_that_makes_a_model_score_nan_is_named(evaluated, new_adapter, checkpoint, tmp_path):
-    torn = new_adapter(scale=float("nan"))
+def test_names_an_adapter_that_makes_the_model_score_nan(evaluated, new_adapter, checkpoint, tmp_path):
+    broken = new_adapter(scale=float("nan"))
     with pytest.raises(CoppiceError, match=r"lower finetune\.learning_rate") as raised:
-        evaluated(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=torn)
-    assert str(raised.value).startswith(f"{torn} on {checkpoint}: ")
+        evaluated(tmp_path / "out", settings(tasks=[], texts=["ptb"]), adapter=broken)
+    assert str(raised.value).startswith(f"{broken} on {checkpoint}: ")
 
 
-def test_a_task_whose_filter_leaves_no_row_is_an_error(checkpoint, tmp_path, datasets, tiny_tokenizer):
+def test_rejects_a_task_whose_filter_leaves_no_row(checkpoint, tmp_path, datasets, tiny_tokenizer):
     (tmp_path / "code.py").write_text("def none(rows):\n    return rows.filter(lambda row: False)\n")
     (tmp_path / "mine.yaml").write_text(
         "task: mine\ndataset_path: nowhere\ntest_split: test\noutput_type: multiple_choice\n"

@@ -1,4 +1,4 @@
-"""What comes from the hub: of one commit, whole, checked, resumed; and what is said where it does not come."""
+"""Fetching from the hub: from one commit, complete, checked and resumed, with a message if it fails."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SOURCE = {"kind": "hub", "path": "org/tiny"}
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """A fake hub that this process takes for the real one, with `org/tiny` on it."""
+    """Serve a fake hub with `org/tiny`, which this process takes for the real hub."""
     with serving() as (fake, address):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(
@@ -47,11 +47,11 @@ def served(monkeypatch, tmp_path):
 
 @pytest.fixture
 def fetch(served, tmp_path):
-    """`fetch(revision)`: fetch `org/tiny` as the model M; returns its record."""
+    """Return `run(revision)`, which fetches `org/tiny` as the model M and returns its record."""
 
     def run(revision=None):
         record = tmp_path / "resources/models/M/model.json"
-        record.unlink(missing_ok=True)  # as Snakemake does before a rerun
+        record.unlink(missing_ok=True)  # Snakemake does the same before a rerun
         fetching.fetch_model("M", SOURCE, revision, record)
         return records.read(record)
 
@@ -64,21 +64,21 @@ def content(tmp_path):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_model_comes_with_its_commit_and_the_digest_of_every_file(fetch, tmp_path):
+def test_records_the_commit_and_the_digest_of_every_file(fetch, tmp_path):
     record = fetch()
     assert record["commit"] == commit_of(CHECKPOINT) and record["revision"] is None
     assert content(tmp_path) == CHECKPOINT
     assert set(record["files"]) == set(CHECKPOINT) and all(len(sha) == 64 for sha in record["files"].values())
 
 
-def test_weights_in_other_layouts_are_not_fetched(served, fetch, tmp_path):
+def test_does_not_fetch_weights_in_other_layouts(served, fetch, tmp_path):
     others = {"consolidated.safetensors": b"0", "original/params.json": b"1", "pytorch_model.bin": b"2"}
     served.add("org/tiny", CHECKPOINT | others)
     fetch()
     assert content(tmp_path) == CHECKPOINT
 
 
-def test_the_commit_stays_when_the_hub_moves_on(served, fetch, tmp_path):
+def test_keeps_the_commit_when_the_hub_gets_a_newer_one(served, fetch, tmp_path):
     first = fetch()
     served.add("org/tiny", CHECKPOINT | {"config.json": b'{"model_type": "newer"}'})
     assert fetch()["commit"] == first["commit"]
@@ -86,7 +86,7 @@ def test_the_commit_stays_when_the_hub_moves_on(served, fetch, tmp_path):
     assert (tmp_path / "resources/models/M/config.json").read_bytes() == CHECKPOINT["config.json"]
 
 
-def test_configuration_and_weights_are_of_one_commit(served, fetch, tmp_path):
+def test_fetches_configuration_and_weights_from_one_commit(served, fetch, tmp_path):
     output = tmp_path / "resources/models/M/config.json"
     fetching.fetch_config("M", SOURCE, None, output)
     served.add("org/tiny", CHECKPOINT | {"config.json": b'{"model_type": "newer"}'})
@@ -94,7 +94,7 @@ def test_configuration_and_weights_are_of_one_commit(served, fetch, tmp_path):
     assert output.read_bytes() == content(tmp_path)["config.json"]
 
 
-def test_another_revision_replaces_the_files_and_leaves_none_behind(served, fetch, tmp_path):
+def test_another_revision_replaces_all_files(served, fetch, tmp_path):
     fetch()
     weights = save({"x": numpy.zeros(3)})
     newer = {"config.json": b"{}", "model-00001-of-00001.safetensors": weights, "vocab.json": b"{}"}
@@ -103,21 +103,21 @@ def test_another_revision_replaces_the_files_and_leaves_none_behind(served, fetc
     assert content(tmp_path) == newer
 
 
-def test_what_is_here_and_whole_is_not_fetched_again(served, fetch):
+def test_does_not_fetch_complete_files_again(served, fetch):
     fetch()
     served.requests.clear()
     fetch()
     assert not served.requests
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(served, fetch, tmp_path):
+def test_resumes_a_broken_connection_at_the_byte_where_it_broke(served, fetch, tmp_path):
     served.cut["model.safetensors"] = [400_000]
     fetch()
     assert served.downloads("model.safetensors") == [None, "bytes=400000-"]
     assert content(tmp_path) == CHECKPOINT
 
 
-def test_after_a_download_that_was_cut_off_only_what_is_not_whole_is_fetched(served, fetch, tmp_path):
+def test_fetches_only_incomplete_files_after_a_failed_download(served, fetch, tmp_path):
     served.cut["model.safetensors"] = [400_000] + 9 * [0]
     with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched .*files are kept"):
         fetch()
@@ -128,7 +128,7 @@ def test_after_a_download_that_was_cut_off_only_what_is_not_whole_is_fetched(ser
     assert content(tmp_path) == CHECKPOINT
 
 
-def test_a_file_with_another_digest_is_refused_and_fetched_anew(served, fetch, tmp_path):
+def test_rejects_a_file_with_a_wrong_digest_and_fetches_it_again(served, fetch, tmp_path):
     served.damaged["model.safetensors"] = CHECKPOINT["model.safetensors"][:-1] + b"?"
     with pytest.raises(CoppiceError, match=r"model\.safetensors of org/tiny: the content differs .*fetch` again"):
         fetch()
@@ -137,7 +137,7 @@ def test_a_file_with_another_digest_is_refused_and_fetched_anew(served, fetch, t
     assert content(tmp_path) == CHECKPOINT
 
 
-def test_a_file_that_was_damaged_here_is_fetched_anew(fetch, tmp_path):
+def test_fetches_a_file_again_that_was_damaged_on_this_machine(fetch, tmp_path):
     fetch()
     path = tmp_path / "resources/models/M/snapshot/config.json"
     path.write_bytes(b"{}")
@@ -148,7 +148,7 @@ def test_a_file_that_was_damaged_here_is_fetched_anew(fetch, tmp_path):
 
 
 @pytest.mark.parametrize("token", [None, "hf_of-somebody-without-access"])
-def test_a_gated_model_says_where_to_ask_and_how_to_log_in(served, fetch, monkeypatch, token):
+def test_explains_how_to_get_access_to_a_gated_model(served, fetch, monkeypatch, token):
     served.gated.add("org/tiny")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -159,7 +159,7 @@ def test_a_gated_model_says_where_to_ask_and_how_to_log_in(served, fetch, monkey
     assert not token or token not in str(e.value)
 
 
-def test_a_gated_model_comes_with_the_token_of_the_environment(served, fetch, monkeypatch, tmp_path):
+def test_fetches_a_gated_model_with_the_token_from_the_environment(served, fetch, monkeypatch, tmp_path):
     served.gated.add("org/tiny")
     served.token = "hf_of-somebody-with-access"
     monkeypatch.setenv("HF_TOKEN", served.token)
@@ -169,12 +169,12 @@ def test_a_gated_model_comes_with_the_token_of_the_environment(served, fetch, mo
     assert not any(served.token.encode() in text for text in written)
 
 
-def test_a_token_that_is_not_known_is_said(served, fetch, monkeypatch):
+def test_reports_an_invalid_token(served, fetch, monkeypatch):
     served.stale_token = "hf_of-last-year"
     monkeypatch.setenv("HF_TOKEN", served.stale_token)
-    with pytest.raises(CoppiceError, match=r"rejects your token.*HF_TOKEN") as said:
+    with pytest.raises(CoppiceError, match=r"rejects your token.*HF_TOKEN") as raised:
         fetch()
-    assert served.stale_token not in str(said.value)
+    assert served.stale_token not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_token_that_is_not_known_is_said(served, fetch, monkeypatch):
         ("org/pickles", None, r"org/pickles has no safetensors weights.*save_pretrained"),
     ],
 )
-def test_what_is_not_on_the_hub_is_said_before_anything_is_downloaded(served, tmp_path, source, revision, words):
+def test_reports_what_the_hub_lacks_before_downloading_anything(served, tmp_path, source, revision, words):
     served.add("org/empty", {"README.md": b""})
     served.add("org/pickles", {"config.json": b"{}", "pytorch_model.bin": b"0"})
     with pytest.raises(CoppiceError, match=words):
@@ -194,13 +194,13 @@ def test_what_is_not_on_the_hub_is_said_before_anything_is_downloaded(served, tm
     assert not [address for method, address, _ in served.requests if "/resolve/" in address]
 
 
-def test_no_network_is_said(served, fetch, monkeypatch):
+def test_reports_a_missing_network(served, fetch, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CoppiceError, match=r"models\.M: org/tiny cannot be fetched \(Connect.*refused"):
         fetch()
 
 
-def test_the_hub_switched_off_is_said(served, fetch, monkeypatch):
+def test_reports_that_the_hub_is_switched_off(served, fetch, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CoppiceError, match=r"HF_HUB_OFFLINE is set.*Unset it"):
         fetch()
@@ -224,8 +224,8 @@ except CoppiceError as error:
 """
 
 
-def test_a_dataset_stays_at_its_commit_and_says_why_it_does_not_come(tmp_path):
-    """In processes of their own: the library reads the hub's address once, when it is imported."""
+def test_keeps_the_commit_of_a_dataset_and_explains_a_failure(tmp_path):
+    """Fetches in new processes, because the library reads the hub's address once, at import."""
     record = tmp_path / "resources/datasets/texts/dataset.json"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment["HF_HOME"] = str(tmp_path / "home")
@@ -247,10 +247,10 @@ def test_a_dataset_stays_at_its_commit_and_says_why_it_does_not_come(tmp_path):
         record.unlink()
         assert fetch(address).returncode == 0
         again = records.read(record)
-        assert again | {"provenance": None} == first | {"provenance": None}  # which says when it was made
+        assert again | {"provenance": None} == first | {"provenance": None}  # provenance holds the time of the run
 
 
-def test_a_model_that_cannot_be_asked_as_a_chat_is_told_before_anything_computes(tiny_checkpoint, tmp_path):
+def test_rejects_chat_prompts_for_a_model_without_a_chat_template(tiny_checkpoint, tmp_path):
     def register(prompt):
         source = {"kind": "local", "path": str(folder)}
         fetching.fetch_model("M", source, None, tmp_path / "model.json", prompt)

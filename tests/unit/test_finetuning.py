@@ -1,4 +1,4 @@
-"""Fine-tuning: what is learnt from, what is written, what a second call does, and what is refused."""
+"""Fine-tuning: the examples it learns from, what it writes, what a second call does, and what it rejects."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def adapter_of(output):
     return load_file(output / "adapter_model.safetensors")
 
 
-def test_it_writes_the_adapter_with_tokenizer_and_records_and_the_loss_falls(tiny_checkpoint, dataset, tmp_path):
+def test_writes_adapter_tokenizer_and_records_while_the_loss_falls(tiny_checkpoint, dataset, tmp_path):
     output = tmp_path / "out"
     record = train(tiny_checkpoint("llama"), dataset, output)
     assert record["steps"] == 6 and record["train_rows"] == 56 and record["validation_rows"] == 8
@@ -83,7 +83,7 @@ def test_it_writes_the_adapter_with_tokenizer_and_records_and_the_loss_falls(tin
     assert {"tokenizer.json", "adapter_config.json"} <= {path.name for path in output.iterdir()}
 
 
-def test_the_same_settings_restore_the_same_adapter_from_the_last_checkpoint(tiny_checkpoint, dataset, tmp_path):
+def test_restores_the_same_adapter_from_the_last_checkpoint(tiny_checkpoint, dataset, tmp_path):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output)
     first = adapter_of(output)
@@ -92,9 +92,7 @@ def test_the_same_settings_restore_the_same_adapter_from_the_last_checkpoint(tin
     assert all(torch.equal(first[name], tensor) for name, tensor in adapter_of(output).items())
 
 
-def test_checkpoints_of_other_settings_are_not_continued_and_go_with_the_next_training(
-    tiny_checkpoint, dataset, tmp_path
-):
+def test_does_not_resume_from_checkpoints_of_other_settings_and_removes_them(tiny_checkpoint, dataset, tmp_path):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, SETTINGS | {"max_steps": 4})
     train(folder, dataset, output, SETTINGS | {"learning_rate": 1e-3})
@@ -104,7 +102,7 @@ def test_checkpoints_of_other_settings_are_not_continued_and_go_with_the_next_tr
     assert all(torch.equal(fresh[name], tensor) for name, tensor in adapter_of(output).items())
 
 
-def test_a_merged_checkpoint_gives_the_adapters_logits(tiny_checkpoint, dataset, tmp_path):
+def test_the_merged_checkpoint_gives_the_adapters_logits(tiny_checkpoint, dataset, tmp_path):
     from transformers import AutoModelForCausalLM
 
     folder, output = tiny_checkpoint("mistral"), tmp_path / "out"
@@ -114,7 +112,7 @@ def test_a_merged_checkpoint_gives_the_adapters_logits(tiny_checkpoint, dataset,
     assert torch.allclose(merged, models.load(models.Source(str(folder)), output)(ids).logits, atol=1e-4)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_job_with_advice(tiny_checkpoint, dataset, tmp_path):
+def test_a_loss_that_is_not_a_number_fails_with_advice(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(CoppiceError, match=r"step .*learning_rate"):
         train(
             tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"learning_rate": 1e30, "warmup_steps": 0}
@@ -123,18 +121,18 @@ def test_a_loss_that_is_not_a_number_stops_the_job_with_advice(tiny_checkpoint, 
 
 
 def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
-    """Training examples of `rows`, without any held out."""
+    """Return (training examples of `rows`, facts about them); no row is held out."""
     data.write("mine", {"train": rows}, tmp_path / "rows", splits={}, source={})
     settings = SETTINGS["data"] | {"val_size": 0} | options
     train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, seed=3)
     return train, facts
 
 
-def learnt(example):
+def learned_tokens(example):
     return [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
 
 
-def test_the_loss_counts_the_response_and_its_end_alone(tiny_tokenizer, tmp_path):
+def test_the_loss_counts_only_the_response_and_its_end(tiny_tokenizer, tmp_path):
     [example], facts = prepared(instruction_rows(1), tiny_tokenizer, tmp_path)
     ids = tiny_tokenizer("w5 w6")["input_ids"]
     assert example["input_ids"] == [*ids, 5, 9, 10, 2] and facts["skipped_rows"] == 0
@@ -142,29 +140,29 @@ def test_the_loss_counts_the_response_and_its_end_alone(tiny_tokenizer, tmp_path
     assert example["row"] == 0
 
 
-def test_rows_whose_response_is_cut_off_or_empty_are_left_out_and_counted(tiny_tokenizer, tmp_path):
+def test_leaves_out_and_counts_rows_with_a_truncated_or_empty_response(tiny_tokenizer, tmp_path):
     empty = {"instruction": "w5", "input": "", "output": " "}
     rows = [{"instruction": "w5 " * 40, "input": "", "output": "w6"}, empty, *instruction_rows(1)]
     kept, facts = prepared(rows, tiny_tokenizer, tmp_path)
     assert len(kept) == 1 and facts["skipped_rows"] == 2
 
 
-def test_chats_learn_every_answer_with_the_templates_own_end_of_turn(tiny_tokenizer, tmp_path):
+def test_learns_every_answer_of_a_chat_with_the_templates_end_of_turn(tiny_tokenizer, tmp_path):
     """The fixture's template puts w4 before and w5 after each turn."""
     turns = [("user", "w10"), ("assistant", "w11"), ("user", "w12"), ("assistant", "w13 w14")]
-    rows = [{"messages": [{"role": role, "content": said} for role, said in turns]}]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
     [example], _ = prepared(rows, tiny_tokenizer, tmp_path, prompt="chat")
     assert example["input_ids"] == [4, 10, 5, 4, 11, 5, 4, 12, 5, 4, 13, 14, 5]
-    assert learnt(example) == [4, 11, 5, 4, 13, 14, 5]
+    assert learned_tokens(example) == [4, 11, 5, 4, 13, 14, 5]
 
 
-def test_an_instruction_in_a_chat_template_ends_as_the_template_ends_it(tiny_tokenizer, tmp_path):
+def test_learns_the_templates_end_of_turn_after_an_instruction(tiny_tokenizer, tmp_path):
     [example], _ = prepared([{"instruction": "w7", "output": "w8"}], tiny_tokenizer, tmp_path, prompt="chat")
-    assert example["input_ids"] == [4, 7, 5, 4, 8, 5] and learnt(example) == [4, 8, 5]
+    assert example["input_ids"] == [4, 7, 5, 4, 8, 5] and learned_tokens(example) == [4, 8, 5]
 
 
-def test_a_word_gets_the_tokens_that_it_has_inside_the_text(tmp_path):
-    """A SentencePiece-like tokenizer puts a mark at a text's start: tokenised apart, answers would begin with it."""
+def test_tokenizes_the_answer_together_with_its_prompt(tmp_path):
+    """A SentencePiece-like tokenizer puts a marker at a text's start: tokenized alone, answers would begin with it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -174,11 +172,11 @@ def test_a_word_gets_the_tokens_that_it_has_inside_the_text(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="\u2581", pad_token="\u2581")
     [example], _ = prepared([{"instruction": "ask this", "output": "say that"}], tokenizer, tmp_path)
     assert example["input_ids"][:-1] == tokenizer("ask this\nsay that", add_special_tokens=False)["input_ids"]
-    said = "".join(tokenizer.convert_ids_to_tokens(learnt(example)[:-1]))
-    assert said.replace("\u2581", " ").strip() == "say that"
+    text = "".join(tokenizer.convert_ids_to_tokens(learned_tokens(example)[:-1]))
+    assert text.replace("\u2581", " ").strip() == "say that"
 
 
-def test_a_template_that_refuses_a_row_is_told_with_the_row(tiny_tokenizer, tmp_path):
+def test_names_the_row_that_the_chat_template_rejects(tiny_tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     turns = [{"role": role, "content": "w5"} for role in ("system", "user", "assistant")]
@@ -186,21 +184,21 @@ def test_a_template_that_refuses_a_row_is_told_with_the_row(tiny_tokenizer, tmp_
         prepared([{"messages": turns}], tokenizer, tmp_path, prompt="chat")
 
 
-def test_a_tracker_that_is_not_installed_is_told_with_the_key(tiny_checkpoint, dataset, tmp_path):
+def test_names_the_key_of_a_tracker_that_is_not_installed(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(SettingsError, match=r"finetune\.report_to: nosuch"):
         train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"report_to": ["nosuch"]})
 
 
-def test_a_template_that_rewrites_earlier_turns_still_gives_the_last_answer(tiny_tokenizer, tmp_path):
+def test_learns_the_last_answer_if_a_template_rewrites_earlier_turns(tiny_tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
     [example], _ = prepared([{"instruction": "w7", "output": "w8"}], tokenizer, tmp_path, prompt="chat")
-    assert learnt(example) == [8, 2]
+    assert learned_tokens(example) == [8, 2]
 
 
 @pytest.mark.parametrize("prompt", ["alpaca", "chat", "none"])
-def test_a_field_without_a_value_is_an_empty_one(tiny_tokenizer, tmp_path, prompt):
-    """As an empty cell of a CSV file is read: it was learnt as the word None, or ended the training."""
+def test_treats_a_field_without_a_value_as_empty(tiny_tokenizer, tmp_path, prompt):
+    """An empty cell of a CSV file has no value; it used to be learned as the word None, or to stop the training."""
     for place, row in enumerate(
         ({"instruction": "", "input": "w7", "output": "w9"}, {"prompt": "", "completion": "w9"})
     ):
@@ -213,15 +211,15 @@ def test_a_field_without_a_value_is_an_empty_one(tiny_tokenizer, tmp_path, promp
         assert found[0] == found[1]
 
 
-def test_completions_and_plain_text_are_taken_as_they_are(tiny_tokenizer, tmp_path):
+def test_takes_completions_and_plain_text_unchanged(tiny_tokenizer, tmp_path):
     [example], _ = prepared([{"prompt": "w7 w8", "completion": " w9"}], tiny_tokenizer, tmp_path / "a", prompt="alpaca")
-    assert example["input_ids"] == [7, 8, 9, 2] and learnt(example) == [9, 2]
+    assert example["input_ids"] == [7, 8, 9, 2] and learned_tokens(example) == [9, 2]
     text = " ".join(f"w{10 + i}" for i in range(11))
     parts, _ = prepared([{"text": text}], tiny_tokenizer, tmp_path / "b", cutoff_len=8)
     assert [part["input_ids"] for part in parts] == [list(range(10, 18)), [18, 19, 20, 2]]
 
 
-def test_a_mixture_has_the_shares_asked_for_without_repeating_a_row(tiny_tokenizer, tmp_path):
+def test_a_mixture_has_the_configured_shares_and_repeats_no_row(tiny_tokenizer, tmp_path):
     text = [{"text": f"w{5 + i} w9"} for i in range(100)]
     data.write("a", {"train": instruction_rows(30)}, tmp_path / "a", splits={}, source={})
     data.write("b", {"train": text}, tmp_path / "b", splits={}, source={})
@@ -235,26 +233,26 @@ def test_a_mixture_has_the_shares_asked_for_without_repeating_a_row(tiny_tokeniz
     assert len(train) == 30 and {example["row"].split(":")[0] for example in held} == {"b"}
 
 
-def test_chat_without_a_template_is_refused(tiny_tokenizer):
+def test_rejects_chat_prompts_without_a_chat_template(tiny_tokenizer):
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = None
     with pytest.raises(SettingsError, match="chat template"):
         prompts.Formatter("instruction", "chat", plain)
 
 
-def test_a_missing_column_is_named(tiny_checkpoint, tmp_path):
+def test_names_a_missing_column(tiny_checkpoint, tmp_path):
     data.write("mine", {"train": [{"question": "w5", "output": "w6"}]}, tmp_path / "data", splits={}, source={})
     with pytest.raises(DataError, match="instruction"):
         train(tiny_checkpoint("llama"), tmp_path / "data/dataset.json", tmp_path / "out")
 
 
-def test_more_validation_rows_than_rows_are_refused(tiny_checkpoint, dataset, tmp_path):
+def test_rejects_more_validation_rows_than_rows(tiny_checkpoint, dataset, tmp_path):
     settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 64}}
     with pytest.raises(SettingsError, match=r"val_size.*64"):
         train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
 
 
-def test_a_module_name_that_matches_nothing_lists_the_models_layers(tiny_model):
+def test_lists_the_models_layers_if_a_module_name_matches_none(tiny_model):
     with pytest.raises(SettingsError, match=r"q_porj.*down_proj.*q_proj"):
         lora.target_modules(tiny_model("llama"), ["q_porj"])
 
@@ -267,11 +265,11 @@ def test_a_module_name_that_matches_nothing_lists_the_models_layers(tiny_model):
         (["mlp.up_proj"], {"mlp.up_proj"}),
     ],
 )
-def test_groups_and_dotted_names_are_understood(tiny_model, wanted, found):
+def test_accepts_groups_and_dotted_names_of_modules(tiny_model, wanted, found):
     assert set(lora.target_modules(tiny_model("qwen2"), wanted)) == found
 
 
-def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):
+def test_the_log_shows_progress_and_speed(tiny_checkpoint, dataset, tmp_path):
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"eval_steps": 3, "save_steps": 3})
     head, *lines = (tmp_path / "out/training_log.txt").read_text().splitlines()
     assert "tokens/s" in head and "time left" in head
@@ -280,8 +278,8 @@ def test_the_log_says_how_far_and_how_fast(tiny_checkpoint, dataset, tmp_path):
 
 
 @pytest.mark.parametrize(("best", "step", "warned"), [(1.9, 10, True), (1.8, 40, False), (1.9, 60, False)])
-def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(best, step, warned):
-    """Not where the only loss is that of the last step: there is nothing to compare it with."""
+def test_warns_of_a_validation_loss_that_never_falls(best, step, warned):
+    """No warning if the only loss is that of the last step, since there is nothing to compare it with."""
     found = progress.warnings_of(1.9, best, step, 60)
     assert bool(found) == warned and (not found or "never fell below its first value" in found[0])
 
@@ -289,24 +287,22 @@ def test_a_validation_loss_that_never_falls_is_a_warning_for_the_reports(best, s
 @pytest.mark.parametrize(
     ("warmup", "schedule", "warned"), [(1, "linear", []), (100, "constant", []), (100, "linear", ["never reached"])]
 )
-def test_a_training_that_ends_before_its_rate_has_risen_says_so(
-    tiny_checkpoint, dataset, tmp_path, warmup, schedule, warned
-):
-    """As with the usual 100 steps of warm-up on a thousand rows."""
+def test_warns_of_a_training_that_ends_during_warmup(tiny_checkpoint, dataset, tmp_path, warmup, schedule, warned):
+    """As with the usual 100 warm-up steps on a thousand rows."""
     settings = SETTINGS | {"warmup_steps": warmup, "schedule": schedule}
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
-    told = records.read(tmp_path / "out/finetuning_config.json")["warnings"]
-    assert ["never reached" for words in told if "never reached finetune.learning_rate" in words] == warned
+    warnings = records.read(tmp_path / "out/finetuning_config.json")["warnings"]
+    assert ["never reached" for words in warnings if "never reached finetune.learning_rate" in words] == warned
 
 
-def test_without_validation_rows_the_record_says_so(tiny_checkpoint, dataset, tmp_path):
+def test_warns_of_a_training_without_validation_rows(tiny_checkpoint, dataset, tmp_path):
     settings = SETTINGS | {"data": SETTINGS["data"] | {"val_size": 0}}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
     assert record["validation_loss"] is None and "no validation loss" in record["warnings"][0]
 
 
 def test_an_adapters_configuration_has_the_same_bytes_in_every_process(tiny_checkpoint, dataset, tmp_path):
-    """Sets have another order in each, and peft keeps the targeted modules as one."""
+    """peft keeps the targeted modules as a set, whose order differs between processes."""
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out")
     for path in [tmp_path / "out", *(tmp_path / "out").glob("checkpoint-*")]:
         modules = json.loads((path / "adapter_config.json").read_text())["target_modules"]

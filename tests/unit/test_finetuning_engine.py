@@ -1,4 +1,4 @@
-"""The training engine: textbook gradients however examples are arranged, scarce memory, and every option of peft."""
+"""The training engine: exact gradients in every arrangement of examples, scarce memory, and every option of peft."""
 
 import copy
 
@@ -26,7 +26,7 @@ ARCHITECTURES = {
 
 
 def adapted(model, dropout=0.0, targets="all-linear"):
-    """A LoRA model whose B matrices are not zero, so that A has gradients too."""
+    """Return a LoRA model whose B matrices are not zero, so that A has gradients too."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets)
@@ -39,7 +39,7 @@ def adapted(model, dropout=0.0, targets="all-linear"):
 
 
 def some_examples(count=20, seed=0):
-    """Examples of many lengths, in two groups that begin alike; of four in five a part of the labels is masked."""
+    """Return examples of many lengths, in two groups with a common prefix each; part of the labels is masked."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -67,7 +67,10 @@ def number_of_targets(examples):
 
 
 def padded_gradients(model, examples, micro=4):
-    """The padded recipe: micro-batches of four in the order given, full logits, the step's targets as normaliser."""
+    """Return the gradients of padded batches: `micro` examples at a time, with full logits.
+
+    The loss is normalized by the number of targets in the step.
+    """
     total = number_of_targets(examples)
     for start in range(0, len(examples), micro):
         part = examples[start : start + micro]
@@ -98,7 +101,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("how", batching.ARRANGEMENTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_are_those_of_the_padded_recipe(tiny_model, architecture, how):
+def test_gradients_equal_those_of_padded_batches(tiny_model, architecture, how):
     model = adapted(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
     examples = some_examples()
     expected = padded_gradients(model, examples)
@@ -115,8 +118,8 @@ def test_eager_attention_gives_the_same_gradients(tiny_model):
     assert_close(found, expected)
 
 
-def test_with_dropout_each_example_alone_has_the_padded_recipes_gradient(tiny_model):
-    """One example a micro-batch draws the same masks either way."""
+def test_the_gradient_of_one_example_with_dropout_equals_autograd(tiny_model):
+    """A micro-batch of one example draws the same masks either way."""
     model, [example] = adapted(tiny_model("llama"), dropout=0.3), some_examples(1)
     short = {key: value[:-1] if key != "row" else value for key, value in example.items()}
     torch.manual_seed(5)
@@ -129,7 +132,7 @@ def test_with_dropout_each_example_alone_has_the_padded_recipes_gradient(tiny_mo
     assert_close(found, gradients(model))
 
 
-def test_an_adapter_on_the_output_layer_is_trained_through_it(tiny_model):
+def test_trains_an_adapter_on_the_output_layer(tiny_model):
     targets = ["q_proj", "lm_head"]
     model = adapted(tiny_model("llama"), targets=targets)
     expected = padded_gradients(model, some_examples())
@@ -138,7 +141,7 @@ def test_an_adapter_on_the_output_layer_is_trained_through_it(tiny_model):
     assert_close(found, expected)
 
 
-def test_layers_of_different_widths_have_the_same_gradients_too(tiny_model):
+def test_gradients_are_exact_in_layers_of_different_widths(tiny_model):
     model = tiny_model("llama")
     for layer, width in zip(model.model.layers, (48, 20, 33, 7), strict=True):
         layer.mlp.gate_proj, layer.mlp.up_proj = (torch.nn.Linear(32, width, bias=False) for _ in range(2))
@@ -148,7 +151,7 @@ def test_layers_of_different_widths_have_the_same_gradients_too(tiny_model):
     assert_close(engine_gradients(model, some_examples(), arrangement="tree")[0], expected)
 
 
-def test_the_tree_runs_what_examples_share_once(tiny_model):
+def test_the_tree_computes_shared_prefixes_once(tiny_model):
     stem = list(range(3, 63))
     examples = [{"input_ids": [*stem, 70 + i, 90 + i], "labels": [IGNORED] * 61 + [90 + i], "row": i} for i in range(8)]
     model = adapted(tiny_model("llama"))
@@ -161,7 +164,7 @@ def test_the_tree_runs_what_examples_share_once(tiny_model):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_summed_loss_and_its_gradient_are_cross_entropys(monkeypatch, bias, trained):
+def test_the_summed_loss_and_its_gradient_equal_cross_entropy(monkeypatch, bias, trained):
     monkeypatch.setattr(output_head, "TRAINING_CHUNK_BYTES", 4 * 300 * 7)  # seven rows a chunk
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 300, bias=bias).requires_grad_(trained), torch.randn(40, 16, requires_grad=True)
@@ -178,7 +181,7 @@ def test_the_summed_loss_and_its_gradient_are_cross_entropys(monkeypatch, bias, 
         torch.testing.assert_close(found[1], head.weight.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
     tiny_checkpoint, dataset, tmp_path, monkeypatch, caplog
 ):
     folder = tiny_checkpoint("llama")
@@ -197,7 +200,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert record["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-4)
 
 
-# Several at once where they have nothing to do with each other
+# several options at once if they are independent
 OPTIONS = {
     "light, cosine": {
         "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
@@ -239,7 +242,7 @@ def with_options(options):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoint, dataset, tmp_path, name):
-    """What is trained is what plain peft puts on the unchanged base: the validation loss is the same."""
+    """Plain peft on the unchanged base gives the validation loss of the training."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -256,7 +259,7 @@ def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoi
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_a_quantised_base_takes_an_adapter(tiny_checkpoint, dataset, tmp_path, bits):
+def test_trains_an_adapter_on_a_quantized_base(tiny_checkpoint, dataset, tmp_path, bits):
     source = models.Source(str(tiny_checkpoint("llama")), quantize=bits)
     recover.finetune({"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3)
     record = records.read(tmp_path / "finetuning_config.json")
@@ -265,7 +268,7 @@ def test_a_quantised_base_takes_an_adapter(tiny_checkpoint, dataset, tmp_path, b
 
 
 def test_a_4_bit_base_passes_the_same_gradients_after_an_evaluation_as_before(tiny_checkpoint):
-    """bitsandbytes packs layers at an evaluation where the CPU has AVX512-BF16, and packed ones pass none."""
+    """bitsandbytes packs layers in an evaluation if the CPU has AVX512-BF16, and packed layers pass no gradients."""
     folder = tiny_checkpoint("llama", hidden_size=64, intermediate_size=128)
     model = models.load(models.Source(str(folder), quantize="4bit"))
     embeddings = model.get_input_embeddings()(torch.tensor([[5, 6, 9, 10]])).detach().requires_grad_()
@@ -281,13 +284,13 @@ def test_a_4_bit_base_passes_the_same_gradients_after_an_evaluation_as_before(ti
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which LoftQ works")
-def test_loftq_without_a_gpu_is_told(tiny_checkpoint, dataset, tmp_path):
+def test_rejects_loftq_without_a_gpu(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(SettingsError, match=r"finetune\.lora"):
         train(tiny_checkpoint("llama"), dataset, tmp_path, with_options({"lora": {"init": "loftq"}}))
 
 
 def validation_loss(model, dataset, output):
-    """The validation loss of `model` by transformers' own loss, over the rows that the record says were held out."""
+    """Return the validation loss of `model` by transformers' own loss, over the rows that were held out."""
     from coppice.stages.recover import examples
 
     settings = records.read(output / "finetuning_config.json")["settings"]
@@ -303,7 +306,7 @@ def validation_loss(model, dataset, output):
         )
 
 
-def test_merging_is_w_plus_scaled_ba_and_merging_twice_is_harmless(tiny_checkpoint, dataset, tmp_path):
+def test_merging_adds_the_scaled_ba_to_w_exactly_once(tiny_checkpoint, dataset, tmp_path):
     from safetensors.torch import load_file
 
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
@@ -322,14 +325,14 @@ def test_merging_is_w_plus_scaled_ba_and_merging_twice_is_harmless(tiny_checkpoi
     assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
 
 
-def test_what_peft_refuses_is_told_with_the_key(tiny_model):
+def test_names_the_key_of_what_peft_rejects(tiny_model):
     settings = copy.deepcopy(SETTINGS)
     settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
     with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
         lora.prepare(tiny_model("llama"), settings, None, some_examples())
 
 
-def test_a_model_that_takes_no_tree_is_told_when_the_tree_was_asked_for(tiny_model, monkeypatch):
+def test_rejects_the_tree_arrangement_for_a_model_that_cannot_use_it(tiny_model, monkeypatch):
     monkeypatch.setattr("coppice.models.prefix_tree.TreeForward.usable", lambda self: False)
     model = adapted(tiny_model("llama"))
     assert batching.Engine(model, 100).arrangement == "sorted"

@@ -17,19 +17,19 @@ from coppice.core.errors import CoppiceError, SettingsError
 from coppice.stages.recover import training
 from coppice.stages.recover.engine import batching, checkpoints, processes, progress, sharding, trainer
 
-# Dropout, so that the random state counts; several epochs, so that the order of the data does.
+# Dropout makes the random state matter, several epochs the order of the data.
 RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
 
 
 def in_another_process(function, *arguments):
-    """Exit code of `function` in a fork of this process, where torch is loaded already."""
+    """Run `function` in a fork of this process, which has already loaded torch; return its exit code."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     process.join()
     return process.exitcode
 
 
-def killed_after_step(step):
+def kill_after_step(step):
     def patch():
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == step:
@@ -40,8 +40,8 @@ def killed_after_step(step):
     return patch
 
 
-def killed_in_a_checkpoint():
-    """Half of the second checkpoint's optimizer state is written when the power fails."""
+def kill_in_a_checkpoint():
+    """Kill the process when half of the second checkpoint's optimizer state is written, like a power failure."""
     real = torch.save
 
     def save(content, path, *arguments, **options):
@@ -53,7 +53,7 @@ def killed_in_a_checkpoint():
     torch.save = save
 
 
-def killed_before_the_seal():
+def kill_before_the_seal():
     def on_save(self, args, state, control, **kwargs):
         if state.global_step == 9:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -78,13 +78,13 @@ TIMED = ("seconds", "tokens_per_second", "peak_memory_bytes", "provenance", "che
 @pytest.mark.parametrize(
     ("patch", "resumed_from"),
     [
-        pytest.param(killed_after_step(2), None, id="before any checkpoint", marks=pytest.mark.slow),
-        pytest.param(killed_after_step(8), "checkpoint-6", id="between checkpoints", marks=pytest.mark.slow),
-        pytest.param(killed_in_a_checkpoint, "checkpoint-3", id="inside a checkpoint"),
-        pytest.param(killed_before_the_seal, "checkpoint-6", id="before its seal", marks=pytest.mark.slow),
+        pytest.param(kill_after_step(2), None, id="before any checkpoint", marks=pytest.mark.slow),
+        pytest.param(kill_after_step(8), "checkpoint-6", id="between checkpoints", marks=pytest.mark.slow),
+        pytest.param(kill_in_a_checkpoint, "checkpoint-3", id="inside a checkpoint"),
+        pytest.param(kill_before_the_seal, "checkpoint-6", id="before its seal", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_training_ends_with_the_identical_adapter(
+def test_a_killed_training_resumes_to_the_identical_adapter(
     tiny_checkpoint, dataset, tmp_path, caplog, patch, resumed_from
 ):
     folder = tiny_checkpoint("llama")
@@ -104,24 +104,24 @@ def test_a_killed_training_ends_with_the_identical_adapter(
 
 
 @pytest.fixture
-def in_front():
-    """As at a terminal: what runs in the background ignores Ctrl-C."""
+def in_foreground():
+    """Handle Ctrl-C as at a terminal: processes in the background ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("told", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
-def test_a_signal_writes_a_checkpoint_and_the_rerun_ends_the_same(
-    tiny_checkpoint, dataset, tmp_path, monkeypatch, told, in_front
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
+def test_a_signal_writes_a_checkpoint_from_which_a_rerun_ends_the_same(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch, signals, in_foreground
 ):
-    """SIGTERM is a scheduler's, SIGINT is Ctrl-C; a scheduler may follow up the one with the other."""
+    """A scheduler sends SIGTERM, Ctrl-C sends SIGINT; a scheduler may send SIGTERM after a SIGINT."""
     folder = tiny_checkpoint("llama")
     train(folder, dataset, tmp_path / "whole", RESUMED)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 4:
-            for number in told:
+            for number in signals:
                 os.kill(os.getpid(), number)
 
     monkeypatch.setattr(progress.TrainingLog, "on_step_begin", on_step_begin)
@@ -133,7 +133,7 @@ def test_a_signal_writes_a_checkpoint_and_the_rerun_ends_the_same(
     assert same_adapter(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_front):
+def test_a_second_ctrl_c_stops_a_training_at_once(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_foreground):
     def on_step_begin(self, args, state, control, **kwargs):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_ends_a_training_at_once(tiny_checkpoint, dataset, tmp_p
         train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
 
 
-def test_a_training_in_the_background_goes_on_at_ctrl_c(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_front):
+def test_a_training_in_the_background_ignores_ctrl_c(tiny_checkpoint, dataset, tmp_path, monkeypatch, in_foreground):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -153,8 +153,8 @@ def test_a_training_in_the_background_goes_on_at_ctrl_c(tiny_checkpoint, dataset
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out", RESUMED)
 
 
-def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset, tmp_path, monkeypatch):
-    """Snakemake removes the declared files before a rerun: adapter, records and log come back from the checkpoints."""
+def test_restores_a_finished_training_without_a_step(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    """Snakemake deletes declared outputs before a rerun: adapter, records and log come back from the checkpoints."""
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, RESUMED)
     shutil.copytree(output, tmp_path / "before", symlinks=True)
@@ -169,7 +169,7 @@ def test_a_finished_training_is_restored_without_a_step(tiny_checkpoint, dataset
     assert steps[-1] == "12/12"
 
 
-def test_the_best_and_the_newest_checkpoint_stay(tiny_checkpoint, dataset, tmp_path):
+def test_keeps_the_best_and_the_newest_checkpoint(tiny_checkpoint, dataset, tmp_path):
     output = tmp_path / "out"
     record = train(tiny_checkpoint("llama"), dataset, output, RESUMED | {"learning_rate": 0.3, "eval_steps": 1})
     kept = {path.name for path in output.glob("checkpoint-*")}
@@ -177,7 +177,7 @@ def test_the_best_and_the_newest_checkpoint_stay(tiny_checkpoint, dataset, tmp_p
     assert kept == {f"checkpoint-{record['best_step']}", "checkpoint-12"}
 
 
-def test_a_damaged_checkpoint_is_left_out(tiny_checkpoint, dataset, tmp_path, caplog):
+def test_skips_a_damaged_checkpoint(tiny_checkpoint, dataset, tmp_path, caplog):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, RESUMED)
     expected = adapter_of(output)
@@ -190,17 +190,17 @@ def test_a_damaged_checkpoint_is_left_out(tiny_checkpoint, dataset, tmp_path, ca
     assert all(torch.equal(expected[name], tensor) for name, tensor in adapter_of(output).items())
 
 
-def test_early_stopping_ends_a_training_that_gets_no_better(tiny_checkpoint, dataset, tmp_path):
+def test_early_stopping_ends_a_training_that_does_not_improve(tiny_checkpoint, dataset, tmp_path):
     settings = RESUMED | {"early_stopping": 2, "eval_steps": 1, "learning_rate": 1.0, "max_steps": 60}
     record = train(tiny_checkpoint("llama"), dataset, tmp_path / "out", settings)
     assert record["steps"] == record["best_step"] + 2 < 60
 
 
-def killed_before_it_says_it_is_finished():
+def kill_before_it_is_marked_as_finished():
     checkpoints.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_in_the_first_vain_evaluation_after(step):
+def kill_after_saving_step(step):
     def patch():
         def on_save(self, args, state, control, **kwargs):
             real(self, args, state, control, **kwargs)
@@ -214,12 +214,12 @@ def killed_in_the_first_vain_evaluation_after(step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_a_training_killed_after_its_last_step_takes_no_other(tiny_checkpoint, dataset, tmp_path, schedule):
+def test_a_training_killed_after_its_last_step_takes_no_further_step(tiny_checkpoint, dataset, tmp_path, schedule):
     folder, settings = tiny_checkpoint("llama"), RESUMED | {"max_steps": 10, "schedule": schedule}
     train(folder, dataset, tmp_path / "whole", settings)
 
     def train_until_killed():
-        killed_before_it_says_it_is_finished()
+        kill_before_it_is_marked_as_finished()
         train(folder, dataset, tmp_path / "killed", settings)
 
     assert in_another_process(train_until_killed) == -signal.SIGKILL
@@ -229,13 +229,13 @@ def test_a_training_killed_after_its_last_step_takes_no_other(tiny_checkpoint, d
 
 
 @pytest.mark.slow
-def test_early_stopping_counts_on_after_a_resume(tiny_checkpoint, dataset, tmp_path):
+def test_early_stopping_keeps_its_count_after_a_resume(tiny_checkpoint, dataset, tmp_path):
     settings = RESUMED | {"early_stopping": 3, "eval_steps": 1, "save_steps": 1, "learning_rate": 1.0, "max_steps": 60}
     folder = tiny_checkpoint("llama")
     whole = train(folder, dataset, tmp_path / "whole", settings)
 
     def train_until_killed():
-        killed_in_the_first_vain_evaluation_after(whole["best_step"] + 2)()
+        kill_after_saving_step(whole["best_step"] + 2)()
         train(folder, dataset, tmp_path / "killed", settings)
 
     assert in_another_process(train_until_killed) == -signal.SIGKILL
@@ -243,7 +243,9 @@ def test_early_stopping_counts_on_after_a_resume(tiny_checkpoint, dataset, tmp_p
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
 
 
-def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+def test_does_not_train_again_after_a_change_of_settings_that_do_not_affect_training(
+    tiny_checkpoint, dataset, tmp_path, monkeypatch
+):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, RESUMED)
     monkeypatch.setattr(trainer.StepTrainer, "training_step", lambda *arguments: pytest.fail("a step was run"))
@@ -252,15 +254,15 @@ def test_settings_that_nothing_is_learnt_from_train_nothing_anew(tiny_checkpoint
 
 
 def with_scarce_memory(limit):
-    """`processes.run` with a second process that has memory for `limit` tokens."""
+    """Return a `processes.run` whose second process has memory for `limit` tokens."""
     real = processes.run
     return lambda function, arguments, world: real(
-        scarce_memory_in_the_second_process, {"arguments": arguments, "limit": limit}, world
+        train_with_scarce_memory_in_the_second_process, {"arguments": arguments, "limit": limit}, world
     )
 
 
-def scarce_memory_in_the_second_process(arguments, limit):
-    """In place of the training: the second process has less memory than the first."""
+def train_with_scarce_memory_in_the_second_process(arguments, limit):
+    """Train with less memory in the second process than in the first."""
     real = batching.Engine.summed_loss
 
     def scarce(self, micro):
@@ -273,7 +275,7 @@ def scarce_memory_in_the_second_process(arguments, limit):
 
 
 @pytest.mark.slow
-def test_little_memory_in_one_of_two_processes_changes_nothing(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+def test_scarce_memory_in_one_of_two_processes_changes_no_result(tiny_checkpoint, dataset, tmp_path, monkeypatch):
     folder = tiny_checkpoint("llama")
     one = train(folder, dataset, tmp_path / "one")
     monkeypatch.setattr(processes, "run", with_scarce_memory(limit=8))
@@ -282,7 +284,7 @@ def test_little_memory_in_one_of_two_processes_changes_nothing(tiny_checkpoint, 
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does(tiny_checkpoint, dataset, tmp_path):
+def test_two_processes_end_with_the_result_of_one(tiny_checkpoint, dataset, tmp_path):
     folder = tiny_checkpoint("llama")
     settings = SETTINGS | {"micro_batch_size": 1, "data": SETTINGS["data"] | {"cutoff_len": 12}}
     one = train(folder, dataset, tmp_path / "one", settings)
@@ -295,8 +297,8 @@ def test_two_processes_end_where_one_does(tiny_checkpoint, dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_share_the_weights_learn_what_those_learn_that_do_not(tiny_checkpoint, dataset, tmp_path):
-    """As for a model that does not fit one GPU: each process holds a part of the frozen weights."""
+def test_sharded_processes_learn_the_same_as_unsharded_ones(tiny_checkpoint, dataset, tmp_path):
+    """As for a model that does not fit on one GPU, each process holds a part of the frozen weights."""
     folder = tiny_checkpoint("qwen2")
     settings = SETTINGS | {"micro_batch_size": 1, "data": SETTINGS["data"] | {"cutoff_len": 12}, "merge": True}
     settings |= {"gradient_checkpointing": True, "lora": SETTINGS["lora"] | {"use_dora": True, "bias": "all"}}
@@ -311,9 +313,7 @@ def test_processes_that_share_the_weights_learn_what_those_learn_that_do_not(tin
 
 
 @pytest.mark.slow
-def test_little_memory_in_a_process_that_shares_the_weights_restarts_all(
-    tiny_checkpoint, dataset, tmp_path, monkeypatch, caplog
-):
+def test_scarce_memory_in_a_sharded_process_restarts_all(tiny_checkpoint, dataset, tmp_path, monkeypatch, caplog):
     folder = tiny_checkpoint("llama")
     one = train(folder, dataset, tmp_path / "one")
     monkeypatch.setattr(processes, "run", with_scarce_memory(limit=16))
@@ -323,7 +323,7 @@ def test_little_memory_in_a_process_that_shares_the_weights_restarts_all(
     assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
 
 
-def test_memory_that_never_suffices_for_processes_that_share_the_weights_ends_in_advice(
+def test_sharded_processes_that_never_have_enough_memory_fail_with_advice(
     tiny_checkpoint, dataset, tmp_path, monkeypatch
 ):
     limits = []
@@ -338,7 +338,7 @@ def test_memory_that_never_suffices_for_processes_that_share_the_weights_ends_in
     assert limits == [128, 64, 32, 16]
 
 
-def test_a_quantised_base_is_not_spread_over_processes(tiny_checkpoint):
+def test_does_not_shard_a_quantized_base(tiny_checkpoint):
     source = models.Source(path=str(tiny_checkpoint("llama")), quantize="4bit")
     with pytest.raises(SettingsError, match=r"finetune\.sharding.*device_map"):
         sharding.wanted(True, source, 2)
@@ -347,13 +347,13 @@ def test_a_quantised_base_is_not_spread_over_processes(tiny_checkpoint):
 
 
 @pytest.mark.slow
-def test_what_stops_one_of_two_processes_is_told(tiny_checkpoint, dataset, tmp_path):
+def test_reports_the_error_of_one_of_two_processes(tiny_checkpoint, dataset, tmp_path):
     with pytest.raises(CoppiceError, match=r"batch_size.*2 processes"):
         train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"batch_size": 1}, world=2)
 
 
-def test_settings_that_come_back_find_their_checkpoints(tiny_checkpoint, dataset, tmp_path, monkeypatch):
-    """A user who changes a setting, sees the training begin again and changes it back loses nothing."""
+def test_restored_settings_find_their_checkpoints(tiny_checkpoint, dataset, tmp_path, monkeypatch):
+    """A user who changes a setting, sees the training start over and changes it back loses nothing."""
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     train(folder, dataset, output, RESUMED)
     expected = adapter_of(output)

@@ -1,4 +1,4 @@
-"""The GPU broker: each device to one job at a time, by real processes on devices that do not exist."""
+"""The GPU broker gives each device to one job at a time: real processes lease devices that do not exist."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from coppice.core import gpus, jobs
 from coppice.core.errors import CoppiceError
 
 PACKAGE = str(Path(gpus.__file__).parents[2])
-# A job: leases, notes that it holds a device and that it let go, each in one write.
+# A job leases devices and notes when it wants, takes and gives them back, each note in one write.
 JOB = """
 import os, sys, time
 from coppice.core import gpus, jobs
@@ -35,7 +35,7 @@ with gpus.lease(count, memory):
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """A machine of its own with two devices, no driver, and the leases in a folder of the test."""
+    """Set up a machine with two devices, without a driver, and keep its leases in a folder of the test."""
     monkeypatch.setenv("COPPICE_GPU_LEASES", str(tmp_path / "leases"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for name in ("COPPICE_GPUS_GIVEN", jobs.STARTED):
@@ -45,8 +45,8 @@ def machine(tmp_path, monkeypatch):
     return tmp_path
 
 
-def driver(machine, devices, busy=()):
-    """An `nvidia-smi` that lists `devices` [(uuid, MB)], of which some are `busy` with somebody's process."""
+def install_driver(machine, devices, busy=()):
+    """Install an `nvidia-smi` that lists `devices` [(uuid, MB)] and shows another user's process on the `busy` ones."""
     listed = "\n".join(f"{i}, {uuid}, {memory}" for i, (uuid, memory) in enumerate(devices))
     apps = "\n".join(f"{uuid}, 4711" for uuid in busy)
     path = machine / "bin/nvidia-smi"
@@ -67,8 +67,8 @@ def events(machine):
 
 
 @contextlib.contextmanager
-def another(*arguments, **options):
-    """A lease as another job would ask for it, which sees all devices."""
+def lease_as_another_job(*arguments, **options):
+    """Lease as another job would, which sees all devices."""
     before = os.environ["CUDA_VISIBLE_DEVICES"]
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("ALL", "0,1")
     try:
@@ -87,16 +87,16 @@ def wait_for(machine, what, number=1):
 
 @pytest.mark.slow
 def test_two_hundred_jobs_and_random_kills_never_share_a_device(machine):
-    """A killed job computes no more from when the signal was sent; who takes its device before that shares it."""
+    """A killed job counts as ended when the signal is sent: a job that takes its device before that shares it."""
     chance = random.Random(1)
     running, started, ends, doomed, moments = [], 0, {}, set(), {}
     while started < 200 or running:
         while started < 200 and len(running) < 6:
             started += 1
-            endless = started % 20 == 0  # it ends by being killed while it holds a device, the others on their own
+            endless = started % 20 == 0  # this job is killed while it holds a device, the others end by themselves
             running.append(start(machine, 1, 60 if endless else chance.uniform(0, 0.02)))
             doomed |= {running[-1].pid} if endless else set()
-            if not endless and chance.random() < 0.3:  # at any moment of its life, however slow the machine is
+            if not endless and chance.random() < 0.3:  # kills at any moment, however slow the machine is
                 moments[running[-1].pid] = time.monotonic() + chance.uniform(0, 1)
         log = events(machine) if (machine / "log").exists() else []
         holding = {event[2] for event in log if event[1] == "takes"}
@@ -121,7 +121,7 @@ def test_two_hundred_jobs_and_random_kills_never_share_a_device(machine):
     assert sum(event[1] == "takes" for event in log) >= 100
 
 
-def test_a_job_that_is_killed_lets_go_at_once(machine):
+def test_a_killed_job_releases_its_devices_at_once(machine):
     first = start(machine, 2, 60)
     wait_for(machine, "takes")
     second = start(machine, 2, 0)
@@ -131,7 +131,7 @@ def test_a_job_that_is_killed_lets_go_at_once(machine):
     first.wait()
 
 
-def test_several_devices_are_taken_together_or_not_at_all(machine):
+def test_takes_several_devices_together_or_not_at_all(machine):
     jobs = [start(machine, 2, 0.05) for _ in range(6)]
     assert [job.wait(60) for job in jobs] == [0] * 6
     taken = [event for event in events(machine) if event[1] in ("takes", "gives")]
@@ -139,15 +139,15 @@ def test_several_devices_are_taken_together_or_not_at_all(machine):
     assert [event[1] for event in taken] == ["takes", "gives"] * 6
 
 
-def test_a_device_goes_by_its_uuid_whatever_it_is_called(machine, monkeypatch):
-    driver(machine, [("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
+def test_identifies_a_device_by_its_uuid_under_any_name(machine, monkeypatch):
+    install_driver(machine, [("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
     with gpus.lease(1) as (first,):
         monkeypatch.setenv("ALL", "GPU-aa")
         assert (first.name, first.uuid) == ("0", "GPU-aaaa")
         with pytest.raises(TimeoutError), lease_within(0.5, 1):
             pass
         monkeypatch.setenv("ALL", "GPU-bbbb")
-        with another(1) as (second,):
+        with lease_as_another_job(1) as (second,):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == second.name == "GPU-bbbb"
 
 
@@ -159,7 +159,7 @@ def lease_within(seconds, *arguments, **options):
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        with another(*arguments, **options) as taken:
+        with lease_as_another_job(*arguments, **options) as taken:
             signal.setitimer(signal.ITIMER_REAL, 0)
             yield taken
     finally:
@@ -167,31 +167,41 @@ def lease_within(seconds, *arguments, **options):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_parts_of_a_device_keep_their_names(machine, monkeypatch):
-    driver(machine, [("GPU-aaaa", 80000)])
+def test_mig_devices_keep_their_names(machine, monkeypatch):
+    install_driver(machine, [("GPU-aaaa", 80000)])
     monkeypatch.setenv("ALL", "MIG-1111,MIG-2222")
-    with another(1) as first, another(1) as second:
+    with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert [first[0].name, second[0].name] == ["MIG-1111", "MIG-2222"]
 
 
-def test_small_jobs_share_a_device_as_far_as_its_memory_goes(machine, monkeypatch):
-    driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
+def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch):
+    install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
-    with another(1, 6000) as a, another(1, 6000) as b, another(1, 4000) as c, another(1, 3000) as d:
+    with (
+        lease_as_another_job(1, 6000) as a,
+        lease_as_another_job(1, 6000) as b,
+        lease_as_another_job(1, 4000) as c,
+        lease_as_another_job(1, 3000) as d,
+    ):
         assert a[0].uuid != b[0].uuid and c[0].uuid != d[0].uuid
         with pytest.raises(TimeoutError), lease_within(0.5, 1, 2000):
             pass
-        with pytest.raises(TimeoutError), lease_within(0.5, 1):  # whole
+        with pytest.raises(TimeoutError), lease_within(0.5, 1):  # the whole device
             pass
-    with another(1), another(1), pytest.raises(TimeoutError), lease_within(0.5, 1, 10):
+    with lease_as_another_job(1), lease_as_another_job(1), pytest.raises(TimeoutError), lease_within(0.5, 1, 10):
         pass
     monkeypatch.delenv("COPPICE_GPUS_SHARE")
-    with another(1, 10), another(1, 10), pytest.raises(TimeoutError), lease_within(0.5, 1, 10):
+    with (
+        lease_as_another_job(1, 10),
+        lease_as_another_job(1, 10),
+        pytest.raises(TimeoutError),
+        lease_within(0.5, 1, 10),
+    ):
         pass
 
 
-def test_a_device_on_which_somebody_computes_is_left_out_if_asked(machine, monkeypatch):
-    driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
+def test_skips_a_busy_device_if_configured(machine, monkeypatch):
+    install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
     with gpus.lease(1) as taken:
         assert taken[0].uuid == "GPU-aaaa"
     monkeypatch.setenv("COPPICE_GPUS_SKIP_BUSY", "1")
@@ -199,7 +209,7 @@ def test_a_device_on_which_somebody_computes_is_left_out_if_asked(machine, monke
         assert taken[0].uuid == "GPU-bbbb"
 
 
-def test_waiting_is_told_and_so_is_its_end(machine, caplog):
+def test_reports_the_start_and_the_end_of_waiting(machine, caplog):
     caplog.set_level("INFO")
     states = []
     holder = start(machine, 2, 0.5)
@@ -211,10 +221,10 @@ def test_waiting_is_told_and_so_is_its_end(machine, caplog):
     holder.wait()
 
 
-def test_more_than_there_is_is_an_error_and_not_a_wait(machine, monkeypatch):
+def test_rejects_a_request_that_can_never_be_met(machine, monkeypatch):
     with pytest.raises(CoppiceError, match=r"asks for 3 GPUs.* 2 .*resources_per_job"), gpus.lease(3):
         pass
-    driver(machine, [("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
+    install_driver(machine, [("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
     with pytest.raises(CoppiceError, match=r"asks for 9000 MB .* largest here has 8000"), gpus.lease(1, 9000):
         pass
@@ -229,7 +239,7 @@ def test_more_than_there_is_is_an_error_and_not_a_wait(machine, monkeypatch):
         pytest.param({}, 0, id="none asked for"),
     ],
 )
-def test_where_there_is_nothing_to_share_out_nothing_happens(machine, monkeypatch, environment, wanted):
+def test_takes_no_lease_if_there_is_nothing_to_lease(machine, monkeypatch, environment, wanted):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     before = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -238,32 +248,32 @@ def test_where_there_is_nothing_to_share_out_nothing_happens(machine, monkeypatc
     assert not (machine / "leases").exists()
 
 
-def test_an_interactive_allocation_is_shared_out(machine, monkeypatch):
-    """Snakemake runs inside it: the scheduler gave the devices to Snakemake, not to any of its jobs."""
+def test_leases_the_devices_of_an_interactive_allocation(machine, monkeypatch):
+    """Snakemake runs inside the allocation: the scheduler gave the devices to Snakemake and not to any of its jobs."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with another(1) as first, another(1) as second:
+    with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert {first[0].name, second[0].name} == {"0", "1"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-def test_a_group_that_was_given_several_devices_shares_them_out(machine, monkeypatch):
-    """A scheduler gives a group of jobs what they ask for together, and each job all of it to see."""
+def test_leases_the_devices_of_a_group_to_its_jobs(machine, monkeypatch):
+    """A scheduler gives a group of jobs what they request together, and each job sees all of it."""
     monkeypatch.setenv("COPPICE_GPUS_GIVEN", "1")
-    with another(1) as first, another(1) as second:
+    with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert {first[0].name, second[0].name} == {"0", "1"}
 
 
-def test_a_training_is_told_to_stop_ahead_of_a_schedulers_time_limit(machine, monkeypatch):
-    """Counted from the start of the scheduler's job, some of which goes by before a training begins."""
+def test_a_training_is_asked_to_stop_before_the_schedulers_time_limit(machine, monkeypatch):
+    """The limit counts from the start of the scheduler's job, which begins before the training."""
     now = time.time()
     monkeypatch.setenv(jobs.STARTED, str(now - 43.5))
-    told = []
-    before = signal.signal(signal.SIGTERM, lambda *arguments: told.append(time.time()))
+    stop_times = []
+    before = signal.signal(signal.SIGTERM, lambda *arguments: stop_times.append(time.time()))
     try:
         jobs.stop_in_time({"runtime": 1})
-        while not told and time.time() < now + 60:
+        while not stop_times and time.time() < now + 60:
             time.sleep(0.05)
-        assert now + 1.4 < told[0] < now + 60 - 43.5, "a quarter of a minute before the minute is over"
+        assert now + 1.4 < stop_times[0] < now + 60 - 43.5, "a quarter of a minute before the minute is over"
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -278,7 +288,7 @@ def test_a_training_is_told_to_stop_ahead_of_a_schedulers_time_limit(machine, mo
         pytest.param(600, None, None, id="no scheduler"),
     ],
 )
-def test_when_a_training_is_told_to_stop(monkeypatch, minutes, waited, expected):
+def test_computes_when_to_ask_a_training_to_stop(monkeypatch, minutes, waited, expected):
     timers, now = [], time.time()
     monkeypatch.setattr(jobs.time, "time", lambda: now)
     monkeypatch.setattr(jobs.threading, "Timer", lambda seconds, *call: timers.append(seconds) or mock.Mock())

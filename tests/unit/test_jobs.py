@@ -1,4 +1,4 @@
-"""Failures of jobs: which of them another attempt can mend, and that the others are not computed again."""
+"""Failed jobs: which failures another attempt can fix, and that the same run does not compute the others again."""
 
 import errno
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from coppice.core import errors, jobs, locks, logs, records
 
-# A job as the scripts frame it: counts that it computed, then fails as its argument says
+# A job as the scripts run it: it notes that it computed, then fails as its argument says.
 JOB = """
 import sys
 from coppice.core import errors, logs
@@ -25,7 +25,7 @@ NAN = "raise errors.CoppiceError('the loss is nan at step 3')"
 
 @pytest.fixture
 def attempt(tmp_path):
-    """`attempt(run, failure)`: run the job once in the folder; returns (exit status, what it said, times computed)."""
+    """Return `once(run, failure)`, which runs the job once and returns (exit status, stderr, times computed)."""
 
     def once(run, failure=NAN):
         environment = os.environ | {logs.RUN: run} if run else {k: v for k, v in os.environ.items() if k != logs.RUN}
@@ -36,11 +36,11 @@ def attempt(tmp_path):
     return once
 
 
-def test_what_the_user_has_to_mend_is_computed_once_a_run_and_said_again(attempt, tmp_path):
+def test_computes_a_final_failure_once_a_run_and_repeats_its_message(attempt, tmp_path):
     assert attempt("first")[::2] == (1, 1)
-    code, said, computed = attempt("first")
+    code, message, computed = attempt("first")
     assert (code, computed) == (1, 1)
-    assert "the loss is nan at step 3" in said and "Not retried" in said
+    assert "the loss is nan at step 3" in message and "Not retried" in message
     assert "the loss is nan at step 3" in (tmp_path / "job.log").read_text()
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
@@ -48,7 +48,7 @@ def test_what_the_user_has_to_mend_is_computed_once_a_run_and_said_again(attempt
 def test_the_next_run_tries_again(attempt):
     attempt("first")
     assert attempt("second", "pass")[::2] == (0, 2)
-    assert attempt("second", "pass")[::2] == (0, 3), "what ended well is no failure"
+    assert attempt("second", "pass")[::2] == (0, 3), "a job that succeeded has not failed"
 
 
 @pytest.mark.parametrize(
@@ -60,36 +60,36 @@ def test_the_next_run_tries_again(attempt):
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
-def test_what_more_memory_or_another_machine_may_mend_is_tried_again(attempt, failure):
+def test_retries_a_failure_that_more_memory_or_another_machine_may_fix(attempt, failure):
     assert attempt("first", failure)[0] != 0
     assert attempt("first", "pass")[::2] == (0, 2)
 
 
-def test_a_job_outside_any_run_is_always_computed(attempt):
+def test_always_computes_a_job_outside_any_run(attempt):
     assert attempt(None)[2] == 1 and attempt(None)[2] == 2
 
 
-def test_a_job_without_a_status_of_its_own_keeps_it_beside_its_log(tmp_path):
+def test_a_job_without_a_status_path_keeps_its_status_beside_its_log(tmp_path):
     code = 'from coppice.core import logs\nwith logs.job("fetch.M.1.log"): pass'
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
     assert json.loads((tmp_path / "fetch.M.1.status.json").read_text())["state"] == "done"
 
 
-def test_a_job_that_is_interrupted_says_that_it_was_stopped(attempt, tmp_path):
-    in_front = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code, said, _ = attempt("first", f"{in_front}; os.kill(os.getpid(), signal.SIGINT)")
-    assert code == 130 and said.count("\n") == 1 and said.startswith("stopped by an interrupt")
+def test_an_interrupted_job_says_that_it_was_stopped(attempt, tmp_path):
+    in_foreground = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code, message, _ = attempt("first", f"{in_foreground}; os.kill(os.getpid(), signal.SIGINT)")
+    assert code == 130 and message.count("\n") == 1 and message.startswith("stopped by an interrupt")
     assert "Traceback" not in (tmp_path / "job.log").read_text()
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
     assert attempt("first", "pass")[::2] == (0, 2), "the same run may go on"
 
 
-def test_a_training_that_was_told_to_stop_has_not_failed(attempt, tmp_path):
+def test_a_training_that_was_asked_to_stop_has_not_failed(attempt, tmp_path):
     assert attempt("first", "raise errors.Stopped('finetune: stopped at step 5')")[0] == 1
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
 
 
-def test_an_interruption_while_another_process_is_at_the_job_leaves_that_ones_status_alone(attempt, tmp_path):
+def test_interrupting_a_waiting_process_keeps_the_status_of_the_running_one(attempt, tmp_path):
     attempt("first", "pass")
     before = (tmp_path / "status.json").read_text()
     waiting = f"import signal; signal.alarm(2); signal.signal(signal.SIGALRM, signal.default_int_handler)\n{JOB}"
@@ -102,12 +102,12 @@ def test_an_interruption_while_another_process_is_at_the_job_leaves_that_ones_st
 @pytest.mark.parametrize(
     ("before", "named"),
     [
-        ("", ".job.log.lock"),  # nothing can be written from the start
-        ("import os; os.symlink('/dev/full', 'job.log')", "job.log"),  # the disk of the log fills up
+        ("", ".job.log.lock"),  # nothing can be written, from the start
+        ("import os; os.symlink('/dev/full', 'job.log')", "job.log"),  # the disk of the log is full
     ],
 )
-def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
-    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # no file may have a byte
+def test_names_a_log_that_cannot_be_written(tmp_path, before, named):
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # no file may hold a byte
     job = f"{before or small}\n{JOB}"
     command = [sys.executable, "-c", job, "print('a warning', file=sys.stderr, flush=True)"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -115,7 +115,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, before, named):
     assert done.stderr.splitlines()[-1].startswith(f"{named}: "), done.stderr
 
 
-def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_path):
+def test_rejects_python_without_docstrings_before_loading_a_checkpoint(tmp_path):
     job = 'from coppice.core import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
     for level, status in (("1", 0), ("2", 1)):
         environment = os.environ | {"PYTHONOPTIMIZE": level}
@@ -125,7 +125,7 @@ def test_python_without_docstrings_is_told_before_a_checkpoint_is_blamed(tmp_pat
     assert "Unset PYTHONOPTIMIZE" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_every_call_of_snakemake_is_a_run_of_its_own(monkeypatch):
+def test_every_call_of_snakemake_is_a_new_run(monkeypatch):
     monkeypatch.setenv(logs.RUN, "of an outer snakemake")
     jobs.begin_run()
     first = os.environ[logs.RUN]
@@ -161,17 +161,17 @@ def caused(error, cause):
         (ValueError("a defect"), False),
     ],
 )
-def test_a_failure_is_final_where_nothing_but_the_user_can_mend_it(error, final):
+def test_a_failure_is_final_if_only_the_user_can_fix_it(error, final):
     assert errors.is_final(error) is final
 
 
-def test_a_record_that_is_not_there_may_be_seen_later(tmp_path):
+def test_a_missing_record_is_not_a_final_failure(tmp_path):
     with pytest.raises(records.RecordError, match="does not exist") as raised:
         records.read(tmp_path / "a.json")
     assert not errors.is_final(raised.value)
 
 
-def test_torchs_own_words_for_a_lack_of_memory_are_known():
+def test_recognizes_torchs_message_for_a_lack_of_memory():
     import torch
 
     with pytest.raises(RuntimeError) as raised:

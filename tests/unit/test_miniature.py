@@ -1,4 +1,4 @@
-"""The miniature world: what it writes is reproducible, in the official schemas, and free of leakage."""
+"""The miniature world is reproducible, has the schemas of the official datasets, and does not leak held-out items."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from coppice.miniature import DATASETS, build_world
 
-# The columns of the data sets on the hub that lm-eval's task definitions and the alpaca recipe read.
+# the columns that lm-eval's task definitions and the alpaca prompts read in the datasets on the hub
 FIELDS = {
     "wikitext2": {"text"},
     "ptb": {"sentence"},
@@ -51,7 +51,7 @@ def rows(folder: Path, dataset: str, role: str) -> list[dict]:
 
 
 def right_choice(task: str, row: dict) -> tuple[str, str]:
-    """Context and right answer, written here from lm-eval's YAML files and not taken from the package."""
+    """Return (context, right answer) of a row, by code written from lm-eval's YAML files and not from the package."""
     if task == "boolq":
         return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", ["no", "yes"][row["label"]]
     if task == "piqa":
@@ -67,7 +67,7 @@ def right_choice(task: str, row: dict) -> tuple[str, str]:
 
 
 def words(text: str) -> str:
-    """Lower-case words between single spaces, so that a plain substring search sees through case and punctuation."""
+    """Return lower-case words between single spaces, so that a substring search ignores case and punctuation."""
     return " " + " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split()) + " "
 
 
@@ -116,7 +116,7 @@ def test_the_right_answers_are_spread_evenly_and_the_choices_differ(valley, task
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_item_stands_twice_in_any_role(valley, task):
+def test_no_item_occurs_twice_in_any_role(valley, task):
     folder, _ = valley
     items = [right_choice(task, row) for role in DATASETS[task] for row in rows(folder, task, role)]
     assert len(set(items)) == len(items)
@@ -130,7 +130,7 @@ def test_no_training_text_contains_a_held_out_item_or_document(valley):
     held_out |= {words(row["sentence"]) for role in HELD_OUT for row in rows(folder, "ptb", role)}
     paragraphs = {words(row["text"]) for role in HELD_OUT for row in rows(folder, "wikitext2", role)}
     held_out |= {text for text in paragraphs if len(text.split()) > 5}
-    # A held-out text can only be inside where its first words are: look those up, then search.
+    # A held-out text can only begin where its first words are: look these up first, then compare the rest.
     starts = {}
     for text in held_out:
         starts.setdefault(tuple(text.split()[:5]), []).append(text)
@@ -142,7 +142,7 @@ def test_no_training_text_contains_a_held_out_item_or_document(valley):
     assert not leaked, leaked[:3]
 
 
-def test_the_held_out_index_finds_a_copy_behind_case_and_punctuation():
+def test_the_held_out_index_finds_a_copy_despite_case_and_punctuation():
     from coppice.miniature.leakage import HeldOut
 
     index = HeldOut(["Question: Mira saw a fox. What does a fox eat?\nAnswer: rabbits"])

@@ -1,4 +1,4 @@
-"""Loading: exactly the tensors of the checkpoint or an error that lists them; adapters that act or an error."""
+"""Loading a model: exactly the tensors of the checkpoint, or an error that lists them; an adapter must have effect."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from coppice import models
 from coppice.core.errors import CheckpointError
 
 
-def test_a_checkpoint_loads_as_plain_transformers_does(tiny_checkpoint):
+def test_loads_a_checkpoint_as_plain_transformers_does(tiny_checkpoint):
     from transformers import AutoModelForCausalLM
 
     folder = tiny_checkpoint("qwen2")
@@ -24,9 +24,9 @@ def test_a_checkpoint_loads_as_plain_transformers_does(tiny_checkpoint):
         (lambda t: t.update({"model.layers.0.mlp.extra": torch.zeros(2)}), "unexpected.*extra"),
         (lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(8, 32)}), "up_proj"),
     ],
-    ids=["a tensor is missing", "a tensor is too many", "a tensor has another shape"],
+    ids=["a missing tensor", "an extra tensor", "another shape"],
 )
-def test_a_checkpoint_that_would_load_with_a_silent_mismatch_is_refused(tiny_checkpoint, edit, words):
+def test_rejects_a_checkpoint_that_would_load_with_a_silent_mismatch(tiny_checkpoint, edit, words):
     folder = tiny_checkpoint("llama")
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -35,7 +35,7 @@ def test_a_checkpoint_that_would_load_with_a_silent_mismatch_is_refused(tiny_che
         models.load(models.Source(str(folder)))
 
 
-def test_a_damaged_weights_file_is_refused_with_its_folder(tiny_checkpoint):
+def test_names_the_folder_of_a_damaged_weights_file(tiny_checkpoint):
     folder = tiny_checkpoint("llama")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -43,13 +43,13 @@ def test_a_damaged_weights_file_is_refused_with_its_folder(tiny_checkpoint):
         models.load(models.Source(str(folder)))
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+def test_rejects_a_folder_that_is_not_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         models.load(models.Source(str(tmp_path)))
 
 
 @pytest.mark.parametrize("acts", [True, False])
-def test_an_adapter_that_changes_nothing_is_refused(tiny_checkpoint, tmp_path, acts):
+def test_rejects_an_adapter_that_changes_nothing(tiny_checkpoint, tmp_path, acts):
     from peft import LoraConfig, get_peft_model
 
     folder = tiny_checkpoint("llama")
@@ -66,14 +66,14 @@ def test_an_adapter_that_changes_nothing_is_refused(tiny_checkpoint, tmp_path, a
             models.load(models.Source(str(folder)), tmp_path / "adapter")
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tiny_model, tiny_tokenizer):
+def test_rejects_a_tokenizer_with_more_ids_than_the_model_has_rows(tiny_model, tiny_tokenizer):
     model = tiny_model("llama", vocab_size=64)
     with pytest.raises(CheckpointError, match=r"127.*64 rows"):
         models.check_vocabulary(model, tiny_tokenizer, "folder")
     models.check_vocabulary(tiny_model("llama", vocab_size=256), tiny_tokenizer, "folder")
 
 
-def test_a_models_record_is_followed_from_another_working_directory(tmp_path, monkeypatch):
+def test_follows_a_models_record_from_another_working_directory(tmp_path, monkeypatch):
     from coppice.core import records
 
     (tmp_path / "study/resources/checkpoint").mkdir(parents=True)

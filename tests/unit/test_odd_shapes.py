@@ -1,4 +1,4 @@
-"""Checkpoints whose layers have different widths: what goes in comes out, and what does not fit is refused."""
+"""Checkpoints whose layers have different widths: what was saved is loaded, and what does not fit is rejected."""
 
 import json
 
@@ -27,7 +27,7 @@ def cut(owner, name, rows=None, columns=None):
 
 
 def narrow(layer, groups, per_group, channels, head=4):
-    """By hand: the first `groups` KV heads with `per_group` query heads each, and the first `channels`."""
+    """Keep the first `groups` KV heads with `per_group` query heads each, and the first `channels` of the MLP."""
     attention, query = layer.self_attn, groups * per_group * head
     cut(attention, "q_proj", rows=query)
     for name in ("k_proj", "v_proj"):
@@ -41,7 +41,7 @@ def narrow(layer, groups, per_group, channels, head=4):
 
 @pytest.fixture(params=ARCHITECTURES)
 def odd(request, tiny_model, tiny_tokenizer, tmp_path):
-    """(model made by hand, folder it was saved to): four layers, of which one is as the configuration says."""
+    """Return (model, folder it was saved to): four layers, only one of which has the widths of the configuration."""
     model = tiny_model(request.param)
     for index, widths in {0: (3, 2, 30), 1: (1, 2, 48), 3: (4, 1, 7)}.items():
         narrow(model.model.layers[index], *widths)
@@ -54,7 +54,7 @@ def load(folder):
     return models.load(models.Source(str(folder)))
 
 
-def test_it_loads_with_the_identical_logits_with_and_without_a_manifest(odd):
+def test_loads_with_identical_logits_with_and_without_a_manifest(odd):
     model, folder = odd
     assert torch.equal(load(folder)(IDS).logits, model(IDS).logits)
     found = pruned_shapes.write_manifest(folder, model.config)
@@ -68,15 +68,15 @@ def test_it_loads_with_the_identical_logits_with_and_without_a_manifest(odd):
     assert footprint.measure(load(folder)) == footprint.measure(model)
 
 
-def test_it_generates_with_its_cache_what_it_says_without(odd):
+def test_generates_the_same_text_with_and_without_a_cache(odd):
     _, folder = odd
     model = load(folder)
-    told = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    cached, plain = (model.generate(IDS[:1], use_cache=use, **told) for use in (True, False))
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    cached, plain = (model.generate(IDS[:1], use_cache=use, **options) for use in (True, False))
     assert torch.equal(cached, plain)
 
 
-def test_an_adapter_is_put_on_it_merged_and_loaded_again(odd, tmp_path):
+def test_loads_and_merges_an_adapter(odd, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
     _, folder = odd
@@ -96,7 +96,7 @@ def test_an_adapter_is_put_on_it_merged_and_loaded_again(odd, tmp_path):
 
 @pytest.mark.parametrize("norms", [True, False], ids=["norms kept", "norms dropped"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
-def test_blocks_may_be_missing_altogether(tiny_model, tmp_path, architecture, norms):
+def test_loads_layers_without_attention_or_mlp(tiny_model, tmp_path, architecture, norms):
     """A layer without attention or MLP equals one whose output projection is zero."""
     model = tiny_model(architecture)
     nn.init.zeros_(model.model.layers[0].self_attn.o_proj.weight)
@@ -109,8 +109,8 @@ def test_blocks_may_be_missing_altogether(tiny_model, tmp_path, architecture, no
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     found = load(tmp_path)
     torch.testing.assert_close(found(IDS).logits, model(IDS).logits)
-    told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(found.generate(IDS[:1], **told), model.generate(IDS[:1], **told))
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(found.generate(IDS[:1], **options), model.generate(IDS[:1], **options))
 
 
 def test_tied_embeddings_stay_tied(tiny_model, tmp_path):
@@ -134,7 +134,7 @@ def edit_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_a_manifest_that_is_not_the_weights_is_refused(odd):
+def test_rejects_a_manifest_that_contradicts_the_weights(odd):
     model, folder = odd
     pruned_shapes.write_manifest(folder, model.config)
     content = json.loads((folder / pruned_shapes.MANIFEST).read_text())
@@ -147,21 +147,21 @@ def test_a_manifest_that_is_not_the_weights_is_refused(odd):
         load(folder)
 
 
-def test_dense_weights_under_a_pruned_configuration_are_refused(tiny_model, tmp_path):
+def test_rejects_dense_weights_with_a_pruned_configuration(tiny_model, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     edit_config(tmp_path, intermediate_size=40)
     with pytest.raises(CheckpointError, match=r"48 MLP channels, but config\.json says .*40 MLP channels"):
         load(tmp_path)
 
 
-def test_a_layer_wider_than_the_configuration_is_refused(odd):
+def test_rejects_a_layer_wider_than_the_configuration(odd):
     _, folder = odd
     edit_config(folder, intermediate_size=32)
     with pytest.raises(CheckpointError, match=r"more than config\.json's"):
         load(folder)
 
 
-def test_heads_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
+def test_rejects_heads_that_do_not_fit_together(tiny_model, tmp_path):
     model = tiny_model("llama")
     narrow(model.model.layers[1], 2, 2, 20)
     model.save_pretrained(tmp_path)
@@ -174,7 +174,7 @@ def test_heads_that_do_not_fit_together_are_refused(tiny_model, tmp_path):
         load(tmp_path)
 
 
-def test_a_missing_or_unexpected_tensor_is_named(odd):
+def test_names_a_missing_or_unexpected_tensor(odd):
     _, folder = odd
     edit(folder, lambda state: state.update({"model.layers.1.extra.weight": torch.zeros(2)}))
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.extra\.weight"):
@@ -184,7 +184,7 @@ def test_a_missing_or_unexpected_tensor_is_named(odd):
         load(folder)
 
 
-def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(tiny_model, tmp_path):
+def test_rejects_an_output_layer_that_differs_from_its_tied_embedding(tiny_model, tmp_path):
     model = tiny_model("llama")
     narrow(model.model.layers[1], 2, 2, 20)
     model.save_pretrained(tmp_path)
@@ -193,7 +193,7 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(tiny_mo
         load(tmp_path)
 
 
-def test_layers_that_are_not_numbered_from_nought_are_told(tiny_model, tmp_path):
+def test_rejects_layers_with_a_missing_number(tiny_model, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
     edit(tmp_path, lambda state: [state.pop(k) for k in list(state) if ".layers.2." in k])

@@ -1,6 +1,6 @@
-"""What computes on a GPU gives what a CPU gives: scores, gradients, a whole training; and real memory that runs out.
+"""A GPU gives what a CPU gives: scores, gradients and a whole training; and what happens if real memory runs out.
 
-`make test-gpu` runs these where there is a GPU; everywhere else they are skipped.
+`make test-gpu` runs these tests on a machine with a GPU; everywhere else they are skipped.
 """
 
 import copy
@@ -41,7 +41,7 @@ def values(lm, pairs):
 
 
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
-def test_log_likelihoods_are_those_of_the_harness_on_a_cpu(tiny_model, tiny_tokenizer, architecture, overrides):
+def test_log_likelihoods_equal_those_of_lm_eval_on_a_cpu(tiny_model, tiny_tokenizer, architecture, overrides):
     model, pairs = tiny_model(architecture, **overrides), multiple_choice()
     expected = values(harness(model, tiny_tokenizer), pairs)
     engine = PrefixTreeLM(pretrained=copy.deepcopy(model).to("cuda"), tokenizer=tiny_tokenizer)
@@ -50,7 +50,7 @@ def test_log_likelihoods_are_those_of_the_harness_on_a_cpu(tiny_model, tiny_toke
 
 
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
-def test_in_bfloat16_scores_are_as_near_to_the_exact_ones_as_the_harness_s(
+def test_bfloat16_scores_are_as_close_to_exact_ones_as_those_of_lm_eval(
     tiny_model, tiny_tokenizer, architecture, overrides
 ):
     exact, pairs = tiny_model(architecture, initializer_range=0.05, **overrides), multiple_choice()
@@ -64,14 +64,14 @@ def test_in_bfloat16_scores_are_as_near_to_the_exact_ones_as_the_harness_s(
 
 @pytest.mark.parametrize("how", batching.ARRANGEMENTS)
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
-def test_gradients_are_those_of_the_padded_recipe_on_a_cpu(tiny_model, architecture, overrides, how):
+def test_gradients_equal_those_of_padded_batches_on_a_cpu(tiny_model, architecture, overrides, how):
     model, examples = lora(tiny_model(architecture, **overrides)), some_examples()
     expected = padded_gradients(model, examples)
     found, _ = engine_gradients(model.to("cuda"), examples, arrangement=how)
     assert_close({name: gradient.cpu() for name, gradient in found.items()}, expected, tolerance=1e-4)
 
 
-def test_a_training_in_bfloat16_learns_and_goes_on_from_its_checkpoint(tiny_checkpoint, dataset, tmp_path):
+def test_a_bfloat16_training_learns_and_resumes_from_its_checkpoint(tiny_checkpoint, dataset, tmp_path):
     folder, output = tiny_checkpoint("llama"), tmp_path / "out"
     record = train(folder, dataset, output)
     assert record["validation_loss"] < record["first_validation_loss"]
@@ -82,8 +82,11 @@ def test_a_training_in_bfloat16_learns_and_goes_on_from_its_checkpoint(tiny_chec
     assert all(torch.equal(first[name], tensor) for name, tensor in adapter_of(output).items())
 
 
-def test_memory_that_runs_out_halves_the_tokens_at_a_time(tiny_checkpoint, tmp_path, caplog):
-    """What 5,600 tokens keep of 4 layers is many times the weights, and twice what the process may have."""
+def test_out_of_memory_halves_the_tokens_at_a_time(tiny_checkpoint, tmp_path, caplog):
+    """The activations of 5,600 tokens in 4 layers take many times the memory of the weights.
+
+    The process may use half of what they take.
+    """
     rng = random.Random(0)
     rows = [{"instruction": words(rng, 3), "input": "", "output": words(rng, 100)} for _ in range(64)]
     data.write("mine", {"train": rows}, tmp_path / "data", splits={}, source={})

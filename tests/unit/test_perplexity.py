@@ -1,4 +1,4 @@
-"""Perplexity agrees with a ten-line float64 loop, and its windows with what the protocols define."""
+"""Perplexity agrees with a ten-line float64 loop, and its windows with the definitions of the protocols."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from coppice.stages.evaluate import perplexity
 
 
 def reference(model, ids, seq_len, bos=None):
-    """Non-overlapping windows, one at a time, in float64; the incomplete last window is left out."""
+    """Return (perplexity, scored tokens) of non-overlapping windows in float64, without an incomplete last window."""
     model = model.double()
     prefix = [] if bos is None else [bos]
     length = seq_len - len(prefix)
@@ -35,7 +35,7 @@ ROWS = [" ".join(f"w{3 + (7 * i + j * j) % 125}" for j in range(40)) for i in ra
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
 @pytest.mark.parametrize("bos", [False, True])
-def test_it_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture, bos):
+def test_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture, bos):
     protocol = perplexity.Protocol("test", 64, 64, join={"": " "})
     result, windows = perplexity.measure(tiny_model(architecture), tiny_tokenizer, ROWS, "x", protocol, bos)
     ids = tiny_tokenizer(" ".join(ROWS), add_special_tokens=False)["input_ids"]
@@ -45,7 +45,7 @@ def test_it_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture,
 
 
 def overlapping_reference(model, ids, seq_len, stride):
-    """Strided windows in float64: each token is scored once, in the first window that reaches it."""
+    """Return {position: loss} of strided windows in float64; the first window that reaches a token scores it."""
     model, losses = model.double(), {}
     for start in range(0, len(ids) - seq_len + 1, stride):
         window = ids[start : start + seq_len]
@@ -66,12 +66,12 @@ def test_overlapping_windows_agree_with_a_float64_loop(tiny_model, tiny_tokenize
     assert result["value"] == pytest.approx(math.exp(math.fsum(losses.values()) / len(losses)), rel=1e-5)
 
 
-def test_values_a_word_and_a_byte_divide_the_same_loss_by_the_scored_text(tiny_model, tiny_tokenizer):
+def test_word_and_byte_perplexity_divide_the_same_loss_by_the_scored_text(tiny_model, tiny_tokenizer):
     rows = ["w5 w66 w7 w120", "w9 w10 w11 w12", "w3 w4"]
     protocol = perplexity.Protocol("test", 4, 4, join={"": "\n"})
     result, _ = perplexity.measure(tiny_model("llama"), tiny_tokenizer, rows, "x", protocol)
-    # a token is a word here; two windows of four fit, of each of which the first is not scored, nor the space before
-    # it; to each of the others belongs the space before it
+    # A token is a word here, and two windows of four tokens fit. The first token of a window is not scored; each other
+    # token is scored with the space before it.
     scored = [" w66", " w7", " w120", " w10", " w11", " w12"]
     total = result["nll_per_token"] * result["tokens"]
     assert (result["tokens"], result["words"], result["bytes"]) == (6, 6, sum(map(len, scored)))
@@ -80,7 +80,7 @@ def test_values_a_word_and_a_byte_divide_the_same_loss_by_the_scored_text(tiny_m
     assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / result["bytes"])
 
 
-def test_bytes_are_those_of_utf8_and_a_word_belongs_to_the_token_that_ends_it():
+def test_counts_utf8_bytes_and_gives_a_word_to_the_token_that_ends_it():
     text = "né 汉字 ab\u2003c 😀"
     spans = [(0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (11, 12)]
     everything = [perplexity.Window(None, 8, 8)]
@@ -103,7 +103,7 @@ def test_overlapping_windows_score_all_words_and_bytes_after_the_first_token(tex
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-    """Remembers the bytes of the largest tensor that any operation makes."""
+    """Keeps the size in bytes of the largest tensor that any operation makes."""
 
     largest = 0
 
@@ -125,18 +125,18 @@ def test_memory_does_not_grow_with_the_vocabulary(tiny_model, tiny_tokenizer, mo
     with LargestTensor() as seen:
         perplexity.measure(model, tiny_tokenizer, ROWS, "x", protocol)
     weight = model.lm_head.weight
-    transposed = weight.numel() * weight.element_size()  # some kernels copy it
+    transposed = weight.numel() * weight.element_size()  # some kernels copy the weight
     assert seen.largest <= max(2 * 2**20, transposed)
     assert vocab_size == 128 or seen.largest < 1200 * vocab_size * 4 / 10, "all the text's logits, a tenth of them"
 
 
-def test_a_model_with_a_shorter_context_keeps_the_share_of_overlap(tiny_model, tiny_tokenizer):
+def test_a_shorter_context_keeps_the_ratio_of_stride_to_window(tiny_model, tiny_tokenizer):
     protocol = perplexity.Protocol("half", 1024, 512, join={"": " "})
     result, _ = perplexity.measure(tiny_model("llama"), tiny_tokenizer, ROWS, "x", protocol)
     assert (result["protocol"]["seq_len"], result["protocol"]["stride"]) == (256, 128)
 
 
-def test_protocols_come_by_name_or_from_the_configuration():
+def test_finds_protocols_by_name_and_in_the_configuration():
     own = {"mine": {"seq_len": 64, "stride": 32, "join": "", "role": "train", "bos": None}}
     found = perplexity.protocols({"protocol": ["mine", "gptq-2048"], "bos": True, "protocols": own})
     assert [(p.name, p.seq_len, p.stride, p.bos) for p in found] == [
@@ -151,7 +151,7 @@ def test_protocols_come_by_name_or_from_the_configuration():
 
 
 REALDATA = Path(os.environ.get("COPPICE_REALDATA", Path(__file__).parents[3] / "shared/realdata"))
-# protocol and text -> file, what joins its rows, window length; written out here from the protocols' papers
+# (protocol, text) -> file, separator of its rows, window length; written here from the protocols' papers
 REAL = {
     ("gptq-2048", "wikitext2"): ("wikitext2/test.jsonl", "\n\n", 2048),
     ("gptq-2048", "ptb"): ("ptb/ptb.test.txt", " ", 2048),
@@ -162,12 +162,12 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def letters():
-    """A tokenizer that makes each character one token: what a text's tokens are needs no counting of its own."""
+    """Return a tokenizer that makes each character one token, so that the tokens of a text need no counting."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    known = {"\uffff": 0} | {chr(code): 1 + code for code in range(127)}  # PTB holds the usual "<unk>"
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="\uffff"))
+    vocabulary = {"\uffff": 0} | {chr(code): 1 + code for code in range(127)}  # PTB contains the usual "<unk>"
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="\uffff"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="\uffff")
 
@@ -175,7 +175,7 @@ def letters():
 @pytest.mark.skipif(not REALDATA.is_dir(), reason=f"no real data at {REALDATA} (set COPPICE_REALDATA)")
 @pytest.mark.parametrize(("name", "dataset"), REAL)
 @pytest.mark.slow
-def test_real_texts_give_the_windows_that_the_definitions_imply(letters, monkeypatch, tmp_path, name, dataset):
+def test_real_texts_give_the_windows_that_the_protocols_define(letters, monkeypatch, tmp_path, name, dataset):
     source = {"wikitext2": {"format": "json", "path": str(REALDATA / "wikitext2")}}.get(
         dataset, {"format": "text", "path": str(REALDATA / "ptb")}
     )
@@ -214,7 +214,7 @@ def test_real_texts_give_the_windows_that_the_definitions_imply(letters, monkeyp
     assert len(with_bos) == len(expected) // (length - 1) and {window.scored for window in with_bos} == {length - 1}
 
 
-def test_a_model_with_a_shorter_context_uses_its_own_length_and_says_so(tiny_model, tiny_tokenizer):
+def test_a_shorter_context_shortens_the_windows_and_is_recorded(tiny_model, tiny_tokenizer):
     result, _ = perplexity.measure(
         tiny_model("llama"), tiny_tokenizer, ROWS, "wikitext2", perplexity.PROTOCOLS["gptq-2048"]
     )
@@ -228,13 +228,13 @@ def test_a_text_shorter_than_a_window_is_one_window(tiny_model, tiny_tokenizer):
     assert result["tokens"] == 2 and len(windows) == 1
 
 
-def test_an_empty_text_is_an_error(tiny_model, tiny_tokenizer):
+def test_rejects_an_empty_text(tiny_model, tiny_tokenizer):
     with pytest.raises(DataError, match="ptb"):
         perplexity.measure(tiny_model("llama"), tiny_tokenizer, [""], "ptb", perplexity.PROTOCOLS["gptq-2048"])
 
 
 @given(length=st.integers(2, 300), seq_len=st.integers(3, 40), bos=st.booleans(), data=st.data())
-def test_no_target_is_scored_twice_and_none_inside_is_left_out(length, seq_len, bos, data):
+def test_scores_no_target_twice_and_leaves_out_none_between_others(length, seq_len, bos, data):
     width = seq_len - bos
     stride = data.draw(st.integers(1, width))
     ids = torch.arange(10, 10 + length)
@@ -248,7 +248,7 @@ def test_no_target_is_scored_twice_and_none_inside_is_left_out(length, seq_len, 
         assert scored == list(range(scored[0], scored[-1] + 1))
 
 
-def test_protocols_read_the_rows_and_joins_they_define():
+def test_protocols_name_their_rows_and_separators():
     gptq, pruner = perplexity.PROTOCOLS["gptq-2048"], perplexity.PROTOCOLS["llmpruner-128"]
     assert (gptq.join_of("wikitext2"), gptq.join_of("ptb")) == ("\n\n", " ")
     assert (pruner.join_of("wikitext2"), pruner.join_of("ptb")) == ("\n\n", "\n\n")

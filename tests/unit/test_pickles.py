@@ -1,4 +1,4 @@
-"""LLM-Pruner's pickle becomes a checkpoint folder, if its user says so, and is refused everywhere else."""
+"""LLM-Pruner's pickle becomes a checkpoint folder if its user trusts it, and is rejected everywhere else."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,7 @@ from coppice.stages.prune import pickles
 
 
 class Pruned(nn.Module):
-    """As a tool's own class has it: not transformers', with the parts under the usual names."""
+    """A model of a pruning tool's own class: it is not a class of transformers, but has the usual names of parts."""
 
     def __init__(self, model):
         super().__init__()
@@ -32,7 +32,7 @@ def pickled(tiny_model, tiny_tokenizer, tmp_path):
     return model, tmp_path / "pytorch_model.bin"
 
 
-def test_it_becomes_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys):
+def test_converts_a_pickle_to_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys):
     model, path = pickled
     assert cli.main(["import-pickle", str(path), str(tmp_path / "out"), "--i-trust-this-file"]) == 0
     assert "2 of them with other widths" in capsys.readouterr().out
@@ -41,13 +41,13 @@ def test_it_becomes_a_checkpoint_with_the_same_logits(pickled, tmp_path, capsys)
     assert not list(tmp_path.glob(".*partial"))
 
 
-def test_without_the_word_it_is_not_opened(pickled, tmp_path, capsys, monkeypatch):
+def test_does_not_open_a_pickle_that_the_user_does_not_trust(pickled, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was unpickled"))
     assert cli.main(["import-pickle", str(pickled[1]), str(tmp_path / "out")]) == 1
     assert "--i-trust-this-file" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(pickled, tmp_path):
+def test_does_not_write_into_a_folder_that_is_not_empty(pickled, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("x")
     with pytest.raises(CheckpointError, match="not empty"):
@@ -55,11 +55,12 @@ def test_a_folder_with_something_in_it_is_left_alone(pickled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [([1, 2], "without a model"), ({"model": nn.Linear(2, 2)}, "of type None"), (None, "without")]
+    ("content", "expected"),
+    [([1, 2], "without a model"), ({"model": nn.Linear(2, 2)}, "of type None"), (None, "without")],
 )
-def test_what_is_no_model_is_told(tmp_path, content, told):
+def test_rejects_a_pickle_without_a_model(tmp_path, content, expected):
     torch.save(content, tmp_path / "in.bin")
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=expected):
         pickles.convert(tmp_path / "in.bin", tmp_path / "out", trusted=True)
     (tmp_path / "in.bin").write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="does not unpickle"):
@@ -67,7 +68,7 @@ def test_what_is_no_model_is_told(tmp_path, content, told):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pickle_without_a_tokenizer_takes_the_base_models(pickled, tiny_checkpoint, tmp_path):
+def test_a_pickle_without_a_tokenizer_gets_that_of_the_base_model(pickled, tiny_checkpoint, tmp_path):
     model, _ = pickled
     torch.save({"model": Pruned(model), "tokenizer": None}, tmp_path / "bare.bin")
     with pytest.raises(CheckpointError, match="--base"):

@@ -1,4 +1,4 @@
-"""What a study will take, from configurations alone, against models that were really built."""
+"""What a study will need, estimated from configurations alone and compared with models that were really built."""
 
 import json
 import random
@@ -22,19 +22,19 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 @pytest.fixture(params=["llama", "qwen2", "qwen3", "mistral"])
 def built(request, tiny_model, tmp_path):
-    """(model, path of its config.json)"""
+    """Return (model, path of its config.json)."""
     model = tiny_model(request.param, tie_word_embeddings=request.param == "qwen2")
     model.config.save_pretrained(tmp_path)
     return model, tmp_path / "config.json"
 
 
-def test_parameters_are_those_of_the_model(built):
+def test_counts_the_parameters_of_a_model(built):
     model, path = built
     assert estimates.shape_of(path).parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("wanted", ["all-linear", ["attention"], ["q_proj", "mlp"]])
-def test_trained_parameters_are_those_that_peft_adds(built, wanted):
+def test_counts_the_parameters_that_peft_adds(built, wanted):
     model, path = built
     found = estimates.adapter_parameters(estimates.shape_of(path), {"r": 3, "target_modules": wanted})
     names = {"all-linear": ALL, "attention": ALL[:4], "mlp": ALL[4:]}
@@ -45,8 +45,8 @@ def test_trained_parameters_are_those_that_peft_adds(built, wanted):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 @pytest.mark.parametrize("wanted", [ALL, ALL[:4]])
-def test_what_a_layer_keeps_for_its_backward_pass_is_what_autograd_keeps(tiny_model, tmp_path, wanted, dropout):
-    """Counted tensor by tensor while a model with an adapter runs."""
+def test_estimates_what_a_layer_keeps_for_its_backward_pass(tiny_model, tmp_path, wanted, dropout):
+    """Counts each tensor that autograd keeps while a model with an adapter runs."""
     import torch
 
     model = tiny_model("llama", hidden_size=128, intermediate_size=352, head_dim=16, num_key_value_heads=8)
@@ -70,21 +70,21 @@ def test_what_a_layer_keeps_for_its_backward_pass_is_what_autograd_keeps(tiny_mo
     assert estimates.trained_bytes(shape, lora, 4) == pytest.approx(counted, rel=0.2)
 
 
-def test_what_is_no_configuration_has_no_shape(tmp_path):
+def test_a_missing_or_invalid_configuration_has_no_shape(tmp_path):
     assert estimates.shape_of(tmp_path / "none.json") is None
     (tmp_path / "bad.json").write_text("{")
     assert estimates.shape_of(tmp_path / "bad.json") is None
 
 
-def test_the_plan_of_the_real_study_names_jobs_hours_and_disk(capsys, monkeypatch):
+def test_plans_the_jobs_hours_and_disk_of_the_real_study(capsys, monkeypatch):
     assert cli.main(["plan", "--configfile", "config/full.yaml"]) == 0
-    said = capsys.readouterr().out
-    assert "finetune " in said and "GPU hours" in said
-    # 2 x (8.03 + 7.62 + 7.25) * 10^9 parameters in two bytes: 92 GB, and a little more for shapes that are guessed
-    assert 92 <= int(re.search(r"dense models (\d+) GB", said)[1]) <= 96
+    output = capsys.readouterr().out
+    assert "finetune " in output and "GPU hours" in output
+    # 2 x (8.03 + 7.62 + 7.25) * 10^9 parameters of two bytes are 92 GB, and a little more because shapes are guessed
+    assert 92 <= int(re.search(r"dense models (\d+) GB", output)[1]) <= 96
 
 
-def test_a_plan_takes_the_words_that_snakemake_takes(capsys):
+def test_plan_accepts_the_config_arguments_of_snakemake(capsys):
     words = ["--config", "only={models: [Qwen]}", "finetune={seeds: [1, 2, 3]}"]
     assert cli.main(["plan", "--configfile", "config/full.yaml", *words]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -94,33 +94,33 @@ def test_a_plan_takes_the_words_that_snakemake_takes(capsys):
     assert "finetune.epochs" in capsys.readouterr().err
 
 
-def test_a_plan_says_what_its_jobs_ask_for():
+def test_plan_shows_what_its_jobs_request():
     study = settings.load(yaml.safe_load(Path("config/full.yaml").read_text()))
     found = {stage.name: stage for stage in plan.plan(study, 150).stages}
-    asked = [job_resources.Sizes(study).asked("finetune", model) for model in study.models]
+    requested = [job_resources.Sizes(study).asked("finetune", model) for model in study.models]
     for key in ("mem_mb", "gpu_mem_mb", "disk_mb", "runtime"):
-        assert getattr(found["finetune"], key) == max(one[key] for one in asked)
+        assert getattr(found["finetune"], key) == max(one[key] for one in requested)
     without = {stage.name: stage for stage in plan.plan(study, 150, on_gpu=False).stages}
     assert without["finetune"].gpu_mem_mb == 0 and without["finetune"].hours > 100 * found["finetune"].hours
 
 
-def test_the_miniature_study_is_planned_before_its_models_are_built(tmp_path, capsys, monkeypatch):
+def test_plans_the_miniature_study_before_its_models_are_built(tmp_path, capsys, monkeypatch):
     shutil.copytree("config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", "--cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "?" not in said and "fetch" not in said and "unknown" not in said
+    output = capsys.readouterr().out
+    assert "?" not in output and "fetch" not in output and "unknown" not in output
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen-instruct", "mistral"])
-def test_a_miniature_has_the_size_that_was_foretold(name, tmp_path):
+def test_a_miniature_model_has_the_predicted_size(name, tmp_path):
     rng = random.Random(0)
     words = [" ".join("".join(rng.choices(string.ascii_lowercase, k=9)) for _ in range(300)) for _ in range(9)]
     pretraining.train_base(name.partition("-")[0], pretraining.Text(words, [], []), tmp_path, seed=0, steps=1)
     assert estimates.shape_in(tiny_models.expected(name)) == estimates.shape_of(tmp_path / "config.json")
 
 
-def test_a_model_of_unknown_size_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+def test_names_and_leaves_out_a_model_of_unknown_size(tmp_path, capsys, monkeypatch):
     model = {"base": "org/big", "variant": "base", "family": "llama"}
     (tmp_path / "one.json").write_text(json.dumps({"models": {"Big": model}}))
     monkeypatch.chdir(tmp_path)

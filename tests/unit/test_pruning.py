@@ -1,4 +1,4 @@
-"""Pruned models against independent references: the dense model with the same structures zeroed or skipped."""
+"""Pruned models compared with independent references: the dense model with the same structures zeroed or skipped."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ POINTS = {
     "both-taylor": {"method": "width", "ratio": 0.5, "importance": "taylor", "parts": ["mlp", "attention"]},
     "both-magnitude": {"method": "width", "ratio": 0.5, "importance": "magnitude", "parts": ["mlp", "attention"]},
 }
-# Heads that no longer divide hidden_size: all but Llama load such a configuration.
+# The number of heads no longer divides hidden_size; every architecture but Llama loads such a configuration.
 THREE_GROUPS = {"method": "width", "ratio": 0.25, "parts": ["attention"]}
 
 
@@ -43,7 +43,7 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def damped(model, *blocks):
-    """The model with these blocks made nearly the identity, so that depth pruning must pick them."""
+    """Return the model with these blocks made nearly the identity, so that depth pruning must pick them."""
     for index in blocks:
         model.model.layers[index].mlp.down_proj.weight.data *= 1e-2
         model.model.layers[index].self_attn.o_proj.weight.data *= 1e-2
@@ -131,7 +131,7 @@ def test_removing_blocks_equals_skipping_them(tiny_model, token_batches, archite
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-def test_layers_keep_their_kind_of_attention_when_others_go(tiny_model, token_batches, tmp_path, architecture):
+def test_layers_keep_their_kind_of_attention_when_others_are_removed(tiny_model, token_batches, tmp_path, architecture):
     window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "num_hidden_layers": 5}
     dense, ids = damped(tiny_model(architecture, **window), 0, 3), token_batches(length=24)[0]
     assert dense.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 3
@@ -157,7 +157,7 @@ def test_tied_embeddings_stay_tied(tiny_model, token_batches, tmp_path):
 
 
 @each_architecture
-def test_taylor_scores_equal_autograd_by_hand_in_float64(tiny_model, token_batches, architecture):
+def test_taylor_scores_equal_float64_autograd(tiny_model, token_batches, architecture):
     model = tiny_model(architecture).double()
     batches = [*token_batches(count=2), *token_batches(count=1, rows=1, length=9, seed=5)]  # of unequal sizes
     scores = importance.taylor(model, ["mlp", "attention"], batches)
@@ -181,7 +181,7 @@ def test_taylor_scores_equal_autograd_by_hand_in_float64(tiny_model, token_batch
                     if f"self_attn.{name}.{kind}" in product:
                         total = total + product[f"self_attn.{name}.{kind}"][width * g : width * (g + 1)].sum()
             groups.append(total)
-        # Transformers' loss casts the logits to float32, hence no closer.
+        # The agreement is no closer because transformers' loss casts the logits to float32.
         torch.testing.assert_close(scores["mlp"][index], torch.stack(mlp), atol=0, rtol=1e-5)
         torch.testing.assert_close(scores["attention"][index], torch.stack(groups), atol=0, rtol=1e-5)
 
@@ -193,8 +193,8 @@ def test_taylor_does_not_depend_on_how_the_calibration_rows_are_batched(tiny_mod
         torch.testing.assert_close(one, other, atol=0, rtol=1e-5)
 
 
-def test_what_taylor_holds_beyond_the_weights_does_not_grow_with_depth(tiny_model, token_batches):
-    """Activations that autograd keeps, and gradients: those of one block at a time."""
+def test_the_memory_of_taylor_beyond_the_weights_does_not_grow_with_depth(tiny_model, token_batches):
+    """Counts gradients and the activations that autograd keeps, which are those of one block at a time."""
 
     def peak(layers):
         model, held, top = tiny_model("llama", num_hidden_layers=layers), [0], [0]
@@ -272,7 +272,7 @@ def test_magnitude_zeroes_the_smallest_weights_of_each_matrix(tiny_model):
         assert dense[name][~kept].abs().max() <= dense[name][kept].abs().min()
 
 
-def test_wanda_zeroes_in_each_row_what_weight_times_input_norm_is_least(tiny_model, token_batches):
+def test_wanda_zeroes_the_smallest_products_of_weight_and_input_norm_in_each_row(tiny_model, token_batches):
     model, batches = tiny_model("qwen2"), token_batches()
     name, dense = "0.self_attn.q_proj", linear_weights(tiny_model("qwen2"))
     with torch.no_grad():
@@ -286,7 +286,7 @@ def test_wanda_zeroes_in_each_row_what_weight_times_input_norm_is_least(tiny_mod
 
 
 @pytest.mark.parametrize("measure", ["wanda", "magnitude"])
-def test_two_of_every_four_are_zero_in_the_pattern(tiny_model, token_batches, measure):
+def test_the_2_4_pattern_zeroes_two_of_every_four_weights(tiny_model, token_batches, measure):
     point = {"method": "unstructured", "ratio": 0.5, "importance": measure, "pattern": "2:4"}
     result = prune(tiny_model("mistral"), point, token_batches())
     for weight in linear_weights(result.model).values():
@@ -294,7 +294,7 @@ def test_two_of_every_four_are_zero_in_the_pattern(tiny_model, token_batches, me
     assert result.facts["parameters"]["before"] == result.facts["parameters"]["after"]
 
 
-def test_scoring_leaves_the_model_as_it_was(tiny_model, token_batches):
+def test_scoring_does_not_change_the_model(tiny_model, token_batches):
     model = tiny_model("mistral", attention_dropout=0.5).train()
     model.model.embed_tokens.weight.requires_grad_(False)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -314,7 +314,7 @@ def test_block_influence_and_angular_distance_equal_a_direct_computation(tiny_mo
     influence = importance.block_distances(model, batches)
     angles = importance.block_distances(model, batches, span=2, angular=True)
 
-    model.model.norm = torch.nn.Identity()  # else the last of output_hidden_states is normalised
+    model.model.norm = torch.nn.Identity()  # otherwise the last of output_hidden_states is normalized
     with torch.no_grad():
         states = [model(input_ids=b, output_hidden_states=True).hidden_states for b in batches]
     states = [torch.cat([s[i].flatten(0, 1) for s in states]).double() for i in range(5)]
@@ -328,7 +328,7 @@ def test_block_influence_and_angular_distance_equal_a_direct_computation(tiny_mo
     torch.testing.assert_close(angles.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_depth_removes_the_least_influential_blocks_and_consecutive_a_run(tiny_model, token_batches):
+def test_depth_removes_the_least_influential_blocks_or_a_consecutive_run(tiny_model, token_batches):
     model = damped(tiny_model("llama", num_hidden_layers=6), 1, 4)
     facts = prune(copy.deepcopy(model), {"method": "depth", "ratio": 1 / 3}, token_batches()).facts
     assert facts["removed"] == {"layers": [1, 4]}
@@ -337,7 +337,7 @@ def test_depth_removes_the_least_influential_blocks_and_consecutive_a_run(tiny_m
     assert second == first + 1 and {first, second} & {1, 4}
 
 
-def test_structures_of_equal_importance_go_by_index(tiny_model):
+def test_removes_structures_of_equal_importance_in_order_of_their_index(tiny_model):
     model = tiny_model("llama")
     for parameter in model.parameters():
         parameter.data.fill_(0.5)
@@ -345,7 +345,7 @@ def test_structures_of_equal_importance_go_by_index(tiny_model):
     assert facts["removed"]["mlp"] == [list(range(12))] * 4
 
 
-def test_magnitude_is_the_norm_of_all_that_goes_with_a_structure(tiny_model):
+def test_magnitude_is_the_norm_of_all_weights_of_a_structure(tiny_model):
     model = tiny_model("qwen2")
     scores = importance.magnitude(model, ["mlp", "attention"])
     layer = model.model.layers[2]
@@ -358,7 +358,7 @@ def test_magnitude_is_the_norm_of_all_that_goes_with_a_structure(tiny_model):
 
 
 @each_case
-def test_the_facts_hold_what_the_saved_files_hold(tiny_model, token_batches, tmp_path, architecture, point):
+def test_the_facts_agree_with_the_saved_files(tiny_model, token_batches, tmp_path, architecture, point):
     dense = tiny_model(architecture, tie_word_embeddings=True)
     dense.save_pretrained(tmp_path / "dense")
     result = prune(dense, point, token_batches(), context_length=100)
@@ -380,7 +380,7 @@ def test_the_facts_hold_what_the_saved_files_hold(tiny_model, token_batches, tmp
         }
         for layer in range(config.num_hidden_layers)
     }
-    if "attention" in point.get("parts", []):  # else the default, hidden_size / num_attention_heads, still holds
+    if "attention" in point.get("parts", []):  # otherwise the default, hidden_size / num_attention_heads, holds
         assert config.head_dim == 4
     assert facts["calibration"] == {"sequences": 6, "tokens": 96}
 
@@ -413,7 +413,7 @@ def test_counts_follow_the_ratio_despite_rounding_errors():
     assert resolve({"method": "depth", "ratio": 0.01}, config).remove == {"layers": 1}
 
 
-def test_a_ratio_too_small_for_the_kv_groups_is_noted_not_hidden(tiny_model, token_batches):
+def test_warns_of_a_ratio_too_small_for_the_kv_groups(tiny_model, token_batches):
     point = {"method": "width", "ratio": 0.2, "parts": ["mlp", "attention"]}
     facts = prune(tiny_model("llama"), point, token_batches()).facts
     assert len(facts["warnings"]) == 1 and "'attention'" in facts["warnings"][0]
@@ -444,7 +444,7 @@ def test_a_ratio_too_small_for_the_kv_groups_is_noted_not_hidden(tiny_model, tok
         ({"method": "unstructured", "ratio": 0.5, "pattern": "4:8"}, "'2:4'"),
     ],
 )
-def test_a_point_that_the_model_cannot_take_is_refused_with_a_remedy(tiny_model, token_batches, point, words):
+def test_rejects_a_grid_point_that_does_not_fit_the_model_with_a_remedy(tiny_model, token_batches, point, words):
     model = tiny_model("llama")
     before = logits(model, token_batches()[0])
     with pytest.raises(SettingsError, match=words):
@@ -452,7 +452,7 @@ def test_a_point_that_the_model_cannot_take_is_refused_with_a_remedy(tiny_model,
     assert torch.equal(logits(model, token_batches()[0]), before)
 
 
-def test_models_and_batches_that_cannot_be_used_are_refused(tiny_model, token_batches):
+def test_rejects_models_and_batches_that_cannot_be_used(tiny_model, token_batches):
     point = {"method": "depth", "ratio": 0.25}
     with pytest.raises(DataError, match="no calibration batches"):
         prune(tiny_model("llama"), point, [])
@@ -477,6 +477,6 @@ def test_models_and_batches_that_cannot_be_used_are_refused(tiny_model, token_ba
         prune(replaced, point, token_batches())
 
 
-def test_points_are_checked_without_importing_torch():
+def test_checks_grid_points_without_importing_torch():
     code = "import sys; import coppice.stages.prune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

@@ -1,4 +1,4 @@
-"""Records: written whole or not at all, and never taken for good when they were damaged."""
+"""Records are written completely or not at all, and damaged ones are rejected."""
 
 import json
 
@@ -8,18 +8,18 @@ from coppice.core import fingerprints, records
 from coppice.planning import gathered_inputs
 
 
-def test_a_record_comes_back_as_it_was_written(tmp_path):
+def test_reads_a_record_as_it_was_written(tmp_path):
     records.write(tmp_path / "a.json", {"value": 1.5, "name": "Grüße"})
     assert records.read(tmp_path / "a.json") == {"schema_version": 1, "value": 1.5, "name": "Grüße"}
 
 
-def test_a_number_that_is_not_finite_is_refused_with_its_place_and_leaves_no_file(tmp_path):
+def test_rejects_a_number_that_is_not_finite_and_names_its_key(tmp_path):
     with pytest.raises(records.RecordError, match=r"perplexity\.ptb\.value"):
         records.write(tmp_path / "a.json", {"perplexity": {"ptb": {"value": float("nan")}}})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_record(tmp_path):
+def test_a_failed_write_keeps_the_old_record(tmp_path):
     path = tmp_path / "a.json"
     records.write(path, {"value": 1})
     with pytest.raises(RuntimeError), records.atomic(path) as file:
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_record(tmp_path):
     ],
     ids=["truncated", "edited", "not a number", "empty", "not an object", "no checksum"],
 )
-def test_a_damaged_record_is_an_error_that_names_file_and_remedy(tmp_path, damage):
+def test_names_a_damaged_record_and_its_remedy(tmp_path, damage):
     path = tmp_path / "a.json"
     records.write(path, {"value": 1})
     path.write_text(damage(path.read_text()))
@@ -49,7 +49,7 @@ def test_a_damaged_record_is_an_error_that_names_file_and_remedy(tmp_path, damag
         records.read(path)
 
 
-def test_a_file_is_hashed_again_when_it_changed(tmp_path, monkeypatch):
+def test_hashes_a_file_again_when_it_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"one")
@@ -59,7 +59,7 @@ def test_a_file_is_hashed_again_when_it_changed(tmp_path, monkeypatch):
     assert fingerprints.file_digest(path) != first
 
 
-def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
+def test_does_not_read_an_unchanged_file_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"one")
@@ -68,8 +68,8 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     assert fingerprints.file_digest(path) == first
 
 
-def test_a_file_is_hashed_where_nobody_is_at_home(tmp_path, monkeypatch):
-    """As in a container under a number that no account has."""
+def test_hashes_a_file_without_a_home_folder(tmp_path, monkeypatch):
+    """As in a container that runs under a user id without an account."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such account"])
@@ -79,7 +79,7 @@ def test_a_file_is_hashed_where_nobody_is_at_home(tmp_path, monkeypatch):
     assert fingerprints.known_digest(path) is None
 
 
-def test_a_gathered_file_changes_with_what_the_files_say_and_not_with_when_they_were_made(tmp_path):
+def test_a_gathered_file_depends_on_the_content_of_its_files_and_not_on_their_age(tmp_path):
     record, rows, gathered = (tmp_path / name for name in ("dataset.json", "rows.yaml", "gathered.json"))
     records.write(record, {"rows": 3, "provenance": {"started": "today"}})
     rows.write_text("a")
@@ -93,8 +93,8 @@ def test_a_gathered_file_changes_with_what_the_files_say_and_not_with_when_they_
     assert gathered.read_bytes() != before
 
 
-def test_a_gathered_file_goes_where_it_names_one_that_is_gone(tmp_path):
-    """Else nothing would make that one again."""
+def test_removes_a_gathered_file_that_names_a_missing_file(tmp_path):
+    """Otherwise nothing would make the missing file again."""
     kept, lost = tmp_path / "kept.json", tmp_path / "lost.json"
     for name, path in (("whole", kept), ("stale", lost)):
         records.write(path, {})

@@ -1,4 +1,4 @@
-"""The study's report and its table in the terminal, from records that no model was run for."""
+"""The study's report and its table in the terminal, from records for which no model ran."""
 
 import html
 import io
@@ -39,15 +39,15 @@ COST = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A whole study of 6 x 2 with its report."""
+    """Return a complete study of six models by two configs, with its report."""
     study = Synthetic(tmp_path_factory.mktemp("whole"), **SMALL).build()
     study_report.write_report(study.results, study.pairs, study.models, study.results / "report", {"seed": 42})
     return study
 
 
 @pytest.fixture
-def copied(whole, tmp_path):
-    """The same study to be damaged, without a report."""
+def study_copy(whole, tmp_path):
+    """Return a copy of the study without its report, which a test may damage."""
     shutil.copytree(whole.results, tmp_path / "results", ignore=shutil.ignore_patterns("report"))
     other = Synthetic(tmp_path / "results", whole.models, whole.configs, **SMALL)
     return other
@@ -61,7 +61,7 @@ def _render(study, pairs=None, models=None, metadata=None):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Leave the drawing out where a test is about text: it is most of the time."""
+    """Skip the drawing, which takes most of the time, in tests of text."""
     from coppice.report.study_report import figures
 
     monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(study_report.FIGURES, ""))
@@ -73,7 +73,7 @@ def _answers(study, pairs=None, models=None):
 
 
 class _Page(HTMLParser):
-    """Tags, outside addresses, ids and scripts of a page."""
+    """Collects the tags, outside addresses and ids of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -90,7 +90,7 @@ class _Page(HTMLParser):
             assert not name.startswith("on"), f"<{tag} {name}>"
 
 
-def test_every_promised_file_is_written(whole):
+def test_writes_every_promised_file(whole):
     report = whole.results / "report"
     names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
     figures = {f"figures/{name}.{kind}" for name in study_report.FIGURES for kind in ("png", "svg")}
@@ -98,7 +98,7 @@ def test_every_promised_file_is_written(whole):
     assert names == expected
 
 
-def test_the_page_needs_nothing_from_outside(whole):
+def test_the_page_loads_nothing_from_outside(whole):
     text = (whole.results / "report" / "study_report.html").read_text()
     page = _Page(text)
     assert page.addresses == []
@@ -118,7 +118,7 @@ def test_the_page_and_the_markdown_hold_all_five_answers_and_all_pairs(whole):
             assert word in text or (name.endswith("md") and word == "wrong to right")
 
 
-def test_numbers_of_the_tables_are_those_of_the_records(whole):
+def test_the_tables_hold_the_numbers_of_the_records(whole):
     frame = pandas.read_csv(whole.results / "report" / "comparisons.csv").set_index(["model", "config"])
     assert len(frame) == 12
     record = records.read(whole.folder("finetuned", "Qwen", "best_ppl") / "comparison.json")
@@ -138,7 +138,7 @@ def test_numbers_of_the_tables_are_those_of_the_records(whole):
 
 
 @pytest.mark.slow
-def test_answers_follow_the_effects_that_were_put_in(tmp_path):
+def test_answers_find_the_planted_effects(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20).build()  # best_ppl was made the worse start
     found = _answers(study)
     assert found["start"].verdict == answers.CLEAR
@@ -150,7 +150,7 @@ def test_answers_follow_the_effects_that_were_put_in(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_architecture_made_better_is_found(tmp_path):
+def test_finds_an_architecture_that_recovers_more(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20)
     plain = study._evaluation
 
@@ -164,7 +164,7 @@ def test_one_architecture_made_better_is_found(tmp_path):
     assert "qwen recovers" in found.sentence and "more than llama" in found.sentence
 
 
-def test_a_difference_inside_the_noise_is_not_called_one(tmp_path):
+def test_does_not_report_a_difference_within_the_noise(tmp_path):
     study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), **SMALL)
     model = study._model
 
@@ -181,7 +181,7 @@ def test_a_difference_inside_the_noise_is_not_called_one(tmp_path):
     assert found["start"].sentence.startswith("Not enough evidence")
 
 
-def test_a_study_of_one_model_and_one_config_makes_sense(tmp_path):
+def test_reports_a_study_of_one_model_and_one_config(tmp_path):
     study = Synthetic(tmp_path, {"Solo": SIX["Llama"]}, configs=("best_acc",), **SMALL).build()
     found = _answers(study)
     assert {key for key, answer in found.items() if answer.verdict == answers.ABSENT} == {
@@ -194,7 +194,7 @@ def test_a_study_of_one_model_and_one_config_makes_sense(tmp_path):
 
 
 @pytest.mark.slow
-def test_three_configs_are_compared_two_by_two(tmp_path):
+def test_compares_three_configs_two_by_two(tmp_path):
     study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), ("best_acc", "best_ppl", "smallest"), **SMALL).build()
     start = _answers(study)["start"]
     assert "best_acc, best_ppl or smallest" in start.question
@@ -205,10 +205,10 @@ def test_three_configs_are_compared_two_by_two(tmp_path):
     assert page.count("chosen by") == 6
 
 
-def test_a_model_without_its_partner_is_left_out_of_the_last_question(copied):
+def test_leaves_a_model_without_its_partner_out_of_the_last_question(study_copy):
     models = {name: facts for name, facts in SIX.items() if name != "Qwen"}
-    pairs = [(model, config) for model in models for config in copied.configs]
-    support = " ".join(_answers(copied, pairs, models)["variants"].support)
+    pairs = [(model, config) for model in models for config in study_copy.configs]
+    support = " ".join(_answers(study_copy, pairs, models)["variants"].support)
     assert "4 pairs of 2 models" in support
 
 
@@ -224,8 +224,8 @@ def test_a_model_without_its_partner_is_left_out_of_the_last_question(copied):
         ("L-7B M-Instruct N-Instruct", {}),
     ],
 )
-def test_partners_are_of_one_size(tmp_path, names, found):
-    """Of two sizes in a family, the larger base model is not held against the smaller instruct model."""
+def test_partners_have_the_same_size(tmp_path, names, found):
+    """In a family with two sizes, the larger base model is not compared with the smaller instruct model."""
     variant = {name: "instruct" if re.search("Instruct|-it", name) else "base" for name in names.split()}
     models = {name: {"variant": kind, "family": "llama"} for name, kind in variant.items()}
     study = studies.read(tmp_path, [(name, "best_acc") for name in models], models)
@@ -233,25 +233,25 @@ def test_partners_are_of_one_size(tmp_path, names, found):
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_listed_and_the_rest_is_rendered(copied):
-    shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))
-    shutil.rmtree(copied.folder("trained", "Mistral", "best_acc"))
-    shutil.rmtree(copied.folder("dense", "Qwen"))
-    (copied.results / "candidates.tsv").unlink()
-    shutil.rmtree(copied.folder("finetuned", "Llama", "best_ppl") / "samples")
-    page, text = _render(copied)
+def test_lists_what_is_missing_and_renders_the_rest(study_copy):
+    shutil.rmtree(study_copy.folder("finetuned", "Mistral", "best_acc"))
+    shutil.rmtree(study_copy.folder("trained", "Mistral", "best_acc"))
+    shutil.rmtree(study_copy.folder("dense", "Qwen"))
+    (study_copy.results / "candidates.tsv").unlink()
+    shutil.rmtree(study_copy.folder("finetuned", "Llama", "best_ppl") / "samples")
+    page, text = _render(study_copy)
     for document in (page, text):
         assert "Mistral / best_acc: comparison" in document
         assert "Qwen: dense evaluation" in document
         assert "table of candidates" in document
         assert "no usable samples of boolq" in document
-    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv").set_index(["model", "config"])
+    frame = pandas.read_csv(study_copy.results / "report" / "comparisons.csv").set_index(["model", "config"])
     row = frame.loc["Mistral", "best_acc"]
     assert row["state"] == "waiting" and pandas.isna(row["average_acc_finetuned"])
     assert row["average_acc_pruned"] > 0
 
 
-def test_nothing_done_yet_is_a_report_too(tmp_path):
+def test_reports_a_study_in_which_nothing_is_done_yet(tmp_path):
     study = Synthetic(tmp_path / "results")
     study.results.mkdir()
     page, _ = _render(study)
@@ -260,31 +260,31 @@ def test_nothing_done_yet_is_a_report_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_records_and_numbers_that_are_none_are_failures(copied):
-    torn = copied.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+def test_reports_damaged_records_and_nan_as_failures(study_copy):
+    torn = study_copy.folder("finetuned", "Llama", "best_acc") / "comparison.json"
     torn.write_text(torn.read_text()[:500])
-    spoiled = copied.folder("pruned", "Qwen", "best_ppl") / "evaluation_results.json"
+    spoiled = study_copy.folder("pruned", "Qwen", "best_ppl") / "evaluation_results.json"
     spoiled.write_text(re.sub(r'"average_acc": [\d.]+', '"average_acc": NaN', spoiled.read_text()))
-    changed = copied.folder("trained", "Mistral", "best_acc") / "finetuning_config.json"
+    changed = study_copy.folder("trained", "Mistral", "best_acc") / "finetuning_config.json"
     changed.write_text(changed.read_text().replace('"steps": 120', '"steps": 121'))
-    (copied.results / "candidates.tsv").write_text("\0\0")
-    page, _ = _render(copied)
+    (study_copy.results / "candidates.tsv").write_text("\0\0")
+    page, _ = _render(study_copy)
     for what in ("comparison.json", "evaluation_results.json", "finetuning_config.json", "candidates.tsv"):
         assert re.search(rf"<li>[^<]*<span[^>]*>[^<]*{what}", page), what
-    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv").set_index(["model", "config"])
+    frame = pandas.read_csv(study_copy.results / "report" / "comparisons.csv").set_index(["model", "config"])
     assert frame.loc["Llama", "best_acc"]["state"] == "failed"
     assert not re.search(r">\s*nan\b", page, re.IGNORECASE)
 
 
-def test_samples_that_are_no_parquet_are_left_out_and_named(copied):
-    (copied.folder("finetuned", "Llama", "best_ppl") / "samples" / "piqa.parquet").write_text("not parquet")
-    found = studies.read(copied.results, copied.pairs, copied.models)
+def test_names_and_leaves_out_samples_that_are_not_parquet(study_copy):
+    (study_copy.folder("finetuned", "Llama", "best_ppl") / "samples" / "piqa.parquet").write_text("not parquet")
+    found = studies.read(study_copy.results, study_copy.pairs, study_copy.models)
     (note,) = measurements.gather(found).notes
     assert note.startswith("Llama best_ppl finetuned: no usable samples of piqa") and "piqa.parquet" in note
 
 
 @pytest.mark.slow
-def test_a_name_that_is_markup_is_shown_and_not_run(tmp_path):
+def test_escapes_a_name_that_is_markup(tmp_path):
     models = {EVIL: SIX["Llama"], "$a_b$ | c": SIX["Llama-Instruct"]}
     study = Synthetic(tmp_path, models, **SMALL).build()
     page, text = _render(study, metadata={"<b>note": "<img src=x onerror=alert(2)>"})
@@ -297,13 +297,13 @@ def test_a_name_that_is_markup_is_shown_and_not_run(tmp_path):
         assert "<script" not in re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
 
 
-def test_later_records_are_shown_where_they_are(copied, no_figures):
-    path = copied.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+def test_shows_generations_and_cost_if_the_records_have_them(study_copy, no_figures):
+    path = study_copy.folder("finetuned", "Llama", "best_acc") / "comparison.json"
     samples = [{"prompt": "Once & once", "dense": "upon", "pruned": "a", "finetuned": "time"}]
     records.write(path, records.read(path) | {"generations": samples})
-    evaluated = copied.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
+    evaluated = study_copy.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
     records.write(evaluated, records.read(evaluated) | {"cost": COST})
-    page, _ = _render(copied)
+    page, _ = _render(study_copy)
     assert "Once &amp; once" in page and "12.5 ms" in page
 
 
@@ -322,10 +322,10 @@ def test_rendering_imports_neither_torch_nor_transformers(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_models_by_four_configs_render_in_a_minute(tmp_path):
+def test_renders_a_hundred_models_by_four_configs_in_a_minute(tmp_path):
     models = {f"Model-{i}": {"variant": "base", "family": f"family-{i % 5}", "base": None} for i in range(100)}
     study = Synthetic(tmp_path, models, ("a", "b", "c", "d"), items=60, windows=20).build(distinct=2)
-    started = time.process_time()  # of this process: other work on the machine does not count
+    started = time.process_time()  # CPU time of this process: other work on the machine does not count
     _render(study)
     assert time.process_time() - started < 60
 
@@ -336,9 +336,9 @@ def test_a_hundred_models_by_four_configs_render_in_a_minute(tmp_path):
 def _status(results, name, title, state, **facts):
     path = Path(results) / ".status" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {"title": title, "state": state, "reason": None, "started": time.time() - 300, "updated": time.time()}
-    known |= {"host": socket.gethostname(), "pid": os.getpid()} | facts
-    path.write_text(json.dumps(known))
+    content = {"title": title, "state": state, "reason": None, "started": time.time() - 300, "updated": time.time()}
+    content |= {"host": socket.gethostname(), "pid": os.getpid()} | facts
+    path.write_text(json.dumps(content))
 
 
 def _shown(capsys, *arguments):
@@ -346,16 +346,18 @@ def _shown(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_show_tells_done_running_waiting_and_failed(copied, capsys, monkeypatch):
+def test_show_lists_done_running_waiting_and_failed_pairs(study_copy, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     for model, config in (("Llama", "best_ppl"), ("Qwen", "best_acc"), ("Mistral", "best_acc"), ("Qwen", "best_ppl")):
-        shutil.rmtree(copied.folder("finetuned", model, config))
-    _status(copied.results, "finetune/Llama.best_ppl", "finetune Llama best_ppl", "running")
-    _status(copied.results, "finetune/Qwen.best_acc", "finetune Qwen best_acc", "failed", reason="loss is not a number")
+        shutil.rmtree(study_copy.folder("finetuned", model, config))
+    _status(study_copy.results, "finetune/Llama.best_ppl", "finetune Llama best_ppl", "running")
+    _status(
+        study_copy.results, "finetune/Qwen.best_acc", "finetune Qwen best_acc", "failed", reason="loss is not a number"
+    )
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    _status(copied.results, "evaluate/x", "evaluate finetuned Mistral best_acc", "running", pid=dead.pid)
-    rows = {tuple(line.split()[:2]): line for line in _shown(capsys, copied.results).splitlines() if line.split()}
+    _status(study_copy.results, "evaluate/x", "evaluate finetuned Mistral best_acc", "running", pid=dead.pid)
+    rows = {tuple(line.split()[:2]): line for line in _shown(capsys, study_copy.results).splitlines() if line.split()}
     assert "running (finetune, 5 min)" in rows["Llama", "best_ppl"]
     assert "failed" in rows["Qwen", "best_acc"]
     assert "stopped" in rows["Mistral", "best_acc"]
@@ -364,49 +366,53 @@ def test_show_tells_done_running_waiting_and_failed(copied, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_show_speaks_to_a_terminal_that_lacks_characters(copied, encoding):
-    shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
-    _status(copied.results, "finetune/x", "finetune Qwen best_acc", "failed", reason="the loss ≥ what Žižek hoped")
-    command = [sys.executable, "-m", "coppice", "show", copied.results]
+def test_show_replaces_characters_that_the_terminal_lacks(study_copy, encoding):
+    shutil.rmtree(study_copy.folder("finetuned", "Qwen", "best_acc"))
+    _status(study_copy.results, "finetune/x", "finetune Qwen best_acc", "failed", reason="the loss ≥ what Žižek hoped")
+    command = [sys.executable, "-m", "coppice", "show", study_copy.results]
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, b"")
     assert "the loss ? what ?i?ek hoped" in done.stdout.decode(encoding)
 
 
-def test_output_that_finds_no_room_is_told_in_a_line(copied):
-    command = [sys.executable, "-m", "coppice", "show", copied.results]
+def test_show_reports_a_full_disk_in_one_line(study_copy):
+    command = [sys.executable, "-m", "coppice", "show", study_copy.results]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("coppice show: standard output: its disk is full")
 
 
-def test_show_names_every_failure_with_its_reason(copied, capsys):
-    shutil.rmtree(copied.folder("finetuned", "Qwen", "best_acc"))
-    _status(copied.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="the training loss is not finite")
-    text = _shown(capsys, copied.results)
+def test_show_names_every_failure_with_its_reason(study_copy, capsys):
+    shutil.rmtree(study_copy.folder("finetuned", "Qwen", "best_acc"))
+    _status(
+        study_copy.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="the training loss is not finite"
+    )
+    text = _shown(capsys, study_copy.results)
     assert "failed: Qwen / best_acc: finetune: the training loss is not finite" in text
     assert "12 model and config pairs: 11 done, 1 failed" in text
 
 
-def test_a_failure_that_was_mended_is_no_longer_shown(copied, capsys):
-    _status(copied.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="out of memory")
-    assert "out of memory" not in _shown(capsys, copied.results)
+def test_show_omits_a_failure_that_was_fixed(study_copy, capsys):
+    _status(study_copy.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="out of memory")
+    assert "out of memory" not in _shown(capsys, study_copy.results)
 
 
-def test_all_pairs_wait_for_a_candidate_that_failed(copied, capsys):
-    for config in copied.configs:
-        shutil.rmtree(copied.folder("finetuned", "Llama", config))
-    _status(copied.results, "prune/a", "prune Llama depth-0.25", "failed", reason="disk is full")
-    _status(copied.results, "prune/b", "prune Llama-Instruct depth-0.25", "failed", reason="of no concern: it is done")
-    assert _shown(capsys, copied.results).count("failed (prune: disk is full)") == 2
+def test_a_failed_candidate_fails_all_pairs_of_its_model(study_copy, capsys):
+    for config in study_copy.configs:
+        shutil.rmtree(study_copy.folder("finetuned", "Llama", config))
+    _status(study_copy.results, "prune/a", "prune Llama depth-0.25", "failed", reason="disk is full")
+    _status(
+        study_copy.results, "prune/b", "prune Llama-Instruct depth-0.25", "failed", reason="of no concern: it is done"
+    )
+    assert _shown(capsys, study_copy.results).count("failed (prune: disk is full)") == 2
 
 
 def _cut(text):
     return [line for line in text.splitlines() if "…" in line]
 
 
-def test_a_pipe_gets_the_whole_table_whatever_the_width_of_a_terminal(whole, capsys, monkeypatch):
+def test_a_pipe_gets_the_whole_table_at_any_terminal_width(whole, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     text = _shown(capsys, whole.results)
     rows = [line.split() for line in text.splitlines() if line.split() and line.split()[0] in whole.models]
@@ -415,7 +421,7 @@ def test_a_pipe_gets_the_whole_table_whatever_the_width_of_a_terminal(whole, cap
 
 
 @pytest.mark.parametrize("columns", [80, 60, 40])
-def test_a_narrow_terminal_shows_every_number_whole(whole, columns):
+def test_a_narrow_terminal_truncates_no_number(whole, columns):
     narrow, wide = io.StringIO(), io.StringIO()
     study_report.overview(whole.results, whole.pairs, Console(file=narrow, force_terminal=True, width=columns))
     study_report.overview(whole.results, whole.pairs, Console(file=wide))
@@ -427,11 +433,11 @@ def test_a_narrow_terminal_shows_every_number_whole(whole, columns):
         assert all(model in narrow.getvalue() for model in whole.models)
 
 
-# The last lines of a run that failed
+# The last lines of a failed run
 
 
 def _job(folder, name, *, run="this", log=None, **status):
-    """What Snakemake's scheduler knows of a failed job, with its status file; `run` is the run that wrote that."""
+    """Return a failed job as Snakemake's scheduler has it, and write its status file as the run `run` would."""
     path = folder / f"{name}.status.json"
     if status:
         path.write_text(json.dumps({"title": f"finetune {name}", "reason": None, "run": run} | status))
@@ -447,7 +453,7 @@ def _job(folder, name, *, run="this", log=None, **status):
     )
 
 
-def test_a_run_that_failed_ends_with_each_job_its_reason_its_log_and_the_command(tmp_path, monkeypatch):
+def test_a_failed_run_ends_with_each_job_its_reason_its_log_and_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("COPPICE_RUN", "this")
     jobs = [
         _job(tmp_path, "A", state="failed", reason="the loss is not finite"),
@@ -466,41 +472,41 @@ def test_a_run_that_failed_ends_with_each_job_its_reason_its_log_and_the_command
     assert "  snakemake --cores 2 --config 'results=my study'" in lines and "of an earlier run" not in text
 
 
-def test_a_run_that_was_stopped_says_how_to_go_on():
+def test_a_stopped_run_says_how_to_go_on():
     assert "snakemake --cores 2" in failures.summary([], ["--cores", "2"])
 
 
-def test_pairs_and_models_are_found_from_the_records(whole):
+def test_finds_pairs_and_models_in_the_records(whole):
     pairs, models = studies.discover(whole.results)
     assert sorted(pairs) == sorted(whole.pairs)
     assert models["Qwen-Instruct"] == {"variant": "instruct", "family": "qwen", "base": None}
     assert models["Qwen"]["variant"] == "base"
 
 
-def test_coppice_report_renders_a_partial_study(copied, capsys, no_figures):
-    shutil.rmtree(copied.folder("finetuned", "Mistral", "best_acc"))
-    assert cli.main(["report", str(copied.results)]) == 0
+def test_coppice_report_renders_a_partial_study(study_copy, capsys, no_figures):
+    shutil.rmtree(study_copy.folder("finetuned", "Mistral", "best_acc"))
+    assert cli.main(["report", str(study_copy.results)]) == 0
     page = Path(capsys.readouterr().out.strip())
     assert "Mistral / best_acc: comparison" in page.read_text()
 
 
-def test_coppice_report_takes_the_study_from_its_configuration(copied, tmp_path, capsys, no_figures):
+def test_coppice_report_takes_the_study_from_its_configuration(study_copy, tmp_path, capsys, no_figures):
     config = tmp_path / "config.yaml"
     config.write_text(
         "models:\n  Llama: {base: miniature/llama}\nselect:\n  configs: {best_acc: {metric: average_acc, mode: max}}\n"
     )
-    assert cli.main(["report", str(copied.results), "--configfile", str(config)]) == 0
-    frame = pandas.read_csv(copied.results / "report" / "comparisons.csv")
+    assert cli.main(["report", str(study_copy.results), "--configfile", str(config)]) == 0
+    frame = pandas.read_csv(study_copy.results / "report" / "comparisons.csv")
     assert frame[["model", "config"]].to_numpy().tolist() == [["Llama", "best_acc"]]
 
 
 @pytest.mark.parametrize("command", ["show", "report"])
-def test_a_folder_that_is_not_there_is_told_in_a_line(command, tmp_path, capsys):
+def test_names_a_missing_folder_in_one_line(command, tmp_path, capsys):
     assert cli.main([command, str(tmp_path / "none")]) == 1
     assert "there is no such folder" in capsys.readouterr().err
 
 
-def test_help_needs_no_heavy_import():
+def test_help_imports_nothing_heavy():
     code = "import sys, coppice.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(len(sys.modules))"
     scripts = Path(study_report.__file__).parents[3]
     run = subprocess.run(
@@ -559,7 +565,7 @@ def test_the_page_works_in_a_browser(whole, tmp_path, width):
     assert facts["overflow"] <= 0  # wide parts scroll by themselves, the page does not
 
 
-def test_ablations_are_shown_with_what_runs_and_why_something_failed(tmp_path):
+def test_shows_which_ablation_jobs_run_and_why_others_failed(tmp_path):
     now, host = time.time(), socket.gethostname()
     for name, state, reason in (("light 42", "done", None), ("full 42", "running", None), ("all 42", "failed", "NaN")):
         facts = {"title": f"ablation mine {name}", "state": state, "reason": reason, "started": now, "updated": now}
@@ -571,12 +577,12 @@ def test_ablations_are_shown_with_what_runs_and_why_something_failed(tmp_path):
     assert lines[1] == "  failed: all 42: NaN"
 
 
-def test_a_table_of_candidates_that_was_edited_is_told_and_not_shown(copied, no_figures):
-    table = copied.results / "candidates.tsv"
-    records.write(copied.results / ".candidates.json", {"sha256": fingerprints.content_digest(table)})
-    page, _ = _render(copied)
+def test_rejects_an_edited_table_of_candidates(study_copy, no_figures):
+    table = study_copy.results / "candidates.tsv"
+    records.write(study_copy.results / ".candidates.json", {"sha256": fingerprints.content_digest(table)})
+    page, _ = _render(study_copy)
     assert "candidates.tsv: this table was edited" not in page
     table.write_text(table.read_text().replace("candidate-0", "my favourite"))
-    page, _ = _render(copied)
+    page, _ = _render(study_copy)
     assert re.search("candidates.tsv: this table was edited[^<]*delete it and run snakemake", page)
     assert "my favourite" not in page

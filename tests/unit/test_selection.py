@@ -1,4 +1,4 @@
-"""Selection: the best by the criterion, ties by size, the user's numbers where there are some, links and no copies."""
+"""Selection: the best by the criterion, ties by size, the user's own numbers if there are any, links and no copies."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ def scored(**values):
 
 
 def by(metric, mode, **bounds):
-    """A criterion as the configuration resolves it."""
+    """Return a criterion as the configuration resolves it."""
     where = {name: {"min": None, "max": None} | ends for name, ends in bounds.items()}
     shape = {"metric": metric, "mode": mode, "pareto": None, "metrics": None, "where": where, "split": "selection"}
     return shape | {"words": f"{mode} {metric}"}
@@ -46,7 +46,7 @@ def test_ties_go_to_fewer_parameters_and_then_to_the_name():
     assert order(scored(b=(0.5, 10), a=(0.5, 10), c=(0.5, 9)), by("average_acc", "max")) == ["c", "a", "b"]
 
 
-def test_a_candidate_without_the_metric_is_named():
+def test_names_a_candidate_without_the_metric():
     with pytest.raises(CoppiceError, match=r"candidate a: .*ppl\.ptb"):
         ranking.rank(scored(a=(0.5, 1)), by("ppl.ptb", "min"))
 
@@ -55,13 +55,13 @@ def points(**values):
     return {name: {"metrics": {"average_acc": acc, "ppl": ppl}, "parameters": 1} for name, (acc, ppl) in values.items()}
 
 
-def test_the_pareto_front_by_hand():
+def test_the_pareto_front_of_a_worked_example():
     accuracy, perplexity = [0.5, 0.6, 0.4, 0.6, float("nan")], [10, 20, 30, 25, 5]
     assert pareto.pareto(accuracy, perplexity) == [True, True, False, False, False]
 
 
 def test_the_knee_is_the_point_of_the_front_farthest_from_the_line_between_its_ends():
-    """Scaled over the front, `bend` lies at (0.8, 0.2): 0.6 / sqrt(2) from the diagonal, `near` at (0.9, 0.6)."""
+    """In units of the front, `bend` is at (0.8, 0.2), 0.6 / sqrt(2) from the diagonal, and `near` at (0.9, 0.6)."""
     entries = points(fluent=(0.4, 10), near=(0.58, 22), bend=(0.56, 14), sharp=(0.6, 30), beaten=(0.5, 25))
     found = ranking.rank(entries, KNEE)
     assert [name for name, _ in found] == ["bend", "near", "fluent", "sharp"]
@@ -76,7 +76,7 @@ def test_a_front_of_two_has_no_knee_and_the_smaller_model_wins():
     assert order(entries, KNEE) == ["b", "a"]
 
 
-def test_what_lies_outside_the_bounds_is_passed_over_and_named():
+def test_leaves_out_and_names_candidates_outside_the_bounds():
     entries = scored(large=(0.7, 100), small=(0.5, 10), tiny=(0.3, 1))
     where = by("average_acc", "max", parameters={"max": 50}, average_acc={"min": 0.5})["where"]
     left, outside = ranking.within_bounds(entries, where)
@@ -87,8 +87,8 @@ def test_what_lies_outside_the_bounds_is_passed_over_and_named():
         ranking.within_bounds(entries, by("average_acc", "max", parameters={"max": 0})["where"])
 
 
-def evaluated(folder, right, losses):
-    """The evaluation of a candidate with one task and one text, as far as margins read it."""
+def write_evaluation(folder, right, losses):
+    """Write the parts of a candidate's evaluation that margins read, for one task and one text."""
     frame = pandas.DataFrame({"doc_id": range(len(right)), "doc_hash": "h", "correct": right})
     (folder / "samples").mkdir(parents=True)
     frame.to_parquet(folder / "samples/piqa.parquet")
@@ -103,19 +103,19 @@ def evaluated(folder, right, losses):
     return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
 
 
-def test_a_given_perplexity_stands_for_every_one_and_acc_for_the_mean():
+def test_a_given_perplexity_applies_to_every_text_and_acc_to_the_average():
     metrics = ranking.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
     assert ranking.value_of(metrics, "ppl.wikitext2") == 20.0 and ranking.value_of(metrics, "acc") == 0.4
     given = metrics | ranking.metrics_of(given={"ppl": 12.0, "acc": 0.5})
     assert ranking.value_of(given, "ppl.wikitext2") == 12.0 and ranking.value_of(given, "acc") == 0.5
 
 
-def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
-    """Both lose 0.1 of accuracy: one on ten items of a hundred, the other by winning 40 and losing 50."""
+def test_a_margin_is_computed_on_the_items_that_both_were_scored_on(tmp_path):
+    """Both lose 0.1 of accuracy: one loses ten of a hundred items, the other gains 40 and loses 50."""
     base = [1.0] * 60 + [0.0] * 40
-    first = evaluated(tmp_path / "first", base, [2.0, 3.0, 2.5] * 10)
-    steady = evaluated(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [2.1, 3.1, 2.6] * 10)
-    erratic = evaluated(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, [1.0, 4.2, 2.6] * 10)
+    first = write_evaluation(tmp_path / "first", base, [2.0, 3.0, 2.5] * 10)
+    steady = write_evaluation(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [2.1, 3.1, 2.6] * 10)
+    erratic = write_evaluation(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, [1.0, 4.2, 2.6] * 10)
     low, high = margins.interval(first, steady, "average_acc")
     assert low < -0.1 < high < 0
     low, high = margins.interval(first, erratic, "average_acc")
@@ -126,12 +126,12 @@ def test_a_margin_is_judged_on_the_items_that_both_were_scored_on(tmp_path):
     assert low < 0 < high
     assert margins.interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
     assert margins.interval(first, steady | {"evaluation": None}, "piqa") is None
-    other = evaluated(tmp_path / "other", base, [2.0] * 7)  # another tokenizer: other windows
+    other = write_evaluation(tmp_path / "other", base, [2.0] * 7)  # another tokenizer gives other windows
     assert margins.interval(first, other, "ppl.wikitext2") is None
     assert margins.interval(first, steady, "lambada_openai") is None
 
 
-def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
+def test_a_row_with_all_metrics_needs_no_scoring():
     both = {"best_acc": by("average_acc", "max"), "best_ppl": by("ppl.wikitext2", "min", parameters={"max": 9})}
     assert not select.needs_scoring({"path": "p", "given": {"acc": 0.5, "ppl": 9.0}}, both)
     assert select.needs_scoring({"path": "p", "given": {"acc": 0.5}}, both)
@@ -140,7 +140,7 @@ def test_a_row_that_has_all_that_is_asked_for_needs_no_scoring():
 
 
 def take_in(path, folder, **given):
-    """Take a checkpoint in as the candidate `folder` of model M."""
+    """Register a checkpoint as the candidate `folder` of model M."""
     dense = folder.parent / "dense.json"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
@@ -148,7 +148,7 @@ def take_in(path, folder, **given):
 
 @pytest.fixture
 def two_candidates(tiny_checkpoint, tmp_path):
-    """Two checkpoints of a user's, taken in with numbers of their own."""
+    """Register two checkpoints of a user, with metrics of the user's own."""
     folders = {}
     for name, acc, ppl in (("good", 0.7, 20.0), ("fluent", 0.6, 10.0)):
         path = tiny_checkpoint(seed=len(name))
@@ -158,7 +158,7 @@ def two_candidates(tiny_checkpoint, tmp_path):
     return folders
 
 
-def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates, tmp_path):
+def test_chooses_by_the_users_own_numbers_and_records_that(two_candidates, tmp_path):
     for config, metric, mode, best in (("a", "average_acc", "max", "good"), ("p", "ppl.wikitext2", "min", "fluent")):
         criterion = by(metric, mode)
         select.select_best({"model": "M", "config": config}, criterion, two_candidates, tmp_path / config)
@@ -167,7 +167,7 @@ def test_two_criteria_choose_by_the_users_own_numbers_and_say_so(two_candidates,
         assert info["runner_up"]["margin"] == pytest.approx(0.1 if config == "a" else 10.0)
 
 
-def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
+def test_links_the_checkpoint_which_loads(two_candidates, tmp_path):
     criterion = by("average_acc", "max")
     select.select_best({"model": "M", "config": "a"}, criterion, two_candidates, tmp_path / "a")
     assert (tmp_path / "a/model.safetensors").is_symlink()
@@ -175,7 +175,7 @@ def test_the_checkpoint_is_linked_and_loads(two_candidates, tmp_path):
     assert models.parameters(models.load(models.Source(str(tmp_path / "a")))) > 0
 
 
-def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path, monkeypatch):
+def test_finds_the_weights_in_results_behind_a_link(tiny_checkpoint, tmp_path, monkeypatch):
     (tmp_path / "disk/of/another/depth").mkdir(parents=True)
     (tmp_path / "study").mkdir()
     (tmp_path / "study/results").symlink_to(tmp_path / "disk/of/another/depth")
@@ -188,8 +188,8 @@ def test_results_behind_a_link_hold_weights_that_load(tiny_checkpoint, tmp_path,
     assert fingerprints.weights(chosen) == fingerprints.weights("mine")
 
 
-def test_results_of_another_name_find_what_was_chosen(tiny_checkpoint, tmp_path, monkeypatch):
-    """A study whose folder is renamed goes on in it, as where a task or a seed is added."""
+def test_finds_the_chosen_weights_in_a_renamed_results_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    """A user may rename the folder of a study and go on in it, for example to add a task or a seed."""
     shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     take_in(tmp_path / "mine", Path("results/candidates/M/c"))
@@ -201,7 +201,7 @@ def test_results_of_another_name_find_what_was_chosen(tiny_checkpoint, tmp_path,
     assert fingerprints.weights(folder) == fingerprints.weights("mine")
 
 
-def test_results_copied_to_another_depth_find_the_users_candidates_again(tiny_checkpoint, tmp_path, monkeypatch):
+def test_finds_the_users_candidates_in_results_copied_to_another_depth(tiny_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(tiny_checkpoint(), tmp_path / "mine")
     (tmp_path / "study").mkdir()
     monkeypatch.chdir(tmp_path / "study")
@@ -230,8 +230,8 @@ def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, t
     assert "**best**" in (tmp_path / "SUMMARY.md").read_text()
 
 
-def test_a_column_of_the_table_does_not_stand_for_what_was_counted_or_chosen_here(two_candidates, tmp_path):
-    """As where a `candidates.tsv` of another study is given a column of paths and taken for the table."""
+def test_a_column_of_the_table_does_not_replace_what_this_study_computes(two_candidates, tmp_path):
+    """As when a `candidates.tsv` of another study is used as the table, with a column of paths added."""
     for pruning, _ in two_candidates.values():
         records.write(pruning, records.read(pruning) | {"given": {"parameters": "6.5B", "chosen_as": "other"}})
     counted = {name: entry["parameters"] for name, entry in select.choice.read_candidates(two_candidates).items()}
@@ -242,7 +242,7 @@ def test_a_column_of_the_table_does_not_stand_for_what_was_counted_or_chosen_her
     assert {row["chosen_as"] for row in rows.values()} == {""}
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_rejects_a_folder_without_weights(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights"):
@@ -250,7 +250,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 
 
 def reconfigured(folder):
-    """The same weights under a configuration that differs in what decides no tensor."""
+    """Change the configuration in a key that affects no tensor."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pruned_by": "nobody"}))
 
@@ -261,9 +261,7 @@ def in_other_shards(folder):
 
 
 @pytest.mark.parametrize("disguise", [lambda folder: None, reconfigured, in_other_shards])
-def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_on_it(
-    tiny_checkpoint, tmp_path, disguise
-):
+def test_rejects_the_dense_model_as_a_candidate(tiny_checkpoint, tmp_path, disguise):
     dense = tiny_checkpoint()
     records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
     copy = shutil.copytree(dense, tmp_path / "my copy")
@@ -280,8 +278,8 @@ def test_the_dense_model_as_a_row_of_the_table_is_refused_before_anything_rests_
 
 
 @pytest.mark.parametrize("changed", ["unknown words", "ids"])
-def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(tiny_checkpoint, tmp_path, changed):
-    """As with a tokenizer of another model, or one that begins texts with BOS where the other does not."""
+def test_rejects_a_candidate_whose_tokenizer_differs_from_the_dense_models(tiny_checkpoint, tmp_path, changed):
+    """As with a tokenizer of another model, or one that begins texts with BOS while the dense model's does not."""
     dense, mine = tiny_checkpoint(), shutil.copytree(tiny_checkpoint(seed=1), tmp_path / "mine")
     records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
     content = json.loads((mine / "tokenizer.json").read_text())
@@ -296,12 +294,12 @@ def test_a_candidate_that_reads_text_otherwise_than_its_dense_model_is_refused(t
     candidates.take_in(*arguments)
 
 
-def test_who_is_trained_for_a_candidate_is_decided_once(tmp_path):
-    """Later runs and a cluster's jobs, which see other files, come to the same."""
+def test_decides_once_which_config_trains_a_candidate(tmp_path):
+    """Later runs, and jobs on a cluster, which see other files, decide the same."""
     path = tmp_path / "owners.json"
     assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
     assert select.config_to_train(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
     assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "b"
     assert select.config_to_train(path, "c", ["a", "b"], {"a": "c"}) == "b"
     assert select.config_to_train(path, "d", ["a", "b"], {}) == "a"
-    assert select.config_to_train(path, "c", ["a"], {}) == "a"  # b chooses another one now
+    assert select.config_to_train(path, "c", ["a"], {}) == "a"  # b now chooses another candidate

@@ -1,4 +1,4 @@
-"""The configuration: what a user may write, what it becomes, and what is said where it is wrong."""
+"""The configuration: what a user may write, how it is resolved, and the messages for mistakes."""
 
 import copy
 import subprocess
@@ -22,7 +22,7 @@ ABLATIONS = {
 
 
 def merged(*layers):
-    """Layers laid over each other as Snakemake does: mappings merged, all else replaced."""
+    """Merge layers as Snakemake does: mappings are merged, everything else is replaced."""
     result = {}
     for layer in layers:
         for key, value in layer.items():
@@ -46,7 +46,7 @@ def message(*layers, **options):
 
 
 def leaves(value, path=()):
-    """(path, value) of everything in nested mappings that is not a mapping."""
+    """Yield (path, value) of everything in nested mappings that is not a mapping."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from leaves(item, (*path, key))
@@ -77,7 +77,7 @@ def test_the_miniature_study_is_six_models_by_two_criteria():
     assert not study.notices
 
 
-def test_the_real_study_laid_over_the_miniature_has_nothing_miniature_left():
+def test_full_yaml_over_config_yaml_leaves_nothing_miniature():
     study = settings.load(merged(file("config.yaml"), file("full.yaml")), [CONFIG / "full.yaml"])
     assert len(study.pairs()) == 12
     assert {m["source"]["kind"] for m in study.models.values()} == {"hub"}
@@ -86,7 +86,7 @@ def test_the_real_study_laid_over_the_miniature_has_nothing_miniature_left():
     assert settings.load(file("full.yaml")).config == study.config
 
 
-def test_full_yaml_sets_back_every_key_that_config_yaml_changes():
+def test_full_yaml_resets_every_key_that_config_yaml_changes():
     real, defaults = dict(leaves(file("full.yaml"))), load().config
     for path, value in leaves(file("config.yaml")):
         if path[0] in ("models", "datasets", "ablations"):
@@ -112,7 +112,7 @@ def local_data(tmp_path):
 
 
 @pytest.mark.parametrize("below", [["config.yaml"], ["config.yaml", "full.yaml"]])
-def test_local_data_replaces_every_data_set_of_either_study(local_data, below):
+def test_local_data_replaces_every_dataset_of_either_study(local_data, below):
     place = {"data_root": str(local_data)}
     study = settings.load(merged(*(file(name) for name in below), file("local_data.yaml"), place))
     assert {d["source"]["kind"] for d in study.datasets.values()} == {"local"}
@@ -122,20 +122,20 @@ def test_local_data_replaces_every_data_set_of_either_study(local_data, below):
     assert study.miniature["corpus"] == "wikitext2"
 
 
-def test_local_data_without_its_folder_names_data_root(tmp_path):
+def test_names_data_root_if_its_folder_is_missing(tmp_path):
     config = merged(file("config.yaml"), file("local_data.yaml"), {"data_root": "nowhere"})
     with pytest.raises(settings.SettingsError, match="data_root: there is no folder nowhere"):
         settings.load(config, workdir=tmp_path)
     assert "data_root is not set" in message({"datasets": {"ptb": {"path": "{data_root}/ptb", "format": "text"}}})
 
 
-def test_a_file_named_as_a_split_must_be_there(local_data):
+def test_rejects_a_split_whose_file_is_missing(local_data):
     (local_data / "ptb" / "test.txt").unlink()
     with pytest.raises(settings.SettingsError, match=r"datasets\.ptb\.splits\.report: no file for 'test' .*valid\.txt"):
         settings.load(merged(file("config.yaml"), file("local_data.yaml"), {"data_root": str(local_data)}))
 
 
-def test_one_file_serves_what_is_asked_of_it_and_no_more(tmp_path):
+def test_one_file_serves_only_one_role(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     one = {"path": str(tmp_path / "rows.jsonl"), "format": "json"}
     assert load({"datasets": {"boolq": one}}).dataset("boolq")["splits"] == {
@@ -143,38 +143,41 @@ def test_one_file_serves_what_is_asked_of_it_and_no_more(tmp_path):
         "selection": None,
         "report": "validation",
     }
-    told = message({"datasets": {"ptb": one}, "candidates": {"calibration": {"dataset": "ptb"}}})
-    assert "datasets.ptb.path: one file cannot hold" in told and "candidates.calibration.dataset" in told
+    error = message({"datasets": {"ptb": one}, "candidates": {"calibration": {"dataset": "ptb"}}})
+    assert "datasets.ptb.path: one file cannot hold" in error and "candidates.calibration.dataset" in error
 
 
 @pytest.mark.parametrize(("role", "words"), [("train", "trained on"), ("selection", "candidates are chosen by")])
-def test_what_is_reported_is_neither_trained_on_nor_chosen_by(tmp_path, role, words):
+def test_rejects_report_rows_for_training_or_selection(tmp_path, role, words):
     (tmp_path / "test.jsonl").write_text("{}")
     splits = {"train": None, "selection": None, "report": "test", role: "test.jsonl"}
-    told = message({"datasets": {"boolq": {"path": str(tmp_path), "format": "json", "splits": splits}}})
-    assert f"datasets.boolq.splits.{role} and .report" in told and words in told
+    error = message({"datasets": {"boolq": {"path": str(tmp_path), "format": "json", "splits": splits}}})
+    assert f"datasets.boolq.splits.{role} and .report" in error and words in error
 
 
 WRONG = {
     "a misspelt key": ({"finetune": {"epoch": 3}}, "finetune.epoch is unknown; did you mean 'finetune.epochs'?"),
     "a key in the wrong place": ({"batch_size": 8}, "batch_size is unknown; did you mean 'finetune.batch_size'?"),
     "a misspelt key of a model": ({"models": {"A": {"bass": "x"}}}, "did you mean 'models.A.base'?"),
-    "a key of nothing": ({"zzzz": 1}, "config key zzzz is unknown; valid are results, "),
+    "an unknown top-level key": ({"zzzz": 1}, "config key zzzz is unknown; valid are results, "),
     "words for a number": ({"finetune": {"epochs": "three"}}, "finetune.epochs: found 'three', but a number"),
     "half a step": ({"finetune": {"max_steps": 1.5}}, "finetune.max_steps: found 1.5, but an integer or null"),
     "not a number": ({"finetune": {"learning_rate": float("nan")}}, "finetune.learning_rate: found nan"),
     "a negative number": ({"finetune": {"warmup_steps": -1}}, "finetune.warmup_steps: found -1, must be at least 0"),
-    "a truth for a number": ({"seed": True}, "seed: found true, but an integer"),
+    "a boolean for a number": ({"seed": True}, "seed: found true, but an integer"),
     "a number for text": ({"models": {"A": {"base": "a/b", "revision": 12}}}, "revision: found 12, but text or null"),
     "a word for a list": ({"only": {"models": "Llama"}}, "only.models: found 'Llama', but a list or null is needed"),
     "a value for a section": ({"finetune": 3}, "finetune: found 3, but a mapping"),
     "null for a value": ({"finetune": {"epochs": None}}, "finetune.epochs: found null"),
     "an unknown choice": ({"candidates": {"keep": "selectd"}}, "did you mean 'selected'?"),
-    "a thing twice in a list": ({"evaluate": {"zero_shot": {"tasks": ["piqa", "piqa"]}}}, "'piqa' is listed twice"),
+    "a duplicate in a list": ({"evaluate": {"zero_shot": {"tasks": ["piqa", "piqa"]}}}, "'piqa' is listed twice"),
     "a model without a base": ({"models": {"A": {"family": "llama"}}}, "models.A.base is missing"),
     "a name with a slash": ({"models": {"a/b": {"base": "a/b"}}}, "models: the name 'a/b' cannot be part of a path"),
     "a name with dots": ({"models": {"a..b": {"base": "a/b"}}}, "models: the name 'a..b'"),
-    "a config's name with a line": ({"select": {"configs": {"a\n": {"metric": "piqa", "mode": "max"}}}}, "the name 'a"),
+    "a config name with a line break": (
+        {"select": {"configs": {"a\n": {"metric": "piqa", "mode": "max"}}}},
+        "the name 'a",
+    ),
     "a candidate's name": ({"candidates": {"prune": [{"method": "depth", "ratio": 0.5, "name": "../x"}]}}, "'../x'"),
     "a number for a name": ({"models": {1: {"base": "a/b"}}}, "models.1: the name 1 is not text; put it in quotes"),
     "no model": ({"models": {"Llama": None}}, "the study has no model"),
@@ -183,7 +186,7 @@ WRONG = {
     "no such miniature": ({"models": {"A": {"base": "miniature/lama"}}}, "did you mean 'llama'?"),
     "a miniature of another family": ({"models": {"Llama": {"family": "qwen"}}}, "but miniature/llama is 'llama'"),
     "a bare model id": ({"models": {"A": {"base": "gpt2"}}}, "models.A.base: 'gpt2' is neither a hub id"),
-    "an unheard-of family": ({"models": {"A": {"base": "me/thing"}}}, "models.A.family: the base 'me/thing'"),
+    "an unknown family": ({"models": {"A": {"base": "me/thing"}}}, "models.A.family: the base 'me/thing'"),
     "an unknown model in only": ({"only": {"models": ["Lama"]}}, "only.models: 'Lama' is not in the study"),
     "an unknown config in only": ({"only": {"configs": ["best_ac"]}}, "did you mean 'best_acc'?"),
     "an unknown task": ({"evaluate": {"zero_shot": {"tasks": ["pica"]}}}, "lm-eval has no task 'pica'; did you mean"),
@@ -201,7 +204,7 @@ WRONG = {
         "found 'x'",
     ),
     "a criterion without a mode": ({"select": {"configs": {"x": {"metric": "piqa"}}}}, "configs.x.mode is missing"),
-    "a knee with a metric of its own": (
+    "a knee with a metric": (
         {"select": {"configs": {"x": {"pareto": "knee", "metric": "piqa"}}}},
         "configs.x.metric: found piqa beside pareto",
     ),
@@ -223,7 +226,7 @@ WRONG = {
         "prune[0].ratio: found 1, must be",
     ),
     "a point without ratio": ({"candidates": {"prune": [{"method": "depth"}]}}, "candidates.prune[0].ratio is missing"),
-    "a width's key on depth": (
+    "a width key for depth": (
         {"models": {"Llama": {"prune": [{"method": "depth", "ratio": 0.5, "parts": ["mlp"]}]}}},
         "models.Llama.prune[0].parts: is not a setting of method depth",
     ),
@@ -237,7 +240,7 @@ WRONG = {
         "finetune.data.validation: 'alpaca' is also trained on",
     ),
     "part of a row": ({"finetune": {"data": {"val_size": 2.5}}}, "finetune.data.val_size: found 2.5"),
-    "patience without a loss": (
+    "early stopping without validation": (
         {"finetune": {"early_stopping": 3, "data": {"val_size": 0}}},
         "finetune.early_stopping: needs a validation loss",
     ),
@@ -249,13 +252,13 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("wrong", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_configuration_is_told_in_one_message(wrong, told):
-    said = message(wrong)
-    assert told in said and "\n" not in said
+@pytest.mark.parametrize(("wrong", "expected"), WRONG.values(), ids=WRONG.keys())
+def test_rejects_a_wrong_configuration_in_one_message(wrong, expected):
+    error = message(wrong)
+    assert expected in error and "\n" not in error
 
 
-def test_a_model_folder_that_is_no_checkpoint(tmp_path, checkpoint):
+def test_rejects_a_model_folder_that_is_not_a_checkpoint(tmp_path, checkpoint):
     local = {"models": {"Mine": {"base": str(checkpoint)}}}
     assert load(local).models["Mine"]["source"] == {"kind": "local", "path": str(checkpoint)}
     assert load(local).models["Mine"]["family"] == "qwen"
@@ -264,12 +267,12 @@ def test_a_model_folder_that_is_no_checkpoint(tmp_path, checkpoint):
     assert "models.Mine.base" in message(local) and "no config.json" in message(local)
 
 
-def test_any_task_of_the_harness_is_accepted():
+def test_accepts_any_task_of_lm_eval():
     study = load({"evaluate": {"zero_shot": {"tasks": ["sciq", "mmlu_anatomy"], "metric": {"sciq": "acc_norm"}}}})
     assert study.dataset("sciq") is None
 
 
-def test_values_given_on_the_command_line_are_accepted():
+def test_accepts_values_given_on_the_command_line():
     given = {"epochs": "3", "max_steps": "null", "merge": "true", "learning_rate": "1e-4", "seeds": ["1", "2"]}
     finetune = load({"finetune": given, "seed": 7}).finetune
     assert [finetune[key] for key in given] == [3, None, True, 0.0001, [1, 2]]
@@ -277,14 +280,14 @@ def test_values_given_on_the_command_line_are_accepted():
 
 
 @given(st.integers(0, 10**15) | st.floats(1e-300, 1e29) | st.booleans())
-def test_a_number_or_truth_means_the_same_written_as_text(value):
+def test_a_number_or_boolean_means_the_same_written_as_text(value):
     kind = {int: ["integer", "null"], float: "number", bool: "boolean"}[type(value)]
     coerced = schema._coerced(str(value), {"type": kind}, ())
     assert coerced == value
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs"))))
-def test_text_stays_text_where_text_is_wanted(text):
+def test_text_stays_text_for_a_key_of_text(text):
     assert schema._coerced(text, {"type": "string"}, ()) == text
 
 
@@ -297,7 +300,7 @@ ANYTHING = st.recursive(
 
 
 @given(st.sampled_from(LEAVES), ANYTHING)
-def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
+def test_accepts_any_value_at_a_key_or_names_the_key(path, value):
     names = {"models": "Llama", "datasets": "ptb", "select": "best_acc", "evaluate": "piqa", "finetune": "alpaca"}
     names["ablations"] = "r"
     keys = [names[path[0]] if key == "<name>" else key for key in path]
@@ -311,7 +314,7 @@ def test_whatever_stands_at_a_key_is_accepted_or_refused_by_name(path, value):
         assert keys[0] in str(error) or "study has no" in str(error)
 
 
-def test_a_key_of_the_adapter_wins_over_its_preset_and_that_over_the_default():
+def test_an_adapter_key_overrides_its_preset_which_overrides_the_default():
     lora = load({"finetune": {"lora": {"preset": "full", "r": "24", "use_dora": "true"}}}).finetune["lora"]
     assert (lora["r"], lora["alpha"], lora["use_dora"], lora["bias"]) == (24, 64, True, "none")
     assert load().finetune["lora"] == {
@@ -327,7 +330,7 @@ def test_a_key_of_the_adapter_wins_over_its_preset_and_that_over_the_default():
     }
 
 
-def test_null_drops_an_entry_and_what_refers_to_it_is_left_out_with_a_notice():
+def test_null_drops_an_entry_and_leaves_out_references_to_it_with_a_notice():
     dropped = {"models": {"Qwen": None, "Mistral": "null"}, "only": {"models": ["Llama", "Qwen"]}}
     study = settings.load(merged(file("config.yaml"), dropped))
     assert "Qwen" not in study.models and "Mistral" not in study.models
@@ -335,7 +338,7 @@ def test_null_drops_an_entry_and_what_refers_to_it_is_left_out_with_a_notice():
     assert study.notices == ["config key only.models: 'Qwen' was dropped from the study and is ignored"]
 
 
-def test_an_emptied_section_has_its_defaults():
+def test_an_empty_section_has_its_defaults():
     assert load({"finetune": None}).finetune == load().finetune
 
 
@@ -355,7 +358,7 @@ def test_a_model_may_have_its_own_grid():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "models:\n  A: {base: a/b}\n  B: {base: a/c}\n  A: {base: a/d}\n",
@@ -367,11 +370,11 @@ def test_a_model_may_have_its_own_grid():
         ("seed: [1\n", "line 2: is not valid YAML"),
     ],
 )
-def test_a_key_given_twice_in_a_file_is_an_error(tmp_path, text, told):
+def test_rejects_a_key_given_twice_in_a_file(tmp_path, text, expected):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    said = message(configfiles=[path])
-    assert told in said and str(path) in said
+    error = message(configfiles=[path])
+    assert expected in error and str(path) in error
 
 
 @pytest.mark.parametrize(
@@ -389,12 +392,12 @@ def test_a_key_given_twice_in_a_file_is_an_error(tmp_path, text, told):
         "evaluate",
     ],
 )
-def test_targets_of_the_study_pass(target):
+def test_accepts_targets_of_the_study(target):
     settings.check_targets(load({"ablations": ABLATIONS}), [target])
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "expected"),
     [
         ("results/finetuned_evaluation/Lama/best_acc_finetuned/comparison_report.txt", "no model 'Lama'"),
         ("results/finetuned/Llama/best_ac_finetuned/training_log.txt", "did you mean 'best_acc_finetuned'?"),
@@ -406,14 +409,14 @@ def test_targets_of_the_study_pass(target):
         ("results/ablation/mine/lite/seed-42/arm.json", "no arm of mine 'lite'"),
     ],
 )
-def test_a_target_of_an_unknown_model_config_or_candidate_is_refused(tmp_path, target, told):
+def test_rejects_a_target_of_an_unknown_model_config_or_candidate(tmp_path, target, expected):
     target = target.format(absolute=tmp_path)
     with pytest.raises(settings.SettingsError) as raised:
         settings.check_targets(load({"ablations": ABLATIONS}, workdir=tmp_path), ["all", target])
-    assert told in str(raised.value) and target in str(raised.value)
+    assert expected in str(raised.value) and target in str(raised.value)
 
 
-def test_the_page_is_rewritten_only_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_rewrites_the_reference_page_only_on_request(tmp_path, monkeypatch, capsys):
     fresh = (CONFIG / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(reference, "PAGE", tmp_path / "README.md")
     reference.PAGE.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
@@ -425,21 +428,21 @@ def test_the_page_is_rewritten_only_where_that_is_asked_for(tmp_path, monkeypatc
     assert reference.PAGE.read_text(encoding="utf-8") == fresh
 
 
-def test_the_page_documents_every_key_as_the_schema_has_it():
+def test_the_reference_page_documents_every_key_of_the_schema():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
     assert reference.page(text) == text, "run: python -m coppice.study.settings.reference"
     for path in LEAVES:
-        if "prune[]" not in path and path[2:3] != ("base",):  # told with candidates.prune, with an arm
+        if "prune[]" not in path and path[2:3] != ("base",):  # documented with candidates.prune and with an arm
             assert f"`{schema.dotted(path)}`" in text
     for path, node in schema.key_paths():
         assert node.get("description"), path
         required = {"base", "method", "ratio", "metric", "mode", "seq_len", "<name>"}
-        if path[0] == "ablations":  # what is not said there is as elsewhere: no default of its own
+        if path[0] == "ablations":  # a key left out there has the value of the rest of the configuration
             continue
         assert "default" in node or schema.is_mapping(node) or path[-1] in required, path
 
 
-def test_reading_the_configuration_loads_nothing_heavy():
+def test_reading_the_configuration_imports_nothing_heavy():
     code = "import sys; from coppice.study import settings; print(*sys.modules)"
     folder = Path(settings.__file__).parents[3]
     modules = subprocess.run(

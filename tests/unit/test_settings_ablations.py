@@ -1,4 +1,4 @@
-"""Ablations in the configuration: what arms a user gets for what is written, and what is refused before any job."""
+"""Ablations in the configuration: the arms that an entry gives, and what is rejected before any job."""
 
 import pytest
 from test_settings import file, load, message
@@ -13,7 +13,7 @@ def ablated(entry, **more):
     return load({"ablations": {"mine": START | entry}}, more).ablations["mine"]
 
 
-def refused(entry):
+def error_of(entry):
     return message({"ablations": {"mine": entry}})
 
 
@@ -38,7 +38,7 @@ def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank():
     assert settings_of(one, "r-16.learning_rate-0.0003")["alpha"] == 32
 
 
-def test_the_usual_order_of_tuning_is_six_stages_and_a_comparison_on_unseen_data():
+def test_staged_true_gives_six_stages_and_a_comparison_on_unseen_data():
     one = ablated({"staged": True})
     assert [stage["name"] for stage in one["stages"]] == ["rank", "alpha", "dropout", "bias", "targets", "variants"]
     assert [stage["after"] for stage in one["stages"]] == [None, "rank", "alpha", "dropout", "bias", "targets"]
@@ -48,13 +48,13 @@ def test_the_usual_order_of_tuning_is_six_stages_and_a_comparison_on_unseen_data
     assert one["arms"]["combination"]["after"] == "variants" and one["reference"] == "start"
 
 
-def test_an_ablation_of_a_model_that_is_not_in_the_study_is_left_out_with_a_notice():
+def test_leaves_out_an_ablation_of_an_unknown_model_with_a_notice():
     study = load({"ablations": {"mine": PRESETS | {"start": {"model": "Lama"}}}})
     assert not study.ablations and "'Lama' is not in the study" in study.notices[0] and "Llama" in study.notices[0]
 
 
-def test_a_shipped_ablation_is_in_the_way_of_no_other_study():
-    """Whoever lays other models, criteria, tasks or steps over the miniature study need not know of its ablations."""
+def test_the_shipped_ablations_do_not_break_other_studies():
+    """A user who changes models, criteria, tasks or steps of the miniature study need not know its ablations."""
     for more in (
         {"select": {"configs": {"best_acc": None}}},
         {"models": {"Llama": None}},
@@ -73,7 +73,7 @@ def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "expected"),
     [
         (START, "mine: found none of arms, grid, staged"),
         (PRESETS | {"grid": {"r": [1, 2]}}, "found arms, grid"),
@@ -115,5 +115,5 @@ def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
         (PRESETS | {"budget": {"max_steps": 200}, "racing": {"rungs": 9}}, "comes before the first of 200 steps"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_message(entry, told):
-    assert told in refused(entry)
+def test_rejects_an_ablation_that_cannot_be_compared(entry, expected):
+    assert expected in error_of(entry)

@@ -1,4 +1,4 @@
-"""A user's own table of candidates, and what settings must agree on with the stages that use them."""
+"""A user's own table of candidates, and the settings that must agree with the stages that use them."""
 
 import pytest
 from test_settings import load, message
@@ -12,7 +12,10 @@ from coppice.study.settings import lora_presets, registry, schema
 
 @pytest.fixture
 def table(tmp_path):
-    """`table(text, name)` writes a table beside three checkpoint folders a, b and c; returns its configuration."""
+    """Return `write(text, name)`, which writes a table beside three checkpoint folders a, b and c.
+
+    It returns the configuration that names the table.
+    """
     for name in "abc":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -29,7 +32,7 @@ HEADER = "model,candidate,path,acc,ppl,sparsity\n"
 
 
 @pytest.mark.parametrize("name", ["mine.tsv", "mine.csv"])
-def test_a_table_of_checkpoints_takes_the_place_of_the_grid(tmp_path, table, name):
+def test_a_table_of_checkpoints_replaces_the_grid(tmp_path, table, name):
     study = load(table(HEADER + "Llama,wide,a,0.61,11.8,0.5\n\nLlama,deep,./b,,,0.25\n", name), workdir=tmp_path)
     wide, deep = study.candidates("Llama").values()
     assert (wide["candidate"], wide["path"], wide["acc"], wide["ppl"]) == ("wide", str(tmp_path / "a"), 0.61, 11.8)
@@ -51,22 +54,22 @@ def test_a_column_of_the_table_can_be_a_criterion(tmp_path, table):
     )
 
 
-def test_a_column_that_is_measured_here_where_it_is_empty_holds_numbers_or_nothing(tmp_path, table):
+def test_a_column_of_a_measured_metric_holds_numbers_or_nothing(tmp_path, table):
     task = {"evaluate": {"zero_shot": {"tasks": ["sciq"]}}}
     criterion = task | {"select": {"configs": {"best": {"metric": "sciq", "mode": "max"}}}}
     rows = "model,candidate,path,sciq\nLlama,wide,a,0.8\nLlama,deep,b,{}\n"
     assert load(table(rows.format("")), criterion, workdir=tmp_path).candidates("Llama")["deep"]["given"] == {}
-    told = message(table(rows.format("n/a")), criterion, workdir=tmp_path)
-    assert "mine.tsv, row 3, column sciq: must be a finite number" in told
+    error = message(table(rows.format("n/a")), criterion, workdir=tmp_path)
+    assert "mine.tsv, row 3, column sciq: must be a finite number" in error
 
 
-def test_a_row_added_above_changes_nothing_of_a_candidate(tmp_path, table):
+def test_adding_a_row_above_a_candidate_does_not_change_it(tmp_path, table):
     row, other = "Llama,wide,a,,,\n", "Llama,deep,b,,,\n"
     before = load(table(HEADER + row), workdir=tmp_path).candidates("Llama")["wide"]
     assert load(table(HEADER + other + row), workdir=tmp_path).candidates("Llama")["wide"] == before
 
 
-def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, table):
+def test_leaves_out_rows_of_a_model_outside_the_study_with_a_notice(tmp_path, table):
     study = load(table(HEADER + "Llama,wide,a,,,\nLlamma,wide,b,,,\n"), workdir=tmp_path)
     assert study.notices == [
         "mine.tsv: model 'Llamma' is not in the study; its rows are ignored; did you mean 'Llama'?"
@@ -74,7 +77,7 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "model,candidat,path\nLlama,x,a\n",
@@ -110,37 +113,37 @@ def test_rows_of_a_model_outside_the_study_are_left_out_with_a_notice(tmp_path, 
         ("", "row 1: the column model is missing (found none)"),
     ],
 )
-def test_a_wrong_row_is_told_with_its_row_and_column(tmp_path, table, text, told):
-    said = message(table(text), workdir=tmp_path)
-    assert told in said and "mine.tsv" in said and "\n" not in said
+def test_names_the_row_and_column_of_a_wrong_cell(tmp_path, table, text, expected):
+    error = message(table(text), workdir=tmp_path)
+    assert expected in error and "mine.tsv" in error and "\n" not in error
 
 
-def test_columns_that_are_called_like_what_is_not_measured_here_are_the_users_own(tmp_path, table):
+def test_a_column_named_like_an_unmeasured_metric_may_hold_anything(tmp_path, table):
     rows = "model,candidate,path,ppl,ppl.c4,boolq\nLlama,x,a,9,n/a,61.2\n"
     tasks = {"evaluate": {"zero_shot": {"tasks": ["piqa"]}}}
     found = load(table(rows), tasks, workdir=tmp_path).candidates("Llama")["x"]["given"]
     assert found == {"ppl": 9.0, "ppl.c4": "n/a", "boolq": 61.2}
 
 
-def test_a_file_of_a_candidate_that_no_rule_can_name_is_told_with_its_row(tmp_path, table):
+def test_names_the_row_of_a_candidate_with_braces_in_a_file_name(tmp_path, table):
     (tmp_path / "a/model{1}.safetensors").touch()
     (tmp_path / "a/.hidden{1}").touch()
-    said = message(table(HEADER + "Llama,x,a,,,\n"), workdir=tmp_path)
-    assert "mine.tsv, row 2, column path: found" in said and "model{1}.safetensors'; Snakemake" in said
+    error = message(table(HEADER + "Llama,x,a,,,\n"), workdir=tmp_path)
+    assert "mine.tsv, row 2, column path: found" in error and "model{1}.safetensors'; Snakemake" in error
 
 
-def test_a_table_that_is_not_there(tmp_path):
+def test_rejects_a_missing_table(tmp_path):
     assert "candidates.table: there is no file no.tsv" in message({"candidates": {"table": "no.tsv"}}, workdir=tmp_path)
 
 
-def test_a_target_of_a_candidate_of_the_table(tmp_path, table):
+def test_accepts_only_targets_of_candidates_in_the_table(tmp_path, table):
     study = load(table(HEADER + "Llama,wide,a,,,\n"), workdir=tmp_path)
     settings.check_targets(study, ["results/candidates/Llama/wide/pruning.json"])
     with pytest.raises(settings.SettingsError, match="did you mean 'wide'"):
         settings.check_targets(study, ["results/candidates/Llama/wid/pruning.json"])
 
 
-def test_what_the_schema_offers_is_what_the_stages_have():
+def test_the_schema_offers_what_the_stages_implement():
     choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
     assert set(registry.PROTOCOLS) == set(perplexity.PROTOCOLS)
     roles = {
@@ -153,7 +156,7 @@ def test_what_the_schema_offers_is_what_the_stages_have():
     assert set(registry.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 
 
-def test_every_point_of_a_grid_is_one_that_pruning_takes():
+def test_pruning_accepts_every_point_of_a_grid():
     from transformers import LlamaConfig
 
     config = LlamaConfig(num_hidden_layers=4, intermediate_size=64, num_attention_heads=8, num_key_value_heads=4)

@@ -1,4 +1,4 @@
-"""A folder of resources that several studies have: what another one made is never taken for this one's."""
+"""A folder of resources that several studies share: no study uses what another one made with other settings."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ SPLITS = {"train": None, "selection": None}
 
 @pytest.fixture
 def differing_records(tmp_path):
-    """`differing_records(base, **dataset)`: what is found strange by a study of the model M and of the data set mine."""
+    """Return `find(base, **dataset)`, which returns the records that a study of model M and dataset mine cannot use."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
@@ -39,22 +39,22 @@ def differing_records(tmp_path):
             records.write(files.model("M"), {"source": source, "revision": None, "path": source["path"]})
             data.prepare("mine", study.dataset("mine"), tmp_path / "resources/datasets/mine", needs_selection=False)
         return {
-            path.removeprefix(f"{tmp_path}/resources/"): told
-            for path, told in shared_resources.differing_records(study, files).items()
+            path.removeprefix(f"{tmp_path}/resources/"): difference
+            for path, difference in shared_resources.differing_records(study, files).items()
         }
 
-    assert find() == {}  # where nothing is there yet
+    assert find() == {}  # nothing is there yet
     find(write=True)
     return find
 
 
-def test_what_was_made_for_the_same_settings_is_taken(differing_records):
+def test_accepts_what_was_made_with_the_same_settings(differing_records):
     assert differing_records() == {}
 
 
-def test_a_model_of_another_base_is_told(differing_records, tmp_path):
-    told = f"was made with base {tmp_path / 'one'}, but models.M.base is {tmp_path / 'two'}"
-    assert differing_records(base="two") == {"models/M/model.json": told}
+def test_reports_a_model_with_another_base(differing_records, tmp_path):
+    difference = f"was made with base {tmp_path / 'one'}, but models.M.base is {tmp_path / 'two'}"
+    assert differing_records(base="two") == {"models/M/model.json": difference}
 
 
 @pytest.mark.parametrize(
@@ -65,24 +65,24 @@ def test_a_model_of_another_base_is_told(differing_records, tmp_path):
         ({"columns": {"text": "other"}}, "columns", "{}"),
     ],
 )
-def test_data_of_another_place_split_or_column_is_told_with_the_key(differing_records, other, key, theirs):
-    [(path, told)] = differing_records(**other).items()
+def test_reports_the_key_in_which_a_dataset_differs(differing_records, other, key, theirs):
+    [(path, difference)] = differing_records(**other).items()
     assert path == "datasets/mine/dataset.json"
-    made, asked = told.split(f", but datasets.mine.{key} is ")
+    made, asked = difference.split(f", but datasets.mine.{key} is ")
     assert made.startswith(f"was made with {key} ") and made.endswith(theirs) and asked != theirs
 
 
-def test_a_model_that_is_pinned_to_the_commit_that_was_fetched_is_no_other_one():
+def test_accepts_a_model_pinned_to_the_fetched_commit():
     hub = {"source": {"kind": "hub", "path": "some/model"}, "revision": None}
     assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "abc"}) is None
     assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
 
 
-def test_the_same_files_in_another_place_are_taken(differing_records, tmp_path):
+def test_accepts_the_same_files_in_another_folder(differing_records, tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "moved")
     assert differing_records(path="moved") == {}
 
 
-def test_a_record_that_cannot_be_read_is_left_to_its_job(differing_records, tmp_path):
+def test_leaves_an_unreadable_record_to_its_job(differing_records, tmp_path):
     (tmp_path / "resources/models/M/model.json").write_text("{")
     assert differing_records(base="two") == {}

@@ -1,4 +1,4 @@
-"""What jobs ask for: by the model's size, by what is configured, and more with every attempt."""
+"""The resources that jobs request: by the size of the model, by the settings, and more with every attempt."""
 
 import json
 
@@ -24,7 +24,10 @@ WHOLE = 2 * 8_030_261_248
 
 @pytest.fixture
 def study(tmp_path):
-    """`study(parameters=None, config=None, **sections)`: one hub model, with its configuration fetched or not."""
+    """Return `load(parameters=None, config=None, model=None, **sections)`, which loads a study of one hub model.
+
+    With `config`, the model's configuration looks as if it had been fetched.
+    """
 
     def load(parameters=None, config=None, model=None, **sections):
         if config:
@@ -37,28 +40,28 @@ def study(tmp_path):
     return load
 
 
-def asked(loaded, job="finetune", **options):
+def requested(loaded, job="finetune", **options):
     return job_resources.Sizes(loaded).asked(job, "Big", **options)
 
 
-def test_a_configuration_is_believed_before_a_configured_number(study):
+def test_the_models_configuration_overrides_the_configured_number(study):
     loaded = study(parameters=10**9, config=LLAMA_8B)
     assert job_resources.Sizes(loaded).shape("Big").parameters == 8_030_261_248
 
 
-def test_before_the_configuration_is_here_the_configured_number_counts(study):
-    few, many = (asked(study(parameters=size)) for size in (10**9, 8 * 10**9))
-    exact = asked(study(config=LLAMA_8B))
+def test_the_configured_number_counts_before_the_models_configuration_is_fetched(study):
+    few, many = (requested(study(parameters=size)) for size in (10**9, 8 * 10**9))
+    exact = requested(study(config=LLAMA_8B))
     assert few["gpu_mem_mb"] < many["gpu_mem_mb"] and few["runtime"] < many["runtime"]
     assert many["gpu_mem_mb"] == pytest.approx(exact["gpu_mem_mb"], rel=0.25)
 
 
 @pytest.mark.parametrize("parameters", [4 * 10**7, 4 * 10**8, 10**9, 8 * 10**9, 7 * 10**10])
-def test_a_shape_of_so_many_parameters_has_hardly_more(parameters):
+def test_a_guessed_shape_has_at_least_the_given_parameters_and_few_more(parameters):
     assert parameters <= estimates.shape_like(parameters).parameters <= 1.5 * parameters
 
 
-def test_a_size_that_becomes_known_is_taken_up(study, tmp_path):
+def test_uses_the_size_of_a_model_as_soon_as_it_is_known(study, tmp_path):
     sizes = job_resources.Sizes(study())
     before = sizes.asked("evaluate", "Big")
     assert sizes.unknown() == ["Big"]
@@ -69,53 +72,53 @@ def test_a_size_that_becomes_known_is_taken_up(study, tmp_path):
 
 
 @pytest.mark.parametrize("job", ["prune", "score", "evaluate", "finetune"])
-def test_every_attempt_asks_for_more(study, job):
+def test_every_attempt_requests_more(study, job):
     loaded = study(config=LLAMA_8B)
-    first, second, third = (asked(loaded, job, attempt=attempt) for attempt in (1, 2, 3))
+    first, second, third = (requested(loaded, job, attempt=attempt) for attempt in (1, 2, 3))
     assert set(first) == {"mem_mb", "gpu_mem_mb", "disk_mb", "runtime"}
     for key in first:
         assert first[key] < second[key] < third[key]
     assert second["mem_mb"] == pytest.approx(1.5 * first["mem_mb"], abs=2)
 
 
-def test_what_the_user_gives_wins_and_grows_too(study):
+def test_the_users_values_override_estimates_and_grow_with_attempts(study):
     given = {"mem_mb": 5000, "gpu_mem_mb": 7000, "disk_mb": 300, "runtime": 9}
     loaded = study(config=LLAMA_8B, resources_per_job={"finetune": given})
-    assert asked(loaded) == given
-    assert asked(loaded, attempt=2) == {"mem_mb": 7500, "gpu_mem_mb": 10500, "disk_mb": 450, "runtime": 18}
-    assert asked(loaded, "evaluate") != given
+    assert requested(loaded) == given
+    assert requested(loaded, attempt=2) == {"mem_mb": 7500, "gpu_mem_mb": 10500, "disk_mb": 450, "runtime": 18}
+    assert requested(loaded, "evaluate") != given
 
 
-def test_no_estimate_asks_for_more_than_the_largest_gpu_has_but_a_wrong_figure_is_told(study):
-    assert asked(study(config=LLAMA_8B), attempt=3, largest=24000)["gpu_mem_mb"] == 24000
+def test_estimates_stop_at_the_largest_gpu_but_the_users_values_do_not(study):
+    assert requested(study(config=LLAMA_8B), attempt=3, largest=24000)["gpu_mem_mb"] == 24000
     loaded = study(parameters=10**9, resources_per_job={"finetune": {"gpu_mem_mb": 20000}})
-    assert asked(loaded, attempt=3, largest=24000)["gpu_mem_mb"] == 24000
+    assert requested(loaded, attempt=3, largest=24000)["gpu_mem_mb"] == 24000
     loaded = study(parameters=10**9, resources_per_job={"finetune": {"gpu_mem_mb": 30000}})
-    assert asked(loaded, largest=24000)["gpu_mem_mb"] == 30000
+    assert requested(loaded, largest=24000)["gpu_mem_mb"] == 30000
 
 
-def test_small_jobs_share_a_device_without_a_word_about_memory(study, monkeypatch, tmp_path):
+def test_small_jobs_share_a_device_without_configured_memory(study, monkeypatch, tmp_path):
     """The estimate reaches the broker as the memory of the lease."""
     monkeypatch.setenv(gpus.FOLDER, str(tmp_path / "leases"))
     monkeypatch.setenv(gpus.SHARE, "1")
     monkeypatch.setattr(gpus, "visible", lambda: [gpus.Device("0", "GPU-a", 80000)])
-    memory = asked(study(parameters=10**9), "evaluate")["gpu_mem_mb"]
+    memory = requested(study(parameters=10**9), "evaluate")["gpu_mem_mb"]
     with gpus.lease(1, memory) as first, gpus.lease(1, memory) as second:
         assert first == second
 
 
-def test_a_result_that_is_taken_over_asks_for_little(study):
+def test_a_reused_result_requests_little(study):
     loaded = study(config=LLAMA_8B)
-    little, whole = asked(loaded, taken_over=True), asked(loaded)
+    little, whole = requested(loaded, taken_over=True), requested(loaded)
     assert little["gpu_mem_mb"] == 0 and 5 * little["mem_mb"] < whole["mem_mb"]
     assert little["runtime"] < whole["runtime"]
 
 
-def test_a_machine_without_a_gpu_has_it_all_in_its_own_memory(study):
+def test_a_machine_without_a_gpu_needs_host_memory_and_more_time(study):
     loaded = study(config=LLAMA_8B)
-    assert asked(loaded, on_gpu=False)["gpu_mem_mb"] == 0
-    assert asked(loaded, on_gpu=False)["mem_mb"] > 4 * 8030 * 1.2  # float32
-    assert asked(loaded, on_gpu=False)["runtime"] > 50 * asked(loaded)["runtime"]
+    assert requested(loaded, on_gpu=False)["gpu_mem_mb"] == 0
+    assert requested(loaded, on_gpu=False)["mem_mb"] > 4 * 8030 * 1.2  # float32
+    assert requested(loaded, on_gpu=False)["runtime"] > 50 * requested(loaded)["runtime"]
 
 
 def gpu_bytes(study_, gpus_=1, stage="finetune"):
@@ -126,7 +129,7 @@ def gpu_bytes(study_, gpus_=1, stage="finetune"):
     return estimates.evaluate(shape, model, machine).gpu
 
 
-def test_quantised_bases_take_about_a_quarter_and_half(study, tmp_path):
+def test_quantized_bases_need_about_a_quarter_or_half_of_the_memory(study, tmp_path):
     loaded = {kind: study(parameters=8 * 10**9, model={"quantize": kind}) for kind in (None, "8bit", "4bit")}
     sizes = {kind: gpu_bytes(one, stage="evaluate") for kind, one in loaded.items()}
     weights = 2 * job_resources.Sizes(loaded[None]).shape("Big").parameters
@@ -134,7 +137,7 @@ def test_quantised_bases_take_about_a_quarter_and_half(study, tmp_path):
     assert 0.55 * weights < sizes[None] - sizes["4bit"] < 0.75 * weights
 
 
-def test_weights_are_spread_by_sharding_and_by_a_device_map_and_not_without(study):
+def test_only_sharding_or_a_device_map_spreads_the_weights(study):
     plain, sharded = study(parameters=8 * 10**9), study(parameters=8 * 10**9, finetune={"sharding": True})
     mapped = study(parameters=8 * 10**9, model={"device_map": "auto"})
     assert gpu_bytes(plain, 4) == gpu_bytes(plain, 1)
@@ -143,15 +146,15 @@ def test_weights_are_spread_by_sharding_and_by_a_device_map_and_not_without(stud
     for stage in ("finetune", "evaluate"):
         assert gpu_bytes(mapped, 1, stage) - gpu_bytes(mapped, 4, stage) == pytest.approx(0.75 * weights, rel=0.01)
     huge = study(parameters=7 * 10**10)
-    assert gpu_bytes(huge, 8) < 0.5 * gpu_bytes(huge, 1), "what fits no GPU is spread by itself"
+    assert gpu_bytes(huge, 8) < 0.5 * gpu_bytes(huge, 1), "a model that fits no GPU is sharded by default"
 
 
-def test_processes_that_share_a_huge_model_load_it_one_after_another(study):
+def test_sharded_processes_load_a_huge_model_one_after_another(study):
     huge, plain = study(parameters=7 * 10**10), study(parameters=8 * 10**9)
     one, eight = host_bytes(huge, 1), host_bytes(huge, 8)
     assert eight - one == 7 * estimates.CUDA_PROCESS
     assert host_bytes(plain, 8) == pytest.approx(8 * host_bytes(plain, 1)), (
-        "those that do not share it load it all at once"
+        "unsharded processes load it at the same time"
     )
 
 
@@ -161,14 +164,14 @@ def host_bytes(study_, gpus_):
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
-def test_of_a_mixture_of_experts_the_configured_number_counts(study, key):
+def test_the_configured_number_counts_for_a_mixture_of_experts(study, key):
     loaded = study(parameters=4 * 10**10, config=LLAMA_8B | {key: 8})
     assert job_resources.Sizes(loaded).shape("Big").parameters >= 4 * 10**10
 
 
-def test_longer_rows_are_given_more_time(study):
+def test_longer_rows_get_more_time(study):
     short, longer, longest = (
-        asked(study(config=None, parameters=10**10, finetune={"data": {"cutoff_len": length}}))["runtime"]
+        requested(study(config=None, parameters=10**10, finetune={"data": {"cutoff_len": length}}))["runtime"]
         for length in (512, 1024, 4096)
     )
     assert short < longer < longest
@@ -183,20 +186,20 @@ def test_longer_rows_are_given_more_time(study):
                                  "copa", "sciq"]}},
         {"perplexity": {"protocol": ["gptq-2048", "llmpruner-128"]}},
     ],
-    ids=["examples", "without sharing", "more tasks", "another protocol"],
+    ids=["few-shot examples", "lm-eval's own backend", "more tasks", "another protocol"],
 )  # fmt: skip
-def test_an_evaluation_of_more_is_given_more_time(study, evaluate):
+def test_a_larger_evaluation_gets_more_time(study, evaluate):
     usual, more = (study(parameters=10**11, **given) for given in ({}, {"evaluate": evaluate}))
-    assert asked(more, "evaluate")["runtime"] > asked(usual, "evaluate")["runtime"]
+    assert requested(more, "evaluate")["runtime"] > requested(usual, "evaluate")["runtime"]
 
 
-def test_checkpointing_and_a_lower_rank_take_less(study):
+def test_gradient_checkpointing_and_a_lower_rank_need_less_memory(study):
     usual = gpu_bytes(study(parameters=8 * 10**9))
     assert gpu_bytes(study(parameters=8 * 10**9, finetune={"gradient_checkpointing": True})) < 0.9 * usual
     assert gpu_bytes(study(parameters=8 * 10**9, finetune={"lora": {"r": 256}})) > 1.2 * usual
 
 
-def test_taylor_takes_the_states_of_every_block_on_the_host(study):
+def test_taylor_keeps_the_states_of_every_block_in_host_memory(study):
     loaded = study(config=LLAMA_8B)
     shape, model = estimates.shape_like(8 * 10**9), loaded.models["Big"]
     calibration = loaded.calibration | {"samples": 512, "length": 512}
@@ -205,20 +208,20 @@ def test_taylor_takes_the_states_of_every_block_on_the_host(study):
         return estimates.prune(shape, model, [{"ratio": 0.25, **point}], calibration, GPU).host
 
     states = shape.layers * 512 * 512 * shape.hidden * 2
-    assert host(method="width", importance="taylor") == estimates.CUDA_PROCESS + states  # the weights are gone by then
+    assert host(method="width", importance="taylor") == estimates.CUDA_PROCESS + states  # the weights are freed by then
     assert host(method="width", importance="magnitude") < 0.5 * states
 
 
-def test_pruning_writes_its_candidates_and_a_shared_job_all_of_them(study):
+def test_pruning_requests_disk_for_every_candidate_of_its_job(study):
     points = [{"method": "depth", "ratio": 0.5}, {"method": "unstructured", "ratio": 0.5}]
     loaded = study(config=LLAMA_8B, candidates={"prune": points})
     first, second = loaded.candidates("Big")
-    disks = [asked(loaded, "prune", candidate=name)["disk_mb"] for name in (first, second)]
+    disks = [requested(loaded, "prune", candidate=name)["disk_mb"] for name in (first, second)]
     assert disks[0] < disks[1] and disks[1] > WHOLE / 10**6
-    assert asked(loaded, "prune")["disk_mb"] > disks[1] + 0.5 * WHOLE / 10**6
+    assert requested(loaded, "prune")["disk_mb"] > disks[1] + 0.5 * WHOLE / 10**6
 
 
-def test_an_arm_that_trains_every_weight_asks_for_its_optimizer_too(study):
+def test_an_arm_of_all_weights_requests_memory_for_its_optimizer(study):
     ablations = {"one": {"start": {"model": "Big"}, "budget": {"max_steps": 500}, "arms": ["light", {"train": "all"}]}}
     loaded = study(parameters=10**9, ablations=ablations)
     sizes = job_resources.Sizes(loaded)

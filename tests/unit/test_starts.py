@@ -1,4 +1,4 @@
-"""A job, a plan or a look at a study starts in no more time than its own work asks for."""
+"""A job, a plan and a look at a study import only what their own work needs."""
 
 import ast
 import os
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 TORCH = {"torch", "transformers", "datasets", "lm_eval", "peft"}
 TABLES = {"numpy", "pandas", "scipy", "matplotlib", "pyarrow"}
-# What a script imports before its work begins; numpy comes with statistics of whatever kind.
-LIGHT = {
+# script -> the libraries that it must not import before its work begins; statistics of any kind need numpy
+NOT_IMPORTED = {
     "check_grid": TORCH | TABLES,
     "compare_stages": TORCH | TABLES - {"numpy"},
     "fetch_config": TORCH | TABLES,
@@ -28,8 +28,8 @@ LIGHT = {
 }
 
 
-def loaded(code):
-    """The names of the modules that are there once `code` has run in a Python of its own."""
+def modules_after(code):
+    """Return the names of the modules that are loaded after `code` has run in a new Python process."""
     run = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(Path(__file__).parent)])},
@@ -41,7 +41,7 @@ def loaded(code):
 
 
 def imports(path):
-    """The imports of a script, wherever they stand in it, or of the Python part of a rule file."""
+    """Return the imports of a script, anywhere in it, or of the Python part of a rule file."""
     text = path.read_text()
     if path.suffix == ".smk":
         text = text[: text.index("\nwildcard_constraints:")]
@@ -49,13 +49,13 @@ def imports(path):
     return "\n".join(ast.unparse(node) for node in nodes if "snakemake" not in ast.unparse(node))
 
 
-@pytest.mark.parametrize("script", LIGHT)
-def test_a_script_imports_nothing_that_its_job_has_no_use_for(script):
-    assert not LIGHT[script] & loaded(imports(SCRIPTS / f"{script}.py"))
+@pytest.mark.parametrize("script", NOT_IMPORTED)
+def test_a_script_imports_nothing_that_its_job_does_not_use(script):
+    assert not NOT_IMPORTED[script] & modules_after(imports(SCRIPTS / f"{script}.py"))
 
 
-def test_planning_a_study_loads_no_numerical_library():
-    assert not (TORCH | TABLES) & loaded(imports(ROOT / "workflow/rules/common.smk"))
+def test_planning_a_study_imports_no_numerical_library():
+    assert not (TORCH | TABLES) & modules_after(imports(ROOT / "workflow/rules/common.smk"))
 
 
 def test_a_comparison_is_made_and_shown_without_torch(tmp_path):
@@ -64,7 +64,7 @@ def test_a_comparison_is_made_and_shown_without_torch(tmp_path):
         f"Synthetic({str(tmp_path)!r}, {{'Llama': SIX['Llama']}}, ('best_acc',), items=20).build()\n"
         f"assert not cli.main(['show', {str(tmp_path)!r}])"
     )
-    modules = loaded(code)
+    modules = modules_after(code)
     assert {
         "coppice.stages.compare.comparison",
         "coppice.report.study_report.study_records",
@@ -73,5 +73,5 @@ def test_a_comparison_is_made_and_shown_without_torch(tmp_path):
 
 def test_the_command_line_plans_without_torch():
     code = "from coppice import cli; assert not cli.main(['plan', '--configfile', 'config/full.yaml'])"
-    modules = loaded(f"import os; os.chdir({str(ROOT)!r})\n{code}")
+    modules = modules_after(f"import os; os.chdir({str(ROOT)!r})\n{code}")
     assert "coppice.planning" in modules and not TORCH & modules

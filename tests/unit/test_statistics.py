@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons, against cases worked by hand and against scipy's and statsmodels' own."""
+"""Statistics of paired comparisons, checked against worked examples and scipy."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy import stats
 from coppice.stats import across_models, paired_stats
 
 
-def test_mcnemar_of_a_case_worked_by_hand():
+def test_mcnemar_of_a_worked_example():
     before = [True] * 1 + [False] * 7 + [True] * 12
     after = [False] * 1 + [True] * 7 + [True] * 12
     # 8 discordant pairs, 1 of them against: 2 * (C(8,0) + C(8,1)) / 2^8 = 18 / 256
@@ -25,13 +25,13 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs():
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 3)])
-def test_mcnemar_without_a_difference_is_one(gained, lost):
+def test_mcnemar_without_a_difference_gives_a_p_value_of_one(gained, lost):
     before = [False] * gained + [True] * lost + [True] * 5
     after = [True] * gained + [False] * lost + [True] * 5
     assert paired_stats.mcnemar(before, after)["p"] == 1.0
 
 
-def test_the_paired_test_sees_what_the_unpaired_one_misses():
+def test_the_paired_test_finds_a_change_that_the_unpaired_one_misses():
     before = numpy.arange(1000) < 600
     after = before.copy()
     after[600:615] = True  # 15 items gained, none lost
@@ -43,12 +43,12 @@ def test_the_paired_test_sees_what_the_unpaired_one_misses():
 def test_the_paired_test_is_not_misled_by_items_that_swap():
     before = numpy.arange(100) < 50
     after = ~before
-    after[:6] = True  # 50 gained, 44 lost: nearly every item changed its mind
+    after[:6] = True  # 50 gained, 44 lost: nearly every item changes
     assert paired_stats.mcnemar(before, after)["p"] == pytest.approx(stats.binomtest(50, 94).pvalue)
     assert paired_stats.mcnemar(before, after)["p"] > 0.5
 
 
-def test_holm_by_hand():
+def test_holm_of_a_worked_example():
     # sorted: .01*4, max(.04, .02*3), max(.06, .03*2), max(.06, .5*1)
     assert paired_stats.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
     assert paired_stats.holm([]) == []
@@ -65,7 +65,7 @@ def test_bootstrap_interval_of_a_change_agrees_with_the_paired_t_interval():
     assert found["interval"] == pytest.approx(list(expected), abs=0.002)
 
 
-def test_resampling_is_paired_and_not_of_each_stage_alone():
+def test_resamples_both_stages_together():
     random = numpy.random.default_rng(0)
     before = random.normal(size=500)
     paired = paired_stats.paired_means([before, before + 1.0])
@@ -77,7 +77,7 @@ def test_weighted_means_weigh_windows_by_their_tokens():
     assert list(paired.values) == [1.75, 2.0]
 
 
-def test_the_mean_over_tasks_counts_each_task_alike_whatever_its_size():
+def test_the_mean_over_tasks_weighs_small_and_large_tasks_equally():
     large = paired_stats.paired_means([[1.0] * 90 + [0.0] * 10])
     small = paired_stats.paired_means([[1.0] * 5 + [0.0] * 5], seed=1)
     assert paired_stats.mean_of([large, small]).values[0] == pytest.approx(0.7)
@@ -97,7 +97,7 @@ def test_one_item_has_no_interval_and_no_verdict():
     assert paired_stats.recovered_fraction(paired, 0, 1, 2)["interval"] is None
 
 
-def test_no_item_is_an_error():
+def test_rejects_a_comparison_without_items():
     with pytest.raises(ValueError, match="no item"):
         paired_stats.paired_means([[], []])
 
@@ -109,32 +109,32 @@ def _levels(*means, noise=0.0, count=400):
     return paired_stats.paired_means([row - row.mean() + mean for row, mean in zip(rows, means, strict=True)])
 
 
-def test_recovered_fraction_by_hand():
+def test_recovered_fraction_of_a_worked_example():
     # lost 0.20, regained 0.15
     found = paired_stats.recovered_fraction(_levels(0.70, 0.50, 0.65, noise=0.05), 0, 1, 2)
     assert found["value"] == pytest.approx(0.75)
     assert found["interval"][0] < 0.75 < found["interval"][1]
 
 
-def test_recovered_fraction_of_perplexity_falls_as_accuracy_rises():
+def test_recovered_fraction_of_perplexity_counts_a_fall_as_a_recovery():
     paired = _levels(10.0, 30.0, 15.0, noise=0.05)
     assert paired_stats.recovered_fraction(paired, 0, 1, 2, higher_is_better=False)["value"] == pytest.approx(0.75)
     assert paired_stats.recovered_fraction(paired, 0, 1, 2)["value"] is None
 
 
 @pytest.mark.parametrize("pruned", [0.7, 0.8])
-def test_recovered_fraction_is_undefined_where_pruning_lost_nothing(pruned):
+def test_recovered_fraction_is_undefined_if_pruning_lost_nothing(pruned):
     found = paired_stats.recovered_fraction(_levels(0.7, pruned, 0.9), 0, 1, 2)
     assert found == {"value": None, "interval": None, "note": "pruning lost nothing"}
 
 
-def test_recovered_fraction_has_no_interval_where_the_loss_is_within_noise():
+def test_recovered_fraction_has_no_interval_if_the_loss_is_within_noise():
     found = paired_stats.recovered_fraction(_levels(0.70, 0.69, 0.75, noise=1.0), 0, 1, 2)
     assert found["interval"] is None and "within noise" in found["note"]
     assert math.isfinite(found["value"])
 
 
-def test_verdicts():
+def test_verdicts_of_p_values_and_intervals():
     assert paired_stats.verdict(0.1, 0.01) == "better"
     assert paired_stats.verdict(-0.1, 0.01) == "worse"
     assert paired_stats.verdict(0.1, 0.06) == "no clear change"
@@ -143,14 +143,14 @@ def test_verdicts():
     assert paired_stats.verdict_of_interval([-0.1, 0.1]) == "no clear change"
 
 
-def test_spread_over_seeds_by_hand():
+def test_spread_over_seeds_of_a_worked_example():
     # mean 2, sd 1, t(2) at 97.5 % is 4.303: 2 +- 4.303 / sqrt(3)
     found = paired_stats.over_seeds([1, 2, 3])
     assert (found["n"], found["mean"], found["sd"]) == (3, 2.0, 1.0)
     assert found["interval"] == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5], abs=1e-3)
 
 
-def test_one_seed_has_no_spread_and_equal_seeds_have_none_to_speak_of():
+def test_one_seed_has_no_spread_and_equal_seeds_have_a_spread_of_zero():
     assert paired_stats.over_seeds([0.5])["sd"] is None
     assert paired_stats.over_seeds([0.5, 0.5])["interval"] == [0.5, 0.5]
 
@@ -161,13 +161,13 @@ def test_sign_flip_is_exact():
     assert paired_stats.sign_flip([1]) is None
 
 
-def test_groups_that_agree_within_and_differ_between():
+def test_the_test_of_groups_is_exact():
     # of the 15 ways to split six models into three pairs, one is as far apart
     assert paired_stats.groups_differ([[1, 1.1], [2, 2.1], [3, 3.1]]) == pytest.approx(1 / 15)
     assert paired_stats.groups_differ([[1, 2], [3]]) is None
 
 
-def test_contrast_of_means_is_the_paired_t_test_of_many_items():
+def test_a_contrast_of_means_agrees_with_the_paired_t_test():
     random = numpy.random.default_rng(4)
     first = random.random(2000)
     second = first + random.normal(0.01, 0.1, 2000)
@@ -178,7 +178,7 @@ def test_contrast_of_means_is_the_paired_t_test_of_many_items():
     assert found["p"] == pytest.approx(expected.pvalue, rel=0.1)
 
 
-def test_contrast_over_tasks_adds_the_variances_of_strata():
+def test_a_contrast_over_tasks_adds_the_variances_of_the_tasks():
     random = numpy.random.default_rng(5)
     tasks = [random.random((2, 300)), random.random((2, 900))]
     means = across_models.mean_of([across_models.means(["a", "b"], task) for task in tasks])
@@ -198,7 +198,7 @@ def test_fieller_agrees_with_the_bootstrap():
     assert fieller["interval"] == pytest.approx(bootstrap["interval"], abs=0.005)
 
 
-def test_ratio_is_undefined_and_never_infinite():
+def test_a_ratio_is_undefined_instead_of_infinite():
     random = numpy.random.default_rng(7)
     means = across_models.means(["a", "b", "c"], [random.random(50), random.random(50), numpy.zeros(50)])
     assert means.ratio({"a": 1}, {"c": 1}) == {"value": None, "interval": None}
@@ -207,7 +207,7 @@ def test_ratio_is_undefined_and_never_infinite():
     assert noisy["interval"] is None and math.isfinite(noisy["value"])
 
 
-def test_what_is_not_asked_for_may_be_undefined():
+def test_an_undefined_mean_does_not_affect_other_contrasts():
     one, many = across_models.means(["x"], [[1.0]]), across_models.means(["y"], [[1.0, 2.0, 3.0]])
     both = across_models.beside([one, many])
     assert both.contrast({"y": 1})["interval"] is not None

@@ -1,4 +1,4 @@
-"""The files that jobs rest on: what Snakemake has to know of, so that a change of it is noticed."""
+"""The files that jobs depend on, which Snakemake must know so that it notices their changes."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def files(**config):
     return layout.Files(settings.load({"models": MODELS} | config))
 
 
-def test_a_file_in_a_folder_of_a_local_data_set_that_a_split_names_is_noticed(tmp_path):
+def test_tracks_the_files_of_a_local_dataset_that_splits_name(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("train.jsonl", "sub/report.jsonl", "sub/other.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}\n')
@@ -21,7 +21,7 @@ def test_a_file_in_a_folder_of_a_local_data_set_that_a_split_names_is_noticed(tm
     assert found == [str(tmp_path / "sub/report.jsonl"), str(tmp_path / "train.jsonl")]
 
 
-def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
+def test_tracks_every_file_of_a_users_task_definitions(tmp_path):
     (tmp_path / "__pycache__").mkdir()
     for name in ("mine.yaml", "utils.py", "_default_template_yaml", "__pycache__/utils.pyc"):
         (tmp_path / name).write_text("task: mine\n" if name == "mine.yaml" else "")
@@ -31,7 +31,7 @@ def test_every_file_of_a_users_task_definitions_is_noticed(tmp_path):
     assert found == sorted(str(tmp_path / name) for name in ("mine.yaml", "utils.py", "_default_template_yaml"))
 
 
-def test_of_a_users_candidate_the_checkpoint_counts_and_no_note_beside_it(tmp_path):
+def test_tracks_only_the_checkpoint_files_of_a_users_candidate(tmp_path):
     mine = ("config.json", "model.safetensors", "tokenizer.json", "modeling_own.py")
     beside = ("results.json", "training_args.bin", "README.md", "pruning.json", ".cache.json")
     for name in (*mine, *beside):
@@ -39,8 +39,8 @@ def test_of_a_users_candidate_the_checkpoint_counts_and_no_note_beside_it(tmp_pa
     assert layout.candidate_files(tmp_path) == sorted(str(tmp_path / name) for name in mine)
 
 
-def test_data_that_a_users_task_brings_rests_on_its_definition(tmp_path):
-    """Another split or path in the YAML left the rows of the old one in use."""
+def test_the_data_of_a_users_task_depends_on_its_definition(tmp_path):
+    """Without this, another split or path in the YAML would leave the old rows in use."""
     (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: org/mine\ntest_split: test\n")
     tasks = {"tasks": ["mine", "sciq", "piqa"], "include_path": str(tmp_path)}
     found = files(evaluate={"zero_shot": tasks})
@@ -49,8 +49,8 @@ def test_data_that_a_users_task_brings_rests_on_its_definition(tmp_path):
 
 @pytest.mark.parametrize("odd", ["own{x}/a.txt", "own/b{y}.txt"])
 @pytest.mark.parametrize("key", ["model", "data set", "candidate", "task definitions", "start of an ablation"])
-def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
-    """A brace in an input is a wildcard to Snakemake, which would stop the whole study with no word of whose it is."""
+def test_names_the_key_of_a_path_with_braces(tmp_path, key, odd):
+    """Snakemake takes a brace in an input for a wildcard and would stop the whole study without naming the key."""
     folder = (tmp_path / odd).parent
     folder.mkdir()
     (tmp_path / odd).write_text("")
@@ -68,15 +68,15 @@ def test_a_path_that_no_rule_can_name_is_told_with_its_key(tmp_path, key, odd):
         ),
     }[key]
     if key == "candidate" and folder.name == "own":
-        files(**config)  # of a candidate's folder, a checkpoint's files alone are named in a rule
+        files(**config)  # rules name only the checkpoint files of a candidate's folder
         return
     with pytest.raises(SettingsError) as raised:
         files(**config)
     assert named in str(raised.value) and f"found '{folder}" in str(raised.value)
 
 
-def test_what_studies_are_tuned_on_makes_no_miniature_model_anew(tmp_path):
-    """A miniature instruct model is trained on the miniature instructions, whatever the study tunes on."""
+def test_other_training_data_does_not_rebuild_a_miniature_model(tmp_path):
+    """A miniature instruct model is trained on the miniature instructions, whatever data the study trains on."""
     (tmp_path / "chats.jsonl").write_text('{"messages": []}\n')
     usual = files().miniature_parents("llama-instruct")
     assert [path.split("/")[-2] for path in usual] == ["llama", "alpaca"]

@@ -1,4 +1,4 @@
-"""The prefix-tree engine against the harness's own backend, which runs each request by itself at batch size 1."""
+"""The prefix-tree engine compared with lm-eval's own backend, which runs each request alone at batch size 1."""
 
 import random
 
@@ -28,7 +28,7 @@ def instances(pairs, kind="loglikelihood"):
 
 
 def multiple_choice(seed=0, items=12, context=(1, 60), ending=(1, 9)):
-    """(context, continuation) pairs of items with four choices each; some contexts share their beginning."""
+    """Return (context, continuation) pairs of items with four choices each; some contexts share their beginning."""
     rng = random.Random(seed)
     shared = words(rng, context[1] // 3)
     pairs = []
@@ -43,7 +43,7 @@ def harness(model, tokenizer):
 
 
 def assert_agree(model, tokenizer, pairs, reference=None):
-    """The engine, which must not have fallen back, gives what the harness gives for `reference` (or the same model)."""
+    """Check that the engine, without falling back, gives what lm-eval gives for `reference` or else the same model."""
     engine = PrefixTreeLM(pretrained=model, tokenizer=tokenizer)
     assert engine.shares_prefixes
     found = engine.loglikelihood(instances(pairs), disable_tqdm=True)
@@ -61,7 +61,7 @@ def greedy_continuation(model, tokenizer, context, length):
 
 
 def lora(model, targets, seed=3):
-    """`model` with a LoRA adapter on `targets` that changes its output by much."""
+    """Return `model` with a LoRA adapter on `targets` that changes its output a lot."""
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=16, target_modules=targets))
@@ -97,12 +97,12 @@ MIXED = {
         ("mistral", {"sliding_window": 7, "attn_implementation": "eager"}),
     ],
 )
-def test_log_likelihoods_are_the_harness_s(tiny_model, tiny_tokenizer, architecture, overrides):
+def test_log_likelihoods_equal_those_of_lm_eval(tiny_model, tiny_tokenizer, architecture, overrides):
     model = tiny_model(architecture, **overrides)
     assert_agree(model, tiny_tokenizer, multiple_choice())
 
 
-def test_odd_shaped_layers_are_scored(tiny_model, tiny_tokenizer):
+def test_scores_layers_of_different_widths(tiny_model, tiny_tokenizer):
     model = tiny_model("llama")
     for index, layer in enumerate(model.model.layers):
         keep = 48 - 8 * index
@@ -113,7 +113,7 @@ def test_odd_shaped_layers_are_scored(tiny_model, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("targets", [LINEAR, ["lm_head"], [*LINEAR, "lm_head"]])
-def test_an_adapter_counts_whether_merged_or_not(tiny_model, tiny_tokenizer, targets):
+def test_scores_a_merged_and_an_unmerged_adapter(tiny_model, tiny_tokenizer, targets):
     pairs = multiple_choice()
     adapted = lora(tiny_model("qwen2"), targets)
     assert_agree(adapted, tiny_tokenizer, pairs)
@@ -124,8 +124,8 @@ def test_an_adapter_counts_whether_merged_or_not(tiny_model, tiny_tokenizer, tar
     assert max(abs(a - b) for (a, _), (b, _) in zip(plain, changed, strict=True)) > 1
 
 
-def test_a_4_bit_base_is_scored_as_the_harness_scores_it(tiny_checkpoint, tiny_tokenizer):
-    """On the CPU its matrix products are exact to float32, row by row."""
+def test_scores_a_4_bit_base_as_lm_eval_does(tiny_checkpoint, tiny_tokenizer):
+    """On the CPU, its matrix products are exact to float32, row by row."""
     model = models.load(models.Source(str(tiny_checkpoint("llama")), quantize="4bit"))
     engine = PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer)
     assert engine.shares_prefixes
@@ -136,32 +136,32 @@ def test_a_4_bit_base_is_scored_as_the_harness_scores_it(tiny_checkpoint, tiny_t
 
 
 @pytest.mark.parametrize("overrides", [{}, {"sliding_window": 7}])
-def test_a_context_longer_than_the_model_s_is_cut_on_the_left(tiny_model, tiny_tokenizer, overrides):
+def test_truncates_on_the_left_a_context_longer_than_the_models(tiny_model, tiny_tokenizer, overrides):
     model = tiny_model("mistral" if overrides else "llama", max_position_embeddings=40, **overrides)
     assert_agree(model, tiny_tokenizer, multiple_choice(context=(30, 90)))
 
 
-def test_continuations_of_every_length(tiny_model, tiny_tokenizer):
+def test_scores_continuations_of_every_length(tiny_model, tiny_tokenizer):
     rng = random.Random(1)
     stem, long = words(rng, 20), " " + words(rng, 200)
     pairs = [
-        ("", "w5 w6 w7"),  # an empty context: the BOS token stands for it
+        ("", "w5 w6 w7"),  # an empty context is replaced by the BOS token
         ("", "w9"),
         ("w5", " w6 w7"),
         (stem, " w8"),
         (stem, " w9"),
-        (stem, " w9 w10"),  # a choice that the one before begins
+        (stem, " w9 w10"),  # it begins with the choice before
         (stem, " w9 w10 w11"),
         (stem, long),
-        (stem + long, " w12"),  # the same tokens, cut at another place
+        (stem + long, " w12"),  # the same tokens, split at another place
         (stem + "  ", "w13"),  # spaces at the end of the context
-        (stem, " w9 w10"),  # twice the same
+        (stem, " w9 w10"),  # the same request twice
         (stem, " w9 w10"),
     ]
     assert_agree(tiny_model("llama"), tiny_tokenizer, pairs)
 
 
-def test_a_greedy_continuation_is_recognised(tiny_model, tiny_tokenizer):
+def test_recognizes_a_greedy_continuation(tiny_model, tiny_tokenizer):
     model = tiny_model("llama")
     pairs = []
     for context, _ in multiple_choice()[::4]:
@@ -175,7 +175,7 @@ def test_a_greedy_continuation_is_recognised(tiny_model, tiny_tokenizer):
     assert all(greedy for _, greedy in answers[::2])
 
 
-def test_a_model_that_caps_its_logits_is_scored_from_full_logits(tiny_model, tiny_tokenizer):
+def test_scores_a_model_that_caps_its_logits_from_full_logits(tiny_model, tiny_tokenizer):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
@@ -198,7 +198,7 @@ def test_a_model_that_caps_its_logits_is_scored_from_full_logits(tiny_model, tin
     assert_agree(model, tiny_tokenizer, multiple_choice())
 
 
-def test_a_model_that_ignores_the_mask_is_left_to_the_harness(tiny_tokenizer, caplog):
+def test_leaves_a_model_that_ignores_the_mask_to_lm_eval(tiny_tokenizer, caplog):
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -211,22 +211,22 @@ def test_a_model_that_ignores_the_mask_is_left_to_the_harness(tiny_tokenizer, ca
     assert engine.loglikelihood(instances(pairs)) == expected.loglikelihood(instances(pairs))
 
 
-def test_a_positions_blind_model_is_found_out(tiny_model, tiny_tokenizer):
-    """The probe compares with plain runs: a model that takes the mask but drops the positions must not pass."""
+def test_detects_a_model_that_ignores_positions(tiny_model, tiny_tokenizer):
+    """The probe compares with plain runs, so a model that uses the mask but ignores the positions must fail it."""
     model = tiny_model("llama")
     whole = model.model.forward
     model.model.forward = lambda *args, position_ids=None, **options: whole(*args, **options)
     assert not PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer).shares_prefixes
 
 
-def test_what_has_no_log_likelihood_is_refused_by_name(tiny_model, tiny_tokenizer):
+def test_rejects_a_request_without_a_log_likelihood(tiny_model, tiny_tokenizer):
     engine = PrefixTreeLM(pretrained=tiny_model("llama", max_position_embeddings=16), tokenizer=tiny_tokenizer)
     for pair, reason in ((("w5", ""), "no tokens"), (("w5", " w6" * 17), "17 tokens, .*context is 16")):
         with pytest.raises(DataError, match=reason):
             engine.loglikelihood(instances([pair]))
 
 
-def test_whole_texts_and_generation_are_the_harness_s(tiny_model, tiny_tokenizer):
+def test_whole_texts_and_generation_equal_those_of_lm_eval(tiny_model, tiny_tokenizer):
     model = tiny_model("llama", max_position_embeddings=32)
     engine, reference = PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer), harness(model, tiny_tokenizer)
     rng = random.Random(2)
@@ -239,7 +239,7 @@ def test_whole_texts_and_generation_are_the_harness_s(tiny_model, tiny_tokenizer
     assert engine.apply_chat_template(chat) == reference.apply_chat_template(chat)
 
 
-def test_lm_eval_builds_it_from_a_checkpoint_folder(tiny_checkpoint, tiny_model, tiny_tokenizer):
+def test_lm_eval_builds_the_engine_from_a_checkpoint_folder(tiny_checkpoint, tiny_model, tiny_tokenizer):
     from lm_eval.api.registry import get_model
 
     folder = tiny_checkpoint("mistral")
@@ -252,7 +252,7 @@ def test_lm_eval_builds_it_from_a_checkpoint_folder(tiny_checkpoint, tiny_model,
         PrefixTreeLM(pretrained=str(folder), max_lenght=5)
 
 
-def test_an_adapter_folder_is_put_on_the_checkpoint(tiny_checkpoint, tiny_model, tiny_tokenizer, tmp_path):
+def test_loads_an_adapter_folder_onto_the_checkpoint(tiny_checkpoint, tiny_model, tiny_tokenizer, tmp_path):
     adapted = lora(tiny_model("llama"), LINEAR)
     adapted.save_pretrained(tmp_path)
     engine = PrefixTreeLM(pretrained=str(tiny_checkpoint("llama")), peft=str(tmp_path), dtype="auto")
@@ -267,7 +267,7 @@ def test_the_setting_chooses_the_engine(tiny_model, tiny_tokenizer):
     assert type(zero_shot.language_model(model, tiny_tokenizer, "lm-eval", 4)) is HFLM
 
 
-def test_answers_go_to_lm_eval_s_cache(tiny_model, tiny_tokenizer):
+def test_stores_answers_in_the_cache_of_lm_eval(tiny_model, tiny_tokenizer):
     kept = {}
 
     class Hook:
@@ -299,8 +299,8 @@ def test_out_of_memory_halves_the_batches_and_changes_no_answer(tiny_model, tiny
     assert sizes[-1] <= 130 < max(sizes)
 
 
-def test_equal_logits_are_greedy_at_the_first_only(monkeypatch):
-    """As argmax has it, within a tile of the vocabulary and across tiles."""
+def test_only_the_first_of_equal_logits_is_greedy(monkeypatch):
+    """As with argmax, within a tile of the vocabulary and across tiles."""
     monkeypatch.setattr(output_head, "CPU_TILE", 256)  # tiles of 256
     head = torch.nn.Linear(4, 600, bias=False)
     torch.nn.init.zeros_(head.weight)
@@ -333,7 +333,7 @@ sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_s
 
 @given(sequences)
 @settings(deadline=None)
-def test_every_request_can_be_read_along_its_path(requests):
+def test_the_path_of_a_request_holds_its_tokens(requests):
     tree, paths = trie.build(requests)
     assert len(tree) == len({tuple(request[: i + 1]) for request in requests for i in range(len(request))})
     for request, path in zip(requests, paths, strict=True):
@@ -345,7 +345,7 @@ def test_every_request_can_be_read_along_its_path(requests):
 
 @given(sequences, st.integers(1, 40), st.integers(1, 60))
 @settings(deadline=None)
-def test_rows_cover_every_node_once_under_all_its_ancestors(requests, limit, crossover):
+def test_rows_hold_every_node_once_with_all_its_ancestors(requests, limit, crossover):
     tree, _ = trie.build(requests)
     rows = trie.rows(tree, limit, crossover)
     assert [node for row in rows for node in range(row.start, row.stop)] == list(range(len(tree)))

@@ -1,4 +1,4 @@
-"""Any task of lm-eval's kind: a user's own definitions, few-shot prompts, chat templates, and what is refused."""
+"""Tasks of lm-eval: a user's own definitions, few-shot prompts, chat templates, and what is rejected."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def rows(start, count):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of task definitions, one of which takes the name of an official task."""
+    """Return a folder of task definitions, one of which has the name of an official task."""
     place = tmp_path / "definitions/deeper"
     place.mkdir(parents=True)
     (place / "mine.yaml").write_text(CHOICE.format(name="mine"))
@@ -75,7 +75,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def record(tmp_path):
-    """A prepared dataset whose train rows are questions of w10 and up, the asked ones of w60 and up."""
+    """Return a prepared dataset whose train rows are questions from w10 on, and whose report rows from w60 on."""
     data.write("mine", {"train": rows(10, 6), "selection": rows(40, 4), "report": rows(60, 8)}, tmp_path / "d", {}, {})
     return tmp_path / "d/dataset.json"
 
@@ -86,7 +86,7 @@ def lm(tiny_model, tiny_tokenizer):
 
 
 def prompts(lm, monkeypatch, *arguments):
-    """The contexts that `measure` asks the language model about, and its facts."""
+    """Return the contexts that `measure` passes to the language model, and its facts."""
     asked = []
     original = lm.loglikelihood
     with monkeypatch.context() as patch:
@@ -95,7 +95,7 @@ def prompts(lm, monkeypatch, *arguments):
     return [request.args[0] for request in asked], facts
 
 
-def test_a_task_of_a_users_folder_is_scored_and_goes_before_an_official_one_of_its_name(lm, folder, record):
+def test_scores_a_users_task_even_if_it_has_the_name_of_an_official_one(lm, folder, record):
     for name in ("mine", "piqa"):
         facts, items = zero_shot.measure(lm, name, record, "report", {"include_path": folder})
         result, samples, is_accuracy = zero_shot.result(name, facts, items)
@@ -105,14 +105,14 @@ def test_a_task_of_a_users_folder_is_scored_and_goes_before_an_official_one_of_i
 
 
 @pytest.mark.parametrize("answer", [-1, 2, "w9", 1.0, None])
-def test_an_item_whose_answer_is_none_of_its_choices_is_told_before_any_is_scored(lm, folder, tmp_path, answer):
+def test_rejects_an_item_whose_answer_is_not_a_choice_before_scoring(lm, folder, tmp_path, answer):
     asked = [row | {"answer": answer} for row in rows(60, 1)]
     data.write("mine", {"report": asked}, tmp_path / "d", {}, {})
     with pytest.raises(DataError, match=r"^dataset mine: (item 0 \(from 0\)|its rows do not fit)"):
         zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", {"include_path": folder})
 
 
-def test_examples_in_prompts_come_from_the_train_rows(lm, folder, record, monkeypatch):
+def test_few_shot_examples_come_from_the_train_rows(lm, folder, record, monkeypatch):
     contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
     assert facts["num_fewshot"] == 2
     train = {row["question"] for row in rows(10, 6)}
@@ -124,7 +124,7 @@ def test_examples_in_prompts_come_from_the_train_rows(lm, folder, record, monkey
     assert contexts == again != other
 
 
-def test_a_row_that_is_asked_is_never_an_example(lm, folder, tmp_path, monkeypatch):
+def test_a_scored_row_is_never_a_few_shot_example(lm, folder, tmp_path, monkeypatch):
     data.write("mine", {"train": rows(10, 9), "selection": rows(10, 6)}, tmp_path / "d", {}, {})
     record = tmp_path / "d/dataset.json"
     contexts, _ = prompts(lm, monkeypatch, "mine", record, "selection", {"include_path": folder, "num_fewshot": 3})
@@ -136,13 +136,13 @@ def test_a_row_that_is_asked_is_never_an_example(lm, folder, tmp_path, monkeypat
         zero_shot.task("mine", tmp_path / "e/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
 
 
-def test_examples_without_train_rows_are_an_error_that_names_the_split(folder, tmp_path):
+def test_rejects_few_shot_examples_without_train_rows(folder, tmp_path):
     data.write("mine", {"report": rows(10, 6)}, tmp_path / "d", {}, {})
     with pytest.raises(DataError, match="mine has no rows for train"):
         zero_shot.task("mine", tmp_path / "d/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
 
 
-def test_the_chat_template_is_used_where_there_is_one_and_the_result_says_so(lm, folder, record, monkeypatch):
+def test_uses_the_chat_template_if_there_is_one_and_records_it(lm, folder, record, monkeypatch):
     choice = {"include_path": folder, "num_fewshot": 1, "chat_template": True}
     contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", choice)
     assert facts["chat_template"] and all(c.startswith("w4 w100 ") and c.count(" w5 w4 ") == 2 for c in contexts)
@@ -151,7 +151,7 @@ def test_the_chat_template_is_used_where_there_is_one_and_the_result_says_so(lm,
     assert not facts["chat_template"] and all(c.startswith("w100 ") for c in contexts)
 
 
-def test_a_task_that_generates_is_scored_by_its_first_filter(lm, folder, record):
+def test_scores_a_task_that_generates_by_its_first_filter(lm, folder, record):
     facts, items = zero_shot.measure(lm, "generated", record, "report", {"include_path": folder})
     result, samples, is_accuracy = zero_shot.result("generated", facts, items)
     assert (result["metric"], len(samples), is_accuracy) == ("exact_match", 8, True)
@@ -160,7 +160,7 @@ def test_a_task_that_generates_is_scored_by_its_first_filter(lm, folder, record)
         assert row["correct"] == (row["prediction"] == row["target"])
 
 
-def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_no_accuracy(lm, folder, record):
+def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_not_an_accuracy(lm, folder, record):
     import torch
 
     facts, items = zero_shot.measure(lm, "rolled", record, "report", {"include_path": folder})
@@ -176,7 +176,7 @@ def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_no_accuracy(lm, folder,
     assert torch.tensor(result["value"]).log() == pytest.approx(-total / 16, abs=1e-4)
 
 
-def test_what_is_no_accuracy_stands_apart_from_the_average(tiny_checkpoint, folder, record, tmp_path):
+def test_a_metric_that_is_not_an_accuracy_does_not_enter_the_average(tiny_checkpoint, folder, record, tmp_path):
     settings = {
         "perplexity": {"datasets": [], "protocol": "gptq-2048", "bos": False},
         "zero_shot": {"tasks": ["mine", "rolled"], "metric": {}, "limit": None, "include_path": folder},
@@ -193,18 +193,18 @@ def test_what_is_no_accuracy_stands_apart_from_the_average(tiny_checkpoint, fold
 
 
 @pytest.mark.parametrize("name", ["all_mine", "some_tag", "mmlu", "ai2_arc"])
-def test_a_group_is_refused_as_such(folder, name):
+def test_rejects_a_group_of_tasks(folder, name):
     with pytest.raises(SettingsError, match=f"'{name}' is a group of tasks"):
         zero_shot.facts(name, folder)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("humaneval", "runs the code"), ("squadv2", "is a Python class")])
-def test_a_task_that_cannot_be_scored_says_why(name, reason):
+def test_rejects_a_task_that_cannot_be_scored_and_says_why(name, reason):
     with pytest.raises(SettingsError, match=f"'{name}' {reason}"):
         zero_shot.facts(name)
 
 
-def test_a_task_without_an_entry_brings_its_own_data(folder, tmp_path):
+def test_a_task_without_a_dataset_entry_uses_its_own_data(folder, tmp_path):
     import json
     from pathlib import Path
 
@@ -225,12 +225,12 @@ def test_a_task_without_an_entry_brings_its_own_data(folder, tmp_path):
     }
 
 
-def test_a_mistyped_task_is_told_with_the_nearest(folder):
+def test_suggests_the_nearest_name_for_a_mistyped_task(folder):
     with pytest.raises(SettingsError, match="no task 'min'; did you mean 'mine'"):
         zero_shot.facts("min", folder)
 
 
-def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(folder, tmp_path):
+def test_the_digest_of_a_definition_depends_on_its_text_and_code_not_on_its_folder(folder, tmp_path):
     import shutil
 
     before = zero_shot.facts("coded", folder)
@@ -243,8 +243,11 @@ def test_the_digest_of_a_definition_follows_its_text_and_its_code_not_its_place(
     assert zero_shot.facts("coded", folder)["definition"] != before["definition"]
 
 
-def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder):
-    """A part of an evaluation is found by it: after a change of a module that the code imports it would come back."""
+def test_the_digest_of_a_definition_with_code_depends_on_the_files_that_it_may_read(folder):
+    """The digest identifies a part of an evaluation.
+
+    Without this, the old part would be reused after a change of a module that the code imports.
+    """
     place = Path(folder) / "deeper"
     (place / "other.yaml").write_text("task: other")
     digests = [[zero_shot.facts(name, folder)["definition"] for name in ("coded", "mine")]]
@@ -261,7 +264,7 @@ def test_the_digest_of_a_definition_with_code_follows_what_that_may_read(folder)
     assert len(set(plain)) == 1
 
 
-def test_the_official_definitions_have_digests_of_their_own():
+def test_the_official_definitions_have_different_digests():
     from coppice.study.settings.registry import OFFICIAL
 
     facts = {name: zero_shot.facts(name) for name in OFFICIAL}
@@ -270,24 +273,24 @@ def test_the_official_definitions_have_digests_of_their_own():
 
 
 @pytest.mark.slow
-def test_the_harness_command_line_scores_with_our_model(tiny_checkpoint, tmp_path):
-    """`coppice lm-eval` with a user's task from a folder gives what the harness's own backend gives."""
+def test_the_command_line_of_lm_eval_scores_with_the_coppice_model(tiny_checkpoint, tmp_path):
+    """With a user's task from a folder, `coppice lm-eval` gives what lm-eval's own backend gives."""
     rows = [{"q": f"w{5 + i} w9", "c": [f"w{20 + i}", f"w{40 + i} w7"], "a": i % 2} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "told.yaml").write_text(
-        "task: told\ndataset_path: json\n"
+    (tmp_path / "custom.yaml").write_text(
+        "task: custom\ndataset_path: json\n"
         f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
         'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_choice: "{{c}}"\n'
         'doc_to_target: "{{a}}"\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n'
     )
     found = {}
     for model in ("coppice", "hf"):
-        asked = ["--model", model, "--model_args", f"pretrained={tiny_checkpoint('llama')}", "--tasks", "told"]
+        asked = ["--model", model, "--model_args", f"pretrained={tiny_checkpoint('llama')}", "--tasks", "custom"]
         asked += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / model)]
         command = [sys.executable, "-m", "coppice", "lm-eval", *asked]
         subprocess.run(command, check=True, capture_output=True, timeout=900)
         [file] = (tmp_path / model).rglob("results_*.json")
-        found[model] = json.loads(file.read_text())["results"]["told"]
+        found[model] = json.loads(file.read_text())["results"]["custom"]
     timed = ("alias", "name", "sample_len", "sample_count")
     kept = [{key: value for key, value in found[model].items() if key not in timed} for model in found]
     assert kept[0] == kept[1] and "acc_norm,none" in kept[0]

@@ -66,7 +66,7 @@ class Finished:
             return reruns_of
 
     def added(self, changes):
-        """Return {rule: number} of the jobs that `changes` of the configuration add; none of their outputs exists."""
+        """Return {rule: number} of the jobs that `changes` of the configuration add; their outputs do not exist yet."""
         with chdir(self.folder), _planned(changes) as dag:
             new = [job for job in dag.jobs if dag.needrun(job) and not any(Path(file).exists() for file in job.output)]
             return Counter(job.rule.name for job in new if job.output)

@@ -18,7 +18,7 @@ CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null
 
 
 class Pruned(nn.Module):
-    """A model as LLM-Pruner pickles it: a class of its own, with the parts under the usual names."""
+    """A model as LLM-Pruner pickles it: the tool's own class, with the parts under the usual names."""
 
     def __init__(self, model):
         super().__init__()
