@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -142,9 +141,3 @@ def longest_cpu_seconds(running):
                 longest[script] = max(longest.get(script, 0), used)
         time.sleep(0.1)
     return longest
-
-
-def kill_one(process):
-    """Kill one process without a warning."""
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the rule files share: the study, wildcard constraints, and the messages at the start and end of a run.
+"""The study, wildcard constraints, and the messages at the start and end of a run, shared by all rule files.
 
 Input: the configuration.
 Output: the study, the path patterns of its records, and functions of wildcards that several rule files use for inputs
