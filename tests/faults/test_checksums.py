@@ -167,7 +167,9 @@ def test_detects_a_flipped_bit_in_a_users_candidate(study_copy):
     """A candidate that was pruned here is pruned again: see test_candidates in tests/workflow."""
     dense = study_copy / "dense.json"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
-    candidates.take_in({"model": "A", "candidate": "x"}, study_copy / "model", {}, dense, study_copy / "candidate")
+    candidates.import_checkpoint(
+        {"model": "A", "candidate": "x"}, study_copy / "model", {}, dense, study_copy / "candidate"
+    )
     candidates.ensure(study_copy / "candidate")
     flip(study_copy / "model" / "model.safetensors")
     message = message_of(lambda: candidates.ensure(study_copy / "candidate"))

@@ -308,7 +308,7 @@ def register(folder):
     dense, output = folder.parent / "dense.json", folder.parent / "candidate"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
     return [
-        message_of(lambda: candidates.take_in({"model": "A", "candidate": "x"}, folder, {}, dense, output)),
+        message_of(lambda: candidates.import_checkpoint({"model": "A", "candidate": "x"}, folder, {}, dense, output)),
         message_of(
             lambda: fetching.fetch_model(
                 "A", {"kind": "local", "path": str(folder)}, None, folder.parent / "model.json"

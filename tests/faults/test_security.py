@@ -54,7 +54,9 @@ def test_never_unpickles_weights(checkpoint, tmp_path):
     for read in (
         lambda: models.load(models.Source(str(checkpoint))),
         lambda: models.count_parameters(checkpoint),
-        lambda: candidates.take_in({"model": "A", "candidate": "x"}, checkpoint, {}, dense, tmp_path / "candidate"),
+        lambda: candidates.import_checkpoint(
+            {"model": "A", "candidate": "x"}, checkpoint, {}, dense, tmp_path / "candidate"
+        ),
         lambda: fetching.fetch_model("A", {"kind": "local", "path": str(checkpoint)}, None, tmp_path / "model.json"),
     ):
         assert str(checkpoint) in message_of(read)

@@ -25,7 +25,7 @@ EVERY = [*({"preset": name} for name in lora_presets.PRESETS), *({"scheme": name
 
 
 def section(arm, below=SETTINGS):
-    return arms.section(below, arms.settled(arms.laid_over(arms.flat(below), arm)))
+    return arms.section(below, arms.resolved(arms.merged(arms.flat(below), arm)))
 
 
 def count_trained(folder, settings):
@@ -255,7 +255,7 @@ def test_a_staged_ablation_finds_the_planted_best(tmp_path):
         for value in values:
             changes = value if isinstance(value, dict) else {"alpha": value}
             flat = arms_of.flat_of(base, changes, after)
-            settings = arms.settled(flat)
+            settings = arms.resolved(flat)
             name = f"{stage}.{settings['r']}.{settings['alpha']}"
             paths[name] = synthetic(tmp_path, name, planted(settings), settings, flat=flat)
         output = tmp_path / f"winner-{stage}.json"

@@ -87,9 +87,9 @@ def test_keeps_what_another_machine_writes_for_a_day(tmp_path):
     ],
 )
 def test_explains_a_full_disk(error):
-    words = disks.in_words(error, ["results"])
+    words = disks.explained(error, ["results"])
     assert "disk is full" in words and "run the same command again" in words
-    assert disks.in_words(ValueError("[Errno 2] no such file"), ["results"]) is None
+    assert disks.explained(ValueError("[Errno 2] no such file"), ["results"]) is None
 
 
 def limit_file_size():
@@ -113,7 +113,7 @@ def test_explains_a_full_disk_whichever_library_writes(tmp_path, writer):
             else:
                 torch.save(content, tmp_path / "a.pt")
         except Exception as error:
-            os.write(write, (disks.in_words(error, [str(tmp_path)]) or f"not told: {error!r}").encode())
+            os.write(write, (disks.explained(error, [str(tmp_path)]) or f"not told: {error!r}").encode())
         finally:
             os._exit(0)
     os.close(write)

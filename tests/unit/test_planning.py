@@ -97,7 +97,7 @@ def test_plan_accepts_the_config_arguments_of_snakemake(capsys):
 def test_plan_shows_what_its_jobs_request():
     study = settings.load(yaml.safe_load(Path("config/full.yaml").read_text()))
     found = {stage.name: stage for stage in plan.plan(study, 150).stages}
-    requested = [job_resources.Sizes(study).asked("finetune", model) for model in study.models]
+    requested = [job_resources.Sizes(study).requested("finetune", model) for model in study.models]
     for key in ("mem_mb", "gpu_mem_mb", "disk_mb", "runtime"):
         assert getattr(found["finetune"], key) == max(one[key] for one in requested)
     without = {stage.name: stage for stage in plan.plan(study, 150, on_gpu=False).stages}

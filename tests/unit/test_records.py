@@ -76,7 +76,7 @@ def test_hashes_a_file_without_a_home_folder(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"one")
     assert fingerprints.file_digest(path) == fingerprints.content_digest(path)
-    assert fingerprints.known_digest(path) is None
+    assert fingerprints.cached_digest(path) is None
 
 
 def test_a_gathered_file_depends_on_the_content_of_its_files_and_not_on_their_age(tmp_path):

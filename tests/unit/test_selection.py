@@ -143,7 +143,7 @@ def take_in(path, folder, **given):
     """Register a checkpoint as the candidate `folder` of model M."""
     dense = folder.parent / "dense.json"
     records.write(dense, {"path": "/gone", "weights_fingerprint": "0" * 64})
-    candidates.take_in({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
+    candidates.import_checkpoint({"model": "M", "candidate": folder.name}, path, {"acc": 0.5} | given, dense, folder)
 
 
 @pytest.fixture
@@ -267,7 +267,9 @@ def test_rejects_the_dense_model_as_a_candidate(tiny_checkpoint, tmp_path, disgu
     copy = shutil.copytree(dense, tmp_path / "my copy")
     disguise(copy)
     with pytest.raises(CheckpointError) as raised:
-        candidates.take_in({"model": "M", "candidate": "c"}, copy, {}, tmp_path / "model.json", tmp_path / "out/c")
+        candidates.import_checkpoint(
+            {"model": "M", "candidate": "c"}, copy, {}, tmp_path / "model.json", tmp_path / "out/c"
+        )
     for words in (
         str(copy),
         "candidate c of model M is the dense model itself",
@@ -288,10 +290,10 @@ def test_rejects_a_candidate_whose_tokenizer_differs_from_the_dense_models(tiny_
     (mine / "tokenizer.json").write_text(json.dumps(content))
     arguments = {"model": "M", "candidate": "c"}, mine, {}, tmp_path / "model.json", tmp_path / "out/c"
     with pytest.raises(CheckpointError, match=r"tokenizer differs.*Copy"):
-        candidates.take_in(*arguments)
+        candidates.import_checkpoint(*arguments)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(dense / name, mine / name)
-    candidates.take_in(*arguments)
+    candidates.import_checkpoint(*arguments)
 
 
 def test_decides_once_which_config_trains_a_candidate(tmp_path):

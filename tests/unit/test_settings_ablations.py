@@ -18,7 +18,7 @@ def error_of(entry):
 
 
 def settings_of(one, arm):
-    return arms.settled(arms.laid_over(one["base"], one["arms"][arm]["changes"]))
+    return arms.resolved(arms.merged(one["base"], one["arms"][arm]["changes"]))
 
 
 def test_presets_schemes_and_overridden_presets_are_arms():

@@ -41,7 +41,7 @@ def study(tmp_path):
 
 
 def requested(loaded, job="finetune", **options):
-    return job_resources.Sizes(loaded).asked(job, "Big", **options)
+    return job_resources.Sizes(loaded).requested(job, "Big", **options)
 
 
 def test_the_models_configuration_overrides_the_configured_number(study):
@@ -63,11 +63,11 @@ def test_a_guessed_shape_has_at_least_the_given_parameters_and_few_more(paramete
 
 def test_uses_the_size_of_a_model_as_soon_as_it_is_known(study, tmp_path):
     sizes = job_resources.Sizes(study())
-    before = sizes.asked("evaluate", "Big")
+    before = sizes.requested("evaluate", "Big")
     assert sizes.unknown() == ["Big"]
     (tmp_path / "resources/models/Big/snapshot").mkdir(parents=True)
     (tmp_path / "resources/models/Big/snapshot/config.json").write_text(json.dumps(LLAMA_8B))
-    after = sizes.asked("evaluate", "Big")
+    after = sizes.requested("evaluate", "Big")
     assert after["gpu_mem_mb"] > 3 * before["gpu_mem_mb"] and not sizes.unknown()
 
 

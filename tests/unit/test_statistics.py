@@ -209,6 +209,6 @@ def test_a_ratio_is_undefined_instead_of_infinite():
 
 def test_an_undefined_mean_does_not_affect_other_contrasts():
     one, many = across_models.means(["x"], [[1.0]]), across_models.means(["y"], [[1.0, 2.0, 3.0]])
-    both = across_models.beside([one, many])
+    both = across_models.side_by_side([one, many])
     assert both.contrast({"y": 1})["interval"] is not None
     assert both.contrast({"x": 1})["interval"] is None

@@ -158,7 +158,7 @@ def of_more_seeds(record):
 
 @functools.cache
 def trained_before(model):
-    """Return {config: candidate} of the trainings, not reused from another config, that existed when this run began."""
+    """Return {config: candidate} of the trainings that existed when this run began and were not reused from a config."""
     paths = {
         config: (
             SELECTION.format(model=model, config=config),
@@ -225,13 +225,13 @@ TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 GRID_JOB = "{model}" if SHARED else "{model}.{check}"
-# The record of the grid check that covers a job's points (see `grid_checks`). There is not just one record a model,
-# declared `ancient` for jobs whose points did not change: in the run that repeats the check, Snakemake would then skip
-# everything that depends on the record.
+# The record of the grid check that covers a job's points (see `grid_checks`). A single record per
+# model would have to be declared `ancient` for jobs whose points did not change. In the run that repeats the check,
+# Snakemake would then skip everything that depends on the record.
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
     "grid.json" if SHARED else ".grids/{check}.json"
 )
-# Weights are deleted only if all configs take part in the run: a config that does not may still choose any candidate
+# Weights are deleted only if all configs take part in the run: any other config could still choose any candidate
 DELETES_WEIGHTS = study.config["candidates"]["keep"] == "selected" and (
     study.config["candidates"]["table"] is None
     and study.active_configs() == list(study.configs)

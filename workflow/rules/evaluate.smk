@@ -2,7 +2,7 @@
 
 Input: a model's record, a selection or a fine-tuning, and the report rows of every data set.
 Output: `evaluation_results.json` and `ppl_results.json` in `{dense,pruned,finetuned}_evaluation/...`. Undeclared files
-lie beside them: `samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and
+lie beside them: `samples/{task}.parquet`, whose digests are in the first record and checked by every reader, and
 `.parts/`, the finished parts from which a killed or extended evaluation continues.
 """
 
@@ -44,10 +44,10 @@ rule evaluate_dense:
         gpu=gpu_count("evaluate"),
         gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
-        mem_mb=asked("evaluate", "mem_mb"),
-        gpu_mem_mb=asked("evaluate", "gpu_mem_mb"),
-        disk_mb=asked("evaluate", "disk_mb"),
-        runtime=asked("evaluate", "runtime"),
+        mem_mb=requested("evaluate", "mem_mb"),
+        gpu_mem_mb=requested("evaluate", "gpu_mem_mb"),
+        disk_mb=requested("evaluate", "disk_mb"),
+        runtime=requested("evaluate", "runtime"),
     params:
         **SAME_FOR_ALL_STAGES,
         stage="dense",

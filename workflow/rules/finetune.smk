@@ -42,10 +42,10 @@ rule finetune_lora:
         gpu=gpu_count("finetune"),
         gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
-        mem_mb=asked("finetune", "mem_mb"),
-        gpu_mem_mb=asked("finetune", "gpu_mem_mb"),
-        disk_mb=asked("finetune", "disk_mb"),
-        runtime=asked("finetune", "runtime"),
+        mem_mb=requested("finetune", "mem_mb"),
+        gpu_mem_mb=requested("finetune", "gpu_mem_mb"),
+        disk_mb=requested("finetune", "disk_mb"),
+        runtime=requested("finetune", "runtime"),
     params:
         settings=settings.rerun_policy.result_settings("finetune", study.finetune)
         | {"seeds": None},

@@ -42,14 +42,14 @@ def largest_gpu():
     return gpus.largest() if shared else None
 
 
-def asked(job, key):
+def requested(job, key):
     """Return a resource function for `mem_mb`, `gpu_mem_mb`, `disk_mb` or `runtime` (see `job_resources`).
 
     The value is exact once the model's config.json is here. Snakemake evaluates it again before the job starts.
     """
 
     def resource(wildcards, input, attempt):
-        return sizes.asked(
+        return sizes.requested(
             job,
             wildcards.model,
             attempt,

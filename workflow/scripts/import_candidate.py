@@ -8,7 +8,7 @@ model, candidate = snakemake.wildcards.model, snakemake.wildcards.candidate
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"import {model} {candidate}"):
     from coppice.stages.prune import candidates
 
-    candidates.take_in(
+    candidates.import_checkpoint(
         identity={"model": model, "candidate": candidate},
         path=snakemake.params.row["path"],
         given=snakemake.params.row["given"],

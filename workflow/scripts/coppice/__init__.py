@@ -1,7 +1,7 @@
-"""Coppice: find out which pruned checkpoint is worth recovering, and how much fine-tuning brings back.
+"""Coppice: find out which pruned checkpoint is worth fine-tuning, and how much quality that recovers.
 
-This package holds all logic of the workflow. Its folders are twelve storeys, listed here from the bottom up. A module
-imports only from its own storey and from those listed before it:
+This package holds all logic of the workflow. Its folders are twelve layers, listed here from the bottom up. A module
+imports only from its own layer and from those listed before it:
 
 - core: errors, records, fingerprints, disks, locks, logs, jobs, GPUs, secrets
 - stats: statistics of paired comparisons, and the stored samples they use

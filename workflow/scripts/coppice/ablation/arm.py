@@ -74,7 +74,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     """
     clock, output = records.Clock(), Path(output)
     flat = flat_of(plan["base"], member["changes"], after)
-    settings = arms.settled(flat)
+    settings = arms.resolved(flat)
     content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "flat": flat}
     content |= {"start": start.name}
     section = section_of(plan, settings)
@@ -126,7 +126,7 @@ def flat_of(base, changes, after=None):
 
     Multiples of the rank ("2r") are kept, because a later stage may change the rank.
     """
-    return arms.laid_over(records.read(after)["flat"] if after else base, changes)
+    return arms.merged(records.read(after)["flat"] if after else base, changes)
 
 
 def section_of(plan, settings):

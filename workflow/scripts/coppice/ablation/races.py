@@ -9,7 +9,7 @@ def cut(ablation, arms, eta, output, previous=None):
     """Choose the arms that continue after a rung, and write them to the record `output`.
 
     One in `eta` of the arms continues, at least one, by the mean validation loss over seeds; among equal arms the one
-    listed first wins. Arms that did not fit their device or diverged are out.
+    listed first wins. Arms that did not fit on their device or that diverged are excluded.
 
     Args:
         ablation: the name of the ablation.

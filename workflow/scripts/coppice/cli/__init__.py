@@ -34,7 +34,7 @@ def main(argv=None):
         _discard_output()
         if isinstance(error, BrokenPipeError):  # as with `coppice show | head`
             return 1
-        if (message := disks.in_words(error, ["standard output"])) is None:
+        if (message := disks.explained(error, ["standard output"])) is None:
             raise
         print(f"coppice {arguments.command}: {message}", file=sys.stderr)
         return 1

@@ -1,1 +1,1 @@
-"""What all other storeys use: errors, records, fingerprints, disks, locks, logs, jobs, GPUs and secrets."""
+"""What all other layers use: errors, records, fingerprints, disks, locks, logs, jobs, GPUs and secrets."""

@@ -35,7 +35,7 @@ def partial_name():
     return f"{PARTIAL}-{socket.gethostname()}-{os.getpid()}-"
 
 
-def in_words(error, places=()):
+def explained(error, places=()):
     """Return a sentence for the user if a disk is the cause of `error`, otherwise None.
 
     This includes errors of libraries that hold the system's error only in their text, or not at all. places: where the

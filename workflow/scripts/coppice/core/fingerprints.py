@@ -1,4 +1,4 @@
-"""Compute fingerprints, SHA-256 of weights, files and settings, so that no result is taken for another one.
+"""Compute fingerprints, SHA-256 of weights, files and settings, so that results of different inputs are never confused.
 
 Hashing the weights of an 8B model reads 16 GB. Therefore the user's cache folder keeps each file's hash with the path,
 size, inode and time stamps of the file, which is read again only if one of them changed.
@@ -31,7 +31,7 @@ def content_digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def known_digest(path):
+def cached_digest(path):
     """Return a file's hex SHA-256 from the cache; None if the file was never read or has changed since."""
     path = Path(path).resolve()
     try:
@@ -44,7 +44,7 @@ def known_digest(path):
 def file_digest(path):
     """Return the hex SHA-256 of a file's bytes, from the cache if the file is unchanged."""
     path = Path(path).resolve()
-    cached = known_digest(path)
+    cached = cached_digest(path)
     if cached:
         return cached
     # the state comes first: if the file changes while it is read, the cache entry never matches

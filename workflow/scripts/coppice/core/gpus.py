@@ -82,7 +82,7 @@ def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
 
 
 def visible():
-    """Return the devices that this process may use: those in the user's `CUDA_VISIBLE_DEVICES`, otherwise all."""
+    """Return the devices that this process may use: those in `CUDA_VISIBLE_DEVICES`, or all if it is not set."""
     listed = _listed()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
@@ -93,7 +93,7 @@ def visible():
     names = []
     for name in (part.strip() for part in wanted.split(",")):
         if name in ("", "-1", "NoDevFiles"):
-            break  # CUDA hides everything after such an entry, too
+            break  # CUDA also hides everything after such an entry
         names.append(name)
     return [_device(name, listed) for name in names]
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("coppice.jobs")
 
 @contextlib.contextmanager
 def alone(log):
-    """Run the block as the only process at work on the job whose log is `log`; with None, without a lock.
+    """Run the block while no other process works on the job whose log is `log`; with None, take no lock.
 
     The lock file lies beside the log. The kernel releases the lock when its process ends, however it ends. On a file
     system without locks the block runs after a warning.

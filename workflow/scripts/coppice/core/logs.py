@@ -111,7 +111,7 @@ def _outcome(error, folder):
         return INTERRUPTED, "stopped", message
     if isinstance(error, CoppiceError):
         return 1, "stopped" if isinstance(error, Stopped) else "failed", str(error)
-    return 1, "failed", disks.in_words(error, [str(folder)])
+    return 1, "failed", disks.explained(error, [str(folder)])
 
 
 def _start_quickly(unused):

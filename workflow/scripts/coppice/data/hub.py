@@ -46,7 +46,7 @@ def pin(key, kind, repository, revision, folder):
         request = {"kind": kind, "repository": repository, "revision": revision}
         if all(stored.get(name) == value for name, value in request.items()):
             return stored
-        with in_words(key, repository, revision):
+        with explained_errors(key, repository, revision):
             found = request | _look_up(kind, repository, revision)
         records.write(path, found)
     logger.info("%s: %s is at commit %s", key, repository, found["commit"])
@@ -96,7 +96,7 @@ def download(key, pinned, folder, only=None):
     files = {path: facts for path, facts in pinned["files"].items() if only is None or path in only}
     if all(_is_intact(folder / path, facts) for path, facts in files.items()):
         return
-    with in_words(key, pinned["repository"], pinned["revision"]):
+    with explained_errors(key, pinned["repository"], pinned["revision"]):
         snapshot_download(
             pinned["repository"],
             revision=pinned["commit"],
@@ -147,7 +147,7 @@ def _is_intact(path, facts):
 
 
 @contextmanager
-def in_words(key, repository, revision=None):
+def explained_errors(key, repository, revision=None):
     """Turn errors of the hub or the network into a CoppiceError that says what to do."""
     import httpx2
 

@@ -31,10 +31,10 @@ ALPACA_WITH_INPUT = (
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an example. `learnt` is True if the loss covers it (a response) and False if not (a prompt)."""
+    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
 
     text: str
-    learnt: bool
+    learned: bool
 
 
 def kind_of(columns, dataset):
@@ -125,7 +125,7 @@ def asked(question, prompt, tokenizer):
     formatter = Formatter("instruction", prompt, tokenizer)
     # A row without a response gives no segments, so use a dummy one and drop it.
     segments, _ = formatter({"instruction": question, "input": "", "output": "."})
-    return "".join(segment.text for segment in segments if not segment.learnt), formatter.add_special_tokens
+    return "".join(segment.text for segment in segments if not segment.learned), formatter.add_special_tokens
 
 
 def _turns(row, kind):

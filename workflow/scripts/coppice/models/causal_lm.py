@@ -1,8 +1,7 @@
 """Load and save causal language models: checkpoint folders, with or without an adapter.
 
 transformers re-initializes tensors that a checkpoint lacks, and only logs it. Here a missing, unexpected or misshapen
-tensor raises an error that lists the tensors. Models are loaded only from folders: nothing but the fetch rules uses the
-hub.
+tensor raises an error that lists the tensors. Models are loaded only from folders: only the fetch rules use the hub.
 """
 
 import importlib.metadata
@@ -53,7 +52,7 @@ class Source:
 def folder_of(record):
     """Return the checkpoint folder that a `model.json` points to."""
     path = Path(records.read(record)["path"])
-    # a folder beside its record is found whatever the working folder is
+    # look beside the record first, so that the folder is found from any working folder
     beside = Path(record).parent / path.name
     return str(path if path.is_absolute() or not beside.is_dir() else beside)
 
@@ -319,5 +318,5 @@ def _count_in_bin(path):
         # reads no weight: on the meta device, and memory-mapped if the file is in torch's zip format
         tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
-    except Exception as error:  # of torch, zipfile or the restricted unpickler, whichever meets the damage
+    except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
         raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error

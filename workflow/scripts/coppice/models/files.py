@@ -1,4 +1,4 @@
-"""Check before a checkpoint's weights are loaded that its files are complete and fit together.
+"""Check, before a checkpoint's weights are loaded, that its files are complete and fit together.
 
 The jobs that register a model or a user's candidate call this, so that a damaged file is reported before anything
 computes with it. Only small files and headers are read, and neither torch nor transformers is imported. Only
@@ -27,7 +27,7 @@ REMEDY = "Copy or fetch the checkpoint again."
 def check(folder):
     """Reject a folder without a readable configuration, with damaged weights, or with weights of other sizes.
 
-    An index that names files outside the folder is rejected, too: no fingerprint would cover their content.
+    An index that names files outside the folder is also rejected, because no fingerprint would cover their content.
 
     Raises:
         CheckpointError: names the file.
@@ -79,7 +79,7 @@ def check_tokenizer(folder):
 
 
 def same_tensors(one, other):
-    """Return whether two folders of safetensors hold the same tensors, in whatever shards; False for other formats.
+    """Return whether two folders of safetensors hold the same tensors, in any shards; False for other formats.
 
     Weights are read up to the first tensor that differs, small tensors first.
     """

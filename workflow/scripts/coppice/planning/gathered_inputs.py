@@ -16,7 +16,7 @@ from coppice.core import fingerprints, records
 def plan_quickly():
     """Speed up Snakemake's planning: run the garbage collector less often, and cache `smart_open.parse_uri`.
 
-    Snakemake calls `parse_uri` four times a job for the script's path, and each call builds a class.
+    Snakemake calls `parse_uri` four times per job for the script's path, and each call builds a class.
     """
     import smart_open  # a dependency of Snakemake
 
@@ -26,7 +26,7 @@ def plan_quickly():
 
 
 def with_parameters(function):
-    """Store a function's parameters on it and return it, because Snakemake inspects them three times a job."""
+    """Store a function's parameters on it and return it, because Snakemake inspects them three times per job."""
     from snakemake.common import overwrite_function_params  # imported here because jobs do not need Snakemake
 
     overwrite_function_params(function, inspect.signature(function).parameters)
@@ -34,7 +34,7 @@ def with_parameters(function):
 
 
 def of_model(value):
-    """Return an input or parameter function for `value(model)`, computed once a model instead of once a job."""
+    """Return an input or parameter function for `value(model)`, computed once per model instead of once per job."""
     once = functools.cache(value)
     return with_parameters(lambda wildcards: once(wildcards.model))
 

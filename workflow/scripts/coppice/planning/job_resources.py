@@ -21,14 +21,14 @@ SPARE_DISK = 1000 * MB  # logs, tokenizers, samples
 TRAINED_BYTES = 28  # on disk for each trained parameter: the adapter, and two checkpoints of it with optimizer state
 TAKEN_OVER = 3000 * MB  # memory of a job that only reuses another job's results
 START = 60  # seconds before a job with a large model computes: imports, and reading the weights from disk
-SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations a second assumed for a job's time limit
+SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations per second assumed for a job's time limit
 LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minutes
 # Tokens of the seven tasks' official evaluation splits (choices of an item share its context) and of two texts under
 # one protocol
 TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
 SHOTS = 4  # solved examples that double the length of an item
 WITHOUT_SHARING = 3  # factor on the tokens for the engine lm-eval, which repeats the context for each choice
-TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens a row
+TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens per row
 SHORT = 512  # a `cutoff_len` above this means long rows; half of it is then assumed as their length
 
 
@@ -95,13 +95,13 @@ class Sizes:
         if stage == "prune":
             peak = estimates.prune(shape, loaded, points, study.calibration, self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
-            # 2 operations a parameter and token for the forward pass and 4 for the gradient of every weight
+            # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
             operations = 6 * study.calibration["samples"] * study.calibration["length"] * len(points)
         elif stage == "finetune":
             peak = estimates.finetune(shape, loaded, study.finetune, self.machine("finetune", on_gpu))
             disk = TRAINED_BYTES * estimates.adapter_parameters(shape, study.finetune["lora"])
             disk += whole if study.finetune["merge"] else 0
-            # 4 operations a parameter and token instead of 6: LoRA computes no gradient of the frozen weights
+            # 4 operations per parameter and token instead of 6: LoRA computes no gradient of the frozen weights
             operations = 4 * trained_tokens(study.finetune)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
@@ -114,7 +114,7 @@ class Sizes:
         return 2 * shape.parameters + SPARE_DISK
 
     def seconds(self, stage, need, on_gpu, rate=None):
-        """Return the seconds that a job takes. rate: operations a second and GPU; default: the slowest assumed rate."""
+        """Return the seconds that a job takes. rate: operations per second and GPU; default: the slowest one assumed."""
         machine = self.machine(stage, on_gpu)
         if not machine.gpus:
             return START + need.operations / (SLOWEST["thread"] * machine.threads)
@@ -131,7 +131,7 @@ class Sizes:
         else:
             shape, loaded = self.shape(start["model"]), self.study.models[start["model"]]
         shape = shape or estimates.shape_like(UNKNOWN)
-        settings = arms.settled(arms.laid_over(one["base"], changes))
+        settings = arms.resolved(arms.merged(one["base"], changes))
         section = arms.section(one["finetune"], settings)
         trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu))
         measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
@@ -142,7 +142,7 @@ class Sizes:
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
         return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
 
-    def asked(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
+    def requested(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
         """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
 
         Args:
@@ -196,7 +196,7 @@ def kept(point):
 
 
 def row_tokens(settings):
-    """Estimate the tokens a training row from `cutoff_len`, because the data are not read yet. settings: `finetune`."""
+    """Estimate tokens per training row from `cutoff_len`, because the data are not read yet. settings: `finetune`."""
     longest = settings["data"]["cutoff_len"]
     return longest // 2 if longest > SHORT else min(ROW_TOKENS, longest)
 

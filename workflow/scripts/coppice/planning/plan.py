@@ -47,7 +47,7 @@ def plan(study, tflops, on_gpu=True):
 
     Args:
         study: a settings.Study.
-        tflops: 10^12 operations a second that a GPU achieves.
+        tflops: 10^12 operations per second that a GPU achieves.
         on_gpu: whether the jobs have GPUs; if not, `tflops` is ignored.
     """
     sizes = job_resources.Sizes(study)
@@ -66,7 +66,7 @@ def plan(study, tflops, on_gpu=True):
 
 
 def _ablation(name, study, sizes, tflops, on_gpu):
-    """Return the Stage of an ablation's arms, each trained and measured once a seed."""
+    """Return the Stage of an ablation's arms, each trained and measured once per seed."""
     stage, one = Stage(f"ablation {name}"), study.ablations[name]
     for arm in one["arms"]:
         stage.jobs += len(one["seeds"])
@@ -103,7 +103,7 @@ def _add(stage, count, study, sizes, model, tflops, on_gpu):
         seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)
         share = count / len(candidates) if job in ("prune", "score") else count
         gpus = max(1, sizes.machine(kind, on_gpu).gpus)
-        _count(stage, share, seconds, gpus, sizes.asked(job, model, on_gpu=on_gpu, candidate=candidate))
+        _count(stage, share, seconds, gpus, sizes.requested(job, model, on_gpu=on_gpu, candidate=candidate))
 
 
 def _count(stage, jobs, seconds, gpus, asked):

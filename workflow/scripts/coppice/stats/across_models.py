@@ -110,7 +110,7 @@ def mean_of(strata):
     return Means(strata[0].names, values, sum(part.covariance for part in strata) / count**2)
 
 
-def beside(blocks):
+def side_by_side(blocks):
     """Join independent Means (of different models' text windows) into one, with no covariance between them."""
     from scipy.linalg import block_diag
 

@@ -46,10 +46,10 @@ class TreeForward:
 
     def run(self, ids, **options):
         """Return [B, T, width] for token ids [B, T]; without a mask, each token sees all tokens left of it."""
-        # nothing is generated after these tokens, so a cache would only take memory
+        # nothing is generated after these tokens, so a KV cache would only take memory
         if self.head is None:
             return self.model(input_ids=ids, use_cache=False, **options).logits
-        # the body alone: the full logits would be by far the largest tensor, and few of them are needed
+        # only the body: the full logits would be by far the largest tensor, and few of them are needed
         return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     def usable(self):
@@ -70,7 +70,7 @@ class TreeForward:
         try:
             first, second = self._states(before), self._states(after)
             plain = [self.run(torch.tensor([path], device=self.device))[0] for path in before]
-        # whatever an architecture raises if it cannot take a 4D mask or these positions
+        # architectures that cannot take a 4D mask or these positions raise different errors
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
             logger.info("the model does not accept the attention mask of a prefix tree: %r", error)
             return False
@@ -78,7 +78,7 @@ class TreeForward:
         return all(_distance(found, expected) <= tolerance for found, expected in pairs)
 
     def rows(self, trie, first=0, last=None, limit=None):
-        """Cut nodes `first` to `last` of `trie` into rows of least cost, see `trie.rows`.
+        """Cut nodes `first` to `last` of `trie` into the rows of lowest cost; see `trie.rows`.
 
         No row exceeds `limit` or the longest possible row, unless no cut can shorten it.
         """
@@ -97,8 +97,8 @@ def _arrays(trie, batch):
     """
     shape = (len(batch), max(map(len, batch)))
     tokens, depth = numpy.zeros(shape, dtype=numpy.int64), numpy.zeros(shape, dtype=numpy.int64)
-    # padding sees itself alone: attention over nothing may give NaN
-    end = numpy.broadcast_to(numpy.arange(1, shape[1] + 1), shape).copy()  # a broadcast cannot be written
+    # a padding token attends only to itself: attention over no token at all may give NaN
+    end = numpy.broadcast_to(numpy.arange(1, shape[1] + 1), shape).copy()  # a broadcast view is read-only
     for line, row in enumerate(batch):
         # a row cut off inside the tree repeats the ancestors of its first node, which its nodes attend to
         nodes = numpy.concatenate([trie.ancestors(row.start), numpy.arange(row.start, row.stop)])

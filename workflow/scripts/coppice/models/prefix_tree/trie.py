@@ -99,12 +99,12 @@ def _common_prefix(a, b):
 
 
 def rows(trie, limit, crossover, first=0, last=None):
-    """Cut nodes `first` to `last` of `trie` into rows of least cost, none above `limit` nodes if a cut can help.
+    """Cut nodes `first` to `last` of `trie` into the rows of lowest cost, with at most `limit` nodes if possible.
 
     A row of n nodes costs n + n^2 / crossover: at length `crossover`, attention costs as much as everything else.
     """
     last = len(trie) if last is None else last
-    # only where a branch begins: a row that begins inside a piece would repeat the beginning of that piece, too
+    # only where a branch begins: a row that begins inside a piece would also repeat the beginning of that piece
     inner = trie.cuts[(trie.cuts > first) & (trie.cuts < last)]
     places = numpy.concatenate([[first], inner, [last]])
     lead = trie.depth[places[:-1]]
@@ -142,7 +142,7 @@ def batches(rows, budget):
 
 
 def _cheapest_runs(count, lowest, cost):
-    """Divide 0 ... count into runs (start, stop) of least total cost, by dynamic programming.
+    """Divide 0 ... count into runs (start, stop) of the lowest total cost, by dynamic programming.
 
     A run that ends at `stop` begins at `lowest(stop)` or later, but may always begin at stop - 1. `cost(low, stop)`
     returns the costs of the runs to `stop` from low, low + 1, ..., stop - 1.

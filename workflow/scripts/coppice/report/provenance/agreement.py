@@ -282,7 +282,7 @@ def _times(chain):
 
 def _on_disk(chain, verify):
     """Check that the files on disk have the fingerprints that their records hold."""
-    read = fingerprints.content_digest if verify else fingerprints.known_digest
+    read = fingerprints.content_digest if verify else fingerprints.cached_digest
     found = []
     for name, folder in _folders(chain):
         found.append(

@@ -60,7 +60,7 @@ def shares(pairs):
 
 
 def _negated(shares_):
-    """Return `shares` for a loss, of which lower is better."""
+    """Return `shares` for a loss, where lower is better."""
     return tuple({name: -weight for name, weight in terms.items()} for terms in shares_)
 
 
@@ -100,7 +100,7 @@ def _start(study, measurements):
 def _closest_rival(compared):
     """Return the comparison of the best config (largest sum of leads) with its closest rival.
 
-    This comparison decides the answer, because the best config must be clearly ahead of every other config.
+    This comparison decides the answer: a config is the best only if it is clearly ahead of every other one.
     """
     leads = {}
     for entry in compared:
@@ -327,7 +327,7 @@ def _families(study, measurements):
 
 
 def _groups_differ(key, question, means, groups):
-    """Answer whether recovered shares differ between `groups` (name -> pairs): each two groups, Holm-corrected."""
+    """Answer whether recovered shares differ between any two of `groups` (name -> pairs), with Holm's correction."""
     ratios = {name: means.ratio(*shares(pairs)) for name, pairs in groups.items()}
     lines = [
         f"{name}: the recovered share is {_share(ratio)} ({formatting.pairs(groups[name])})."

@@ -45,7 +45,7 @@ def gather(study):
                 block for model in study.models if (block := _losses(study, model, text, measurements)) is not None
             ]
             if blocks:
-                measurements.losses[text] = across_models.beside(blocks)
+                measurements.losses[text] = across_models.side_by_side(blocks)
     return measurements
 
 

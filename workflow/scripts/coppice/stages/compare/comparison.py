@@ -36,7 +36,7 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
             training was not repeated.
 
     Raises:
-        CoppiceError: The stages were not evaluated alike, or an evaluation is not of the model that it should be of.
+        CoppiceError: The stages were evaluated differently, or an evaluation is of another model than expected.
     """
     clock = records.Clock()
     results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
@@ -157,7 +157,7 @@ def _tasks(results, folders, seed):
             "lost": paired_stats.change(paired, DENSE, PRUNED),
             **paired_stats.mcnemar(correct[PRUNED] > 0.5, correct[FINETUNED] > 0.5),
         }
-    # with several tasks some p-value is small by chance, so a verdict rests on the corrected one
+    # with several tasks, some p-value is small by chance, so the verdict uses the corrected one
     for task, p in zip(tasks.values(), paired_stats.holm([task["p"] for task in tasks.values()]), strict=True):
         task["p_holm"] = p
         task["verdict"] = paired_stats.verdict(task["change"]["value"], p)

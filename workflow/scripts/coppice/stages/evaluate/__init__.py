@@ -61,7 +61,7 @@ def evaluate(
     if dense and selection:
         guards.check_pruned(source.path, model_fingerprints["weights"], selection, dense)
     if reused:
-        reuse.take_over(identity, model_fingerprints, reused, output)
+        reuse.copy_results(identity, model_fingerprints, reused, output)
         return
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)

@@ -13,7 +13,7 @@ logger = logging.getLogger("coppice.evaluation")
 RECORDS = ("ppl_results.json", "evaluation_results.json")
 
 
-def take_over(identity, fingerprints, reused, output):
+def copy_results(identity, fingerprints, reused, output):
     """Copy the records and samples of the folder `reused` to `output`, under the name of `identity`.
 
     Args:

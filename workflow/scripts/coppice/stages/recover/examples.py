@@ -221,7 +221,7 @@ def _in_response(offsets, segments):
     found, start = numpy.zeros(len(offsets), dtype=bool), 0
     for segment in segments:
         stop = start + len(segment.text)
-        if segment.learnt:
+        if segment.learned:
             # special tokens have the empty span (0, 0), which belongs to no segment
             found |= (offsets[:, 1] > start) & (offsets[:, 0] < stop) & (offsets[:, 1] > offsets[:, 0])
         start = stop

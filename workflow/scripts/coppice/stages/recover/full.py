@@ -1,7 +1,7 @@
 """Full fine-tuning: train every weight. Offers the same functions as `lora` does for an adapter.
 
-Weights are held in float32 while they are trained, whatever their stored dtype: an update is often so small that half
-precision would round it away.
+Weights are in float32 while they are trained, whatever their stored dtype, because half precision would round small
+updates away.
 """
 
 from coppice import models

@@ -16,7 +16,7 @@ OWN = (*NAMED, "arm.json", "reached.json")
 MERGED = "merged"
 
 
-def take_over(identity, source, reused, output, settings, seed):
+def copy_results(identity, source, reused, output, settings, seed):
     """Copy the adapter and the records from the folder `reused` to `output`, under the name `identity`.
 
     A merged checkpoint is linked instead of copied.

@@ -70,7 +70,7 @@ def finetune(
         # with a budget, the record holds the training length worked out from it instead of the configured one
         settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()
         compared = {name: value for name, value in resolved.items() if name not in (*UNCOMPARED, *settled)}
-        reuse.take_over(identity, source, reused, output, compared, seed)
+        reuse.copy_results(identity, source, reused, output, compared, seed)
         return
     reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _learner(job, tokenizer, train):
         models.check_vocabulary(model, tokenizer, source.path)
         # quantized weights are packed, so the tensors of the loaded model do not give their number
         base = models.parameters(models.skeleton(source) if source.quantize else model)
-        settings = duration.settled(job.settings, train, base, job.seed)
+        settings = duration.resolved(job.settings, train, base, job.seed)
         model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)

@@ -63,7 +63,7 @@ def _in_study(key, start, config, notices):
 def _ablation(key, entry, config, workdir, notices):
     base = _arm(entry["base"], f"{key}.base")
     finetune = _section(key, entry, config["finetune"])
-    below = arms.laid_over(arms.flat(finetune), base)
+    below = arms.merged(arms.flat(finetune), base)
     stages, members = _stages(key, entry)
     budget = _budget(key, entry["budget"])
     metrics = _metrics(key, entry["metrics"], config["evaluate"], notices)
@@ -233,7 +233,7 @@ def _check_arms(key, members, below, budget):
     """Raise SettingsError if an arm repeats another, conflicts with `base`, or cannot train within the budget."""
     seen = {}
     for name, member in members.items():
-        whole = arms.laid_over(below, member["changes"])
+        whole = arms.merged(below, member["changes"])
         adapter = next((one for one in member["changes"] if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
         if whole["train"] == arms.ALL_WEIGHTS and adapter:
             raise SettingsError(
@@ -241,7 +241,7 @@ def _check_arms(key, members, below, budget):
                 "from base"
             )
         try:
-            settings = arms.settled(whole)
+            settings = arms.resolved(whole)
         except ValueError:
             raise SettingsError(f"{key}.base.alpha: found '{whole['alpha']}'; give a number, r or 2r") from None
         _check_budget(key, name, settings, below, budget)

@@ -1,7 +1,7 @@
 """Arms of an ablation: combine an arm's own settings with the common ones into the settings of one training.
 
 An arm is a flat mapping with adapter keys and training keys side by side. While arms are combined, `alpha` may be a
-multiple of the rank such as "2r", because a later stage may still change the rank; `settled` makes it a number.
+multiple of the rank such as "2r", because a later stage may still change the rank; `resolved` makes it a number.
 """
 
 import re
@@ -24,13 +24,13 @@ def flat(finetune):
     return {"train": "lora", **own, **{key: finetune[key] for key in TRAINING}}
 
 
-def laid_over(below, arm):
+def merged(below, arm):
     """Return the flat settings `below`, overridden by the arm's preset or scheme and then by the arm's own keys."""
     named = lora_presets.PRESETS.get(arm.get("preset"), {}) | lora_presets.SCHEMES.get(arm.get("scheme"), {})
     return below | named | {key: value for key, value in arm.items() if key not in NAMED}
 
 
-def settled(settings):
+def resolved(settings):
     """Return flat settings with `alpha` as a number. If all weights are trained, the adapter's keys are dropped."""
     if settings["train"] == ALL_WEIGHTS:
         return {key: value for key, value in settings.items() if key not in lora_presets.DEFAULTS}
@@ -52,7 +52,7 @@ def _whole(number):
 
 
 def section(finetune, settings):
-    """Return the section `finetune` for one training. settings: flat, as `settled` returns them."""
+    """Return the section `finetune` for one training. settings: flat, as `resolved` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
     whole = finetune | {key: settings[key] for key in TRAINING} | {"lora": adapter}
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})

@@ -297,7 +297,7 @@ def _uses(config):
 
 
 def _uses_of_protocols(config):
-    """Yield the same for texts whose perplexity protocol reads rows of another role than "report"."""
+    """Yield the same triples for texts whose perplexity protocol reads rows of another role than "report"."""
     perplexity, key = config["evaluate"]["perplexity"], "evaluate.perplexity.protocol"
     names = [perplexity["protocol"]] if isinstance(perplexity["protocol"], str) else perplexity["protocol"]
     for name, text in itertools.product(names, perplexity["datasets"]):
@@ -321,7 +321,7 @@ TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "
 
 
 def _purposes(config):
-    """Return {data set: uses}, where "text" and "training" say which columns it needs besides those of a task."""
+    """Return {data set: uses}; the uses "text" and "training" say which columns it needs besides those of a task."""
     found = {}
     for name, _, key in _uses(config):
         purpose = "text" if key in TEXT_USES else "training" if key.startswith("finetune.") else None

@@ -6,6 +6,6 @@ config chose and restores them if a job needs them again.
 """
 
 from .keeping import checkpoint, ensure, release
-from .making import link, prune, take_in
+from .making import import_checkpoint, link, prune
 
-__all__ = ["checkpoint", "ensure", "link", "prune", "release", "take_in"]
+__all__ = ["checkpoint", "ensure", "import_checkpoint", "link", "prune", "release"]

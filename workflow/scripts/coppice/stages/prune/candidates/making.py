@@ -79,7 +79,7 @@ def calibration_batches(tokenizer, calibration, context, seed):
     return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
 
 
-def take_in(identity, path, given, dense, output):
+def import_checkpoint(identity, path, given, dense, output):
     """Link the user's checkpoint folder as a candidate and write its `pruning.json`.
 
     Args:

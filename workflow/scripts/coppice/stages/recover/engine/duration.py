@@ -53,7 +53,7 @@ def _tokens(train, size, seed):
             yield sum(lengths[place] for place in batch)
 
 
-def settled(settings, train, parameters, seed):
+def resolved(settings, train, parameters, seed):
     """Return the settings with `max_steps` and `eval_steps` worked out from `budget`; without one, unchanged."""
     if not settings.get("budget"):
         return settings

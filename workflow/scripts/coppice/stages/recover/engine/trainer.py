@@ -1,8 +1,8 @@
 """Train with `transformers.Trainer`, but with training steps and validation by the engine of `batching`.
 
-Trainer keeps the optimizer, the schedule, checkpoints and callbacks. A batch is a whole optimizer step: the loader
-yields its examples in an order that depends on seed and epoch only, so a resumed training sees the same steps as an
-uninterrupted one. Each of several processes takes a part of a step's examples, and gradients are summed before the
+Trainer creates the optimizer and the schedule, writes checkpoints and calls the callbacks. A batch is a whole optimizer
+step: the loader yields its examples in an order that depends on seed and epoch only, so a resumed training sees the same
+steps as an uninterrupted one. Each of several processes takes a part of a step's examples, and gradients are summed before the
 optimizer's step, so the step is the same as in one process.
 """
 
@@ -44,7 +44,7 @@ def build(job, learner, tokenizer, train, validation):
     log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
-        # Trainer does not restore this count, and early stopping would begin again after every resume
+        # Trainer does not restore this count, so early stopping would count from zero after every resume
         patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
     seal = checkpoints.Seal(
         job.output,
@@ -111,7 +111,7 @@ class StepTrainer(Trainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def _any_process(self, asked):
-        # all stop if one was asked to: otherwise the others would wait for its gradients in the next step
+        # if one process was asked to stop, all must stop: the others would wait for its gradients in the next step
         flag = torch.tensor(float(asked), device=self.args.device)
         distributed.all_reduce(flag)
         return bool(flag)
@@ -121,7 +121,7 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self):
         """Return a loader of the examples of one optimizer step at a time, the same in every process."""
-        # not prepared by accelerate, which would give each process other batches: `_micro_batches` divides a batch
+        # not prepared by accelerate, which would give each process different batches: `_micro_batches` divides a batch
         sampler = StepSampler(len(self.train_dataset), self.batch_size, self.args.data_seed)
         return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=together)
 
@@ -157,7 +157,7 @@ class StepTrainer(Trainer):
 
     def _halve(self, examples):
         """Halve the token limit for the rest of the training; raise an error if that cannot help."""
-        # While one process repeated its step, the others would wait for it to gather weights: all must start again.
+        # Sharded processes gather weights together, so one cannot repeat a step alone: all must start again.
         if self.sharded:
             raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
         longest = max(len(example["input_ids"]) for example in examples)
@@ -188,13 +188,13 @@ class StepTrainer(Trainer):
         """Return the micro-batches of this process's part of the examples."""
         every = examples
         if self.args.world_size > 1:
-            # every n-th by length, so that each process has about the same number of tokens
+            # every n-th example in order of length, so that each process has about the same number of tokens
             examples = sorted(examples, key=lambda example: len(example["input_ids"]))
             examples = examples[self.args.process_index :: self.args.world_size]
         own = self.engine.micro_batches(examples) if examples else []
         if not self.sharded:
             return own
-        # a process without examples needs a spare micro-batch too, hence one from the examples of all
+        # even a process without examples needs a spare micro-batch, so it is made from the examples of all processes
         return sharding.level(list(own), spare=next(iter(self.engine.micro_batches(every[:1]))))
 
     def _sum_over_processes(self, model, loss):
@@ -263,7 +263,7 @@ class StepTrainer(Trainer):
         tokens = sum(len(example["input_ids"]) for example in inputs["examples"])
         return self.operations * tokens * self._parameters()
 
-    @functools.cache  # noqa: B019 - one trainer a process
+    @functools.cache  # noqa: B019 - one trainer per process
     def _parameters(self):
         return sum(p.numel() for p in self.model.parameters())
 
@@ -320,7 +320,7 @@ class StepTrainer(Trainer):
 
     def _was_at_its_end(self, checkpoint):
         """Return whether nothing is left to train after `checkpoint`."""
-        # asked before `train`, because Trainer runs another step before it finds out
+        # checked before `train`, because Trainer would run one more step before it notices
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return state.global_step >= state.max_steps or bool(self.patience and self.patience.exhausted)
 
@@ -339,7 +339,7 @@ class StepTrainer(Trainer):
     def restore(self, checkpoint):
         """Load the weights in `checkpoint` into the model, and write the history of the newest one to the log."""
         self.restoring(self.model, checkpoint, self.args.device)
-        # the history must reach to the last step, also if the best checkpoint is an earlier one
+        # the history must include the last step, even if the best checkpoint is an earlier one
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
 
