@@ -158,7 +158,7 @@ def of_more_seeds(record):
 
 @functools.cache
 def trained_before(model):
-    """Return {config: candidate} of the trainings that existed when this run began and were not reused from a config."""
+    """Return {config: candidate} of the trainings that existed when this run began, without the reused ones."""
     paths = {
         config: (
             SELECTION.format(model=model, config=config),
@@ -225,9 +225,9 @@ TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 GRID_JOB = "{model}" if SHARED else "{model}.{check}"
-# The record of the grid check that covers a job's points (see `grid_checks`). A single record per
-# model would have to be declared `ancient` for jobs whose points did not change. In the run that repeats the check,
-# Snakemake would then skip everything that depends on the record.
+# The record of the grid check that covers a job's points (see `grid_checks`). A single record per model would have to be
+# declared `ancient` for jobs whose points did not change. In the run that repeats the check, Snakemake would then skip
+# everything that depends on the record.
 GRID = f"{RESULTS}/candidates/{{model}}/" + (
     "grid.json" if SHARED else ".grids/{check}.json"
 )

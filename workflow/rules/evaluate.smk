@@ -2,7 +2,7 @@
 
 Input: a model's record, a selection or a fine-tuning, and the report rows of every data set.
 Output: `evaluation_results.json` and `ppl_results.json` in `{dense,pruned,finetuned}_evaluation/...`. Undeclared files
-lie beside them: `samples/{task}.parquet`, whose digests are in the first record and checked by every reader, and
+lie beside them: `samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and
 `.parts/`, the finished parts from which a killed or extended evaluation continues.
 """
 

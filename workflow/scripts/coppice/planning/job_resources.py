@@ -114,7 +114,7 @@ class Sizes:
         return 2 * shape.parameters + SPARE_DISK
 
     def seconds(self, stage, need, on_gpu, rate=None):
-        """Return the seconds that a job takes. rate: operations per second and GPU; default: the slowest one assumed."""
+        """Return the seconds that a job takes. rate: operations per second and GPU; default: the slowest assumed."""
         machine = self.machine(stage, on_gpu)
         if not machine.gpus:
             return START + need.operations / (SLOWEST["thread"] * machine.threads)

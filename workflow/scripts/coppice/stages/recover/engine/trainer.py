@@ -1,9 +1,9 @@
 """Train with `transformers.Trainer`, but with training steps and validation by the engine of `batching`.
 
 Trainer creates the optimizer and the schedule, writes checkpoints and calls the callbacks. A batch is a whole optimizer
-step: the loader yields its examples in an order that depends on seed and epoch only, so a resumed training sees the same
-steps as an uninterrupted one. Each of several processes takes a part of a step's examples, and gradients are summed before the
-optimizer's step, so the step is the same as in one process.
+step: the loader yields its examples in an order that depends on seed and epoch only, so a resumed training sees the
+same steps as an uninterrupted one. Each of several processes takes a part of a step's examples, and gradients are
+summed before the optimizer's step, so the step is the same as in one process.
 """
 
 import functools
