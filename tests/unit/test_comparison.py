@@ -111,7 +111,7 @@ def test_rejects_evaluations_on_different_items(study):
     frame = pandas.read_parquet(path)
     frame["doc_hash"] = frame["doc_hash"] + "x"
     frame.to_parquet(path, index=False)
-    with pytest.raises(CoppiceError, match=r"piqa.parquet: is not the file .* delete .*evaluation_results.json and"):
+    with pytest.raises(CoppiceError, match=r"piqa.parquet: changed after .* delete .*evaluation_results.json and"):
         study.compare("Llama", "best_acc")
     record = path.parent.parent / "evaluation_results.json"
     evaluation = records.read(record)
@@ -173,10 +173,10 @@ def _other_weights(record):
     [
         (_other_protocol, "ptb: the finetuned and the dense model .* different protocols"),
         (_other_metric, "piqa: the finetuned model .* metric acc_norm, the dense one with acc"),
-        (_other_rows, "the finetuned model .* other rows"),
-        (_no_task, "other zero_shot data"),
+        (_other_rows, "the finetuned and the dense model .* different rows"),
+        (_no_task, "different zero_shot data"),
         (_other_shots, "piqa: the finetuned model .* num_fewshot 3, the dense one with"),
-        (_other_model, "the record of finetuned is of model Qwen"),
+        (_other_model, "the finetuned record belongs to model Qwen"),
         (_other_adapter, "with another adapter than the trained one"),
         (_no_adapter, "without its adapter"),
         (_other_weights, "evaluated as finetuned is not the selected one"),

@@ -180,7 +180,7 @@ def test_names_the_row_that_the_chat_template_rejects(tiny_tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     turns = [{"role": role, "content": "w5"} for role in ("system", "user", "assistant")]
-    with pytest.raises(DataError, match="row 0: the chat template refuses it: no system turn"):
+    with pytest.raises(DataError, match="row 0: the chat template rejects it: no system turn"):
         prepared([{"messages": turns}], tokenizer, tmp_path, prompt="chat")
 
 

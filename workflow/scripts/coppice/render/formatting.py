@@ -110,7 +110,7 @@ def beyond(p, noun):
     """Return a sentence on whether other models can be expected to do the same, from a permutation test over models."""
     if p is None:
         return f"There are too few {noun} to say anything about other models."
-    agree = "agree enough" if p < 0.05 else "do not agree enough"
+    agree = "agree enough" if p < 0.05 else "differ too much"
     return f"The models {agree} to expect the same of similar models (permutation test over models, {probability(p)})."
 
 
@@ -138,7 +138,7 @@ def exchange(accuracy, losses, text, columns):
             terms[row[place]] = terms.get(row[place], 0) + 1 / len(columns)
             terms[row[0]] = terms.get(row[0], 0) - 1 / len(columns)
         points_apart, times_apart = points(accuracy.contrast(terms), signed=True), times(losses.contrast(terms))
-        clauses.append(f"{label} differ by {points_apart} of mean accuracy and have {times_apart} the perplexity")
+        clauses.append(f"{label} differ by {points_apart} in mean accuracy and have {times_apart} the perplexity")
     return f"Compared with the dense models, {clauses[0]} on {text}; {clauses[1]}."
 
 

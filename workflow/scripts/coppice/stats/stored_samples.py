@@ -48,7 +48,7 @@ def samples_file(folder, task):
     if not path.is_file():
         raise records.RecordError(f"{path}: is missing; {remedy}")
     if fingerprints.content_digest(path) != records.read(record).get("samples", {}).get(task):
-        raise records.RecordError(f"{path}: is not the file that its evaluation wrote; {remedy}")
+        raise records.RecordError(f"{path}: changed after its evaluation wrote it; {remedy}")
     return path
 
 

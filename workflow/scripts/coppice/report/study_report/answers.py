@@ -141,8 +141,8 @@ def _start_sentence(entry):
     lead, over = entry["lead"], formatting.count(entry["models"], "model")
     if not entry["clear"]:
         return (
-            f"Not enough evidence: after fine-tuning, the mean accuracy of {first} minus that of {second} is "
-            f"{formatting.points(lead, signed=True)} over {over}, which is within the noise."
+            f"Not enough evidence: after fine-tuning, {first} is {formatting.points(lead)} {second} in mean accuracy "
+            f"over {over}, which is within the noise."
         )
     winner, loser = (first, second) if lead["value"] > 0 else (second, first)
     return (
@@ -186,7 +186,9 @@ def _recovery(study, measurements):
         dense, _, finetuned = _columns(pair)
         behind[finetuned] = behind.get(finetuned, 0) + 1 / len(pairs)
         behind[dense] = behind.get(dense, 0) - 1 / len(pairs)
-    lines.append(f"After fine-tuning, mean accuracy is {formatting.points(means.contrast(behind))} the dense models.")
+    lines.append(
+        f"After fine-tuning, mean accuracy is {formatting.points(means.contrast(behind))} that of the dense models."
+    )
     lines += [line for _, line in text_shares(study, measurements)]
     if ratio["interval"] is None:
         lost_nothing = ratio["value"] is None
@@ -245,10 +247,11 @@ def _spread(pairs):
 def _verdicts(pairs):
     verdicts = [pair.comparison["average_acc"]["verdict"] for pair in pairs]
     better, worse, unclear = (verdicts.count(word) for word in ("better", "worse", "no clear change"))
-    return [
-        f"Fine-tuning clearly improves mean accuracy in {better} of {formatting.count(len(pairs), 'pair')}, clearly "
-        f"worsens it in {worse}, and makes no clear change in {unclear}."
-    ]
+    total = formatting.count(len(pairs), "pair")
+    clauses = [f"clearly improves mean accuracy in {better} of {total}"]
+    clauses += [f"clearly worsens it in {worse}"] if worse else []
+    clauses += [f"makes no clear change in {unclear}"] if unclear else []
+    return [f"Fine-tuning {formatting.listed(clauses)}."]
 
 
 def _share(ratio):

@@ -75,7 +75,7 @@ def check_alike(results):
     for stage, result in results.items():
         for part in ("perplexity", "zero_shot"):
             if list(result[part]) != list(first[part]):
-                raise CoppiceError(f"the {stage} model was evaluated on other {part} data than the dense one: {AGAIN}")
+                raise CoppiceError(f"the {stage} and the dense model were evaluated on different {part} data: {AGAIN}")
         for name, text in result["perplexity"].items():
             if text["protocol"] != first["perplexity"][name]["protocol"]:
                 raise CoppiceError(
@@ -91,7 +91,7 @@ def check_alike(results):
                         f"{AGAIN}"
                     )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
-            raise CoppiceError(f"the {stage} model was evaluated on other rows than the dense one: {AGAIN}")
+            raise CoppiceError(f"the {stage} and the dense model were evaluated on different rows: {AGAIN}")
 
 
 def _check_models(identity, results, chosen, trained):
@@ -100,7 +100,7 @@ def _check_models(identity, results, chosen, trained):
         other = [key for key in ("model", "config") if record.get(key) not in (None, identity[key])]
         if other:
             raise CoppiceError(
-                f"the record of {what} is of {other[0]} {record[other[0]]}, not {identity[other[0]]}: {AGAIN}"
+                f"the {what} record belongs to {other[0]} {record[other[0]]} instead of {identity[other[0]]}: {AGAIN}"
             )
     prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
     weights = {stage: one["weights"] for stage, one in prints.items()}

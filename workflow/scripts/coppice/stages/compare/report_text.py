@@ -151,7 +151,7 @@ def _mean(record):
     mean, extremes = record["average_acc"], record["extremes"]
     changes = {name: record["zero_shot"][name]["change"]["value"] * 100 for name in extremes.values()}
     return (
-        f"Recovered of the mean accuracy that pruning lost: {_share(mean['recovered'])}\n"
+        f"Recovered share of the lost mean accuracy: {_share(mean['recovered'])}\n"
         f"Largest change: {extremes['largest']} {changes[extremes['largest']]:+.1f} points; "
         f"smallest: {extremes['smallest']} {changes[extremes['smallest']]:+.1f} points\n"
     )

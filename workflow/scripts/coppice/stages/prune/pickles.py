@@ -36,7 +36,7 @@ def convert(path, output, base=None, trusted=False):
     """
     path, output = Path(path), Path(output)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: there is no such file. Give the path of the pickle.")
     if not trusted:
         raise CheckpointError(
             f"{path}: loading a pickle runs the code that it names. If you trust whoever made it, run: "

@@ -90,8 +90,8 @@ class _Source:
         self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name), prompt, tokenizer)
         if not tokenizer.is_fast:  # only fast tokenizers return the character offsets that prompts are masked by
             raise SettingsError(
-                "the model's tokenizer is a slow one, which does not report character offsets. Put its fast version "
-                "(tokenizer.json) into the model's folder."
+                "the model's tokenizer is not a fast one, so it does not report character offsets. Put its fast "
+                "version (tokenizer.json) into the model's folder."
             )
 
     def formatted(self, index):
@@ -99,7 +99,9 @@ class _Source:
         try:
             return self.formatter(self.rows[index])
         except jinja2.TemplateError as error:
-            raise DataError(f"dataset {self.name}, row {index}: the chat template refuses it: {error}") from error
+            raise DataError(
+                f"dataset {self.name}, row {index}: the chat template rejects it: {error}. Correct the row."
+            ) from error
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DataError(
                 f"dataset {self.name}, row {index}: cannot be read as a row of kind '{self.formatter.kind}', which "

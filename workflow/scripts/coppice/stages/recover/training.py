@@ -162,8 +162,8 @@ def _learner(job, tokenizer, train):
     logger.info("%s", trainable_share(trainable, total))
     if job.expected is not None and trainable != job.expected:
         raise CoppiceError(
-            f"finetune: {trainable} parameters are trainable, but the configuration implies {job.expected}: target "
-            "modules or biases were not applied as configured."
+            f"finetune: {trainable} parameters are trainable, but the configuration implies {job.expected}. Check "
+            "target_modules and bias under finetune.lora."
         )
     counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total

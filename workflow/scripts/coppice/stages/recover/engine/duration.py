@@ -35,7 +35,7 @@ def steps(budget, train, settings, parameters, seed):
         spent += cost
         if step == 1 and cost > tokens:
             raise SettingsError(
-                f"budget.{budget['unit']}: {budget['amount']:g} is less than the first step takes ({cost} tokens, "
+                f"budget.{budget['unit']}: {budget['amount']:g} is smaller than the first step ({cost} tokens, "
                 f"{cost * operations:.3g} operations). Raise the budget, or lower batch_size."
             )
         if spent >= tokens:

@@ -84,7 +84,10 @@ def shard(model):
     whole |= {*causal.get_input_embeddings().parameters(), *causal.get_output_embeddings().parameters()}
     layers = [module for module in causal.modules() if type(module).__name__ in (causal._no_split_modules or ())]
     if not layers:
-        raise CoppiceError(f"finetune.sharding: {type(causal).__name__} does not say what its decoder layers are")
+        raise CoppiceError(
+            f"finetune.sharding: {type(causal).__name__} does not list its decoder layers, so it cannot be sharded. "
+            "Set finetune.sharding to false."
+        )
     # FSDP wants children before their parent; wrapping the body too lets it gather the next layer early.
     for module in (*layers, causal.base_model):
         # By default FSDP keeps the outermost module gathered after its forward pass. A process with fewer targets could

@@ -76,7 +76,9 @@ def build(job, learner, tokenizer, train, validation):
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
         if not settings["report_to"]:
             raise
-        raise SettingsError(f"finetune.report_to: {', '.join(settings['report_to'])}: {error}") from error
+        raise SettingsError(
+            f"finetune.report_to: {', '.join(settings['report_to'])}: {error}. Install the tracker, or remove it there."
+        ) from error
     trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
     trainer.restoring, trainer.operations = learner.kind.restore, duration.OPERATIONS[settings.get("train", "lora")]
