@@ -53,6 +53,6 @@ def test_a_rerun_waits_for_the_job_that_a_killed_snakemake_left(study_copy, fini
         again.wait_until(lambda: "holds this job's lock" in again.text())
         orphan.resume()
         again.succeeds()
-    assert "restored" in (study_copy.folder / "logs/finetune/Mistral.best_acc.log").read_text()
+    assert "restoring its result" in (study_copy.folder / "logs/finetune/Mistral.best_acc.log").read_text()
     study_copy.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(finished.numbers, numbers(study_copy.folder)) == []

@@ -176,7 +176,7 @@ def test_a_training_stops_before_its_time_limit_and_resumes_from_its_checkpoint(
     folder = checkout / Path(snakemake.patience.read_text()).parent
     model, config = folder.parent.name, folder.name.removesuffix("_finetuned")
     logs = [path.read_text() for path in (checkout / ".snakemake/slurm_logs/rule_finetune_lora").rglob("*.log")]
-    assert any("told to stop (SIGTERM)" in text and "stopped at step" in text for text in logs)
+    assert any("SIGTERM received" in text and "stopped at step" in text for text in logs)
     assert "JobState=TIMEOUT" not in (cluster.folder / "jobs.txt").read_text()
     assert "continuing from checkpoint-" in (checkout / f"logs/finetune/{model}.{config}.log").read_text()
     stopped = outcome(folder)
