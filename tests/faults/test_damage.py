@@ -85,6 +85,6 @@ def test_names_other_damaged_files_and_a_remedy_that_works(study_copy, finished)
 
 def remedies(text):
     """Return the files that the messages tell the user to delete."""
-    return {match[1] for match in re.finditer(r"delete (\S+?\.json)\b", text)} | {
-        match[1] for match in re.finditer(r"(\S+\.json): .*; delete it and run snakemake again", text)
+    return {match[1] for match in re.finditer(r"[Dd]elete (\S+?\.json)\b", text)} | {
+        match[1] for match in re.finditer(r"(\S+\.json): .*[;.] [Dd]elete it and run snakemake again", text)
     }

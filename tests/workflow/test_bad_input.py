@@ -103,7 +103,7 @@ def test_rejects_a_model_of_another_study_in_shared_resources(checkout):
         "results/dense_evaluation/Mine/evaluation_results.json", "--cores", "1", config=mine
     )
     assert "Finished jobid" not in output
-    for words in ("shared/models/Mine/model.json: was made with base", "set resources to a folder of"):
+    for words in ("shared/models/Mine/model.json: was made with base", "Set resources to another folder"):
         assert words in output
 
 
