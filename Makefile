@@ -27,7 +27,7 @@ $(INSTALLED): envs/requirements.txt envs/requirements-dev.txt envs/constraints.t
 demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
-test: env  ## what to run before a commit: all short tests, and one small study from end to end (some six minutes)
+test: env  ## what to run before a commit: all short tests, and one small study from end to end (some four minutes)
 	$(PYTEST) tests -n 2 -m "not guard and not slow"
 
 test-unit: env  ## the unit tests alone (a minute and a half)
