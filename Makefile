@@ -37,7 +37,7 @@ test-unit: env  ## the unit tests alone (a minute and a half)
 test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (some twenty minutes)
 	$(PYTEST) tests -n 3 -m guard
 
-test-all: env slurm  ## every test, real data beside the checkout too (some forty minutes)
+test-all: env slurm docs  ## every test, real data beside the checkout too, and the site (35 minutes)
 	$(PYTEST) tests -n 3
 
 test-faults: env  ## the fault tests with ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
