@@ -34,7 +34,7 @@ test-unit: env  ## the unit tests alone (a minute and a half)
 	$(PYTEST) tests/unit -n 2 -m "not guard and not slow"
 
 # Three processes on two cores: the tests on Slurm wait most of the time
-test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (some twenty minutes)
+test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (at most thirty minutes)
 	$(PYTEST) tests -n 3 -m guard
 
 test-all: env slurm docs  ## every test, real data beside the checkout too, and the site (35 minutes)

@@ -60,6 +60,7 @@ def _explained(job):
 def _last_line(paths):
     """Return the last non-empty line of the first log that exists, or None."""
     for path in map(Path, paths):
-        if path.is_file() and (lines := path.read_text(encoding="utf-8", errors="replace").split("\n")):
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             return next((printable(line) for line in reversed(lines) if line.strip()), None)
     return None
