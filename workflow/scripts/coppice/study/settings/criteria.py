@@ -2,7 +2,7 @@
 
 from coppice.core.errors import SettingsError, nearest
 
-from .candidate_sources import REQUIRED
+from .candidate_lists import REQUIRED
 
 PARAMETERS = "parameters"
 ENDS = (("min", "at least"), ("max", "at most"))

@@ -8,8 +8,7 @@ from pathlib import Path
 from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
-from . import ablations, arms, criteria, lora_presets, registry, schema, task_metrics
-from . import candidate_sources as candidate_lists
+from . import ablations, arms, candidate_lists, criteria, lora_presets, registry, schema, task_metrics
 from . import config_files as strict
 from .sources import (
     absolute,
