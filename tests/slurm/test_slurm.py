@@ -1,7 +1,7 @@
 """Run a small study through profiles/slurm on a real Slurm: devices, groups, retries, time limits, sbatch options.
 
-Candidates are pruned and scored in groups. One training is cancelled; another is slow and has a time limit of one
-minute.
+Candidates are pruned and scored in groups. One training is cancelled; another is slow and has a time limit of two
+minutes.
 """
 
 import json
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SECRET = SECRETS["HF_TOKEN"]
 STUDY = checkouts.STUDY | {
     "threads_per_job": "{finetune: 2, evaluate: 1, prune: 1, build: 1}",
-    "resources_per_job": "{finetune: {runtime: 1}}",
+    "resources_per_job": "{finetune: {runtime: 2}}",
 }
 
 

@@ -65,6 +65,13 @@ class Finished:
                 reruns_of.setdefault(job.rule.name, set()).add(is_first)
             return reruns_of
 
+    def changed_parameters(self, changes):
+        """Return the names of the rules with a finished job whose own parameters `changes` alter."""
+        with chdir(self.folder), _planned(changes) as dag:
+            # asked here, because Snakemake does not compare the parameters of jobs that an updated input reruns anyway
+            differs = dag.workflow.persistence.params_changed
+            return {job.rule.name for job in dag.jobs if _is_result(job) and differs(job)}
+
     def added(self, changes):
         """Return {rule: number} of the jobs that `changes` of the configuration add; their outputs do not exist yet."""
         with chdir(self.folder), _planned(changes) as dag:

@@ -385,6 +385,13 @@ def test_a_changed_setting_reruns_what_the_schema_says(finished):
     assert not wrong
 
 
+def test_the_seed_is_a_parameter_of_every_rule_that_draws_random_numbers(finished):
+    """A new seed also reruns the stages before, so a rule that lost its own seed would go unnoticed."""
+    drawing = {"prune_candidate", "score_candidate", "select_best", "finetune_lora", "compare_stages"}
+    evaluating = {"evaluate_dense", "evaluate_pruned", "evaluate_finetuned"}
+    assert drawing | evaluating <= finished.changed_parameters({"seed": 7})
+
+
 def test_settings_that_cannot_change_results_rerun_nothing(finished):
     harmless = {}
     for path, _ in schema.key_paths():
