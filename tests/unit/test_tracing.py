@@ -154,14 +154,14 @@ def test_rejects_a_file_outside_a_study_with_a_remedy(study, tmp_path, capsys):
 @pytest.fixture
 def reported(study):
     """Return the same study with its study report."""
+    from coppice.report.study_report import csv_tables
     from coppice.report.study_report import study_records as studies
-    from coppice.report.study_report import tables
 
     (study.results / "report").mkdir()
     (study.results / "report/study_report.html").write_text("<html>")
     content = studies.read(study.results, study.pairs, study.models)
     for name in ("comparisons", "tasks", "candidates"):
-        getattr(tables, name)(content).to_csv(study.results / f"report/{name}.csv", index=False)
+        getattr(csv_tables, name)(content).to_csv(study.results / f"report/{name}.csv", index=False)
     return study
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from coppice.core.errors import CoppiceError
 from coppice.study import layout
 
-from ..study_report import study_records, tables
+from ..study_report import csv_tables, study_records
 from . import agreement, chain, display
 
 TABLES = ("comparisons", "tasks", "candidates")
@@ -91,7 +91,7 @@ def _value(cell):
 def _of_table(folder, name, shown, study):
     """Return the `Check` that every cell of a table matches the records, except for the state of the jobs."""
     path, what = folder / f"{name}.csv", f"the report's {name} match the records"
-    given = _read(io.StringIO(getattr(tables, name)(study).to_csv(index=False)))
+    given = _read(io.StringIO(getattr(csv_tables, name)(study).to_csv(index=False)))
     if list(given) != list(shown) or len(given) != len(shown):
         return agreement.Check(
             what, False, f"{path} has other rows or columns than the records give; run snakemake report"

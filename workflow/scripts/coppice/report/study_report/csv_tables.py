@@ -1,4 +1,4 @@
-"""Build the tables of the report as pandas frames: comparisons, tasks, candidates and jobs."""
+"""Build the tables that the report writes as CSV, as pandas frames: comparisons, tasks, candidates and jobs."""
 
 from coppice.core import fingerprints, records
 from coppice.study import layout

@@ -6,7 +6,7 @@ from pathlib import Path
 from coppice.core.records import atomic
 from coppice.render import html
 
-from . import FIGURES, TABLES, answers, figures, measurements, sections, study_records, tables, terminal
+from . import FIGURES, TABLES, answers, csv_tables, figures, measurements, sections, study_records, terminal
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"study_report.html": "study_report.html.j2", "study_report.md": "study_report.md.j2"}
@@ -17,10 +17,10 @@ def write(results, pairs, models, output, metadata):
     output = Path(output)
     study = study_records.read(results, pairs, models)
     frames = {
-        "comparisons": tables.comparisons(study),
-        "tasks": tables.tasks(study),
-        "candidates": tables.candidates(study),
-        "jobs": tables.jobs(study),
+        "comparisons": csv_tables.comparisons(study),
+        "tasks": csv_tables.tasks(study),
+        "candidates": csv_tables.candidates(study),
+        "jobs": csv_tables.jobs(study),
     }
     for name in TABLES:
         with atomic(output / f"{name}.csv") as file:
@@ -28,7 +28,7 @@ def write(results, pairs, models, output, metadata):
     pictures = figures.draw(study, frames, output / "figures")
     content = _content(study, measurements.gather(study), metadata)
     for name, template in PAGES.items():
-        text = html.environment(TEMPLATES).get_template(template).render(content, svg=pictures)
+        text = html.render(TEMPLATES, template, content | {"svg": pictures})
         with atomic(output / name) as file:
             file.write(text)
 
