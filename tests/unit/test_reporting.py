@@ -21,6 +21,7 @@ from synthetic_records import SIX, Synthetic
 
 from coppice import cli
 from coppice.core import fingerprints, records
+from coppice.render import html as templates
 from coppice.report import study_report
 from coppice.report.study_report import answers, failures, measurements
 from coppice.report.study_report import study_records as studies
@@ -281,6 +282,15 @@ def test_names_and_leaves_out_samples_that_are_not_parquet(study_copy):
     found = studies.read(study_copy.results, study_copy.pairs, study_copy.models)
     (note,) = measurements.gather(found).notes
     assert note.startswith("Llama best_ppl finetuned: no usable samples of piqa") and "piqa.parquet" in note
+
+
+def test_markdown_has_plain_quotes_and_html_escaped_ones(tmp_path):
+    shown = {}
+    for kind in ("html", "md"):
+        (tmp_path / f"page.{kind}.j2").write_text("{{ text }}")
+        shown[kind] = templates.render(tmp_path, f"page.{kind}.j2", {"text": "a 'b' \"c\" <d> &#39;"})
+    assert shown["html"] == "a &#39;b&#39; &#34;c&#34; &lt;d&gt; &amp;#39;"
+    assert shown["md"] == "a 'b' \"c\" &lt;d&gt; &amp;#39;"
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def write(name, ablation, start, arms, winners, survivors, output):
     drawn = figures.draw(fair, _axes(fair, ablation["choose_by"]), output / "figures")
     content = _content(name, ablation, start, found, fair, problems, won, race)
     for page in PAGES:
-        text = html.environment(TEMPLATES).get_template(f"{page}.j2").render(content, svg=drawn)
+        text = html.render(TEMPLATES, f"{page}.j2", content | {"svg": drawn})
         with records.atomic(output / page) as file:
             file.write(text)
     with records.atomic(output / "ablation.csv") as file:

@@ -5,6 +5,16 @@ from pathlib import Path
 SHARED = Path(__file__).parent
 
 
+def render(folder, name, content):
+    """Return the text of the template `name` in `folder`, filled in with `content` and escaped (see `environment`)."""
+    text = environment(folder).get_template(name).render(content)
+    if name.endswith(".md.j2"):
+        # Quotes are harmless outside of HTML attributes, and entities make Markdown hard to read. A text that contains
+        # such an entity itself is not changed, because escaping has turned its `&` into `&amp;`.
+        text = text.replace("&#39;", "'").replace("&#34;", '"')
+    return text
+
+
 def environment(folder):
     """Return a Jinja environment of the templates in `folder` and the shared ones here, with autoescaping on.
 
