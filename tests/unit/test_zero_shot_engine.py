@@ -360,10 +360,10 @@ def test_rows_hold_every_node_once_with_all_its_ancestors(requests, limit, cross
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 100))
 @settings(deadline=None)
-def test_batches_hold_each_row_once_and_keep_to_the_budget(lengths, budget):
+def test_batches_hold_each_row_once_and_keep_to_the_token_limit(lengths, token_limit):
     rows = [trie.Row(i, i + n, 0) for i, n in enumerate(lengths)]
-    batches = trie.batches(rows, budget)
+    batches = trie.batches(rows, token_limit)
     longest = [max(map(len, batch)) for batch in batches]
     assert longest == sorted(longest, reverse=True)
-    assert all(len(batch) * length <= max(budget, length) for batch, length in zip(batches, longest, strict=True))
+    assert all(len(batch) * length <= max(token_limit, length) for batch, length in zip(batches, longest, strict=True))
     assert sorted(row.start for batch in batches for row in batch) == list(range(len(rows)))

@@ -123,20 +123,20 @@ def rows(trie, limit, crossover, first=0, last=None):
     return [Row(int(places[start]), int(places[stop]), int(lead[start])) for start, stop in runs]
 
 
-def batches(rows, budget):
-    """Group rows into batches of at most `budget` tokens, padding included: lists of Row, the longest rows first.
+def batches(rows, token_limit):
+    """Group rows into batches of at most `token_limit` tokens, padding included: lists of Row, the longest rows first.
 
-    Each row is padded to the longest of its batch. A batch costs its tokens and 1/32 of the budget, for its overhead.
+    Each row is padded to the longest of its batch. A batch costs its tokens and 1/32 of the limit, for its overhead.
     """
     # among sorted rows, the cheapest batches are runs of neighbors: they need the least padding
     rows = sorted(rows, key=len)
     lengths = numpy.array([len(row) for row in rows])
 
     def lowest(stop):  # the longest row of a batch is its last, lengths[stop - 1]
-        return stop - budget // lengths[stop - 1]
+        return stop - token_limit // lengths[stop - 1]
 
     def cost(low, stop):
-        return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + budget / 32
+        return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + token_limit / 32
 
     return [rows[start:stop] for start, stop in _cheapest_runs(len(rows), lowest, cost)][::-1]
 

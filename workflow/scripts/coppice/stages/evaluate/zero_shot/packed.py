@@ -29,7 +29,7 @@ LOGITS_BYTES = 2**30  # limit on a batch's full logits, for models that change t
 class Packer:
     """Scores continuations under a causal LM as one prefix tree.
 
-    `budget` is the largest number of tokens per batch. It shrinks when memory runs out.
+    `token_limit` is the largest number of tokens per batch. It shrinks when memory runs out.
 
     Args:
         model: a loaded causal language model.
@@ -42,7 +42,7 @@ class Packer:
         self.device = model.get_input_embeddings().weight.device
         self.tree = TreeForward(model)
         self.head = self.tree.head
-        self.budget = self._token_budget()
+        self.token_limit = self._fitting_tokens()
 
     def usable(self):
         """Return True if the model computes a prefix tree correctly (it may ignore masks or positions)."""
@@ -76,36 +76,36 @@ class Packer:
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             yield
 
-    def _token_budget(self):
+    def _fitting_tokens(self):
         """Return the number of tokens per batch that should fit into memory."""
         if self.device.type != "cuda":
-            budget = min(GPU_TOKENS, CPU_TOKENS * torch.get_num_threads())
+            limit = min(GPU_TOKENS, CPU_TOKENS * torch.get_num_threads())
         else:
             free, _ = torch.cuda.mem_get_info(self.device)
             config = self.tree.masks.config
             wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
             # Use half of the free memory for one layer's activations, at 4 bytes per value. If that is too much after
-            # all, `_smaller` halves the budget.
-            budget = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(config.hidden_size, wide)))
+            # all, `_smaller` halves the limit.
+            limit = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(config.hidden_size, wide)))
         if self.head is None:
             # The model returns logits for every token instead of hidden states, and they dominate the memory.
-            budget = min(budget, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
-        return max(1, int(budget))
+            limit = min(limit, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
+        return max(1, int(limit))
 
     def _run(self, trie, rows, wanted):
         """Score all pairs in `wanted` that lie in `rows`, and yield each row when its forward pass is done."""
         # `pop` takes the last batch, so reverse the order: the longest rows run first, and a lack of memory shows at
         # the start instead of near the end.
-        pending = batches(rows, self.budget)[::-1]
+        pending = batches(rows, self.token_limit)[::-1]
         states, slices = [], []
         while pending:
             batch = pending.pop()
             hidden = self._wanted_states(trie, batch, wanted)
             if hidden is None:
-                # Out of memory. Batch all that is left under the smaller budget: the next batches would fail as well.
+                # Out of memory. Batch all that is left under the smaller limit: the next batches would fail as well.
                 smaller = self._smaller(trie, batch)
                 left = [row for other in pending for row in other]
-                pending = batches(left + smaller, self.budget)[::-1]
+                pending = batches(left + smaller, self.token_limit)[::-1]
                 continue
             states.append(hidden)
             slices.extend(map(wanted.slice_of, batch))
@@ -116,18 +116,18 @@ class Packer:
             yield from batch
 
     def _smaller(self, trie, rows):
-        """Halve the token budget and return the rows of a batch that did not fit in memory, cut to the new budget."""
+        """Halve the token limit and return the rows of a batch that did not fit in memory, cut to the new limit."""
         torch.cuda.empty_cache()  # free the failed batch's cached blocks for allocations of other sizes
         length = sum(map(len, rows))
-        # Halve what really ran if the batch was smaller than the budget, else the same batch would be tried again.
-        self.budget = max(1, min(self.budget, length) // 2)
-        cut = [piece for row in rows for piece in self.tree.rows(trie, row.start, row.stop, limit=self.budget)]
+        # Halve what really ran if the batch was smaller than the limit, else the same batch would be tried again.
+        self.token_limit = max(1, min(self.token_limit, length) // 2)
+        cut = [piece for row in rows for piece in self.tree.rows(trie, row.start, row.stop, limit=self.token_limit)]
         if len(rows) == 1 and len(cut) == 1:  # a single path, which cannot be cut
             raise TransientError(
                 f"a single request of {length} tokens does not fit into the device's memory. Use a device with more "
                 "memory, or load the model with quantization."
             )
-        logger.warning("out of memory: continuing with %d tokens per batch", self.budget)
+        logger.warning("out of memory: continuing with %d tokens per batch", self.token_limit)
         return cut
 
     def _wanted_states(self, trie, batch, wanted):
