@@ -1,6 +1,6 @@
 """Turn a dataset row into the text that a model is trained on: the prompt and the response.
 
-`asked` formats a single question in the same way.
+`format_question` formats a single question in the same way.
 
 The columns decide which of four kinds a row is: chat (`messages`), instruction (`instruction`, `input`, `output`),
 completion (`prompt`, `completion`) or plain text (`text`). The Alpaca prompt is that of Stanford Alpaca (Taori et al.
@@ -114,7 +114,7 @@ class Formatter:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
 
-def asked(question, prompt, tokenizer):
+def format_question(question, prompt, tokenizer):
     """Return (a question in the format that models are trained on, True if the tokenizer adds its special tokens).
 
     Args:

@@ -19,7 +19,7 @@ def answers(model, tokenizer, questions, prompt, new_tokens):
 
     found = []
     for question in questions:
-        text, special = prompts.asked(question, prompt, tokenizer)
+        text, special = prompts.format_question(question, prompt, tokenizer)
         ids = tokenizer(text, add_special_tokens=special, return_tensors="pt").input_ids
         room = min(new_tokens, models.context_length(model) - ids.shape[1])
         if room < 1:

@@ -6,7 +6,7 @@ whether its lead is noise; `scoring` says which candidates need an evaluation; `
 """
 
 from .choice import chosen, config_to_train, select_best, trained
-from .ranking import asked, needs_scoring
+from .ranking import needed_metrics, needs_scoring
 from .summary import summarize
 
-__all__ = ["asked", "chosen", "config_to_train", "needs_scoring", "select_best", "summarize", "trained"]
+__all__ = ["chosen", "config_to_train", "needed_metrics", "needs_scoring", "select_best", "summarize", "trained"]

@@ -82,7 +82,7 @@ def select_best(identity, criterion, folders, output, seed=0):
 
 def _origin(entry, criterion):
     """Return the origin of the numbers that rank a candidate: the user's table or scoring here."""
-    given = all(ranking.is_given(entry["given"], metric) for metric in ranking.asked(criterion))
+    given = all(ranking.is_given(entry["given"], metric) for metric in ranking.needed_metrics(criterion))
     return "the user's table" if given else "scored here"
 
 

@@ -9,7 +9,7 @@ import operator
 
 from coppice.core.errors import CoppiceError
 from coppice.stats import pareto
-from coppice.study.settings.criteria import PARAMETERS, asked
+from coppice.study.settings.criteria import PARAMETERS, needed_metrics
 
 
 def metrics_of(evaluation=None, given=None):
@@ -37,7 +37,8 @@ def needs_scoring(candidate, criteria):
     if "path" not in candidate:  # a grid point, which comes without any metrics
         return True
     given = metrics_of(given=candidate["given"])
-    return any(value_of(given, metric) is None for criterion in criteria.values() for metric in asked(criterion))
+    needed = (metric for criterion in criteria.values() for metric in needed_metrics(criterion))
+    return any(value_of(given, metric) is None for metric in needed)
 
 
 def value_of(metrics, metric):

@@ -22,14 +22,14 @@ def resolve(config, rows, columns):
     own = [column for column in columns if column not in REQUIRED]
     resolved = {}
     for name, full in completed(config).items():
-        for metric in asked(full):
+        for metric in needed_metrics(full):
             _check_metric(metric, _key(name), here, own)
             _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in here)
         resolved[name] = full | {"words": _words(full)}
     return resolved
 
 
-def asked(criterion):
+def needed_metrics(criterion):
     """Return the metrics that a criterion needs of each candidate. The parameter count needs no measurement."""
     metrics = list(criterion["metrics"] or [criterion["metric"]])
     return list(dict.fromkeys([*metrics, *(name for name in criterion["where"] if name != PARAMETERS)]))
@@ -40,7 +40,7 @@ def scored_texts(criteria, texts):
 
     If no criterion uses perplexity, return all, because candidates.tsv shows perplexity in any case.
     """
-    wanted = {metric for criterion in criteria for metric in asked(criterion)}
+    wanted = {metric for criterion in criteria for metric in needed_metrics(criterion)}
     return [name for name in texts if f"ppl.{name}" in wanted] or list(texts)
 
 
