@@ -98,7 +98,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
         logger.warning("%s was not trained to the end: %s", identity["arm"], error)
         return
     if share:
-        reached = records.read(output.parent / recover.REACHED)
+        reached = records.read(output.parent / recover.RUNG_LOSS_FILE)
         records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})
         return
     measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
@@ -146,8 +146,8 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
         seed=seed,
         world=world,
         reused=reused,
-        until=share,
-        each=True,
+        stop_share=share,
+        example_losses=True,
         expected=expected,
     )
 

@@ -15,7 +15,7 @@ from coppice.stats import across_models, paired_stats, stored_samples
 from .reading import LOSS
 
 AGAIN = "delete the arm's folder and run snakemake again"
-EACH = "validation_losses.json"
+EXAMPLE_LOSSES_FILE = "validation_losses.json"
 
 
 def joint(arms, metric, part):
@@ -41,7 +41,7 @@ def _right(names, by_seed, task):
 
 def _losses(arms, names):
     """Return the Means of the loss per target token of each validation example, over the seeds that held it out."""
-    read = [[records.read(folder / EACH) for folder in arm.folders.values()] for arm in arms]
+    read = [[records.read(folder / EXAMPLE_LOSSES_FILE) for folder in arm.folders.values()] for arm in arms]
     held_out = [[(one["rows"], one["tokens"]) for one in seeds] for seeds in read]
     if any(rows != held_out[0] for rows in held_out):
         raise ValueError("the arms have different validation examples")  # a defect: `reading.unequal` excludes these

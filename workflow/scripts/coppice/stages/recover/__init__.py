@@ -4,13 +4,13 @@ from .engine.duration import OPERATIONS
 from .engine.progress import Diverged
 from .full import MODEL, DoesNotFit, check_room
 from .parameter_count import trainable_parameters
-from .training import EACH, REACHED, finetune, trainable_share
+from .training import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, finetune, trainable_share
 
 __all__ = [
-    "EACH",
+    "EXAMPLE_LOSSES_FILE",
     "MODEL",
     "OPERATIONS",
-    "REACHED",
+    "RUNG_LOSS_FILE",
     "Diverged",
     "DoesNotFit",
     "check_room",

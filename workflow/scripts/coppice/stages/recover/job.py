@@ -13,8 +13,8 @@ class Job:
 
     identity: {model, config}; datasets: name -> path of its dataset.json; settings: the section `finetune` with
     `prompt` added; key: a digest of everything that affects what is learned; prints: fingerprints of weights, tokenizer
-    and data sets; until, each, expected: see `training.finetune`; resume: the checkpoint folder to continue from;
-    token_limit: the most tokens in one forward pass.
+    and data sets; stop_share, example_losses, expected: see `training.finetune`; resume: the checkpoint folder to
+    continue from; token_limit: the most tokens in one forward pass.
     """
 
     identity: dict
@@ -25,8 +25,8 @@ class Job:
     output: Path
     key: str
     prints: dict
-    until: float | None = None
-    each: bool = False
+    stop_share: float | None = None
+    example_losses: bool = False
     expected: int | None = None
     resume: Path | None = None
     token_limit: int = 0

@@ -18,8 +18,8 @@ def trainable_parameters(source, settings):
     wanted = lora.target_modules(model, adapter["target_modules"])
     layers = {name: model.get_submodule(name) for name in lora.linear_layers(model)}
     adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-    each = [adapter["r"] * (m.in_features + m.out_features) + adapter["use_dora"] * m.out_features for m in adapted]
-    return sum(each) + _biases(model, adapted, adapter["bias"])
+    sizes = [adapter["r"] * (m.in_features + m.out_features) + adapter["use_dora"] * m.out_features for m in adapted]
+    return sum(sizes) + _biases(model, adapted, adapter["bias"])
 
 
 def _is_wanted(name, wanted):

@@ -25,8 +25,8 @@ logger = logging.getLogger("coppice.finetuning")
 
 # settings that only change how a training is computed or what else it writes: two trainings may differ in them
 UNCOMPARED = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
-EACH = "validation_losses.json"
-REACHED = "reached.json"
+EXAMPLE_LOSSES_FILE = "validation_losses.json"
+RUNG_LOSS_FILE = "reached.json"
 
 
 def finetune(
@@ -39,8 +39,8 @@ def finetune(
     seed=0,
     world=1,
     reused=None,
-    until=None,
-    each=False,
+    stop_share=None,
+    example_losses=False,
     expected=None,
 ):
     """Fine-tune a checkpoint, with LoRA or, if `settings` say `train: all`, in all its weights.
@@ -55,9 +55,9 @@ def finetune(
         seed: of the data order, the initialization and dropout.
         world: the number of processes.
         reused: the folder of a finished training of the same checkpoint for another config; it is copied.
-        until: stop after this fraction of the training and write the validation loss there to `reached.json`; a later
-            call continues from there.
-        each: whether to write the loss of every validation example to `validation_losses.json`.
+        stop_share: stop after this fraction of the training and write the validation loss there to `reached.json`; a
+            later call continues from there.
+        example_losses: whether to write the loss of every validation example to `validation_losses.json`.
         expected: the number of parameters that must be trainable, or None if it is unknown.
 
     Raises:
@@ -77,7 +77,8 @@ def finetune(
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
     key = _key(resolved, prints, seed, source)
-    _run(Job(identity, source, datasets, resolved, seed, output, key, prints, until, each, expected), world)
+    job = Job(identity, source, datasets, resolved, seed, output, key, prints, stop_share, example_losses, expected)
+    _run(job, world)
 
 
 def _run(job, world):
@@ -128,17 +129,18 @@ def _train(job):
     learner = _learner(job, tokenizer, train)
     before = learner.kind.remember(learner.model, train[0], learner.settings, job.output)
     trainer = trainers.build(job, learner, tokenizer, train, validation)
-    if job.until:
+    if job.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
     outcome = _trained(job, trainer, learner.counts | counts)
     learner.kind.check_acts(learner.model, train[0], before)
-    losses = trainer.example_losses() if job.each else None
+    losses = trainer.example_losses() if job.example_losses else None
     if not processes.is_first():
         return
     if losses:
         rows = [str(example["row"]) for example in validation]
-        records.write(job.output / EACH, job.identity | {"rows": rows, "losses": losses[0], "tokens": losses[1]})
+        facts = {"rows": rows, "losses": losses[0], "tokens": losses[1]}
+        records.write(job.output / EXAMPLE_LOSSES_FILE, job.identity | facts)
     _save(job, learner, tokenizer, before, outcome)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     _write(job, learner.settings, outcome, history, clock.provenance(learner.settings, job.seed, **job.prints))
@@ -171,11 +173,12 @@ def _learner(job, tokenizer, train):
 
 
 def _stop_at_rung(job, learner, trainer):
-    """Train up to the fraction `job.until`, and write the validation loss there."""
-    step = duration.rung(learner.settings, job.until)
+    """Train up to the fraction `job.stop_share`, and write the validation loss there."""
+    step = duration.rung(learner.settings, job.stop_share)
     loss = trainer.run_until(step, job.resume)
     if processes.is_first():
-        records.write(job.output / REACHED, job.identity | {"share": job.until, "step": step, "validation_loss": loss})
+        facts = {"share": job.stop_share, "step": step, "validation_loss": loss}
+        records.write(job.output / RUNG_LOSS_FILE, job.identity | facts)
 
 
 def _trained(job, trainer, facts):

@@ -69,6 +69,6 @@ def resolved(settings, train, parameters, seed):
 
 def rung(settings, share):
     """Return the step of a race's rung: the first validation at or after the fraction `share` of the training."""
-    each = settings["eval_steps"]
+    interval = settings["eval_steps"]
     # only at a validated step is there a loss to compare, and the last step is validated in any case
-    return min(settings["max_steps"], each * math.ceil(share * settings["max_steps"] / each))
+    return min(settings["max_steps"], interval * math.ceil(share * settings["max_steps"] / interval))

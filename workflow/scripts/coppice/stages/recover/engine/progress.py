@@ -128,7 +128,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Install the signal handlers, except for signals that are ignored."""
         # A shell starts background jobs with Ctrl-C ignored: it is meant for the job in the foreground only.
-        heard = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) != signal.SIG_IGN]
+        heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
         try:
             self._before = {number: signal.signal(number, self._stop) for number in heard}
         except ValueError:  # Python installs signal handlers in the main thread only

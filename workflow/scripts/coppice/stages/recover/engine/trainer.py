@@ -36,7 +36,7 @@ VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batche
 def build(job, learner, tokenizer, train, validation):
     """Return a StepTrainer for the model of `learner` (a Learner) on the examples `train` and `validation`.
 
-    With `job.until` it stops after that fraction of the training.
+    With `job.stop_share` it stops after that fraction of the training.
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
@@ -56,8 +56,8 @@ def build(job, learner, tokenizer, train, validation):
     )
     stop = StopOnSignal()
     callbacks = [log, seal, stop, *([patience] if patience else [])]
-    if job.until:
-        callbacks.append(StopAt(duration.rung(settings, job.until)))
+    if job.stop_share:
+        callbacks.append(StopAt(duration.rung(settings, job.stop_share)))
     # transformers takes the folder of TensorBoard's files from the environment only
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
     try:
