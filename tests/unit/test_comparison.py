@@ -184,8 +184,10 @@ def _other_weights(record):
 )
 def test_rejects_an_evaluation_that_cannot_be_compared(study, change, message):
     _edit(study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json", change)
-    with pytest.raises(CoppiceError, match=message):
+    with pytest.raises(CoppiceError, match=message) as error:
         study.compare("Llama", "best_acc")
+    path = study.folder("finetuned", "Llama", "best_acc") / "evaluation_results.json"
+    assert str(error.value).startswith(f"{path}: ") and f"delete {path} and " in str(error.value)
 
 
 def test_rejects_losses_of_another_evaluation(study):

@@ -11,6 +11,7 @@ import numpy
 
 from coppice.core import records
 from coppice.core.errors import CoppiceError
+from coppice.render import formatting
 from coppice.stats import paired_stats, stored_samples
 
 from .report_text import render
@@ -20,7 +21,6 @@ logger = logging.getLogger("coppice.comparison")
 STAGES = ("dense", "pruned", "finetuned")
 DENSE, PRUNED, FINETUNED = range(3)
 FEW_WINDOWS = 20  # bootstrap intervals over fewer windows of text are not reliable
-AGAIN = "delete that evaluation and run snakemake again"  # how error messages end
 
 
 def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=None):
@@ -39,11 +39,13 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
         CoppiceError: The stages were evaluated differently, or an evaluation is of another model than expected.
     """
     clock = records.Clock()
-    results = {stage: records.read(Path(evaluations[stage]) / "evaluation_results.json") for stage in STAGES}
+    files = {stage: _record_of(evaluations[stage]) for stage in STAGES}
+    results = {stage: records.read(file) for stage, file in files.items()}
     folders = [evaluations[stage] for stage in STAGES]
     chosen, trained = records.read(selection), records.read(finetuning)
-    check_alike(results)
-    _check_models(identity, results, chosen, trained)
+    check_alike(results, files)
+    files |= {"selection": Path(selection), "fine-tuning": Path(finetuning)}
+    _check_models(identity, results, chosen, trained, files)
     tasks, parts = _tasks(results, folders, seed)
     record = identity | {
         "candidate": chosen["candidate"],
@@ -59,7 +61,7 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
         "generations": _generations(results),
     }
     if seeds:
-        record["seeds"] = _over_seeds(results, seeds)
+        record["seeds"] = _over_seeds(results, files["dense"], seeds)
     record["warnings"] = _warnings(record, results, trained)
     inputs = {stage: results[stage]["provenance"]["fingerprints"] for stage in STAGES}
     record["provenance"] = clock.provenance({"level": paired_stats.LEVEL}, seed, **inputs)
@@ -69,63 +71,97 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     logger.info("%s", output["report"])
 
 
-def check_alike(results):
-    """Raise CoppiceError if evaluations (stage -> record) differ in protocol, tasks or data."""
+def _record_of(folder):
+    """Return the path of the record of the evaluation in `folder`."""
+    return Path(folder) / "evaluation_results.json"
+
+
+def _again(*files):
+    """Return the remedy that error messages end with: to make these records again."""
+    return f"delete {formatting.listed(files)} and run snakemake again"
+
+
+def check_alike(results, files):
+    """Raise CoppiceError if evaluations differ in protocol, tasks or data.
+
+    Args:
+        results: stage -> record, with one for the dense model.
+        files: stage -> path of that record, for the messages.
+    """
     first = results["dense"]
     for stage, result in results.items():
+        where = f"{files[stage]}: "
+        # Nothing says which of the two evaluations is the outdated one. Making both again is cheap, because an
+        # evaluation takes the parts that are still valid from its `.parts`.
+        again = f"{_again(files[stage], files['dense'])}, which reuses the parts that are still valid"
         for part in ("perplexity", "zero_shot"):
             if list(result[part]) != list(first[part]):
-                raise CoppiceError(f"the {stage} and the dense model were evaluated on different {part} data: {AGAIN}")
+                raise CoppiceError(
+                    f"{where}the {stage} and the dense model were evaluated on different {part} data; {again}"
+                )
         for name, text in result["perplexity"].items():
             if text["protocol"] != first["perplexity"][name]["protocol"]:
                 raise CoppiceError(
-                    f"perplexity on {name}: the {stage} and the dense model were measured under different protocols: "
-                    f"{AGAIN}"
+                    f"{where}perplexity on {name}: the {stage} and the dense model were measured under different "
+                    f"protocols; {again}"
                 )
         for name, task in result["zero_shot"].items():
             for key in ("metric", "version", "num_fewshot", "chat_template"):
                 ours, theirs = task.get(key), first["zero_shot"][name].get(key)
                 if ours != theirs:
                     raise CoppiceError(
-                        f"task {name}: the {stage} model was scored with {key} {ours}, the dense one with {theirs}: "
-                        f"{AGAIN}"
+                        f"{where}task {name}: the {stage} model was scored with {key} {ours}, the dense one with "
+                        f"{theirs}; {again}"
                     )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
-            raise CoppiceError(f"the {stage} and the dense model were evaluated on different rows: {AGAIN}")
+            raise CoppiceError(f"{where}the {stage} and the dense model were evaluated on different rows; {again}")
 
 
-def _check_models(identity, results, chosen, trained):
-    """Raise CoppiceError if a record is of another model or config, or of other weights or another adapter."""
+def _check_models(identity, results, chosen, trained, files):
+    """Raise CoppiceError if a record is of another model or config, or of other weights or another adapter.
+
+    files: the paths of all these records, for the messages.
+    """
     for what, record in {**results, "selection": chosen, "fine-tuning": trained}.items():
         other = [key for key in ("model", "config") if record.get(key) not in (None, identity[key])]
         if other:
             raise CoppiceError(
-                f"the {what} record belongs to {other[0]} {record[other[0]]} instead of {identity[other[0]]}: {AGAIN}"
+                f"{files[what]}: the {what} record belongs to {other[0]} {record[other[0]]} instead of "
+                f"{identity[other[0]]}; {_again(files[what])}"
             )
     prints = {stage: result["provenance"]["fingerprints"] for stage, result in results.items()}
     weights = {stage: one["weights"] for stage, one in prints.items()}
     if weights["pruned"] == weights["dense"]:
-        raise CoppiceError(f"the model evaluated as pruned has the dense model's weights: {AGAIN}")
-    for what, found in (
-        ("evaluated as pruned", weights["pruned"]),
-        ("evaluated as finetuned", weights["finetuned"]),
-        ("fine-tuned", trained["provenance"]["fingerprints"]["weights"]),
+        raise CoppiceError(
+            f"{files['pruned']}: the model evaluated as pruned has the dense model's weights; check that candidate "
+            f"{chosen['candidate']} is not the dense model, then {_again(files['pruned'])}"
+        )
+    for what, record, found in (
+        ("evaluated as pruned", "pruned", weights["pruned"]),
+        ("evaluated as finetuned", "finetuned", weights["finetuned"]),
+        ("fine-tuned", "fine-tuning", trained["provenance"]["fingerprints"]["weights"]),
     ):
         if found != chosen["weights_fingerprint"]:
             raise CoppiceError(
-                f"the checkpoint that was {what} is not the selected one ({chosen['candidate']}): delete that result "
-                "and run snakemake again"
+                f"{files[record]}: the checkpoint that was {what} is not the selected one ({chosen['candidate']}); "
+                f"{_again(files[record])}"
             )
     if not prints["finetuned"]["adapter"]:
-        raise CoppiceError(f"the fine-tuned model was evaluated without its adapter: {AGAIN}")
+        raise CoppiceError(
+            f"{files['finetuned']}: the fine-tuned model was evaluated without its adapter; "
+            f"{_again(files['finetuned'])}"
+        )
     if trained.get("trained_fingerprint") not in (None, prints["finetuned"]["adapter"]):
-        raise CoppiceError(f"the fine-tuned model was evaluated with another adapter than the trained one: {AGAIN}")
+        raise CoppiceError(
+            f"{files['finetuned']}: the fine-tuned model was evaluated with another adapter than the trained one "
+            f"({files['fine-tuning']}); {_again(files['finetuned'])}"
+        )
 
 
 def _perplexity(results, folders, name, seed):
     """Return the three perplexities on one text, their change with its interval, and the recovered fraction."""
     texts = [results[stage]["perplexity"][name] for stage in STAGES]
-    windows, tokens = stored_samples.window_losses(folders, name, AGAIN)
+    windows, tokens = stored_samples.window_losses(folders, name, _again(*map(_record_of, folders)))
     # windows differ in length: their mean losses are weighted by tokens, as in the perplexity of the whole text
     paired = paired_stats.paired_means(windows, seed, tokens).map(numpy.exp)
     change = paired_stats.change(paired, PRUNED, FINETUNED)
@@ -146,7 +182,7 @@ def _tasks(results, folders, seed):
     """Return task -> accuracies, change with interval and tests; and the bootstrap of each task, for the mean."""
     tasks, parts = {}, []
     for name, result in results["dense"]["zero_shot"].items():
-        correct = stored_samples.right_and_wrong(folders, name, AGAIN)
+        correct = stored_samples.right_and_wrong(folders, name, _again(*map(_record_of, folders)))
         paired = paired_stats.paired_means(correct, seed)
         parts.append(paired)
         tasks[name] = {
@@ -200,15 +236,17 @@ def _generations(results):
     ]
 
 
-def _over_seeds(results, folders):
+def _over_seeds(results, dense, folders):
     """Return mean and spread of every metric over repeated trainings, with the seed as a random factor.
 
     The result is {seeds, metrics}. `metrics` maps each metric to `paired_stats.over_seeds` of the fine-tuned models'
     values; its key `recovered` holds the same of the recovered fractions, or None if pruning lost nothing.
+    `dense` is the path of the dense model's record, `folders` maps each seed to the folder of its evaluation.
     """
-    repeats = {seed: records.read(Path(folder) / "evaluation_results.json") for seed, folder in folders.items()}
-    for repeat in repeats.values():
-        check_alike({"dense": results["dense"], "finetuned": repeat})
+    repeats = {seed: records.read(_record_of(folder)) for seed, folder in folders.items()}
+    for seed, repeat in repeats.items():
+        files = {"dense": dense, "finetuned": _record_of(folders[seed])}
+        check_alike({"dense": results["dense"], "finetuned": repeat}, files)
     metrics = {}
     for name in (*(f"ppl.{text}" for text in results["dense"]["perplexity"]), "average_acc"):
         dense, pruned = _value(results["dense"], name), _value(results["pruned"], name)
