@@ -37,7 +37,8 @@ def check_room(parameters):
     if needed > room:
         raise DoesNotFit(
             f"full fine-tuning of {parameters / 1e9:.2f} billion parameters takes {needed / 2**30:.0f} GiB before any "
-            f"activation; {models.device_kind()} memory is {room / 2**30:.0f} GiB"
+            f"activation, but {models.device_kind()} memory is {room / 2**30:.0f} GiB; train with LoRA (train: lora), "
+            "choose a smaller model, or use a device with more memory"
         )
 
 
