@@ -154,7 +154,7 @@ def table(found, tflops, on_gpu=True):
     for stage in found.ablations:
         shown.add_row(*_cells(stage))
     total = sum(stage.hours for stage in found.stages)
-    speed = f"at {tflops:g} TFLOP/s a GPU (--tflops)" if on_gpu else "without a GPU"
+    speed = f"at {tflops:g} TFLOP/s per GPU (--tflops)" if on_gpu else "without a GPU"
     lines = [
         f"{sum(stage.jobs for stage in found.stages)} jobs with a model, {total:.1f} {device} hours {speed}, assuming "
         "the official evaluation splits and alpaca-cleaned",
