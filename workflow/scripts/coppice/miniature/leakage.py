@@ -25,7 +25,10 @@ class HeldOut:
         for text in texts:
             words = words_of(text)
             if len(words) < _KEY_WORDS:
-                raise ValueError(f"held-out text is too short to be told from any other: {text!r}")
+                raise ValueError(
+                    f"held-out text {text!r}: has {len(words)} words, but at least {_KEY_WORDS} are needed to find "
+                    "copies of it in training text; make it longer"
+                )
             self._by_start.setdefault(words[:_KEY_WORDS], []).append(words)
 
     def inside(self, text: str) -> bool:
