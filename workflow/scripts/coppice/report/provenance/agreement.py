@@ -154,7 +154,8 @@ def _alike(chain):
     evaluated = {stage: chain[stage] for stage in STAGES if chain[stage].record}
     found = []
     if "dense" in evaluated:
-        found.append(_passes("stages were measured in the same way", check_alike, _records(evaluated)))
+        files = {stage: link.path for stage, link in evaluated.items()}
+        found.append(_passes("stages were measured in the same way", check_alike, _records(evaluated), files))
     for stage, link in evaluated.items():
         if link.at("perplexity"):
             what = f"the loss file belongs to the {STAGE_LABELS[stage]} evaluation"
@@ -166,10 +167,10 @@ def _records(links):
     return {name: link.record for name, link in links.items()}
 
 
-def _passes(what, check, given):
-    """Return the `Check` that `check(given)` raises no error."""
+def _passes(what, check, *given):
+    """Return the `Check` that `check(*given)` raises no error."""
     try:
-        check(given)
+        check(*given)
     except CoppiceError as error:
         return Check(what, False, str(error))
     return Check(what, True, "yes")
