@@ -15,12 +15,19 @@ Formulas and sources:
 All intervals assume normally distributed means, because each mean is taken over thousands of items.
 """
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy
+from numpy.typing import ArrayLike
+
+from coppice.core.aliases import Estimate
 
 from .paired_stats import LEVEL
+
+Terms = dict[Any, float]  # a linear combination: name of a column -> weight
 
 ROUNDING = 1e-9  # differences and standard errors below this are rounding errors
 
@@ -29,36 +36,37 @@ ROUNDING = 1e-9  # differences and standard errors below this are rounding error
 class Means:
     """Means `values` [k] of the columns `names` (hashable, in order), and their `covariance` [k, k]."""
 
-    names: tuple
+    names: tuple[Hashable, ...]
     values: numpy.ndarray
     covariance: numpy.ndarray
 
     @cached_property
-    def places(self):
+    def places(self) -> dict[Hashable, int]:
         """Return column name -> index."""
         return {name: place for place, name in enumerate(self.names)}
 
-    def __contains__(self, name):
+    def __contains__(self, name: Hashable) -> bool:
+        """Return whether there is a column of this name."""
         return name in self.places
 
-    def weights(self, terms):
+    def weights(self, terms: Terms) -> numpy.ndarray:
         """Return the vector [k] of a linear combination, given as name -> weight."""
         vector = numpy.zeros(len(self.names))
         for name, weight in terms.items():
             vector[self.places[name]] += weight
         return vector
 
-    def contrast(self, terms):
+    def contrast(self, terms: Terms | numpy.ndarray) -> Estimate:
         """Return {value, interval, p} of the linear combination `terms` (name -> weight, or a vector [k])."""
         vector = self.weights(terms) if isinstance(terms, dict) else terms
         return _estimate(float(vector @ self.values), self._form(vector, vector))
 
-    def _form(self, x, y):
+    def _form(self, x: numpy.ndarray, y: numpy.ndarray) -> float:
         """Return x' covariance y over the columns that x or y uses, because the covariance of others may be NaN."""
         used = numpy.flatnonzero((x != 0) | (y != 0))
         return float(x[used] @ self.covariance[numpy.ix_(used, used)] @ y[used])
 
-    def ratio(self, numerator, denominator):
+    def ratio(self, numerator: Terms, denominator: Terms) -> Estimate:
         """Return {value, interval} of the ratio of two linear combinations (name -> weight), with Fieller's interval.
 
         Both are None if the denominator is not above zero; the interval is None if the denominator is above zero but
@@ -77,7 +85,7 @@ class Means:
         spread = numpy.sqrt(max(middle**2 - lead * (a * a - z2 * vaa), 0.0))
         return {"value": a / b, "interval": [float((middle - spread) / lead), float((middle + spread) / lead)]}
 
-    def ratio_difference(self, first, second):
+    def ratio_difference(self, first: tuple[Terms, Terms], second: tuple[Terms, Terms]) -> Estimate | None:
         """Return {value, interval, p} of one ratio (numerator, denominator) minus another; None if one is undefined."""
         vector, value = numpy.zeros(len(self.names)), 0.0
         for sign, (numerator, denominator) in ((1, first), (-1, second)):
@@ -90,7 +98,7 @@ class Means:
         return _estimate(value, self._form(vector, vector))
 
 
-def means(names, samples, weights=None):
+def means(names: Iterable[Hashable], samples: ArrayLike, weights: ArrayLike | None = None) -> Means:
     """Return the Means of `samples` [k, items], weighted by `weights` [items] if given."""
     samples = numpy.asarray(samples, dtype=float)
     count = samples.shape[1]
@@ -103,14 +111,14 @@ def means(names, samples, weights=None):
     return Means(tuple(names), values, covariance)
 
 
-def mean_of(strata):
+def mean_of(strata: Sequence[Means]) -> Means:
     """Return the unweighted mean of several Means with the same names, over independent strata (tasks)."""
     count = len(strata)
     values = sum(part.values for part in strata) / count
     return Means(strata[0].names, values, sum(part.covariance for part in strata) / count**2)
 
 
-def side_by_side(blocks):
+def side_by_side(blocks: Sequence[Means]) -> Means:
     """Join independent Means (of different models' text windows) into one, with no covariance between them."""
     from scipy.linalg import block_diag
 
@@ -122,13 +130,13 @@ def side_by_side(blocks):
     )
 
 
-def _z():
+def _z() -> float:
     from scipy.stats import norm
 
     return float(norm.ppf(0.5 + LEVEL / 2))
 
 
-def _estimate(value, variance):
+def _estimate(value: float, variance: float) -> Estimate:
     from scipy.stats import norm
 
     if not numpy.isfinite(variance):

@@ -12,9 +12,15 @@ Formulas and sources:
 Comparisons of several models (which start is better, do families differ) are in `coppice.stats.across_models`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy
+from numpy.typing import ArrayLike
+
+from coppice.core.aliases import Estimate, Record
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -27,12 +33,12 @@ class Paired:
     values: numpy.ndarray
     distribution: numpy.ndarray
 
-    def map(self, function):
+    def map(self, function: Callable[[numpy.ndarray], numpy.ndarray]) -> Paired:
         """Return the same quantity on another scale, such as exp of a mean loss."""
         return Paired(function(self.values), function(self.distribution))
 
 
-def paired_means(samples, seed=0, weights=None):
+def paired_means(samples: ArrayLike, seed: int = 0, weights: ArrayLike | None = None) -> Paired:
     """Return the means of `samples` [stages, items], with a bootstrap that draws the same items for every stage.
 
     `weights` [items], such as the tokens of each window, make the means weighted. A single item cannot be resampled:
@@ -51,7 +57,7 @@ def paired_means(samples, seed=0, weights=None):
     if samples.shape[1] < 2:
         return Paired(values, numpy.full((len(samples), RESAMPLES), numpy.nan))
 
-    def means(*columns, axis):
+    def means(*columns: numpy.ndarray, axis: int) -> numpy.ndarray:
         *stages, weight = columns
         return numpy.stack([(stage * weight).sum(axis) / weight.sum(axis) for stage in stages])
 
@@ -68,14 +74,14 @@ def paired_means(samples, seed=0, weights=None):
     return Paired(values, drawn.bootstrap_distribution)
 
 
-def mean_of(parts):
+def mean_of(parts: Sequence[Paired]) -> Paired:
     """Return the unweighted mean of several quantities (tasks), each resampled separately as a stratum."""
     return Paired(
         numpy.mean([part.values for part in parts], axis=0), numpy.mean([part.distribution for part in parts], axis=0)
     )
 
 
-def interval(draws, level=LEVEL):
+def interval(draws: numpy.ndarray, level: float = LEVEL) -> list[float] | None:
     """Return the percentile interval [low, high] of bootstrap draws; None if any of them is not finite."""
     if not numpy.isfinite(draws).all():
         return None
@@ -84,13 +90,15 @@ def interval(draws, level=LEVEL):
     return [float(low), float(high)]
 
 
-def change(paired, before, after):
+def change(paired: Paired, before: int, after: int) -> Estimate:
     """Return {value, interval} of stage `after` minus stage `before` (indices of stages)."""
     draws = paired.distribution[after] - paired.distribution[before]
     return {"value": float(paired.values[after] - paired.values[before]), "interval": interval(draws)}
 
 
-def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
+def recovered_fraction(
+    paired: Paired, dense: int, pruned: int, finetuned: int, higher_is_better: bool = True
+) -> Estimate:
     """Return (finetuned - pruned) / (dense - pruned) as {value, interval, note}; value None if pruning lost nothing.
 
     dense, pruned, finetuned: indices of stages. The interval is None if pruning lost nothing in more than one of forty
@@ -112,7 +120,7 @@ def recovered_fraction(paired, dense, pruned, finetuned, higher_is_better=True):
     return {"value": value, "interval": interval(gains[kept] / losses[kept]), "note": None}
 
 
-def mcnemar(before, after):
+def mcnemar(before: ArrayLike, after: ArrayLike) -> dict[str, float]:
     """Return {p, gained_items, lost_items} of the exact McNemar test of two boolean arrays over the same items.
 
     gained_items went from wrong to right, lost_items from right to wrong; items that did not change do not count.
@@ -125,21 +133,21 @@ def mcnemar(before, after):
     return {"p": min(p, 1.0), "gained_items": gained, "lost_items": lost}
 
 
-def holm(pvalues):
+def holm(pvalues: Sequence[float]) -> list[float]:
     """Return the Holm-corrected p-values, in the given order."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if pvalues else []
 
 
-def verdict(change_value, corrected_p, alpha=1 - LEVEL):
+def verdict(change_value: float, corrected_p: float, alpha: float = 1 - LEVEL) -> str:
     """Return "better", "worse" or "no clear change", from the sign of the change and its corrected p-value."""
     if corrected_p >= alpha or change_value == 0:
         return "no clear change"
     return "better" if change_value > 0 else "worse"
 
 
-def verdict_of_interval(bounds, higher_is_better=True):
+def verdict_of_interval(bounds: Sequence[float] | None, higher_is_better: bool = True) -> str:
     """Return the same verdict from an interval of the change: it is clear only if the interval excludes zero."""
     if bounds is None:
         return "no clear change"
@@ -149,7 +157,7 @@ def verdict_of_interval(bounds, higher_is_better=True):
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
-def apart(first, second):
+def apart(first: Estimate, second: Estimate) -> dict[str, float]:
     """Return {value, p} of the difference of two independent estimates with intervals, each assumed to be normal."""
     from scipy.stats import norm
 
@@ -160,7 +168,7 @@ def apart(first, second):
     return {"value": value, "p": float(2 * norm.sf(abs(value) / spread)) if spread else float(value == 0)}
 
 
-def over_seeds(values, level=LEVEL):
+def over_seeds(values: Iterable[float], level: float = LEVEL) -> Record:
     """Summarize repeated runs as {n, mean, sd, interval, values}; sd and interval are None for a single run.
 
     The interval of the mean is Student's t with n - 1 degrees of freedom (`scipy.stats.ttest_1samp`), because the seeds
@@ -176,7 +184,7 @@ def over_seeds(values, level=LEVEL):
     return summary
 
 
-def sign_flip(differences, seed=0):
+def sign_flip(differences: ArrayLike, seed: int = 0) -> float | None:
     """Return the two-sided p-value of paired differences under the hypothesis that each sign is equally likely.
 
     This permutation test over units uses `scipy.stats.permutation_test`; it is exact up to 13 units (Fisher 1935,
@@ -197,7 +205,7 @@ def sign_flip(differences, seed=0):
     return float(found.pvalue)
 
 
-def groups_differ(groups, seed=0):
+def groups_differ(groups: Iterable[ArrayLike], seed: int = 0) -> float | None:
     """Return the p-value of several groups of units under the hypothesis that they share one mean.
 
     This is a one-way analysis of variance by permutation with `scipy.stats.permutation_test`, exact if feasible.
@@ -213,7 +221,7 @@ def groups_differ(groups, seed=0):
     # without the overall mean, the sum of n * mean^2 over groups is the sum of squares between groups
     centre = numpy.concatenate(groups).mean()
 
-    def between(*samples, axis):
+    def between(*samples: numpy.ndarray, axis: int) -> numpy.ndarray | numpy.floating:
         return sum(sample.shape[axis] * sample.mean(axis=axis) ** 2 for sample in samples)
 
     found = permutation_test(

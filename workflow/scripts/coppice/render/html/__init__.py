@@ -1,11 +1,20 @@
 """Shared parts of the self-contained HTML reports and their Markdown versions: style, sortable tables, escaping."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike, Record
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SHARED = Path(__file__).parent
 
 
-def render(folder, name, content):
+def render(folder: PathLike, name: str, content: Mapping[str, object]) -> str:
     """Return the text of the template `name` in `folder`, filled in with `content` and escaped (see `environment`)."""
     text = environment(folder).get_template(name).render(content)
     if name.endswith(".md.j2"):
@@ -15,7 +24,7 @@ def render(folder, name, content):
     return text
 
 
-def environment(folder):
+def environment(folder: PathLike) -> Environment:
     """Return a Jinja environment of the templates in `folder` and the shared ones here, with autoescaping on.
 
     Markdown is escaped, too: a name may contain markup, and Markdown may contain HTML.
@@ -39,7 +48,7 @@ def environment(folder):
     return templates
 
 
-def _slug(text):
+def _slug(text: object) -> str:
     """Return an id for a heading: letters, digits and dashes, plus a hash of the text if it has other characters."""
     import hashlib
 
@@ -47,7 +56,7 @@ def _slug(text):
     return plain if plain == str(text) else f"{plain}-{hashlib.sha256(str(text).encode()).hexdigest()[:8]}"
 
 
-def _choice(item, picked):
+def _choice(item: Record, picked: object) -> object:
     """Return the text of the choice that was picked, or "choice N", counted from 1, if the item did not keep it."""
     if not str(picked).isdigit():
         return picked
@@ -55,5 +64,5 @@ def _choice(item, picked):
     return choices[place] if place < len(choices) else f"choice {place + 1}"
 
 
-def _flat(cell):
+def _flat(cell: Record) -> str:
     return f"{cell['text']} {cell['note']}".strip()

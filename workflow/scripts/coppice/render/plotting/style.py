@@ -4,12 +4,20 @@ The colors are those of Okabe & Ito, which readers with any color vision can dis
 alone: shapes and labels repeat it. Ink and paper are placeholder colors, which a page replaces in light and dark mode.
 """
 
+from __future__ import annotations
+
 import io
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from coppice.core.aliases import PathLike
 from coppice.core.records import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, PAPER, FAINT = "#1b1f24", "#fefefd", "#8a8f98"
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
@@ -47,7 +55,7 @@ STYLE = {
 
 
 @contextmanager
-def styled(name):
+def styled(name: str) -> Iterator[None]:
     """Apply the common style while the block draws and writes the figure called `name`."""
     import matplotlib
 
@@ -56,7 +64,7 @@ def styled(name):
         yield
 
 
-def new_figure():
+def new_figure() -> Figure:
     """Return a new figure that leaves pyplot's global state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -66,7 +74,7 @@ def new_figure():
     return figure
 
 
-def save(figure, folder, name):
+def save(figure: Figure, folder: PathLike, name: str) -> str:
     """Write `{name}.svg` and `{name}.png` into `folder`; return the text of the SVG."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is now fixed, so both files have the same one
@@ -82,7 +90,7 @@ def save(figure, folder, name):
     return svg
 
 
-def for_page(svg, name):
+def for_page(svg: str, name: str) -> str:
     """Return the SVG as part of a page: no prologue and no paper, ink in the page's color, ids unique to the figure."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
