@@ -1,17 +1,34 @@
 """Trace a number to the records behind it and check that they still agree. Reads records only, never a model."""
 
-import json
+from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CoppiceError
 from coppice.study import layout
 
 from . import agreement, display, whole_study
 from .chain import of_target, resources_of
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 __all__ = ["trace"]
 
 
-def trace(words, console, results="results", resources=None, metric=None, stage=None, seed=None, **how):
+def trace(
+    words: Sequence[str],
+    console: Console,
+    results: PathLike = "results",
+    resources: PathLike | None = None,
+    metric: str | None = None,
+    stage: str | None = None,
+    seed: int | None = None,
+    **how: bool,
+) -> bool:
     """Print the records behind a model and config, an ablation's arm or a whole study, and whether they agree.
 
     Args:

@@ -1,15 +1,23 @@
 """Check that the records of a chain agree with each other, with the report that shows them and with files on disk."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from coppice import data, models
 from coppice.core import fingerprints
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError
 from coppice.stages.compare import report_text
 from coppice.stages.compare.comparison import check_alike
 from coppice.stats import stored_samples
 
-from .chain import STAGE_LABELS, STAGES, TITLES, roles_of
+from .chain import STAGE_LABELS, STAGES, TITLES, Chain, Link, roles_of
+
+Numbers = Mapping[str, float | None]  # metric -> value, None if it was not measured
+Place = tuple[str, tuple[str, ...]]  # (record of a chain, nested keys of a value in it)
+Digest = Callable[[Path], str | None]  # returns the digest of a file, or None if it is not known without reading it
 
 # (a record, a record that it was computed from): the second must not be newer than the first.
 RESTS_ON = (
@@ -37,7 +45,7 @@ class Check:
     detail: str
 
 
-def of_chain(chain, verify=False):
+def of_chain(chain: Chain, verify: bool = False) -> list[Check]:
     """Return all `Check`s of a chain; `verify` hashes the files on disk again instead of using the cached digests."""
     found = [Check(TITLES.get(link.name, link.name), False, link.problem) for link in chain.whole if link.problem]
     for check in (_report, _names, _numbers, _alike, _weights, _rows, _times):
@@ -45,7 +53,7 @@ def of_chain(chain, verify=False):
     return found + _on_disk(chain, verify)
 
 
-def notes(chain):
+def notes(chain: Chain) -> list[str]:
     """Return sentences about differences that are not errors: versions, devices and reused results."""
     evaluated = [chain[stage] for stage in STAGES if chain[stage].record]
     found = []
@@ -60,16 +68,16 @@ def notes(chain):
     return found
 
 
-def _as_text(value):
+def _as_text(value: object) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def short(print_):
+def short(print_: object) -> str:
     """Return the first digits of a fingerprint, or "none"."""
     return str(print_)[:12] if print_ else "none"
 
 
-def _same(what, first, second):
+def _same(what: str, first: tuple[str, object], second: tuple[str, object]) -> Check:
     """Return the `Check` that two (name, value) agree; it is unknown if one of the values is None."""
     (a, found), (b, wanted) = first, second
     if found is None or wanted is None:
@@ -80,11 +88,11 @@ def _same(what, first, second):
     return Check(what, False, f"the {a} record has {_value(found)}, the {b} record {_value(wanted)}")
 
 
-def _value(value):
+def _value(value: object) -> str:
     return short(value) if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _report(chain):
+def _report(chain: Chain) -> list[Check]:
     """Check that the text of the comparison report shows what its record holds."""
     comparison, path = chain["comparison"], chain.report
     if path is None or not comparison.record:
@@ -96,7 +104,7 @@ def _report(chain):
     return [Check("report", same, detail)]
 
 
-def _names(chain):
+def _names(chain: Chain) -> list[Check]:
     """Check that each record is about the model and config of the folder it lies in."""
     found = []
     for name in ("comparison", "dense", "pruned", "finetuned", "training", "selection", "candidate"):
@@ -108,7 +116,7 @@ def _names(chain):
     return found
 
 
-def _numbers(chain):
+def _numbers(chain: Chain) -> list[Check]:
     """Check that the comparison shows the numbers of its evaluations, and an arm the number of its training."""
     found = []
     for stage in STAGES:
@@ -126,30 +134,30 @@ def _numbers(chain):
     return found
 
 
-def _differing(name, shown, held, path):
+def _differing(name: str, shown: Numbers, held: Numbers, path: Path) -> str:
     return f"{name}: shown as {shown[name]}, but {path} holds {held.get(name)}"
 
 
-def near(a, b):
+def near(a: float | None, b: float | None) -> bool:
     """Return whether two numbers are equal but for the last digits: a mean in another order rounds differently."""
     return a is not None and b is not None and abs(a - b) <= 1e-9 * max(1.0, abs(a), abs(b))
 
 
-def numbers(comparison, stage):
+def numbers(comparison: Record, stage: str) -> Numbers:
     """Return metric -> the number that a comparison shows for a stage."""
     texts = {f"ppl.{name}": text[stage] for name, text in comparison["perplexity"].items()}
     tasks = {name: task[stage] for name, task in comparison["zero_shot"].items()}
     return texts | tasks | {"average_acc": (comparison["average_acc"] or {}).get(stage)}
 
 
-def numbers_of(evaluation):
+def numbers_of(evaluation: Record) -> Numbers:
     """Return metric -> the number that an evaluation holds."""
     texts = {f"ppl.{name}": text["value"] for name, text in evaluation["perplexity"].items()}
     tasks = {name: task["value"] for name, task in evaluation["zero_shot"].items()}
     return texts | tasks | {"average_acc": evaluation["average_acc"]}
 
 
-def _alike(chain):
+def _alike(chain: Chain) -> list[Check]:
     """Check that the stages were measured in the same way, and that each loss file belongs to its evaluation."""
     evaluated = {stage: chain[stage] for stage in STAGES if chain[stage].record}
     found = []
@@ -163,11 +171,11 @@ def _alike(chain):
     return found
 
 
-def _records(links):
+def _records(links: Mapping[str, Link]) -> dict[str, Record | None]:
     return {name: link.record for name, link in links.items()}
 
 
-def _passes(what, check, *given):
+def _passes(what: str, check: Callable[..., object], *given: object) -> Check:
     """Return the `Check` that `check(*given)` raises no error."""
     try:
         check(*given)
@@ -176,7 +184,7 @@ def _passes(what, check, *given):
     return Check(what, True, "yes")
 
 
-def _weights(chain):
+def _weights(chain: Chain) -> list[Check]:
     """Check that two records about the same model hold the same fingerprints of weights, adapter and tokenizer."""
     chosen = "selection" if chain["selection"].record else "model"
     pairs = [
@@ -209,17 +217,17 @@ def _weights(chain):
     ]
 
 
-def _print_in(name, key="weights"):
+def _print_in(name: str, key: str = "weights") -> Place:
     """Return (record, keys) of a fingerprint in the provenance of the record `name`."""
     return name, ("provenance", "fingerprints", key)
 
 
-def _checkpoint_in(name):
+def _checkpoint_in(name: str) -> Place:
     """Return (record, keys) of the fingerprint of the checkpoint that the record `name` is about."""
     return name, ("weights_fingerprint",)
 
 
-def _rows(chain):
+def _rows(chain: Chain) -> list[Check]:
     """Check that training, calibration and evaluation used the rows that the data sets hold now."""
     found = []
     for link in chain.links.values():
@@ -233,7 +241,7 @@ def _rows(chain):
     return found
 
 
-def _of_rows(chain, link, prints):
+def _of_rows(chain: Chain, link: Link, prints: Mapping[str, str | None]) -> Check:
     """Return one `Check` for all data sets that a record names, given as name -> fingerprint."""
     what = f"{TITLES.get(link.name, link.name)} used the rows of {', '.join(prints)}"
     wrong, unknown = [], []
@@ -253,7 +261,7 @@ def _of_rows(chain, link, prints):
     return Check(what, True, "same as in the data sets' records")
 
 
-def _fits(link, name, role):
+def _fits(link: Link, name: str, role: str) -> bool:
     """Return whether a record may use the rows of this role.
 
     An evaluation scores tasks only on the rows of its purpose (selection or report); a training uses the train rows.
@@ -264,7 +272,7 @@ def _fits(link, name, role):
     return role == "train"
 
 
-def _times(chain):
+def _times(chain: Chain) -> list[Check]:
     """Check that no record is newer than a record that was computed from it.
 
     A reused result keeps its original time, which may be earlier than the records of its own config: it is skipped.
@@ -281,7 +289,7 @@ def _times(chain):
     return found
 
 
-def _on_disk(chain, verify):
+def _on_disk(chain: Chain, verify: bool) -> list[Check]:
     """Check that the files on disk have the fingerprints that their records hold."""
     read = fingerprints.content_digest if verify else fingerprints.cached_digest
     found = []
@@ -303,7 +311,7 @@ def _on_disk(chain, verify):
     return found
 
 
-def _folders(chain):
+def _folders(chain: Chain) -> Iterator[tuple[str, Path]]:
     """Yield (record, checkpoint folder) for each record that holds the fingerprint of a checkpoint on disk."""
     if chain["model"].record:
         yield "model", models.folder_of(chain["model"].path)
@@ -312,7 +320,13 @@ def _folders(chain):
             yield name, chain[name].path.parent
 
 
-def _of_files(what, print_, folder, read, kind=fingerprints.weights):
+def _of_files(
+    what: str,
+    print_: str | None,
+    folder: Path,
+    read: Digest,
+    kind: Callable[[Path, Digest], str | None] = fingerprints.weights,
+) -> Check:
     """Return the `Check` that the files in `folder` have the fingerprint `print_`.
 
     read: returns the digest of a file, or None if it is not known without reading the file.
@@ -328,7 +342,7 @@ def _of_files(what, print_, folder, read, kind=fingerprints.weights):
     return Check(what, False, f"{folder} has {short(held)}, but its record has {short(print_)}")
 
 
-def _samples_on_disk(link):
+def _samples_on_disk(link: Link) -> Check:
     """Return the `Check` that an evaluation's samples are the files that it wrote."""
     what = f"samples of the {TITLES.get(link.name, link.name)} on disk"
     try:
@@ -338,7 +352,7 @@ def _samples_on_disk(link):
     return Check(what, True, f"{len(files)} tasks")
 
 
-def _rows_on_disk(name, link):
+def _rows_on_disk(name: str, link: Link) -> Check:
     """Read and hash the rows of every role again, and return the `Check` that they match the record."""
     what, other = f"rows of {name} on disk", []
     for role, print_ in roles_of(link).items():

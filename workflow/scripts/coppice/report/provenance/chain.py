@@ -2,10 +2,13 @@
 
 import contextlib
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from coppice.core import records
+from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.study import layout
 
@@ -35,18 +38,20 @@ class Link:
 
     name: str
     path: Path
-    record: dict | None = None
+    record: Record | None = None
     problem: str | None = None
 
     @property
-    def provenance(self):
+    def provenance(self) -> Record:
+        """What the record's numbers depend on; {} if it holds nothing of that kind."""
         return (self.record or {}).get("provenance") or {}
 
     @property
-    def fingerprints(self):
+    def fingerprints(self) -> Record:
+        """The fingerprints of the weights and data that the record's numbers depend on."""
         return self.provenance.get("fingerprints") or {}
 
-    def at(self, *keys, default=None):
+    def at(self, *keys: str, default: Json = None) -> Json:
         """Return the record's value under nested keys, or `default` if a key is missing."""
         found = self.record
         for key in keys:
@@ -70,22 +75,23 @@ class Chain:
     """
 
     kind: str
-    identity: dict
-    links: dict
-    datasets: dict = field(default_factory=dict)
+    identity: Record
+    links: dict[str, Link]
+    datasets: dict[str, Link | None] = field(default_factory=dict)
     report: Path | None = None
     seed: int | None = None
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Link:
+        """Return the link to a record, an empty one if the chain has none of that name."""
         return self.links.get(name) or Link(name, Path(), None, None)
 
     @property
-    def whole(self):
+    def whole(self) -> list[Link]:
         """All links; those of data sets come last."""
         return [*self.links.values(), *(link for link in self.datasets.values() if link)]
 
 
-def of_target(words, results, resources, seed=None):
+def of_target(words: Sequence[str], results: PathLike, resources: PathLike | None, seed: int | None = None) -> Chain:
     """Return the `Chain` of what the user names: `words` is one path, or a model and a config."""
     if len(words) == 2:
         return of_pair(results, resources or resources_of(results), *words, seed)
@@ -101,7 +107,7 @@ def of_target(words, results, resources, seed=None):
     return of_pair(inside, resources or resources_of(inside), model, config, named if seed is None else seed)
 
 
-def resources_of(results):
+def resources_of(results: PathLike) -> PathLike:
     """Return the folder of models and data that the study's records name, or "resources" if they name none."""
     with contextlib.suppress(records.RecordError, KeyError):
         for name in records.read(Path(results) / ".gathered" / "report.json")["files"]:
@@ -111,12 +117,12 @@ def resources_of(results):
     return "resources"
 
 
-def _results_of_arm(folder):
+def _results_of_arm(folder: Path) -> Path:
     """Return the results folder of an arm in {results}/ablation/{ablation}/{arm}/seed-{seed}."""
     return _relative(folder.absolute().parents[3])
 
 
-def _pair_in(folder):
+def _pair_in(folder: Path) -> tuple[Path, str, str, int | None]:
     """Return (results, model, config, seed) of a folder in the results; seed is None without a seed folder."""
     parts = folder.absolute().parts
     place = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] in FOLDERS), None)
@@ -132,13 +138,13 @@ def _pair_in(folder):
     return results, "/".join(inside[:-1]), inside[-1].removesuffix(layout.TUNED), seed
 
 
-def _relative(path):
+def _relative(path: Path) -> Path:
     """Return `path` relative to the working directory if it lies in it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def of_pair(results, resources, model, config, seed=None):
+def of_pair(results: PathLike, resources: PathLike, model: str, config: str, seed: int | None = None) -> Chain:
     """Return the `Chain` behind the comparison report of a model and config."""
     paths = layout.of_pair(results, model, config, seed)
     if not any(path.is_file() for path in paths.values()):
@@ -154,7 +160,7 @@ def of_pair(results, resources, model, config, seed=None):
     return chain
 
 
-def of_arm(folder, resources):
+def of_arm(folder: Path, resources: PathLike) -> Chain:
     """Return the `Chain` behind an arm of an ablation with one seed.
 
     The checkpoint that the arm started from is found by its fingerprint, among the selections and the dense models.
@@ -179,12 +185,12 @@ def of_arm(folder, resources):
     return chain
 
 
-def _identity(arm):
+def _identity(arm: Link) -> dict[str, Any]:
     """Return {ablation, arm, seed} of an arm's record."""
     return {key: arm.at(key) for key in ("ablation", "arm", "seed")}
 
 
-def _below(selection, dense, model, resources):
+def _below(selection: Link, dense: Link, model: str, resources: PathLike) -> dict[str, Link]:
     """Return the links below a selection: its candidate, the candidate's scores, and the dense model."""
     found = {}
     if selection.record:
@@ -204,17 +210,17 @@ def _below(selection, dense, model, resources):
     return found
 
 
-def _models(resources):
+def _models(resources: PathLike) -> Iterator[Path]:
     return Path(resources).glob("**/model.json")
 
 
-def _first(paths, name, keys, value):
+def _first(paths: Iterable[Path], name: str, keys: Sequence[str], value: str | None) -> Link | None:
     """Return the `Link` to the first of the records at `paths` that holds `value` under `keys`, or None."""
     links = (read(name, path) for path in sorted(paths))
     return next((link for link in links if value is not None and link.at(*keys) == value), None)
 
 
-def _datasets(chain, resources):
+def _datasets(chain: Chain, resources: PathLike) -> dict[str, Link | None]:
     """Return data set -> `Link`, or None if the resources lack it, for every data set that a record names."""
     named = {}
     for link in chain.links.values():
@@ -228,7 +234,7 @@ def _datasets(chain, resources):
     return {name: _dataset(name, print_, every) for name, print_ in named.items()}
 
 
-def _dataset(name, print_, every):
+def _dataset(name: str, print_: str | None, every: Sequence[Link]) -> Link | None:
     """Return the record that holds rows with this fingerprint, else the one with that name, else None."""
     fitting = [link for link in every if print_ in roles_of(link).values()]
     called = [link for link in every if name in (link.at("name"), link.path.parent.name)]
@@ -236,12 +242,12 @@ def _dataset(name, print_, every):
     return next(iter(both or fitting or called), None)
 
 
-def roles_of(link):
+def roles_of(link: Link) -> dict[str, str]:
     """Return role (train, selection, report, ...) -> fingerprint of a data set's rows."""
     return {role: facts["fingerprint"] for role, facts in (link.at("roles") or {}).items()}
 
 
-def read(name, path):
+def read(name: str, path: PathLike) -> Link:
     """Return the `Link` to the record at `path`; reading it verifies its checksum."""
     try:
         return Link(name, Path(path), records.read(path))

@@ -1,10 +1,19 @@
 """Show a traced chain: as text for the terminal or a pipe, and as JSON for other programs."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, nearest
 from coppice.render import formatting
 
-from .agreement import numbers_of, short
-from .chain import STAGES, TITLES, roles_of
+from .agreement import Check, numbers_of, short
+from .chain import STAGES, TITLES, Chain, Link, roles_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 VERDICTS = {True: ("agrees", "green"), False: ("DIFFERS", "bold red"), None: ("unknown", "yellow")}
 # The settings that the text shows, by kind of record; --json shows all of them.
@@ -14,7 +23,7 @@ SHOWN_SETTINGS = {
 }
 
 
-def values(chain, metric, stage=None):
+def values(chain: Chain, metric: str | None, stage: str | None = None) -> list[Record]:
     """Return the requested numbers as [{metric, stage, value, record, key}], key being the place in the record.
 
     Args:
@@ -37,7 +46,7 @@ def values(chain, metric, stage=None):
     return rows
 
 
-def known_metrics(chain):
+def known_metrics(chain: Chain) -> list[str]:
     """Return the metrics that `values` accepts for this chain."""
     link = next((chain[name] for name in (*STAGES, "report", "selection") if chain[name].record), None)
     more = ("recovered",) if chain.kind == "pair" else ("validation_loss",)
@@ -45,7 +54,7 @@ def known_metrics(chain):
     return [*held, *more]
 
 
-def check_metric(metric, valid):
+def check_metric(metric: str | None, valid: Collection[str]) -> None:
     """Raise CoppiceError if `metric` is neither None nor one of `valid`."""
     if metric is not None and metric not in valid:
         raise CoppiceError(
@@ -53,7 +62,7 @@ def check_metric(metric, valid):
         )
 
 
-def _recovered(comparison):
+def _recovered(comparison: Link) -> Iterator[Record]:
     """Yield a row for every recovered share that the comparison holds."""
     parts = {"average_acc": comparison.at("average_acc")}
     parts |= {f"ppl.{name}": text for name, text in comparison.at("perplexity").items()}
@@ -64,18 +73,18 @@ def _recovered(comparison):
             yield _row(f"recovered {key}", "finetuned", value, comparison, place)
 
 
-def _place(key):
+def _place(key: str) -> str:
     """Return the dotted path of a metric in an evaluation's record."""
     if key == "average_acc":
         return key
     return f"perplexity.{key.removeprefix('ppl.')}.value" if key.startswith("ppl.") else f"zero_shot.{key}.value"
 
 
-def _row(metric, stage, value, link, key):
+def _row(metric: str, stage: str, value: float | None, link: Link, key: str) -> Record:
     return {"metric": metric, "stage": stage, "value": value, "record": str(link.path), "key": key}
 
 
-def as_dict(chain, checks, notes, rows):
+def as_dict(chain: Chain, checks: Sequence[Check], notes: Sequence[str], rows: Sequence[Record]) -> Record:
     """Return the whole chain with its checks and notes, for `--json`."""
     return {
         "of": chain.identity | {"kind": chain.kind, "seed": chain.seed},
@@ -87,14 +96,14 @@ def as_dict(chain, checks, notes, rows):
     }
 
 
-def _record(link):
+def _record(link: Link) -> Record:
     provenance = link.provenance
     keys = ("started", "seconds", "seed", "device", "threads", "settings", "fingerprints", "versions")
     details = {key: provenance.get(key) for key in keys}
     return {"name": link.name, "path": str(link.path), "whole": link.problem is None, "problem": link.problem} | details
 
 
-def show(console, chain, checks, notes, rows):
+def show(console: Console, chain: Chain, checks: Sequence[Check], notes: Sequence[str], rows: Sequence[Record]) -> None:
     """Print the numbers, every record and every check to a `rich` console."""
     console.print(" ".join(str(value) for value in chain.identity.values()), style="bold")
     show_values(console, rows)
@@ -116,7 +125,7 @@ def show(console, chain, checks, notes, rows):
     console.print(tally(checks), style="bold red" if wrong else "bold")
 
 
-def show_values(console, rows):
+def show_values(console: Console, rows: Iterable[Record]) -> None:
     """Print rows of `values`: each number with its record and its place in the record."""
     for row in rows:
         console.print(
@@ -124,14 +133,14 @@ def show_values(console, rows):
         )
 
 
-def show_check(console, check):
+def show_check(console: Console, check: Check) -> None:
     """Print one `Check` on a line."""
     verdict, style = VERDICTS[check.agrees]
     console.print(f"  {verdict:<9}", style=style, end="")
     console.print(f"{check.what}: {check.detail}", soft_wrap=True)
 
 
-def tally(checks):
+def tally(checks: Collection[Check]) -> str:
     """Return a sentence that counts the checks that agree, differ or are unknown."""
     wrong = sum(check.agrees is False for check in checks)
     unknown = sum(check.agrees is None for check in checks)
@@ -139,7 +148,7 @@ def tally(checks):
     return f"{formatting.count(len(checks), 'check')}: {agree} agree, {wrong} differ, {unknown} unknown"
 
 
-def _show_link(console, title, link):
+def _show_link(console: Console, title: str, link: Link) -> None:
     state = "checksum agrees" if link.problem is None else "DAMAGED OR MISSING"
     console.print(
         f"\n{title}  {link.path}  ({state})", style="bold" if link.problem is None else "bold red", soft_wrap=True
@@ -148,7 +157,7 @@ def _show_link(console, title, link):
         console.print(f"  {key:<13}{value}", soft_wrap=True)
 
 
-def facts(link):
+def facts(link: Link) -> list[tuple[str, object]]:
     """Return (key, text) of a record's main facts, such as when it was made, its seed and its settings."""
     provenance = link.provenance
     made = [provenance.get("started"), _seconds(provenance.get("seconds")), provenance.get("device")]
@@ -158,11 +167,11 @@ def facts(link):
     return [(key, value) for key, value in rows if value not in (None, "", [])]
 
 
-def _seconds(seconds):
+def _seconds(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.1f} s"
 
 
-def _own(link):
+def _own(link: Link) -> list[tuple[str, str | None]]:
     """Return (key, text) of the facts that only this kind of record has."""
     if link.name == "selection" and link.record:
         criterion = link.at("criterion", "words")
@@ -176,25 +185,25 @@ def _own(link):
     return [("origin", link.at("origin"))]
 
 
-def _settings(link):
+def _settings(link: Link) -> str:
     settings = link.provenance.get("settings") or {}
     kind = "training" if link.name in ("training", "arm") else "evaluation" if "zero_shot" in settings else None
     return _flat({key: settings[key] for key in SHOWN_SETTINGS.get(kind, settings) if key in settings})
 
 
-def _prints(link):
+def _prints(link: Link) -> str:
     prints = link.fingerprints or {"weights": link.at("weights_fingerprint")}
     prints = roles_of(link) or prints
     return ", ".join(_print(name, value) for name, value in prints.items() if value)
 
 
-def _print(name, value):
+def _print(name: str, value: object) -> str:
     if isinstance(value, dict):
         return f"{name} ({', '.join(_print(*one) for one in value.items() if one[1])})"
     return f"{name} {short(value)}"
 
 
-def _flat(value):
+def _flat(value: object) -> str:
     """Return nested settings on one line, without those that are not set."""
     if isinstance(value, dict):
         inside = ((key, _flat(one)) for key, one in value.items() if one not in (None, {}, []))

@@ -1,20 +1,37 @@
 """Trace a whole study: one line per model and config, and whether the report's tables match the records."""
 
+from __future__ import annotations
+
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.study import layout
 
 from ..study_report import csv_tables, study_records
 from . import agreement, chain, display
 
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import Console
+
 TABLES = ("comparisons", "tasks", "candidates")
 
 
-def trace(results, resources, console, metric=None, stage=None, verify=False, as_json=False):
+def trace(
+    results: PathLike,
+    resources: PathLike,
+    console: Console,
+    metric: str | None = None,
+    stage: str | None = None,
+    verify: bool = False,
+    as_json: bool = False,
+) -> bool:
     """Print the checks of every pair of the study under `results`, naming those that fail.
 
     For the arguments see `provenance.trace`; the numbers of each pair are shown only with `metric` or `stage`.
@@ -43,14 +60,14 @@ def trace(results, resources, console, metric=None, stage=None, verify=False, as
     return not any(check.agrees is False for each in [*found, shown] for check in each)
 
 
-def _chain(results, resources, pair):
+def _chain(results: PathLike, resources: PathLike, pair: tuple[str, str]) -> chain.Chain | None:
     """Return the `Chain` of a pair, or None if the study has no record of this model with this config."""
     paths = layout.of_pair(results, *pair)
     own = [path for name, path in paths.items() if name != "dense"]
     return chain.of_pair(results, resources, *pair) if any(path.is_file() for path in own) else None
 
 
-def _of_tables(results, chains):
+def _of_tables(results: Path, chains: Sequence[chain.Chain]) -> list[agreement.Check]:
     """Check that the report's tables show what the records hold now, and that they list every compared pair."""
     folder = results / layout.REPORT
     try:
@@ -73,13 +90,13 @@ def _of_tables(results, chains):
     return found
 
 
-def _read(source):
+def _read(source: PathLike | TextIO) -> pandas.DataFrame:
     import pandas
 
     return pandas.read_csv(source, dtype=str, keep_default_na=False)
 
 
-def _value(cell):
+def _value(cell: str) -> str | float:
     """Return a cell as a number if it is one: pandas writes 1 or 1.0 depending on the rest of the column."""
     try:
         number = float(cell)
@@ -88,7 +105,7 @@ def _value(cell):
     return number if math.isfinite(number) else cell  # a model may be called nan
 
 
-def _of_table(folder, name, shown, study):
+def _of_table(folder: Path, name: str, shown: pandas.DataFrame, study: study_records.Study) -> agreement.Check:
     """Return the `Check` that every cell of a table matches the records, except for the state of the jobs."""
     path, what = folder / f"{name}.csv", f"the report's {name} match the records"
     given = _read(io.StringIO(getattr(csv_tables, name)(study).to_csv(index=False)))
@@ -109,7 +126,13 @@ def _of_table(folder, name, shown, study):
     return agreement.Check(what, False, detail)
 
 
-def _show(console, chains, found, rows, shown):
+def _show(
+    console: Console,
+    chains: Sequence[chain.Chain],
+    found: Sequence[Sequence[agreement.Check]],
+    rows: Sequence[Sequence[Record]],
+    shown: Sequence[agreement.Check],
+) -> None:
     for one, every, numbers in zip(chains, found, rows, strict=True):
         wrong = [check for check in every if check.agrees is False]
         console.print(" ".join(one.identity.values()), style="bold", end="  ")
