@@ -3,19 +3,30 @@
 Each subcommand imports what it needs, so that `coppice --help` starts fast.
 """
 
+from __future__ import annotations
+
 import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coppice import __version__
 from coppice.core import disks
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, printable
 from coppice.core.logs import INTERRUPTED
 
+if TYPE_CHECKING:
+    from coppice.study.settings import Study
 
-def main(argv=None):
+    # what `add_subparsers` returns; argparse has no public name for it
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status. A `CoppiceError`, a full disk and Ctrl-C print one line each."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of the output
@@ -40,13 +51,13 @@ def main(argv=None):
         return 1
 
 
-def _discard_output():
+def _discard_output() -> None:
     """Redirect standard output to the null device, because Python flushes the buffered rest again when it exits."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coppice", description="Prune-then-finetune studies of language models.")
     parser.add_argument("--version", action="version", version=f"coppice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -106,7 +117,7 @@ def _parser():
     return parser
 
 
-def _tracing(commands):
+def _tracing(commands: Commands) -> None:
     traced = commands.add_parser("trace", help="show the records behind a number of the report, and check them")
     traced.add_argument(
         "of",
@@ -130,7 +141,7 @@ def _tracing(commands):
     traced.set_defaults(run=_trace)
 
 
-def _trace(arguments):
+def _trace(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from coppice.report import provenance
@@ -141,7 +152,7 @@ def _trace(arguments):
     return 0 if provenance.trace(arguments.of, console, as_json=arguments.json, **options) else 1
 
 
-def _single_job_parsers(commands):
+def _single_job_parsers(commands: Commands) -> None:
     """Add the subcommands for a single training and for asking the trained model questions."""
     from coppice.cli import single_jobs
 
@@ -198,7 +209,7 @@ def _single_job_parsers(commands):
         parser.add_argument("--device-map", metavar="MAP", help="auto: spread the model over several GPUs")
 
 
-def _taken(node):
+def _taken(node: Record) -> Record:
     """Return argparse settings of the option of a schema node: several values for a list, at most one for a boolean."""
     from coppice.study.settings import schema
 
@@ -208,42 +219,41 @@ def _taken(node):
     return {"nargs": "?", "const": "true"} if "boolean" in kinds else {}
 
 
-def _loading(arguments):
+def _loading(arguments: argparse.Namespace) -> Record:
     return {key: getattr(arguments, key) for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
 
 
-def _finetune(arguments):
+def _finetune(arguments: argparse.Namespace) -> None:
     from coppice.cli import single_jobs
 
     given = {key: getattr(arguments, key) for key, _, _ in single_jobs.options()}
-    named = ("model", "data", "output", "train", "prompt", "seed", "gpus", "threads")
-    model, data, output, *more = (getattr(arguments, name) for name in named)
-    single_jobs.finetune(
-        model, data, output, given, **dict(zip(named[3:], more, strict=True)), loading=_loading(arguments)
-    )
-    print(output)
+    named = ("model", "output", "train", "prompt", "seed", "gpus", "threads")
+    options = {name: getattr(arguments, name) for name in named}
+    job = single_jobs.Training(dataset=arguments.data, given=given, loading=_loading(arguments), **options)
+    single_jobs.finetune(job)
+    print(job.output)
 
 
-def _generate(arguments):
+def _generate(arguments: argparse.Namespace) -> None:
     from coppice.cli import single_jobs
 
-    answers = single_jobs.generate(
-        arguments.model,
-        arguments.adapter,
-        arguments.prompt,
-        arguments.merge,
-        arguments.form,
-        arguments.new_tokens,
-        arguments.output,
-        _loading(arguments),
+    asked = single_jobs.Questions(
+        model=arguments.model,
+        adapter=arguments.adapter,
+        questions=arguments.prompt,
+        merge=arguments.merge,
+        prompt=arguments.form,
+        new_tokens=arguments.new_tokens,
+        output=arguments.output,
+        loading=_loading(arguments),
     )
-    for answer in answers:
+    for answer in single_jobs.generate(asked):
         # A prompt that fills the model's context has no answer
         text = answer["text"] if answer["text"] is not None else "(the prompt fills the model's context)"
         print(f"> {answer['prompt']}\n{text}\n")
 
 
-def _above_zero(text):
+def _above_zero(text: str) -> float:
     """Convert an option's text to a number above 0, as a `type` of argparse."""
     number = float(text)
     if not 0 < number < float("inf"):
@@ -251,7 +261,7 @@ def _above_zero(text):
     return number
 
 
-def _study_arguments(parser):
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="?", default="results", help="the results folder (default: %(default)s)")
     parser.add_argument(
         "--configfile",
@@ -263,7 +273,7 @@ def _study_arguments(parser):
     )
 
 
-def _study(arguments):
+def _study(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], dict[str, Record], str | None]:
     """Return (pairs, models, notice) of the study, from its configuration files or else from its records."""
     from coppice.report.study_report import study_records
 
@@ -279,7 +289,7 @@ def _study(arguments):
     return configured.pairs(), models, None
 
 
-def _configured(files, words=()):
+def _configured(files: Sequence[str], words: Sequence[str] = ()) -> Study:
     """Return the Study of configuration files and `KEY=VALUE` words, merged as Snakemake merges them."""
     from snakemake.utils import update_config
 
@@ -291,7 +301,7 @@ def _configured(files, words=()):
     return settings.load(merged, files)
 
 
-def _parsed(words):
+def _parsed(words: Sequence[str]) -> Record:
     if not words:
         return {}
     from snakemake.cli import parse_config
@@ -302,7 +312,7 @@ def _parsed(words):
         raise CoppiceError(f"--config {' '.join(words)}: {error}") from error
 
 
-def _show(arguments):
+def _show(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from coppice.report.study_report import study_records, terminal
@@ -319,7 +329,7 @@ def _show(arguments):
         console.print(printable(f"failed: {what}: {why}"), style="red", soft_wrap=True)
 
 
-def _plan(arguments):
+def _plan(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from coppice.planning import plan
@@ -336,7 +346,7 @@ def _plan(arguments):
         console.print(line, soft_wrap=True)
 
 
-def _report(arguments):
+def _report(arguments: argparse.Namespace) -> None:
     from coppice.report import study_report
 
     pairs, models, notice = _study(arguments)
@@ -347,7 +357,7 @@ def _report(arguments):
     print(output / "study_report.html")
 
 
-def _import_pickle(arguments):
+def _import_pickle(arguments: argparse.Namespace) -> None:
     from coppice.stages.prune import pickles
 
     facts = pickles.convert(arguments.pickle, arguments.output, arguments.base, arguments.i_trust_this_file)
@@ -357,7 +367,7 @@ def _import_pickle(arguments):
     )
 
 
-def _harness(arguments):
+def _harness(arguments: argparse.Namespace) -> None:
     """Pass all arguments on to lm-eval. It discovers no models by itself, so the model `coppice` is registered here."""
     from lm_eval.__main__ import cli_evaluate
 

@@ -6,8 +6,11 @@ are checked by its schema.
 
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError
 from coppice.study.settings import arms, lora_presets, registry, schema
 
@@ -15,9 +18,10 @@ DATA = "data"
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 LEFT_OUT = ("dataset", "seeds")  # the options --data and --seed replace these keys
 PROMPTS = ("alpaca", "chat", "none")
+Given = str | list[str]  # the value of an option on the command line
 
 
-def options():
+def options() -> Iterator[tuple[str, Record, tuple[str, ...]]]:
     """Yield (key, schema node, place) of every option of `coppice finetune`; place is (), ("data",) or ("lora",)."""
     section = schema.schema()["properties"]["finetune"]["properties"]
     for key, node in section.items():
@@ -27,14 +31,14 @@ def options():
             yield key, node, ()
 
 
-def help_text(key, node, place):
+def help_text(key: str, node: Record, place: tuple[str, ...]) -> str:
     """Return the help text of an option: the schema's description and the default."""
     default = lora_presets.DEFAULTS[key] if place == ("lora",) and key in lora_presets.DEFAULTS else node.get("default")
     text = " ".join(node["description"].split())
     return text if default in (None, []) else f"{text} (default: {json.dumps(default)})".replace('"', "")
 
 
-def settings(given, train="lora"):
+def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
     """Return the section `finetune` with the values `given` (key -> text or list of texts) and the defaults.
 
     Raises SettingsError for a wrong value, or for an adapter's option if all weights are trained.
@@ -53,24 +57,41 @@ def settings(given, train="lora"):
     return whole | ({"train": arms.ALL_WEIGHTS} if train == arms.ALL_WEIGHTS else {})
 
 
-def _single(value):
+def _single(value: Given) -> str | list[str]:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=42, loading=None, gpus=1, threads=None):
-    """Fine-tune a model without the workflow. A later call with the same `output` resumes the training.
+@dataclass(frozen=True)
+class Training:
+    """One training without the workflow.
 
-    Args:
+    Attributes:
         model: checkpoint folder, or a hub id, which is fetched.
         dataset: a local file, the name of an official data set such as alpaca, or a hub id.
         output: folder of the result.
-        given: key -> text, or list of texts, of the section `finetune`.
+        given: key -> text, or list of texts, of the section `finetune`; None for a key that is not given.
         train: lora or all.
         prompt: prompt format.
         seed: of the training.
         loading: {dtype, quantize, trust_remote_code, device_map}.
         gpus: number of GPUs to train on.
-        threads: CPU threads; default: all available ones.
+        threads: CPU threads; None for all available ones.
+    """
+
+    model: str
+    dataset: str
+    output: str
+    given: Mapping[str, Given | None]
+    train: str = "lora"
+    prompt: str = "alpaca"
+    seed: int = 42
+    loading: Record = field(default_factory=dict)
+    gpus: int = 1
+    threads: int | None = None
+
+
+def finetune(job: Training) -> None:
+    """Fine-tune a model without the workflow. A later call with the same `output` resumes the training.
 
     Raises:
         CoppiceError: an argument is wrong.
@@ -78,14 +99,14 @@ def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=
     """
     from coppice.core import jobs
 
-    output, section = Path(output), settings(given, train)
-    source = _folder(model)
+    output, section = Path(job.output), settings(job.given, job.train)
+    source = _folder(job.model)
     _check_free(output, [source], checkpoint=False)
-    entry = _entry(dataset)
-    threads = threads or len(os.sched_getaffinity(0))
-    loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | (loading or {})
+    entry = _entry(job.dataset)
+    threads = job.threads or len(os.sched_getaffinity(0))
+    loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | job.loading
     record = _prepared(entry, output)
-    with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": gpus}, loading):
+    with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": job.gpus}, loading):
         from coppice import models
         from coppice.stages import recover
 
@@ -94,14 +115,14 @@ def finetune(model, dataset, output, given, train="lora", prompt="alpaca", seed=
             source=models.Source(path=source, **loading),
             datasets={DATA: record},
             settings=section | {"data": section["data"] | {"dataset": DATA}},
-            prompt=prompt,
+            prompt=job.prompt,
             output=output,
-            seed=seed,
-            world=1 if loading["device_map"] else max(1, gpus),
+            seed=job.seed,
+            world=1 if loading["device_map"] else max(1, job.gpus),
         )
 
 
-def _folder(model):
+def _folder(model: str) -> str:
     """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
@@ -116,7 +137,7 @@ def _folder(model):
         ) from error
 
 
-def _check_free(output, used, checkpoint):
+def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> None:
     """Raise SettingsError if writing to `output` would overwrite one of the `used` folders.
 
     checkpoint: whether to reject every folder that holds a checkpoint.
@@ -127,7 +148,7 @@ def _check_free(output, used, checkpoint):
         raise SettingsError(f"--output: {output} already holds a checkpoint; name another folder")
 
 
-def _entry(dataset):
+def _entry(dataset: str) -> Record:
     """Return the data-set entry that `data.prepare` takes, for a local file, an official data set or a hub id."""
     path = Path(dataset).expanduser()
     plain = {"columns": {}, "splits": {"train": "train"}, "uses": ["training"]}
@@ -143,7 +164,7 @@ def _entry(dataset):
     return plain | {"path": dataset}
 
 
-def _prepared(entry, output):
+def _prepared(entry: Record, output: Path) -> str:
     """Prepare the data and return the path of dataset.json.
 
     The data are read again on every call, so that a resumed training notices if they changed.
@@ -155,26 +176,42 @@ def _prepared(entry, output):
     return str(folder / "dataset.json")
 
 
-def generate(model, adapter, questions, merge=False, prompt="alpaca", new_tokens=128, output=None, loading=None):
-    """Return a model's answers to questions: [{prompt, text}]; text is None if a prompt fills the model's context.
+@dataclass(frozen=True)
+class Questions:
+    """Questions to a model.
 
-    Args:
+    Attributes:
         model: checkpoint folder or hub id.
         adapter: folder of the adapter, or None.
-        questions: list of texts.
+        questions: their texts.
         merge: whether to merge the adapter into the weights first.
         prompt: prompt format.
         new_tokens: largest number of tokens of an answer.
         output: folder to write the merged checkpoint to, or None.
-        loading: as for `finetune`.
+        loading: as for `Training`.
     """
+
+    model: str
+    adapter: str | None
+    questions: Sequence[str]
+    merge: bool = False
+    prompt: str = "alpaca"
+    new_tokens: int = 128
+    output: str | None = None
+    loading: Record = field(default_factory=dict)
+
+
+def generate(asked: Questions) -> list[Record]:
+    """Return a model's answers to questions: [{prompt, text}]; text is None if a prompt fills the model's context."""
     from coppice.core import gpus, logs
 
-    if output and not (merge and adapter):
+    merges = bool(asked.merge and asked.adapter)
+    output = Path(asked.output) if asked.output else None
+    if output and not merges:
         raise SettingsError("--output: is the folder of the merged checkpoint; give --adapter and --merge too")
-    source = _folder(model)
+    source = _folder(asked.model)
     if output:
-        _check_free(Path(output), filter(None, [source, adapter]), checkpoint=True)
+        _check_free(output, filter(None, [source, asked.adapter]), checkpoint=True)
     logs.start_logging()
     with gpus.lease(1):
         from transformers.utils import logging as bars
@@ -184,11 +221,11 @@ def generate(model, adapter, questions, merge=False, prompt="alpaca", new_tokens
 
         bars.disable_progress_bar()
 
-        place = models.Source(path=source, **(loading or {}))
-        loaded = models.load(place, adapter)
+        place = models.Source(path=source, **asked.loading)
+        loaded = models.load(place, asked.adapter)
         tokenizer = models.load_tokenizer(source, place.trust_remote_code)
-        if merge and adapter:
+        if merges:
             loaded = loaded.merge_and_unload()
         if output:
-            models.save(loaded, tokenizer, Path(output))
-        return generation.answers(loaded, tokenizer, questions, prompt, new_tokens)
+            models.save(loaded, tokenizer, output)
+        return generation.answers(loaded, tokenizer, asked.questions, asked.prompt, asked.new_tokens)
