@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Never
 from unittest import mock
 
 import pytest
@@ -45,7 +46,7 @@ def machine(tmp_path, monkeypatch):
     return tmp_path
 
 
-def install_driver(machine, devices, busy=()):
+def install_driver(machine, devices, busy=()) -> None:
     """Install an `nvidia-smi` that lists `devices` [(uuid, MB)] and shows another user's process on the `busy` ones."""
     listed = "\n".join(f"{i}, {uuid}, {memory}" for i, (uuid, memory) in enumerate(devices))
     apps = "\n".join(f"{uuid}, 4711" for uuid in busy)
@@ -78,7 +79,7 @@ def lease_as_another_job(*arguments, **options):
         os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def wait_for(machine, what, number=1):
+def wait_for(machine, what, number=1) -> None:
     deadline = time.monotonic() + 600
     while sum(event[1] == what for event in events(machine)) < number if (machine / "log").exists() else True:
         assert time.monotonic() < deadline
@@ -86,7 +87,7 @@ def wait_for(machine, what, number=1):
 
 
 @pytest.mark.slow
-def test_two_hundred_jobs_and_random_kills_never_share_a_device(machine):
+def test_two_hundred_jobs_and_random_kills_never_share_a_device(machine) -> None:
     """A killed job counts as ended when the signal is sent: a job that takes its device before that shares it."""
     chance = random.Random(1)
     running, started, ends, doomed, moments = [], 0, {}, set(), {}
@@ -121,7 +122,7 @@ def test_two_hundred_jobs_and_random_kills_never_share_a_device(machine):
     assert sum(event[1] == "takes" for event in log) >= 100
 
 
-def test_a_killed_job_releases_its_devices_at_once(machine):
+def test_a_killed_job_releases_its_devices_at_once(machine) -> None:
     first = start(machine, 2, 60)
     wait_for(machine, "takes")
     second = start(machine, 2, 0)
@@ -131,7 +132,7 @@ def test_a_killed_job_releases_its_devices_at_once(machine):
     first.wait()
 
 
-def test_takes_several_devices_together_or_not_at_all(machine):
+def test_takes_several_devices_together_or_not_at_all(machine) -> None:
     jobs = [start(machine, 2, 0.05) for _ in range(6)]
     assert [job.wait(60) for job in jobs] == [0] * 6
     taken = [event for event in events(machine) if event[1] in ("takes", "gives")]
@@ -139,7 +140,7 @@ def test_takes_several_devices_together_or_not_at_all(machine):
     assert [event[1] for event in taken] == ["takes", "gives"] * 6
 
 
-def test_identifies_a_device_by_its_uuid_under_any_name(machine, monkeypatch):
+def test_identifies_a_device_by_its_uuid_under_any_name(machine, monkeypatch) -> None:
     install_driver(machine, [("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
     with gpus.lease(1) as (first,):
         monkeypatch.setenv("ALL", "GPU-aa")
@@ -153,7 +154,7 @@ def test_identifies_a_device_by_its_uuid_under_any_name(machine, monkeypatch):
 
 @contextlib.contextmanager
 def lease_within(seconds, *arguments, **options):
-    def late(number, frame):
+    def late(number, frame) -> Never:
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, late)
@@ -167,14 +168,14 @@ def lease_within(seconds, *arguments, **options):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_mig_devices_keep_their_names(machine, monkeypatch):
+def test_mig_devices_keep_their_names(machine, monkeypatch) -> None:
     install_driver(machine, [("GPU-aaaa", 80000)])
     monkeypatch.setenv("ALL", "MIG-1111,MIG-2222")
     with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert [first[0].name, second[0].name] == ["MIG-1111", "MIG-2222"]
 
 
-def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch):
+def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch) -> None:
     install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
     with (
@@ -200,7 +201,7 @@ def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch):
         pass
 
 
-def test_skips_a_busy_device_if_configured(machine, monkeypatch):
+def test_skips_a_busy_device_if_configured(machine, monkeypatch) -> None:
     install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
     with gpus.lease(1) as taken:
         assert taken[0].uuid == "GPU-aaaa"
@@ -209,7 +210,7 @@ def test_skips_a_busy_device_if_configured(machine, monkeypatch):
         assert taken[0].uuid == "GPU-bbbb"
 
 
-def test_reports_the_start_and_the_end_of_waiting(machine, caplog):
+def test_reports_the_start_and_the_end_of_waiting(machine, caplog) -> None:
     caplog.set_level("INFO")
     states = []
     holder = start(machine, 2, 0.5)
@@ -221,13 +222,16 @@ def test_reports_the_start_and_the_end_of_waiting(machine, caplog):
     holder.wait()
 
 
-def test_rejects_a_request_that_can_never_be_met(machine, monkeypatch):
+def test_rejects_a_request_that_can_never_be_met(machine, monkeypatch) -> None:
     with pytest.raises(CoppiceError, match=r"asks for 3 GPUs.* 2 .*resources_per_job"), gpus.lease(3):
         pass
     install_driver(machine, [("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
     with pytest.raises(CoppiceError, match=r"asks for 9000 MB .* largest here has 8000"), gpus.lease(1, 9000):
         pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,MIG-1111")  # the memory of a MIG part is not known
+    with pytest.raises(CoppiceError, match=r"asks for 9000 MB on each of 2 .* largest here has 8000"):
+        gpus.lease(2, 9000).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +243,7 @@ def test_rejects_a_request_that_can_never_be_met(machine, monkeypatch):
         pytest.param({}, 0, id="none asked for"),
     ],
 )
-def test_takes_no_lease_if_there_is_nothing_to_lease(machine, monkeypatch, environment, wanted):
+def test_takes_no_lease_if_there_is_nothing_to_lease(machine, monkeypatch, environment, wanted) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     before = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -248,7 +252,7 @@ def test_takes_no_lease_if_there_is_nothing_to_lease(machine, monkeypatch, envir
     assert not (machine / "leases").exists()
 
 
-def test_leases_the_devices_of_an_interactive_allocation(machine, monkeypatch):
+def test_leases_the_devices_of_an_interactive_allocation(machine, monkeypatch) -> None:
     """Snakemake runs inside the allocation: the scheduler gave the devices to Snakemake and not to any of its jobs."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
@@ -256,14 +260,14 @@ def test_leases_the_devices_of_an_interactive_allocation(machine, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-def test_leases_the_devices_of_a_group_to_its_jobs(machine, monkeypatch):
+def test_leases_the_devices_of_a_group_to_its_jobs(machine, monkeypatch) -> None:
     """A scheduler gives a group of jobs what they request together, and each job sees all of it."""
     monkeypatch.setenv("COPPICE_GPUS_GIVEN", "1")
     with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert {first[0].name, second[0].name} == {"0", "1"}
 
 
-def test_a_training_is_asked_to_stop_before_the_schedulers_time_limit(machine, monkeypatch):
+def test_a_training_is_asked_to_stop_before_the_schedulers_time_limit(machine, monkeypatch) -> None:
     """The limit counts from the start of the scheduler's job, which begins before the training."""
     now = time.time()
     monkeypatch.setenv(jobs.STARTED, str(now - 43.5))
@@ -288,7 +292,7 @@ def test_a_training_is_asked_to_stop_before_the_schedulers_time_limit(machine, m
         pytest.param(600, None, None, id="no scheduler"),
     ],
 )
-def test_computes_when_to_ask_a_training_to_stop(monkeypatch, minutes, waited, expected):
+def test_computes_when_to_ask_a_training_to_stop(monkeypatch, minutes, waited, expected) -> None:
     timers, now = [], time.time()
     monkeypatch.setattr(jobs.time, "time", lambda: now)
     monkeypatch.setattr(jobs.threading, "Timer", lambda seconds, *call: timers.append(seconds) or mock.Mock())

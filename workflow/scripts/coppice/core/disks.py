@@ -11,8 +11,10 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .aliases import PathLike
 from .errors import causes, system_number
 
 PARTIAL = ".partial"
@@ -30,12 +32,12 @@ _REFUSED = {
 _TORCHS = re.compile(r"inline_container.*unexpected pos|PytorchStreamWriter failed")
 
 
-def partial_name():
+def partial_name() -> str:
     """Return the beginning of a name for what this process is writing."""
     return f"{PARTIAL}-{socket.gethostname()}-{os.getpid()}-"
 
 
-def explained(error, places=()):
+def explained(error: BaseException, places: Iterable[str] = ()) -> str | None:
     """Return a sentence for the user if a disk is the cause of `error`, otherwise None.
 
     This includes errors of libraries that hold the system's error only in their text, or not at all. places: where the
@@ -52,7 +54,7 @@ def explained(error, places=()):
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming(path: PathLike) -> Iterator[None]:
     """Add the name of the file to an OSError of the block: a write to a full disk raises one without it."""
     try:
         yield
@@ -61,7 +63,7 @@ def naming(path):
         raise
 
 
-def _number(error):
+def _number(error: BaseException) -> int | None:
     """Return the system's number of an error that `_REFUSED` explains; None for any other error."""
     number = system_number(error)
     if number is None and _TORCHS.search(str(error)):
@@ -69,7 +71,7 @@ def _number(error):
     return number if number in _REFUSED else None
 
 
-def gone(host, pid):
+def gone(host: object, pid: object) -> bool:
     """Return whether process `pid` of machine `host` has ended; False for another machine, which cannot be asked."""
     if host != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
@@ -82,7 +84,7 @@ def gone(host, pid):
     return False
 
 
-def sweep(folders):
+def sweep(folders: Iterable[PathLike]) -> list[Path]:
     """Remove under `folders` what ended processes left unfinished, and return the paths that were removed."""
     found = []
     for folder in folders:
@@ -99,7 +101,7 @@ def sweep(folders):
     return [path for path in found if not path.exists()]
 
 
-def _is_abandoned(path):
+def _is_abandoned(path: Path) -> bool:
     named = _NAMED.match(path.name)
     if named and named["host"] == socket.gethostname():
         return gone(named["host"], int(named["pid"]))

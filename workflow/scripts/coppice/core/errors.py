@@ -6,6 +6,7 @@ without a traceback. Every other exception is a bug and keeps its traceback.
 
 import errno
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from .secrets import redacted
@@ -30,7 +31,7 @@ _NUMBER = re.compile(r"\[Errno (\d+)\]|os error (\d+)", re.IGNORECASE)  # as Pyt
 class CoppiceError(Exception):
     """An error that the user can fix: bad configuration, bad data, a missing file."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         """Return the message as one line that any terminal can show, without secrets in what it quotes."""
         # redact before `printable` as well: it joins lines, and a secret of several lines would no longer match
         text = redacted(printable(redacted(super().__str__())))
@@ -57,13 +58,13 @@ class CheckpointError(CoppiceError):
     """A model folder or an adapter cannot be used; the message names the folder and the tensors."""
 
 
-def nearest(name, valid):
+def nearest(name: object, valid: Iterable[object]) -> str:
     """Return a hint `; did you mean 'x'?` for a mistyped name, or '' if no valid name is close."""
     close = get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def printable(text):
+def printable(text: object) -> str:
     r"""Return `text` as one line: line breaks become spaces, and unprintable characters an escape such as `\x1b`.
 
     Names, rows and model outputs may contain control codes that move a terminal's cursor or change what it shows.
@@ -72,7 +73,7 @@ def printable(text):
     return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)
 
 
-def is_final(error):
+def is_final(error: BaseException) -> bool:
     """Return whether another attempt at the same job would fail in the same way.
 
     A `CoppiceError` is final unless memory, time, a disk, a device or the network caused it. Any other exception is a
@@ -81,7 +82,7 @@ def is_final(error):
     return isinstance(error, CoppiceError) and not any(map(_may_pass, causes(error)))
 
 
-def causes(error):
+def causes(error: BaseException | None) -> list[BaseException]:
     """Return an error and all its causes: libraries wrap errors, and `from None` only hides causes in tracebacks."""
     seen = []
     while error is not None and error not in seen:
@@ -90,7 +91,7 @@ def causes(error):
     return seen
 
 
-def system_number(error):
+def system_number(error: BaseException) -> int | None:
     """Return the operating system's error number, from the text if a library raised its own error; else None."""
     number = getattr(error, "errno", None)
     if number is None and (found := _NUMBER.search(str(error))):
@@ -98,7 +99,7 @@ def system_number(error):
     return number
 
 
-def _may_pass(error):
+def _may_pass(error: BaseException) -> bool:
     if isinstance(error, CoppiceError):  # the error that it wraps is judged by itself, as one of the causes
         return isinstance(error, TransientError)
     if (number := system_number(error)) is not None:

@@ -7,11 +7,15 @@ size, inode and time stamps of the file, which is read again only if one of them
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from .aliases import PathLike
 from .errors import CheckpointError
 from .json_text import parsed
 from .records import atomic, digest
+
+DigestOf = Callable[[Path], str | None]  # returns the hash of a file, or None if it does not know it
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = (
@@ -25,13 +29,13 @@ TOKENIZER = (
 )
 
 
-def content_digest(path):
+def content_digest(path: PathLike) -> str:
     """Return the hex SHA-256 of a file's bytes, read now."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cached_digest(path):
+def cached_digest(path: PathLike) -> str | None:
     """Return a file's hex SHA-256 from the cache; None if the file was never read or has changed since."""
     path = Path(path).resolve()
     try:
@@ -41,7 +45,7 @@ def cached_digest(path):
         return None  # the entry is missing or damaged, or there is no home folder: the file must be read
 
 
-def file_digest(path):
+def file_digest(path: PathLike) -> str:
     """Return the hex SHA-256 of a file's bytes, from the cache if the file is unchanged."""
     path = Path(path).resolve()
     cached = cached_digest(path)
@@ -57,20 +61,20 @@ def file_digest(path):
     return sha256
 
 
-def _state(path):
+def _state(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _entry(path):
+def _entry(path: Path) -> Path:
     return _cache() / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
 
 
-def _cache():
+def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coppice" / "fingerprints"
 
 
-def weights_files(folder):
+def weights_files(folder: PathLike) -> list[Path]:
     """Return the weight files of a checkpoint or adapter folder, sorted: safetensors if it has any, else `.bin`."""
     for pattern in WEIGHTS:
         if files := sorted(path for path in Path(folder).glob(pattern) if path.is_file()):
@@ -78,7 +82,7 @@ def weights_files(folder):
     raise CheckpointError(f"{folder}: holds no weights ({' or '.join(WEIGHTS)})")
 
 
-def weights(folder, digest_of=file_digest):
+def weights(folder: PathLike, digest_of: DigestOf = file_digest) -> str | None:
     """Return the fingerprint of a checkpoint folder: the hash of its weight files, configuration and layer shapes.
 
     The same tensors in other shards give another fingerprint; the same files under another path give the same one.
@@ -96,22 +100,22 @@ def weights(folder, digest_of=file_digest):
         raise CheckpointError(f"{folder}: its weights cannot be read ({error})") from error
 
 
-def tokenizer(folder, digest_of=file_digest):
+def tokenizer(folder: PathLike, digest_of: DigestOf = file_digest) -> str | None:
     """Return the fingerprint of a checkpoint folder's tokenizer, from every file that can affect it."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
     return _of(found, digest_of)
 
 
-def code(folder):
+def code(folder: PathLike) -> str:
     """Return the fingerprint of a checkpoint folder's Python files: a model that runs them depends on them, too."""
     return _of(sorted(path for path in Path(folder).rglob("*.py") if path.is_file()), file_digest)
 
 
-def _of(paths, digest_of):
+def _of(paths: Iterable[Path], digest_of: DigestOf) -> str | None:
     found = [[path.name, digest_of(path)] for path in paths]
     return digest(found) if all(sha256 for _, sha256 in found) else None
 
 
-def files(paths):
+def files(paths: Iterable[PathLike]) -> str:
     """Return the fingerprint of a list of data files, from their contents in order; names do not count."""
     return digest([file_digest(p) for p in paths])

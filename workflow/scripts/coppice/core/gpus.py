@@ -16,10 +16,14 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from .errors import CoppiceError
+
+NoteState = Callable[..., object]  # called as note_state(state, reason=...) with the state of a job
 
 logger = logging.getLogger("coppice.gpus")
 
@@ -39,13 +43,15 @@ class Device:
     uuid: str
     memory: int | None = None
 
-    def folder(self):
+    def folder(self) -> Path:
         """Return the folder of this device's leases."""
         return _root() / self.uuid.replace("/", "_")
 
 
 @contextlib.contextmanager
-def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
+def lease(
+    wanted: int, memory: int | None = None, note_state: NoteState = lambda *state, **facts: None
+) -> Iterator[list[Device]]:
     """Hold `wanted` GPUs while the block runs, with `CUDA_VISIBLE_DEVICES` set to them; torch must not be loaded yet.
 
     Nothing is leased if `wanted` is 0, if there is no GPU, or if the scheduler gave the job exactly its devices. If it
@@ -81,7 +87,7 @@ def lease(wanted, memory=None, note_state=lambda *state, **facts: None):
             os.environ.pop(VISIBLE) if before is None else os.environ.__setitem__(VISIBLE, before)
 
 
-def visible():
+def visible() -> list[Device]:
     """Return the devices that this process may use: those in `CUDA_VISIBLE_DEVICES`, or all if it is not set."""
     listed = _listed()
     wanted = os.environ.get(VISIBLE)
@@ -98,12 +104,12 @@ def visible():
     return [_device(name, listed) for name in names]
 
 
-def largest():
+def largest() -> int | None:
     """Return the memory of the largest visible device in MB; None if no driver reports it."""
     return max((device.memory for device in visible() if device.memory), default=None)
 
 
-def _device(name, listed):
+def _device(name: str, listed: Iterable[Device]) -> Device:
     """Return the device that `name` means: a number, a UUID or its beginning, or a MIG part."""
     for device in listed:
         if name == device.name or name == device.uuid or (name.startswith("GPU-") and device.uuid.startswith(name)):
@@ -111,18 +117,18 @@ def _device(name, listed):
     return Device(name, name)
 
 
-def _listed():
+def _listed() -> list[Device]:
     """Return the devices that `nvidia-smi` lists; [] if it is missing or does not answer."""
     rows = _ask_driver("--query-gpu=index,uuid,memory.total")
     return [Device(index, uuid, int(memory) if memory.isdigit() else None) for index, uuid, memory in rows]
 
 
-def _busy():
+def _busy() -> set[str]:
     """Return the UUIDs of the devices on which any process computes."""
     return {row[0] for row in _ask_driver("--query-compute-apps=gpu_uuid,pid")}
 
 
-def _ask_driver(query):
+def _ask_driver(query: str) -> list[list[str]]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
@@ -134,25 +140,25 @@ def _ask_driver(query):
     return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
 
 
-def configure(share, skip_busy, given):
+def configure(share: bool, skip_busy: bool, given: bool) -> None:
     """Set, in the environment, how jobs share devices; `given`: a scheduler chose the devices for this very job."""
     for name, wanted in ((SHARE, share), (SKIP_BUSY, skip_busy), (GIVEN, given)):
         if wanted:
             os.environ[name] = "1"
 
 
-def present():
+def present() -> bool:
     """Return whether this machine has a GPU, without waking the driver."""
     return bool(shutil.which("nvidia-smi") or _nodes())
 
 
-def _nodes():
+def _nodes() -> list[str]:
     """Return the device files in CUDA's order; in a container, their numbers are still those of the machine."""
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return [f"nvidia{number}" for number in sorted(int(number) for number in numbers if number.isdigit())]
 
 
-def count():
+def count() -> int:
     """Return the number of GPUs that the driver shows to this process; 0 if there is no driver.
 
     Do not call this before a lease: the driver reads `CUDA_VISIBLE_DEVICES` once, at its first call.
@@ -167,7 +173,7 @@ def count():
     return found.value
 
 
-def _check_possible(devices, wanted, memory):
+def _check_possible(devices: Sequence[Device], wanted: int, memory: int | None) -> None:
     if wanted > len(devices):
         raise CoppiceError(
             f"this job asks for {wanted} GPUs, but only {len(devices)} are visible here. Lower its gpu under "
@@ -175,13 +181,16 @@ def _check_possible(devices, wanted, memory):
         )
     roomy = [device for device in devices if memory is None or device.memory is None or device.memory >= memory]
     if wanted > len(roomy):
+        most = max(device.memory for device in devices if device.memory)  # the memory of a MIG part is not known
         raise CoppiceError(
-            f"this job asks for {memory} MB on each of {wanted} GPUs, but the largest here has "
-            f"{max(device.memory for device in devices)} MB. Lower its gpu_mem_mb under resources_per_job."
+            f"this job asks for {memory} MB on each of {wanted} GPUs, but the largest here has {most} MB. Lower its "
+            "gpu_mem_mb under resources_per_job."
         )
 
 
-def _wait(held, devices, wanted, memory, note_state):
+def _wait(
+    held: contextlib.ExitStack, devices: Sequence[Device], wanted: int, memory: int | None, note_state: NoteState
+) -> list[Device]:
     """Wait until enough devices are free, and return them; leaving `held` releases them."""
     pause, started, reminded = SHORTEST, time.monotonic(), None
     while True:
@@ -201,7 +210,7 @@ def _wait(held, devices, wanted, memory, note_state):
         pause = min(LONGEST, 1.5 * pause)
 
 
-def _take(held, devices, wanted, memory):
+def _take(held: contextlib.ExitStack, devices: Sequence[Device], wanted: int, memory: int | None) -> list[Device]:
     """Enter leases of `wanted` devices into `held` and return the devices; [] if fewer are free. Needs the mutex."""
     busy = _busy() if os.environ.get(SKIP_BUSY) else set()
     able = []
@@ -220,13 +229,13 @@ def _take(held, devices, wanted, memory):
     return taken
 
 
-def _fits(device, used, leases, memory):
+def _fits(device: Device, used: int, leases: int, memory: int | None) -> bool:
     if not leases:
         return True
     return memory is not None and device.memory is not None and used + memory <= device.memory
 
 
-def _used(device):
+def _used(device: Device) -> tuple[int, int]:
     """Return (MB that leases of this device use, number of leases), and remove leases whose holder has ended."""
     used = leases = 0
     for path in device.folder().glob("*.lease"):
@@ -244,7 +253,7 @@ def _used(device):
 
 
 @contextlib.contextmanager
-def _locked(device, memory):
+def _locked(device: Device, memory: int | None) -> Iterator[None]:
     """Hold a lease on a device: a file with the MB asked for (empty: all), locked until its process ends."""
     folder = device.folder()
     _shared_folder(folder)
@@ -261,7 +270,7 @@ def _locked(device, memory):
             path.unlink(missing_ok=True)
 
 
-def _try_lock(file):
+def _try_lock(file: TextIO) -> bool:
     import fcntl
 
     try:
@@ -272,7 +281,7 @@ def _try_lock(file):
 
 
 @contextlib.contextmanager
-def _mutex():
+def _mutex() -> Iterator[None]:
     """Let one process at a time choose devices, so that two jobs never each hold half of what both need."""
     import fcntl
 
@@ -286,13 +295,13 @@ def _mutex():
         yield
 
 
-def _root():
+def _root() -> Path:
     given = os.environ.get(FOLDER)
     # not TMPDIR: Snakemake and schedulers set it to a new folder for each job
     return Path(given or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())) / "coppice-gpus"
 
 
-def _shared_folder(folder):
+def _shared_folder(folder: Path) -> None:
     """Make a folder in which every user of the machine can keep leases."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

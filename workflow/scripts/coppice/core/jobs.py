@@ -7,15 +7,25 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from . import gpus, logs
+from .aliases import Json, PathLike
 from .errors import SettingsError
 
 STARTED = "COPPICE_JOB_STARTED"  # set in jobs that a cluster's scheduler started
 
 
-def run_from(folder):
+class Resources(Protocol):
+    """A rule's resources by name: Snakemake's own object, or a dict."""
+
+    def get(self, name: str, default: Json = None, /) -> Json:
+        """Return the resource `name`, or `default` if the rule has none of that name."""
+
+
+def run_from(folder: str) -> None:
     """Make every script import the package in `folder`.
 
     Snakemake puts the scripts' own folder last on `sys.path`, behind any checkout installed in the environment.
@@ -23,17 +33,17 @@ def run_from(folder):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
 
 
-def begin_run():
+def begin_run() -> None:
     """Mark all jobs of this Snakemake call as one run, see `logs.job`."""
     os.environ[logs.RUN] = uuid.uuid4().hex
 
 
-def note_start():
+def note_start() -> None:
     """Record when the scheduler started this job; the processes that this one starts inherit the time."""
     os.environ.setdefault(STARTED, str(time.time()))
 
 
-def stop_in_time(resources, ahead=120):
+def stop_in_time(resources: Resources, ahead: float = 120) -> None:
     """Send this process SIGTERM before the scheduler's time limit (`runtime`, in minutes) ends its job.
 
     The signal comes `ahead` seconds before the limit, or a quarter of the limit before it if that is less. A
@@ -52,18 +62,27 @@ def stop_in_time(resources, ahead=120):
         timer.start()
 
 
-def gpus_of(resources):
+def gpus_of(resources: Resources) -> int:
     """Return the number of GPUs a job has: its `gpu`, or the number in `gres` ("gpu:a100:4") if only that is set."""
     named = re.match(r"gpu(?::[^:,]+)*?(?::(\d+))?(?:,|$)", str(resources.get("gres") or ""))
     return resources.get("gpu", 0) or (int(named[1] or 1) if named else 0)
 
 
 @contextmanager
-def computing(log, status, title, threads, resources, loading):
+def computing(
+    log: PathLike,
+    status: PathLike | None,
+    title: str,
+    threads: int,
+    resources: Resources,
+    loading: Mapping[str, Any],
+) -> Iterator[None]:
     """Run the block as a job that computes with a model, see `logs.job` and `gpus.lease`.
 
     Args:
-        log, status, title: as in `logs.job`.
+        log: the log file, as in `logs.job`.
+        status: the status file; None for the one beside the log.
+        title: the name of the job in its status file.
         threads: what Snakemake granted.
         resources: the rule's resources by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`).
         loading: how the model is loaded; only `quantize` is read.

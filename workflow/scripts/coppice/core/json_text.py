@@ -2,8 +2,10 @@
 
 import json
 
+from .aliases import Json
 
-def parsed(text):
+
+def parsed(text: str | bytes) -> Json:
     """Return the content of the JSON `text`; raise ValueError for every problem, also brackets nested too deeply."""
     try:
         return json.loads(text)

@@ -9,15 +9,18 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from . import disks
+from .aliases import PathLike
 
 logger = logging.getLogger("coppice.jobs")
 
 
 @contextlib.contextmanager
-def alone(log):
+def alone(log: PathLike | None) -> Iterator[None]:
     """Run the block while no other process works on the job whose log is `log`; with None, take no lock.
 
     The lock file lies beside the log. The kernel releases the lock when its process ends, however it ends. On a file
@@ -38,7 +41,7 @@ def alone(log):
         yield
 
 
-def _locked(file):
+def _locked(file: IO[bytes]) -> bool:
     """Wait for the lock on `file` and take it; return False if the file system has no locks."""
     import fcntl
 

@@ -6,6 +6,8 @@ user can fix, it ends with that reason instead of a traceback. Such a failure is
 tries the job again, it ends at once, because no exit status tells `--retries` to stop.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import logging
@@ -15,10 +17,13 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TextIO, TypeVar
 
 from . import disks, locks
+from .aliases import PathLike
 from .errors import CoppiceError, Stopped, is_final
 from .json_text import parsed
 from .records import atomic
@@ -26,6 +31,7 @@ from .secrets import redacted
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 SECONDS_BETWEEN_LINES = 10
+T = TypeVar("T")
 RUN = "COPPICE_RUN"  # the workflow sets it: the call of Snakemake that a job belongs to
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that shells give after Ctrl-C
@@ -33,7 +39,14 @@ UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}  # otherwise `datasets` calls a s
 
 
 @contextmanager
-def job(log, threads=1, status=None, title="", unused=(), fetches=False):
+def job(
+    log: PathLike,
+    threads: int = 1,
+    status: PathLike | None = None,
+    title: str = "",
+    unused: Iterable[str] = (),
+    fetches: bool = False,
+) -> Iterator[_Status]:
     """Run the block as one job of the workflow, with a log, a thread limit and a status file.
 
     One process at a time runs a job; a second one waits for the first.
@@ -72,13 +85,13 @@ def job(log, threads=1, status=None, title="", unused=(), fetches=False):
     gc.freeze()  # otherwise Python's last collection, over all of torch's objects, delays the exit by a second
 
 
-def status_beside(log):
+def status_beside(log: PathLike) -> Path:
     """Return the status file of a job that keeps it beside its log."""
     return Path(log).with_suffix(".status.json")
 
 
 @contextmanager
-def _explaining_failures(folder, keep=None):
+def _explaining_failures(folder: PathLike, keep: _Status | None = None) -> Iterator[None]:
     """If the block ends early, report the reason on the terminal, in the log and in the status file.
 
     An error that the user can fix, and Ctrl-C, become one line and a SystemExit. Any other exception is raised again.
@@ -104,7 +117,7 @@ def _explaining_failures(folder, keep=None):
         raise SystemExit(code) from None
 
 
-def _outcome(error, folder):
+def _outcome(error: BaseException, folder: PathLike) -> tuple[int, str, str | None]:
     """Return (exit status, state, message or None) for a job that ends with `error`."""
     if isinstance(error, KeyboardInterrupt):
         message = "stopped by an interrupt (Ctrl-C). Run the same command again to continue from what is finished."
@@ -114,7 +127,7 @@ def _outcome(error, folder):
     return 1, "failed", disks.explained(error, [str(folder)])
 
 
-def _start_quickly(unused):
+def _start_quickly(unused: Iterable[str]) -> None:
     """Save time on imports, which are most of a short job.
 
     Fine-tuning imports for seven seconds. Two and a half of them go to garbage collection, also at exit, and to
@@ -125,7 +138,7 @@ def _start_quickly(unused):
         sys.modules.setdefault(package, None)  # None makes Python treat the package as not installed
 
 
-def limit_threads(threads):
+def limit_threads(threads: int) -> None:
     """Limit every numerical library to `threads`, or to the cores that this process may use if there are fewer.
 
     Call this before torch is imported: OpenMP reads the environment only once.
@@ -144,7 +157,7 @@ def limit_threads(threads):
         torch.set_num_threads(int(count))
 
 
-def start_logging(log=None, own_terminal=False, append=False):
+def start_logging(log: PathLike | None = None, own_terminal: bool = False, append: bool = False) -> None:
     """Log lines of level INFO and above to the file `log`, and Coppice's own lines to the terminal too.
 
     Args:
@@ -184,7 +197,7 @@ def start_logging(log=None, own_terminal=False, append=False):
 class _Formatter(logging.Formatter):
     """Remove secrets from log lines and from the tracebacks below them."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
@@ -194,33 +207,33 @@ class _Stream:
     In every other respect it behaves like the stream that it wraps.
     """
 
-    def __init__(self, stream, path):
+    def __init__(self, stream: IO, path: PathLike) -> None:
         self._stream, self._path = stream, path
 
-    def write(self, text):
+    def write(self, text: str | bytes) -> int:
         with disks.naming(self._path):
             if isinstance(text, str):
                 return self._stream.write(redacted(text))
             self._stream.write(redacted(bytes(text).decode(errors="surrogateescape")).encode(errors="surrogateescape"))
             return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         with disks.naming(self._path):
             self._stream.flush()
 
-    def writelines(self, lines):
+    def writelines(self, lines: Iterable[str | bytes]) -> None:
         for line in lines:
             self.write(line)
 
     @property
-    def buffer(self):
+    def buffer(self) -> _Stream:
         return _Stream(self._stream.buffer, self._path)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
-def progress(items, label, total=None, unit="it"):
+def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Yield `items`, with a progress bar on a terminal and a plain line every ten seconds in the log."""
     from tqdm import tqdm
 
@@ -235,7 +248,7 @@ def progress(items, label, total=None, unit="it"):
             lines.advance()
 
 
-def _terminal():
+def _terminal() -> TextIO:
     """Return the stream of the terminal's log lines; stderr if logging has not started."""
     # compare types exactly: the handler of the log file is a StreamHandler, too
     streams = [h.stream for h in logging.getLogger().handlers if type(h) is logging.StreamHandler]
@@ -243,21 +256,30 @@ def _terminal():
 
 
 class ProgressLines:
-    """Log progress in plain lines (done, rate, time left), at most one in ten seconds."""
+    """Log progress in plain lines (done, rate, time left), at most one in ten seconds.
 
-    def __init__(self, label, total=None, unit="it"):
+    Args:
+        label: what is done, at the beginning of each line.
+        total: the number of units, None if it is not known.
+        unit: their name.
+    """
+
+    def __init__(self, label: str, total: int | None = None, unit: str = "it") -> None:
+        """Start the clock."""
         self.label, self.total, self.unit = label, total, unit
         self.done, self.started, self.last_line = 0, time.monotonic(), time.monotonic()
         self.logger = logging.getLogger("progress")
 
-    def __enter__(self):
+    def __enter__(self) -> ProgressLines:
+        """Return the object itself, for `with`."""
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
+        """Log the total, unless an exception ended the block."""
         if exception[0] is None:
             self.logger.info("%s: %d %s in %.1f s", self.label, self.done, self.unit, time.monotonic() - self.started)
 
-    def advance(self, count=1):
+    def advance(self, count: int = 1) -> None:
         """Count `count` more units as done, and log a line if the last one is ten seconds old."""
         self.done += count
         now = time.monotonic()
@@ -272,10 +294,10 @@ class ProgressLines:
 class _Status:
     """The status file of one job: {title, state, reason, final, run, started, updated, device, host, pid}."""
 
-    def __init__(self, path, title):
+    def __init__(self, path: PathLike, title: str) -> None:
         self.path, self.title, self.started = path, title, time.time()
 
-    def final_reason(self):
+    def final_reason(self) -> str | None:
         """Return why an earlier attempt in this run failed for good; None if there was no such attempt."""
         try:
             facts = parsed(Path(self.path).read_text(encoding="utf-8"))
@@ -284,7 +306,7 @@ class _Status:
         except (OSError, ValueError, KeyError, TypeError):  # there is no file, or an older version wrote it
             return None
 
-    def __call__(self, state, reason=None, final=False):
+    def __call__(self, state: str, reason: str | None = None, final: bool = False) -> None:
         facts = {"title": self.title, "state": state, "reason": redacted(reason)}
         facts |= {"final": final, "run": os.environ.get(RUN)}
         facts |= {"started": self.started, "updated": time.time(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}

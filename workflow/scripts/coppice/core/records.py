@@ -14,9 +14,12 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from .aliases import Json, PathLike, Record
 from .disks import partial_name
 from .errors import CoppiceError, TransientError
 from .json_text import parsed
@@ -35,18 +38,18 @@ class MissingRecord(RecordError, TransientError):
     """A record does not exist, or is not visible yet: network file systems show new files late."""
 
 
-def canonical(content):
+def canonical(content: Json) -> str:
     """Return the canonical JSON text of `content` (sorted keys, no spaces), from which checksums and keys are made."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest(content):
+def digest(content: Json) -> str:
     """Return the hex SHA-256 of the canonical JSON of `content`."""
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 @contextmanager
-def atomic(path, mode="w"):
+def atomic(path: PathLike, mode: str = "w") -> Iterator[IO]:
     """Yield a temporary file beside `path`, which replaces `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +70,13 @@ def atomic(path, mode="w"):
         raise
 
 
-def copy(source, path):
+def copy(source: PathLike, path: PathLike) -> None:
     """Copy the file `source` to `path`, which appears only when it is complete."""
     with open(source, "rb") as content, atomic(path, "wb") as file:
         shutil.copyfileobj(content, file)
 
 
-def move_in(partial, folder):
+def move_in(partial: Path, folder: Path) -> None:
     """Move everything in the folder `partial` into `folder`, where it replaces entries of the same name."""
     as_new_files(partial)
     for path in sorted(partial.iterdir()):
@@ -83,20 +86,20 @@ def move_in(partial, folder):
     partial.rmdir()
 
 
-def as_new_files(folder):
+def as_new_files(folder: PathLike) -> None:
     """Give the files in `folder` the permissions of new files: safetensors lets only their owner read weights."""
     for path in Path(folder).rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~_umask())
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def write(path, record):
+def write(path: PathLike, record: Record) -> None:
     """Write `record` (a JSON-able dict) to `path`, atomically, with schema version and checksum and without secrets.
 
     Raises:
@@ -117,7 +120,7 @@ def write(path, record):
         file.write("\n")
 
 
-def _secret_name(content, path=""):
+def _secret_name(content: Json, path: str = "") -> str | None:
     """Return the dotted key of the first of `NAMES` whose value contains a secret; None if there is none."""
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
@@ -130,7 +133,7 @@ def _secret_name(content, path=""):
     return None
 
 
-def _not_finite(content, path=""):
+def _not_finite(content: Json, path: str = "") -> str | None:
     """Return the dotted path of the first number in `content` that is not finite; None if all are."""
     if isinstance(content, dict):
         items = content.items()
@@ -142,7 +145,7 @@ def _not_finite(content, path=""):
     return next((found for key, value in items if (found := _not_finite(value, f"{path}.{key}".lstrip(".")))), None)
 
 
-def read(path, remedy="delete it and run snakemake again"):
+def read(path: PathLike, remedy: str = "delete it and run snakemake again") -> Record:
     """Return the record at `path` after checking its schema version and its checksum.
 
     Raises:
@@ -168,7 +171,7 @@ def read(path, remedy="delete it and run snakemake again"):
     return record
 
 
-def _matches(record, checksum):
+def _matches(record: Record, checksum: str) -> bool:
     try:
         return digest(record) == checksum
     except ValueError:  # it contains a number that is not finite, which `write` never writes
@@ -178,10 +181,11 @@ def _matches(record, checksum):
 class Clock:
     """Measure the wall time and the peak memory of a job, from its creation until `provenance` is called."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Start the clock."""
         self.started = time.time()
 
-    def provenance(self, settings=None, seed=None, **fingerprints):
+    def provenance(self, settings: Json = None, seed: int | None = None, **fingerprints: Json) -> Record:
         """Return what a job's numbers depend on: settings, seed, fingerprints, versions, device, time and memory.
 
         settings: as resolved; fingerprints: of weights, data and code, by name. Time is in seconds, memory in bytes.
@@ -197,12 +201,12 @@ class Clock:
         }
 
 
-def running():
+def running() -> Record:
     """Return {device, threads, peak_memory_bytes} of this process so far."""
     return {"device": device_name(), "threads": _threads(), "peak_memory_bytes": peak_memory()}
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Return the versions of Python, Coppice and the packages that affect results, if they are installed."""
     import importlib.metadata
 
@@ -217,7 +221,7 @@ def versions():
     return found
 
 
-def peak_memory():
+def peak_memory() -> dict[str, int]:
     """Return {host, gpu}: peak resident bytes of this process, and the peak allocated on any one GPU if it has one."""
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # Linux reports kilobytes
     torch = sys.modules.get("torch")  # a job that has not imported torch (seconds) has not used a GPU
@@ -226,7 +230,7 @@ def peak_memory():
     return peak
 
 
-def device_name():
+def device_name() -> str:
     """Return the name of the device that torch uses in this process; the host's CPU if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -234,6 +238,6 @@ def device_name():
     return f"cpu ({platform.machine()})"
 
 
-def _threads():
+def _threads() -> int:
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch is not None else 1

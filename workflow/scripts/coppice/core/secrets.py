@@ -6,6 +6,9 @@ example, may quote the request that failed, with its authorization header.
 
 import os
 import re
+from collections.abc import Sequence
+
+from .aliases import Json
 
 HIDDEN = "[redacted]"
 WORD = "[a-z]{,15}"  # a plain word; longer runs of letters are random, like the passwords that services make for apps
@@ -27,12 +30,12 @@ SHAPES = re.compile(
 )
 
 
-def redacted(content):
+def redacted(content: Json) -> Json:
     """Return `content` (text, or JSON-able lists and dicts of it) with every secret replaced by `HIDDEN`."""
     return _without(secrets(), content)
 
 
-def secrets():
+def secrets() -> list[str]:
     """Return the values in this process's environment that are treated as secrets, longest first."""
     found = {value for name, value in os.environ.items() if NAMES.search(name) and _may_be_secret(value.strip())}
     if not found:
@@ -44,21 +47,21 @@ def secrets():
     return sorted(found | {quote(value, safe="") for value in found}, key=len, reverse=True)
 
 
-def _may_be_secret(value):
+def _may_be_secret(value: str) -> bool:
     """Return whether to hide `value` everywhere: it is not a plain word, an existing file or a part of our paths."""
     if len(value) < SHORTEST or re.fullmatch(WORD, value) or (value.startswith("/") and os.path.exists(value)):
         return False
     return not any(value in place for place in (os.path.expanduser("~"), _working_folder()))
 
 
-def _working_folder():
+def _working_folder() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:  # the working folder was deleted
         return ""
 
 
-def _without(values, content):
+def _without(values: Sequence[str], content: Json) -> Json:
     if isinstance(content, str):
         if len(content) < SHORTEST:
             return content
