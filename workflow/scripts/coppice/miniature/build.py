@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def build_world(folder: Path, seed: int) -> dict[str, dict[str, int]]:
     return {dataset: {role: len(made[dataset][role]) for role in roles} for dataset, roles in DATASETS.items()}
 
 
-def _make(world: World, rng: random.Random) -> dict[str, dict[str, list[dict]]]:
+def _make(world: World, rng: random.Random) -> dict[str, dict[str, list[Any]]]:
     """Return all rows by dataset and role. Draws held-out text first, then training text that contains none of it."""
     sources = {
         "wikitext2": _articles(world, rng),
@@ -79,7 +79,7 @@ def _make(world: World, rng: random.Random) -> dict[str, dict[str, list[dict]]]:
     return drawn
 
 
-def _texts(name: str, drawn: list) -> Iterator[str]:
+def _texts(name: str, drawn: Iterable[Any]) -> Iterator[str]:
     """Yield the texts that must not occur elsewhere: paragraphs, sentences, items with their right answers."""
     for one in drawn:
         if name == "wikitext2":
@@ -90,7 +90,7 @@ def _texts(name: str, drawn: list) -> Iterator[str]:
             yield "".join(items.context_and_answer(name, one))
 
 
-def _distinct(make: Callable[[], Any], key: Callable[[Any], tuple]) -> Iterator[Any]:
+def _distinct(make: Callable[[], Any], key: Callable[[Any], tuple[str, ...]]) -> Iterator[Any]:
     """Yield results of `make` without end, skipping those whose key occurred before."""
     seen = set()
     while True:

@@ -7,6 +7,7 @@ case, no punctuation, `N` for numbers).
 
 import random
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from . import items
 from .world import (
@@ -49,7 +50,9 @@ TRADE_SAYINGS = {
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty", "forty")
 
 
-def _sayings(rng: random.Random, sayings: dict, entity, name: str, count: int) -> list[str]:
+def _sayings(
+    rng: random.Random, sayings: Mapping[str, Sequence[str]], entity: object, name: str, count: int
+) -> list[str]:
     chosen = rng.sample(list(sayings), min(count, len(sayings)))
     sentences = []
     for aspect in sorted(chosen, key=list(sayings).index):
@@ -61,7 +64,7 @@ def _sayings(rng: random.Random, sayings: dict, entity, name: str, count: int) -
     return sentences
 
 
-def _listed(things) -> str:
+def _listed(things: Iterable[str]) -> str:
     *start, last = things
     return f"{', '.join(start)} and {last}" if start else last
 
@@ -156,7 +159,7 @@ def how_to(rng: random.Random) -> tuple[str, list[str]]:
     return chosen.goal.format(x=slot), steps
 
 
-def news(world: World, rng: random.Random, number=None) -> str:
+def news(world: World, rng: random.Random, number: str | None = None) -> str:
     """Return a sentence of news from the valley, with `number`, if given, in place of every number."""
     person, other = rng.sample(world.people, 2)
     village, place, day, season = (rng.choice(x) for x in (VILLAGES, PLACES, DAYS, SEASONS))

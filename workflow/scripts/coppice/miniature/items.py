@@ -7,7 +7,10 @@ right answer.
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from coppice.core.aliases import Record
 
 from .leakage import words_of
 from .world import (
@@ -52,7 +55,7 @@ THING_ASPECTS = {
 }
 
 
-def values(entities, aspect: str) -> list[str]:
+def values(entities: Iterable[object], aspect: str) -> list[str]:
     """Return the distinct values of an aspect in the order of the tables."""
     return list(dict.fromkeys(getattr(entity, aspect) for entity in entities))
 
@@ -82,12 +85,17 @@ def four(rng: random.Random, right: str, pool: list[str], place: int) -> list[st
     return [*wrong[:place], right, *wrong[place:]]
 
 
+# (name -> facts, aspect -> (form of an answer, questions))
+Table = tuple[Mapping[str, object], Mapping[str, tuple[str, Sequence[str]]]]
+T = TypeVar("T")
+
+
 def phrase(form: str, value: str) -> str:
     """Return the value as a short answer."""
     return form.format(v=value, a=a(value))
 
 
-def plain_question(rng: random.Random, table: tuple) -> tuple[str, str]:
+def plain_question(rng: random.Random, table: Table) -> tuple[str, str]:
     """Return a question without a scene, and its answer. `table` is (name -> facts, aspects)."""
     facts, aspects = table
     name, aspect = rng.choice(list(facts)), rng.choice(list(aspects))
@@ -95,7 +103,7 @@ def plain_question(rng: random.Random, table: tuple) -> tuple[str, str]:
     return rng.choice(questions).format(the=a(name), n=name), phrase(form, getattr(facts[name], aspect))
 
 
-def question_about(world: World, rng: random.Random, place: int, table: tuple) -> tuple[str, list[str]]:
+def question_about(world: World, rng: random.Random, place: int, table: Table) -> tuple[str, list[str]]:
     """Return a question with its scene, and four choices. `table` is (name -> facts, aspects)."""
     facts, aspects = table
     name, aspect = rng.choice(list(facts)), rng.choice(list(aspects))
@@ -110,7 +118,7 @@ TRADE_TABLE = ({x.name: x for x in TRADES}, TRADE_ASPECTS)
 THING_TABLE = (OBJECTS, THING_ASPECTS)
 
 
-def _arc_row(question: str, choices: list[str], place: int) -> dict:
+def _arc_row(question: str, choices: list[str], place: int) -> Record:
     return {
         "id": "",
         "question": question,
@@ -119,18 +127,18 @@ def _arc_row(question: str, choices: list[str], place: int) -> dict:
     }
 
 
-def arc_easy(world: World, rng: random.Random, place: int) -> dict:
+def arc_easy(world: World, rng: random.Random, place: int) -> Record:
     """Return a question of one step: a fact about an animal or a trade."""
     table = ANIMAL_TABLE if rng.random() < 0.65 else TRADE_TABLE
     return _arc_row(*question_about(world, rng, place, table), place)
 
 
-def arc_challenge(world: World, rng: random.Random, place: int) -> dict:
+def arc_challenge(world: World, rng: random.Random, place: int) -> Record:
     """Return a question of two steps: from a thing to its material, and from the material to what happens."""
     return _arc_row(*question_about(world, rng, place, THING_TABLE), place)
 
 
-def openbookqa(world: World, rng: random.Random, place: int) -> dict:
+def openbookqa(world: World, rng: random.Random, place: int) -> Record:
     """Return an unfinished sentence about a tool, a trade or an animal, with four endings."""
     person, village, day = rng.choice(world.people), rng.choice(VILLAGES), rng.choice(DAYS)
     start = rng.choice((f"On {day} in {village}, {person.name}", f"{person.name} from {village}"))
@@ -155,7 +163,7 @@ def openbookqa(world: World, rng: random.Random, place: int) -> dict:
     return {"id": "", "question_stem": stem, "choices": choices, "answerKey": LETTERS[place]}
 
 
-def piqa(world: World, rng: random.Random, place: int) -> dict:
+def piqa(world: World, rng: random.Random, place: int) -> Record:
     """Return a goal and two ways to reach it that differ in one thing."""
     person, spot = rng.choice(world.people), rng.choice(PLACES)
     where = rng.choice((f"at the {spot}", f"for {person.name}", f"for {person.name} at the {spot}"))
@@ -189,7 +197,7 @@ def imperative(step: str) -> str:
     return " ".join(words)
 
 
-def hellaswag(world: World, rng: random.Random, place: int) -> dict:
+def hellaswag(world: World, rng: random.Random, place: int) -> Record:
     """Return the start of a procedure with four next steps.
 
     The wrong ones are a step out of order, a step with another slot and a step of another procedure.
@@ -224,7 +232,7 @@ def hellaswag(world: World, rng: random.Random, place: int) -> dict:
     }
 
 
-def winogrande(world: World, rng: random.Random, place: int) -> dict:
+def winogrande(world: World, rng: random.Random, place: int) -> Record:
     """Return a sentence in which two of a kind meet and the rest fits only one of them."""
     person, spot, village = rng.choice(world.people), rng.choice(PLACES), rng.choice(VILLAGES)
     kind = rng.randrange(3)
@@ -260,7 +268,7 @@ def winogrande(world: World, rng: random.Random, place: int) -> dict:
     return {"sentence": sentence, "option1": options[0], "option2": options[1], "answer": str(place + 1)}
 
 
-def _unlike(rng: random.Random, entities: tuple, aspect: str, facts: dict | None = None) -> list:
+def _unlike(rng: random.Random, entities: Sequence[T], aspect: str, facts: Mapping[T, object] | None = None) -> list[T]:
     """Return two entities that differ in the aspect."""
     while True:
         pair = rng.sample(entities, 2)
@@ -268,7 +276,7 @@ def _unlike(rng: random.Random, entities: tuple, aspect: str, facts: dict | None
             return pair
 
 
-def boolq(world: World, rng: random.Random, place: int) -> dict:
+def boolq(world: World, rng: random.Random, place: int) -> Record:
     """Return a passage about one or two things, and a question that the state of one of them answers."""
     person, village, day = rng.choice(world.people), rng.choice(VILLAGES), rng.choice(DAYS)
     state, other = rng.sample(STATES, 2)
@@ -287,7 +295,7 @@ def boolq(world: World, rng: random.Random, place: int) -> dict:
     return {"question": state.question, "passage": f"{village} -- {news}", "idx": 0, "label": place}
 
 
-GENERATORS: dict[str, tuple[Callable[[World, random.Random, int], dict], int]] = {
+GENERATORS: dict[str, tuple[Callable[[World, random.Random, int], Record], int]] = {
     "boolq": (boolq, 2),
     "piqa": (piqa, 2),
     "hellaswag": (hellaswag, 4),
@@ -299,7 +307,7 @@ GENERATORS: dict[str, tuple[Callable[[World, random.Random, int], dict], int]] =
 TASKS = tuple(GENERATORS)
 
 
-def context_and_answer(task: str, row: dict) -> tuple[str, str]:
+def context_and_answer(task: str, row: Record) -> tuple[str, str]:
     """Return the context and the right continuation as lm-eval 0.4.13 scores them."""
     if task == "boolq":
         return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:", " " + ("no", "yes")[row["label"]]
@@ -317,7 +325,7 @@ def context_and_answer(task: str, row: dict) -> tuple[str, str]:
     return f"Question: {row['question']}\nAnswer:", answer
 
 
-def make_rows(task: str, world: World, rng: random.Random) -> Iterator[dict]:
+def make_rows(task: str, world: World, rng: random.Random) -> Iterator[Record]:
     """Yield distinct rows of a task without end, with the right answer at each place in turn."""
     generate, choices = GENERATORS[task]
     seen, made = set(), 0
@@ -330,7 +338,7 @@ def make_rows(task: str, world: World, rng: random.Random) -> Iterator[dict]:
             made += 1
 
 
-def number(row: dict, index: int) -> dict:
+def number(row: Record, index: int) -> Record:
     """Return the row with the identifier fields of its schema filled in."""
     names = {"id": f"valley-{index}", "ind": index, "idx": index, "source_id": f"valley~{index}"}
     return {key: names.get(key, value) for key, value in row.items()}

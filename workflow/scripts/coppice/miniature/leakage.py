@@ -20,7 +20,8 @@ def words_of(text: str) -> tuple[str, ...]:
 class HeldOut:
     """An index of held-out texts that finds them inside other texts."""
 
-    def __init__(self, texts: Iterable[str]):
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Index the texts; raise ValueError for one that is too short to be found."""
         self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
         for text in texts:
             words = words_of(text)

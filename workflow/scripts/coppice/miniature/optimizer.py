@@ -5,6 +5,8 @@ forward and backward passes together (440 ms per step against 100 ms). This vers
 matrices of one shape together (30 ms).
 """
 
+from collections.abc import Iterable
+
 import torch
 
 # Coefficients of the quintic Newton-Schulz iteration, from K. Jordan et al., "Muon: An optimizer for hidden layers in
@@ -27,11 +29,15 @@ def orthogonalized(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonalized Nesterov momentum with decoupled weight decay, for matrices [rows, columns]."""
 
-    def __init__(self, matrices, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
+    def __init__(
+        self, matrices: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1
+    ) -> None:
+        """Take the matrices and their settings, as the optimizers of torch do."""
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
+        """Change every matrix by one step."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list] = {}
             for p in group["params"]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coppice import data
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 
 from . import pretraining
 from .build import DATASETS, build_world
@@ -13,7 +15,7 @@ from .build import DATASETS, build_world
 logger = logging.getLogger("coppice.miniature")
 
 
-def prepare_world(folder, seed):
+def prepare_world(folder: PathLike, seed: int) -> None:
     """Generate the world in `folder` and write a `dataset.json` record for each of its datasets."""
     clock, folder = records.Clock(), Path(folder)
     build_world(folder, seed)
@@ -26,12 +28,20 @@ def prepare_world(folder, seed):
         logger.info("%s: %s", name, ", ".join(f"{role} {len(rows)}" for role, rows in tables.items()))
 
 
-def _rows(path):
+def _rows(path: Path) -> list[Record]:
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
-def prepare_model(name, corpus, parents, record, seed, steps=None, context=None):
+def prepare_model(
+    name: str,
+    corpus: Iterable[PathLike],
+    parents: Sequence[PathLike],
+    record: PathLike,
+    seed: int,
+    steps: int | None = None,
+    context: int | None = None,
+) -> None:
     """Train a miniature model and write its model.json.
 
     Args:

@@ -4,19 +4,26 @@ Muon trains the hidden matrices and AdamW the rest; on models this small, this g
 than AdamW alone. The number of steps is fixed rather than the time, so that a slow machine trains the same model.
 """
 
+from __future__ import annotations
+
 import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coppice import data
 from coppice.core import records
+from coppice.core.aliases import PathLike, Record
 
 from .tiny_models import TINY_MODELS, TinyModel, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.miniature")
 
@@ -33,10 +40,10 @@ class Text:
 
     documents: list[str]
     running: list[str]
-    instructions: list[dict]
+    instructions: list[Record]
 
     @classmethod
-    def of_records(cls, corpus: list[str], instructions: str | None = None) -> "Text":
+    def of_records(cls, corpus: Iterable[PathLike], instructions: PathLike | None = None) -> Text:
         """Read the train rows of prepared datasets from the paths of their records.
 
         The rows of `pretraining` are documents; the rows of any other dataset are joined to one running text.
@@ -54,7 +61,7 @@ class Text:
 
 def train_base(
     family: str, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
-) -> dict:
+) -> Record:
     """Train a base model with its own tokenizer and save it as a checkpoint folder.
 
     Args:
@@ -62,7 +69,8 @@ def train_base(
         text: the text to train on.
         output: folder to write.
         seed: seed of the weights and of the order of rows.
-        steps, context: optimizer steps and context length in tokens, if not those of `TINY_MODELS`.
+        steps: optimizer steps, if not those of `TINY_MODELS`.
+        context: context length in tokens, if not that of `TINY_MODELS`.
 
     Returns:
         Facts about the training: family, variant, steps, tokens, final_loss (mean over the last steps, in nats per
@@ -86,7 +94,7 @@ def train_base(
 
 def train_instruct(
     family: str, base: Path, text: Text, output: Path, seed: int, steps: int | None = None, context: int | None = None
-) -> dict:
+) -> Record:
     """Fine-tune a base checkpoint on instructions in its chat template, mixed with documents and running text.
 
     The mixture keeps the model from forgetting what it learned. The arguments and the result are those of `train_base`,
@@ -117,7 +125,9 @@ def _spec(family: str, context: int | None) -> TinyModel:
     return replace(TINY_MODELS[family], **({"context": context} if context else {}))
 
 
-def _as_users_get_it(tokenizer, model, output: Path):
+def _as_users_get_it(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, output: Path
+) -> PreTrainedTokenizerBase:
     """Save the tokenizer and load it with `AutoTokenizer`, as users do.
 
     For Qwen2, `AutoTokenizer` splits text in its own way. Without this, the model would see other tokens in evaluation
@@ -130,13 +140,13 @@ def _as_users_get_it(tokenizer, model, output: Path):
     return AutoTokenizer.from_pretrained(output)
 
 
-def _chat(tokenizer, row: dict) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, row: Record) -> str:
     asked = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def _new_model(family: str, spec: TinyModel, tokenizer):
+def _new_model(family: str, spec: TinyModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     from transformers import (
         LlamaConfig,
         LlamaForCausalLM,
@@ -162,7 +172,9 @@ def _new_model(family: str, spec: TinyModel, tokenizer):
     return model_class(config)
 
 
-def _packed(tokenizer, documents: Iterable[str], context: int, rng: random.Random) -> list[list[int]]:
+def _packed(
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], context: int, rng: random.Random
+) -> list[list[int]]:
     """Return rows of `context` tokens that start with a document; the rest of a row's last document is cut off."""
     documents = list(documents)
     ids = tokenizer(documents)["input_ids"] if documents else []  # the tokenizer rejects an empty list
@@ -176,7 +188,7 @@ def _packed(tokenizer, documents: Iterable[str], context: int, rng: random.Rando
     return rows
 
 
-def _windows(tokenizer, text: str, context: int) -> list[list[int]]:
+def _windows(tokenizer: PreTrainedTokenizerBase, text: str, context: int) -> list[list[int]]:
     """Cut running text into windows of `context` tokens, as the perplexity evaluation does."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     return [ids[i : i + context] for i in range(0, len(ids) - context + 1, context)]
@@ -191,7 +203,7 @@ def _batches(rows: list[list[int]], spec: TinyModel, rng: random.Random) -> Iter
             yield rows[i : i + size]
 
 
-def _optimizers(model, spec: TinyModel, scale: float) -> list:
+def _optimizers(model: PreTrainedModel, spec: TinyModel, scale: float) -> list[torch.optim.Optimizer]:
     import torch
 
     from .optimizer import Muon
@@ -205,7 +217,14 @@ def _optimizers(model, spec: TinyModel, scale: float) -> list:
     ]
 
 
-def _train(model, batches: Iterator, steps: int, spec: TinyModel, scale: float, log: Callable[[str], Any]) -> dict:
+def _train(
+    model: PreTrainedModel,
+    batches: Iterator[list[list[int]]],
+    steps: int,
+    spec: TinyModel,
+    scale: float,
+    log: Callable[[str], Any],
+) -> Record:
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
@@ -239,7 +258,7 @@ def _train(model, batches: Iterator, steps: int, spec: TinyModel, scale: float, 
     }
 
 
-def _save(model, tokenizer, output: Path) -> None:
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     model.eval()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)

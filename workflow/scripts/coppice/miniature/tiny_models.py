@@ -1,12 +1,16 @@
 """Sizes and training settings of the tiny models by family, readable without torch before a model exists."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """Sizes and training settings of one family. Rates are peak learning rates, scaled for the instruct version by
-    `instruct_scale`; a step has `step_tokens` tokens in rows of `context` tokens."""
+    """Sizes and training settings of one family.
+
+    Rates are peak learning rates, scaled for the instruct version by `instruct_scale`. A step has `step_tokens` tokens
+    in rows of `context` tokens.
+    """
 
     vocab_size: int = 1536
     hidden_size: int = 128
@@ -31,7 +35,7 @@ TINY_MODELS = {
 MODEL_TYPES = {"llama": "llama", "qwen": "qwen2", "mistral": "mistral"}
 
 
-def sizes(model: TinyModel) -> dict:
+def sizes(model: TinyModel) -> dict[str, Any]:
     """Return the sizes under the names of config.json. The vocabulary may come out smaller on a small corpus."""
     return {
         "vocab_size": model.vocab_size,
@@ -45,7 +49,7 @@ def sizes(model: TinyModel) -> dict:
     }
 
 
-def expected(name: str) -> dict:
+def expected(name: str) -> dict[str, Any]:
     """Return what the config.json of the miniature `name` (`llama`, `llama-instruct`, ...) will say about its size."""
     family = name.partition("-")[0]
     return {"model_type": MODEL_TYPES[family]} | sizes(TINY_MODELS[family])

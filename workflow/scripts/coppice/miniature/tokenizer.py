@@ -1,6 +1,12 @@
 """Train the tiny models' byte-level BPE tokenizer; the chat template for the instruct models is here too."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": "<|unk|>", "pad_token": "<|pad|>"}
@@ -13,7 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int):
+def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     """Train and return a fast tokenizer whose `bos` and `eos` are the same token, which separates documents.
 
     All families split text as Qwen2's tokenizer does: `AutoTokenizer` applies that splitting to any tokenizer beside a

@@ -16,6 +16,8 @@ SURNAMES = ("Holt", "Marsh", "Reed", "Stone", "Webb", "Lane", "Frost", "Hill")
 
 @dataclass(frozen=True)
 class Animal:
+    """An animal: its kind, what covers it, its home and food, its color, and when it is awake."""
+
     name: str
     kind: str
     cover: str
@@ -39,6 +41,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Tool:
+    """A tool: what it does, and the things that it does it to."""
+
     name: str
     verb: str
     things: tuple[str, ...]
@@ -46,6 +50,8 @@ class Tool:
 
 @dataclass(frozen=True)
 class Trade:
+    """A trade: its work, the place of its work, and the goods that it sells."""
+
     name: str
     work: str
     place: str
@@ -74,6 +80,8 @@ class State:
 
 @dataclass(frozen=True)
 class Person:
+    """A person: names, pronouns (`she` or `he`, `her` or `his`), trade and village."""
+
     name: str
     surname: str
     she: str
@@ -325,7 +333,8 @@ _NAMES = (
 class World:
     """The people that one seed gives, with their names, trades and villages."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
+        """Draw the people."""
         rng = random.Random(f"people {seed}")
         trades, surnames = list(TRADES), list(SURNAMES) * 2
         rng.shuffle(trades)
