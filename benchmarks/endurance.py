@@ -289,7 +289,7 @@ def prepared(folder, rows):
         "piqa": {"report": [{"goal": text(40), "sol1": text(30), "sol2": text(30), "label": 0} for _ in range(rows)]},
     }
     for name, roles in tables.items():
-        data.write(name, roles, folder / name, splits={}, source={})
+        data.write(name, roles, folder / name)
     return folder / "model", {name: folder / name / "dataset.json" for name in tables}
 
 

@@ -79,7 +79,7 @@ def prepare_rows(folder, scratch, limit):
             sys.exit(f"evaluate: {files[0]} and {files[1]} are both missing; put the rows of {name} into one of them")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         rows = random.Random(0).sample(rows, min(limit, len(rows)))
-        data.write(name, {"report": rows}, scratch / "rows" / name, splits={}, source={})
+        data.write(name, {"report": rows}, scratch / "rows" / name)
     return {name: scratch / "rows" / name / "dataset.json" for name in SIZES}
 
 

@@ -81,7 +81,7 @@ def prepare_rows(arguments):
             rows = data.load(Path(scratch) / "world/alpaca/dataset.json", "train").to_list()
         tokenizer = train_tokenizer([" ".join(map(str, row.values())) for row in rows], 32000, 2048)
         rows = random.Random(0).sample(rows, arguments.batch)
-        data.write("alpaca", {"train": rows}, Path(scratch) / "rows", splits={}, source={})
+        data.write("alpaca", {"train": rows}, Path(scratch) / "rows")
         settings = {"dataset": "alpaca", "val_size": 0, "validation": None, "cutoff_len": CUTOFF}
         settings |= {"train_on_inputs": False}
         record = Path(scratch) / "rows" / "dataset.json"

@@ -139,7 +139,7 @@ def build(folder, name, dtype):
 
     prepare_world(folder / "world", seed=0)
     text = data.load(folder / "world/ptb/dataset.json", "report").to_list()[:TEXT_ROWS]
-    data.write("ptb", {"report": text, "selection": text}, folder / "world/ptb", splits={}, source={})
+    data.write("ptb", {"report": text, "selection": text}, folder / "world/ptb")
     rows = data.load(folder / "world/alpaca/dataset.json", "train").to_list()
     tokenizer = train_tokenizer([" ".join(map(str, row.values())) for row in rows], 32000, 2048)
     model = build_model(name).to(getattr(torch, dtype))

@@ -61,7 +61,7 @@ def small_study(study, tiny_checkpoint, tmp_path_factory):
         "piqa": {"report": [{"goal": word, "sol1": "w4", "sol2": "w5", "label": 0} for word in words]},
     }
     for name, tables in rows.items():
-        data.write(name, tables, root / name, {}, {})
+        data.write(name, tables, root / name)
     train(root, study)
     evaluate_adapter(root, study)
     return root

@@ -124,7 +124,7 @@ def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=
 def trained_arms(tiny_checkpoint, tmp_path_factory):
     """Train two arms; return (folder of the ablation, its checkpoint, its data)."""
     folder = tmp_path_factory.mktemp("ablation")
-    data.write("mine", {"train": instruction_rows()}, folder / "data", splits={}, source={})
+    data.write("mine", {"train": instruction_rows()}, folder / "data")
     start, rows = tiny_checkpoint(), folder / "data/dataset.json"
     for name, r in (("r-4", 4), ("r-8", 8)):
         run_arm(start, rows, folder, name, {"r": r})

@@ -45,7 +45,7 @@ def datasets(tmp_path_factory):
         "arc_easy": {"report": arc(9), "selection": arc(3)},
     }
     for name, roles in tables.items():
-        data.write(name, roles, folder / name, splits={"report": "test"}, source={})
+        data.write(name, roles, folder / name, data.Origin(splits={"report": "test"}))
     return {name: str(folder / name / "dataset.json") for name in tables}
 
 
@@ -127,7 +127,7 @@ def test_names_a_metric_that_the_task_lacks(tiny_checkpoint, datasets, tmp_path)
 
 
 def test_names_a_role_that_the_dataset_lacks(tiny_checkpoint, datasets, tmp_path):
-    data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa", splits={}, source={})
+    data.write("piqa", {"train": piqa(3)}, tmp_path / "piqa")
     with pytest.raises(DataError, match="piqa has no rows for report"):
         evaluated(tiny_checkpoint("llama"), datasets | {"piqa": str(tmp_path / "piqa/dataset.json")}, tmp_path / "out")
 

@@ -49,7 +49,7 @@ def datasets(tmp_path_factory):
     }
     for name, make in makers.items():
         tables = {role: make(100 * place) for place, role in enumerate(data.ROLES)}
-        data.write(name, tables, folder / name, {}, {})
+        data.write(name, tables, folder / name)
     return {name: str(folder / name / "dataset.json") for name in makers}
 
 

@@ -55,7 +55,7 @@ def instruction_rows(count=64):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    data.write("mine", {"train": instruction_rows()}, folder, splits={}, source={})
+    data.write("mine", {"train": instruction_rows()}, folder)
     return folder / "dataset.json"
 
 
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_a_number_fails_with_advice(tiny_checkpoint, dataset,
 
 def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
     """Return (training examples of `rows`, facts about them); no row is held out."""
-    data.write("mine", {"train": rows}, tmp_path / "rows", splits={}, source={})
+    data.write("mine", {"train": rows}, tmp_path / "rows")
     settings = SETTINGS["data"] | {"val_size": 0} | options
     train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, seed=3)
     return train, facts
@@ -221,8 +221,8 @@ def test_takes_completions_and_plain_text_unchanged(tiny_tokenizer, tmp_path):
 
 def test_a_mixture_has_the_configured_shares_and_repeats_no_row(tiny_tokenizer, tmp_path):
     text = [{"text": f"w{5 + i} w9"} for i in range(100)]
-    data.write("a", {"train": instruction_rows(30)}, tmp_path / "a", splits={}, source={})
-    data.write("b", {"train": text}, tmp_path / "b", splits={}, source={})
+    data.write("a", {"train": instruction_rows(30)}, tmp_path / "a")
+    data.write("b", {"train": text}, tmp_path / "b")
     records_of = {name: tmp_path / name / "dataset.json" for name in "ab"}
     settings = SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25}
     train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3)
@@ -241,7 +241,7 @@ def test_rejects_chat_prompts_without_a_chat_template(tiny_tokenizer):
 
 
 def test_names_a_missing_column(tiny_checkpoint, tmp_path):
-    data.write("mine", {"train": [{"question": "w5", "output": "w6"}]}, tmp_path / "data", splits={}, source={})
+    data.write("mine", {"train": [{"question": "w5", "output": "w6"}]}, tmp_path / "data")
     with pytest.raises(DataError, match="instruction"):
         train(tiny_checkpoint("llama"), tmp_path / "data/dataset.json", tmp_path / "out")
 

@@ -89,7 +89,7 @@ def test_out_of_memory_halves_the_tokens_at_a_time(tiny_checkpoint, tmp_path, ca
     """
     rng = random.Random(0)
     rows = [{"instruction": words(rng, 3), "input": "", "output": words(rng, 100)} for _ in range(64)]
-    data.write("mine", {"train": rows}, tmp_path / "data", splits={}, source={})
+    data.write("mine", {"train": rows}, tmp_path / "data")
     settings = SETTINGS | {"micro_batch_size": 64, "batch_size": 56, "data": SETTINGS["data"] | {"cutoff_len": 128}}
     folder = tiny_checkpoint("llama", hidden_size=256, intermediate_size=2048)
     whole = train(folder, tmp_path / "data/dataset.json", tmp_path / "whole", settings)

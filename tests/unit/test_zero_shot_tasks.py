@@ -76,7 +76,7 @@ def folder(tmp_path):
 @pytest.fixture
 def record(tmp_path):
     """Return a prepared dataset whose train rows are questions from w10 on, and whose report rows from w60 on."""
-    data.write("mine", {"train": rows(10, 6), "selection": rows(40, 4), "report": rows(60, 8)}, tmp_path / "d", {}, {})
+    data.write("mine", {"train": rows(10, 6), "selection": rows(40, 4), "report": rows(60, 8)}, tmp_path / "d")
     return tmp_path / "d/dataset.json"
 
 
@@ -107,7 +107,7 @@ def test_scores_a_users_task_even_if_it_has_the_name_of_an_official_one(lm, fold
 @pytest.mark.parametrize("answer", [-1, 2, "w9", 1.0, None])
 def test_rejects_an_item_whose_answer_is_not_a_choice_before_scoring(lm, folder, tmp_path, answer):
     asked = [row | {"answer": answer} for row in rows(60, 1)]
-    data.write("mine", {"report": asked}, tmp_path / "d", {}, {})
+    data.write("mine", {"report": asked}, tmp_path / "d")
     with pytest.raises(DataError, match=r"^dataset mine: (item 0 \(from 0\)|its rows do not fit)"):
         zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", {"include_path": folder})
 
@@ -125,19 +125,19 @@ def test_few_shot_examples_come_from_the_train_rows(lm, folder, record, monkeypa
 
 
 def test_a_scored_row_is_never_a_few_shot_example(lm, folder, tmp_path, monkeypatch):
-    data.write("mine", {"train": rows(10, 9), "selection": rows(10, 6)}, tmp_path / "d", {}, {})
+    data.write("mine", {"train": rows(10, 9), "selection": rows(10, 6)}, tmp_path / "d")
     record = tmp_path / "d/dataset.json"
     contexts, _ = prompts(lm, monkeypatch, "mine", record, "selection", {"include_path": folder, "num_fewshot": 3})
     asked = {row["question"] for row in rows(10, 6)}
     for context in contexts:
         assert not asked & {part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")[:-1]}
     with pytest.raises(DataError, match="none is left"):
-        data.write("mine", {"train": rows(10, 6), "report": rows(10, 6)}, tmp_path / "e", {}, {})
+        data.write("mine", {"train": rows(10, 6), "report": rows(10, 6)}, tmp_path / "e")
         zero_shot.task("mine", tmp_path / "e/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
 
 
 def test_rejects_few_shot_examples_without_train_rows(folder, tmp_path):
-    data.write("mine", {"report": rows(10, 6)}, tmp_path / "d", {}, {})
+    data.write("mine", {"report": rows(10, 6)}, tmp_path / "d")
     with pytest.raises(DataError, match="mine has no rows for train"):
         zero_shot.task("mine", tmp_path / "d/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
 

@@ -1,13 +1,14 @@
 """Fetch datasets, check them and store them by role; format prompts; find the definitions of tasks.
 
-`datasets` reads and writes prepared datasets, and the package exports its names. `fetching` holds the fetch rules and
-`hub` talks to the Hugging Face Hub; `prompts` turns rows into text; `task_definitions` reads lm-eval's tasks.
+`datasets` reads and writes prepared datasets, and the package exports its names; `row_checks` checks their rows.
+`fetching` holds the fetch rules and `hub` talks to the Hugging Face Hub; `prompts` turns rows into text;
+`task_definitions` reads lm-eval's tasks.
 """
 
 from .datasets import (
     ROLES,
     SELECTION_ROWS,
-    TASK_COLUMNS,
+    Origin,
     facts,
     fingerprint,
     fingerprint_of,
@@ -17,11 +18,13 @@ from .datasets import (
     texts,
     write,
 )
+from .row_checks import TASK_COLUMNS
 
 __all__ = [
     "ROLES",
     "SELECTION_ROWS",
     "TASK_COLUMNS",
+    "Origin",
     "facts",
     "fingerprint",
     "fingerprint_of",

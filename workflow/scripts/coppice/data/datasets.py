@@ -6,6 +6,8 @@ reports. Selection and report never share a row. If the source has no split for 
 used; without `train`, a fixed part of the report rows, which the reports then leave out, as the record notes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import glob
 import hashlib
@@ -15,13 +17,20 @@ import math
 import re
 import shutil
 import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coppice.core import disks, fingerprints, records
+from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import DataError
 from coppice.study import local_files
 
-from . import hub, prompts
+from . import hub, row_checks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger("coppice.data")
 
@@ -36,46 +45,22 @@ BRACKETS = bytes.maketrans(b"{}", b"[]")
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 DEEPEST = 500
 
-TASK_COLUMNS = {
-    "boolq": ("question", "passage", "label"),
-    "piqa": ("goal", "sol1", "sol2", "label"),
-    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-    "winogrande": ("sentence", "option1", "option2", "answer"),
-    "arc_easy": ("question", "choices", "answerKey"),
-    "arc_challenge": ("question", "choices", "answerKey"),
-    "openbookqa": ("question_stem", "choices", "answerKey"),
-}
-TRUTHS = ("label", lambda row: (0, 1))
-KEYS = ("answerKey", lambda row: row["choices"]["label"])
 
-
-def _ending_numbers(row):
-    numbers = range(len(row["endings"]))
-    return [*numbers, *map(str, numbers)]
-
-
-# task -> (column of right answers, row -> valid values). lm-eval silently counts a row with another value as wrong.
-ANSWERS = {
-    "boolq": TRUTHS,
-    "piqa": TRUTHS,
-    "hellaswag": ("label", _ending_numbers),
-    "winogrande": ("answer", lambda row: ("1", "2")),
-    "arc_easy": KEYS,
-    "arc_challenge": KEYS,
-    "openbookqa": KEYS,
-}
-
-
-def prepare(name, entry, folder, needs_selection=True, required=()):
+def prepare(
+    name: str, entry: Record, folder: PathLike, needs_selection: bool = True, required: Collection[str] = ()
+) -> None:
     """Read a dataset from its source and write `folder/{role}.parquet` and `folder/dataset.json`.
 
     Args:
+        name: name of the dataset.
         entry: the resolved configuration: path, name, revision, format, columns, splits (role -> split or file), uses
             (what the dataset is used for: `text`, `training`).
+        folder: folder to write.
         needs_selection: True if selection rows are needed.
         required: columns that the task needs.
 
-    Raises DataError if a split, file or column is missing, a role is empty, or a column does not hold what it must.
+    Raises:
+        DataError: a split, file or column is missing, a role is empty, or a column does not hold what it must.
     """
     clock = records.Clock()
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
@@ -86,19 +71,19 @@ def prepare(name, entry, folder, needs_selection=True, required=()):
             table = _read(name, entry, split, files[role], scratch)
             if table is not None:
                 tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
-                _check_columns(name, tables[role], role, entry.get("uses") or (), required)
-                _check_answers(name, tables[role], role, required)
+                row_checks.check_columns(name, tables[role], role, entry.get("uses") or (), required)
+                row_checks.check_answers(name, tables[role], role, required)
         if not tables:
             named = ", ".join(splits.values())
             raise DataError(f"datasets.{name}.splits: {entry['path']} has none of {named}. Correct the names.")
         notes = _add_selection(tables, needs_selection)
         if "text" not in (entry.get("uses") or ()):  # in running text, lines such as headings repeat legitimately
             notes += _keep_apart(name, tables)
-        write(name, tables, folder, splits=splits, source=_public(entry), notes=notes, clock=clock, files=files)
+        write(name, tables, folder, Origin(_public(entry), splits, notes, files), clock)
 
 
 @contextlib.contextmanager
-def _scratch(folder):
+def _scratch(folder: PathLike) -> Iterator[str]:
     """Give a temporary cache folder: the library's permanent cache knows local files by name and time, not content."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(dir=folder, prefix=disks.partial_name())
@@ -108,16 +93,16 @@ def _scratch(folder):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _files(entry, split):
+def _files(entry: Record, split: str) -> list[Path]:
     """Return the local files of a split; empty for a dataset on the hub."""
     return local_files.files_of(entry["path"], entry["format"], split) if entry.get("format") else []
 
 
-def _public(entry):
+def _public(entry: Record) -> Record:
     return {key: entry.get(key) for key in ("path", "name", "revision", "commit", "format", "columns")}
 
 
-def _read(name, entry, split, files, scratch):
+def _read(name: str, entry: Record, split: str, files: Sequence[Path], scratch: str) -> Dataset | None:
     """Return one split as a `datasets.Dataset`, or None if the source does not have it."""
     import datasets
 
@@ -158,7 +143,7 @@ def _read(name, entry, split, files, scratch):
     return table
 
 
-def _has_unnamed_cells(table, files):
+def _has_unnamed_cells(table: Dataset, files: Iterable[Path]) -> bool:
     """Return True if rows of CSV files have one cell more than their header, so that pandas shifts all columns by one.
 
     A frame that was saved with its index names that column in its header and is fine.
@@ -171,7 +156,7 @@ def _has_unnamed_cells(table, files):
     return any(column not in header for column in added for header in headers)
 
 
-def _check_json(file):
+def _check_json(file: Path) -> None:
     """Raise ValueError for deep nesting and null rows, on which arrow would crash the process without a message."""
     with open(file, "rb") as content:
         before = b"}\n"  # so that a null row at the very start is found too
@@ -182,7 +167,7 @@ def _check_json(file):
             before = part[-(2**16) :]  # what to look for may straddle two parts
 
 
-def _rename(name, table, columns, required, split):
+def _rename(name: str, table: Dataset, columns: Mapping[str, str], required: Iterable[str], split: str) -> Dataset:
     """Return the table with columns renamed as configured; raise DataError if a required one is missing."""
     for canonical, actual in columns.items():
         if actual not in table.column_names:
@@ -205,56 +190,7 @@ def _rename(name, table, columns, required, split):
     return table
 
 
-def _check_columns(name, table, role, uses, required):
-    """Raise DataError if a column does not hold what its use needs, or a row lacks a value."""
-    complete = {column: False for column in required}  # columns without empty cells -> True if they must hold text
-    if "text" in uses:
-        complete["text"] = True
-    for column, is_text in complete.items():
-        if column not in table.column_names:
-            raise DataError(
-                f"datasets.{name}: its {role} rows lack the column {column} (they have "
-                f"{', '.join(table.column_names)}). Map it with datasets.{name}.columns."
-            )
-        cells = table.data.column(column)
-        if cells.null_count:
-            empty = cells.is_null().index(True).as_py()
-            raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
-        if is_text:
-            _check_is_text(name, table, column)
-    if "training" in uses and role == "train":
-        for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
-            if column != "messages":
-                _check_is_text(name, table, column)
-
-
-def _check_answers(name, table, role, required):
-    """Raise DataError if a row of one of the seven tasks does not name one of its choices as the right one."""
-    if not required or name not in ANSWERS or role == "train":
-        return
-    column, valid = ANSWERS[name]
-    for place, row in enumerate(table.select_columns(list(required))):
-        where = f"datasets.{name}: row {place} of its {role} rows (from 0)"
-        try:
-            found = list(valid(row))
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{where}: the choices have the wrong form ({error!r}). Correct the row.") from error
-        # lm-eval strips OpenBookQA's answers on the left, so leading spaces are allowed.
-        answer = row[column].lstrip() if isinstance(row[column], str) else row[column]
-        if answer not in found or isinstance(answer, float):
-            raise DataError(
-                f"{where}: {column} is {row[column]!r}, which is not one of {', '.join(map(repr, found))}. Public test "
-                "splits are unlabeled: name another split or correct the answers."
-            )
-
-
-def _check_is_text(name, table, column):
-    kind = getattr(table.features[column], "dtype", "lists or mappings")
-    if kind not in ("string", "large_string"):
-        raise DataError(f"datasets.{name}: the column {column} holds {kind}, but must hold text. Convert it.")
-
-
-def _add_selection(tables, needed):
+def _add_selection(tables: dict[str, Dataset], needed: bool) -> list[str]:
     """Add a selection role to `tables` if needed, as the module docstring says; return notes for the record."""
     if "selection" in tables or not needed:
         return []
@@ -275,7 +211,7 @@ def _add_selection(tables, needed):
     return [f"selection: a fixed part of the report split ({len(report) - kept} rows), which reports leave out"]
 
 
-def _keep_apart(name, tables):
+def _keep_apart(name: str, tables: dict[str, Dataset]) -> list[str]:
     """Remove the report rows from the selection rows; return notes for the record."""
     if not {"selection", "report"} <= tables.keys():
         return []
@@ -292,11 +228,11 @@ def _keep_apart(name, tables):
     return [f"selection: {twice} rows are left out that are report rows too"] if twice else []
 
 
-def _row_digest(row):
+def _row_digest(row: Record) -> str:
     return hashlib.sha256(row_text(row).encode()).hexdigest()
 
 
-def row_text(row):
+def row_text(row: Record) -> str:
     """Return a canonical text of a row, to compare rows by. Values without a JSON form are written as their repr."""
     try:
         return records.canonical(row)
@@ -304,7 +240,7 @@ def row_text(row):
         return records.canonical(_plain(row))
 
 
-def _plain(value):
+def _plain(value: object) -> Json:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -313,20 +249,46 @@ def _plain(value):
     return value if value is None or isinstance(value, str | bool | int) or is_finite else repr(value)
 
 
-def write(name, tables, folder, splits, source, notes=(), clock=None, files=None):
+@dataclass(frozen=True)
+class Origin:
+    """Where the rows of a dataset come from, for its record.
+
+    Attributes:
+        source: facts about the source.
+        splits: role -> name of the source's split.
+        notes: sentences about how the roles were made.
+        files: role -> local files that the role was read from.
+    """
+
+    source: Record = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+
+def write(
+    name: str,
+    tables: Mapping[str, Dataset | Sequence[Record]],
+    folder: PathLike,
+    origin: Origin | None = None,
+    clock: records.Clock | None = None,
+) -> None:
     """Write prepared tables and their record.
 
     Args:
+        name: name of the dataset.
         tables: role -> Dataset or list of rows.
-        splits: role -> name of the split, for the record.
-        source, notes: facts about the source and notes, for the record.
+        folder: folder to write.
+        origin: where the tables come from; by default nothing is known of it.
         clock: a Clock that was started before the tables were made; by default it starts now.
-        files: role -> local files that the role was read from.
+
+    Raises:
+        DataError: a table has no rows.
     """
     import datasets
 
     datasets.disable_progress_bars()
-    folder = Path(folder)
+    folder, origin = Path(folder), origin or Origin()
     roles = {}
     for role, table in tables.items():
         if not len(table):
@@ -335,16 +297,17 @@ def write(name, tables, folder, splits, source, notes=(), clock=None, files=None
         path = folder / f"{role}.parquet"
         with records.atomic(path, "wb") as file:
             table.to_parquet(file)
-        roles[role] = {"rows": len(table), "split": splits.get(role, role), "fingerprint": fingerprint_of(table)}
+        roles[role] = {"rows": len(table), "split": origin.splits.get(role, role), "fingerprint": fingerprint_of(table)}
         roles[role]["sha256"] = fingerprints.content_digest(path)
-    facts = {"name": name, "roles": roles, "source": source, "notes": list(notes)}
-    every = sorted({file for found in (files or {}).values() for file in found})
+    facts = {"name": name, "roles": roles, "source": origin.source, "notes": list(origin.notes)}
+    every = sorted({file for found in origin.files.values() for file in found})
     digests = {file.name: fingerprints.content_digest(file) for file in every}
-    provenance = (clock or records.Clock()).provenance({"splits": splits}, source.get("seed"), files=digests)
+    clock = clock or records.Clock()
+    provenance = clock.provenance({"splits": dict(origin.splits)}, origin.source.get("seed"), files=digests)
     records.write(folder / "dataset.json", facts | {"provenance": provenance})
 
 
-def fingerprint_of(rows):
+def fingerprint_of(rows: Iterable[Record]) -> str:
     """Return the hex SHA-256 of rows (dictionaries) in their order. It does not depend on the file format."""
     content = hashlib.sha256()
     for row in rows:
@@ -352,7 +315,7 @@ def fingerprint_of(rows):
     return content.hexdigest()
 
 
-def load(record, role):
+def load(record: PathLike, role: str) -> Dataset:
     """Return the rows of one role of the dataset whose dataset.json is `record`, as a `datasets.Dataset`.
 
     Raises DataError if the dataset has no such role, or if its file cannot be read or has changed.
@@ -371,7 +334,7 @@ def load(record, role):
     return datasets.Dataset(table)
 
 
-def facts(record, role):
+def facts(record: PathLike, role: str) -> Record:
     """Return {rows, split, fingerprint, notes} of one role of a prepared dataset."""
     content = records.read(record)
     if role not in content["roles"]:
@@ -382,12 +345,12 @@ def facts(record, role):
     return content["roles"][role] | {"notes": content["notes"]}
 
 
-def fingerprint(record, role):
+def fingerprint(record: PathLike, role: str) -> str | None:
     """Return the fingerprint of one role's rows, or None if the dataset has no such role."""
     return records.read(record)["roles"].get(role, {}).get("fingerprint")
 
 
-def texts(record, role):
+def texts(record: PathLike, role: str) -> Sequence[str]:
     """Return the `text` column of one role, a sequence of strings."""
     table = load(record, role)
     if "text" not in table.column_names:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from coppice import data, models
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError, SettingsError
 from coppice.models import files
 
@@ -18,7 +19,7 @@ from . import hub
 logger = logging.getLogger("coppice.fetching")
 
 
-def fetch_model(name, source, revision, record, prompt=None):
+def fetch_model(name: str, source: Record, revision: str | None, record: PathLike, prompt: str | None = None) -> None:
     """Fetch a model from the hub, or register a local one, and write its model.json.
 
     The record holds the folder, the fingerprint and, for a model from the hub, the commit and the SHA-256 of each file.
@@ -63,7 +64,7 @@ def fetch_model(name, source, revision, record, prompt=None):
     records.write(record, facts)
 
 
-def fetch_config(name, source, revision, output):
+def fetch_config(name: str, source: Record, revision: str | None, output: PathLike) -> None:
     """Write the config.json of a model on the hub to `output`; copy it if the model is already fetched.
 
     Args:
@@ -81,7 +82,7 @@ def fetch_config(name, source, revision, output):
     hub.download(f"models.{name}", pinned, folder, only=["config.json"])
 
 
-def _is_snapshot_of(folder, source, revision):
+def _is_snapshot_of(folder: Path, source: Record, revision: str | None) -> bool:
     """Return True if `folder` holds a snapshot of this model and revision."""
     try:
         record = records.read(folder / "model.json")
@@ -91,7 +92,14 @@ def _is_snapshot_of(folder, source, revision):
     return same and (folder / "snapshot/config.json").is_file()
 
 
-def fetch_dataset(name, entry, needs_selection, record, include_path=None, own_task=False):
+def fetch_dataset(
+    name: str,
+    entry: Record | None,
+    needs_selection: bool,
+    record: PathLike,
+    include_path: PathLike | None = None,
+    own_task: bool = False,
+) -> None:
     """Fetch or read a dataset and write it in the form that every stage reads.
 
     Args:
@@ -120,7 +128,7 @@ def fetch_dataset(name, entry, needs_selection, record, include_path=None, own_t
         logger.info("%s %s: %d rows of split %s", name, role, facts["rows"], facts["split"])
 
 
-def _is_on_the_hub(entry):
+def _is_on_the_hub(entry: Record) -> bool:
     """Return True if the data is on the hub. A task's definition may also name a local folder or a file format."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 

@@ -7,11 +7,13 @@ continues with the same commit, and fetching again brings no newer files unless 
 import glob
 import hashlib
 import logging
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError, CoppiceError, TransientError, causes
 
 logger = logging.getLogger("coppice.hub")
@@ -22,7 +24,7 @@ WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 UNWANTED = ("original/*", "consolidated*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
 
 
-def pin(key, kind, repository, revision, folder):
+def pin(key: str, kind: str, repository: str, revision: str | None, folder: PathLike) -> Record:
     """Look up the commit of a revision once and return it with its files; later calls return the stored answer.
 
     Args:
@@ -53,7 +55,7 @@ def pin(key, kind, repository, revision, folder):
     return found
 
 
-def _look_up(kind, repository, revision):
+def _look_up(kind: str, repository: str, revision: str | None) -> Record:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -72,11 +74,11 @@ def _look_up(kind, repository, revision):
     return {"commit": commit, "files": files}
 
 
-def _is_wanted(path):
+def _is_wanted(path: str) -> bool:
     return any(fnmatch(path, name) for name in WANTED) and not any(fnmatch(path, name) for name in UNWANTED)
 
 
-def download(key, pinned, folder, only=None):
+def download(key: str, pinned: Record, folder: PathLike, only: Collection[str] | None = None) -> None:
     """Download files to `folder` and check each against its digest on the hub.
 
     Complete files of an earlier call are kept; the hub's client keeps no partial ones.
@@ -113,7 +115,7 @@ def download(key, pinned, folder, only=None):
         )
 
 
-def check_loadable(key, pinned):
+def check_loadable(key: str, pinned: Record) -> None:
     """Raise CheckpointError, before any large download, if a `pin` lists no config.json or no safetensors weights."""
     if "config.json" not in pinned["files"]:
         raise CheckpointError(
@@ -126,7 +128,7 @@ def check_loadable(key, pinned):
         )
 
 
-def clear(pinned, folder):
+def clear(pinned: Record, folder: PathLike) -> None:
     """Delete files in `folder` that are not in this commit, because left-over weights would be loaded with the rest."""
     for path in Path(folder).rglob("*"):
         name = path.relative_to(folder)
@@ -135,7 +137,7 @@ def clear(pinned, folder):
             path.unlink()
 
 
-def _is_intact(path, facts):
+def _is_intact(path: Path, facts: Record) -> bool:
     """Return True if the file exists with the listed size and digest."""
     if not path.is_file() or path.stat().st_size != facts["size"]:
         return False
@@ -147,7 +149,7 @@ def _is_intact(path, facts):
 
 
 @contextmanager
-def explained_errors(key, repository, revision=None):
+def explained_errors(key: str, repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn errors of the hub or the network into a CoppiceError that says what to do."""
     import httpx2
 
@@ -157,7 +159,7 @@ def explained_errors(key, repository, revision=None):
         raise refusal(key, repository, revision, error) from error
 
 
-def refusal(key, repository, revision, error):
+def refusal(key: str, repository: str, revision: str | None, error: BaseException) -> CoppiceError:
     """Return the CoppiceError that explains an error of the hub's client, or of a library that calls it.
 
     It is a TransientError if the cause is the network.

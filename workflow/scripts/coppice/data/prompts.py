@@ -7,9 +7,19 @@ completion (`prompt`, `completion`) or plain text (`text`). The Alpaca prompt is
 2023), which LLM-Pruner's recovery uses too.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Record
 from coppice.core.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = dict[str, str]  # {role, content}
 
 KINDS = {
     "chat": ("messages",),
@@ -37,7 +47,7 @@ class Segment:
     learned: bool
 
 
-def kind_of(columns, dataset):
+def kind_of(columns: Collection[str], dataset: str) -> str:
     """Return the kind of a dataset's rows from its columns; raise DataError if none fits."""
     for kind, needed in KINDS.items():
         if set(needed) <= set(columns):
@@ -61,7 +71,8 @@ class Formatter:
         tokenizer: the model's tokenizer, for its chat template.
     """
 
-    def __init__(self, kind, prompt, tokenizer):
+    def __init__(self, kind: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise SettingsError if the prompt format is chat and the tokenizer has no chat template."""
         if prompt == "chat" and not tokenizer.chat_template:
             raise SettingsError(
                 "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to alpaca or none."
@@ -70,7 +81,7 @@ class Formatter:
         self.chat = prompt == "chat" and kind != "text"
         self.add_special_tokens = not self.chat
 
-    def __call__(self, row):
+    def __call__(self, row: Record) -> tuple[list[Segment], bool]:
         """Return (segments, True if EOS must follow them). A row without a response gives no segments."""
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
@@ -79,7 +90,7 @@ class Formatter:
             return [], True
         return self._chat(turns) if self.chat else (self._plain(row, turns), True)
 
-    def _plain(self, row, turns):
+    def _plain(self, row: Record, turns: Sequence[Turn]) -> list[Segment]:
         *before, last = turns
         if self.kind == "completion":
             return [Segment(row["prompt"] or "", False), Segment(last["content"], True)]
@@ -92,7 +103,7 @@ class Formatter:
             prompt = ALPACA.format(instruction=prompt) if self.prompt == "alpaca" else f"{prompt}\n"
         return [Segment(prompt, False), Segment(last["content"], True)]
 
-    def _chat(self, turns):
+    def _chat(self, turns: Sequence[Turn]) -> tuple[list[Segment], bool]:
         """Return segments in which every assistant turn is learned, with the end-of-turn token after it."""
         segments, done = [], ""
         for place, turn in enumerate(turns):
@@ -110,11 +121,11 @@ class Formatter:
         # EOS is needed only if the template puts nothing after a turn.
         return segments, segments[-1].text.strip() == turns[-1]["content"].strip()
 
-    def _render(self, turns, **options):
+    def _render(self, turns: Sequence[Turn], **options: bool) -> str:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
 
-def format_question(question, prompt, tokenizer):
+def format_question(question: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     """Return (a question in the format that models are trained on, True if the tokenizer adds its special tokens).
 
     Args:
@@ -128,7 +139,7 @@ def format_question(question, prompt, tokenizer):
     return "".join(segment.text for segment in segments if not segment.learned), formatter.add_special_tokens
 
 
-def _turns(row, kind):
+def _turns(row: Record, kind: str) -> list[Turn]:
     """Return a row as a list of turns, {role, content}."""
     if kind == "chat":
         return row["messages"] or []

@@ -1,10 +1,12 @@
 """Find, read and digest the definitions of tasks, from lm-eval or from a user's folder of YAML files."""
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from coppice.core import fingerprints, records
+from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.study import layout
 from coppice.study.settings import registry
@@ -18,7 +20,7 @@ REFUSED = {
 }
 
 
-def find(name, include_path=None):
+def find(name: str, include_path: PathLike | None = None) -> Path:
     """Return the YAML file that defines the task `name`, in the folder `include_path` or else in lm-eval.
 
     Raises SettingsError if there is none, or if the name is that of a group.
@@ -38,12 +40,12 @@ def find(name, include_path=None):
 
 
 @cache
-def definition(name, include_path=None):
+def definition(name: str, include_path: PathLike | None = None) -> Record:
     """Return the configuration of the task `name` with its functions imported. It is cached: do not change it."""
     return _loaded(name, include_path, resolve_func=True)
 
 
-def facts(name, include_path=None):
+def facts(name: str, include_path: PathLike | None = None) -> Record:
     """Return {version, shots (examples in a prompt), definition (digest of the YAML and of the Python that it calls)}.
 
     If a task calls any code in the user's folder, that code may import or read any other file there. The digest then
@@ -67,7 +69,7 @@ def facts(name, include_path=None):
     }
 
 
-def _without(roots, value, code):
+def _without(roots: Sequence[str], value: Json, code: set[Path]) -> Json:
     """Return `value` with the paths of `roots` removed from the functions that it names; add their files to `code`.
 
     The digest must not depend on where the folders are.
@@ -85,7 +87,7 @@ def _without(roots, value, code):
     return value.removeprefix(root)
 
 
-def _loaded(name, include_path, resolve_func):
+def _loaded(name: str, include_path: PathLike | None, resolve_func: bool) -> Record:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     path = find(name, include_path)
@@ -99,7 +101,7 @@ def _loaded(name, include_path, resolve_func):
     return config
 
 
-def official_source(name, include_path=None):
+def official_source(name: str, include_path: PathLike | None = None) -> Record:
     """Return the dataset and splits that a task's definition names, in the form of a `datasets` entry."""
     config = definition(name, include_path)
     report = config.get("test_split") or config.get("validation_split")
@@ -119,7 +121,7 @@ def official_source(name, include_path=None):
     }
 
 
-def _before(splits, role):
+def _before(splits: Mapping[str, str | None], role: str) -> list[str | None]:
     """Return the splits of the roles that take precedence over `role`, because no row may serve two roles."""
     order = ("report", "selection", "train")
     return [splits[other] for other in order[: order.index(role)]]

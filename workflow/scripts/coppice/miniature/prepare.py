@@ -23,8 +23,8 @@ def prepare_world(folder: PathLike, seed: int) -> None:
         tables = {role: _rows(folder / name / f"{role}.jsonl") for role in roles}
         if name == "ptb":
             tables = {role: [{"text": row["sentence"]} for row in rows] for role, rows in tables.items()}
-        source = {"path": f"miniature/{name}", "seed": seed}
-        data.write(name, tables, folder / name, splits={}, source=source, clock=clock)
+        origin = data.Origin({"path": f"miniature/{name}", "seed": seed})
+        data.write(name, tables, folder / name, origin, clock)
         logger.info("%s: %s", name, ", ".join(f"{role} {len(rows)}" for role, rows in tables.items()))
 
 

@@ -1,0 +1,92 @@
+"""Check that the rows of a prepared dataset hold what their use needs: columns, text, and right answers of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Record
+from coppice.core.errors import DataError
+
+from . import prompts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TASK_COLUMNS = {
+    "boolq": ("question", "passage", "label"),
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "winogrande": ("sentence", "option1", "option2", "answer"),
+    "arc_easy": ("question", "choices", "answerKey"),
+    "arc_challenge": ("question", "choices", "answerKey"),
+    "openbookqa": ("question_stem", "choices", "answerKey"),
+}
+TRUTHS = ("label", lambda row: (0, 1))
+KEYS = ("answerKey", lambda row: row["choices"]["label"])
+
+
+def _ending_numbers(row: Record) -> list[int | str]:
+    numbers = range(len(row["endings"]))
+    return [*numbers, *map(str, numbers)]
+
+
+# task -> (column of right answers, row -> valid values). lm-eval silently counts a row with another value as wrong.
+ANSWERS = {
+    "boolq": TRUTHS,
+    "piqa": TRUTHS,
+    "hellaswag": ("label", _ending_numbers),
+    "winogrande": ("answer", lambda row: ("1", "2")),
+    "arc_easy": KEYS,
+    "arc_challenge": KEYS,
+    "openbookqa": KEYS,
+}
+
+
+def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], required: Collection[str]) -> None:
+    """Raise DataError if a column does not hold what its use needs, or a row lacks a value."""
+    complete = {column: False for column in required}  # columns without empty cells -> True if they must hold text
+    if "text" in uses:
+        complete["text"] = True
+    for column, is_text in complete.items():
+        if column not in table.column_names:
+            raise DataError(
+                f"datasets.{name}: its {role} rows lack the column {column} (they have "
+                f"{', '.join(table.column_names)}). Map it with datasets.{name}.columns."
+            )
+        cells = table.data.column(column)
+        if cells.null_count:
+            empty = cells.is_null().index(True).as_py()
+            raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
+        if is_text:
+            _check_is_text(name, table, column)
+    if "training" in uses and role == "train":
+        for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
+            if column != "messages":
+                _check_is_text(name, table, column)
+
+
+def check_answers(name: str, table: Dataset, role: str, required: Collection[str]) -> None:
+    """Raise DataError if a row of one of the seven tasks does not name one of its choices as the right one."""
+    if not required or name not in ANSWERS or role == "train":
+        return
+    column, valid = ANSWERS[name]
+    for place, row in enumerate(table.select_columns(list(required))):
+        where = f"datasets.{name}: row {place} of its {role} rows (from 0)"
+        try:
+            found = list(valid(row))
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{where}: the choices have the wrong form ({error!r}). Correct the row.") from error
+        # lm-eval strips OpenBookQA's answers on the left, so leading spaces are allowed.
+        answer = row[column].lstrip() if isinstance(row[column], str) else row[column]
+        if answer not in found or isinstance(answer, float):
+            raise DataError(
+                f"{where}: {column} is {row[column]!r}, which is not one of {', '.join(map(repr, found))}. Public test "
+                "splits are unlabeled: name another split or correct the answers."
+            )
+
+
+def _check_is_text(name: str, table: Dataset, column: str) -> None:
+    kind = getattr(table.features[column], "dtype", "lists or mappings")
+    if kind not in ("string", "large_string"):
+        raise DataError(f"datasets.{name}: the column {column} holds {kind}, but must hold text. Convert it.")
