@@ -4,12 +4,21 @@ The estimates are those by which the jobs request memory and time (`job_resource
 without `models.X.parameters` has an unknown size; the plan leaves it out and names it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from coppice.models import estimates
 from coppice.stages import select
 
 from . import job_resources
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from coppice.study.settings import Study
 
 GB = 10**9
 JOBS = {"prune": "prune", "score": "score", "finetune": "finetune"}  # the jobs of all other stages are evaluations
@@ -18,8 +27,18 @@ STAGE = {"score": "evaluate"}  # scoring jobs request what evaluation jobs do
 
 @dataclass
 class Stage:
-    """The jobs of one kind over all models: their number, device hours, the longest one's minutes, and the largest
-    request of each resource (MB; `runtime` in minutes)."""
+    """The jobs of one kind over all models.
+
+    Attributes:
+        name: its name in the plan.
+        jobs: their number.
+        hours: their hours on a device together.
+        longest: minutes of the longest job.
+        mem_mb: largest request of memory in MB.
+        gpu_mem_mb: largest request of a GPU's memory in MB.
+        disk_mb: largest request of disk in MB.
+        runtime: largest request of time in minutes.
+    """
 
     name: str
     jobs: int = 0
@@ -33,16 +52,22 @@ class Stage:
 
 @dataclass
 class Plan:
-    """The plan of a study: its stages, its ablations as one Stage each (`snakemake` alone does not run them), bytes on
-    disk by kind of file, and the models of unknown size."""
+    """The plan of a study.
 
-    stages: list
-    ablations: list
-    disk: dict
-    unknown: list
+    Attributes:
+        stages: its stages.
+        ablations: its ablations, which `snakemake` alone does not run.
+        disk: kind of file -> bytes.
+        unknown: the models whose size is not known.
+    """
+
+    stages: list[Stage]
+    ablations: list[Stage]
+    disk: dict[str, int]
+    unknown: list[str]
 
 
-def plan(study, tflops, on_gpu=True):
+def plan(study: Study, tflops: float, on_gpu: bool = True) -> Plan:
     """Return the Plan of a study.
 
     Args:
@@ -65,7 +90,7 @@ def plan(study, tflops, on_gpu=True):
     return Plan(list(stages.values()), ablations, disk, sizes.unknown())
 
 
-def _ablation(name, study, sizes, tflops, on_gpu):
+def _ablation(name: str, study: Study, sizes: job_resources.Sizes, tflops: float, on_gpu: bool) -> Stage:
     """Return the Stage of an ablation's arms, each trained and measured once per seed."""
     stage, one = Stage(f"ablation {name}"), study.ablations[name]
     for arm in one["arms"]:
@@ -79,7 +104,7 @@ def _ablation(name, study, sizes, tflops, on_gpu):
     return stage
 
 
-def _jobs(study, model):
+def _jobs(study: Study, model: str) -> dict[str, int]:
     candidates, configs, seeds = len(study.candidates(model)), len(study.active_configs()), len(study.training_seeds())
     own = study.config["candidates"]["table"] is not None
     made = 1 if study.config["candidates"]["per_job"] == "all" else candidates
@@ -94,7 +119,9 @@ def _jobs(study, model):
     }
 
 
-def _add(stage, count, study, sizes, model, tflops, on_gpu):
+def _add(
+    stage: Stage, count: int, study: Study, sizes: job_resources.Sizes, model: str, tflops: float, on_gpu: bool
+) -> None:
     """Add `count` jobs of a model to a stage."""
     job = JOBS.get(stage.name, "evaluate")
     kind = STAGE.get(job, job)
@@ -106,7 +133,7 @@ def _add(stage, count, study, sizes, model, tflops, on_gpu):
         _count(stage, share, seconds, gpus, sizes.requested(job, model, on_gpu=on_gpu, candidate=candidate))
 
 
-def _count(stage, jobs, seconds, gpus, asked):
+def _count(stage: Stage, jobs: float, seconds: float, gpus: int, asked: Mapping[str, int]) -> None:
     """Add `jobs` jobs to a stage, each taking `seconds` on `gpus` GPUs. asked: the resources that one requests."""
     stage.hours += jobs * seconds / 3600 * gpus
     stage.longest = max(stage.longest, seconds / 60)
@@ -114,7 +141,7 @@ def _count(stage, jobs, seconds, gpus, asked):
         setattr(stage, key, max(value, getattr(stage, key)))
 
 
-def _add_disk(disk, study, sizes, model):
+def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, model: str) -> None:
     shape, configs = sizes.shape(model), len(study.active_configs())
     whole = sizes.fetched(model) - job_resources.SPARE_DISK
     disk["dense models"] += whole
@@ -129,7 +156,7 @@ def _add_disk(disk, study, sizes, model):
     disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * adapter + merged)
 
 
-def table(found, tflops, on_gpu=True):
+def table(found: Plan, tflops: float, on_gpu: bool = True) -> tuple[Table, list[str]]:
     """Return the plan as a rich table and a list of text lines to print below it."""
     from rich import box
     from rich.table import Table
@@ -172,7 +199,7 @@ def table(found, tflops, on_gpu=True):
     return shown, lines
 
 
-def _cells(stage):
+def _cells(stage: Stage) -> tuple[str, ...]:
     if not stage.runtime:  # the stage has no job, or no job of a model whose size is known
         return (stage.name, str(stage.jobs), *["?" if stage.jobs else "-"] * (len(fields(Stage)) - 2))
     sizes = (stage.mem_mb, stage.gpu_mem_mb, stage.disk_mb)
