@@ -4,6 +4,7 @@ An evaluation's samples lie in `samples/{task}.parquet` beside its `evaluation_r
 hashes, because it is the only file that the workflow tracks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from coppice.core import fingerprints, records
@@ -76,6 +77,18 @@ def samples(folder, task, columns=None):
     except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
         remedy = _remedy(Path(folder) / "evaluation_results.json")
         raise records.RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
+
+
+def row_values(folders: Sequence[Path], name: str, column: str, remedy: str) -> list:
+    """Return an array [rows] for each evaluation folder: a column of the samples `name`, over the same rows in order.
+
+    Raises:
+        NotPaired: if the evaluations have different rows; the message ends with `remedy`.
+    """
+    tables = [samples(folder, name, ("doc_id", "doc_hash", column)) for folder in folders]
+    if not all(table["doc_hash"].equals(tables[0]["doc_hash"]) for table in tables):
+        raise NotPaired(f"task {name}: the models were scored on different items; {remedy}")
+    return [table[column].to_numpy().astype(float) for table in tables]
 
 
 def right_and_wrong(folders, task, remedy):

@@ -1,0 +1,252 @@
+"""The metrics of evaluations as data: name, unit, direction, place in the records, and how two models are paired.
+
+Selection, comparison, reports and ablations loop over metrics and name none of them. To add a metric, add an entry to
+`METRICS` and an evaluator that writes the metric's value to the entry's section of evaluation_results.json, and one
+value for each row to the samples. `coppice.stats.pairing` pairs these values. This module imports nothing slow, because
+parsing a configuration needs it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+ROWS = "rows"  # one value for each row of samples/{name}.parquet; all models answer the same rows
+WINDOWS = "windows"  # one loss for each window of a text; only models with the same tokenizer have the same windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric. An entry of `METRICS` is about any data set; `on` makes a metric on one of them.
+
+    Attributes:
+        key: its name in criteria, tables and ablations. Here and in `label` and `phrase`, {} is the data set.
+        section: the key of evaluation and comparison records that holds it.
+        label: its name in reports.
+        phrase: its name inside sentences; by default the label.
+        kind: what it measures, in one or two words.
+        dataset: the word for a data set that it is measured on.
+        column: its heading in the terminal.
+        unit: the unit of shown values; `scale` converts a record's value to it, `digits` is the number of decimals.
+        higher_is_better: its direction.
+        log: whether two values are compared by their ratio instead of their difference.
+        low: the lowest possible value, as in records.
+        high: the highest possible value.
+        alias: a column of the user's table of candidates that also gives it, for every data set.
+        pairing: `ROWS`, `WINDOWS`, or None if evaluations are not paired by it.
+        values: the column of the samples that holds its value for a row.
+        right_or_wrong: whether a row's value is 0 or 1. Changes then have an exact McNemar test.
+        mean_of: the section of the metrics whose unweighted mean it is, or None.
+        reported: whether reports show its recovered share for every pair. They show the parts of a mean as details.
+        answers: whether it can answer the study's questions, which the first such metric of a study does. Their
+            sentences are about differences, so such a metric is not compared by ratios.
+        setting: the section and key under `evaluate` in the configuration that list its data sets.
+        facts: the keys that a comparison copies from the dense model's evaluation.
+        alike: the keys that must be equal in evaluations that are compared.
+        names: the data sets that it is measured on; empty in `METRICS`.
+    """
+
+    key: str
+    section: str
+    label: str
+    phrase: str = ""
+    kind: str
+    dataset: str = "data set"
+    column: str = ""
+    unit: str = ""
+    scale: float = 1
+    digits: int = 2
+    higher_is_better: bool = True
+    log: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    alias: str | None = None
+    pairing: str | None = ROWS
+    values: str = "correct"
+    right_or_wrong: bool = False
+    mean_of: str | None = None
+    reported: bool = True
+    answers: bool = False
+    setting: tuple[str, str] | None = None
+    facts: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def on(self, *names: str) -> "Metric":
+        """Return this metric on a data set, or, if it is a mean, over several."""
+        texts = {key: getattr(self, key).format(*names) for key in ("key", "label", "phrase") if names}
+        return replace(self, names=names, **texts)
+
+    @property
+    def name(self) -> str | None:
+        """The data set of a metric on one data set, else None."""
+        return None if self.mean_of or not self.names else self.names[0]
+
+    @property
+    def spoken(self) -> str:
+        """Its name inside sentences."""
+        return self.phrase or self.label
+
+    @property
+    def heading(self) -> str:
+        """What it measures, as a heading."""
+        return self.kind[:1].upper() + self.kind[1:]
+
+    @property
+    def brief(self) -> str:
+        """Its name on the axis of a figure."""
+        return f"{self.kind} ({self.name})" if self.name else self.label
+
+    @property
+    def better(self) -> str:
+        """Its direction, in words."""
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+    def part(self, record: dict | None):
+        """Return what an evaluation or comparison record holds of it; None if nothing."""
+        found = (record or {}).get(self.section)
+        return (found or {}).get(self.name) if self.names and not self.mean_of else found
+
+    def value(self, evaluation: dict | None) -> float | None:
+        """Return its value in an evaluation record, or None."""
+        found = self.part(evaluation)
+        return found.get("value") if isinstance(found, dict) else found
+
+    @property
+    def mode(self) -> str:
+        """Its direction, as criteria spell it."""
+        return "max" if self.higher_is_better else "min"
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of differences between shown values."""
+        return "points" if self.unit == "%" else self.unit
+
+    def with_unit(self, text: str) -> str:
+        """Return `text` followed by the unit, if there is one."""
+        return f"{text} ({self.unit})" if self.unit else text
+
+    def shown(self, value: float, sign: str = "") -> str:
+        """Return a value in its unit, with its number of decimals but without the unit's name."""
+        return f"{self.scale * value:{sign}.{self.digits}f}"
+
+
+AVERAGE = Metric(
+    key="average_acc",
+    section="average_acc",
+    label="mean zero-shot accuracy",
+    phrase="mean accuracy",
+    kind="accuracy",
+    column="acc %",
+    unit="%",
+    scale=100,
+    digits=1,
+    low=0,
+    high=1,
+    alias="acc",
+    mean_of="zero_shot",
+    answers=True,
+    setting=("zero_shot", "tasks"),
+)
+TASK = Metric(
+    key="{}",
+    section="zero_shot",
+    label="task {}",
+    phrase="{}",
+    kind="zero-shot accuracy",
+    dataset="task",
+    unit="%",
+    scale=100,
+    digits=1,
+    low=0,
+    high=1,
+    right_or_wrong=True,
+    reported=False,
+    setting=("zero_shot", "tasks"),
+    facts=("metric", "n"),
+    alike=("metric", "version", "num_fewshot", "chat_template"),
+)
+PERPLEXITY = Metric(
+    key="ppl.{}",
+    section="perplexity",
+    label="perplexity on {}",
+    kind="perplexity",
+    dataset="text",
+    column="ppl",
+    higher_is_better=False,
+    log=True,
+    low=1,
+    alias="ppl",
+    pairing=WINDOWS,
+    setting=("perplexity", "datasets"),
+    facts=("protocol", "tokens", "windows"),
+    alike=("protocol",),
+)
+METRICS = (AVERAGE, TASK, PERPLEXITY)  # a mean precedes its parts
+# Of a training, not of an evaluation: ablations rank arms by it, over the examples that each seed holds out
+LOSS = Metric(
+    key="validation_loss",
+    section="validation_loss",
+    label="validation loss",
+    kind="loss",
+    digits=4,
+    higher_is_better=False,
+    pairing=None,
+)
+
+
+def found_in(record: dict, entries=None) -> list[Metric]:
+    """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all of `METRICS`)."""
+    found = []
+    for entry in METRICS if entries is None else entries:
+        names = tuple(record.get(entry.mean_of or entry.section) or ())
+        if not entry.mean_of:
+            found += [entry.on(name) for name in names]
+        elif record.get(entry.section) is not None:
+            found.append(entry.on(*names))
+    return found
+
+
+def asked_in(evaluate: dict) -> list[Metric]:
+    """Return the metrics of an evaluation with the settings `evaluate`: those that reports show, then the details."""
+    found = []
+    for entry in sorted((one for one in METRICS if one.setting), key=lambda one: not one.reported):
+        section, key = entry.setting
+        names = evaluate[section][key]
+        found += [entry.on(*names)] * bool(names) if entry.mean_of else [entry.on(name) for name in names]
+    return found
+
+
+def parts_of(metric: Metric) -> list[Metric]:
+    """Return the metrics that `metric` is the mean of; of any other metric, return the metric itself."""
+    if not metric.mean_of:
+        return [metric]
+    return [entry.on(name) for entry in METRICS if entry.section == metric.mean_of for name in metric.names]
+
+
+def named(key: str) -> Metric:
+    """Return the metric of a key or of a column of the user's table; any unknown name is taken for a task.
+
+    The column `acc` is the mean accuracy. The column `ppl` is a metric of its own, the perplexity on an unnamed text.
+    """
+    for entry in (*METRICS, LOSS):
+        before, per_dataset, _ = entry.key.partition("{}")
+        if key == entry.key or (key == entry.alias and not per_dataset):
+            return entry
+        if key == entry.alias:
+            return replace(entry.on(key), key=key)
+        if per_dataset and before and key.startswith(before):
+            return entry.on(key.removeprefix(before))
+    return TASK.on(key)
+
+
+def axes(found) -> tuple[Metric, Metric]:
+    """Return the two metrics of a trade-off: the first that answers the study's questions, and the first other one.
+
+    For one that is not among `found`, return the first such entry of `METRICS`, so that a message can name it.
+    """
+    shown = [metric for metric in (*found, *METRICS) if metric.reported]
+    return next(one for one in shown if one.answers), next(one for one in shown if not one.answers)
+
+
+def axes_of(columns) -> tuple[Metric, Metric]:
+    """Return the same from the columns of a table of candidates, in which `ppl` counts only without a named text."""
+    return axes(sorted(map(named, columns), key=lambda metric: metric.key == metric.alias))
