@@ -15,7 +15,7 @@ from coppice.core.errors import CheckpointError, CoppiceError
 from coppice.stages import select
 from coppice.stages.prune import candidates
 from coppice.stages.select import margins, ranking
-from coppice.stats import pareto
+from coppice.stats import metrics, pareto
 
 
 def scored(**values):
@@ -95,18 +95,20 @@ def write_evaluation(folder, right, losses):
     digest = fingerprints.content_digest(folder / "samples/piqa.parquet")
     same = {"provenance": {"fingerprints": {"weights": folder.name}}}
     text = {"value": math.exp(sum(losses) / len(losses))}
-    evaluation = same | {"samples": {"piqa": digest}, "perplexity": {"wikitext2": text}}
+    tasks = {"zero_shot": {"piqa": {"value": sum(right) / len(right)}}, "average_acc": sum(right) / len(right)}
+    evaluation = same | {"samples": {"piqa": digest}, "perplexity": {"wikitext2": text}} | tasks
     records.write(folder / "evaluation_results.json", evaluation)
     windows = [{"nll_per_token": loss, "tokens": 10} for loss in losses]
     with_losses = {"wikitext2": text | {"window_losses": windows}}
     records.write(folder / "ppl_results.json", same | {"perplexity": with_losses})
-    return {"evaluation": str(folder), "tasks": ["piqa"], "given": {}}
+    measured = {metric.key: metric for metric in metrics.found_in(evaluation)}
+    return {"evaluation": str(folder), "measured": measured, "given": {}}
 
 
 def test_a_given_perplexity_applies_to_every_text_and_acc_to_the_average():
-    metrics = ranking.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
-    assert ranking.value_of(metrics, "ppl.wikitext2") == 20.0 and ranking.value_of(metrics, "acc") == 0.4
-    given = metrics | ranking.metrics_of(given={"ppl": 12.0, "acc": 0.5})
+    found = ranking.metrics_of({"average_acc": 0.4, "perplexity": {"wikitext2": {"value": 20.0}}, "zero_shot": {}})
+    assert ranking.value_of(found, "ppl.wikitext2") == 20.0 and ranking.value_of(found, "acc") == 0.4
+    given = found | ranking.metrics_of(given={"ppl": 12.0, "acc": 0.5})
     assert ranking.value_of(given, "ppl.wikitext2") == 12.0 and ranking.value_of(given, "acc") == 0.5
 
 
@@ -125,7 +127,7 @@ def test_a_margin_is_computed_on_the_items_that_both_were_scored_on(tmp_path):
     low, high = margins.interval(first, erratic, "ppl.wikitext2")
     assert low < 0 < high
     assert margins.interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
-    assert margins.interval(first, steady | {"evaluation": None}, "piqa") is None
+    assert margins.interval(first, steady | {"evaluation": None, "measured": {}}, "piqa") is None
     other = write_evaluation(tmp_path / "other", base, [2.0] * 7)  # another tokenizer gives other windows
     assert margins.interval(first, other, "ppl.wikitext2") is None
     assert margins.interval(first, steady, "lambada_openai") is None

@@ -1,6 +1,9 @@
 """Draw elements that several figures share: legend entries, log axes with plain numbers, a plot of candidates."""
 
+from collections.abc import Sequence
+
 from coppice.stats import pareto
+from coppice.stats.metrics import Metric
 
 from .style import BLUE, FAINT, GREEN, MARKERS, ORANGE, PURPLE
 
@@ -33,20 +36,26 @@ def config_marker(place):
     return MARKERS[place % len(MARKERS)]
 
 
-def candidates(axes, perplexity, accuracy, chosen):
+def candidates(axes, rows, across: Metric, up: Metric, chosen: Sequence[Sequence[int]]) -> None:
     """Draw candidates as points, their Pareto front as a line, and a marker for each config around those it chose.
 
-    perplexity, accuracy: of each candidate; chosen: for each config, in order, the indices of the candidates it chose.
+    Args:
+        axes: of a matplotlib figure.
+        rows: a frame with a column for each of the two metrics.
+        across, up: the metrics on the axes.
+        chosen: for each config, in order, the indices of the candidates it chose.
     """
-    axes.plot(perplexity, accuracy, "o", color=FAINT, markersize=5)
-    best = pareto.pareto(accuracy, perplexity)
-    front = sorted((x, y) for x, y, on in zip(perplexity, accuracy, best, strict=True) if on)
+    x, y = ((metric.scale * rows[metric.key]).tolist() for metric in (across, up))
+    axes.plot(x, y, "o", color=FAINT, markersize=5)
+    high = y if up.higher_is_better else [-value for value in y]
+    low = [-value for value in x] if across.higher_is_better else x
+    front = sorted((a, b) for a, b, on in zip(x, y, pareto.pareto(high, low), strict=True) if on)
     if front:
         axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1)
     for place, picks in enumerate(chosen):
         axes.plot(
-            [perplexity[i] for i in picks],
-            [accuracy[i] for i in picks],
+            [x[i] for i in picks],
+            [y[i] for i in picks],
             config_marker(place),
             color=config_colour(place),
             markersize=min(9 + 3 * place, 18),

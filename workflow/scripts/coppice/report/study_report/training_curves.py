@@ -6,26 +6,25 @@ Each function draws into a figure and returns None, or returns a sentence that s
 from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import BLUE, INK, MARKERS, ORANGE, PURPLE, WIDTH
-from coppice.stats import pareto
+from coppice.stats import metrics
 
 from . import drawing
 
 
 def candidates(figure, study, frames):
-    """Draw every candidate of each model by accuracy and perplexity, the Pareto front and the selected candidates."""
+    """Draw every candidate of each model by two metrics, the Pareto front and the selected candidates."""
     frame = frames["candidates"]
-    accuracy, perplexity = pareto.axes_of(frame.columns)
+    up, across = metrics.axes_of(frame.columns)
     names = [name for name in study.models if (frame["model"] == name).any()]
-    if not names or not accuracy or not perplexity:
-        return "No candidate has both accuracy and perplexity yet."
-    labels = f"perplexity ({perplexity.removeprefix('ppl.')})", "mean accuracy (%)"
-    for axes, name in drawing.panels(figure, names, *labels):
-        rows = frame[frame["model"] == name].dropna(subset=[accuracy, perplexity])
+    if not names or not {up.key, across.key} <= set(frame.columns):
+        return f"No candidate has both {up.kind} and {across.kind} yet."
+    for axes, name in drawing.panels(figure, names, across.brief, up.with_unit(up.spoken)):
+        rows = frame[frame["model"] == name].dropna(subset=[up.key, across.key])
         chosen = [
             [i for i, configs in enumerate(rows["chosen_as"]) if config in configs.split(",")]
             for config in study.configs
         ]
-        elements.candidates(axes, rows[perplexity].tolist(), (100 * rows[accuracy]).tolist(), chosen)
+        elements.candidates(axes, rows, across, up, chosen)
     handles = elements.candidate_handles(study.configs)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     return None

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from coppice.core import records
+from coppice.stats.metrics import found_in
 
 from ..prune import candidates
 from . import ranking
@@ -20,7 +21,8 @@ def read_candidates(folders):
         folders: name -> (path of pruning.json, path of evaluation_results.json or None).
 
     Returns:
-        name -> {folder, pruning (record), evaluation (folder or None), tasks, metrics, parameters, given}.
+        name -> {folder, pruning (record), evaluation (folder or None), measured (key -> `Metric` in the evaluation),
+        metrics (key -> value), parameters, given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -33,7 +35,7 @@ def read_candidates(folders):
             "folder": str(Path(pruning_path).parent),
             "pruning": pruning,
             "evaluation": str(Path(evaluation_path).parent) if evaluation_path else None,
-            "tasks": list(evaluation["zero_shot"]) if evaluation else [],
+            "measured": {metric.key: metric for metric in found_in(evaluation or {})},
             "given": pruning.get("given") or {},
             "metrics": ranking.metrics_of(evaluation, pruning.get("given")),
             "parameters": parameters,

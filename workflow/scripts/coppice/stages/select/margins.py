@@ -2,43 +2,30 @@
 
 import logging
 
-import numpy
-
-from coppice.stats import paired_stats, stored_samples
+from coppice.stats import metrics, paired_stats, pairing, stored_samples
 
 from . import ranking
 
 logger = logging.getLogger("coppice.selection")
 
 
-def interval(first, second, metric, seed=0):
+def interval(first: dict, second: dict, metric: str, seed: int = 0) -> list[float] | None:
     """Return the bootstrap interval [low, high] of `metric` of `second` minus `first`, over the same items or windows.
 
     Returns None if the two cannot be paired: one of them was not scored here or has the user's own number, their
-    windows differ (because their tokenizers do), or the metric is neither an accuracy nor a perplexity.
+    windows differ (because their tokenizers do), or their evaluations do not hold the metric row by row.
 
     Args:
-        first, second: {evaluation: folder or None, tasks, given}.
+        first, second: {evaluation: folder or None, measured, given}.
         metric: name of the metric.
         seed: seed of the bootstrap.
     """
-    folders = [first["evaluation"], second["evaluation"]]
-    if None in folders or any(ranking.is_given(entry["given"], metric) for entry in (first, second)):
-        return None
-    names = first["tasks"] if metric in ("average_acc", "acc") else [metric]
-    if not metric.startswith("ppl.") and not set(names) <= {*first["tasks"]} & {*second["tasks"]}:
+    both = [entry["measured"].get(metrics.named(metric).key) for entry in (first, second)]
+    if None in both or both[0] != both[1] or any(ranking.is_given(one["given"], metric) for one in (first, second)):
         return None
     try:
-        paired = _paired(folders, metric, names, seed)
+        found = list(pairing.values(both[0], [first["evaluation"], second["evaluation"]], "they are not paired"))
     except stored_samples.NotPaired as error:
         logger.info("the margin has no interval: %s", error)
         return None
-    return paired_stats.change(paired, 0, 1)["interval"]
-
-
-def _paired(folders, metric, tasks, seed):
-    if metric.startswith("ppl."):
-        losses, tokens = stored_samples.window_losses(folders, metric.removeprefix("ppl."), "they are not paired")
-        return paired_stats.paired_means(losses, seed, tokens).map(numpy.exp)
-    right = [stored_samples.right_and_wrong(folders, name, "they are not paired") for name in tasks]
-    return paired_stats.mean_of([paired_stats.paired_means(samples, seed) for samples in right])
+    return paired_stats.change(pairing.resampled(both[0], found, seed), 0, 1)["interval"]

@@ -8,11 +8,12 @@ import math
 import operator
 
 from coppice.core.errors import CoppiceError
+from coppice.stats import metrics as known
 from coppice.stats import pareto
 from coppice.study.settings.criteria import PARAMETERS, needed_metrics
 
 
-def metrics_of(evaluation=None, given=None):
+def metrics_of(evaluation: dict | None = None, given: dict | None = None) -> dict[str, float]:
     """Return a candidate's metrics by name, from its evaluation record and, with priority, its columns in the table.
 
     The column `acc` gives average_acc. The column `ppl` is used for every perplexity (see `value_of`).
@@ -21,14 +22,12 @@ def metrics_of(evaluation=None, given=None):
         evaluation: the record as a dict, or None.
         given: column -> value, or None.
     """
-    metrics = {}
+    found = known.found_in(evaluation or {})
+    found.sort(key=lambda metric: not metric.reported)  # what reports show first comes first in candidates.tsv too
+    metrics = {metric.key: metric.value(evaluation) for metric in found}
     if evaluation:
-        metrics["average_acc"] = evaluation["average_acc"]
-        metrics |= {f"ppl.{name}": result["value"] for name, result in evaluation["perplexity"].items()}
-        scored = evaluation["zero_shot"] | evaluation.get("other_tasks", {})
-        metrics |= {name: result["value"] for name, result in scored.items()}
-    for name, value in (given or {}).items():
-        metrics["average_acc" if name == "acc" else name] = value
+        metrics |= {name: result["value"] for name, result in evaluation.get("other_tasks", {}).items()}
+    metrics |= {known.named(name).key: value for name, value in (given or {}).items()}
     return {name: value for name, value in metrics.items() if value is not None}
 
 
@@ -41,11 +40,10 @@ def needs_scoring(candidate, criteria):
     return any(value_of(given, metric) is None for metric in needed)
 
 
-def value_of(metrics, metric):
+def value_of(metrics: dict[str, float], metric: str) -> float | None:
     """Return the value of `metric` or None. A table's column `ppl` is used for every perplexity."""
-    if metric.startswith("ppl.") and "ppl" in metrics:
-        return metrics["ppl"]
-    return metrics.get("average_acc" if metric == "acc" else metric)
+    wanted = known.named(metric)
+    return metrics.get(wanted.alias if wanted.alias in metrics else wanted.key)
 
 
 def is_given(given, metric):

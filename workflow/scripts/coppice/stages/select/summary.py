@@ -8,7 +8,7 @@ from urllib.parse import quote
 from coppice.core import fingerprints, records
 from coppice.render import formatting
 from coppice.render.plotting import elements, style
-from coppice.stats import pareto
+from coppice.stats import metrics
 from coppice.study import layout
 
 from .choice import read_candidates
@@ -61,7 +61,9 @@ def _page(frame, chosen):
         lines += [f"## {model}", "", _markdown(shown), ""]
         own = [info for info in chosen if info["model"] == model]
         lines += [_choice(info, own) for info in own]
-        lines += ["", f"![Accuracy against perplexity of {model}'s candidates]({FIGURES}/{quote(model)}.svg)", ""]
+        up, across = metrics.axes_of(rows.columns)
+        title = f"{up.heading} against {across.kind} of {model}'s candidates"
+        lines += ["", f"![{title}]({FIGURES}/{quote(model)}.svg)", ""]
     return "\n".join(lines)
 
 
@@ -81,24 +83,26 @@ def _choice(info, chosen):
 
 
 def _draw(model, rows, configs, folder):
-    """Draw accuracy against perplexity of a model's candidates, or a figure that says that one of them is missing."""
-    accuracy, perplexity = pareto.axes_of(rows.columns)
+    """Draw a model's candidates by the two metrics of the trade-off, or a figure that says that one is missing."""
+    up, across = metrics.axes_of(rows.columns)
     with style.styled("candidates"):
         figure = style.new_figure()
         figure.set_size_inches(6.4, 4.6)
-        shown = rows.dropna(subset=[accuracy, perplexity]) if accuracy and perplexity else rows[:0]
+        measured = {up.key, across.key} <= set(rows.columns)
+        shown = rows.dropna(subset=[up.key, across.key]) if measured else rows[:0]
         if shown.empty:
-            figure.text(0.5, 0.5, "No candidate has both accuracy and perplexity.", ha="center", color=style.INK)
+            missing = f"No candidate has both {up.kind} and {across.kind}."
+            figure.text(0.5, 0.5, missing, ha="center", color=style.INK)
         else:
             axes = figure.subplots()
             chosen = [
                 [i for i, names in enumerate(shown["chosen_as"]) if config in names.split(",")] for config in configs
             ]
-            elements.candidates(axes, shown[perplexity].tolist(), (100 * shown[accuracy]).tolist(), chosen)
-            elements.name(axes, shown[perplexity], 100 * shown[accuracy], shown["candidate"])
+            elements.candidates(axes, shown, across, up, chosen)
+            elements.name(axes, across.scale * shown[across.key], up.scale * shown[up.key], shown["candidate"])
             axes.set_title(model)
-            axes.set_xlabel(f"perplexity ({perplexity.removeprefix('ppl.')}), lower is better")
-            axes.set_ylabel("mean zero-shot accuracy (%)")
+            axes.set_xlabel(f"{across.brief}, {across.better}")
+            axes.set_ylabel(up.with_unit(up.label))
             figure.legend(handles=elements.candidate_handles(configs), loc="outside lower center", ncols=2)
         style.save(figure, folder, model)
 

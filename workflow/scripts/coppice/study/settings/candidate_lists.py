@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from coppice.core.errors import SettingsError, nearest
+from coppice.stats import metrics
 
 from .. import layout
 from . import registry
@@ -21,8 +22,7 @@ OF_METHOD = {
 IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 REQUIRED = ("model", "candidate", "path")
-RANGES = {"acc": (0.0, 1.0), "ppl": (1.0, math.inf)}
-ACCURACIES = ("average_acc", *registry.TASKS)
+RANGES = {entry.alias: (entry.low, entry.high) for entry in metrics.METRICS if entry.alias}
 
 
 def grid(points, key):
@@ -134,7 +134,7 @@ def _header(path, cells, measured):
         if header.count(column) > 1:
             raise SettingsError(f"{path}, row 1: the column '{column}' appears twice; remove one of them")
     for name in header:
-        short = "acc" if name == "average_acc" else name.partition(".")[0]
+        short = metrics.named(name).alias
         if name in measured and name != short and short in header:
             raise SettingsError(f"{path}, row 1: the columns {short} and {name} both give {name}; remove one of them")
     return header
@@ -155,8 +155,8 @@ def _row(header, cells, where, workdir, measured):
     path = _checkpoint(path, f"{where}, column path", workdir)
     quantities = {column: _quantity(column, measured) for column in values}
     given = {column: _value(value, quantities[column], column, where) for column, value in values.items() if value}
-    metrics = {metric: given.get(metric) for metric in RANGES}
-    return {"model": model, "candidate": candidate, "path": path, **metrics, "given": given}
+    known = {metric: given.get(metric) for metric in RANGES}
+    return {"model": model, "candidate": candidate, "path": path, **known, "given": given}
 
 
 def _checkpoint(text, where, workdir):
@@ -178,13 +178,13 @@ def _checkpoint(text, where, workdir):
 
 
 def _quantity(column, measured):
-    """Return "acc" or "ppl" if a column's values must lie in that range, else the column's name.
+    """Return the key of `RANGES` for the range in which a column's values must lie, else the column's name.
 
     Columns that are not measured metrics, and metrics of the user's own tasks, have no known range.
     """
     if column not in measured:
         return column
-    return "acc" if column in ACCURACIES else "ppl" if column.startswith("ppl.") else column
+    return metrics.AVERAGE.alias if column in registry.TASKS else metrics.named(column).alias or column
 
 
 def _value(text, quantity, column, where):

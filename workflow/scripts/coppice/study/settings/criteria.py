@@ -1,6 +1,7 @@
 """Check and complete the criteria of `select.configs` against the measured metrics and the columns of the table."""
 
 from coppice.core.errors import SettingsError, nearest
+from coppice.stats import metrics
 
 from .candidate_lists import REQUIRED
 
@@ -41,13 +42,12 @@ def scored_texts(criteria, texts):
     If no criterion uses perplexity, return all, because candidates.tsv shows perplexity in any case.
     """
     wanted = {metric for criterion in criteria for metric in needed_metrics(criterion)}
-    return [name for name in texts if f"ppl.{name}" in wanted] or list(texts)
+    return [name for name in texts if metrics.PERPLEXITY.on(name).key in wanted] or list(texts)
 
 
-def measured(evaluate):
+def measured(evaluate: dict) -> list[str]:
     """Return the names of the metrics that scoring a candidate gives. evaluate: the section of that name."""
-    tasks, texts = evaluate["zero_shot"]["tasks"], evaluate["perplexity"]["datasets"]
-    return [*(["average_acc"] if tasks else []), *(f"ppl.{name}" for name in texts), *tasks]
+    return [metric.key for metric in metrics.asked_in(evaluate)]
 
 
 def completed(config):
@@ -74,11 +74,11 @@ def _completed(criterion, key, here):
             raise SettingsError(
                 f"{key}.{part}: found {criterion[part]} beside pareto; remove it and name two metrics under metrics"
             )
-    text = next((metric for metric in here if metric.startswith("ppl.")), "ppl.wikitext2")
-    metrics = criterion["metrics"] or {"average_acc": "max", text: "min"}
-    if len(metrics) != 2:
-        raise SettingsError(f"{key}.metrics: found {len(metrics)}; pareto: knee needs exactly two metrics")
-    return criterion | {"metrics": metrics}
+    both = metrics.axes([*map(metrics.named, here), metrics.PERPLEXITY.on("wikitext2")])
+    chosen = criterion["metrics"] or {metric.key: metric.mode for metric in both}
+    if len(chosen) != 2:
+        raise SettingsError(f"{key}.metrics: found {len(chosen)}; pareto: knee needs exactly two metrics")
+    return criterion | {"metrics": chosen}
 
 
 def _check_metric(metric, key, here, own):
