@@ -171,7 +171,7 @@ def _other_weights(record):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_other_protocol, "ptb: the finetuned and the dense model .* different protocols"),
+        (_other_protocol, "ptb: the finetuned model .* seq_len 128, the dense one with 2048"),
         (_other_metric, "piqa: the finetuned model .* metric acc_norm, the dense one with acc"),
         (_other_rows, "the finetuned and the dense model .* different rows"),
         (_no_task, "different zero_shot data"),

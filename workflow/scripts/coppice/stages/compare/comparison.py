@@ -7,12 +7,10 @@ Reads only records and samples of evaluations, pairs them item by item, and writ
 import logging
 from pathlib import Path
 
-import numpy
-
 from coppice.core import records
 from coppice.core.errors import CoppiceError
 from coppice.render import formatting
-from coppice.stats import paired_stats, stored_samples
+from coppice.stats import metrics, paired_stats, pairing
 
 from .report_text import render
 
@@ -46,17 +44,15 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     check_alike(results, files)
     files |= {"selection": Path(selection), "fine-tuning": Path(finetuning)}
     _check_models(identity, results, chosen, trained, files)
-    tasks, parts = _tasks(results, folders, seed)
+    compared = _compared(results, folders, seed)
     record = identity | {
         "candidate": chosen["candidate"],
         "reused_from": results["finetuned"].get("reused_from"),
         "pruning": chosen["pruning"],
         "selection": {key: chosen[key] for key in ("criterion", "value", "runner_up", "metrics_from")},
         "parameters": {stage: results[stage]["parameters"] for stage in STAGES},
-        "perplexity": {name: _perplexity(results, folders, name, seed) for name in results["dense"]["perplexity"]},
-        "zero_shot": tasks,
-        "average_acc": _average(parts),
-        "extremes": _extremes(tasks),
+        **compared,
+        "extremes": _extremes(compared[metrics.AVERAGE.mean_of]),
         "cost": _cost(results, trained),
         "generations": _generations(results),
     }
@@ -81,7 +77,7 @@ def _again(*files):
     return f"delete {formatting.listed(files)} and run snakemake again"
 
 
-def check_alike(results, files):
+def check_alike(results: dict[str, dict], files: dict[str, Path]) -> None:
     """Raise CoppiceError if evaluations differ in protocol, tasks or data.
 
     Args:
@@ -94,23 +90,20 @@ def check_alike(results, files):
         # Nothing says which of the two evaluations is the outdated one. Making both again is cheap, because an
         # evaluation takes the parts that are still valid from its `.parts`.
         again = f"{_again(files[stage], files['dense'])}, which reuses the parts that are still valid"
-        for part in ("perplexity", "zero_shot"):
-            if list(result[part]) != list(first[part]):
+        for entry in metrics.METRICS:
+            if not entry.mean_of and list(result.get(entry.section) or ()) != list(first.get(entry.section) or ()):
                 raise CoppiceError(
-                    f"{where}the {stage} and the dense model were evaluated on different {part} data; {again}"
+                    f"{where}the {stage} and the dense model were evaluated on different {entry.section} data; {again}"
                 )
-        for name, text in result["perplexity"].items():
-            if text["protocol"] != first["perplexity"][name]["protocol"]:
-                raise CoppiceError(
-                    f"{where}perplexity on {name}: the {stage} and the dense model were measured under different "
-                    f"protocols; {again}"
-                )
-        for name, task in result["zero_shot"].items():
-            for key in ("metric", "version", "num_fewshot", "chat_template"):
-                ours, theirs = task.get(key), first["zero_shot"][name].get(key)
+        for metric in metrics.found_in(result):
+            for key in metric.alike:
+                ours, theirs = (metric.part(one).get(key) for one in (result, first))
+                if isinstance(ours, dict) and ours != theirs:  # name what differs, not all of a protocol
+                    key = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+                    ours, theirs = ours.get(key), theirs.get(key)
                 if ours != theirs:
                     raise CoppiceError(
-                        f"{where}task {name}: the {stage} model was scored with {key} {ours}, the dense one with "
+                        f"{where}{metric.label}: the {stage} model was measured with {key} {ours}, the dense one with "
                         f"{theirs}; {again}"
                     )
         if result["provenance"]["fingerprints"]["datasets"] != first["provenance"]["fingerprints"]["datasets"]:
@@ -158,61 +151,50 @@ def _check_models(identity, results, chosen, trained, files):
         )
 
 
-def _perplexity(results, folders, name, seed):
-    """Return the three perplexities on one text, their change with its interval, and the recovered fraction."""
-    texts = [results[stage]["perplexity"][name] for stage in STAGES]
-    windows, tokens = stored_samples.window_losses(folders, name, _again(*map(_record_of, folders)))
-    # windows differ in length: their mean losses are weighted by tokens, as in the perplexity of the whole text
-    paired = paired_stats.paired_means(windows, seed, tokens).map(numpy.exp)
-    change = paired_stats.change(paired, PRUNED, FINETUNED)
-    return {
-        **{stage: text["value"] for stage, text in zip(STAGES, texts, strict=True)},
-        "protocol": texts[0]["protocol"],
-        "tokens": texts[0]["tokens"],
-        "windows": len(tokens),
-        "change": change,
-        "change_percent": 100 * change["value"] / texts[PRUNED]["value"],
-        "lost": paired_stats.change(paired, DENSE, PRUNED),
-        "recovered": paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED, higher_is_better=False),
-        "verdict": paired_stats.verdict_of_interval(change["interval"], higher_is_better=False),
-    }
+def _compared(results, folders, seed):
+    """Return section -> what the record holds of its metrics: by data set, or of a mean, None if it is of nothing."""
+    entries = [entry for entry in reversed(metrics.METRICS) if entry.section in results["dense"]]
+    sections = {entry.section: None if entry.mean_of else {} for entry in entries}
+    drawn = {}  # (section, data set) -> bootstrap, which a mean over data sets uses again
+    for metric in metrics.found_in(results["dense"], entries):
+        if metric.mean_of:
+            paired = paired_stats.mean_of([drawn[metric.mean_of, name] for name in metric.names])
+            sections[metric.section] = _part(metric, results, paired)
+            continue
+        found = list(pairing.values(metric, folders, _again(*map(_record_of, folders))))
+        paired = drawn[metric.section, metric.name] = pairing.resampled(metric, found, seed)
+        part = sections[metric.section][metric.name] = _part(metric, results, paired)
+        if metric.right_or_wrong:
+            values, _ = found[0]
+            part |= paired_stats.mcnemar(values[PRUNED] > 0.5, values[FINETUNED] > 0.5)
+    for entry in entries:
+        if entry.right_or_wrong:
+            _correct(sections[entry.section].values())
+    return sections
 
 
-def _tasks(results, folders, seed):
-    """Return task -> accuracies, change with interval and tests; and the bootstrap of each task, for the mean."""
-    tasks, parts = {}, []
-    for name, result in results["dense"]["zero_shot"].items():
-        correct = stored_samples.right_and_wrong(folders, name, _again(*map(_record_of, folders)))
-        paired = paired_stats.paired_means(correct, seed)
-        parts.append(paired)
-        tasks[name] = {
-            "metric": result["metric"],
-            "n": len(correct[0]),
-            **{stage: float(value) for stage, value in zip(STAGES, paired.values, strict=True)},
-            "change": paired_stats.change(paired, PRUNED, FINETUNED),
-            "lost": paired_stats.change(paired, DENSE, PRUNED),
-            **paired_stats.mcnemar(correct[PRUNED] > 0.5, correct[FINETUNED] > 0.5),
-        }
-    # with several tasks, some p-value is small by chance, so the verdict uses the corrected one
-    for task, p in zip(tasks.values(), paired_stats.holm([task["p"] for task in tasks.values()]), strict=True):
-        task["p_holm"] = p
-        task["verdict"] = paired_stats.verdict(task["change"]["value"], p)
-    return tasks, parts
+def _part(metric, results, paired):
+    """Return the values of a metric at the three stages, its changes, and its recovered fraction if reports show it."""
+    values = [float(value) for value in paired.values]
+    if metric.log:  # an evaluation holds the value of the whole text, which rounds differently
+        values = [metric.value(results[stage]) for stage in STAGES]
+    change, higher = paired_stats.change(paired, PRUNED, FINETUNED), metric.higher_is_better
+    part = dict(zip(STAGES, values, strict=True))
+    part |= {key: metric.part(results["dense"])[key] for key in metric.facts} | {"change": change}
+    if metric.log:
+        part["change_percent"] = 100 * change["value"] / values[PRUNED]
+    part["lost"] = paired_stats.change(paired, DENSE, PRUNED)
+    if metric.reported:
+        part["recovered"] = paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED, higher)
+    if not metric.right_or_wrong:
+        part["verdict"] = paired_stats.verdict_of_interval(change["interval"], higher)
+    return part
 
 
-def _average(parts):
-    """Return the unweighted mean over tasks per stage, its change and the recovered fraction; None without tasks."""
-    if not parts:
-        return None
-    paired = paired_stats.mean_of(parts)
-    change = paired_stats.change(paired, PRUNED, FINETUNED)
-    return {
-        **{stage: float(value) for stage, value in zip(STAGES, paired.values, strict=True)},
-        "change": change,
-        "lost": paired_stats.change(paired, DENSE, PRUNED),
-        "recovered": paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED),
-        "verdict": paired_stats.verdict_of_interval(change["interval"]),
-    }
+def _correct(tasks):
+    """Add the corrected p-value and the verdict to each task: with several tasks, some p-value is small by chance."""
+    for task, p in zip(tasks, paired_stats.holm([task["p"] for task in tasks]), strict=True):
+        task |= {"p_holm": p, "verdict": paired_stats.verdict(task["change"]["value"], p)}
 
 
 def _extremes(tasks):
@@ -247,20 +229,16 @@ def _over_seeds(results, dense, folders):
     for seed, repeat in repeats.items():
         files = {"dense": dense, "finetuned": _record_of(folders[seed])}
         check_alike({"dense": results["dense"], "finetuned": repeat}, files)
-    metrics = {}
-    for name in (*(f"ppl.{text}" for text in results["dense"]["perplexity"]), "average_acc"):
-        dense, pruned = _value(results["dense"], name), _value(results["pruned"], name)
-        values = [_value(repeat, name) for repeat in repeats.values()]
-        if dense is None:
+    found = {}
+    for metric in metrics.found_in(results["dense"], reversed(metrics.METRICS)):
+        if not metric.reported:
             continue
-        lost = dense - pruned if name == "average_acc" else pruned - dense
-        shares = [(value - pruned) / (dense - pruned) for value in values] if lost > 0 else None
-        metrics[name] = paired_stats.over_seeds(values) | {"recovered": shares and paired_stats.over_seeds(shares)}
-    return {"seeds": list(folders), "metrics": metrics}
-
-
-def _value(result, name):
-    return result["average_acc"] if name == "average_acc" else result["perplexity"][name.removeprefix("ppl.")]["value"]
+        whole, pruned = metric.value(results["dense"]), metric.value(results["pruned"])
+        values = [metric.value(repeat) for repeat in repeats.values()]
+        lost = whole - pruned if metric.higher_is_better else pruned - whole
+        shares = [(value - pruned) / (whole - pruned) for value in values] if lost > 0 else None
+        found[metric.key] = paired_stats.over_seeds(values) | {"recovered": shares and paired_stats.over_seeds(shares)}
+    return {"seeds": list(folders), "metrics": found}
 
 
 def _cost(results, trained):
@@ -278,26 +256,26 @@ def _cost(results, trained):
 def _warnings(record, results, trained):
     """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
-    for name, text in record["perplexity"].items():
-        if text["verdict"] == "worse":
-            found.append(f"fine-tuning made the perplexity on {name} worse")
-        if text["windows"] < FEW_WINDOWS:
+    shown = metrics.found_in(record, reversed(metrics.METRICS))
+    for metric in shown:
+        part = metric.part(record)
+        if metric.reported and part["verdict"] == "worse":
+            found.append(f"fine-tuning made the {metric.spoken} worse")
+        if part.get("windows", FEW_WINDOWS) < FEW_WINDOWS:
             found.append(
-                f"perplexity on {name}: fewer than {FEW_WINDOWS} windows of text ({text['windows']}), too few for its "
+                f"{metric.label}: fewer than {FEW_WINDOWS} windows of text ({part['windows']}), too few for its "
                 "interval to be relied on"
             )
-        if "requested_seq_len" in text["protocol"]:
-            facts = text["protocol"]
+        facts = part.get("protocol", {})
+        if "requested_seq_len" in facts:
             found.append(
-                f"perplexity on {name}: windows of {facts['seq_len']}, the model's context, "
+                f"{metric.label}: windows of {facts['seq_len']}, the model's context, "
                 f"not {facts['requested_seq_len']}: do not compare it with other models' published values"
             )
-    if record["average_acc"] and record["average_acc"]["verdict"] == "worse":
-        found.append("fine-tuning made the mean accuracy worse")
-    for name in record["zero_shot"]:
-        engines = {results[stage]["zero_shot"][name]["engine"] for stage in STAGES}
+    for metric in shown:
+        engines = {(metric.part(results[stage]) or {}).get("engine") for stage in STAGES if not metric.mean_of}
         if len(engines) > 1:
-            found.append(f"task {name}: the stages were scored by different engines ({', '.join(sorted(engines))})")
+            found.append(f"{metric.label}: the stages were scored by different engines ({', '.join(sorted(engines))})")
     if record["selection"]["criterion"].get("split") == "report":
         found.append("the candidate was chosen on the data reported here, which flatters it before fine-tuning")
     versions = [results[stage]["provenance"].get("versions") or {} for stage in STAGES]

@@ -4,11 +4,13 @@ import io
 
 from coppice.core.errors import printable
 from coppice.render import formatting
+from coppice.stats import metrics
 
 WIDTH = 100
+STAGES = ("dense", "pruned", "finetuned")
 
 
-def render(record):
+def render(record: dict) -> str:
     """Return the report as text, at most 100 columns wide."""
     from rich.console import Console
 
@@ -16,11 +18,15 @@ def render(record):
     console.print(f"{record['model']} / {record['config']}: before and after fine-tuning")
     console.print("=" * (len(record["model"]) + len(record["config"]) + 33))
     console.print(_subject(record))
-    console.print("\nPerplexity (lower is better)", _perplexity(record))
-    console.print(_perplexity_notes(record), end="")
-    if record["zero_shot"]:
-        console.print("\nZero-shot accuracy (higher is better)", _zero_shot(record))
-        console.print(_mean(record))
+    entries = [entry for entry in reversed(metrics.METRICS) if entry.section in record]
+    for entry in entries:
+        mean = next((one for one in entries if one.mean_of == entry.section), None)
+        if entry.mean_of or (mean and not mean.part(record)):
+            continue
+        console.print(f"\n{entry.heading} ({entry.better})", _changes(record, entry, mean))
+        console.print(_notes(record, entry), end="")
+        if mean:
+            console.print(_mean(record, mean))
     if "seeds" in record:
         console.print(
             "Repeated training (fine-tuned model; brackets: 95 % interval of the mean over seeds)",
@@ -32,7 +38,7 @@ def render(record):
     console.print(
         "\nBrackets hold 95 % paired bootstrap intervals.\n"
         "p is from an exact McNemar test, with Holm's correction over the tasks.\n"
-        '"no clear change" means p >= 0.05; for perplexity and the mean, that the interval includes 0.\n'
+        f'"no clear change" means p >= 0.05; for {_by_interval(entries)}, that the interval includes 0.\n'
         "recovered = (tuned - pruned) / (dense - pruned).\n"
         "To check the records behind these numbers, run `coppice trace` with the path of this file."
     )
@@ -76,27 +82,47 @@ def _table(*columns):
     return table
 
 
-def _perplexity(record):
-    table = _table(
-        ("text", "left"),
-        ("dense", "right"),
-        ("pruned", "right"),
-        ("tuned", "right"),
-        ("change", "right"),
-        ("%", "right"),
-        ("recovered", "right"),
-        ("verdict", "left"),
-    )
-    for name, text in record["perplexity"].items():
-        table.add_row(
-            name,
-            *(_level(text[stage]) for stage in ("dense", "pruned", "finetuned")),
-            _perplexity_change(text["change"]),
-            f"{text['change_percent']:+.1f}",
-            _share(text["recovered"], noted=False),
-            text["verdict"],
+def _by_interval(entries):
+    """Return the words for the metrics whose verdict depends on an interval."""
+    return formatting.listed([*(entry.kind for entry in entries if entry.reported and not entry.mean_of), "the mean"])
+
+
+def _changes(record, entry, mean):
+    """Return the table of a metric on every data set: its value at each stage and what fine-tuning changed.
+
+    entry: of `METRICS`; mean: the entry of the mean over these data sets, which ends the table, or None.
+    """
+    shares, tested = entry.reported, entry.right_or_wrong
+    columns = [
+        (entry.dataset, "left", True),
+        ("metric", "left", "metric" in entry.facts),
+        ("n", "right", "n" in entry.facts),
+        *((stage, "right", True) for stage in ("dense", "pruned", "tuned")),
+        ("change (points)" if entry.unit == "%" else "change", "right", True),
+        ("%", "right", entry.log),
+        ("recovered", "right", shares),
+        ("p", "right", tested),
+        ("verdict", "left", True),
+    ]
+    table = _table(*((name, justify) for name, justify, shown in columns if shown))
+    protocol = None
+    for metric in metrics.found_in(record, [entry, mean] if mean else [entry]):
+        part = metric.part(record)
+        if metric.mean_of:
+            table.add_section()
+        protocol = protocol or part.get("protocol")
+        cells = (
+            metric.name or "mean",
+            part.get("metric", ""),
+            str(part.get("n", "")),
+            *(_level(metric, part[stage]) for stage in STAGES),
+            _change(metric, part["change"]),
+            f"{part['change_percent']:+.1f}" if entry.log else "",
+            _share(part["recovered"], noted=False) if shares else "",
+            _probability(part.get("p_holm")),
+            part["verdict"],
         )
-    protocol = next(iter(record["perplexity"].values()), {}).get("protocol")
+        table.add_row(*(cell for cell, (*_, shown) in zip(cells, columns, strict=True) if shown))
     if protocol:
         table.caption = (
             f"protocol {protocol['name']}: windows of {protocol['seq_len']} tokens, stride {protocol['stride']}"
@@ -105,68 +131,38 @@ def _perplexity(record):
     return table
 
 
-def _perplexity_notes(record):
+def _probability(p):
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001"
+
+
+def _notes(record, entry):
     """Return why a recovered fraction is undefined or has no interval: the table has no room for the reason."""
-    notes = {name: text["recovered"]["note"] for name, text in record["perplexity"].items()}
+    parts = {metric.name: metric.part(record) for metric in metrics.found_in(record, [entry]) if metric.reported}
+    notes = {name: part["recovered"]["note"] for name, part in parts.items()}
     return "".join(f"recovered on {name}: {note}\n" for name, note in notes.items() if note)
 
 
-def _zero_shot(record):
-    table = _table(
-        ("task", "left"),
-        ("metric", "left"),
-        ("n", "right"),
-        ("dense", "right"),
-        ("pruned", "right"),
-        ("tuned", "right"),
-        ("change (points)", "right"),
-        ("p", "right"),
-        ("verdict", "left"),
-    )
-    for name, task in record["zero_shot"].items():
-        table.add_row(
-            name,
-            task["metric"],
-            str(task["n"]),
-            *(f"{100 * task[stage]:.1f}" for stage in ("dense", "pruned", "finetuned")),
-            _points(task["change"]),
-            f"{task['p_holm']:.3f}" if task["p_holm"] >= 0.001 else "<.001",
-            task["verdict"],
-        )
-    mean = record["average_acc"]
-    table.add_section()
-    table.add_row(
-        "mean",
-        "",
-        "",
-        *(f"{100 * mean[stage]:.1f}" for stage in ("dense", "pruned", "finetuned")),
-        _points(mean["change"]),
-        "",
-        mean["verdict"],
-    )
-    return table
-
-
-def _mean(record):
-    mean, extremes = record["average_acc"], record["extremes"]
-    changes = {name: record["zero_shot"][name]["change"]["value"] * 100 for name in extremes.values()}
+def _mean(record, entry):
+    """Return the lines below the table of a mean's parts: its recovered share, and the parts that changed most."""
+    extremes, parts = record["extremes"], record[entry.mean_of]
+    changes = {name: entry.shown(parts[name]["change"]["value"], "+") for name in extremes.values()}
     return (
-        f"Recovered share of the lost mean accuracy: {_share(mean['recovered'])}\n"
-        f"Largest change: {extremes['largest']} {changes[extremes['largest']]:+.1f} points; "
-        f"smallest: {extremes['smallest']} {changes[extremes['smallest']]:+.1f} points\n"
+        f"Recovered share of the lost {entry.spoken}: {_share(entry.part(record)['recovered'])}\n"
+        f"Largest change: {extremes['largest']} {changes[extremes['largest']]} points; "
+        f"smallest: {extremes['smallest']} {changes[extremes['smallest']]} points\n"
     )
 
 
-def _level(value, sign=""):
-    """Return a perplexity as text: the larger it is, the fewer decimals."""
-    digits = 2 if abs(value) < 1000 else 0
-    return f"{value:{sign}.{digits}f}" if abs(value) < 1e6 else f"{value:{sign}.1e}"
+def _level(metric, value, sign="", digits=None):
+    """Return a value in its unit as text: a large one has no decimals."""
+    value, digits = metric.scale * value, metric.digits if digits is None else digits
+    return f"{value:{sign}.{digits if abs(value) < 1000 else 0}f}" if abs(value) < 1e6 else f"{value:{sign}.1e}"
 
 
-def _perplexity_change(change):
-    """Return a change of perplexity as text, with its interval if it has one."""
-    bounds = change["interval"]
-    return _level(change["value"], "+") + (f" [{_level(bounds[0], '+')}, {_level(bounds[1], '+')}]" if bounds else "")
+def _change(metric, change):
+    """Return a change as text, with its interval if it has one."""
+    value, bounds = _level(metric, change["value"], "+"), change["interval"]
+    return f"{value} [{', '.join(_level(metric, bound, '+') for bound in bounds)}]" if bounds else value
 
 
 def _seeds(seeds):
@@ -174,20 +170,12 @@ def _seeds(seeds):
     columns = [(f"seed {seed}", "right") for seed in seeds["seeds"]]
     table = _table(("metric", "left"), *columns, ("mean", "right"), ("sd", "right"))
     for name, part in seeds["metrics"].items():
-        scale = 100 if name == "average_acc" else 1
-        bounds = part["interval"]
-        mean = _level(scale * part["mean"])
-        if bounds:
-            mean += f" [{_level(scale * bounds[0])}, {_level(scale * bounds[1])}]"
-        spread = "" if part["sd"] is None else _level(scale * part["sd"])
-        table.add_row(name, *(_level(scale * value) for value in part["values"]), mean, spread)
+        metric = metrics.named(name)
+        values = [_level(metric, value, digits=2) for value in part["values"]]
+        bounds = [_level(metric, bound, digits=2) for bound in part["interval"] or ()]
+        mean = _level(metric, part["mean"], digits=2) + (f" [{', '.join(bounds)}]" if bounds else "")
+        table.add_row(name, *values, mean, "" if part["sd"] is None else _level(metric, part["sd"], digits=2))
     return table
-
-
-def _points(change):
-    bounds = change["interval"]
-    value = f"{100 * change['value']:+.1f}"
-    return f"{value} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else value
 
 
 def _share(recovered, noted=True):
