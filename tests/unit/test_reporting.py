@@ -23,7 +23,7 @@ from coppice import cli
 from coppice.core import fingerprints, records
 from coppice.render import html as templates
 from coppice.report import study_report
-from coppice.report.study_report import answers, failures, measurements
+from coppice.report.study_report import answers, evidence, failures, group_answers, measurements
 from coppice.report.study_report import study_records as studies
 
 SMALL = {"items": 40, "windows": 20}
@@ -142,12 +142,12 @@ def test_the_tables_hold_the_numbers_of_the_records(whole):
 def test_answers_find_the_planted_effects(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20).build()  # best_ppl was made the worse start
     found = _answers(study)
-    assert found["start"].verdict == answers.CLEAR
+    assert found["start"].verdict == evidence.CLEAR
     assert found["start"].sentence.startswith("best_acc is a better start")
-    assert found["recovery"].verdict == answers.CLEAR
+    assert found["recovery"].verdict == evidence.CLEAR
     share = re.search(r"(\d+) %", found["recovery"].sentence)
     assert 45 < int(share[1]) < 75  # skill 0.35 to 0.75, of 1.0, less for best_ppl
-    assert found["variants"].verdict in (answers.CLEAR, answers.UNDECIDED)
+    assert found["variants"].verdict in (evidence.CLEAR, evidence.UNDECIDED)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_finds_an_architecture_that_recovers_more(tmp_path):
 
     study._evaluation = better_qwen
     found = _answers(study.build())["families"]
-    assert found.verdict == answers.CLEAR
+    assert found.verdict == evidence.CLEAR
     assert "qwen recovers" in found.sentence and "more than llama" in found.sentence
 
 
@@ -178,14 +178,14 @@ def test_does_not_report_a_difference_within_the_noise(tmp_path):
 
     study._model = alike
     found = _answers(study.build())
-    assert found["start"].verdict == answers.UNDECIDED
+    assert found["start"].verdict == evidence.UNDECIDED
     assert found["start"].sentence.startswith("Not enough evidence")
 
 
 def test_reports_a_study_of_one_model_and_one_config(tmp_path):
     study = Synthetic(tmp_path, {"Solo": SIX["Llama"]}, configs=("best_acc",), **SMALL).build()
     found = _answers(study)
-    assert {key for key, answer in found.items() if answer.verdict == answers.ABSENT} == {
+    assert {key for key, answer in found.items() if answer.verdict == evidence.ABSENT} == {
         "start",
         "families",
         "variants",
@@ -230,7 +230,7 @@ def test_partners_have_the_same_size(tmp_path, names, found):
     variant = {name: "instruct" if re.search("Instruct|-it", name) else "base" for name in names.split()}
     models = {name: {"variant": kind, "family": "llama"} for name, kind in variant.items()}
     study = studies.read(tmp_path, [(name, "best_acc") for name in models], models)
-    assert dict(answers._partners(study)) == found
+    assert dict(group_answers.partners(study)) == found
 
 
 @pytest.mark.slow

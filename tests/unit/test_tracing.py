@@ -67,6 +67,15 @@ def test_traces_a_report_to_every_record_behind_it(study):
     assert training["settings"]["learning_rate"] == 1e-4 and training["versions"]["torch"] and training["seed"] == 42
 
 
+def test_traces_a_study_without_tasks(study, capsys):
+    for stage in ("dense", "pruned", "finetuned"):
+        path = study.folder(stage, "Llama", "best_acc") / "evaluation_results.json"
+        change_record(path, zero_shot={}, average_acc=None)
+    study.compare("Llama", "best_acc")
+    assert cli.main(["trace", "Llama", "best_acc"]) == 0
+    assert "ppl.wikitext2" in capsys.readouterr().out
+
+
 def test_names_give_the_same_trace_as_a_path(study):
     assert traced("Llama", "best_acc") == traced(REPORT)
 

@@ -1,6 +1,13 @@
 """Write numbers for readers: points, shares, ratios, p-values and their intervals, and short sentences with them."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from coppice.stats.metrics import Metric
+
+if TYPE_CHECKING:
+    from coppice.stats.across_models import Means  # imports numpy, which `coppice show` does not need
 
 
 def margin(second):
@@ -58,21 +65,25 @@ def pairs(found):
     return f"{count(len(found), 'pair')} of {count(len({pair.model for pair in found}), 'model')}"
 
 
-def points(estimate, signed=False, size=False):
-    """Return a difference of accuracies in points: "1.2 points [0.4, 2.0] ahead of" or "... behind".
+def difference(metric: Metric, estimate: dict, signed: bool = False, size: bool = False) -> str:
+    """Return a difference of values of a metric: "1.2 points [0.4, 2.0] ahead of" or "... behind".
 
     With `signed` the number has its sign, with `size` it is an amount; neither ends in "ahead of" or "behind".
     """
     value, interval = estimate["value"], estimate["interval"]
+    scale, digits, unit = metric.scale, metric.digits, f" {metric.difference_unit}".rstrip()
     if signed:
-        return f"{100 * value:+.1f} points{bounds(interval, signed=True)}"
+        return f"{metric.shown(value, '+')}{unit}{bounds(interval, scale, digits, signed=True)}"
+    side = "ahead of" if (value >= 0) == metric.higher_is_better else "behind"
     if value < 0:
         value, interval = -value, interval and [-interval[1], -interval[0]]
-        side = "behind"
-    else:
-        side = "ahead of"
-    text = f"{100 * value:.1f} points{bounds(interval)}"
+    text = f"{metric.shown(value)}{unit}{bounds(interval, scale, digits)}"
     return text if size else f"{text} {side}"
+
+
+def compared(metric: Metric, estimate: dict) -> str:
+    """Return how a value compares with another, before "that of": "0.93 times [0.90, 0.96]", "1.2 points behind"."""
+    return times(estimate) if metric.log else difference(metric, estimate)
 
 
 def share(ratio):
@@ -96,7 +107,7 @@ def share_points(estimate):
 
 
 def times(estimate):
-    """Return a difference of losses as a ratio of perplexities: "0.93 times [0.90, 0.96]"."""
+    """Return a difference of logarithms as a ratio: "0.93 times [0.90, 0.96]"."""
     interval = estimate["interval"] and [math.exp(bound) for bound in estimate["interval"]]
     return f"{math.exp(estimate['value']):.2f} times{bounds(interval, scale=1, digits=2)}"
 
@@ -114,22 +125,10 @@ def beyond(p, noun):
     return f"The models {agree} to expect the same of similar models (permutation test over models, {probability(p)})."
 
 
-def ratio_of(means, gained, lost):
-    """Return the ratio of two linear combinations without its interval; None if it is undefined."""
-    return means.ratio(gained, lost)["value"]
+def exchange(first: tuple[Metric, "Means"], second: tuple[Metric, "Means"], columns: Sequence[Sequence]) -> str:
+    """Return a sentence on how pruned and fine-tuned models differ from the dense ones in two metrics.
 
-
-def by_model(means, found, shares):
-    """Return the recovered share of each model in the pairs `found`, over its configs, without undefined shares."""
-    models = dict.fromkeys(pair.model for pair in found)
-    values = [ratio_of(means, *shares([pair for pair in found if pair.model == model])) for model in models]
-    return [value for value in values if value is not None]
-
-
-def exchange(accuracy, losses, text, columns):
-    """Return a sentence on how pruned and fine-tuned models differ from the dense ones in accuracy and perplexity.
-
-    columns: for each pair, the names of its (dense, pruned, finetuned) means.
+    first, second: (metric, its `Means`); columns: for each pair, the names of its (dense, pruned, finetuned) means.
     """
     clauses = []
     for label, place in (("pruned models", 1), ("fine-tuned ones", 2)):
@@ -137,9 +136,16 @@ def exchange(accuracy, losses, text, columns):
         for row in columns:
             terms[row[place]] = terms.get(row[place], 0) + 1 / len(columns)
             terms[row[0]] = terms.get(row[0], 0) - 1 / len(columns)
-        points_apart, times_apart = points(accuracy.contrast(terms), signed=True), times(losses.contrast(terms))
-        clauses.append(f"{label} differ by {points_apart} in mean accuracy and have {times_apart} the perplexity")
-    return f"Compared with the dense models, {clauses[0]} on {text}; {clauses[1]}."
+        apart = [_apart(metric, means.contrast(terms)) for metric, means in (first, second)]
+        clauses.append(f"{label} {listed(apart)}")
+    metric, _ = second
+    return f"Compared with the dense models, {clauses[0]}{f' on {metric.name}' if metric.name else ''}; {clauses[1]}."
+
+
+def _apart(metric, estimate):
+    if metric.log:
+        return f"have {times(estimate)} the {metric.kind}"
+    return f"differ by {difference(metric, estimate, signed=True)} in {metric.kind if metric.name else metric.spoken}"
 
 
 def plain_probability(p):

@@ -10,7 +10,7 @@ from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError
 from coppice.stages.compare import report_text
 from coppice.stages.compare.comparison import check_alike
-from coppice.stats import stored_samples
+from coppice.stats import metrics, stored_samples
 
 from .chain import STAGE_LABELS, STAGES, TITLES, Chain, Link, roles_of
 
@@ -144,16 +144,17 @@ def near(a: float | None, b: float | None) -> bool:
 
 def numbers(comparison: Record, stage: str) -> Numbers:
     """Return metric -> the number that a comparison shows for a stage."""
-    texts = {f"ppl.{name}": text[stage] for name, text in comparison["perplexity"].items()}
-    tasks = {name: task[stage] for name, task in comparison["zero_shot"].items()}
-    return texts | tasks | {"average_acc": (comparison["average_acc"] or {}).get(stage)}
+    return {metric.key: metric.part(comparison)[stage] for metric in metrics_of(comparison)}
 
 
 def numbers_of(evaluation: Record) -> Numbers:
     """Return metric -> the number that an evaluation holds."""
-    texts = {f"ppl.{name}": text["value"] for name, text in evaluation["perplexity"].items()}
-    tasks = {name: task["value"] for name, task in evaluation["zero_shot"].items()}
-    return texts | tasks | {"average_acc": evaluation["average_acc"]}
+    return {metric.key: metric.value(evaluation) for metric in metrics_of(evaluation)}
+
+
+def metrics_of(record: Record) -> list[metrics.Metric]:
+    """Return the metrics in an evaluation or a comparison; a mean follows its parts."""
+    return metrics.found_in(record, reversed(metrics.METRICS))
 
 
 def _alike(chain: Chain) -> list[Check]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, nearest
 from coppice.render import formatting
+from coppice.stats import metrics
 
-from .agreement import Check, numbers_of, short
+from .agreement import Check, metrics_of, numbers_of, short
 from .chain import STAGES, TITLES, Chain, Link, roles_of
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ def values(chain: Chain, metric: str | None, stage: str | None = None) -> list[R
     rows = []
     for name in (STAGES if chain.kind == "pair" else ("report",)) if stage is None else (stage,):
         link = chain[name]
-        held = numbers_of(link.record) if link.record else {}
-        for key, value in held.items():
-            if key == metric or (metric is None and (key == "average_acc" or key.startswith("ppl."))):
-                rows.append(_row(key, name, value, link, _place(key)))
+        for one in metrics_of(link.record or {}):
+            if one.key == metric or (metric is None and one.reported):
+                rows.append(_row(one.key, name, one.value(link.record), link, _place(one)))
     if metric in ("recovered", None) and stage is None and chain["comparison"].record:
         rows += _recovered(chain["comparison"])
     loss = chain["arm"].at("validation_loss")  # None for an arm that was stopped early or did not fit into memory
@@ -64,20 +64,16 @@ def check_metric(metric: str | None, valid: Collection[str]) -> None:
 
 def _recovered(comparison: Link) -> Iterator[Record]:
     """Yield a row for every recovered share that the comparison holds."""
-    parts = {"average_acc": comparison.at("average_acc")}
-    parts |= {f"ppl.{name}": text for name, text in comparison.at("perplexity").items()}
-    for key, part in parts.items():
-        value = ((part or {}).get("recovered") or {}).get("value")
+    for metric in metrics.found_in(comparison.record):
+        value = (metric.part(comparison.record).get("recovered") or {}).get("value")
         if value is not None:
-            place = f"{_place(key).removesuffix('.value')}.recovered.value"
-            yield _row(f"recovered {key}", "finetuned", value, comparison, place)
+            place = f"{_place(metric).removesuffix('.value')}.recovered.value"
+            yield _row(f"recovered {metric.key}", "finetuned", value, comparison, place)
 
 
-def _place(key: str) -> str:
+def _place(metric: metrics.Metric) -> str:
     """Return the dotted path of a metric in an evaluation's record."""
-    if key == "average_acc":
-        return key
-    return f"perplexity.{key.removeprefix('ppl.')}.value" if key.startswith("ppl.") else f"zero_shot.{key}.value"
+    return f"{metric.section}.{metric.name}.value" if metric.name else metric.section
 
 
 def _row(metric: str, stage: str, value: float | None, link: Link, key: str) -> Record:

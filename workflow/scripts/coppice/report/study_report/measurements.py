@@ -1,16 +1,16 @@
-"""Collect what the answers are computed from: correctness per item, and loss per window of text, of every model."""
+"""Collect what the answers are computed from: the value of every metric for each row or window, of every model."""
 
 from dataclasses import dataclass, field
 
 import numpy
 
 from coppice.core import records
-from coppice.stats import across_models, stored_samples
+from coppice.stats import across_models, metrics, stored_samples
 
-from .study_records import STAGES
+from .study_records import STAGES, Study
 
 SHOWN_ITEMS = 3  # changed items kept per task and direction
-ITEM_COLUMNS = ("doc_id", "doc_hash", "correct", "prediction", "target")
+ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target")
 TEXT_COLUMNS = ("question", "choices")
 
 
@@ -21,35 +21,40 @@ class Measurements:
     Columns of a `Means` are (model, "dense"), (model, config, "pruned") and (model, config, "finetuned").
 
     Attributes:
-        accuracy: `Means` over the items of all tasks, or None without any.
-        losses: text -> `Means` over windows, in nats per token.
+        means: `Metric` -> `Means` over rows or windows, in the order of the study's metrics, without those of which
+            nothing can be paired. Of a metric that is compared by ratios, these are means of logarithms.
         changed: (model, config) -> task -> {gained, lost} -> items whose answer changed.
         notes: sentences that say which samples or losses were left out, and why.
     """
 
-    accuracy: across_models.Means | None = None
-    losses: dict = field(default_factory=dict)
+    means: dict[metrics.Metric, across_models.Means] = field(default_factory=dict)
     changed: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
+    @property
+    def leading(self) -> tuple[metrics.Metric, across_models.Means | None]:
+        """The metric that answers the questions, with its `Means`, which is None if there is none."""
+        metric, _ = metrics.axes(self.means)
+        return metric, self.means.get(metric)
 
-def gather(study):
+    @property
+    def others(self) -> dict[metrics.Metric, across_models.Means]:
+        """The other metrics with their `Means`."""
+        return {metric: means for metric, means in self.means.items() if not metric.answers}
+
+
+def gather(study: Study) -> Measurements:
     """Return the `Measurements` of all compared pairs of a `Study`."""
     measurements = Measurements()
-    columns = _columns(study)
-    measurements.accuracy = _accuracy(study, columns, measurements)
     for metric in study.metrics:
-        if not metric.is_accuracy:
-            text = metric.key.removeprefix("ppl.")
-            blocks = [
-                block for model in study.models if (block := _losses(study, model, text, measurements)) is not None
-            ]
-            if blocks:
-                measurements.losses[text] = across_models.side_by_side(blocks)
+        gathered = _over_windows if metric.pairing == metrics.WINDOWS else _over_rows
+        found = gathered(study, metric, measurements)
+        if found is not None:
+            measurements.means[metric] = found
     return measurements
 
 
-def column(model, config, stage):
+def column(model: str, config: str, stage: str) -> tuple:
     """Return the name of a column. All configs of a model share its dense column."""
     return (model, "dense") if stage == "dense" else (model, config, stage)
 
@@ -59,23 +64,24 @@ def _columns(study):
     return {column(pair.model, pair.config, stage): pair.folders[stage] for pair in study.compared for stage in STAGES}
 
 
-def _accuracy(study, columns, measurements):
-    """Return the `Means` over items, with each task as a stratum; leave out columns that lack a task's items."""
-    tasks = study.task_names
-    correct = {task: _correct(study, task, columns, measurements) for task in tasks}
-    complete = [name for name in columns if all(name in correct[task] for task in tasks)]
-    if not tasks or not complete:
+def _over_rows(study, metric, measurements):
+    """Return the `Means` over rows, the parts of a mean being strata; leave out columns that lack a part's rows."""
+    columns = _columns(study)
+    values = [_rows(study, part, columns, measurements) for part in metrics.parts_of(metric)]
+    complete = [name for name in columns if all(name in part for part in values)]
+    if not values or not complete:
         return None
     return across_models.mean_of(
-        [across_models.means(complete, numpy.stack([correct[task][name] for name in complete])) for task in tasks]
+        [across_models.means(complete, numpy.stack([part[name] for name in complete])) for part in values]
     )
 
 
-def _correct(study, task, columns, measurements):
-    """Return column name -> array [items], 1 for each correct item of `task`.
+def _rows(study, metric, columns, measurements):
+    """Return column name -> array [rows] of the metric's values for each row.
 
     Also fills `measurements.changed` and `measurements.notes`, so that the samples are read only once.
     """
+    wanted = (*ITEM_COLUMNS, metric.values, *TEXT_COLUMNS)
     found, reference = {}, None
     for pair in study.compared:
         tables = {}
@@ -84,28 +90,28 @@ def _correct(study, task, columns, measurements):
             if name in found:
                 continue
             try:
-                table = stored_samples.samples(columns[name], task, ITEM_COLUMNS + TEXT_COLUMNS)
+                table = stored_samples.samples(columns[name], metric.name, wanted)
             except records.RecordError as error:
-                measurements.notes.append(f"{' '.join(name)}: no usable samples of {task} ({error})")
+                measurements.notes.append(f"{' '.join(name)}: no usable samples of {metric.name} ({error})")
                 continue
             # A paired comparison needs the same items in the same order in every column.
             reference = table["doc_hash"] if reference is None else reference
             if not table["doc_hash"].equals(reference):
                 measurements.notes.append(
-                    f"{' '.join(name)}: {task} was scored on different items than in the first model"
+                    f"{' '.join(name)}: {metric.name} was scored on different items than in the first model"
                 )
                 continue
-            found[name] = table["correct"].to_numpy().astype(numpy.float32)
+            found[name] = table[metric.values].to_numpy().astype(numpy.float32)
             tables[stage] = table
-        if "pruned" in tables and "finetuned" in tables:
-            items = _changed(tables["pruned"], tables["finetuned"])
-            measurements.changed.setdefault((pair.model, pair.config), {})[task] = items
+        if metric.right_or_wrong and {"pruned", "finetuned"} <= tables.keys():
+            items = _changed(tables["pruned"], tables["finetuned"], metric.values)
+            measurements.changed.setdefault((pair.model, pair.config), {})[metric.name] = items
     return found
 
 
-def _changed(before, after):
+def _changed(before, after, column):
     """Return the first few items that fine-tuning turned right (gained) and that it turned wrong (lost)."""
-    right = [table["correct"].to_numpy() > 0.5 for table in (before, after)]
+    right = [table[column].to_numpy() > 0.5 for table in (before, after)]
     found = {"gained": ~right[0] & right[1], "lost": right[0] & ~right[1]}
     return {kind: _items(before, after, numpy.flatnonzero(places)[:SHOWN_ITEMS]) for kind, places in found.items()}
 
@@ -124,7 +130,14 @@ def _items(before, after, places):
     ]
 
 
-def _losses(study, model, text, measurements):
+def _over_windows(study, metric, measurements):
+    """Return the `Means` over windows of text, in which different models are independent; None if no model has any."""
+    blocks = [_losses(study, model, metric, measurements) for model in study.models]
+    blocks = [block for block in blocks if block is not None]
+    return across_models.side_by_side(blocks) if blocks else None
+
+
+def _losses(study, model, metric, measurements):
     """Return the `Means` of one model's losses on a text, weighted by tokens, or None if it has none."""
     rows, weights = {}, None
     for pair in study.compared:
@@ -134,9 +147,9 @@ def _losses(study, model, text, measurements):
             name = column(model, pair.config, stage)
             if name in rows:
                 continue
-            windows = _windows(pair.folders[stage], text)
+            windows = _windows(pair.folders[stage], metric.name)
             if windows is None or (weights is not None and [w["tokens"] for w in windows] != weights):
-                measurements.notes.append(f"{' '.join(name)}: no usable window losses on {text}")
+                measurements.notes.append(f"{' '.join(name)}: no usable window losses on {metric.name}")
                 continue
             weights = [window["tokens"] for window in windows]
             rows[name] = [window["nll_per_token"] for window in windows]

@@ -6,7 +6,18 @@ from pathlib import Path
 from coppice.core.records import atomic
 from coppice.render import html
 
-from . import FIGURES, TABLES, answers, csv_tables, figures, measurements, sections, study_records, terminal
+from . import (
+    FIGURES,
+    TABLES,
+    answers,
+    csv_tables,
+    figures,
+    how_measured,
+    measurements,
+    sections,
+    study_records,
+    terminal,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"study_report.html": "study_report.html.j2", "study_report.md": "study_report.md.j2"}
@@ -40,9 +51,9 @@ def _content(study, measured, metadata):
         "tally": terminal.tally(study),
         "answers": answers.answers(study, measured),
         "main": sections.main_table(study),
-        "figures": [(name, *sections.CAPTIONS[name]) for name in FIGURES],
+        "figures": [(name, *sections.caption(study, name)) for name in FIGURES],
         "models": [sections.model_section(study, name, measured) for name in study.models],
-        "measured": sections.measured(study, metadata),
+        "measured": how_measured.measured(study, metadata),
         "failed": study.failed,
         "absent": study.absent,
         "notes": measured.notes,

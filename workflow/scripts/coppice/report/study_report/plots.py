@@ -8,34 +8,36 @@ import math
 from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import FAINT, MARKERS, WIDTH
+from coppice.stats.metrics import AVERAGE
 
 from . import drawing
 from .drawing import LABELLED
-from .study_records import ACCURACY
 
 
 def tradeoff(figure, study, frames):
-    """Draw accuracy against perplexity, with an arrow from each pruned model to its fine-tuned version."""
-    texts = [metric for metric in study.metrics if not metric.is_accuracy][:2]
-    pairs = [p for p in study.pairs if any(_points(p, text) for text in texts)]
+    """Draw the leading metric against others, with an arrow from each pruned model to its fine-tuned version."""
+    up, first = study.axes
+    others = [metric for metric in study.metrics if not metric.answers][:2]
+    pairs = [pair for pair in study.pairs if any(_points(pair, metric, up) for metric in others)]
     if not pairs:
-        return "No pair has both accuracy and perplexity yet."
+        return f"No pair has both {up.kind} and {first.kind} yet."
     figure.set_size_inches(WIDTH, 4.6)
     colour, kinds = drawing.colours(study)
     shape = {config: MARKERS[place % len(MARKERS)] for place, config in enumerate(study.configs)}
-    panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
-    for axes, text in zip(panels, texts, strict=True):
+    panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
+    for axes, across in zip(panels, others, strict=True):
         groups = {}
         for pair in pairs:
-            groups.setdefault((colour[pair.model], shape[pair.config]), []).append(_points(pair, text))
+            groups.setdefault((colour[pair.model], shape[pair.config]), []).append(_points(pair, across, up))
         for (shade, marker), points in groups.items():
             _stages(axes, points, shade, marker)
             _moves(axes, points, shade, heads=len(pairs) <= LABELLED)
-        values = [x for pair in pairs for x, _ in _points(pair, text).values()]
-        if values and max(values) > 4 * min(values):  # a linear axis would squeeze the low perplexities together
+        values = [x for pair in pairs for x, _ in _points(pair, across, up).values()]
+        # a linear axis would squeeze low perplexities together
+        if across.log and values and max(values) > 4 * min(values):
             elements.log(axes.xaxis, axes.set_xscale)
-        axes.set_xlabel(f"{text.label} (lower is better)")
-    panels[0].set_ylabel("mean zero-shot accuracy (%)")
+        axes.set_xlabel(f"{across.with_unit(across.label)} ({across.better})")
+    panels[0].set_ylabel(up.with_unit(up.label))
     handles = [elements.handle(c, "o", name) for name, c in kinds.items()]
     handles += [elements.handle(FAINT, shape[config], config) for config in study.configs]
     handles += drawing.stage_handles()
@@ -43,14 +45,10 @@ def tradeoff(figure, study, frames):
     return None
 
 
-def _points(pair, text):
-    """Return stage -> (perplexity, accuracy in percent), for the stages that have both."""
-    accuracy, perplexity = pair.values(ACCURACY), pair.values(text)
-    return {
-        stage: (perplexity[stage], 100 * accuracy[stage])
-        for stage in accuracy
-        if accuracy[stage] is not None and perplexity[stage] is not None
-    }
+def _points(pair, across, up):
+    """Return stage -> (x, y), two metrics in their units, for the stages that have both."""
+    values = {stage: (x, pair.values(up)[stage]) for stage, x in pair.values(across).items()}
+    return {stage: (across.scale * x, up.scale * y) for stage, (x, y) in values.items() if None not in (x, y)}
 
 
 def _stages(axes, points, colour, marker):
@@ -140,10 +138,9 @@ def task_changes(figure, study, frames):
     if not pairs:
         return "No zero-shot task has been compared yet."
     columns = [*names, "mean"]
-    cells = numpy.full((len(pairs), len(columns)), numpy.nan)
-    for row, pair in enumerate(pairs):
-        parts = [pair.tasks.get(name) for name in names] + [pair.measured(ACCURACY)]
-        cells[row] = [numpy.nan if part is None else 100 * part["change"]["value"] for part in parts]
+    parts = [[*map(pair.tasks.get, names), pair.measured(AVERAGE)] for pair in pairs]
+    changes = [[numpy.nan if part is None else part["change"]["value"] for part in row] for row in parts]
+    cells = AVERAGE.scale * numpy.array(changes, dtype=float)
     labelled = len(pairs) <= LABELLED
     figure.set_size_inches(WIDTH, 1.5 + (0.28 if labelled else 0.14) * len(pairs))
     axes = figure.subplots()
@@ -161,20 +158,19 @@ def task_changes(figure, study, frames):
     axes.spines[:].set_visible(False)
     if labelled:
         for (row, column), value in numpy.ndenumerate(cells):
-            _cell(axes, row, column, value, limit, pairs[row], columns[column])
+            _cell(axes, row, column, value, limit, parts[row][column])
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.03 if labelled else 0.005)
     stars = "; *: a clear change" if labelled else ""
-    bar.set_label(f"change by fine-tuning (percentage points of accuracy){stars}")
+    bar.set_label(f"change by fine-tuning (percentage points of {AVERAGE.kind}){stars}")
     bar.outline.set_visible(False)
     return None
 
 
-def _cell(axes, row, column, value, limit, pair, name):
+def _cell(axes, row, column, value, limit, part):
     """Write a value into its cell of the heat map, with a star if the change is clear."""
     if math.isnan(value):
         axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=FAINT)
         return
-    part = pair.measured(ACCURACY) if name == "mean" else pair.tasks[name]
     star = "" if part["verdict"] == "no clear change" else "*"
     # The color map is dark at both ends and pale in the middle, whether the page is light or dark.
     colour = "#ffffff" if abs(value) > 0.62 * limit else "#000000"
@@ -247,27 +243,26 @@ def _ranked(study, metric):
 
 
 def size(figure, study, frames):
-    """Draw accuracy against the number of parameters, and against latency if the study measured it."""
+    """Draw the leading metric against the number of parameters, and against latency if the study measured it."""
     panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
     if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
         panels.append(("measured latency (ms per new token)", _latency))
-    rows = [pair for pair in study.pairs if pair.values(ACCURACY)["pruned"] is not None]
+    up, _ = study.axes
+    rows = [pair for pair in study.pairs if pair.values(up)["pruned"] is not None]
     if not rows:
-        return "No accuracy has been measured yet."
+        return f"No {up.kind} has been measured yet."
     colour, kinds = drawing.colours(study)
     for axes, (label, read) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         groups = {}
         for pair in rows:
-            places = {
-                stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(ACCURACY).items()
-            }
-            points = {stage: (x, 100 * y) for stage, (x, y) in places.items() if None not in (x, y)}
+            places = {stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(up).items()}
+            points = {stage: (x, up.scale * y) for stage, (x, y) in places.items() if None not in (x, y)}
             marker = MARKERS[study.configs.index(pair.config) % len(MARKERS)]
             groups.setdefault((colour[pair.model], marker), []).append(points)
         for (shade, marker), group in groups.items():
             _stages(axes, group, shade, marker)
         axes.set_xlabel(label)
-        axes.set_ylabel("mean zero-shot accuracy (%)")
+        axes.set_ylabel(up.with_unit(up.label))
     handles = [elements.handle(c, "o", name) for name, c in kinds.items()]
     handles += [elements.handle(FAINT, MARKERS[i % len(MARKERS)], c) for i, c in enumerate(study.configs)]
     handles += drawing.stage_handles()

@@ -3,15 +3,15 @@
 Nothing here computes a result: every number comes from a record.
 """
 
-import json
-
 from coppice.render import formatting
+from coppice.stats import metrics
 
-from .study_records import ACCURACY, STAGE_LABELS, STAGES
+from .study_records import STAGE_LABELS, STAGES, Study
 
+# {leading} is the metric that answers the questions, {other} the first other one.
 CAPTIONS = {
     "tradeoff": (
-        "Accuracy against perplexity",
+        "{leading} against {other}",
         "Each arrow leads from a pruned model (hollow) to its fine-tuned version (filled); stars are the dense models. "
         "Perplexities of models with different tokenizers cannot be compared.",
     ),
@@ -34,7 +34,7 @@ CAPTIONS = {
         "Rank 1 is the best. Kendall's tau is 1 if fine-tuning keeps the order of the pruned models, and 0 if the two "
         "orders are unrelated.",
     ),
-    "size": ("Accuracy against size", "Dense, pruned and fine-tuned models; adapter weights are not counted."),
+    "size": ("{leading} against size", "Dense, pruned and fine-tuned models; adapter weights are not counted."),
     "training": (
         "Training curves",
         "Validation loss (line with markers) and training loss (plain line) of every training.",
@@ -44,14 +44,21 @@ CAPTIONS = {
 DASH = "–"
 
 
+def caption(study: Study, name: str) -> tuple[str, str]:
+    """Return the title and the caption of a figure."""
+    leading, other = study.axes
+    title, text = CAPTIONS[name]
+    return title.format(leading=leading.heading, other=other.kind), text
+
+
 def cell(text, sort=None, note=""):
     """Return a table cell: its text, the value the browser sorts by (default: the text), and a note under the text."""
     return {"text": text, "sort": text if sort is None else sort, "note": note}
 
 
-def number(value, metric):
+def number(value: float | None, metric: metrics.Metric) -> str:
     """Return a metric's value in its unit with its number of digits, or a dash for a missing value."""
-    return DASH if value is None else f"{metric.scale * value:.{metric.digits}f}"
+    return DASH if value is None else metric.shown(value)
 
 
 def main_table(study):
@@ -61,14 +68,14 @@ def main_table(study):
         {groups: [(heading, columns spanned)], columns: short headings below the groups, headings: full headings for
         Markdown, rows: lists of cells, texts: how many of the first columns hold text}.
     """
-    metrics = study.metrics
-    groups = [("", 2)] + [(_titled(metric), 4) for metric in metrics] + [("", 1)]
+    shown = study.metrics
+    groups = [("", 2)] + [(f"{m.with_unit(m.label)}, {m.better}", 4) for m in shown] + [("", 1)]
     labels = [*STAGE_LABELS.values(), "recovered"]
-    columns = ["model", "config"] + labels * len(metrics) + ["state"]
+    columns = ["model", "config"] + labels * len(shown) + ["state"]
     rows = []
     for pair in study.pairs:
         row = [cell(pair.model), cell(pair.config)]
-        for metric in metrics:
+        for metric in shown:
             compared = pair.measured(metric) or {}
             for stage, value in pair.values(metric).items():
                 note = verdict_note(compared) if stage == "finetuned" else ""
@@ -76,18 +83,13 @@ def main_table(study):
             row.append(_recovered(compared.get("recovered")))
         row.append(cell(pair.state, note=formatting.shortened(pair.detail)))
         rows.append(row)
-    headings = ["model", "config", *(f"{m.label}, {name}" for m in metrics for name in labels), "state"]
+    headings = ["model", "config", *(f"{m.label}, {name}" for m in shown for name in labels), "state"]
     return {"groups": groups, "columns": columns, "headings": headings, "rows": rows, "texts": 2}
 
 
 def verdict_note(compared):
     """Return the verdict of a change ("better", "worse" or "no clear change"), or "" if there is none."""
     return compared.get("verdict") or ""
-
-
-def _titled(metric):
-    direction = "higher is better" if metric.higher_is_better else "lower is better"
-    return f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}, {direction}"
 
 
 def _recovered(part):
@@ -129,29 +131,31 @@ def _numbers(pair):
     comparison = pair.comparison or {}
     labels = STAGE_LABELS.values()
     columns = ["quantity", "n", *labels, "fine-tuned − pruned", "pruned − dense", "recovered", "p (Holm)", "verdict"]
-    rows = []
-    for name, text in (comparison.get("perplexity") or {}).items():
-        values = [f"{text[stage]:.2f}" for stage in STAGES]
-        changes = [_difference(text.get(key), 1, 2) for key in ("change", "lost")]
-        counted = f"{text['tokens']:,} tokens"
-        rows.append([f"perplexity on {name}", counted, *values, *changes, _share(text), "", text["verdict"]])
-    for name, task in pair.tasks.items():
-        values = [f"{100 * task[stage]:.1f}" for stage in STAGES]
-        changes = [_difference(task.get(key), 100, 1) for key in ("change", "lost")]
-        p = formatting.plain_probability(task.get("p_holm"))
-        rows.append([f"{name} ({task['metric']}, %)", f"{task['n']:,}", *values, *changes, "", p, task["verdict"]])
-    if mean := comparison.get("average_acc"):
-        values = [f"{100 * mean[stage]:.1f}" for stage in STAGES]
-        changes = [_difference(mean.get(key), 100, 1) for key in ("change", "lost")]
-        rows.append(["mean accuracy (%)", "", *values, *changes, _share(mean), "", mean["verdict"]])
+    rows = [_of_metric(comparison, m) for m in metrics.found_in(comparison, reversed(metrics.METRICS))]
     return {"columns": columns, "rows": rows} if rows else None
 
 
-def _difference(part, scale, digits):
+def _of_metric(comparison, metric):
+    """Return the row of one metric."""
+    part = metric.part(comparison)
+    facts = ", ".join(filter(None, (part.get("metric"), metric.unit)))
+    counted = f"{part['tokens']:,} tokens" if "tokens" in part else f"{part['n']:,}" if "n" in part else ""
+    return [
+        f"{metric.spoken} ({facts})" if facts else metric.spoken,
+        counted,
+        *(metric.shown(part[stage]) for stage in STAGES),
+        *(_difference(part.get(key), metric) for key in ("change", "lost")),
+        _share(part) if metric.reported else "",
+        formatting.plain_probability(part.get("p_holm")),
+        part["verdict"],
+    ]
+
+
+def _difference(part, metric):
     if not isinstance(part, dict):
         return ""
-    interval = formatting.bounds(part["interval"], scale, digits, signed=True)
-    return f"{scale * part['value']:+.{digits}f}{interval}"
+    interval = formatting.bounds(part["interval"], metric.scale, metric.digits, signed=True)
+    return f"{metric.shown(part['value'], '+')}{interval}"
 
 
 def _share(part):
@@ -242,10 +246,10 @@ def _seeds(seeds):
         return None
     rows = []
     for name, part in seeds["metrics"].items():
-        scale, digits = (100, 1) if name == ACCURACY.key else (1, 2)
-        values = [f"{scale * value:.{digits}f}" for value in part["values"]]
-        spread = DASH if part["sd"] is None else f"{scale * part['sd']:.{digits}f}"
-        mean = f"{scale * part['mean']:.{digits}f}{formatting.bounds(part['interval'], scale, digits)}"
+        metric = metrics.named(name)
+        values = [metric.shown(value) for value in part["values"]]
+        spread = DASH if part["sd"] is None else metric.shown(part["sd"])
+        mean = f"{metric.shown(part['mean'])}{formatting.bounds(part['interval'], metric.scale, metric.digits)}"
         rows.append([name, *values, mean, spread])
     return {"columns": ["quantity", *(f"seed {seed}" for seed in seeds["seeds"]), "mean", "sd"], "rows": rows}
 
@@ -276,63 +280,3 @@ def _provenance(pair):
             where = f"{made.get('device')}, seed {made.get('seed')}, {made.get('started')}"
             rows.append((name, f"{where}; {shown}" if shown else where))
     return [*rows, ("to list every record", f"coppice trace {pair.folders['finetuned']}")] if rows else rows
-
-
-def measured(study, metadata):
-    """Return how the study was measured: protocols, tasks, versions, devices, seeds, fingerprints, and `metadata`."""
-    evaluations = [record for pair in study.pairs for stage in STAGES if (record := getattr(pair, stage))]
-    others = [record for pair in study.pairs for record in (pair.training, pair.comparison) if record]
-    return {
-        "protocols": _protocols(evaluations),
-        "tasks": _tasks(evaluations),
-        "versions": _distinct(evaluations + others, "versions"),
-        "devices": sorted({str((record.get("provenance") or {}).get("device")) for record in evaluations + others}),
-        "seeds": sorted({str((record.get("provenance") or {}).get("seed")) for record in evaluations + others}),
-        "fingerprints": _fingerprints(evaluations),
-        "metadata": [(key, value if isinstance(value, str) else plain_json(value)) for key, value in metadata.items()],
-    }
-
-
-def plain_json(value):
-    """Return `value` as indented JSON; values that JSON lacks become strings."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
-
-
-def _protocols(evaluations):
-    """Return one row per text and protocol; two rows for one text mean that its numbers cannot be compared."""
-    rows = {}
-    for record in evaluations:
-        for name, text in (record.get("perplexity") or {}).items():
-            # repr shows the line breaks that join documents
-            facts = {key: repr(value) if key == "join" else value for key, value in text["protocol"].items()}
-            rows[name, settings_text(facts)] = None
-    return list(rows)
-
-
-def _tasks(evaluations):
-    """Return one row per task, metric, number of items, version and engine in use."""
-    rows = {}
-    for record in evaluations:
-        for name, task in (record.get("zero_shot") or {}).items():
-            facts = {"n": task.get("n"), "version": task.get("version"), "engine": task.get("engine")}
-            rows[name, task.get("metric"), settings_text(facts)] = None
-    return list(rows)
-
-
-def _distinct(every, key):
-    """Return (name, all values) for each entry under `key` in the records' provenance, such as library versions."""
-    values = {}
-    for record in every:
-        for name, value in ((record.get("provenance") or {}).get(key) or {}).items():
-            values.setdefault(name, {})[str(value)] = None
-    return [(name, ", ".join(seen)) for name, seen in values.items()]
-
-
-def _fingerprints(evaluations):
-    """Return (data set, all fingerprints) over the evaluations."""
-    values = {}
-    for record in evaluations:
-        prints = ((record.get("provenance") or {}).get("fingerprints") or {}).get("datasets") or {}
-        for name, value in prints.items():
-            values.setdefault(name, {})[str(value)[:16]] = None
-    return [(name, ", ".join(seen)) for name, seen in values.items()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coppice.core import records
+from coppice.stats import metrics
 from coppice.study import layout
 
 from .job_status import Statuses
@@ -17,30 +18,6 @@ STAGES = ("dense", "pruned", "finetuned")
 STAGE_LABELS = {"dense": "dense", "pruned": "pruned", "finetuned": "fine-tuned"}
 # An instruct model's name ends in one of these words, or has it before a version ("L-7B-it-v1").
 INSTRUCT = re.compile(r"[-_](instruct|chat|it)(?![^-_])")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of the report: `scale` converts a record's value to `unit`, `digits` is the number of decimals shown."""
-
-    key: str
-    label: str
-    unit: str
-    scale: float
-    digits: int
-    higher_is_better: bool
-
-    @property
-    def is_accuracy(self):
-        return self.key == "average_acc"
-
-
-ACCURACY = Metric("average_acc", "mean zero-shot accuracy", "%", 100, 1, True)
-
-
-def perplexity_metric(name):
-    """Return the metric of perplexity on the text `name`."""
-    return Metric(f"ppl.{name}", f"perplexity on {name}", "", 1, 2, False)
 
 
 @dataclass
@@ -60,25 +37,18 @@ class Pair:
     state: str = "waiting"
     detail: str = ""
 
-    def values(self, metric):
+    def values(self, metric: metrics.Metric) -> dict[str, float | None]:
         """Return {dense, pruned, finetuned} -> the metric's value, None if it was not measured.
 
         The comparison's values come first; without a comparison they are those of the evaluations.
         """
-        compared = self.measured(metric)
-        found = {}
-        for stage in STAGES:
-            value = compared.get(stage) if compared else None
-            found[stage] = _value(getattr(self, stage), metric) if value is None else value
-        return found
+        compared = self.measured(metric) or {}
+        found = {stage: compared.get(stage) for stage in STAGES}
+        return {stage: metric.value(getattr(self, stage)) if value is None else value for stage, value in found.items()}
 
-    def measured(self, metric):
+    def measured(self, metric: metrics.Metric) -> dict | None:
         """Return the metric's part of the comparison (values, change, recovered, verdict), or None."""
-        if not self.comparison:
-            return None
-        if metric.is_accuracy:
-            return self.comparison.get("average_acc")
-        return (self.comparison.get("perplexity") or {}).get(metric.key.removeprefix("ppl."))
+        return metric.part(self.comparison)
 
     @property
     def candidate(self):
@@ -119,12 +89,22 @@ class Study:
         return list(dict.fromkeys(pair.config for pair in self.pairs))
 
     @property
-    def metrics(self):
-        """The metrics that at least one record holds: mean accuracy first, then the perplexity of each text."""
+    def metrics(self) -> list:
+        """The metrics of `metrics.METRICS` that reports show and at least one record holds, in their order."""
         evaluations = [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
-        texts = dict.fromkeys(name for record in evaluations for name in record.get("perplexity") or {})
-        accuracy = [ACCURACY] if any(record.get("average_acc") is not None for record in evaluations) else []
-        return accuracy + [perplexity_metric(name) for name in texts]
+        found = []
+        for entry in metrics.METRICS:
+            held = [metric for record in evaluations for metric in metrics.found_in(record, [entry])]
+            if entry.mean_of:
+                found += [entry.on(*self.task_names)] if held else []
+            elif entry.reported:
+                found += dict.fromkeys(held)
+        return found
+
+    @property
+    def axes(self) -> tuple:
+        """The metric that answers the study's questions, and the first other one (see `metrics.axes`)."""
+        return metrics.axes(self.metrics)
 
     @property
     def compared(self):
@@ -139,15 +119,6 @@ class Study:
 
     def pair(self, model, config):
         return next((pair for pair in self.pairs if (pair.model, pair.config) == (model, config)), None)
-
-
-def _value(evaluation, metric):
-    """Return the metric's value in an evaluation record, or None."""
-    if not evaluation:
-        return None
-    if metric.is_accuracy:
-        return evaluation.get("average_acc")
-    return ((evaluation.get("perplexity") or {}).get(metric.key.removeprefix("ppl.")) or {}).get("value")
 
 
 def read(results, pairs, models=None):

@@ -53,7 +53,7 @@ def table(study, metrics, fold=False, with_state=True):
     for name in ("model", "config"):
         grid.add_column(name, no_wrap=not fold, overflow="fold")
     for metric in metrics:
-        for title in ("acc %" if metric.is_accuracy else "ppl", "pruned", "tuned", "recov."):
+        for title in (metric.column, "pruned", "tuned", "recov."):
             grid.add_column(title, justify="right", no_wrap=True)
     if with_state:
         longest = max((len(_state(pair)) for pair in study.pairs), default=0)
@@ -86,13 +86,9 @@ def _caption(metrics):
 
 
 def _cells(pair, metric):
-    values = [_number(value, metric) for value in pair.values(metric).values()]
+    values = ["" if value is None else metric.shown(value) for value in pair.values(metric).values()]
     recovered = ((pair.measured(metric) or {}).get("recovered") or {}).get("value")
     return [*values, "" if recovered is None else f"{100 * recovered:.0f} %"]
-
-
-def _number(value, metric):
-    return "" if value is None else f"{metric.scale * value:.{metric.digits}f}"
 
 
 def tally(study):

@@ -1,0 +1,88 @@
+"""What all answers share: their form, the pairs that can be compared, and the terms of recovered shares."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coppice.render import formatting
+from coppice.stats.across_models import Means
+from coppice.stats.metrics import Metric
+from coppice.stats.paired_stats import LEVEL
+
+from .measurements import Measurements, column
+from .study_records import Pair, Study
+
+UNDECIDED = "not enough evidence"
+CLEAR = "clear"
+ABSENT = "not applicable"
+ALPHA = 1 - LEVEL
+
+
+@dataclass
+class Answer:
+    """One answer; `verdict` is `CLEAR`, `UNDECIDED` or `ABSENT`, `support` holds sentences with further numbers."""
+
+    key: str
+    question: str
+    verdict: str
+    sentence: str
+    support: list = field(default_factory=list)
+
+
+def not_applicable(key: str, question: str, why: str) -> Answer:
+    """Return an answer that says why the study cannot have one."""
+    return Answer(key, question, ABSENT, why)
+
+
+def undecided(key: str, question: str, why: str, lines: Iterable[str] = ()) -> Answer:
+    """Return an answer that says why the evidence is not enough."""
+    return Answer(key, question, UNDECIDED, f"Not enough evidence: {why}.", list(lines))
+
+
+def usable(study: Study, measurements: Measurements) -> list[Pair]:
+    """Return the compared pairs with values of the leading metric for every row at all three stages."""
+    _, means = measurements.leading
+    return complete(study.compared, means)
+
+
+def complete(pairs: Iterable[Pair], means: Means | None) -> list[Pair]:
+    """Return the pairs whose three stages are columns of `means`; none if `means` is None."""
+    return [pair for pair in pairs if means is not None and all(name in means for name in columns(pair))]
+
+
+def columns(pair: Pair) -> list[tuple]:
+    """Return the names of a pair's columns: dense, pruned, finetuned."""
+    return [column(pair.model, pair.config, stage) for stage in ("dense", "pruned", "finetuned")]
+
+
+def shares(metric: Metric, pairs: Iterable[Pair]) -> tuple[dict, dict]:
+    """Return (gained by fine-tuning, lost by pruning), summed over `pairs`, as column -> weight for `Means.ratio`."""
+    gained, lost = {}, {}
+    sign = 1 if metric.higher_is_better else -1
+    for pair in pairs:
+        dense, pruned, finetuned = columns(pair)
+        for terms, plus, minus in ((gained, finetuned, pruned), (lost, dense, pruned)):
+            terms[plus] = terms.get(plus, 0) + sign
+            terms[minus] = terms.get(minus, 0) - sign
+    return gained, lost
+
+
+def share_of(ratio: dict) -> str:
+    """Return a recovered share as text, with the reason if it is undefined."""
+    return "undefined, because pruning lost nothing" if ratio["value"] is None else formatting.share(ratio)
+
+
+def lost_of(metric: Metric) -> str:
+    """Return the word for what of a metric is lost and recovered: "log-perplexity", "accuracy"."""
+    return f"log-{metric.kind}" if metric.log else metric.kind
+
+
+def other_shares(study: Study, measurements: Measurements) -> list[tuple[dict, str]]:
+    """Return [(ratio, sentence)] for each metric but the leading one: the recovered share over all pairs."""
+    found = []
+    for metric, means in measurements.others.items():
+        pairs = complete(study.compared, means)
+        if pairs:
+            ratio = means.ratio(*shares(metric, pairs))
+            place = f"On {metric.name}, the" if metric.name else "The"
+            found.append((ratio, f"{place} recovered share of {lost_of(metric)} is {share_of(ratio)}."))
+    return found
