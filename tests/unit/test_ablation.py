@@ -17,6 +17,7 @@ from coppice.core.errors import CoppiceError, SettingsError
 from coppice.stages import recover
 from coppice.stages.recover import lora
 from coppice.stages.recover.engine import duration
+from coppice.stats import metrics
 from coppice.study.settings import arms, lora_presets
 
 STEPS = {"unit": "max_steps", "amount": 6}
@@ -293,23 +294,29 @@ def test_recommends_the_best_arm_or_the_cheapest_within_noise(tmp_path, losses, 
     assert answer["verdict"] == verdict and expected in answer["sentence"]
 
 
+def test_lists_the_arms_from_best_to_worst_in_the_chosen_direction(tmp_path):
+    arms_found = synthetic_arms(tmp_path, {"a": 1.0, "b": 1.2, "c": 1.3}, (100, 100, 100))
+    highest = recommendation.recommend(arms_found, {"metric": "validation_loss", "mode": "max"}, arms_found[2])
+    assert [line.split()[0] for line in highest["evidence"][:2]] == ["b", "a"]
+
+
 def test_variation_between_seeds_is_noise(tmp_path):
     """By their items alone, arms that vary between seeds as much as they differ would seem to differ clearly."""
     first = [synthetic(tmp_path, "a", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.0), (2, 1.1), (3, 1.2))]
     second = [synthetic(tmp_path, "b", loss, seeds=(seed,))[0] for seed, loss in ((1, 1.05), (2, 1.11), (3, 1.35))]
     both = [reading.arm("a", first), reading.arm("b", second)]
-    found = measuring.differences(both, both[0], "validation_loss", "report", True)["b"]
+    found = measuring.differences(both, both[0], metrics.LOSS, "report")["b"]
     assert found["value"] == pytest.approx(0.07) and found["verdict"] == "no clear change"
     assert found["interval"][0] < 0 < found["interval"][1]
 
 
 def test_counts_rows_that_several_seeds_hold_out_once(tmp_path):
     paths = {name: synthetic(tmp_path, name, loss, seeds=(1, 2)) for name, loss in (("a", 1.0), ("b", 1.001))}
-    apart = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
+    apart = measuring.joint([reading.arm(*one) for one in paths.items()], metrics.LOSS, "report")
     for path in [path for several in paths.values() for path in several]:
         losses = path.parent / "validation_losses.json"
         records.write(losses, records.read(losses) | {"rows": [str(i) for i in range(200)]})
-    shared = measuring.joint([reading.arm(*one) for one in paths.items()], "validation_loss", "report")
+    shared = measuring.joint([reading.arm(*one) for one in paths.items()], metrics.LOSS, "report")
     assert shared.values == pytest.approx(apart.values)
     assert shared.covariance[0, 0] == pytest.approx(apart.covariance[0, 0], rel=0.5)  # 200 means of two, not 400 losses
 

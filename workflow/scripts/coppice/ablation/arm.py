@@ -12,11 +12,11 @@ from pathlib import Path
 from coppice import models
 from coppice.core import records
 from coppice.stages import evaluate, recover
+from coppice.stats.metrics import LOSS
 from coppice.study.settings import arms
 
 logger = logging.getLogger("coppice.ablation")
 
-LOSS = "validation_loss"
 PARTS = ("selection", "report")
 COPIED = (  # from the training's record
     "trainable_parameters",
@@ -99,7 +99,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
         return
     if share:
         reached = records.read(output.parent / recover.RUNG_LOSS_FILE)
-        records.write(output, content | {"share": share, "step": reached["step"], LOSS: reached[LOSS]})
+        records.write(output, content | {"share": share, "step": reached["step"], LOSS.key: reached[LOSS.key]})
         return
     measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
     content |= _facts(output.parent, settings, predicted)
@@ -164,7 +164,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
     """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
     whole = settings["train"] == arms.ALL_WEIGHTS
     path = str(output / recover.MODEL) if whole else start.source.path
-    wanted = [plan["choose_by"]["metric"] != LOSS, member["report"]]
+    wanted = [plan["choose_by"]["metric"] != LOSS.key, member["report"]]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
         evaluate.evaluate(
@@ -184,13 +184,9 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
 
 
 def _ranking(plan):
-    """Return the section `evaluate` reduced to the tasks and texts of the metric that ranks the arms."""
-    texts, tasks = arms.chosen_by(plan)
+    """Return the section `evaluate` reduced to the data sets of the metric that ranks the arms."""
     whole = plan["evaluate"]
-    return whole | {
-        "zero_shot": whole["zero_shot"] | {"tasks": tasks},
-        "perplexity": whole["perplexity"] | {"datasets": texts},
-    }
+    return whole | {section: whole[section] | lists for section, lists in arms.chosen_by(plan).items()}
 
 
 def _stored(output, settings):

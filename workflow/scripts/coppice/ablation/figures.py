@@ -2,9 +2,10 @@
 
 from coppice.render.plotting import elements, style
 from coppice.render.plotting.style import COLOURS, FAINT, MARKERS, WIDTH
+from coppice.stats import pareto
+from coppice.stats.metrics import LOSS
 
 from . import formats
-from .reading import LOSS
 
 FIGURES = ("pareto", "curves")
 CAPTIONS = {
@@ -20,7 +21,7 @@ CAPTIONS = {
 def draw(found, metrics, folder):
     """Draw the figures of the trained arms into `folder`; return name -> SVG text for the page.
 
-    metrics: (metric, part, lower_is_better) of each row of the first figure.
+    metrics: (metric, part) of each row of the first figure.
     """
     inline = {}
     for name, drawer in (("pareto", _pareto), ("curves", _curves)):
@@ -45,21 +46,20 @@ def _pareto(figure, found, metrics):
     figure.set_size_inches(WIDTH, 1.2 + 2.6 * len(metrics))
     panels = figure.subplots(len(metrics), 2, sharey="row", squeeze=False)
     looks = _looks(found)
-    for row, (metric, part, lower) in zip(panels, metrics, strict=True):
-        shown = [arm for arm in found if metric == LOSS or arm.measured(part)]
-        y = [_scaled(metric, arm.value(metric, part)) for arm in shown]
+    for row, (metric, part) in zip(panels, metrics, strict=True):
+        shown = [arm for arm in found if metric.key == LOSS.key or arm.measured(part)]
+        y = [metric.scale * arm.value(metric, part) for arm in shown]
         sizes = [arm.first["trainable_parameters"] for arm in shown]
         times = [sum(run["seconds"] for run in arm.runs.values()) / len(arm.runs) for arm in shown]
         for axes, x, title in ((row[0], sizes, "trained parameters"), (row[1], times, "training time (s)")):
-            _pareto_line(axes, x, y, lower)
+            _pareto_line(axes, x, y, metric.higher_is_better)
             for arm, across, up in zip(shown, x, y, strict=True):
                 colour, marker = looks[arm.name]
                 axes.plot(across, up, marker, color=colour, markersize=6)
             axes.set_xlabel(title)
             axes.margins(0.12)
         _sizes(row[0], sizes)
-        unit = " (%)" if metric != LOSS and not metric.startswith("ppl.") else ""
-        row[0].set_ylabel(formats.label(metric, part) + unit)
+        row[0].set_ylabel(metric.with_unit(formats.label(metric, part)))
     _legend(figure, found, looks)
 
 
@@ -74,15 +74,9 @@ def _sizes(axes, sizes):
     axes.xaxis.set_major_formatter(EngFormatter())
 
 
-def _scaled(metric, value):
-    return value if metric == LOSS or metric.startswith("ppl.") else 100 * value
-
-
-def _pareto_line(axes, x, y, lower):
+def _pareto_line(axes, x, y, higher_is_better):
     """Draw the line through the Pareto-optimal points."""
-    from coppice.stats import pareto
-
-    best = pareto.pareto([-value if lower else value for value in y], x)
+    best = pareto.pareto([value if higher_is_better else -value for value in y], x)
     points = sorted((a, b) for a, b, on in zip(x, y, best, strict=True) if on)
     axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1)
 

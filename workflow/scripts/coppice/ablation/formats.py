@@ -3,48 +3,38 @@
 import math
 
 from coppice.render import formatting
+from coppice.stats import metrics as known
 
-from .reading import LOSS
+from .reading import Arm
 
 
-def label(metric, part="report"):
+def label(metric: known.Metric, part: str = "report") -> str:
     """Return the name of a metric: "validation loss", "mean accuracy", "perplexity on ptb" or "boolq".
 
     It says so if the metric was measured on selection rows, by which arms are ranked, instead of report rows.
     """
-    if metric == LOSS:
-        return "validation loss"
-    named = {"average_acc": "mean accuracy"}.get(metric, metric)
-    named = f"perplexity on {metric.removeprefix('ppl.')}" if metric.startswith("ppl.") else named
-    return named if part == "report" else f"{named}, selection rows"
+    rows = "" if part == "report" or metric.key == known.LOSS.key else ", selection rows"
+    return f"{metric.spoken}{rows}"
 
 
-def value(metric, number):
-    """Return a loss with four decimals, a perplexity with two, or an accuracy in percent."""
-    if metric == LOSS:
-        return f"{number:.4f}"
-    return f"{number:.2f}" if metric.startswith("ppl.") else f"{100 * number:.1f} %"
+def value(metric: known.Metric, number: float) -> str:
+    """Return a value with its unit: "2.3817", "24.31", "61.2 %"."""
+    return f"{metric.shown(number)} {metric.unit}".rstrip()
 
 
-def difference(metric, found):
-    """Return a difference with its interval: losses as they are, perplexities in percent, accuracies in points."""
+def difference(metric: known.Metric, found: dict) -> str:
+    """Return a difference with its interval: in percent if values are compared by ratios, else in the metric's unit."""
     number, interval = found["value"], found["interval"]
-    if metric == LOSS:
-        return f"{number:+.4f}{formatting.bounds(interval, scale=1, digits=4, signed=True)}"
-    if metric.startswith("ppl."):
+    if metric.log:
         # `measuring` takes differences of logarithms
         number, interval = math.expm1(number), interval and [math.expm1(bound) for bound in interval]
         return f"{100 * number:+.1f} %{formatting.bounds(interval, signed=True)}"
-    return f"{100 * number:+.1f} points{formatting.bounds(interval, signed=True)}"
+    return formatting.difference(metric, found, signed=True)
 
 
-def metrics(arm):
-    """Return (metric, whether lower is better) for every metric of the arm's evaluation on report rows."""
-    result = arm.evaluations("report")[0]
-    names = ["average_acc"] if result["average_acc"] is not None else []
-    return [(name, False) for name in [*names, *result["zero_shot"]]] + [
-        (f"ppl.{name}", True) for name in result["perplexity"]
-    ]
+def metrics(arm: Arm) -> list[known.Metric]:
+    """Return the metrics of the arm's evaluation on report rows: the first one and its parts, then the others."""
+    return known.found_in(arm.evaluations("report")[0])
 
 
 def trains(arm):

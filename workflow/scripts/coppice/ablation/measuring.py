@@ -6,37 +6,32 @@ the mean over the seeds. Each seed holds out other validation examples, and some
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy
 
 from coppice.core import records
-from coppice.stats import across_models, paired_stats, stored_samples
+from coppice.stats import across_models, paired_stats, pairing
+from coppice.stats.metrics import LOSS, Metric
 
-from .reading import LOSS
+from .reading import Arm
 
 AGAIN = "delete the arm's folder and run snakemake again"
 EXAMPLE_LOSSES_FILE = "validation_losses.json"
 
 
-def joint(arms, metric, part):
-    """Return the Means of `metric` over `arms`, by name.
+def joint(arms: Sequence[Arm], metric: Metric, part: str) -> across_models.Means:
+    """Return the Means of a `Metric` over `arms`, by name.
 
     part: "selection" or "report" rows; the validation loss ignores it.
     """
     names = [arm.name for arm in arms]
-    if metric == LOSS:
+    if metric.key == LOSS.key:
         return _losses(arms, names)
+    if metric.mean_of:
+        metric = metric.on(*arms[0].evaluations(part)[0][metric.mean_of])
     by_seed = list(zip(*([folder / part for folder in arm.folders.values()] for arm in arms), strict=True))
-    if metric.startswith("ppl."):
-        texts = [stored_samples.window_losses(folders, metric.removeprefix("ppl."), AGAIN) for folders in by_seed]
-        return across_models.means(names, numpy.mean([losses for losses, _ in texts], axis=0), texts[0][1])
-    tasks = arms[0].evaluations(part)[0]["zero_shot"] if metric == "average_acc" else [metric]
-    return across_models.mean_of([_right(names, by_seed, task) for task in tasks])
-
-
-def _right(names, by_seed, task):
-    seeds = [stored_samples.right_and_wrong(folders, task, AGAIN) for folders in by_seed]
-    return across_models.means(names, numpy.mean(seeds, axis=0))
+    return pairing.means(metric, names, by_seed, AGAIN)
 
 
 def _losses(arms, names):
@@ -55,10 +50,10 @@ def _losses(arms, names):
     return across_models.means(names, samples, list(weights.values()))
 
 
-def differences(arms, reference, metric, part, lower_is_better):
+def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) -> dict[str, dict]:
     """Return arm -> {value, interval, p, p_holm, by_seed, verdict}: its difference to `reference`, one of `arms`.
 
-    Differences of perplexities are differences of their logarithms; accuracies are fractions of 1. With several seeds,
+    Of a metric that is compared by ratios, they are differences of logarithms. With several seeds,
     the variance between seeds (pooled over the arms) is added to the variance over items, with Student's t for the
     degrees of freedom of the former. p is corrected over the arms by Holm. The verdict is better, worse or no clear
     change; it is better or worse only if the differences of all seeds have the same sign.
@@ -71,7 +66,7 @@ def differences(arms, reference, metric, part, lower_is_better):
     seeds = {arm.name: _by_seed(arm, reference, metric, part) for arm in others}
     found = {name: _with_seeds(one, list(seeds.values()), len(seeds[name])) for name, one in found.items()}
     corrected = paired_stats.holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
-    sign = -1 if lower_is_better else 1
+    sign = 1 if metric.higher_is_better else -1
     for arm, p in zip(others, corrected, strict=True):
         agree = len({numpy.sign(value) for value in seeds[arm.name]} - {0}) == 1
         verdict = paired_stats.verdict(sign * found[arm.name]["value"], p) if agree else "no clear change"
@@ -96,6 +91,6 @@ def _with_seeds(estimate, by_seed, count):
 
 
 def _by_seed(arm, reference, metric, part):
-    scale = math.log if metric.startswith("ppl.") else float
+    scale = math.log if metric.log else float
     pairs = zip(arm.values(metric, part), reference.values(metric, part), strict=True)
     return [scale(one) - scale(other) for one, other in pairs]

@@ -1,13 +1,13 @@
 """Read the arms of an ablation from their records, and check that they were trained alike, at an equal budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from coppice.core import records
 from coppice.core.errors import CoppiceError
+from coppice.stats.metrics import LOSS, Metric, named
 
-LOSS = "validation_loss"
 # What must be the same in all arms, seed by seed, and how a difference is reported
 ALIKE = (
     (("provenance", "fingerprints", "weights"), "a different starting checkpoint"),
@@ -24,6 +24,11 @@ SPENT = {
     "tokens": (("tokens_seen", "tokens"),),
     "flops": (("flops", "operations"),),
 }
+
+
+def ranking_metric(choose_by: dict) -> Metric:
+    """Return the `Metric` that ranks the arms, in the chosen direction. choose_by: {metric, mode}."""
+    return replace(named(choose_by["metric"]), higher_is_better=choose_by["mode"] == "max")
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,17 @@ class Arm:
         """Return whether the arm was evaluated on the rows of `part`: selection or report."""
         return self.trained and all(part in run["measured"] for run in self.runs.values())
 
-    def values(self, metric, part="selection"):
-        """Return `metric` for each seed, in order: the name of a task, average_acc, ppl.<text> or validation_loss."""
-        if metric == LOSS:
-            return [run[LOSS] for run in self.runs.values()]
+    def values(self, metric: Metric, part: str = "selection") -> list[float]:
+        """Return the value of `metric` for each seed, in order: on the rows of `part`, or in the training's record."""
+        if metric.key == LOSS.key:
+            return [metric.value(run) for run in self.runs.values()]
         return [_found(result, metric) for result in self.evaluations(part)]
 
     def mean(self, fact):
         """Return the mean over seeds of `fact`, a number in every arm.json."""
         return sum(run[fact] for run in self.runs.values()) / len(self.runs)
 
-    def value(self, metric, part="selection"):
+    def value(self, metric: Metric, part: str = "selection") -> float:
         """Return the mean of `metric` over seeds."""
         values = self.values(metric, part)
         return sum(values) / len(values)
@@ -86,11 +91,8 @@ class Arm:
 
 
 def _found(result, metric):
-    if metric.startswith("ppl."):
-        return result["perplexity"][metric.removeprefix("ppl.")]["value"]
-    if metric == "average_acc":
-        return result["average_acc"]
-    return (result["zero_shot"] | result["other_tasks"])[metric]["value"]
+    value = metric.value(result)
+    return result["other_tasks"][metric.name]["value"] if value is None else value
 
 
 def arm(name, paths):

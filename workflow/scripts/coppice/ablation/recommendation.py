@@ -1,31 +1,30 @@
 """Recommend an arm: the best one, the cheapest one within noise of it, or, if none is clearly better, the cheapest."""
 
+from collections.abc import Sequence
+
+from coppice.stats.metrics import Metric
+
 from . import formats, measuring
-from .reading import LOSS
+from .reading import Arm, ranking_metric
 
 CLEAR, OPEN = "clear", "not clear"
 
 
-def main_metric(arms):
-    """Return the main metric of the report: mean accuracy, else the perplexity on the first text, else None."""
-    reported = [arm for arm in arms if arm.measured("report")]
-    if not reported:
-        return None
-    result = reported[0].evaluations("report")[0]
-    if result["average_acc"] is not None:
-        return "average_acc"
-    return next((f"ppl.{name}" for name in result["perplexity"]), None)
+def main_metric(arms: Sequence[Arm]) -> Metric | None:
+    """Return the main metric of the report: the first that reports show for every pair of a study, or None."""
+    measured = next((arm for arm in arms if arm.measured("report")), None)
+    return next((metric for metric in formats.metrics(measured) if metric.reported), None) if measured else None
 
 
-def recommend(arms, choose_by, reference):
+def recommend(arms: Sequence[Arm], choose_by: dict, reference: Arm) -> dict:
     """Return {verdict, sentence, evidence}: which of several comparable arms to take.
 
     choose_by: {metric, mode}, how the arms are ranked; reference: the arm that the best one is compared with in the
     metrics of the report.
     """
-    metric, lower = choose_by["metric"], choose_by["mode"] == "min"
-    best = (min if lower else max)(arms, key=lambda arm: arm.value(metric))
-    against = measuring.differences(arms, best, metric, "selection", lower)
+    metric = ranking_metric(choose_by)
+    best = _best(arms, metric, "selection")
+    against = measuring.differences(arms, best, metric, "selection")
     near = [arm for arm in arms if arm is best or against[arm.name]["verdict"] != "worse"]
     cheapest = min(near, key=lambda arm: (arm.first["trainable_parameters"], arm.first["seconds"]))
     level = f"{formats.label(metric, 'selection')} {formats.value(metric, best.value(metric))}"
@@ -44,11 +43,10 @@ def recommend(arms, choose_by, reference):
     return {"verdict": verdict, "sentence": sentence, "evidence": evidence}
 
 
-def validated(start, combination):
+def validated(start: Arm, combination: Arm) -> dict:
     """Return the same for a staged ablation: whether the combined winners beat the start on data no stage has used."""
     metric = main_metric([start, combination])
-    lower = metric.startswith("ppl.")
-    found = measuring.differences([start, combination], start, metric, "report", lower)[combination.name]
+    found = measuring.differences([start, combination], start, metric, "report")[combination.name]
     change = f"{formats.label(metric)} by {formats.difference(metric, found)}"
     same = combination.settings == start.settings
     if same:
@@ -72,10 +70,13 @@ def validated(start, combination):
     return {"verdict": verdict, "sentence": sentence, "evidence": evidence}
 
 
+def _best(arms, metric, part):
+    return (max if metric.higher_is_better else min)(arms, key=lambda arm: arm.value(metric, part))
+
+
 def _ranking(arms, best, against, metric):
     """Yield how far each other arm is from the best one, in order of rank."""
-    lower = metric == LOSS or metric.startswith("ppl.")
-    order = sorted(arms, key=lambda arm: arm.value(metric), reverse=not lower)
+    order = sorted(arms, key=lambda arm: arm.value(metric), reverse=metric.higher_is_better)
     for arm in order:
         if arm is not best:
             found = against[arm.name]
@@ -91,10 +92,9 @@ def _first_in_report(arms, best):
     metric = main_metric(arms)
     if metric is None or not all(arm.measured("report") for arm in arms):
         return
-    lower = metric.startswith("ppl.")
-    first = (min if lower else max)(arms, key=lambda arm: arm.value(metric, "report"))
+    first = _best(arms, metric, "report")
     if first is not best:
-        found = measuring.differences(arms, best, metric, "report", lower)[first.name]
+        found = measuring.differences(arms, best, metric, "report")[first.name]
         yield (
             f"{first.name} leads in {formats.label(metric)}: {formats.difference(metric, found)} against {best.name}, "
             f"p = {found['p_holm']:.2g} (Holm): {found['verdict']}"
@@ -105,9 +105,9 @@ def _reported(arms, best, reference):
     """Yield the difference between the best arm and the reference in every metric of the report."""
     if best is reference or not (best.measured("report") and reference.measured("report")):
         return
-    for metric, lower in formats.metrics(best):
+    for metric in formats.metrics(best):
         compared = [arm for arm in arms if arm.measured("report")]
-        found = measuring.differences(compared, reference, metric, "report", lower)[best.name]
+        found = measuring.differences(compared, reference, metric, "report")[best.name]
         yield (
             f"{best.name} against {reference.name}, {formats.label(metric)}: {formats.difference(metric, found)}, "
             f"p = {found['p_holm']:.2g} (Holm): {found['verdict']}"

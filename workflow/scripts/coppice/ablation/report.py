@@ -49,11 +49,11 @@ def write(name, ablation, start, arms, winners, survivors, output):
 
 
 def _axes(fair, choose_by):
-    """Return the metrics of the quality figure: the one that ranks the arms, and the report's main one."""
-    rows = [(choose_by["metric"], "selection", choose_by["mode"] == "min")]
+    """Return (metric, part) of the quality figure: the metric that ranks the arms, and the report's main one."""
+    rows = [(reading.ranking_metric(choose_by), "selection")]
     main = recommendation.main_metric(fair)
     if main and sum(arm.measured("report") for arm in fair) > 1:
-        rows.append((main, "report", main.startswith("ppl.")))
+        rows.append((main, "report"))
     return rows
 
 
@@ -66,7 +66,7 @@ def _content(name, ablation, start, found, fair, problems, won, race):
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "budget": formats.budget(ablation["budget"]),
         "seeds": [str(seed) for seed in found[0].runs],
-        "choose_by": formats.label(ablation["choose_by"]["metric"], "selection"),
+        "choose_by": formats.label(reading.ranking_metric(ablation["choose_by"]), "selection"),
         "reference": _named(reference, ablation["reference"]),
         "problems": [sentence for sentences in problems.values() for sentence in sentences],
         "answer": _answer(ablation, by_name, reference, won),

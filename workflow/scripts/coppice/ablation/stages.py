@@ -24,8 +24,9 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
     """
     found = [reading.arm(name, paths) for name, paths in arms.items()]
     reading.check_equal(ablation, found, budget)
-    values = {arm.name: arm.value(choose_by["metric"]) for arm in found if arm.trained}
-    sign = 1 if choose_by["mode"] == "max" else -1
+    metric = reading.ranking_metric(choose_by)
+    values = {arm.name: arm.value(metric) for arm in found if arm.trained}
+    sign = 1 if metric.higher_is_better else -1
     if not values:
         raise CoppiceError(f"ablation {ablation}, stage {stage}: no arm was trained to the end ({found[0].unfit})")
     order = sorted(values, key=lambda name: -sign * values[name])
@@ -35,14 +36,13 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
     content |= {"flat": winner.first["flat"]}
     content |= {"choose_by": choose_by, "values": values, "runner_up": None}
     if len(order) > 1:
-        content["runner_up"] = _margin(winner, by_name[order[1]], choose_by)
+        content["runner_up"] = _margin(winner, by_name[order[1]], metric)
     trained = [{"arm": arm.name, "settings": arm.settings} for arm in found if arm.trained]
     content["trained"] = [*(records.read(before)["trained"] if before else []), *trained]
     records.write(output, content)
 
 
-def _margin(winner, second, choose_by):
+def _margin(winner, second, metric):
     """Return {arm, value, interval, p, verdict}: the runner-up minus the winner, paired over the same rows."""
-    metric, lower = choose_by["metric"], choose_by["mode"] == "min"
-    found = measuring.differences([winner, second], winner, metric, "selection", lower)[second.name]
+    found = measuring.differences([winner, second], winner, metric, "selection")[second.name]
     return {"arm": second.name, **{key: found[key] for key in ("value", "interval", "p", "verdict")}}

@@ -1,9 +1,9 @@
 """Build the tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
 
 from coppice.stats import paired_stats
+from coppice.stats.metrics import LOSS, named
 
 from . import formats, measuring
-from .reading import LOSS
 
 HEAD = (
     ("arm", "trained parameters", "of all", "on disk", "steps", "tokens", "time", "tokens/s", "peak memory"),
@@ -21,7 +21,7 @@ def arms(found, problems):
 
 def _metrics(found):
     measured = next((arm for arm in found if arm.measured("report")), None)
-    return [name for name, _ in formats.metrics(measured)] if measured else []
+    return formats.metrics(measured) if measured else []
 
 
 def _row(arm, metrics, problems):
@@ -42,7 +42,7 @@ def _row(arm, metrics, problems):
         _cell(formats.size(peak), where, peak),
         _over_seeds(LOSS, arm.values(LOSS)),
         _cell("" if gap is None else f"{gap:+.3f}", sort=gap),
-        *(_over_seeds(name, arm.values(name, "report")) if arm.measured("report") else _cell("") for name in metrics),
+        *(_over_seeds(one, arm.values(one, "report")) if arm.measured("report") else _cell("") for one in metrics),
         notes,
     ]
 
@@ -85,14 +85,14 @@ def differences(found, reference, losses=True):
     """
     compared = [arm for arm in found if arm.measured("report")] if reference.measured("report") else []
     columns = ["arm", "metric", "difference", "p (Holm)", "by seed", "verdict"]
-    rows = list(_of(LOSS, found, reference, True)) if losses else []
-    for metric, lower in formats.metrics(reference) if len(compared) > 1 else []:
-        rows += _of(metric, compared, reference, lower)
+    rows = list(_of(LOSS, found, reference)) if losses else []
+    for metric in formats.metrics(reference) if len(compared) > 1 else []:
+        rows += _of(metric, compared, reference)
     return {"columns": columns, "rows": rows}
 
 
-def _of(metric, compared, reference, lower):
-    part = measuring.differences(compared, reference, metric, "report", lower)
+def _of(metric, compared, reference):
+    part = measuring.differences(compared, reference, metric, "report")
     for name, one in part.items():
         seeds = [formats.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
         difference = formats.difference(metric, one)
@@ -103,7 +103,7 @@ def stages(winners):
     """Return {columns, rows} of the stages: the winner, the values of all arms, and the runner-up's distance."""
     rows = []
     for winner in winners:
-        metric, second = winner["choose_by"]["metric"], winner["runner_up"]
+        metric, second = named(winner["choose_by"]["metric"]), winner["runner_up"]
         behind = ""
         if second:
             noise = "within noise" if second["verdict"] == "no clear change" else "beyond noise"
@@ -129,8 +129,8 @@ def sides(found):
         ["on disk", *(formats.size(arm.first["stored_bytes"]) for arm in shown)],
         ["validation loss", *(formats.value(LOSS, arm.value(LOSS)) for arm in shown)],
         *(
-            [formats.label(name), *(formats.value(name, arm.value(name, "report")) for arm in shown)]
-            for name in metrics
+            [formats.label(metric), *(formats.value(metric, arm.value(metric, "report")) for arm in shown)]
+            for metric in metrics
             if all(arm.measured("report") for arm in shown)
         ),
     ]
@@ -152,11 +152,11 @@ def frame(found, problems):
             }
             row |= {key: _plain(value) for key, value in arm.settings.items()}
             if arm.trained:
-                row |= {key: run[key] for key in ("trainable_parameters", "all_parameters", "stored_bytes", "steps")}
-                row |= {key: run[key] for key in ("tokens_seen", "seconds", "tokens_per_second", "train_loss", LOSS)}
+                facts = ("trainable_parameters", "all_parameters", "stored_bytes", "steps", "tokens_seen", "seconds")
+                row |= {key: run[key] for key in (*facts, "tokens_per_second", "train_loss", LOSS.key)}
                 row |= {"peak_memory_bytes": formats.memory(arm)[0], "gap": formats.gap(run)}
             if arm.measured("report"):
-                row |= {name: arm.values(name, "report")[place] for name in metrics}
+                row |= {metric.key: arm.values(metric, "report")[place] for metric in metrics}
             rows.append(row)
     return pandas.DataFrame(rows)
 

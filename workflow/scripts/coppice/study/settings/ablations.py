@@ -3,6 +3,7 @@
 import math
 
 from coppice.core.errors import SettingsError, nearest
+from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
 from . import arms, lora_presets, registry, rerun_policy, schema
@@ -12,7 +13,6 @@ STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
 DEFAULT_STEPS = 5000
 KINDS = ("arms", "grid", "staged")
 START, COMBINATION, VALIDATION = "start", "combination", "validation"
-LOSS = "validation_loss"
 # The order in which practitioners tune LoRA: the most important setting first, each stage from the best one so far
 USUAL_ORDER = [
     {"name": "rank", "vary": {"r": [8, 16, 32, 64, 128]}, "with": {"alpha": "2r"}},
@@ -305,15 +305,13 @@ def _measured(key, chosen, valid, notices):
 
 
 def _criterion(key, chosen, evaluate):
-    tasks, texts = evaluate["zero_shot"]["tasks"], [f"ppl.{name}" for name in evaluate["perplexity"]["datasets"]]
-    valid = [LOSS, *(["average_acc"] if tasks else []), *texts, *tasks]
+    valid = [LOSS.key, *(metric.key for metric in asked_in(evaluate))]
     if chosen["metric"] not in valid:
         raise SettingsError(
             f"{key}.choose_by.metric: found '{chosen['metric']}'; valid are {', '.join(valid)}"
             f"{nearest(chosen['metric'], valid)}"
         )
-    lower = chosen["metric"] == LOSS or chosen["metric"] in texts
-    return {"metric": chosen["metric"], "mode": chosen["mode"] or ("min" if lower else "max")}
+    return {"metric": chosen["metric"], "mode": chosen["mode"] or named(chosen["metric"]).mode}
 
 
 def _reference(key, wanted, members, stages):

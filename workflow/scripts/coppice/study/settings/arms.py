@@ -8,6 +8,7 @@ import re
 from itertools import product
 
 from coppice.core.errors import SettingsError
+from coppice.stats import metrics
 
 from . import lora_presets
 
@@ -66,14 +67,13 @@ def shared(finetune):
     return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
-def chosen_by(ablation):
-    """Return (texts, tasks) that an ablation's `choose_by` metric is measured on; both are empty for the loss."""
-    metric, measured = ablation["choose_by"]["metric"], ablation["evaluate"]
-    if metric == "average_acc":
-        return [], measured["zero_shot"]["tasks"]
-    if metric.startswith("ppl."):
-        return [metric.removeprefix("ppl.")], []
-    return [], [metric] if metric in measured["zero_shot"]["tasks"] else []
+def chosen_by(ablation: dict) -> dict[str, dict[str, list[str]]]:
+    """Return section of `evaluate` -> key -> data sets, reduced to those that rank the arms; all empty for the loss."""
+    ranking, chosen = metrics.named(ablation["choose_by"]["metric"]), {}
+    for section, key in {entry.setting: None for entry in metrics.METRICS if entry.setting}:
+        names = ablation["evaluate"][section][key] if (section, key) == ranking.setting else []
+        chosen[section] = {key: [name for name in names if ranking.mean_of or name in ranking.names]}
+    return chosen
 
 
 def combinations(values):

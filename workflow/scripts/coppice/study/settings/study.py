@@ -70,8 +70,8 @@ class Study:
 
     def ablated_by(self):
         """Return the names of the texts and tasks whose selection rows rank the arms of some ablation."""
-        chosen = [arms.chosen_by(one) for one in self.ablations.values()]
-        return {name for texts, tasks in chosen for name in (*texts, *tasks)}
+        chosen = [lists for one in self.ablations.values() for lists in arms.chosen_by(one).values()]
+        return {name for lists in chosen for names in lists.values() for name in names}
 
     def training_datasets(self, finetune=None):
         """Return the names of the data sets that `finetune` (default: the study's) trains and validates on."""
