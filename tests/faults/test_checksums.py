@@ -127,7 +127,7 @@ def test_restores_damaged_samples_from_the_parts_of_the_evaluation(study_copy, s
     path = study_copy / "evaluated" / "samples" / "piqa.parquet"
     whole = path.read_bytes()
     flip(path)
-    message = message_of(lambda: stored_samples.right_and_wrong([study_copy / "evaluated"], "piqa", "again"))
+    message = message_of(lambda: stored_samples.row_values([study_copy / "evaluated"], "piqa", "correct", "again"))
     assert "piqa.parquet: changed after its evaluation wrote it" in message and "delete" in message
     (study_copy / "evaluated" / "evaluation_results.json").unlink()
     evaluate_adapter(study_copy, study)

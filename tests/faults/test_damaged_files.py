@@ -275,9 +275,9 @@ def evaluation(folder):
 
 def test_names_damaged_samples_and_their_record(tmp_path, kind):
     path = evaluation(tmp_path)
-    assert stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again")[0].sum() == 20
+    assert stored_samples.row_values([tmp_path, tmp_path], "piqa", "correct", "again")[0].sum() == 20
     damage(path, kind)
-    message = message_of(lambda: stored_samples.right_and_wrong([tmp_path, tmp_path], "piqa", "again"))
+    message = message_of(lambda: stored_samples.row_values([tmp_path, tmp_path], "piqa", "correct", "again"))
     assert "piqa.parquet" in message and "evaluation_results.json" in message
 
 

@@ -3,13 +3,6 @@
 import math
 
 
-def axes_of(columns):
-    """Return the (accuracy, perplexity) columns for the Pareto front of a candidate table; None if missing."""
-    accuracy = next((name for name in ("average_acc", "acc") if name in columns), None)
-    texts = [name for name in columns if name.startswith("ppl.")] + (["ppl"] if "ppl" in columns else [])
-    return accuracy, texts[0] if texts else None
-
-
 def pareto(first, second):
     """Return for each point whether it is Pareto-optimal: no different point is at least as good in both metrics.
 

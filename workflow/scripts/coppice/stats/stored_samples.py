@@ -91,18 +91,6 @@ def row_values(folders: Sequence[Path], name: str, column: str, remedy: str) -> 
     return [table[column].to_numpy().astype(float) for table in tables]
 
 
-def right_and_wrong(folders, task, remedy):
-    """Return an array [items] of 1.0 (right) and 0.0 (wrong) for each evaluation folder, over the same items in order.
-
-    Raises:
-        NotPaired: if the evaluations have different items; the message ends with `remedy`.
-    """
-    tables = [samples(folder, task, ("doc_id", "doc_hash", "correct")) for folder in folders]
-    if not all(table["doc_hash"].equals(tables[0]["doc_hash"]) for table in tables):
-        raise NotPaired(f"task {task}: the models were scored on different items; {remedy}")
-    return [table["correct"].to_numpy().astype(float) for table in tables]
-
-
 def losses(folder):
     """Return the record of the losses in an evaluation's `folder`; RecordError if it is another evaluation's."""
     record, path = Path(folder) / "evaluation_results.json", Path(folder) / "ppl_results.json"
