@@ -28,17 +28,17 @@ demo: env  ## run the whole miniature study (some ten minutes on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake
 
 test: env  ## what to run before a commit: all short tests, and one small study from end to end (some four minutes)
-	$(PYTEST) tests -n 2 -m "not guard and not slow"
+	$(PYTEST) tests contrib -n 2 -m "not guard and not slow"
 
 test-unit: env  ## the unit tests alone (a minute and a half)
-	$(PYTEST) tests/unit -n 2 -m "not guard and not slow"
+	$(PYTEST) tests/unit contrib -n 2 -m "not guard and not slow"
 
 # Three processes on two cores: the tests on Slurm wait most of the time
 test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (at most thirty minutes)
 	$(PYTEST) tests -n 3 -m guard
 
 test-all: env slurm docs  ## every test, real data beside the checkout too, and the site (35 minutes)
-	$(PYTEST) tests -n 3
+	$(PYTEST) tests contrib -n 3
 
 test-faults: env  ## the fault tests with ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
 	COPPICE_FAULTS_KILLS=10 $(PYTEST) tests/faults -n 2 -rP

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-SHIPPED = ("Snakefile", "workflow", "config", "profiles", "envs")
+SHIPPED = ("Snakefile", "workflow", "config", "profiles", "contrib", "envs")
 SHOWN_LINES = 25  # number of lines of an output or a log that a failing test shows
 
 # Recognizable secrets in the environment of every run: no file may contain them.

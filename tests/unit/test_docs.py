@@ -13,7 +13,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "config/README.md", ROOT / "SECURITY.md"]
+PAGES = [
+    README,
+    *sorted(DOCS.rglob("*.md")),
+    *(ROOT / name for name in ("config/README.md", "contrib/README.md", "SECURITY.md")),
+]
 COMMANDS = (
     "snakemake --cores 8 --resources gpu=2",
     "snakemake results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt",

@@ -87,7 +87,7 @@ def test_leaves_out_rows_of_a_model_outside_the_study_with_a_notice(tmp_path, ta
         (HEADER + "Llama,x,a,,,\nLlama,y,b,,,\nLlama,x,c,,,\n", "row 4, column candidate: model 'Llama' already has a"),
         (HEADER + "Llama,x,nowhere,,,\n", "row 2, column path: there is no folder nowhere"),
         (HEADER + "Llama,x,.,,,\n", "row 2, column path: . is not a checkpoint folder, because it has no config.json"),
-        (HEADER + "Llama,x,model.pt,,,\n", "coppice import-pickle model.pt OUT --i-trust-this-file"),
+        (HEADER + "Llama,x,model.pt,,,\n", "import_pickle.py model.pt OUT --i-trust-this-file"),
         (HEADER + "Llama,x,a,nan,,\n", "row 2, column acc: found 'nan', must be a number from 0 to 1"),
         (HEADER + "Llama,x,a,61,,\n", "row 2, column acc: found '61'"),
         (HEADER + "Llama,x,a,high,,\n", "row 2, column acc: found 'high'"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import import_pickle
 import pytest
 import torch
 from torch import nn
@@ -91,11 +92,9 @@ def odd_shaped(dense, folder, tokenizer):
 
 
 def pickled(dense, folder, tokenizer):
-    from coppice import cli
-
     path = folder.with_suffix(".pkl")
     torch.save({"model": Pruned(narrow(load(dense))), "tokenizer": tokenizer}, path)
-    assert cli.main(["import-pickle", str(path), str(folder), "--i-trust-this-file"]) == 0
+    import_pickle.convert(path, folder, trusted=True)
 
 
 KINDS = {kind.__name__: kind for kind in (sharded, plain_bin, sparse, odd_shaped, pickled)}

@@ -92,18 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         help="operations a second that one GPU achieves in practice, in 10^12 (default: %(default)s)",
     )
     planned.set_defaults(run=_plan)
-    pickled = commands.add_parser(
-        "import-pickle", help="convert LLM-Pruner's pickle to a checkpoint folder for candidates.table"
-    )
-    pickled.add_argument("pickle", metavar="IN", help="the pickle: torch.save({'model': ..., 'tokenizer': ...})")
-    pickled.add_argument("output", metavar="OUT", help="the checkpoint folder to write")
-    pickled.add_argument("--base", metavar="FOLDER", help="the original model's folder, for its config and tokenizer")
-    pickled.add_argument(
-        "--i-trust-this-file",
-        action="store_true",
-        help="confirm that you trust the file: loading a pickle runs the code that it names",
-    )
-    pickled.set_defaults(run=_import_pickle)
     _single_job_parsers(commands)
     # All arguments go to lm-eval, options included. With NUL as the prefix character argparse recognizes no options.
     harness = commands.add_parser(
@@ -355,16 +343,6 @@ def _report(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output or Path(arguments.results) / "report")
     study_report.write_report(arguments.results, pairs, models, output, {"models": notice} if notice else {})
     print(output / "study_report.html")
-
-
-def _import_pickle(arguments: argparse.Namespace) -> None:
-    from coppice.stages.prune import pickles
-
-    facts = pickles.convert(arguments.pickle, arguments.output, arguments.base, arguments.i_trust_this_file)
-    print(
-        f"{arguments.output}: {facts['tensors']} tensors, {facts['layers']} layers, "
-        f"{facts['odd_layers']} of them with other widths than the config"
-    )
 
 
 def _harness(arguments: argparse.Namespace) -> None:

@@ -8,8 +8,7 @@
 
 `grid` checks a grid point against a model's configuration alone (without torch); `anatomy` lists the tensors of Llama,
 Qwen2, Qwen3 and Mistral that belong to one structure; `importance` scores structures, with gradients from `blockwise`;
-`methods` decides what to remove and removes it; `measures` describes shapes and sizes. `pickles` converts LLM-Pruner's
-files.
+`methods` decides what to remove and removes it; `measures` describes shapes and sizes.
 
 This package does not use Torch-Pruning. These families need only two kinds of coupled structures, a few lines each,
 whereas Torch-Pruning traces a forward and backward pass through the whole model and so needs all of it in memory at

@@ -21,6 +21,7 @@ OF_METHOD = {
 }
 IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
+CONVERT = "python contrib/import_pickle/import_pickle.py {} OUT --i-trust-this-file"
 REQUIRED = ("model", "candidate", "path")
 RANGES = {entry.alias: (entry.low, entry.high) for entry in metrics.METRICS if entry.alias}
 
@@ -164,7 +165,7 @@ def _checkpoint(text, where, workdir):
     if path.suffix.lower() in PICKLES:
         raise SettingsError(
             f"{where}: {text} is a pickle, and Coppice does not load pickles because they can run any code; "
-            f"convert it to a checkpoint folder first: coppice import-pickle {text} OUT --i-trust-this-file"
+            f"convert it to a checkpoint folder first: {CONVERT.format(text)}"
         )
     if not os.path.exists(path):  # not Path.exists, which raises OSError if the text is too long for a path
         raise SettingsError(f"{where}: there is no folder {text} (looked at {path})")

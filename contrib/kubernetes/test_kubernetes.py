@@ -1,4 +1,4 @@
-"""profiles/kubernetes with a fake kubectl whose pods are processes; nobody has tried it on a real Kubernetes."""
+"""contrib/kubernetes with a fake kubectl whose pods are processes; nobody has tried it on a real Kubernetes."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ pytestmark = [
         reason="snakemake-executor-plugin-cluster-generic is not installed (it is among envs/requirements-dev.txt)",
     ),
 ]
-PROFILE = ("--profile", "profiles/kubernetes")
+PROFILE = ("--profile", "contrib/kubernetes")
 QUICK = ("--latency-wait", "1", "--seconds-between-status-checks", "1")
 TARGET = "resources/miniature/ptb/dataset.json"
 
@@ -26,7 +26,7 @@ TARGET = "resources/miniature/ptb/dataset.json"
 def kubernetes(new_checkout, tmp_path, monkeypatch):
     """Return (a checkout on a machine with the fake kubectl, the folder that holds its Jobs)."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/kubectl").symlink_to(Path(__file__).parent / "kubectl")
+    (tmp_path / "bin/kubectl").symlink_to(Path(__file__).parent / "fake_kubectl")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_KUBERNETES", str(tmp_path))
     return new_checkout("kubernetes"), tmp_path
@@ -58,7 +58,7 @@ def test_a_training_requests_nvidia_gpus(kubernetes):
     script = folder / "snakejob.sh"
     properties = {"threads": 1, "resources": {"gpu": 2, "cpus_per_task": 8, "mem_mb": 9000, "runtime": 90}}
     script.write_text(f"#!/bin/sh\n# properties = {json.dumps(properties)}\ntrue\n")
-    submit = yaml.safe_load((checkout.folder / "profiles/kubernetes/config.yaml").read_text())[
+    submit = yaml.safe_load((checkout.folder / "contrib/kubernetes/config.yaml").read_text())[
         "cluster-generic-submit-cmd"
     ]
     checkout.shell(f"COPPICE_RUN=this-run {submit} {script}")

@@ -1,22 +1,53 @@
 """Convert LLM-Pruner's pickle, `torch.save({"model": module, "tokenizer": tokenizer})`, to a checkpoint folder.
 
-Unpickling runs whatever code the file names. This is the only module of the project that unpickles, and it does so only
-if the user says that the file is trusted. It takes the tensors and the plain configuration values from the module and
+    python contrib/import_pickle/import_pickle.py pytorch_model.bin FOLDER --i-trust-this-file
+
+Unpickling runs whatever code the file names. Nothing else in the project unpickles, and this program does so only if
+the user says that the file is trusted. It takes the tensors and the plain configuration values from the module and
 nothing else, because another version of transformers may have written it.
 """
 
-import logging
+import argparse
 import shutil
+import sys
 from pathlib import Path
 
+# The package of this checkout comes before one that is installed in the environment, as in the workflow's scripts.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
+
 from coppice import models
-from coppice.core import records
-from coppice.core.errors import CheckpointError
+from coppice.core import disks, records
+from coppice.core.errors import CheckpointError, CoppiceError
 from coppice.models import pruned_shapes
 
-logger = logging.getLogger("coppice.pickles")
 
-REMEDY = "coppice import-pickle {path} OUT --i-trust-this-file"
+def main(argv=None):
+    """Convert the pickle that the command line names, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="import_pickle.py", description="Convert LLM-Pruner's pickle to a checkpoint folder for candidates.table."
+    )
+    parser.add_argument("pickle", metavar="IN", help="the pickle: torch.save({'model': ..., 'tokenizer': ...})")
+    parser.add_argument("output", metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument("--base", metavar="FOLDER", help="the original model's folder, for its config and tokenizer")
+    parser.add_argument(
+        "--i-trust-this-file",
+        action="store_true",
+        help="confirm that you trust the file: loading a pickle runs the code that it names",
+    )
+    given = parser.parse_args(argv)
+    try:
+        facts = convert(given.pickle, given.output, given.base, given.i_trust_this_file)
+    except (CoppiceError, OSError) as error:
+        message = str(error) if isinstance(error, CoppiceError) else disks.explained(error, [given.output])
+        if message is None:
+            raise
+        print(f"import_pickle.py: {message}", file=sys.stderr)
+        return 1
+    print(
+        f"{given.output}: {facts['tensors']} tensors, {facts['layers']} layers, "
+        f"{facts['odd_layers']} of them with other widths than the config"
+    )
+    return 0
 
 
 def convert(path, output, base=None, trusted=False):
@@ -39,8 +70,8 @@ def convert(path, output, base=None, trusted=False):
         raise CheckpointError(f"{path}: there is no such file. Give the path of the pickle.")
     if not trusted:
         raise CheckpointError(
-            f"{path}: loading a pickle runs the code that it names. If you trust whoever made it, run: "
-            + REMEDY.format(path=path)
+            f"{path}: loading a pickle runs the code that it names. If you trust whoever made it, add "
+            "--i-trust-this-file to the command."
         )
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output}: the folder is not empty. Name a new folder.")
@@ -150,3 +181,7 @@ def _write_tokenizer(path, folder, tokenizer, base):
     else:
         raise CheckpointError(f"{path}: holds no tokenizer. Name a folder with the original one: --base FOLDER")
     models.load_tokenizer(folder)  # find out now if the tokenizer does not load
+
+
+if __name__ == "__main__":
+    sys.exit(main())
