@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from coppice import models
 from coppice.core.errors import CheckpointError, DataError, SettingsError
 from coppice.models import pruned_shapes
-from coppice.stages.prune import importance, prune, resolve
+from coppice.stages.prune import check_grid, importance, prune, resolve
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral"]
 POINTS = {
@@ -480,3 +480,13 @@ def test_rejects_models_and_batches_that_cannot_be_used(tiny_model, token_batche
 def test_checks_grid_points_without_importing_torch():
     code = "import sys; import coppice.stages.prune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+def test_a_grid_is_checked_as_a_whole_and_names_every_point_that_does_not_fit(tiny_checkpoint):
+    config = tiny_checkpoint("llama") / "config.json"
+    grid = {"low": {"method": "depth", "ratio": 0.25}, "high": {"method": "depth", "ratio": 0.95}}
+    with pytest.raises(SettingsError, match=r"Mine: candidate high: .*; Mine: candidate none: ") as error:
+        check_grid("Mine", config, grid | {"none": {"method": "depth"}})
+    assert "candidate low" not in str(error.value)
+    check_grid("Mine", config, {"low": grid["low"]})
+    check_grid("Mine", "no such file", {})  # a study without a grid

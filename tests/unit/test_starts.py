@@ -14,7 +14,6 @@ TORCH = {"torch", "transformers", "datasets", "lm_eval", "peft"}
 TABLES = {"numpy", "pandas", "scipy", "matplotlib", "pyarrow"}
 # script -> the libraries that it must not import before its work begins; statistics of any kind need numpy
 NOT_IMPORTED = {
-    "check_grid": TORCH | TABLES,
     "compare_stages": TORCH | TABLES - {"numpy"},
     "fetch_config": TORCH | TABLES,
     "fetch_dataset": TORCH | TABLES,

@@ -319,3 +319,4 @@ def test_rejects_a_grid_point_that_does_not_fit_a_local_model_before_pruning(wor
     assert "Mine: candidate depth-0.99" in done.stdout and "would leave none" in done.stdout
     assert "Traceback" not in done.stdout
     assert not list(Path(checkout.folder / "results").rglob("pruning.json"))
+    assert not (checkout.folder / "resources/models/Mine/config.json").exists()  # so the next run checks again

@@ -12,7 +12,7 @@ from tests.unit.fake_hub import serving
 
 # The small study does not run these scripts: its models are miniatures, and its ablation has one stage. Other tests
 # run them under the same watch.
-ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "check_grid", "import_candidate", "choose_arm"}
+ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "import_candidate", "choose_arm"}
 
 
 def jobs_of(notes):
@@ -76,7 +76,7 @@ def test_fetches_a_gated_model_and_data_with_the_users_token(finished, new_check
         hub.gated, hub.token = {"org/tiny"}, SECRETS["HF_TOKEN"]
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        checkout.run("--cores", "2", "fetch", "results/candidates/Tiny/grid.json", config=config)
+        checkout.run("--cores", "2", "fetch", config=config)
     resources = checkout.folder / "resources"
     assert json.loads((resources / "models/Tiny/model.json").read_text())["commit"] == commit
     assert json.loads((resources / "datasets/wikitext2/dataset.json").read_text())["source"]["commit"]

@@ -402,6 +402,6 @@ def test_settings_that_cannot_change_results_rerun_nothing(finished):
     assert finished.reruns(harmless) == {}
 
 
-def test_an_added_grid_point_gets_its_own_check_and_reruns_no_other_point(finished):
-    assert finished.added(ADDED) == {"check_grid": 1, "prune_candidate": 2, "score_candidate": 2}
-    assert not {"check_grid", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))
+def test_an_added_grid_point_reruns_no_other_point(finished):
+    assert finished.added(ADDED) == {"prune_candidate": 2, "score_candidate": 2}
+    assert not {"fetch_config", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))

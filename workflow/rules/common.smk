@@ -22,7 +22,7 @@ sys.path.insert(0, SCRIPTS)
 from coppice import miniature
 from coppice.core import disks, gpus, jobs
 from coppice.core.errors import CoppiceError
-from coppice.planning import gathered_inputs, grid_checks, job_resources
+from coppice.planning import gathered_inputs, job_resources
 from coppice.planning.gathered_inputs import of_model, with_parameters
 from coppice.report import study_report
 from coppice.report.study_report import failures
@@ -36,10 +36,6 @@ if workflow.is_main_process:
 try:
     study = settings.load(config, workflow.configfiles)
     files = layout.Files(study)
-    CHECKS = grid_checks.Checks(
-        f"{study.results}/.grids.json",
-        [study.candidates(model) for model in files.configurations],
-    )
     # Snakemake knows its targets only after parsing, so all words of the command line are checked; those that are not
     # paths in the results folder pass
     settings.check_targets(study, sys.argv[1:])
@@ -95,27 +91,6 @@ def pairs(pattern, **more):
     ]
 
 
-@functools.cache
-def saved_checks():
-    """Return the grid checks. They are saved only if jobs will run, so that a dry run writes nothing."""
-    runs = workflow.executor_plugin is not None and not workflow.dryrun
-    if workflow.is_main_process and runs:
-        CHECKS.keep()
-    return CHECKS
-
-
-@with_parameters
-def checked_grid(wildcards):
-    """Return the record of the grid check that covers a prune job's points; none for miniature models."""
-    if wildcards.model not in files.configurations:
-        return []
-    pattern = GRID.replace("{model}", wildcards.model)
-    if SHARED:
-        return pattern
-    point = study.candidates(wildcards.model)[wildcards.candidate]
-    return saved_checks().record(pattern, wildcards.candidate, point)
-
-
 def loading(model):
     """Return the settings by which a model and all its pruned checkpoints are loaded."""
     return {
@@ -140,6 +115,15 @@ def execution(section):
     """Return the execution settings of a section, as a rule parameter whose change reruns nothing."""
     values = settings.rerun_policy.execution_settings(section, study.config[section])
     return with_parameters(lambda wildcards, output: values)
+
+
+@with_parameters
+def whole_grid(wildcards, output):
+    """Return all grid points of a model, as a rule parameter whose change reruns nothing.
+
+    A job checks them all before it works on one, so that nothing is fetched or pruned if any of them does not fit.
+    """
+    return study.candidates(wildcards.model) if PRUNES else {}
 
 
 def prompt(model):
@@ -223,18 +207,11 @@ def status(stage, *key):
 
 TASKS = study.evaluate["zero_shot"]["tasks"]
 SHARED = study.config["candidates"]["per_job"] == "all"
+PRUNES = study.config["candidates"]["table"] is None
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
-GRID_JOB = "{model}" if SHARED else "{model}.{check}"
-# The record of the grid check that covers a job's points (see `grid_checks`). A single record per model would have to be
-# declared `ancient` for jobs whose points did not change. In the run that repeats the check, Snakemake would then skip
-# everything that depends on the record.
-GRID = f"{RESULTS}/candidates/{{model}}/" + (
-    "grid.json" if SHARED else ".grids/{check}.json"
-)
 # Weights are deleted only if all configs take part in the run: any other config could still choose any candidate
 DELETES_WEIGHTS = study.config["candidates"]["keep"] == "selected" and (
-    study.config["candidates"]["table"] is None
-    and study.active_configs() == list(study.configs)
+    PRUNES and study.active_configs() == list(study.configs)
 )
 EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
 

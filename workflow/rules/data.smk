@@ -2,8 +2,9 @@
 
 Input: hub ids, local folders or `miniature/...` names.
 Output: `model.json` for each model and `dataset.json` for each data set, beside their files, and the `config.json` of
-each hub model, which is fetched before the weights. Only the fetch rules use the network. `gather_rows` lists the
-records of all data sets of an evaluation in one file, so that each of ten thousand jobs has one input instead of ten.
+each model, which is fetched before the weights and against which the pruning grid is checked. Only the fetch rules use the
+network. `gather_rows` lists the records of all data sets of an evaluation in one file, so that each of ten thousand jobs
+has one input instead of ten.
 """
 
 
@@ -11,7 +12,7 @@ records of all data sets of an evaluation in one file, so that each of ten thous
 rule fetch:
     input:
         [files.model(model) for model in study.active_models()],
-        files.fetched_configurations(),
+        [files.checked_configuration(model) for model in study.active_models()],
         files.datasets(list(dict.fromkeys([*study.datasets, *TASKS]))),
     localrule: True
 
@@ -38,8 +39,10 @@ rule fetch_model:
         "../scripts/fetch_model.py"
 
 
-# config.json is small, and it is enough to size jobs and to check a pruning grid before the weights are here
+# config.json is small, and it is enough to size jobs and to check the pruning grid before the weights are here
 rule fetch_config:
+    input:
+        of_model(files.local_configuration),
     output:
         f"{RESOURCES}/models/{{model}}/config.json",
     log:
@@ -51,6 +54,7 @@ rule fetch_config:
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
+        whole_grid=whole_grid,
     script:
         "../scripts/fetch_config.py"
 

@@ -1,9 +1,10 @@
 """Candidates: pruned by the grid, or imported from the user's table.
 
 Input: the dense model's record, and calibration text or the user's checkpoint folder.
-Output: `{results}/candidates/{model}/{candidate}/pruning.json`, beside the checkpoint, which is not declared. Models
-other than miniatures also get `candidates/{model}/.grids/{check}.json` (`grid.json` if one job prunes all candidates),
-the record that every point of the grid fits the model.
+Output: `{results}/candidates/{model}/{candidate}/pruning.json`, beside the checkpoint, which is not declared.
+
+That every point of the grid fits the model is checked by `fetch_config`, before the weights are here, and again by each
+job that prunes, because points may be added later.
 """
 
 
@@ -16,36 +17,13 @@ rule candidates:
         ],
 
 
-if study.config["candidates"]["table"] is None:
-
-    # Checks that every point of the grid fits the model, from config.json alone, before the weights are fetched
-    rule check_grid:
-        input:
-            lambda wildcards: files.configurations.get(wildcards.model, []),
-        output:
-            GRID,
-        log:
-            f"{LOGS}/prune/check_grid.{GRID_JOB}.log",
-        wildcard_constraints:
-            check="[0-9a-f]{12}",
-        priority: 100
-        localrule: True
-        conda:
-            "../../envs/coppice.yaml"
-        params:
-            grid=job_candidates if SHARED else None,
-            # All points are checked, so that nothing is pruned if one of them does not fit. As a function of `output`
-            # this is not compared with earlier runs, so an added point reruns no other check.
-            every=lambda wildcards, output: study.candidates(wildcards.model),
-            protocol=1,
-        script:
-            "../scripts/check_grid.py"
+if PRUNES:
 
     rule prune_candidate:
         input:
             model=of_model(files.model),
             calibration=files.dataset(study.calibration["dataset"]),
-            grid=checked_grid,
+            configuration=of_model(files.checked_configuration),
         output:
             produced(CANDIDATE),
         log:
@@ -66,6 +44,7 @@ if study.config["candidates"]["table"] is None:
             runtime=requested("prune", "runtime"),
         params:
             candidates=job_candidates,
+            whole_grid=whole_grid,
             calibration=study.calibration,
             loading=of_model(loading),
             placement=placement,

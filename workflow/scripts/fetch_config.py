@@ -1,9 +1,10 @@
-"""Fetch a model's config.json from the hub, before its weights."""
+"""Fetch a model's config.json, before its weights, and check the pruning grid against it."""
 
 from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
     from coppice.data import fetching
+    from coppice.stages import prune
 
     fetching.fetch_config(
         name=snakemake.wildcards.model,
@@ -11,3 +12,4 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
         revision=snakemake.params.revision,
         output=snakemake.output[0],
     )
+    prune.check_grid(snakemake.wildcards.model, snakemake.output[0], snakemake.params.whole_grid)

@@ -14,13 +14,15 @@ with jobs.computing(
     snakemake.resources,
     snakemake.params.loading,
 ):
+    from coppice.stages import prune
     from coppice.stages.prune import candidates
 
-    loading = snakemake.params.loading | snakemake.params.placement
+    source = models.Source.of_record(snakemake.input.model, snakemake.params.loading | snakemake.params.placement)
+    prune.check_grid(snakemake.wildcards.model, Path(source.path) / "config.json", snakemake.params.whole_grid)
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):
         candidates.prune(
             identity={"model": snakemake.wildcards.model, "candidate": name},
-            source=models.Source.of_record(snakemake.input.model, loading),
+            source=source,
             point=point,
             calibration=snakemake.params.calibration | {"record": snakemake.input.calibration},
             output=Path(record).parent,

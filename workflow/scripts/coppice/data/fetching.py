@@ -65,7 +65,7 @@ def fetch_model(name: str, source: Record, revision: str | None, record: PathLik
 
 
 def fetch_config(name: str, source: Record, revision: str | None, output: PathLike) -> None:
-    """Write the config.json of a model on the hub to `output`; copy it if the model is already fetched.
+    """Write the config.json of a model to `output`: from a local folder, a snapshot that is here, or the hub.
 
     Args:
         name: name of the model.
@@ -74,6 +74,9 @@ def fetch_config(name: str, source: Record, revision: str | None, output: PathLi
         output: path of the config.json to write.
     """
     folder = Path(output).parent
+    if source["kind"] == "local":
+        records.copy(Path(source["path"], "config.json"), output)
+        return
     if _is_snapshot_of(folder, source, revision):
         records.copy(folder / "snapshot/config.json", output)
         return

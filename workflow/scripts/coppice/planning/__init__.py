@@ -1,1 +1,1 @@
-"""What Snakemake needs to know before any job runs: resources, the plan, gathered inputs, grid checks."""
+"""What Snakemake needs to know before any job runs: resources, the plan, gathered inputs."""

@@ -4,7 +4,6 @@ Patterns use the workflow's wildcards: {model}, {config}, {candidate}. This modu
 """
 
 import fnmatch
-import functools
 import os
 from pathlib import Path
 
@@ -173,21 +172,19 @@ class Files:
     def _miniature(self, name):
         return f"{self.resources}/miniature/models/{name}/model.json"
 
-    @functools.cached_property
-    def configurations(self):
-        """{model: config.json} of every active model except miniatures: it is available before the weights are."""
-        return {
-            model: config_file(self.study, model)
-            for model in self.study.active_models()
-            if self.study.models[model]["source"]["kind"] != "miniature"
-        }
+    def local_configuration(self, model: str) -> list[str]:
+        """Return the config.json in a local model's folder; [] for a model from the hub."""
+        return [config_file(self.study, model)] if self.study.models[model]["source"]["kind"] == "local" else []
 
-    def fetched_configurations(self):
-        """Return the config.json files to fetch from the hub. Without a pruning grid to check, none is needed."""
+    def checked_configuration(self, model: str) -> list[str]:
+        """Return the copy of a model's config.json that the pruning grid was checked against.
+
+        The list is empty for miniatures, and if the user's own table replaces the grid.
+        """
         if self.study.config["candidates"]["table"] is not None:
             return []
-        every = self.configurations.items()
-        return [path for model, path in every if self.study.models[model]["source"]["kind"] == "hub"]
+        kind = self.study.models[model]["source"]["kind"]
+        return [] if kind == "miniature" else [f"{self.resources}/models/{model}/config.json"]
 
     def task_definitions(self):
         """Return the files of the user's own task definitions."""

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coppice.core import records
 from coppice.core.errors import CheckpointError, SettingsError
 
 from .grid import Plan, resolve
@@ -41,18 +40,19 @@ class PruneResult:
     facts: dict[str, Any]
 
 
-def check_grid(model, config, grid, output):
-    """Reject grid points that the model cannot take, and record what the valid ones remove. Reads no weights.
+def check_grid(model: str, config: str | Path, grid: dict[str, dict[str, Any]]) -> None:
+    """Reject grid points that the model cannot take. This reads no weights and does not import torch.
 
     Args:
-        model: name of the model, for messages and the record.
+        model: name of the model, for messages.
         config: path of the model's config.json.
         grid: candidate name -> grid point.
-        output: path of the record to write.
 
     Raises:
         SettingsError: names every point that the model cannot take.
     """
+    if not grid:
+        return
     from transformers import AutoConfig
 
     try:
@@ -61,16 +61,14 @@ def check_grid(model, config, grid, output):
         raise SettingsError(
             f"{model}: {config} cannot be read as a model configuration: {error}. Restore the model's own config.json."
         ) from error
-    plans, errors = {}, []
+    errors = []
     for candidate, point in grid.items():
         try:
-            plan = resolve(point, found)
-            plans[candidate] = {"remove": plan.remove, "warnings": plan.warnings}
+            resolve(point, found)
         except (SettingsError, CheckpointError) as error:
             errors.append(f"{model}: candidate {candidate}: {str(error).rstrip('.')}")  # joined by semicolons below
     if errors:
         raise SettingsError("; ".join(errors))
-    records.write(output, {"model": model, "plans": plans})
 
 
 def prune(
