@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Never
 from unittest import mock
 
@@ -41,20 +42,50 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for name in ("COPPICE_GPUS_GIVEN", jobs.STARTED):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     return tmp_path
 
 
-def install_driver(machine, devices, busy=()) -> None:
-    """Install an `nvidia-smi` that lists `devices` [(uuid, MB)] and shows another user's process on the `busy` ones."""
-    listed = "\n".join(f"{i}, {uuid}, {memory}" for i, (uuid, memory) in enumerate(devices))
-    apps = "\n".join(f"{uuid}, 4711" for uuid in busy)
-    path = machine / "bin/nvidia-smi"
-    path.write_text(
-        f"#!/bin/sh\ncase $1 in *compute-apps*) printf '%s\\n' '{apps}';; *) printf '%s\\n' '{listed}';; esac\n"
-    )
-    path.chmod(0o755)
+class NVMLError(Exception):
+    """As in pynvml, where the class of each error number is derived from this one."""
+
+
+class NotSupported(NVMLError):
+    pass
+
+
+class LibraryNotFound(NVMLError):
+    pass
+
+
+@pytest.fixture
+def install_driver(monkeypatch):
+    """Return a function that installs a fake of pynvml with `devices` [(uuid, MB or None)].
+
+    Another user's process computes on the `busy` ones; `error` is what starting NVML raises.
+    """
+
+    def install(devices, busy=(), error=None):
+        def memory(handle):
+            if devices[handle][1] is None:
+                raise NotSupported
+            return SimpleNamespace(total=devices[handle][1] * 2**20)
+
+        calls = {
+            "nvmlInit": mock.Mock(side_effect=error),
+            "nvmlShutdown": mock.Mock(),
+            "nvmlDeviceGetCount": lambda: len(devices),
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetUUID": lambda handle: devices[handle][0],
+            "nvmlDeviceGetMemoryInfo": memory,
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: [4711] if devices[handle][0] in busy else [],
+            "NVMLError": NVMLError,
+            "NVMLError_NotSupported": NotSupported,
+            "NVMLError_LibraryNotFound": LibraryNotFound,
+        }
+        monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**calls))
+
+    return install
 
 
 def start(machine, count=1, seconds=0.0, *memory):
@@ -140,8 +171,8 @@ def test_takes_several_devices_together_or_not_at_all(machine) -> None:
     assert [event[1] for event in taken] == ["takes", "gives"] * 6
 
 
-def test_identifies_a_device_by_its_uuid_under_any_name(machine, monkeypatch) -> None:
-    install_driver(machine, [("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
+def test_identifies_a_device_by_its_uuid_under_any_name(machine, install_driver, monkeypatch) -> None:
+    install_driver([("GPU-aaaa", 16000), ("GPU-bbbb", 16000)])
     with gpus.lease(1) as (first,):
         monkeypatch.setenv("ALL", "GPU-aa")
         assert (first.name, first.uuid) == ("0", "GPU-aaaa")
@@ -168,15 +199,37 @@ def lease_within(seconds, *arguments, **options):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_mig_devices_keep_their_names(machine, monkeypatch) -> None:
-    install_driver(machine, [("GPU-aaaa", 80000)])
+def test_finds_all_devices_by_uuid_if_none_are_named(install_driver, monkeypatch) -> None:
+    install_driver([("GPU-aaaa", 16000), ("GPU-bbbb", None)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [(device.name, device.memory) for device in gpus.visible()] == [("GPU-aaaa", 16000), ("GPU-bbbb", None)]
+    assert gpus.largest() == 16000
+
+
+@pytest.mark.parametrize(("error", "warned"), [(LibraryNotFound(), False), (NVMLError("unknown error"), True)])
+def test_without_a_driver_that_answers_devices_keep_their_numbers(install_driver, caplog, error, warned) -> None:
+    install_driver([("GPU-aaaa", 16000)], error=error)
+    assert [(device.name, device.uuid) for device in gpus.visible()] == [("0", "0"), ("1", "1")]
+    assert ("driver does not answer: unknown error" in caplog.text) == warned
+
+
+def test_the_fake_driver_has_what_the_real_package_has(install_driver) -> None:
+    sys.modules.pop("pynvml")
+    real = pytest.importorskip("pynvml")
+    install_driver([])
+    missing = [name for name in vars(sys.modules["pynvml"]) if not hasattr(real, name)]
+    assert not missing and issubclass(real.NVMLError_NotSupported, real.NVMLError)
+
+
+def test_mig_devices_keep_their_names(machine, install_driver, monkeypatch) -> None:
+    install_driver([("GPU-aaaa", 80000)])
     monkeypatch.setenv("ALL", "MIG-1111,MIG-2222")
     with lease_as_another_job(1) as first, lease_as_another_job(1) as second:
         assert [first[0].name, second[0].name] == ["MIG-1111", "MIG-2222"]
 
 
-def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch) -> None:
-    install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
+def test_small_jobs_share_a_device_within_its_memory(machine, install_driver, monkeypatch) -> None:
+    install_driver([("GPU-aaaa", 10000), ("GPU-bbbb", 10000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
     with (
         lease_as_another_job(1, 6000) as a,
@@ -201,8 +254,8 @@ def test_small_jobs_share_a_device_within_its_memory(machine, monkeypatch) -> No
         pass
 
 
-def test_skips_a_busy_device_if_configured(machine, monkeypatch) -> None:
-    install_driver(machine, [("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
+def test_skips_a_busy_device_if_configured(machine, install_driver, monkeypatch) -> None:
+    install_driver([("GPU-aaaa", 10000), ("GPU-bbbb", 10000)], busy=["GPU-aaaa"])
     with gpus.lease(1) as taken:
         assert taken[0].uuid == "GPU-aaaa"
     monkeypatch.setenv("COPPICE_GPUS_SKIP_BUSY", "1")
@@ -222,10 +275,10 @@ def test_reports_the_start_and_the_end_of_waiting(machine, caplog) -> None:
     holder.wait()
 
 
-def test_rejects_a_request_that_can_never_be_met(machine, monkeypatch) -> None:
+def test_rejects_a_request_that_can_never_be_met(machine, install_driver, monkeypatch) -> None:
     with pytest.raises(CoppiceError, match=r"asks for 3 GPUs.* 2 .*resources_per_job"), gpus.lease(3):
         pass
-    install_driver(machine, [("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
+    install_driver([("GPU-aaaa", 8000), ("GPU-bbbb", 8000)])
     monkeypatch.setenv("COPPICE_GPUS_SHARE", "1")
     with pytest.raises(CoppiceError, match=r"asks for 9000 MB .* largest here has 8000"), gpus.lease(1, 9000):
         pass

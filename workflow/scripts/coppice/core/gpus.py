@@ -8,18 +8,18 @@ scheduler starts as one, lease from the devices that the group has.
 """
 
 import contextlib
-import csv
 import ctypes
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from filelock import FileLock
 
 from .errors import CoppiceError
 
@@ -92,7 +92,7 @@ def visible() -> list[Device]:
     listed = _listed()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
-        # by UUID: CUDA and nvidia-smi may number the devices of a machine differently
+        # by UUID: CUDA and NVML may number the devices of a machine differently
         return [Device(d.uuid, d.uuid, d.memory) for d in listed] or [
             Device(str(place), node) for place, node in enumerate(_nodes())
         ]
@@ -118,26 +118,51 @@ def _device(name: str, listed: Iterable[Device]) -> Device:
 
 
 def _listed() -> list[Device]:
-    """Return the devices that `nvidia-smi` lists; [] if it is missing or does not answer."""
-    rows = _ask_driver("--query-gpu=index,uuid,memory.total")
-    return [Device(index, uuid, int(memory) if memory.isdigit() else None) for index, uuid, memory in rows]
+    """Return the devices that NVIDIA's driver lists; [] if there is no driver or it does not answer."""
+    return _ask_driver(
+        lambda nvml, index, handle: Device(str(index), nvml.nvmlDeviceGetUUID(handle), _memory(nvml, handle))
+    )
+
+
+def _memory(nvml: Any, handle: Any) -> int | None:
+    """Return a device's memory in MB; None for devices that share the memory of their machine."""
+    try:
+        return nvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20
+    except nvml.NVMLError_NotSupported:
+        return None
 
 
 def _busy() -> set[str]:
     """Return the UUIDs of the devices on which any process computes."""
-    return {row[0] for row in _ask_driver("--query-compute-apps=gpu_uuid,pid")}
+    found = _ask_driver(
+        lambda nvml, index, handle: (
+            nvml.nvmlDeviceGetUUID(handle) if nvml.nvmlDeviceGetComputeRunningProcesses(handle) else None
+        )
+    )
+    return {*found} - {None}
 
 
-def _ask_driver(query: str) -> list[list[str]]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+def _ask_driver(question: Callable[[Any, int, Any], Any]) -> list[Any]:
+    """Return question(NVML, index, handle) for each device of the machine; [] without a driver that answers.
+
+    NVML numbers all devices, whatever `CUDA_VISIBLE_DEVICES` says, and does not initialize CUDA in this process.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        logger.warning("nvidia-smi does not answer: %s", error)
+        import pynvml
+    except ImportError:  # an environment without the package leases devices by their device files
         return []
-    return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
+    try:
+        pynvml.nvmlInit()
+        try:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return [question(pynvml, index, handle) for index, handle in enumerate(handles)]
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError_LibraryNotFound:
+        return []
+    except pynvml.NVMLError as error:
+        logger.warning("NVIDIA's driver does not answer: %s", error)
+        return []
 
 
 def configure(share: bool, skip_busy: bool, given: bool) -> None:
@@ -271,6 +296,11 @@ def _locked(device: Device, memory: int | None) -> Iterator[None]:
 
 
 def _try_lock(file: TextIO) -> bool:
+    """Take the kernel's lock on an open file; return False if another process holds it.
+
+    This is `flock` itself, not a `filelock`: the kernel must end a lease with its process, and whoever looks for a free
+    device asks each lease whether its holder lives, also leases of other users, without creating a file.
+    """
     import fcntl
 
     try:
@@ -283,15 +313,9 @@ def _try_lock(file: TextIO) -> bool:
 @contextlib.contextmanager
 def _mutex() -> Iterator[None]:
     """Let one process at a time choose devices, so that two jobs never each hold half of what both need."""
-    import fcntl
-
     root = _root()
     _shared_folder(root)
-    path = root / "mutex"
-    with open(path, "a", encoding="utf-8") as file:
-        with contextlib.suppress(PermissionError):  # the file is another user's, who has set this already
-            os.chmod(path, 0o666)
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(root / "mutex", mode=0o666):
         yield
 
 

@@ -11,7 +11,8 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from . import disks
 from .aliases import PathLike
@@ -30,36 +31,36 @@ def alone(log: PathLike | None) -> Iterator[None]:
         yield
         return
     path = Path(log).with_name(f".{Path(log).name}.lock")
+    # A lock file that only marks the lock by its existence would stay behind a killed job for ever.
+    lock = FileLock(path, fallback_to_soft=False)
     with disks.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed below; unbuffered, so that closing writes nothing
-    with file:
-        if _locked(file):
-            with disks.naming(path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        path.touch()
+    if _acquired(lock, path):
+        with disks.naming(path):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def _locked(file: IO[bytes]) -> bool:
-    """Wait for the lock on `file` and take it; return False if the file system has no locks."""
-    import fcntl
-
+def _acquired(lock: FileLock, path: Path) -> bool:
+    """Wait for the lock and take it; return False if the file system has no locks."""
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().decode() or "another process"
+            lock.acquire(blocking=False)
+        except Timeout:
+            holder = path.read_text() or "another process"
             # to the terminal, because the log and the status file still belong to the other process
             print(
                 f"Waiting for {holder}, which still holds this job's lock (it belongs to a run that was killed or that "
-                f"has another folder): {file.name}",
+                f"has another folder): {path}",
                 file=sys.stderr,
                 flush=True,
             )
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock.acquire(poll_interval=0.5)
     except OSError as error:
-        logger.warning("%s: cannot be locked (%s). Make sure that no other run works on this job.", file.name, error)
+        logger.warning("%s: cannot be locked (%s). Make sure that no other run works on this job.", path, error)
         return False
     return True

@@ -38,12 +38,12 @@ def pin(key: str, kind: str, repository: str, revision: str | None, folder: Path
         {kind, repository, revision, commit, files}. files (models only): path -> {size, sha256 (large files) or blob
         (git's own digest)}.
     """
-    from huggingface_hub.utils import WeakFileLock
+    from filelock import FileLock
 
     path = Path(folder) / "pinned.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two jobs that may run at once fetch a model's configuration and its weights; both must get the same commit.
-    with WeakFileLock(path.with_name(".pinned.lock")):
+    with FileLock(path.with_name(".pinned.lock")):
         stored = records.read(path, "delete it and fetch again") if path.is_file() else {}
         request = {"kind": kind, "repository": repository, "revision": revision}
         if all(stored.get(name) == value for name, value in request.items()):
