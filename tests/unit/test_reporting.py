@@ -12,7 +12,6 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -21,6 +20,7 @@ from synthetic_records import SIX, Synthetic
 
 from coppice import cli
 from coppice.core import fingerprints, records
+from coppice.planning.snakemake_compat import FailedJob
 from coppice.render import html as templates
 from coppice.report import study_report
 from coppice.report.study_report import answers, evidence, failures, group_answers, measurements
@@ -447,20 +447,14 @@ def test_a_narrow_terminal_truncates_no_number(whole, columns):
 
 
 def _job(folder, name, *, run="this", log=None, **status):
-    """Return a failed job as Snakemake's scheduler has it, and write its status file as the run `run` would."""
+    """Return a failed job, and write its status file as the run `run` would."""
     path = folder / f"{name}.status.json"
     if status:
         path.write_text(json.dumps({"title": f"finetune {name}", "reason": None, "run": run} | status))
     written = folder / f"{name}.log"
     if log:
         written.write_text(log)
-    return SimpleNamespace(
-        rule=SimpleNamespace(name="finetune_lora"),
-        wildcards_dict={"model": name},
-        params={"status": str(path)},
-        log=[str(written)],
-        is_group=lambda: False,
-    )
+    return FailedJob(f"finetune_lora {name}", [str(written)], str(path))
 
 
 def test_a_failed_run_ends_with_each_job_its_reason_its_log_and_the_command(tmp_path, monkeypatch):
@@ -471,8 +465,7 @@ def test_a_failed_run_ends_with_each_job_its_reason_its_log_and_the_command(tmp_
         _job(tmp_path, "C", state="failed", reason="of an earlier run", run="before", log="1\nKeyError: 'c'\n\n"),
         _job(tmp_path, "D"),
     ]
-    group = SimpleNamespace(is_group=lambda: True, jobs=jobs[2:])
-    text = failures.summary([*jobs[:2], group], ["--cores", "2", "--config", "results=my study"])
+    text = failures.summary(jobs, ["--cores", "2", "--config", "results=my study"])
     lines = text.splitlines()
     assert lines[0] == "4 jobs failed:"
     assert "  finetune A: the loss is not finite" in lines and f"    log: {tmp_path}/A.log" in lines

@@ -52,7 +52,8 @@ def start_loading(wildcards):
     return loading(start["model"])
 
 
-def start_placement(wildcards, output):
+@untracked
+def start_placement(wildcards):
     """Return the device placement of that checkpoint, as a rule parameter whose change reruns nothing."""
     start = ablation_of(wildcards)["start"]
     entry = {} if start["kind"] == "checkpoint" else study.models[start["model"]]
@@ -141,7 +142,8 @@ def measured(wildcards):
     )
 
 
-def arm_execution(wildcards, output):
+@untracked
+def arm_execution(wildcards):
     """Return the execution settings of arms, as a rule parameter whose change reruns nothing.
 
     `epochs` and `max_steps` are passed here too: they complete the section `finetune`, and the budget overrides them.

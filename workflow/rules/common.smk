@@ -22,8 +22,9 @@ sys.path.insert(0, SCRIPTS)
 from coppice import miniature
 from coppice.core import disks, gpus, jobs
 from coppice.core.errors import CoppiceError
-from coppice.planning import gathered_inputs, job_resources
-from coppice.planning.gathered_inputs import of_model, with_parameters
+from coppice.planning import gathered_inputs, job_resources, snakemake_compat
+from coppice.planning.gathered_inputs import of_model
+from coppice.planning.snakemake_compat import inspected_once, untracked
 from coppice.report import study_report
 from coppice.report.study_report import failures
 from coppice.stages import select
@@ -31,10 +32,11 @@ from coppice.stages.select import scoring
 from coppice.study import layout, settings, shared_resources
 
 jobs.run_from(SCRIPTS)
-if workflow.is_main_process:
+MAIN_PROCESS = snakemake_compat.is_main_process(workflow)
+if MAIN_PROCESS:
     jobs.begin_run()
 try:
-    study = settings.load(config, workflow.configfiles)
+    study = settings.load(config, snakemake_compat.configuration_files(workflow))
     files = layout.Files(study)
     # Snakemake knows its targets only after parsing, so all words of the command line are checked; those that are not
     # paths in the results folder pass
@@ -43,8 +45,9 @@ except CoppiceError as error:
     raise WorkflowError(str(error)) from None
 
 # GPU settings are set here instead of in rules' params because no result depends on them
-gpus.configure(**study.config["gpus"], given=workflow.remote_exec)
-if workflow.remote_exec:
+CLUSTER_JOB = snakemake_compat.is_cluster_job(workflow)
+gpus.configure(**study.config["gpus"], given=CLUSTER_JOB)
+if CLUSTER_JOB:
     jobs.note_start()
 
 gathered_inputs.plan_quickly()
@@ -69,7 +72,7 @@ RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 GATHERED = f"{RESULTS}/.gathered"
 GATHERED_ROWS = f"{GATHERED}/{{purpose}}.json"
 GATHERED_CANDIDATES = f"{GATHERED}/candidates/{{model}}.json"
-if workflow.is_main_process:
+if MAIN_PROCESS:
     gathered_inputs.forget_stale(GATHERED)
 
 
@@ -99,12 +102,8 @@ def loading(model):
     }
 
 
-# Settings that cannot change results are passed as functions of `output`: Snakemake treats such parameters as derived
-# and ignores them when it decides what to rerun.
-
-
-@with_parameters
-def placement(wildcards, output):
+@untracked
+def placement(wildcards):
     """Return the device placement of the weights, as a rule parameter whose change reruns nothing."""
     return settings.rerun_policy.execution_settings(
         "models", study.models[wildcards.model]
@@ -114,11 +113,11 @@ def placement(wildcards, output):
 def execution(section):
     """Return the execution settings of a section, as a rule parameter whose change reruns nothing."""
     values = settings.rerun_policy.execution_settings(section, study.config[section])
-    return with_parameters(lambda wildcards, output: values)
+    return untracked(lambda wildcards: values)
 
 
-@with_parameters
-def whole_grid(wildcards, output):
+@untracked
+def whole_grid(wildcards):
     """Return all grid points of a model, as a rule parameter whose change reruns nothing.
 
     A job checks them all before it works on one, so that nothing is fetched or pruned if any of them does not fit.
@@ -185,13 +184,13 @@ def reusable(record):
             chosen[wildcards.config],
             same_choice,
             before,
-            decide=workflow.is_main_process,
+            decide=MAIN_PROCESS,
         )
         if trained == wildcards.config:
             return []
         return [record.format(**dict(wildcards.items()) | {"config": trained})]
 
-    return with_parameters(inputs)
+    return inspected_once(inputs)
 
 
 def released():
@@ -226,7 +225,7 @@ def produced(pattern):
     ]
 
 
-@with_parameters
+@inspected_once
 def job_candidates(wildcards):
     """Return {name: grid point or table row} of the candidates that one job prunes or scores."""
     every = study.candidates(wildcards.model)
@@ -263,6 +262,8 @@ def study_overview():
         "  jobs per stage: see the job stats above",
     ]
     notices = list(study.notices)
+    if untested := snakemake_compat.untested_version():
+        notices.append(untested)
     if unknown := sizes.unknown():
         notices.append(
             f"the size of {', '.join(unknown)} is unknown until it is fetched; until then its jobs request memory and "
@@ -271,12 +272,11 @@ def study_overview():
     return "\n".join([*lines, *(f"  note: {notice}" for notice in notices)])
 
 
-def check_shared_resources(dag):
+def check_shared_resources():
     """End the run if it would use a record that another study made with other settings under the same name."""
-    needed = {str(file) for job in dag.jobs for file in job.output}
-    made = {str(file) for job in dag.needrun_jobs() for file in job.output}
+    used = snakemake_compat.used_outputs(workflow)
     for path, words in shared_resources.differing_records(study, files).items():
-        if path in needed - made:
+        if path in used:
             raise WorkflowError(
                 f"{path}: {words}. Another study made it under the same name. Set resources to another folder, choose "
                 "another name, or delete this record so that it is made again."

@@ -32,9 +32,8 @@ rule fetch_model:
     params:
         source=lambda wildcards: study.models[wildcards.model]["source"],
         revision=lambda wildcards: study.models[wildcards.model]["revision"],
-        # The prompt is only checked and does not change what is fetched. As a function of `output` it is not compared
-        # with earlier runs, so a change fetches nothing again.
-        prompt=lambda wildcards, output: study.models[wildcards.model]["prompt"],
+        # The prompt is only checked and does not change what is fetched.
+        prompt=untracked(lambda wildcards: prompt(wildcards.model)),
     script:
         "../scripts/fetch_model.py"
 
@@ -79,9 +78,8 @@ rule fetch_dataset:
             if study.dataset(wildcards.dataset) is None
             else None
         ),
-        # This is only checked and does not change what is read. As a function of `output` it is not compared with
-        # earlier runs.
-        own_task=lambda wildcards, output: study.defines(wildcards.dataset),
+        # This is only checked and does not change what is read.
+        own_task=untracked(lambda wildcards: study.defines(wildcards.dataset)),
         protocol=1,
     script:
         "../scripts/fetch_dataset.py"

@@ -92,6 +92,6 @@ use rule evaluate_dense as evaluate_finetuned with:
     params:
         **SAME_FOR_ALL_STAGES,
         stage="finetuned",
-        status=with_parameters(
+        status=inspected_once(
             lambda wildcards: status("evaluate", "finetuned", *wildcards)
         ),

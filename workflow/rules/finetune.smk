@@ -54,8 +54,8 @@ rule finetune_lora:
         prompt=of_model(prompt),
         loading=of_model(loading),
         placement=placement,
-        seed=with_parameters(lambda wildcards: study.seed_in(wildcards.seeded)),
-        status=with_parameters(lambda wildcards: status("finetune", *wildcards)),
+        seed=inspected_once(lambda wildcards: study.seed_in(wildcards.seeded)),
+        status=inspected_once(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
         "../scripts/finetune_lora.py"

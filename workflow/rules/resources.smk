@@ -20,25 +20,18 @@ PRIORITY = {
 }
 
 
-def on_a_cluster():
-    """Return whether other machines run the jobs.
-
-    In a dry run this is a guess: Snakemake then only says whether the intended executor uses threads.
-    """
-    intended = workflow.dryrun and workflow.execution_settings.use_threads
-    return bool(intended or not workflow.local_exec)
-
-
 @functools.cache
 def computes_on_gpu():
     """Return whether jobs that request a GPU will get one. It is found out once, when the first job is sized."""
-    return gpus.present() or on_a_cluster()
+    return gpus.present() or snakemake_compat.uses_a_cluster(workflow)
 
 
 @functools.cache
 def largest_gpu():
     """Return the MB of the largest GPU of this machine if jobs share GPUs, else None."""
-    shared = study.config["gpus"]["share"] and not on_a_cluster()
+    shared = study.config["gpus"]["share"] and not snakemake_compat.uses_a_cluster(
+        workflow
+    )
     return gpus.largest() if shared else None
 
 

@@ -50,7 +50,7 @@ rule score_candidate:
         loading=of_model(loading),
         placement=placement,
         seed=study.seed,
-        candidates=with_parameters(lambda wildcards: list(job_candidates(wildcards))),
+        candidates=inspected_once(lambda wildcards: list(job_candidates(wildcards))),
         status=status("select", CANDIDATE_JOB),
         protocol=1,
     script:

@@ -281,23 +281,14 @@ def _configured(files: Sequence[str], words: Sequence[str] = ()) -> Study:
     """Return the Study of configuration files and `KEY=VALUE` words, merged as Snakemake merges them."""
     from snakemake.utils import update_config
 
+    from coppice.planning import snakemake_compat
     from coppice.study import settings
 
+    given = snakemake_compat.parsed_config_arguments(words) if words else {}
     merged = {}
-    for layer in (*map(settings.config_files.read, files), _parsed(words)):
+    for layer in (*map(settings.config_files.read, files), given):
         update_config(merged, layer)
     return settings.load(merged, files)
-
-
-def _parsed(words: Sequence[str]) -> Record:
-    if not words:
-        return {}
-    from snakemake.cli import parse_config
-
-    try:
-        return parse_config(words)
-    except ValueError as error:
-        raise CoppiceError(f"--config {' '.join(words)}: {error}") from error
 
 
 def _show(arguments: argparse.Namespace) -> None:

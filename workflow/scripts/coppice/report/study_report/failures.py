@@ -22,10 +22,10 @@ def summary(failed, command):
     """Return the lines that end a run.
 
     Args:
-        failed: the jobs, or groups of jobs, that Snakemake's scheduler counts as failed.
+        failed: the failed jobs, each with `title`, `logs` and `status` (see `snakemake_compat.FailedJob`).
         command: the words after `snakemake` on the command line.
     """
-    found = [(*_explained(job), list(job.log)) for one in failed for job in _jobs(one)]
+    found = [(*_explained(job), job.logs) for job in failed]
     again = f"  snakemake {redacted(shlex.join(command))}".rstrip()
     if not found:
         return f"The run stopped early. Run the same command again to continue; finished jobs are kept:\n{again}"
@@ -35,15 +35,9 @@ def summary(failed, command):
     return "\n".join([*lines, "Fix the cause and run the same command again; finished jobs are kept:", again])
 
 
-def _jobs(job):
-    """Return the single jobs of a scheduler's job, which may be a group."""
-    return job.jobs if job.is_group() else [job]
-
-
 def _explained(job):
     """Return (title, reason) of a failed job."""
-    title = " ".join([job.rule.name, *map(str, job.wildcards_dict.values())])
-    status = job.params.get("status") or (job.log and logs.status_beside(job.log[0]))
+    status = job.status or (job.logs and logs.status_beside(job.logs[0]))
     try:
         facts = parsed(Path(status).read_text(encoding="utf-8"))
         # A status file of an earlier run says nothing about this failure.
@@ -51,10 +45,10 @@ def _explained(job):
     except (OSError, ValueError, KeyError, TypeError):  # the job died before it wrote one, or its rule writes none
         of_this_run = False
     if not of_this_run:
-        return title, _last_line(job.log) or UNKNOWN
+        return job.title, _last_line(job.logs) or UNKNOWN
     # A job that fails writes its reason; one that still says "running" was killed before it could.
     reason = KILLED if facts["state"] == "running" else facts.get("reason")
-    return printable(facts.get("title") or title), printable(reason or _last_line(job.log) or UNKNOWN)
+    return printable(facts.get("title") or job.title), printable(reason or _last_line(job.logs) or UNKNOWN)
 
 
 def _last_line(paths):
