@@ -99,8 +99,7 @@ def run_one(folder, job, arguments):
         print("{}")
         return
     study = study_of(folder, dtype)
-    loading = models.Source("", dtype=dtype)
-    with jobs.computing(folder / f"{job}.log", None, job, arguments.threads, {}, vars(loading)):
+    with jobs.computing(folder / f"{job}.log", None, job, arguments.threads, {}):
         run_job(job, study, folder)
         measured = {"host": records.peak_memory()["host"], "gpu": peak_of_gpu()}
     estimate = expected(job, study, folder, arguments.threads)._asdict()

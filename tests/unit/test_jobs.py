@@ -116,7 +116,7 @@ def test_names_a_log_that_cannot_be_written(tmp_path, before, named):
 
 
 def test_rejects_python_without_docstrings_before_loading_a_checkpoint(tmp_path):
-    job = 'from coppice.core import jobs\nwith jobs.computing("a.log", None, "", 1, {}, {"quantize": None}): pass'
+    job = 'from coppice.core import jobs\nwith jobs.computing("a.log", None, "", 1, {}): pass'
     for level, status in (("1", 0), ("2", 1)):
         environment = os.environ | {"PYTHONOPTIMIZE": level}
         command = [sys.executable, "-c", job]

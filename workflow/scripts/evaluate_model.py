@@ -13,7 +13,6 @@ with jobs.computing(
     " ".join(filter(None, ("evaluate", stage, *(name.strip("/") for name in snakemake.wildcards)))),
     snakemake.threads,
     snakemake.resources,
-    snakemake.params.loading,
 ):
     from coppice.stages import evaluate
     from coppice.stages.prune import candidates

@@ -15,7 +15,6 @@ if __name__ == "__main__":
         title,
         snakemake.threads,
         snakemake.resources,
-        snakemake.params.loading,
     ):
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.stages import recover

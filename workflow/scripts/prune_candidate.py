@@ -12,7 +12,6 @@ with jobs.computing(
     title,
     snakemake.threads,
     snakemake.resources,
-    snakemake.params.loading,
 ):
     from coppice.stages import prune
     from coppice.stages.prune import candidates

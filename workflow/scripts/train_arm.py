@@ -15,7 +15,6 @@ if __name__ == "__main__":
         " ".join(["ablation", *snakemake.wildcards]),
         snakemake.threads,
         snakemake.resources,
-        params.loading,
     ):
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.ablation import arm as arms

@@ -106,7 +106,7 @@ def finetune(job: Training) -> None:
     threads = job.threads or len(os.sched_getaffinity(0))
     loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | job.loading
     record = _prepared(entry, output)
-    with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": job.gpus}, loading):
+    with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": job.gpus}):
         from coppice import models
         from coppice.stages import recover
 

@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import gpus, logs
 from .aliases import Json, PathLike
@@ -75,7 +75,6 @@ def computing(
     title: str,
     threads: int,
     resources: Resources,
-    loading: Mapping[str, Any],
 ) -> Iterator[None]:
     """Run the block as a job that computes with a model, see `logs.job` and `gpus.lease`.
 
@@ -85,13 +84,10 @@ def computing(
         title: the name of the job in its status file.
         threads: what Snakemake granted.
         resources: the rule's resources by name (`gpu`, `gpu_mem_mb`, `cpus_per_task`).
-        loading: how the model is loaded; only `quantize` is read.
     """
     # on a cluster, Snakemake cuts `threads` to the cores of the machine that submitted the job
     threads = resources.get("cpus_per_task", threads) if os.environ.get(gpus.GIVEN) else threads
-    # CPU jobs are short, so the import of bitsandbytes matters, and on a CPU only quantized models need it
-    unused = () if loading["quantize"] or gpus.present() else ("bitsandbytes",)
-    with logs.job(log, threads, status, title, unused) as note_state:
+    with logs.job(log, threads, status, title) as note_state:
         if sys.flags.optimize > 1:  # without this check the error would blame the checkpoint
             raise SettingsError("Python runs without docstrings, but transformers needs them. Unset PYTHONOPTIMIZE.")
         with gpus.lease(resources.get("gpu", 0), resources.get("gpu_mem_mb"), note_state):

@@ -44,7 +44,6 @@ def job(
     threads: int = 1,
     status: PathLike | None = None,
     title: str = "",
-    unused: Iterable[str] = (),
     fetches: bool = False,
 ) -> Iterator[_Status]:
     """Run the block as one job of the workflow, with a log, a thread limit and a status file.
@@ -56,7 +55,6 @@ def job(
         threads: the number of threads that numerical libraries may use.
         status: the status file; by default it lies beside the log.
         title: the name of the job in its status file.
-        unused: packages that this job does not need, but that other libraries import if they are installed.
         fetches: whether this job may use the hub. All other jobs run offline: the fetch rules have brought what they
             need.
 
@@ -76,7 +74,7 @@ def job(
             raise SystemExit(1)
         with _explaining_failures(Path(keep.path).parent, keep):
             os.environ.update(UNCOUNTED if fetches else OFFLINE)
-            _start_quickly(unused)
+            gc.set_threshold(100_000, 50, 100)  # a third of the time of importing torch and transformers is collection
             limit_threads(threads)
             start_logging(log, own_terminal=True)
             keep("running")
@@ -125,17 +123,6 @@ def _outcome(error: BaseException, folder: PathLike) -> tuple[int, str, str | No
     if isinstance(error, CoppiceError):
         return 1, "stopped" if isinstance(error, Stopped) else "failed", str(error)
     return 1, "failed", disks.explained(error, [str(folder)])
-
-
-def _start_quickly(unused: Iterable[str]) -> None:
-    """Save time on imports, which are most of a short job.
-
-    Fine-tuning imports for seven seconds. Two and a half of them go to garbage collection, also at exit, and to
-    bitsandbytes, which peft imports if it is installed.
-    """
-    gc.set_threshold(100_000, 50, 100)
-    for package in unused:
-        sys.modules.setdefault(package, None)  # None makes Python treat the package as not installed
 
 
 def limit_threads(threads: int) -> None:

@@ -18,6 +18,9 @@ from . import hub
 
 logger = logging.getLogger("coppice.fetching")
 
+# What `datasets.load_dataset` takes for the format of local files instead of the name of a repository
+FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")
+
 
 def fetch_model(name: str, source: Record, revision: str | None, record: PathLike, prompt: str | None = None) -> None:
     """Fetch a model from the hub, or register a local one, and write its model.json.
@@ -133,8 +136,6 @@ def fetch_dataset(
 
 def _is_on_the_hub(entry: Record) -> bool:
     """Return True if the data is on the hub. A task's definition may also name a local folder or a file format."""
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
-
     if "source" in entry:
         return entry["source"]["kind"] == "hub"
     return entry["path"] not in FORMATS and not Path(entry["path"]).exists()

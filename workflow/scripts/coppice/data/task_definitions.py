@@ -11,6 +11,8 @@ from coppice.core.errors import SettingsError, nearest
 from coppice.study import layout
 from coppice.study.settings import registry
 
+from . import lm_eval_compat
+
 KEY = "evaluate.zero_shot.tasks"
 REFUSED = {
     "class": "is a Python class instead of a definition",
@@ -88,11 +90,9 @@ def _without(roots: Sequence[str], value: Json, code: set[Path]) -> Json:
 
 
 def _loaded(name: str, include_path: PathLike | None, resolve_func: bool) -> Record:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     path = find(name, include_path)
     try:
-        config = load_yaml(path, resolve_func=resolve_func, recursive=True)
+        config = lm_eval_compat.load_yaml(path, resolve_func)
     except Exception as error:  # a definition imports its own code, which can raise anything
         raise SettingsError(f"{KEY}: {path}: the definition of '{name}' does not load: {error}") from error
     for key, reason in REFUSED.items():

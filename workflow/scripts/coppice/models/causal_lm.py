@@ -8,7 +8,6 @@ import importlib.metadata
 import logging
 import math
 import shutil
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.errors import CheckpointError
 
-from . import files, pruned_shapes
+from . import files, library_compat, pruned_shapes
 
 logger = logging.getLogger("coppice.models")
 
@@ -108,8 +107,6 @@ def load(source, adapter=None, train=False, on=None):
 
     path = Path(source.path)
     files.check(path)
-    if sys.modules.get("bitsandbytes", True) is None and "quantization_config" in (path / "config.json").read_text():
-        del sys.modules["bitsandbytes"]  # a job hides the package if its settings need none; this checkpoint needs it
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         odd = pruned_shapes.layers_of(path, config)
@@ -164,20 +161,8 @@ def _load_regular(source, on):
         **options,
     )
     _check_complete(source.path, model, info)
-    _keep_4_bit_layers_unpacked(model)
+    library_compat.keep_4_bit_layers_unpacked(model)
     return model if options else model.to(on or device())
-
-
-def _keep_4_bit_layers_unpacked(model):
-    """Make bitsandbytes compute with 4-bit layers in the same way on every CPU.
-
-    On a CPU with AVX512-BF16 it packs a layer's weights permanently at the first forward pass without gradients. Packed
-    layers round to bfloat16, need widths that are multiples of 64 and 32, and pass no gradient on. A training that
-    continues after a validation would then learn something else, without an error.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _load_odd(source, config, odd, on):
@@ -193,7 +178,8 @@ def _load_odd(source, config, odd, on):
         return model.to(on or device())
     from accelerate import dispatch_model, infer_auto_device_map
 
-    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=model._no_split_modules))
+    blocks = library_compat.whole_modules(model)
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=blocks))
 
 
 def _quantization(kind, compute_dtype):

@@ -12,6 +12,8 @@ import math
 import torch
 import torch.utils.checkpoint
 
+from . import library_compat
+
 logger = logging.getLogger("coppice.output_layer")
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits in memory at a time
@@ -160,10 +162,8 @@ def score(head, hidden, rows, targets):
 
 def is_plain(head):
     """Return whether `head` computes weight @ x + bias and nothing else, so that its weight may be read directly."""
-    # hooks change the result or move the weight; accelerate's may keep the weight on another device until the call
-    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
     # the exact type: LoRA and quantized layers are subclasses or wrappers, and their `weight` is not what they apply
-    return type(head) is torch.nn.Linear and not hooked and head.weight.is_floating_point()
+    return type(head) is torch.nn.Linear and not library_compat.is_hooked(head) and head.weight.is_floating_point()
 
 
 def score_logits(logits, rows, targets):

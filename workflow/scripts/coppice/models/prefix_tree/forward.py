@@ -5,7 +5,7 @@ import logging
 import numpy
 import torch
 
-from .. import output_head
+from .. import library_compat, output_head
 from . import trie as tries
 
 logger = logging.getLogger("coppice.prefix_tree")
@@ -118,10 +118,10 @@ class TreeMasks:
     def __init__(self, model):
         causal = output_head.causal_lm(model)
         self.config = causal.config.get_text_config()
-        if self.config._attn_implementation not in ("sdpa", "eager"):  # flash attention takes no arbitrary mask
-            logger.info("%s attention takes no tree mask: using sdpa", self.config._attn_implementation)
+        if library_compat.attention(self.config) not in ("sdpa", "eager"):  # flash attention takes no arbitrary mask
+            logger.info("%s attention takes no tree mask: using sdpa", library_compat.attention(self.config))
             causal.set_attn_implementation("sdpa")
-        self.attention = self.config._attn_implementation
+        self.attention = library_compat.attention(self.config)
         window = getattr(self.config, "sliding_window", None)
         # without `layer_types`, all layers are alike: Mistral's have a window, Llama's have none
         default = ["sliding_attention" if window else "full_attention"]

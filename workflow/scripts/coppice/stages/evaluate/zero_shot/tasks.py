@@ -5,14 +5,13 @@ The harness supplies prompts, choices and metrics; the language model that it ca
 """
 
 import copy
-import functools
 import itertools
 import logging
 import math
 
 from coppice import data, models
 from coppice.core.errors import DataError, SettingsError
-from coppice.data import task_definitions
+from coppice.data import lm_eval_compat, task_definitions
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -62,14 +61,6 @@ def task(name, record, role, choice=None, seed=0):
         ) from error
     built.set_fewshot_seed(seed)
     return built
-
-
-def _compile_templates_once():
-    """Make lm-eval cache its compiled Jinja templates, which it otherwise compiles again for every item."""
-    from lm_eval import utils
-
-    if not hasattr(utils.env.from_string, "cache_info"):
-        utils.env.from_string = functools.lru_cache(maxsize=1024)(utils.env.from_string)
 
 
 def shots_of(name, config, choice):
@@ -125,7 +116,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
     from lm_eval.evaluator import evaluate
 
     choice = choice or {}
-    _compile_templates_once()
+    lm_eval_compat.compile_templates_once()
     built = task(name, record, role, choice, seed)
     if not len(built.eval_docs):
         raise DataError(f"dataset {name}: the task has no items for {role}. Name a split with items.")

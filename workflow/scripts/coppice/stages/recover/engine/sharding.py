@@ -16,7 +16,7 @@ from torch import distributed
 from coppice import models
 from coppice.core import fingerprints
 from coppice.core.errors import CoppiceError, SettingsError, TransientError
-from coppice.models import estimates
+from coppice.models import estimates, library_compat
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -82,7 +82,7 @@ def shard(model):
     # without sharding.
     whole = {p for p in model.parameters() if p.requires_grad}
     whole |= {*causal.get_input_embeddings().parameters(), *causal.get_output_embeddings().parameters()}
-    layers = [module for module in causal.modules() if type(module).__name__ in (causal._no_split_modules or ())]
+    layers = [module for module in causal.modules() if type(module).__name__ in library_compat.whole_modules(causal)]
     if not layers:
         raise CoppiceError(
             f"finetune.sharding: {type(causal).__name__} does not list its decoder layers, so it cannot be sharded. "
