@@ -147,13 +147,6 @@ def test_restores_a_damaged_adapter_from_its_checkpoint(study_copy, study, name)
     ).read_bytes() == whole or name != "adapter_model.safetensors"
 
 
-def test_evaluates_an_adapter_whose_record_has_no_fingerprint(study_copy, study):
-    record = records.read(study_copy / "tuned" / "finetuning_config.json")
-    del record["trained_fingerprint"]
-    records.write(study_copy / "tuned" / "finetuning_config.json", record)
-    evaluate_adapter(study_copy, study)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_detects_a_flipped_bit_in_a_dense_model(study_copy, name):
     assert models.Source.of_record(study_copy / "model.json", {}).path == str(study_copy / "model")

@@ -290,7 +290,7 @@ class _Status:
             facts = parsed(Path(self.path).read_text(encoding="utf-8"))
             of_this_run = facts["run"] is not None and facts["run"] == os.environ.get(RUN)
             return facts["reason"] if facts["final"] and of_this_run else None
-        except (OSError, ValueError, KeyError, TypeError):  # there is no file, or an older version wrote it
+        except (OSError, ValueError, KeyError, TypeError):  # there is no file, or it is damaged
             return None
 
     def __call__(self, state: str, reason: str | None = None, final: bool = False) -> None:

@@ -323,10 +323,10 @@ def load(record: PathLike, role: str) -> Dataset:
     import datasets
     import pyarrow.parquet
 
-    expected = facts(record, role).get("sha256")  # missing in older records
+    expected = facts(record, role)["sha256"]
     path, remedy = Path(record).parent / f"{role}.parquet", f"Delete {record} and run snakemake again."
     try:
-        if expected and fingerprints.content_digest(path) != expected:
+        if fingerprints.content_digest(path) != expected:
             raise DataError(f"{path}: the file was changed after it was written (its checksum differs). {remedy}")
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ def _difference(path, section, wanted, differing):
     """Return in words how the record at `path` differs from the settings `wanted`, or None."""
     try:
         differs = differing(records.read(path), wanted)
-    except (records.RecordError, KeyError, TypeError):  # records of older versions may lack the fields compared here
+    except records.RecordError:
         return None
     if differs is None:
         return None

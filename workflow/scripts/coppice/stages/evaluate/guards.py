@@ -16,8 +16,7 @@ def check_adapter(folder, weights):
     record = Path(folder) / "finetuning_config.json"
     if not record.is_file():  # not trained by this workflow, so there is nothing to compare with
         return
-    expected = records.read(record).get("trained_fingerprint")  # missing in older records
-    if expected not in (None, weights):
+    if records.read(record)["trained_fingerprint"] != weights:
         raise CheckpointError(
             f"{folder}: adapter_model.safetensors or adapter_config.json was changed after training (the fingerprint "
             f"differs). Run: snakemake --forcerun finetune_lora {record} (if the training was finished, this restores "
