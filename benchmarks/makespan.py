@@ -26,9 +26,16 @@ STAGES = {
     "prune_candidate": "prune",
     "score_candidate": "score",
     "evaluate_dense": "dense",
-    "evaluate_pruned": "pruned",
-    "finetune_lora": "finetune",
-    "evaluate_finetuned": "finetuned",
+    "link_pruned": "pruned",
+    "link_training": "finetune",
+    "link_finetuned": "finetuned",
+}
+# Before the configs have chosen, a dry run lists only the jobs that link the results of the chosen candidates. They
+# stand here for the jobs that make these results: rule -> (logs of those jobs, their priority)
+STAND_INS = {
+    "link_pruned": ("evaluate/pruned.", 0),
+    "link_training": ("finetune/", 60),
+    "link_finetuned": ("evaluate/finetuned.", 30),
 }
 BRIEF = 1.5  # seconds assumed for a job without a benchmark file, which only reads and writes records
 
@@ -119,20 +126,25 @@ def measured(study):
     jobs = planned()
     places = {(job.rule, *job.wildcards.values()): number for number, job in enumerate(jobs)}
     for job in jobs:
+        record = linked(study, job)
+        if record.get("reused_from"):
+            job.gpus, job.length = 0, BRIEF
+            first = job.wildcards | {"config": record["reused_from"]}
+            job.needs.add(places[job.rule, *first.values()])
+            continue
+        if record:
+            job.benchmark = f"logs/{STAND_INS[job.rule][0]}{record['model']}.{record['candidate']}.benchmark.tsv"
         lines = (study / job.benchmark).read_text().splitlines() if job.benchmark else None
         job.length = float(lines[1].split("\t")[0]) if lines else BRIEF
-        if source := reused_from(study, job):
-            job.gpus = 0  # reusing a result is copying files
-            job.needs.add(places[job.rule, job.wildcards["model"], source, *list(job.wildcards.values())[2:]])
     return jobs
 
 
-def reused_from(study, job):
-    """Return the config whose result a job reused, or None."""
-    if job.rule not in STAGES or "config" not in job.wildcards:
-        return None
+def linked(study, job):
+    """Return the record of a config that a stand-in links in the finished study; {} for other jobs."""
+    if job.rule not in STAND_INS:
+        return {}
     record = next(path for path in job.outputs if path.endswith(("finetuning_config.json", "evaluation_results.json")))
-    return json.loads((study / record).read_text()).get("reused_from")
+    return json.loads((study / record).read_text())
 
 
 def planned(*words):
@@ -143,8 +155,13 @@ def planned(*words):
         text = common.snakemake(folder, "-n", *words).stdout
     jobs = [job(block) for block in re.split(r"\n(?=(?:local)?(?:rule|checkpoint) \w+:\n)", text)[1:]]
     makers = {path: number for number, one in enumerate(jobs) for path in one.outputs}
+    trainings = {
+        tuple(one.wildcards.values()): number for number, one in enumerate(jobs) if one.rule == "link_training"
+    }
     for one in jobs:
         one.needs = {makers[path] for path in one.inputs if path in makers}
+        if one.rule == "link_finetuned":
+            one.needs.add(trainings[tuple(one.wildcards.values())])
     return jobs
 
 
@@ -159,9 +176,8 @@ def job(block):
         inputs=facts.get("input", "").split(", "),
         outputs=facts["output"].split(", ") if "output" in facts else [],
         benchmark=facts.get("benchmark"),
-        # Before the selection exists, a dry run shows 0 GPUs for jobs that may reuse a result.
-        gpus=1 if rule in STAGES else int(resources.get("gpu", 0)),
-        priority=int(facts.get("priority", 0)),
+        gpus=1 if rule in STAND_INS else int(resources.get("gpu", 0)),
+        priority=STAND_INS[rule][1] if rule in STAND_INS else int(facts.get("priority", 0)),
     )
 
 

@@ -71,7 +71,7 @@ def test_a_training_requests_nvidia_gpus(kubernetes):
 
 def test_plans_the_whole_study(kubernetes):
     done = kubernetes[0].run(*PROFILE, "-n", "-q", "rules", config=SMALL)
-    assert "finetune_lora" in done.stdout
+    assert "link_training" in done.stdout
 
 
 def container(job):

@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from disturbance import EVERY_STAGE
 
+from coppice.core import mirror
 from tests.study.checkout import STUDY
 from tests.study.outcome import differences, numbers
 
@@ -39,14 +41,15 @@ def garbled(content):
 def test_repairs_damaged_files_that_it_can_make_again(study_copy, finished):
     """Damages weights, checkpoints, parts of evaluations, and the small files that runs leave for each other."""
     folder = study_copy.folder
-    tuned, evaluated = folder / TUNED.format("acc"), folder / EVALUATED.format("acc")
+    tuned = Path(mirror.origin_of(folder / TUNED.format("acc") / "finetuning_config.json")).parent
+    evaluated = Path(mirror.origin_of(folder / EVALUATED.format("acc") / "evaluation_results.json")).parent
     chosen = (folder / "results/for_finetuning/Mistral/best_acc/model.safetensors").resolve()
     change(chosen, flipped)
     (newest,) = tuned.glob("checkpoint-4")
     change(newest / "optimizer.pt", truncated)
     for part in sorted((evaluated / ".parts").iterdir())[::2]:
         change(part, flipped)
-    for path in [*folder.glob("results/.owners/*.json"), *folder.glob("logs/*/.*.lock")]:
+    for path in folder.glob("logs/*/.*.lock"):
         change(path, garbled)
     for path in (folder / "results/.status").rglob("*.json"):
         change(path, truncated)

@@ -23,7 +23,6 @@ from coppice.core.errors import CoppiceError
 from coppice.data import fetching
 from coppice.models import estimates, files
 from coppice.report.study_report import job_status, study_records
-from coppice.stages import select
 from coppice.stages.prune import candidates
 from coppice.stats import stored_samples
 from coppice.study import settings
@@ -66,14 +65,6 @@ def test_names_a_damaged_record(tmp_path, kind):
     records.write(path, {"value": 1})
     damage(path, kind)
     assert "record.json" in message_of(lambda: records.read(path))
-
-
-def test_decides_again_which_config_trains_if_its_record_is_damaged(tmp_path, kind):
-    path = tmp_path / "Llama.json"
-    records.write(path, {"owners": {"a": "best_ppl"}})
-    damage(path, kind)
-    if kind != "a folder":
-        assert select.config_to_train(path, "a", ["best_acc", "best_ppl"], {}) == "best_acc"
 
 
 def test_skips_a_damaged_status_file(tmp_path, kind):

@@ -16,7 +16,7 @@ SIZE = 64 * 2**20
 
 # stage -> the folder to delete, so that the stage writes it again, and the bytes to leave free for it
 CASES = {
-    "finetune": ("results/finetuned/Mistral/best_acc_finetuned", 150_000),
+    "finetune": ("results/by_candidate/Mistral/depth-0.34/finetuned", 150_000),
     "prune": ("results/candidates/Mistral/width-0.5-magnitude", 300_000),
     "evaluate": ("results/dense_evaluation/Mistral", 6_000),
 }

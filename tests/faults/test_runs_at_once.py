@@ -1,10 +1,12 @@
 """A killed Snakemake whose jobs go on, and two runs at once: both are reported and leave the results of one run."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from disturbance import EVERY_STAGE, STAGES
 
+from coppice.core import mirror
 from tests.study.checkout import STUDY
 from tests.study.outcome import differences, numbers
 from tests.study.running import Running
@@ -40,11 +42,12 @@ def test_rejects_a_second_run_in_the_same_folder(study_copy):
 def test_a_rerun_waits_for_the_job_that_a_killed_snakemake_left(study_copy, finished):
     """Two trainings in one folder would overwrite each other's checkpoints."""
     path = study_copy.folder / "results/finetuned/Mistral/best_acc_finetuned/finetuning_config.json"
-    shutil.rmtree(path.parent)
+    trained = Path(mirror.origin_of(path)).parent.resolve()
+    shutil.rmtree(trained)
     with Running(study_copy, str(path.relative_to(study_copy.folder))) as running:
         orphan = running.wait_for(STAGES["finetune"])
         # once the training has begun, it takes some seconds more
-        running.wait_until(lambda: (path.parent / ".training_key.json").exists())
+        running.wait_until(lambda: (trained / ".training_key.json").exists())
         orphan.suspend()
         running.process.kill()
         running.process.wait()
@@ -53,6 +56,9 @@ def test_a_rerun_waits_for_the_job_that_a_killed_snakemake_left(study_copy, fini
         again.wait_until(lambda: "holds this job's lock" in again.text())
         orphan.resume()
         again.succeeds()
-    assert "restoring its result" in (study_copy.folder / "logs/finetune/Mistral.best_acc.log").read_text()
+    assert (
+        "restoring its result"
+        in (study_copy.folder / "logs/finetune" / f"Mistral.{trained.parent.name}.log").read_text()
+    )
     study_copy.run("--cores", "2", *EVERY_STAGE, config=STUDY)
     assert differences(finished.numbers, numbers(study_copy.folder)) == []

@@ -174,11 +174,11 @@ def test_prunes_and_scores_candidates_in_groups(study):
 def test_a_training_stops_before_its_time_limit_and_resumes_from_its_checkpoint(cluster, checkout, study, snakemake):
     """It ends with the result of an undisturbed training, which this test runs without Slurm."""
     folder = checkout / Path(snakemake.patience.read_text()).parent
-    model, config = folder.parent.name, folder.name.removesuffix("_finetuned")
+    model, candidate = folder.parts[-3:-1]
     logs = [path.read_text() for path in (checkout / ".snakemake/slurm_logs/rule_finetune_lora").rglob("*.log")]
     assert any("SIGTERM received" in text and "stopped at step" in text for text in logs)
     assert "JobState=TIMEOUT" not in (cluster.folder / "jobs.txt").read_text()
-    assert "continuing from checkpoint-" in (checkout / f"logs/finetune/{model}.{config}.log").read_text()
+    assert "continuing from checkpoint-" in (checkout / f"logs/finetune/{model}.{candidate}.log").read_text()
     stopped = outcome(folder)
     shutil.rmtree(folder)
     record = folder / "finetuning_config.json"

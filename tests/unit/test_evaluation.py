@@ -8,7 +8,7 @@ import torch
 
 from coppice import data, models
 from coppice.core import records
-from coppice.core.errors import CoppiceError, DataError, SettingsError
+from coppice.core.errors import DataError, SettingsError
 from coppice.stages import evaluate
 
 SETTINGS = {
@@ -151,20 +151,3 @@ def test_generates_the_likeliest_token_each_time(tiny_checkpoint, datasets, tmp_
         {"prompt": question, "text": expected},
         {"prompt": "w3 " * 300, "text": None},  # longer than the model's context
     ]
-
-
-def test_reuses_an_evaluation_only_of_the_same_model(tiny_checkpoint, datasets, tmp_path):
-    folder, other = tiny_checkpoint("llama"), tiny_checkpoint("llama", seed=1)
-    first = evaluated(folder, datasets, tmp_path / "first")
-    identity = {"model": "M", "config": "again", "stage": "pruned"}
-    source = models.Source(str(folder))
-    evaluate.evaluate(identity, source, SETTINGS, datasets, tmp_path / "again", reused=tmp_path / "first")
-    again = records.read(tmp_path / "again/evaluation_results.json")
-    assert again["config"] == "again" and again["average_acc"] == first["average_acc"]
-    assert (tmp_path / "again/samples/piqa.parquet").read_bytes() == (
-        tmp_path / "first/samples/piqa.parquet"
-    ).read_bytes()
-    with pytest.raises(CoppiceError, match="of another model"):
-        evaluate.evaluate(
-            identity, models.Source(str(other)), SETTINGS, datasets, tmp_path / "no", reused=tmp_path / "first"
-        )

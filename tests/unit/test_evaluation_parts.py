@@ -302,19 +302,19 @@ def test_measures_several_protocols_and_takes_the_first_as_the_result(evaluated,
 
 
 def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
-    """Write selection_info.json of the checkpoint `folder` and model.json of the `dense` one; return both paths."""
+    """Write pruning.json of the checkpoint `folder` and model.json of the `dense` one; return both paths."""
     from coppice.core import fingerprints
 
     records.write(
-        tmp_path / "selection_info.json",
-        {"candidate": "c", "weights_fingerprint": fingerprint, "pruning": {"method": method}},
+        tmp_path / "pruning.json",
+        {"candidate": "c", "weights_fingerprint": fingerprint, "settings": {"method": method}},
     )
     records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
-    return {"selection": tmp_path / "selection_info.json", "dense": tmp_path / "model.json"}
+    return {"candidate": tmp_path / "pruning.json", "dense": tmp_path / "model.json"}
 
 
 @pytest.mark.parametrize("case", ["the dense model", "as many parameters", "another checkpoint", "imported", "pruned"])
-def test_rejects_a_pruned_model_other_than_the_selected_one(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
+def test_rejects_a_pruned_model_other_than_the_candidate(evaluated, checkpoint, tiny_checkpoint, tmp_path, case):
     from coppice.core import fingerprints
 
     layers = 3 if case in ("pruned", "another checkpoint") else 4
@@ -328,7 +328,7 @@ def test_rejects_a_pruned_model_other_than_the_selected_one(evaluated, checkpoin
     expected_words = {
         "the dense model": "has the dense model's weights",
         "as many parameters": "pruned by depth, but has",
-        "another checkpoint": "not those of the selected candidate c",
+        "another checkpoint": "not those of candidate c",
     }[case]
     with pytest.raises(CheckpointError, match=expected_words):
         evaluated(tmp_path / "out", **run)

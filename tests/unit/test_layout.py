@@ -75,7 +75,7 @@ def test_a_module_is_short_and_documented_and_imports_only_from_lower_layers(mod
 
 def test_only_these_modules_share_a_name():
     names = [path.stem for path in MODULES if path.stem not in ("__init__", "__main__")]
-    assert {name for name in names if names.count(name) > 1} == {"figures", "reuse"}
+    assert {name for name in names if names.count(name) > 1} == {"figures"}
 
 
 def imported(tree):

@@ -360,13 +360,11 @@ def test_show_lists_done_running_waiting_and_failed_pairs(study_copy, capsys, mo
     monkeypatch.setenv("COLUMNS", "140")
     for model, config in (("Llama", "best_ppl"), ("Qwen", "best_acc"), ("Mistral", "best_acc"), ("Qwen", "best_ppl")):
         shutil.rmtree(study_copy.folder("finetuned", model, config))
-    _status(study_copy.results, "finetune/Llama.best_ppl", "finetune Llama best_ppl", "running")
-    _status(
-        study_copy.results, "finetune/Qwen.best_acc", "finetune Qwen best_acc", "failed", reason="loss is not a number"
-    )
+    _status(study_copy.results, "finetune/Llama.candidate-1", "finetune Llama candidate-1", "running")
+    _status(study_copy.results, "finetune/x", "finetune Qwen candidate-0", "failed", reason="loss is not a number")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    _status(study_copy.results, "evaluate/x", "evaluate finetuned Mistral best_acc", "running", pid=dead.pid)
+    _status(study_copy.results, "evaluate/x", "evaluate finetuned Mistral candidate-0", "running", pid=dead.pid)
     rows = {tuple(line.split()[:2]): line for line in _shown(capsys, study_copy.results).splitlines() if line.split()}
     assert "running (finetune, 5 min)" in rows["Llama", "best_ppl"]
     assert "failed" in rows["Qwen", "best_acc"]
@@ -378,7 +376,9 @@ def test_show_lists_done_running_waiting_and_failed_pairs(study_copy, capsys, mo
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_show_replaces_characters_that_the_terminal_lacks(study_copy, encoding):
     shutil.rmtree(study_copy.folder("finetuned", "Qwen", "best_acc"))
-    _status(study_copy.results, "finetune/x", "finetune Qwen best_acc", "failed", reason="the loss ≥ what Žižek hoped")
+    _status(
+        study_copy.results, "finetune/x", "finetune Qwen candidate-0", "failed", reason="the loss ≥ what Žižek hoped"
+    )
     command = [sys.executable, "-m", "coppice", "show", study_copy.results]
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -396,7 +396,11 @@ def test_show_reports_a_full_disk_in_one_line(study_copy):
 def test_show_names_every_failure_with_its_reason(study_copy, capsys):
     shutil.rmtree(study_copy.folder("finetuned", "Qwen", "best_acc"))
     _status(
-        study_copy.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="the training loss is not finite"
+        study_copy.results,
+        "finetune/a",
+        "finetune Qwen candidate-0",
+        "failed",
+        reason="the training loss is not finite",
     )
     text = _shown(capsys, study_copy.results)
     assert "failed: Qwen / best_acc: finetune: the training loss is not finite" in text
@@ -404,7 +408,7 @@ def test_show_names_every_failure_with_its_reason(study_copy, capsys):
 
 
 def test_show_omits_a_failure_that_was_fixed(study_copy, capsys):
-    _status(study_copy.results, "finetune/a", "finetune Qwen best_acc", "failed", reason="out of memory")
+    _status(study_copy.results, "finetune/a", "finetune Qwen candidate-0", "failed", reason="out of memory")
     assert "out of memory" not in _shown(capsys, study_copy.results)
 
 

@@ -296,14 +296,3 @@ def test_rejects_a_candidate_whose_tokenizer_differs_from_the_dense_models(tiny_
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(dense / name, mine / name)
     candidates.import_checkpoint(*arguments)
-
-
-def test_decides_once_which_config_trains_a_candidate(tmp_path):
-    """Later runs, and jobs on a cluster, which see other files, decide the same."""
-    path = tmp_path / "owners.json"
-    assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "a" and not path.exists()
-    assert select.config_to_train(path, "c", ["a", "b"], {"b": "c"}) == "b"  # it was trained before
-    assert select.config_to_train(path, "c", ["a", "b"], {}, decide=False) == "b"
-    assert select.config_to_train(path, "c", ["a", "b"], {"a": "c"}) == "b"
-    assert select.config_to_train(path, "d", ["a", "b"], {}) == "a"
-    assert select.config_to_train(path, "c", ["a"], {}) == "a"  # b now chooses another candidate

@@ -107,13 +107,6 @@ def test_small_jobs_share_a_device_without_configured_memory(study, monkeypatch,
         assert first == second
 
 
-def test_a_reused_result_requests_little(study):
-    loaded = study(config=LLAMA_8B)
-    little, whole = requested(loaded, taken_over=True), requested(loaded)
-    assert little["gpu_mem_mb"] == 0 and 5 * little["mem_mb"] < whole["mem_mb"]
-    assert little["runtime"] < whole["runtime"]
-
-
 def test_a_machine_without_a_gpu_needs_host_memory_and_more_time(study):
     loaded = study(config=LLAMA_8B)
     assert requested(loaded, on_gpu=False)["gpu_mem_mb"] == 0

@@ -24,7 +24,7 @@ from snakemake.settings.types import (
 
 from coppice.core import records
 
-TARGETS = {"all", "ablation"}
+TARGETS = frozenset({"all", "ablation"})
 TRIGGERS = frozenset({RerunTrigger.MTIME, RerunTrigger.PARAMS, RerunTrigger.INPUT, RerunTrigger.SOFTWARE_ENV})
 
 
@@ -34,12 +34,13 @@ class Finished:
     def __init__(self, folder, chosen):
         self.folder, self.chosen = Path(folder), chosen
         with chdir(self.folder):
-            with _planned({}) as dag:
-                for job in dag.jobs:
-                    for file in job.output:
-                        self._put(Path(file), job)
-            with _api({}, forceall=True) as api:
-                api.execute_workflow(executor="touch")
+            for _ in range(2):  # the jobs of the chosen candidates are known once the configs have chosen
+                with _planned({}) as dag:
+                    for job in dag.jobs:
+                        for file in job.output:
+                            self._put(Path(file), job)
+                with _api({}, forceall=True) as api:
+                    api.execute_workflow(executor="touch")
         assert not self.reruns({}), "the study does not look finished"
 
     def _put(self, path, job):
@@ -48,6 +49,8 @@ class Finished:
             identity = {"model": job.wildcards.model, "config": job.wildcards.config}
             chosen = self.chosen[job.wildcards.config]
             records.write(path, identity | {"candidate": chosen, "weights_fingerprint": ""})
+        elif path.name == "pruning.json":
+            records.write(path, {"weights_fingerprint": ""})
         else:
             path.touch()
 
@@ -67,7 +70,10 @@ class Finished:
 
     def changed_parameters(self, changes):
         """Return the names of the rules with a finished job whose own parameters `changes` alter."""
-        with chdir(self.folder), _planned(changes) as dag:
+        # named as targets, because Snakemake leaves their jobs out of the graph if the configs choose again
+        made = (self.folder / "results/by_candidate").rglob("*.json")
+        of_candidates = {str(path.relative_to(self.folder)) for path in made}
+        with chdir(self.folder), _planned(changes, TARGETS | of_candidates) as dag:
             # asked here, because Snakemake does not compare the parameters of jobs that an updated input reruns anyway
             differs = dag.workflow.persistence.params_changed
             return {job.rule.name for job in dag.jobs if _is_result(job) and differs(job)}
@@ -90,7 +96,7 @@ def _is_result(job):
 
 
 @contextmanager
-def _api(changes, **how):
+def _api(changes, targets=TARGETS, **how):
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=64),
@@ -98,16 +104,16 @@ def _api(changes, **how):
             snakefile=Path("Snakefile"),
             workdir=Path("."),
         )
-        yield workflow.dag(DAGSettings(targets=TARGETS, rerun_triggers=TRIGGERS, **how))
+        yield workflow.dag(DAGSettings(targets=targets, rerun_triggers=TRIGGERS, **how))
 
 
 @contextmanager
-def _planned(changes):
+def _planned(changes, targets=TARGETS):
     """Yield the graph of jobs, planned but not run.
 
     These are the internal calls with which Snakemake's API prints such a graph.
     """
-    with _api(changes) as api:
+    with _api(changes, targets) as api:
         workflow = api.workflow_api._workflow
         workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True)
         workflow._build_dag()

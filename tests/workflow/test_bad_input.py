@@ -109,7 +109,7 @@ def test_rejects_a_model_of_another_study_in_shared_resources(checkout):
 
 def test_plans_a_results_folder_named_like_a_shell_command_without_running_it(checkout):
     done = checkout.run("-n", config={"results": ODD.replace("pwned", "pwned2")})
-    assert "finetune_lora" in done.stdout
+    assert "link_training" in done.stdout
     assert not list(checkout.folder.parent.rglob("pwned*"))
 
 
@@ -118,4 +118,6 @@ def test_accepts_values_on_the_command_line(checkout):
 
 
 def test_plans_the_real_study_without_a_network(checkout):
-    checkout.run("-n", "-q", "--configfile", "config/full.yaml")
+    """The training data is fetched at the start, before it is known which candidates will be trained."""
+    done = checkout.run("-n", "--configfile", "config/full.yaml")
+    assert "output: resources/datasets/alpaca/dataset.json" in done.stdout

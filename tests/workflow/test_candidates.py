@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.study.checkout import SMALL, planned_jobs
+from tests.study.checkout import SMALL, copy_study, planned_jobs
 
 pytestmark = pytest.mark.guard
 CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null}}"
@@ -210,29 +211,28 @@ def one_choice(world, new_checkout):
 
 
 def test_trains_and_evaluates_a_candidate_of_two_configs_once(one_choice):
-    first, again = (f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
-    assert "reused_from" not in read(one_choice, f"{first}/finetuning_config.json")
-    assert read(one_choice, f"{again}/finetuning_config.json")["reused_from"] == "best_acc"
-    adapters = [(one_choice.folder / path / "adapter_model.safetensors").read_bytes() for path in (first, again)]
-    assert adapters[0] == adapters[1]
-    assert not list((one_choice.folder / again).glob("checkpoint-*"))
-    for folder in ("pruned_evaluation/Mistral/again", "finetuned_evaluation/Mistral/again_finetuned"):
-        record = read(one_choice, f"results/{folder}/evaluation_results.json")
-        assert (record["config"], record["reused_from"]) == ("again", "best_acc")
+    results = one_choice.folder / "results"
+    selections = [read(one_choice, path) for path in results.glob("for_finetuning/Mistral/*/selection_info.json")]
+    chosen = next(info["candidate"] for info in selections if info["config"] == "best_acc")
+    trained = [path.parts[-3] for path in results.glob("by_candidate/Mistral/*/finetuned/finetuning_config.json")]
+    assert len(selections) == 2 and trained == [chosen]
+    places = {
+        "finetuned": "finetuned/Mistral/{}_finetuned",
+        "pruned_evaluation": "pruned_evaluation/Mistral/{}",
+        "finetuned_evaluation": "finetuned_evaluation/Mistral/{}_finetuned",
+    }
+    for kind, pattern in places.items():
+        made = {path.name for path in (results / "by_candidate/Mistral" / chosen / kind).glob("[!.]*")}
+        for config in ("best_acc", "again"):
+            folder = results / pattern.format(config)
+            assert made <= {path.name for path in folder.iterdir() if path.exists()}
+            name = "finetuning_config.json" if kind == "finetuned" else "evaluation_results.json"
+            record = read(one_choice, folder / name)
+            assert (record["config"], record["candidate"]) == (config, chosen)
+            assert record.get("reused_from") == ("best_acc" if config == "again" else None)
     report = one_choice.folder / "results/finetuned_evaluation/Mistral/again_finetuned/comparison_report.txt"
     assert "the same candidate as best_acc" in report.read_text()
     assert "the same candidate as best_acc" in (one_choice.folder / "results/for_finetuning/SUMMARY.md").read_text()
-
-
-def test_a_reused_result_requests_no_gpu(one_choice):
-    again = ("--forcerun", "finetune_lora", "evaluate_finetuned")
-    kind = "{finetune: {gpu_model: h100, gpu_mem_mb: 900}, evaluate: {gpu_model: h100, gpu_mem_mb: 900}}"
-    rules = one_choice.run("-n", *again, config=one_choice.config | {"resources_per_job": kind}).stdout.split("rule ")
-    held = [job for job in rules if job.startswith(("finetune_lora", "evaluate_finetuned"))]
-    assert len(held) == 4
-    for job in held:
-        assert ("gpu=0" in job) == ("config=again" in job), job
-        assert ("gpu_model=h100" in job) == ("gpu_mem_mb=900" in job) == ("config=again" not in job), job
 
 
 def test_a_run_of_the_second_config_alone_keeps_its_reused_result(one_choice):
@@ -240,19 +240,29 @@ def test_a_run_of_the_second_config_alone_keeps_its_reused_result(one_choice):
     assert "finetune_lora" not in planned_jobs(one_choice.run("-n", config=second_alone))
 
 
-def test_a_config_that_now_chooses_another_candidate_changes_only_its_own_results(one_choice):
+def test_another_choice_trains_no_candidate_again_and_relinks_only_its_own_results(one_choice):
     first, again = (one_choice.folder / f"results/finetuned/Mistral/{name}_finetuned" for name in ("best_acc", "again"))
-    assert (again / "merged").is_symlink() and (again / "merged/model.safetensors").exists()
     before = (first / "merged/model.safetensors").read_bytes()
     otherwise = one_choice.config | {"select": one_choice.config["select"].replace("max}}", "min}}")}
     one_choice.run("--cores", "2", config=otherwise)
     assert "reused_from" not in read(one_choice, "results/finetuned/Mistral/again_finetuned/finetuning_config.json")
     assert (first / "merged/model.safetensors").read_bytes() == before
-    assert not (again / "merged").is_symlink() and (again / "merged/model.safetensors").read_bytes() != before
-    one_choice.run("--cores", "2", config=one_choice.config)  # and back
+    assert (again / "merged/model.safetensors").read_bytes() != before
+    back = planned_jobs(one_choice.run("--cores", "2", config=one_choice.config))
+    assert back["link_training"] == 1 and not {"finetune_lora", "evaluate_pruned", "evaluate_finetuned"} & set(back)
     assert (again / "merged/model.safetensors").read_bytes() == before
     assert read(one_choice, "results/finetuned/Mistral/again_finetuned/training_state.json")["config"] == "again"
     assert "Nothing to be done" in one_choice.run("-n", config=one_choice.config).stdout
+
+
+def test_the_links_of_configs_hold_in_a_copy_of_the_study(one_choice, tmp_path):
+    """Snakemake finds nothing to do in the copy, and finds nothing to do after it touched every file."""
+    copied = copy_study(one_choice, tmp_path / "copy")
+    links = [path for path in (copied.folder / "results/finetuned").rglob("*") if path.is_symlink()]
+    assert links and all(path.resolve().is_relative_to(copied.folder) and path.exists() for path in links)
+    assert "Nothing to be done" in copied.run("-n", config=one_choice.config).stdout
+    copied.run("--touch", "--cores", "1", config=one_choice.config)
+    assert "Nothing to be done" in copied.run("-n", config=one_choice.config).stdout
 
 
 def weights(checkout, candidate):
@@ -274,14 +284,15 @@ def test_releases_the_weights_of_other_candidates_and_makes_them_again_when_need
     assert "Nothing to be done" in one_choice.run("-n", config=selected).stdout
 
     later = selected | {"select": selected["select"].replace("again", "worst").replace("max}}", "min}}")}
+    shutil.rmtree(one_choice.folder / "results/by_candidate/Mistral" / loser)
     target = "results/pruned_evaluation/Mistral/worst/evaluation_results.json"
     jobs = planned_jobs(one_choice.run("-n", target, config=later))
-    assert jobs == {"select_best": 1, "evaluate_pruned": 1}
+    assert jobs == {"select_best": 1, "link_pruned": 1}  # Snakemake learns the candidate from the selection
     one_choice.run("--cores", "1", target, config=later)
     assert read(one_choice, target)["config"] == "worst"
     record = read(one_choice, f"results/candidates/Mistral/{loser}/pruning.json")
     assert read(one_choice, target)["provenance"]["fingerprints"]["weights"] == record["weights_fingerprint"]
-    log = one_choice.folder / "logs/evaluate/pruned.Mistral.worst.log"
+    log = one_choice.folder / f"logs/evaluate/pruned.Mistral.{loser}.log"
     assert "pruning the candidate again" in log.read_text()
 
 

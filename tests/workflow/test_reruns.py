@@ -326,8 +326,12 @@ VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
 STAGES_OF_WORD = {rerun_policy.NOTHING: set(), rerun_policy.EVERYTHING: {*rerun_policy.STAGES} - {"ablation"}}
 
 
+# Until a config has chosen again, its link jobs stand for the trainings and evaluations that they wait for
+WAITING = {"link_training": "finetune", "link_pruned": "evaluate", "link_finetuned": "evaluate"}
+
+
 def stages(rules):
-    return {STAGE[rule.partition("_")[0]] for rule in rules}
+    return {WAITING.get(rule) or STAGE[rule.partition("_")[0]] for rule in rules}
 
 
 def change(key):

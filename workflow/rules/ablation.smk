@@ -45,7 +45,7 @@ rule ablation_arm:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        gpu=gpu_count("finetune"),
+        gpu=study.resources_per_job["finetune"]["gpu"],
         gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
         mem_mb=asked_by_arm("mem_mb"),

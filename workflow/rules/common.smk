@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
+from snakemake.exceptions import WorkflowError
 
 SCRIPTS = str(Path(workflow.current_basedir).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
@@ -66,6 +66,10 @@ REPORTED = layout.folder(RESULTS, "finetuned")
 # The same for each seed: {seeded} is `/seed-<n>` for an additional seed and empty for the first one
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
+# Trainings and evaluations belong to a candidate. The folders of the configs that chose it show them
+TRAINING = f"{layout.by_candidate(RESULTS, 'training')}{{seeded}}"
+EVALUATED_PRUNED = layout.by_candidate(RESULTS, "pruned")
+EVALUATED_FINETUNED = f"{layout.by_candidate(RESULTS, 'finetuned')}{{seeded}}"
 REPORT = f"{RESULTS}/report"
 RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 # Inputs that many jobs share, as one file with their digests instead of dozens of inputs (see `gathered_inputs`)
@@ -139,58 +143,57 @@ def of_more_seeds(record):
     ]
 
 
-@functools.cache
-def trained_before(model):
-    """Return {config: candidate} of the trainings that existed when this run began, without the reused ones."""
-    paths = {
-        config: (
-            SELECTION.format(model=model, config=config),
-            f"{FINETUNED}/finetuning_config.json".format(model=model, config=config),
-        )
-        for config in study.configs
-    }
-    return select.trained(paths)
+if MAIN_PROCESS:
+    every_seed = ["", *map(study.seed_folder, study.more_seeds())]
+    select.forget_stale(
+        [
+            *pairs(PRUNED),
+            *pairs(SEEDED, seeded=every_seed),
+            *pairs(REPORTED_SEED, seeded=every_seed),
+        ]
+    )
 
 
-def reusable(record):
-    """Return an input function for the `record` to reuse if another config already trains this candidate.
-
-    If several configs choose the same candidate, one of them is trained and evaluated and the others copy its results.
-    For the config that is trained, the function returns no file. Until all configs have chosen, it returns a selection
-    record that is still missing.
-    """
+def of_choice(pattern):
+    """Return an input function for `pattern` with the candidate that the wildcards' config chose."""
 
     def inputs(wildcards):
-        before = trained_before(wildcards.model)
-        chosen = dict(
-            before
-        )  # configs that are not part of this run count if they are trained
-        for config in {*study.active_configs(), wildcards.config}:
-            try:
-                made = checkpoints.select_best.get(model=wildcards.model, config=config)
-            except IncompleteCheckpointException as waited:
-                # If the exception propagates, Snakemake builds this job and the whole plan twice. Naming the missing
-                # file as the input is enough: Snakemake builds the job again after the checkpoint has run. If the file
-                # exists, Snakemake must decide itself whether it is up to date, so the exception propagates.
-                if Path(waited.targetfile).exists():
-                    raise
-                return [waited.targetfile]
-            chosen[config] = select.chosen(made.output[0])
-        same_choice = [
-            c for c in study.configs if chosen.get(c) == chosen[wildcards.config]
-        ]
-        trained = select.config_to_train(
-            f"{RESULTS}/.owners/{wildcards.model}.json",
-            chosen[wildcards.config],
-            same_choice,
-            before,
-            decide=MAIN_PROCESS,
+        made = checkpoints.select_best.get(
+            model=wildcards.model, config=wildcards.config
         )
-        if trained == wildcards.config:
-            return []
-        return [record.format(**dict(wildcards.items()) | {"config": trained})]
+        chosen = select.chosen(made.output[0])
+        return pattern.format(candidate=chosen, **dict(wildcards.items()))
 
     return inspected_once(inputs)
+
+
+@inspected_once
+def selections_before(wildcards):
+    """Return the selections of the configs before this one, which may have chosen the same candidate.
+
+    Those of configs that are not part of this run count if they exist.
+    """
+    active = study.active_configs()
+    before = list(study.configs)[: list(study.configs).index(wildcards.config)]
+    every = {
+        config: SELECTION.format(model=wildcards.model, config=config)
+        for config in before
+    }
+    return [
+        path
+        for config, path in every.items()
+        if config in active or Path(path).exists()
+    ]
+
+
+@inspected_once
+def weights(wildcards):
+    """Return the fingerprint of a candidate's weights, or None until it is pruned.
+
+    As a parameter it reruns the jobs that work on the candidate if the weights change. Its record as an input would
+    also rerun them if the same weights are made again, because the record holds times.
+    """
+    return select.weights_of(CANDIDATE.format(**wildcards))
 
 
 def released():

@@ -1,9 +1,13 @@
 """Evaluation of dense, pruned and fine-tuned models, by one script with the same settings.
 
-Input: a model's record, a selection or a fine-tuning, and the report rows of every data set.
-Output: `evaluation_results.json` and `ppl_results.json` in `{dense,pruned,finetuned}_evaluation/...`. Undeclared files
-lie beside them: `samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and
-`.parts/`, the finished parts from which a killed or extended evaluation continues.
+Input: a model's record, a candidate's record or a fine-tuning, and the report rows of every data set.
+Output: `evaluation_results.json` and `ppl_results.json` in `dense_evaluation/{model}/` and in
+`by_candidate/{model}/{candidate}/{pruned,finetuned}_evaluation/`. Undeclared files lie beside them:
+`samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and `.parts/`, the
+finished parts from which a killed or extended evaluation continues.
+
+`pruned_evaluation/{model}/{config}/` and `finetuned_evaluation/{model}/{config}_finetuned/` show the evaluations of the
+candidate that the config chose: the samples are links, and the records name the config.
 """
 
 # All stages share these parameters, because only evaluations with equal settings can be compared
@@ -41,7 +45,7 @@ rule evaluate_dense:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        gpu=gpu_count("evaluate"),
+        gpu=study.resources_per_job["evaluate"]["gpu"],
         gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
         mem_mb=requested("evaluate", "mem_mb"),
@@ -59,39 +63,71 @@ rule evaluate_dense:
 use rule evaluate_dense as evaluate_pruned with:
     input:
         dense=of_model(files.model),
-        selection=SELECTION,
+        candidate=ancient(CANDIDATE),
         rows=GATHERED_ROWS.format(purpose="report"),
-        reuse=reusable(f"{PRUNED}/evaluation_results.json"),
     output:
-        **evaluated(PRUNED),
+        **evaluated(EVALUATED_PRUNED),
     log:
-        f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.log",
+        f"{LOGS}/evaluate/pruned.{{model}}.{{candidate}}.log",
     benchmark:
-        f"{LOGS}/evaluate/pruned.{{model}}.{{config}}.benchmark.tsv"
+        f"{LOGS}/evaluate/pruned.{{model}}.{{candidate}}.benchmark.tsv"
     params:
         **SAME_FOR_ALL_STAGES,
         stage="pruned",
-        status=status("evaluate", "pruned", "{model}", "{config}"),
+        weights=weights,
+        status=status("evaluate", "pruned", "{model}", "{candidate}"),
 
 
 use rule evaluate_dense as evaluate_finetuned with:
     input:
         dense=of_model(files.model),
-        selection=SELECTION,
-        adapter=f"{SEEDED}/adapter_model.safetensors",
-        record=f"{SEEDED}/finetuning_config.json",
+        candidate=ancient(CANDIDATE),
+        adapter=f"{TRAINING}/adapter_model.safetensors",
+        record=f"{TRAINING}/finetuning_config.json",
         rows=GATHERED_ROWS.format(purpose="report"),
-        reuse=reusable(f"{REPORTED_SEED}/evaluation_results.json"),
     output:
-        **evaluated(REPORTED_SEED),
+        **evaluated(EVALUATED_FINETUNED),
     log:
-        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.log",
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{candidate}}{{seeded}}.log",
     benchmark:
-        f"{LOGS}/evaluate/finetuned.{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+        f"{LOGS}/evaluate/finetuned.{{model}}.{{candidate}}{{seeded}}.benchmark.tsv"
     priority: PRIORITY["finetuned"]
     params:
         **SAME_FOR_ALL_STAGES,
         stage="finetuned",
+        weights=weights,
         status=inspected_once(
             lambda wildcards: status("evaluate", "finetuned", *wildcards)
         ),
+
+
+use rule link_training as link_pruned with:
+    input:
+        record=of_choice(f"{EVALUATED_PRUNED}/evaluation_results.json"),
+        perplexity=of_choice(f"{EVALUATED_PRUNED}/ppl_results.json"),
+        selections=selections_before,
+    output:
+        **evaluated(PRUNED),
+    log:
+        f"{LOGS}/evaluate/link.pruned.{{model}}.{{config}}.log",
+    params:
+        status=status("link", "pruned", "{model}", "{config}"),
+        protocol=1,
+
+
+use rule link_training as link_finetuned with:
+    input:
+        record=of_choice(f"{EVALUATED_FINETUNED}/evaluation_results.json"),
+        perplexity=of_choice(f"{EVALUATED_FINETUNED}/ppl_results.json"),
+        selections=selections_before,
+        # so that whoever requests an evaluation also finds the training that it measured
+        training=f"{SEEDED}/finetuning_config.json",
+    output:
+        **evaluated(REPORTED_SEED),
+    log:
+        f"{LOGS}/evaluate/link.finetuned.{{model}}.{{config}}{{seeded}}.log",
+    params:
+        status=inspected_once(
+            lambda wildcards: status("link", "finetuned", *wildcards)
+        ),
+        protocol=1,

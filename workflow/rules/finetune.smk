@@ -1,10 +1,13 @@
-"""Recovery: LoRA fine-tuning of each chosen checkpoint.
+"""Recovery: LoRA fine-tuning of each chosen candidate.
 
-Input: a selection and the instruction data.
-Output: `finetuned/{model}/{config}_finetuned/` with the adapter, its configuration and tokenizer,
+Input: the candidate's record and the instruction data.
+Output: `by_candidate/{model}/{candidate}/finetuned/` with the adapter, its configuration and tokenizer,
 `finetuning_config.json`, `training_log.txt` and `training_state.json`. The training's checkpoints lie beside them and
 are not declared: Snakemake deletes declared outputs before a rerun, and a killed job needs the checkpoints to resume.
 With `finetune.seeds`, each additional seed has the same files in `seed-<n>/` inside that folder.
+
+`finetuned/{model}/{config}_finetuned/` shows the training of the candidate that the config chose: its files are links,
+and its records name the config. Configs that choose the same candidate share one training.
 """
 
 
@@ -16,30 +19,24 @@ rule finetune:
 
 rule finetune_lora:
     input:
-        selection=SELECTION,
+        candidate=ancient(CANDIDATE),
         datasets=files.datasets(study.training_datasets()),
-        reuse=reusable(f"{SEEDED}/finetuning_config.json"),
     output:
-        adapter=f"{SEEDED}/adapter_model.safetensors",
-        adapter_config=f"{SEEDED}/adapter_config.json",
-        record=f"{SEEDED}/finetuning_config.json",
-        log=report(
-            f"{SEEDED}/training_log.txt",
-            category="fine-tuning",
-            caption="../report/finetuning.rst",
-            labels={"model": "{model}", "config": "{config}{seeded}"},
-        ),
-        state=f"{SEEDED}/training_state.json",
+        adapter=f"{TRAINING}/adapter_model.safetensors",
+        adapter_config=f"{TRAINING}/adapter_config.json",
+        record=f"{TRAINING}/finetuning_config.json",
+        log=f"{TRAINING}/training_log.txt",
+        state=f"{TRAINING}/training_state.json",
     log:
-        f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.log",
+        f"{LOGS}/finetune/{{model}}.{{candidate}}{{seeded}}.log",
     benchmark:
-        f"{LOGS}/finetune/{{model}}.{{config}}{{seeded}}.benchmark.tsv"
+        f"{LOGS}/finetune/{{model}}.{{candidate}}{{seeded}}.benchmark.tsv"
     priority: PRIORITY["finetune"]
     conda:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["finetune"]
     resources:
-        gpu=gpu_count("finetune"),
+        gpu=study.resources_per_job["finetune"]["gpu"],
         gpu_model=gpu_model("finetune"),
         cpus_per_task=study.threads_per_job["finetune"],
         mem_mb=requested("finetune", "mem_mb"),
@@ -52,6 +49,7 @@ rule finetune_lora:
         execution=execution("finetune"),
         datasets=files.by_name(study.training_datasets()),
         prompt=of_model(prompt),
+        weights=weights,
         loading=of_model(loading),
         placement=placement,
         seed=inspected_once(lambda wildcards: study.seed_in(wildcards.seeded)),
@@ -59,3 +57,38 @@ rule finetune_lora:
         protocol=2,
     script:
         "../scripts/finetune_lora.py"
+
+
+rule link_training:
+    input:
+        adapter=of_choice(f"{TRAINING}/adapter_model.safetensors"),
+        adapter_config=of_choice(f"{TRAINING}/adapter_config.json"),
+        record=of_choice(f"{TRAINING}/finetuning_config.json"),
+        log=of_choice(f"{TRAINING}/training_log.txt"),
+        state=of_choice(f"{TRAINING}/training_state.json"),
+        selections=selections_before,
+        # Only the training needs the data, but before the config has chosen, Snakemake knows this job alone. The data is
+        # fetched and checked at the start of the run, not after the selection.
+        datasets=ancient(files.datasets(study.training_datasets())),
+    output:
+        adapter=f"{SEEDED}/adapter_model.safetensors",
+        adapter_config=f"{SEEDED}/adapter_config.json",
+        record=f"{SEEDED}/finetuning_config.json",
+        log=report(
+            f"{SEEDED}/training_log.txt",
+            category="fine-tuning",
+            caption="../report/finetuning.rst",
+            labels={"model": "{model}", "config": "{config}{seeded}"},
+        ),
+        state=f"{SEEDED}/training_state.json",
+    log:
+        f"{LOGS}/finetune/link.{{model}}.{{config}}{{seeded}}.log",
+    priority: PRIORITY["choice"]
+    localrule: True
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        status=inspected_once(lambda wildcards: status("link", "training", *wildcards)),
+        protocol=1,
+    script:
+        "../scripts/link_results.py"

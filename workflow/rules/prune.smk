@@ -35,7 +35,7 @@ if PRUNES:
             "../../envs/coppice.yaml"
         threads: study.threads_per_job["prune"]
         resources:
-            gpu=gpu_count("prune"),
+            gpu=study.resources_per_job["prune"]["gpu"],
             gpu_model=gpu_model("prune"),
             cpus_per_task=study.threads_per_job["prune"],
             mem_mb=requested("prune", "mem_mb"),

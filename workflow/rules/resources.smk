@@ -20,6 +20,10 @@ PRIORITY = {
 }
 
 
+# Jobs whose size depends on the candidate; the others request what the dense model would need
+OF_CANDIDATE = ("prune", "score")
+
+
 @functools.cache
 def computes_on_gpu():
     """Return whether jobs that request a GPU will get one. It is found out once, when the first job is sized."""
@@ -41,14 +45,13 @@ def requested(job, key):
     The value is exact once the model's config.json is here. Snakemake evaluates it again before the job starts.
     """
 
-    def resource(wildcards, input, attempt):
+    def resource(wildcards, attempt):
         return sizes.requested(
             job,
             wildcards.model,
             attempt,
             on_gpu=computes_on_gpu(),
-            candidate=wildcards.get("candidate"),
-            taken_over=reuses_results(input),
+            candidate=wildcards.get("candidate") if job in OF_CANDIDATE else None,
             largest=largest_gpu(),
         )[key]
 
@@ -62,31 +65,7 @@ def weights_on_disk(wildcards):
     return sizes.fetched(wildcards.model) // job_resources.MB
 
 
-def reuses_results(input):
-    """Return whether a job only reuses the results of another config.
-
-    Until all configs have chosen, the input is the selection record that the job waits for, and the answer is False.
-    """
-    reused = input.get("reuse", [])
-    paths = [reused] if isinstance(reused, str) else reused
-    return any(Path(path).name != Path(SELECTION).name for path in paths)
-
-
-def gpu_count(stage):
-    """Return a resource function for the GPUs of a job of `stage`: none if it reuses the results of another config."""
-
-    def gpu(wildcards, input):
-        return 0 if reuses_results(input) else study.resources_per_job[stage]["gpu"]
-
-    return gpu
-
-
 def gpu_model(stage):
     """Return a resource function for the GPU model that a job of `stage` requests; None if the job uses no GPU."""
-    count = gpu_count(stage)
-
-    def model(wildcards, input):
-        wanted = study.resources_per_job[stage]["gpu_model"]
-        return wanted if count(wildcards, input) else None
-
-    return model
+    wanted = study.resources_per_job[stage]
+    return lambda wildcards: wanted["gpu_model"] if wanted["gpu"] else None

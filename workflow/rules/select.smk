@@ -35,7 +35,7 @@ rule score_candidate:
         "../../envs/coppice.yaml"
     threads: study.threads_per_job["evaluate"]
     resources:
-        gpu=gpu_count("evaluate"),
+        gpu=study.resources_per_job["evaluate"]["gpu"],
         gpu_model=gpu_model("evaluate"),
         cpus_per_task=study.threads_per_job["evaluate"],
         mem_mb=requested("score", "mem_mb"),

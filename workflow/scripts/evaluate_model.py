@@ -5,34 +5,34 @@ from pathlib import Path
 from coppice import models
 from coppice.core import jobs
 
-stage = snakemake.params.stage
-model, config = snakemake.wildcards.model, snakemake.wildcards.get("config")
+params, candidate = snakemake.params, snakemake.input.get("candidate")
+stage, about = params.stage, "candidate" if candidate else "config"
 with jobs.computing(
     snakemake.log[0],
-    snakemake.params.status,
+    params.status,
     " ".join(filter(None, ("evaluate", stage, *(name.strip("/") for name in snakemake.wildcards)))),
     snakemake.threads,
     snakemake.resources,
 ):
     from coppice.stages import evaluate
     from coppice.stages.prune import candidates
+    from coppice.study import earlier_layout
 
-    params, reused = snakemake.params, snakemake.input.get("reuse")
-    if stage == "dense":
-        source = models.Source.of_record(snakemake.input.model, params.loading | params.placement)
+    output = Path(snakemake.output.evaluation).parent
+    if candidate:
+        earlier_layout.adopt(stage, candidate, output)
+        source = models.Source(candidates.ensure(Path(candidate).parent), **params.loading, **params.placement)
     else:
-        path = candidates.checkpoint(snakemake.input.selection)
-        source = models.Source(path=path, **params.loading, **params.placement)
+        source = models.Source.of_record(snakemake.input.model, params.loading | params.placement)
     evaluate.evaluate(
-        identity={"model": model, "config": config, "stage": stage},
+        identity={"model": snakemake.wildcards.model, about: snakemake.wildcards.get("candidate"), "stage": stage},
         source=source,
         settings=params.settings | params.execution,
         datasets=params.datasets,
-        output=Path(snakemake.output.evaluation).parent,
+        output=output,
         dense=snakemake.input.get("dense"),
-        selection=snakemake.input.get("selection"),
+        candidate=candidate,
         adapter=Path(snakemake.input.adapter).parent if stage == "finetuned" else None,
         seed=params.seed,
-        reused=Path(reused[0]).parent if reused else None,
         prompt=params.prompt,
     )

@@ -1,4 +1,4 @@
-"""Fine-tune one chosen checkpoint with LoRA."""
+"""Fine-tune one chosen candidate with LoRA."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ if __name__ == "__main__":
     from coppice import models
     from coppice.core import jobs
 
-    model, config, seeded = snakemake.wildcards
-    title = f"finetune {model} {config} {seeded.strip('/')}"
+    model, candidate, seeded = snakemake.wildcards
+    title = f"finetune {model} {candidate} {seeded.strip('/')}"
     with jobs.computing(
         snakemake.log[0],
         snakemake.params.status,
@@ -19,17 +19,19 @@ if __name__ == "__main__":
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.stages import recover
         from coppice.stages.prune import candidates
+        from coppice.study import earlier_layout
 
-        path, reused = candidates.checkpoint(snakemake.input.selection), snakemake.input.get("reuse")
+        record, output = snakemake.input.candidate, Path(snakemake.output.record).parent
+        earlier_layout.adopt("training", record, output)
+        path = candidates.ensure(Path(record).parent)
         source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
         recover.finetune(
-            identity={"model": model, "config": config},
+            identity={"model": model, "candidate": candidate},
             source=source,
             datasets=snakemake.params.datasets,
             settings=snakemake.params.settings | snakemake.params.execution,
             prompt=snakemake.params.prompt,
-            output=Path(snakemake.output.record).parent,
+            output=output,
             seed=snakemake.params.seed,
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
-            reused=Path(reused[0]).parent if reused else None,
         )

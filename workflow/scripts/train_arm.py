@@ -26,7 +26,7 @@ if __name__ == "__main__":
         source = models.Source(path, **loading) if path else models.Source.of_record(dense, loading)
         arms.train(
             identity={"ablation": name, "arm": arm},
-            start=arms.Start(params.start["name"], source, params.start["prompt"], chosen and dense, chosen),
+            start=arms.Start(params.start["name"], source, params.start["prompt"], dense, candidates.record_of(chosen)),
             plan=params.plan | {part: params.plan[part] | more for part, more in params.execution.items()},
             member=params.member,
             seed=int(seed),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coppice import models
-from coppice.core import records
+from coppice.core import mirror, records
 from coppice.stages import evaluate, recover
 from coppice.stats.metrics import LOSS
 from coppice.study.settings import arms
@@ -18,6 +18,9 @@ from coppice.study.settings import arms
 logger = logging.getLogger("coppice.ablation")
 
 PARTS = ("selection", "report")
+# In an arm's folder: the records that name the arm, and what is not shown if another arm has the same training
+NAMED = (recover.EXAMPLE_LOSSES_FILE, "training_state.json", "finetuning_config.json")
+OWN = ("arm.json", recover.RUNG_LOSS_FILE, "rung-*.json", *PARTS, "checkpoint-*", "best")
 COPIED = (  # from the training's record
     "trainable_parameters",
     "all_parameters",
@@ -40,15 +43,15 @@ COPIED = (  # from the training's record
 class Start:
     """The checkpoint that every arm starts from.
 
-    name: its name in reports; source: a models.Source; prompt: alpaca, chat or none; dense, selection: for a pruned
-    checkpoint the paths of the dense model's and the selection's records, by which evaluations check its identity.
+    name: its name in reports; source: a models.Source; prompt: alpaca, chat or none; dense, candidate: for a pruned
+    checkpoint the paths of the dense model's and the candidate's records, by which evaluations check its identity.
     """
 
     name: str
     source: models.Source
     prompt: str
     dense: str | None = None
-    selection: str | None = None
+    candidate: str | None = None
 
 
 def train(identity, start, plan, member, seed, output, share=None, after=None, survivors=None, world=1):
@@ -136,8 +139,15 @@ def section_of(plan, settings):
 
 
 def _train(identity, start, plan, section, seed, world, output, reused, share, expected):
+    named = {"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]}
+    if reused:
+        origin = records.read(reused / NAMED[-1])["config"]
+        mirror.show(reused, output, named | {"reused_from": origin}, NAMED, OWN)
+        logger.info("%s has the settings of %s and uses its training", identity["arm"], origin)
+        return
+    mirror.clear(output)
     recover.finetune(
-        identity={"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]},
+        identity=named,
         source=start.source,
         datasets=plan["training_datasets"],
         settings=section,
@@ -145,7 +155,6 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
         output=output,
         seed=seed,
         world=world,
-        reused=reused,
         stop_share=share,
         example_losses=True,
         expected=expected,
@@ -177,7 +186,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
             purpose=part,
             seed=seed,
             dense=None if whole else start.dense,
-            selection=None if whole else start.selection,
+            candidate=None if whole else start.candidate,
             prompt=start.prompt,
         )
     return measured

@@ -19,7 +19,6 @@ UNKNOWN = 10**9  # parameters assumed for a model whose size is not known yet
 ROOM = 1.25  # factor on the estimated peak; `benchmarks/memory.py` measures the error of the estimates
 SPARE_DISK = 1000 * MB  # logs, tokenizers, samples
 TRAINED_BYTES = 28  # on disk for each trained parameter: the adapter, and two checkpoints of it with optimizer state
-TAKEN_OVER = 3000 * MB  # memory of a job that only reuses another job's results
 START = 60  # seconds before a job with a large model computes: imports, and reading the weights from disk
 SLOWEST = {"gpu": 50 * 10**12, "thread": 15 * 10**9}  # operations per second assumed for a job's time limit
 LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minutes
@@ -142,20 +141,16 @@ class Sizes:
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
         return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
 
-    def requested(self, job, model, attempt=1, on_gpu=True, candidate=None, taken_over=False, largest=None):
+    def requested(self, job, model, attempt=1, on_gpu=True, candidate=None, largest=None):
         """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
 
         Args:
             job: prune, score, evaluate or finetune.
             attempt: counted from 1; later attempts request more.
-            taken_over: whether the job only reuses another job's results.
             largest: MB of the largest GPU if it is known; no estimate exceeds it.
         """
         need = self.need(job, model, on_gpu, candidate)
-        if taken_over:
-            need = Need(min(TAKEN_OVER, need.host), 0, need.disk, 0.0)
-        asked = self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
-        return asked | ({"gpu_mem_mb": 0} if taken_over else {})
+        return self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
 
     def granted(self, stage, need, attempt=1, on_gpu=True, largest=None):
         """Return the same for a Need, as a job of `stage` requests it."""

@@ -7,7 +7,7 @@ hashes, because it is the only file that the workflow tracks.
 from collections.abc import Sequence
 from pathlib import Path
 
-from coppice.core import fingerprints, records
+from coppice.core import fingerprints, mirror, records
 from coppice.core.errors import CoppiceError
 
 
@@ -24,13 +24,6 @@ def write_samples(folder, samples):
         with records.atomic(folder / f"{task}.parquet", "wb") as file:
             pandas.DataFrame(rows).to_parquet(file, index=False)
     return {task: fingerprints.content_digest(folder / f"{task}.parquet") for task in samples}
-
-
-def copy_samples(source, folder, tasks):
-    """Copy the samples of `tasks` from the evaluation in `source` in place of older ones."""
-    target = _samples_of(folder, tasks)
-    for task in tasks:
-        records.copy(samples_file(source, task), target / f"{task}.parquet")
 
 
 def _samples_of(folder, tasks):
@@ -54,7 +47,7 @@ def samples_file(folder, task):
 
 
 def _remedy(record):
-    return f"delete {record} and run snakemake again, which reuses what is still in .parts"
+    return f"delete {mirror.origin_of(record)} and run snakemake again, which reuses what is still in .parts"
 
 
 def samples(folder, task, columns=None):

@@ -13,6 +13,7 @@ TUNED = "_finetuned"  # suffix of a config's name in the folders of fine-tuned m
 EVALUATION = "evaluation_results.json"
 COMPARISON = "comparison.json"
 REPORT = "report"
+BY_CANDIDATE = "by_candidate"
 # The files that define a checkpoint, besides its weights and its tokenizer
 CHECKPOINT = ("config.json", "generation_config.json", "pruned_shapes.json", "*.index.json", "*.tiktoken", "*.py")
 # kind of record -> (its folder inside the results folder, its file name)
@@ -35,6 +36,15 @@ def folder(results, kind):
 def record(results, kind):
     """Return the path pattern of a record of this kind."""
     return f"{folder(results, kind)}/{RECORDS[kind][1]}"
+
+
+def by_candidate(results, kind):
+    """Return the path pattern of the folder where a candidate's training or evaluation lies, for all configs.
+
+    The folder of each config that chose the candidate (see `folder`) shows what is in it. kind: training, pruned or
+    finetuned.
+    """
+    return f"{results}/{BY_CANDIDATE}/{{model}}/{{candidate}}/{root(kind)}"
 
 
 def root(kind):

@@ -273,15 +273,12 @@ def _fits(link: Link, name: str, role: str) -> bool:
 
 
 def _times(chain: Chain) -> list[Check]:
-    """Check that no record is newer than a record that was computed from it.
-
-    A reused result keeps its original time, which may be earlier than the records of its own config: it is skipped.
-    """
+    """Check that no record is newer than a record that was computed from it."""
     found = []
     for above, below in RESTS_ON:
         first, second = chain[above], chain[below]
         ours, theirs = first.provenance.get("started"), second.provenance.get("started")
-        if not ours or not theirs or first.at("reused_from"):
+        if not ours or not theirs:
             continue
         what = f"{TITLES[below]} is not newer than the {TITLES[above]} computed from it"
         both = f"{second.path} was started at {theirs}, {first.path} at {ours}"

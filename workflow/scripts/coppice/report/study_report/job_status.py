@@ -14,6 +14,7 @@ from coppice.core.json_text import parsed
 
 FOLDER = ".status"
 CANDIDATE = ("prune", "import", "score")  # stages that work on a model's candidates, for all its configs
+CHOSEN = ("finetune", "evaluate pruned", "evaluate finetuned")  # stages that work on the chosen candidates
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Status:
     started: float
     updated: float
 
-    def concerns(self, model, config):
-        """Return whether the pair needs this job: it is the pair's own, its dense model's or a candidate's."""
-        own = self.names == (model,) or self.names[:2] == (model, config)  # a seed may follow model and config
+    def concerns(self, model, config, candidate):
+        """Return whether the pair needs this job: its own, its candidate's, its dense model's or one for its choice."""
+        name = candidate if self.stage in CHOSEN else config
+        own = self.names == (model,) or self.names[:2] == (model, name)  # a seed may follow the name
         return own or (self.stage in CANDIDATE and self.names[:1] == (model,))
 
     def describe(self, now=None):
@@ -47,14 +49,16 @@ class Statuses:
         folder = Path(results) / FOLDER
         self.jobs = [status for path in sorted(folder.rglob("*.json")) if (status := _read(path))]
 
-    def of_pair(self, model, config, done=False):
+    def of_pair(self, model, config, candidate=None, done=False):
         """Return (state, detail) of a pair, from all jobs that it needs (see `Status.concerns`).
+
+        candidate: the one that the pair chose; None until then.
 
         States are done, running, waiting, failed and stopped (the job's process is gone, but it reported no end). A
         running job comes first, then a failed or stopped one. Once the pair is compared (`done`), only a running job
         counts: an earlier failure has been fixed by then.
         """
-        own = [job for job in self.jobs if job.concerns(model, config)]
+        own = [job for job in self.jobs if job.concerns(model, config, candidate)]
         for state in ("running", "failed", "stopped"):
             found = [job for job in own if job.state == state]
             if found and (state == "running" or not done):

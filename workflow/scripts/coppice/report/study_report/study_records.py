@@ -152,7 +152,7 @@ def _read_pair(study, model, config, dense):
     if pair.training:
         state = _take(study, f"{who}: training history", paths["training"].with_name("training_state.json"))
         pair.history = state and state.get("history")
-    pair.state, pair.detail = study.statuses.of_pair(model, config, done=pair.comparison is not None)
+    pair.state, pair.detail = study.statuses.of_pair(model, config, pair.candidate, pair.comparison is not None)
     # A damaged record makes the pair fail, whatever state the status files report.
     if len(study.failed) > failures:
         pair.state, pair.detail = "failed", study.failed[-1][1]

@@ -7,7 +7,7 @@ Reads only records and samples of evaluations, pairs them item by item, and writ
 import logging
 from pathlib import Path
 
-from coppice.core import records
+from coppice.core import mirror, records
 from coppice.core.errors import CoppiceError
 from coppice.render import formatting
 from coppice.stats import metrics, paired_stats, pairing
@@ -74,7 +74,7 @@ def _record_of(folder):
 
 def _again(*files):
     """Return the remedy that error messages end with: to make these records again."""
-    return f"delete {formatting.listed(files)} and run snakemake again"
+    return f"delete {formatting.listed(map(mirror.origin_of, files))} and run snakemake again"
 
 
 def check_alike(results: dict[str, dict], files: dict[str, Path]) -> None:

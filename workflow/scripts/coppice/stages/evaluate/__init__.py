@@ -14,7 +14,7 @@ from coppice.core import fingerprints, records
 from coppice.models import cost
 from coppice.stats import stored_samples
 
-from . import generation, guards, perplexity, reuse, zero_shot
+from . import generation, guards, perplexity, zero_shot
 from .parts import Parts
 from .subject import Subject
 
@@ -31,8 +31,7 @@ def evaluate(
     purpose="report",
     seed=0,
     dense=None,
-    selection=None,
-    reused=None,
+    candidate=None,
     prompt="none",
 ):
     """Evaluate a checkpoint, with or without a LoRA adapter, and write the records and samples.
@@ -46,9 +45,8 @@ def evaluate(
         adapter: folder of a LoRA adapter, or None.
         purpose: "report" or "selection"; decides which rows are used.
         seed: seed of the examples in prompts.
-        dense, selection: paths of the dense model's model.json and of the selection_info.json. With both, the function
-            checks that the pruned model is the selected one and not the dense model.
-        reused: folder of the same evaluation for another config, whose results are copied instead.
+        dense, candidate: paths of the dense model's model.json and of the candidate's pruning.json. With both, the
+            function checks that the pruned model is the candidate and not the dense model.
         prompt: prompt format for generated answers: alpaca, chat or none.
     """
     clock, output = records.Clock(), Path(output)
@@ -58,11 +56,8 @@ def evaluate(
     }
     if adapter:
         guards.check_adapter(adapter, model_fingerprints["adapter"])
-    if dense and selection:
-        guards.check_pruned(source.path, model_fingerprints["weights"], selection, dense)
-    if reused:
-        reuse.copy_results(identity, model_fingerprints, reused, output)
-        return
+    if dense and candidate:
+        guards.check_pruned(source.path, model_fingerprints["weights"], candidate, dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
     record, losses, samples, used = job.run()

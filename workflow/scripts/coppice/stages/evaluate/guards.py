@@ -24,30 +24,29 @@ def check_adapter(folder, weights):
         )
 
 
-def check_pruned(folder, weights, selection, dense):
-    """Raise CheckpointError if a pruned checkpoint is the dense model or not the selected one.
+def check_pruned(folder, weights, candidate, dense):
+    """Raise CheckpointError if a pruned checkpoint is the dense model or not the expected candidate.
 
     A structurally pruned model must also have fewer parameters than the dense model.
 
     Args:
         folder: the checkpoint.
         weights: its fingerprint.
-        selection: path of its `selection_info.json`.
+        candidate: path of the candidate's `pruning.json`.
         dense: path of the dense model's `model.json`.
     """
-    chosen, dense_record, dense_folder = records.read(selection), records.read(dense), models.folder_of(dense)
-    remedy = f"Delete {Path(selection).parent} and the candidate it links to, and run snakemake again."
+    pruned, dense_record, dense_folder = records.read(candidate), records.read(dense), models.folder_of(dense)
+    remedy = f"Delete {Path(candidate).parent} and run snakemake again."
     if weights == dense_record["weights_fingerprint"]:
         raise CheckpointError(f"{folder}: the pruned model has the dense model's weights ({dense_folder}). {remedy}")
-    if weights != chosen["weights_fingerprint"]:
-        raise CheckpointError(
-            f"{folder}: the weights are not those of the selected candidate {chosen['candidate']}. {remedy}"
-        )
-    if chosen["pruning"]["method"] in SAME_SIZE:
+    if weights != pruned["weights_fingerprint"]:
+        raise CheckpointError(f"{folder}: the weights are not those of candidate {pruned['candidate']}. {remedy}")
+    method = pruned["settings"]["method"]
+    if method in SAME_SIZE:
         return
     pruned_size, dense_size = models.count_parameters(folder), models.count_parameters(dense_folder)
     if pruned_size is not None and dense_size is not None and pruned_size >= dense_size:
         raise CheckpointError(
-            f"{folder}: the model was pruned by {chosen['pruning']['method']}, but has {pruned_size} parameters, no "
-            f"fewer than the dense model's {dense_size}. {remedy}"
+            f"{folder}: the model was pruned by {method}, but has {pruned_size} parameters, no fewer than the dense "
+            f"model's {dense_size}. {remedy}"
         )

@@ -11,10 +11,10 @@ from coppice import models
 class Job:
     """One training, as each of its processes receives it.
 
-    identity: {model, config}; datasets: name -> path of its dataset.json; settings: the section `finetune` with
-    `prompt` added; key: a digest of everything that affects what is learned; prints: fingerprints of weights, tokenizer
-    and data sets; stop_share, example_losses, expected: see `training.finetune`; resume: the checkpoint folder to
-    continue from; token_limit: the most tokens in one forward pass.
+    identity: {model, candidate or config}; datasets: name -> path of its dataset.json; settings: the section `finetune`
+    with `prompt` added; key: a digest of everything that affects what is learned; prints: fingerprints of weights,
+    tokenizer and data sets; stop_share, example_losses, expected: see `training.finetune`; resume: the checkpoint
+    folder to continue from; token_limit: the most tokens in one forward pass.
     """
 
     identity: dict

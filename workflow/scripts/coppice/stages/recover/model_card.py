@@ -12,12 +12,13 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 def write(output, identity, settings, outcome, source, weights):
     """Write `README.md` into the adapter's folder `output`.
 
-    identity: {model, config}; outcome: facts about the training; source: the checkpoint (a models.Source); weights:
-    its fingerprint.
+    identity: {model, candidate or config}; outcome: facts about the training; source: the checkpoint (a
+    models.Source); weights: its fingerprint.
     """
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     text = card.render(
-        **identity,
+        model=identity["model"],
+        name=identity.get("candidate") or identity["config"],
         lora=settings["lora"],
         settings=settings,
         outcome=outcome,

@@ -17,7 +17,7 @@ from coppice.core import fingerprints, records
 from coppice.core.errors import CoppiceError, TransientError
 from coppice.study.settings import rerun_policy
 
-from . import examples, full, lora, model_card, reuse
+from . import examples, full, lora, model_card
 from .engine import checkpoints, duration, processes, sharding
 from .job import Job, Learner
 
@@ -38,7 +38,6 @@ def finetune(
     output,
     seed=0,
     world=1,
-    reused=None,
     stop_share=None,
     example_losses=False,
     expected=None,
@@ -46,7 +45,7 @@ def finetune(
     """Fine-tune a checkpoint, with LoRA or, if `settings` say `train: all`, in all its weights.
 
     Args:
-        identity: {model, config}, written to every record.
+        identity: {model, candidate or config}, written to every record.
         source: the checkpoint (a models.Source).
         datasets: name -> path of dataset.json, for every data set that `settings` name.
         settings: the section `finetune` of the configuration.
@@ -54,7 +53,6 @@ def finetune(
         output: the folder to write.
         seed: of the data order, the initialization and dropout.
         world: the number of processes.
-        reused: the folder of a finished training of the same checkpoint for another config; it is copied.
         stop_share: stop after this fraction of the training and write the validation loss there to `reached.json`; a
             later call continues from there.
         example_losses: whether to write the loss of every validation example to `validation_losses.json`.
@@ -66,13 +64,6 @@ def finetune(
     """
     output = Path(output)
     resolved = settings | {"prompt": prompt}
-    if reused:
-        # with a budget, the record holds the training length worked out from it instead of the configured one
-        settled = ("epochs", "max_steps", "eval_steps") if resolved.get("budget") else ()
-        compared = {name: value for name, value in resolved.items() if name not in (*UNCOMPARED, *settled)}
-        reuse.copy_results(identity, source, reused, output, compared, seed)
-        return
-    reuse.leave(output)
     output.mkdir(parents=True, exist_ok=True)
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}

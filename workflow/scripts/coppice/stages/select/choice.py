@@ -1,6 +1,5 @@
 """Choose a config's candidate by its criterion, with the runner-up and whether the margin is within noise."""
 
-import contextlib
 import logging
 import os
 from pathlib import Path
@@ -98,51 +97,17 @@ def _warnings(origin):
     ]
 
 
-def trained(paths):
-    """Return config -> candidate for the configs that trained their choice themselves instead of reusing a training.
-
-    Args:
-        paths: config -> (selection_info.json, finetuning_config.json); missing files are skipped.
-    """
-    found = {}
-    for config, (selected, finetuned) in paths.items():
-        try:
-            choice, training = records.read(selected), records.read(finetuned)
-        except records.RecordError:
-            continue
-        fingerprint = training["provenance"]["fingerprints"]["weights"]
-        if not training.get("reused_from") and fingerprint == choice["weights_fingerprint"]:
-            found[config] = choice["candidate"]
-    return found
-
-
-def config_to_train(path, candidate, configs, trained_before, decide=True):
-    """Return which of the configs that all chose `candidate` is trained; the others reuse its results.
-
-    Takes the config that an earlier run recorded in `path`, else one that is already trained, else the first. The
-    record keeps the answer the same for the jobs of a run and for later runs.
-
-    Args:
-        path: the record {owners: candidate -> config}.
-        candidate: name of the candidate.
-        configs: the configs that chose it, in the order of the configuration.
-        trained_before: config -> candidate, as from `trained`.
-        decide: write a new decision to the record. False in a cluster job, because the main process has decided.
-    """
-    owners = {}
-    with contextlib.suppress(records.RecordError):
-        owners = records.read(path)["owners"]
-    if owners.get(candidate) in configs:
-        return owners[candidate]
-    found = next((config for config in configs if trained_before.get(config) == candidate), configs[0])
-    if decide and len(configs) > 1:
-        records.write(path, {"owners": owners | {candidate: found}})
-    return found
-
-
 def chosen(path):
     """Return the name of the candidate in a `selection_info.json`."""
     return records.read(path)["candidate"]
+
+
+def weights_of(path):
+    """Return the fingerprint of a candidate's weights from its `pruning.json`; None if it cannot be read."""
+    try:
+        return records.read(path)["weights_fingerprint"]
+    except (records.RecordError, KeyError):
+        return None
 
 
 def _runner_up(scored, order, criterion, seed):

@@ -11,7 +11,7 @@ from .. import layout
 
 CONFIG_FOLDERS = (layout.root("selection"), layout.root("pruned"))
 FINETUNED_FOLDERS = (layout.root("training"), layout.root("finetuned"))
-CANDIDATE_FOLDERS = (layout.root("candidate"), layout.root("scores"))
+CANDIDATE_FOLDERS = (layout.root("candidate"), layout.root("scores"), layout.BY_CANDIDATE)
 FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, layout.root("dense"))
 ABLATIONS = "ablation"
 

@@ -6,6 +6,6 @@ candidates that no config chose and restores them if a job needs them again.
 """
 
 from .making import import_checkpoint, link, prune
-from .weights_on_disk import checkpoint, ensure, release
+from .weights_on_disk import checkpoint, ensure, record_of, release
 
-__all__ = ["checkpoint", "ensure", "import_checkpoint", "link", "prune", "release"]
+__all__ = ["checkpoint", "ensure", "import_checkpoint", "link", "prune", "record_of", "release"]

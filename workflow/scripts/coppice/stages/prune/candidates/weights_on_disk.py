@@ -35,8 +35,13 @@ def checkpoint(selection):
     return str(folder)
 
 
+def record_of(selection):
+    """Return the path of the chosen candidate's `pruning.json`. selection: path of `selection_info.json`, or None."""
+    return selection and str(layout.chosen_folder(selection, records.read(selection)) / "pruning.json")
+
+
 def ensure(folder):
-    """Restore the weights of the candidate in `folder` if they are missing or differ from its record.
+    """Return the path of the candidate in `folder`, after restoring its weights if they are missing or changed.
 
     A candidate pruned here is pruned again. A user's own is linked again, for example after the results were moved. If
     several jobs need the same candidate, one restores it and the others wait.
@@ -45,11 +50,11 @@ def ensure(folder):
         CheckpointError: the user's weights are not the imported ones, or pruning again gives different weights.
     """
     folder = Path(folder)
-    if _is_whole(folder):
-        return
-    with _locked(folder):
-        if not _is_whole(folder):
-            _restore(folder)
+    if not _is_whole(folder):
+        with _locked(folder):
+            if not _is_whole(folder):
+                _restore(folder)
+    return str(folder)
 
 
 def release(model, folders, selections, output):

@@ -20,7 +20,7 @@ from coppice.core.json_text import parsed
 
 logger = logging.getLogger("coppice.finetuning")
 
-KEY = ".training_key.json"  # hidden, like the next one: `reuse.copy_results` copies only files that are not
+KEY = ".training_key.json"  # hidden, like the next one: `mirror.show` shows only files that are not
 FINISHED = ".finished.json"
 COMPLETE = "complete.json"
 BEST = "best"
