@@ -23,7 +23,7 @@ from coppice.core import fingerprints, records
 from coppice.planning.snakemake_compat import FailedJob
 from coppice.render import html as templates
 from coppice.report import study_report
-from coppice.report.study_report import answers, evidence, failures, group_answers, measurements
+from coppice.report.study_report import answers, csv_tables, evidence, failures, group_answers, measurements
 from coppice.report.study_report import study_records as studies
 
 SMALL = {"items": 40, "windows": 20}
@@ -211,6 +211,19 @@ def test_leaves_a_model_without_its_partner_out_of_the_last_question(study_copy)
     pairs = [(model, config) for model in models for config in study_copy.configs]
     support = " ".join(_answers(study_copy, pairs, models)["variants"].support)
     assert "4 pairs of 2 models" in support
+
+
+def test_counts_a_candidate_that_two_configs_chose_once(study_copy):
+    """The means are those of a study without the second config; the tables still list it."""
+    path = study_copy.folder("finetuned", "Llama", "best_ppl") / "comparison.json"
+    records.write(path, records.read(path) | {"candidate": "candidate-0"})
+    shared = _answers(study_copy)
+    without = _answers(study_copy, [pair for pair in study_copy.pairs if pair != ("Llama", "best_ppl")])
+    for key in ("recovery", "families"):
+        assert shared[key].sentence == without[key].sentence and shared[key].support == without[key].support
+    assert "over 11 pairs of 6 models" in shared["recovery"].support[0]
+    study = studies.read(study_copy.results, study_copy.pairs, study_copy.models)
+    assert len(csv_tables.comparisons(study)) == 12
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from .evidence import (
     complete,
     lost_of,
     not_applicable,
+    once_per_candidate,
     other_shares,
     shares,
     undecided,
@@ -137,7 +138,7 @@ def _other_leads(measurements, first, second, models):
 def _recovery(study, measurements):
     """Answer question 2: how much fine-tuning recovers."""
     question = "How much of what pruning lost does LoRA fine-tuning recover?"
-    pairs = usable(study, measurements)
+    pairs = once_per_candidate(usable(study, measurements))
     if not pairs:
         return _recovery_of_others(study, measurements, question)
     metric, means = measurements.leading
@@ -212,7 +213,7 @@ def _tradeoff(study, measurements):
     both = metrics.axes(measurements.means)
     first, second = both
     question = f"How does the trade-off between {first.kind} and {second.kind} move?"
-    pairs = complete(usable(study, measurements), measurements.means.get(second))
+    pairs = once_per_candidate(complete(usable(study, measurements), measurements.means.get(second)))
     if not pairs:
         why = f"no pair has both {first.kind} and {second.kind} before and after fine-tuning"
         return undecided("tradeoff", question, why)

@@ -49,6 +49,17 @@ def complete(pairs: Iterable[Pair], means: Means | None) -> list[Pair]:
     return [pair for pair in pairs if means is not None and all(name in means for name in columns(pair))]
 
 
+def once_per_candidate(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the pairs without those of configs that chose the same candidate as an earlier one.
+
+    They share its training and its evaluations, so a mean over all pairs would count these results twice.
+    """
+    first = {}
+    for pair in pairs:
+        first.setdefault((pair.model, pair.candidate), pair)
+    return list(first.values())
+
+
 def columns(pair: Pair) -> list[tuple]:
     """Return the names of a pair's columns: dense, pruned, finetuned."""
     return [column(pair.model, pair.config, stage) for stage in ("dense", "pruned", "finetuned")]
@@ -80,7 +91,7 @@ def other_shares(study: Study, measurements: Measurements) -> list[tuple[dict, s
     """Return [(ratio, sentence)] for each metric but the leading one: the recovered share over all pairs."""
     found = []
     for metric, means in measurements.others.items():
-        pairs = complete(study.compared, means)
+        pairs = once_per_candidate(complete(study.compared, means))
         if pairs:
             ratio = means.ratio(*shares(metric, pairs))
             place = f"On {metric.name}, the" if metric.name else "The"

@@ -5,7 +5,7 @@ from itertools import combinations
 from coppice.render import formatting
 from coppice.stats import paired_stats
 
-from .evidence import ALPHA, CLEAR, Answer, not_applicable, share_of, shares, undecided, usable
+from .evidence import ALPHA, CLEAR, Answer, not_applicable, once_per_candidate, share_of, shares, undecided, usable
 from .measurements import Measurements
 from .study_records import Study, family_of
 
@@ -30,6 +30,7 @@ def families(study: Study, measurements: Measurements) -> Answer:
 def _groups_differ(key, question, measurements, groups):
     """Answer whether recovered shares differ between any two of `groups` (name -> pairs), with Holm's correction."""
     metric, means = measurements.leading
+    groups = {name: once_per_candidate(pairs) for name, pairs in groups.items()}
     ratios = {name: means.ratio(*shares(metric, pairs)) for name, pairs in groups.items()}
     lines = [
         f"{name}: the recovered share is {share_of(ratio)} ({formatting.pairs(groups[name])})."
