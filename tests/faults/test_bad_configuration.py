@@ -4,6 +4,7 @@ import ast
 import copy
 import datetime
 import time
+import typing
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from coppice import cli
 from coppice.core.errors import LONGEST, CoppiceError
 from coppice.study import settings
-from coppice.study.settings import config_files, schema
+from coppice.study.settings import config_files, keys
+from coppice.study.settings.sections.finetune import Tracker
 
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
 # section -> the name that replaces <name> in the path of a key
@@ -68,7 +70,7 @@ NEVER = (
 
 
 def put(path, value):
-    """Return a configuration with `value` at a path of the schema, and the name of its top-level section."""
+    """Return a configuration with `value` at the path of a key, and the name of its top-level section."""
     config = copy.deepcopy(MODEL)
     node, keys = config, []
     for key in path:
@@ -100,7 +102,7 @@ def message_of(call):
 @pytest.mark.parametrize("kind", VALUES)
 def test_accepts_any_value_at_any_key_or_names_the_key(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path, _ in schema.key_paths():
+    for path in (key.path for key in keys.every_key()):
         config, section = put(path, copy.deepcopy(VALUES[kind]))
         message = message_of(lambda config=config: settings.load(config))
         if message is None:
@@ -185,7 +187,7 @@ def test_accepts_the_trackers_of_transformers():
     source = Path(find_spec("transformers").origin).parent / "integrations" / "integration_utils.py"
     assigned = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.Assign)]
     (theirs,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"]
-    ours = dict(schema.key_paths())["finetune", "report_to"]["items"]["enum"]
+    ours = typing.get_args(Tracker)
     assert set(ours) == {key.value for key in theirs.keys}
     assert "did you mean 'wandb'" in message_of(lambda: settings.load(MODEL | {"finetune": {"report_to": ["wandbb"]}}))
 

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -61,15 +62,22 @@ def anchors(page):
 @functools.cache
 def schema():
     """Return the configuration's schema."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
-    return yaml.load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"), loader)
+    return json.loads((ROOT / "config/schema.json").read_text(encoding="utf-8"))
+
+
+def members(node):
+    """Return the parts of the schema that a node stands for: what it refers to, and each member of a union."""
+    if "$ref" in node:
+        return members(schema()["$defs"][node["$ref"].rpartition("/")[2]])
+    union = node.get("anyOf", []) + node.get("oneOf", [])
+    return [node, *(part for member in union for part in members(member))]
 
 
 def schema_has(parts):
     """Return True if the schema has a key at the path `parts`; a part may be a name of the user's, or `<any>`."""
     nodes = [schema()]
     for part in parts:
-        within = [schema()["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node for node in nodes]
+        within = [member for node in nodes for member in members(node)]
         nodes = []
         for node in within:
             named, others = node.get("properties", {}), node.get("additionalProperties")

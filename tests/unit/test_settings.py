@@ -1,17 +1,20 @@
 """The configuration: what a user may write, how it is resolved, and the messages for mistakes."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coppice.study import settings
-from coppice.study.settings import reference, schema
+from coppice.study.settings import checking, keys, reference
+from coppice.study.settings.sections import forms
 
 CONFIG = Path(__file__).parents[2] / "config"
 MODEL = {"models": {"Llama": {"base": "miniature/llama"}}}
@@ -281,17 +284,16 @@ def test_accepts_values_given_on_the_command_line():
 
 @given(st.integers(0, 10**15) | st.floats(1e-300, 1e29) | st.booleans())
 def test_a_number_or_boolean_means_the_same_written_as_text(value):
-    kind = {int: ["integer", "null"], float: "number", bool: "boolean"}[type(value)]
-    coerced = schema._coerced(str(value), {"type": kind}, ())
-    assert coerced == value
+    kind = {int: int | None, float: forms.Number, bool: bool}[type(value)]
+    assert forms.as_read(str(value), forms.form_of(kind)) == value
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs"))))
 def test_text_stays_text_for_a_key_of_text(text):
-    assert schema._coerced(text, {"type": "string"}, ()) == text
+    assert forms.as_read(text, forms.form_of(str)) == text
 
 
-LEAVES = [path for path, node in schema.key_paths() if not schema.is_mapping(node) and "[]" not in "".join(path)]
+LEAVES = [key.path for key in keys.every_key() if not key.is_section and "[]" not in "".join(key.path)]
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
@@ -418,28 +420,51 @@ def test_rejects_a_target_of_an_unknown_model_config_or_candidate(tmp_path, targ
 
 def test_rewrites_the_reference_page_only_on_request(tmp_path, monkeypatch, capsys):
     fresh = (CONFIG / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(reference, "PAGE", tmp_path / "README.md")
-    reference.PAGE.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text(old := fresh.replace("| default |", "| standard |"), encoding="utf-8")
     with pytest.raises(SystemExit):
         reference.main(["--help"])
     assert reference.main(["--check"]) == 1 and "is out of date" in capsys.readouterr().err
-    assert reference.PAGE.read_text(encoding="utf-8") == old
+    assert page.read_text(encoding="utf-8") == old
     assert reference.main([]) == 0 and reference.main(["--check"]) == 0
-    assert reference.PAGE.read_text(encoding="utf-8") == fresh
+    assert page.read_text(encoding="utf-8") == fresh
+    assert (tmp_path / "schema.json").read_text() == (CONFIG / "schema.json").read_text()
 
 
-def test_the_reference_page_documents_every_key_of_the_schema():
+def test_the_files_made_from_the_models_are_up_to_date():
+    assert reference.main(["--check"]) == 0, "run: python -m coppice.study.settings.reference"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "full.yaml", "local_data.yaml"])
+def test_an_editor_accepts_the_shipped_files_and_marks_mistakes(name):
+    text = (CONFIG / name).read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    editor = jsonschema.Draft202012Validator(json.loads((CONFIG / "schema.json").read_text(encoding="utf-8")))
+    assert not list(editor.iter_errors(file(name)))
+    assert editor.is_valid(dropped := {"models": {"Qwen": None}}) and settings.load(merged(file("full.yaml"), dropped))
+    for wrong in (
+        {"epoch": 1},
+        {"learning_rate": 0},
+        {"report_to": ["x"]},
+        {"seeds": [1, 1]},
+        {"data": {"dataset": 3}},
+    ):
+        assert not editor.is_valid({"finetune": wrong}), wrong
+
+
+def test_the_reference_page_documents_every_key():
     text = (CONFIG / "README.md").read_text(encoding="utf-8")
-    assert reference.page(text) == text, "run: python -m coppice.study.settings.reference"
     for path in LEAVES:
         if "prune[]" not in path and path[2:3] != ("base",):  # documented with candidates.prune and with an arm
-            assert f"`{schema.dotted(path)}`" in text
-    for path, node in schema.key_paths():
-        assert node.get("description"), path
-        required = {"base", "method", "ratio", "metric", "mode", "seq_len", "<name>"}
-        if path[0] == "ablations":  # a key left out there has the value of the rest of the configuration
-            continue
-        assert "default" in node or schema.is_mapping(node) or path[-1] in required, path
+            assert f"`{checking.dotted(path)}`" in text
+    for key in keys.every_key():
+        assert key.description, key.path
+        assert (
+            not key.required
+            or key.path[-1] in {"models", "base", "method", "ratio", "seq_len", "<name>"}
+            or (key.path[0] == "ablations" and key.path[-1] in {"start", "name", "vary"})
+        ), key.path
 
 
 def test_reading_the_configuration_imports_nothing_heavy():

@@ -7,7 +7,7 @@ from coppice import miniature
 from coppice.stages.evaluate import perplexity
 from coppice.stages.prune import grid
 from coppice.study import settings
-from coppice.study.settings import lora_presets, registry, schema
+from coppice.study.settings import keys, lora_presets, registry
 
 
 @pytest.fixture
@@ -143,8 +143,8 @@ def test_accepts_only_targets_of_candidates_in_the_table(tmp_path, table):
         settings.check_targets(study, ["results/candidates/Llama/wid/pruning.json"])
 
 
-def test_the_schema_offers_what_the_stages_implement():
-    choices = {".".join(path): node.get("enum") for path, node in schema.key_paths()}
+def test_the_keys_offer_what_the_stages_implement():
+    choices = {".".join(key.path): key.form.choices for key in keys.every_key()}
     assert set(registry.PROTOCOLS) == set(perplexity.PROTOCOLS)
     roles = {
         name: {text: role for text, role in protocol.role.items() if text}

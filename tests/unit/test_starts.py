@@ -18,11 +18,11 @@ NOT_IMPORTED = {
     "fetch_config": TORCH | TABLES,
     "fetch_dataset": TORCH | TABLES,
     "fetch_model": TORCH | TABLES,
-    "gather_files": TORCH | TABLES | {"yaml", "jsonschema"},
+    "gather_files": TORCH | TABLES | {"yaml", "pydantic"},
     "import_candidate": TORCH | TABLES,
     "release_weights": TORCH | TABLES,
-    "select_best": TORCH | TABLES | {"jsonschema"},
-    "summarize_selection": TORCH | TABLES | {"jsonschema"},
+    "select_best": TORCH | TABLES | {"pydantic"},
+    "summarize_selection": TORCH | TABLES | {"pydantic"},
     "write_report": TORCH | TABLES,
 }
 

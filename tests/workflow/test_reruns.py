@@ -1,4 +1,4 @@
-"""A changed setting reruns exactly what the schema says, and nothing that does not depend on it."""
+"""A changed setting reruns exactly what the key's `reruns` says, and nothing that does not depend on it."""
 
 import copy
 
@@ -6,13 +6,14 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from coppice.study.settings import rerun_policy, schema
+from coppice.study.settings import keys
+from coppice.study.settings.checking import dotted
 
 from .changes import Finished
 
 pytestmark = pytest.mark.guard
 
-# A study in which every key of the schema has an effect: a model from the hub and a miniature, each kind of criterion,
+# A study in which every key has an effect: a model from the hub and a miniature, each kind of criterion,
 # a mixture, a custom protocol, each kind of ablation
 STUDY = """
 models:
@@ -322,8 +323,8 @@ ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
 VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
 
 
-# words that the schema uses in place of a list of stages
-STAGES_OF_WORD = {rerun_policy.NOTHING: set(), rerun_policy.EVERYTHING: {*rerun_policy.STAGES} - {"ablation"}}
+# words that `reruns` has in place of a list of stages
+STAGES_OF_WORD = {keys.NOTHING: set(), keys.EVERYTHING: {*keys.STAGES} - {"ablation"}}
 
 
 # Until a config has chosen again, its link jobs stand for the trainings and evaluations that they wait for
@@ -364,28 +365,26 @@ def finished(new_checkout):
     return Finished(prepared(new_checkout("finished").folder), CHOSEN)
 
 
-def test_changes_every_key_of_the_schema():
-    leaves = {schema.dotted(path) for path, node in schema.key_paths() if not schema.is_mapping(node)}
+def test_changes_every_key():
+    leaves = {dotted(key.path) for key in keys.every_key() if not key.is_section}
     assert leaves <= set(VALUES)
 
 
-def test_a_changed_setting_reruns_what_the_schema_says(finished):
+def test_a_changed_setting_reruns_what_its_key_says(finished):
     """Changes one key at a time.
 
     The jobs that rerun because of the change itself belong to the stages that the key's `reruns` names, and each of
     these stages does rerun.
     """
-    paths = {schema.dotted(path): path for path, _ in schema.key_paths()}
+    paths = {dotted(key.path): key.path for key in keys.every_key()}
     wrong = {}
     for key, found in zip(VALUES, finished.each(map(change, VALUES)), strict=True):
-        declared = rerun_policy.reruns(paths[key])
+        declared = keys.reruns(paths[key])
         first, all_of_them = stages(rule for rule, own in found.items() if True in own), stages(found)
         expected = STAGES_OF_WORD.get(declared[0], {*declared})
-        as_declared = (
-            expected <= all_of_them if declared[0] == rerun_policy.EVERYTHING else first <= expected <= all_of_them
-        )
+        as_declared = expected <= all_of_them if declared[0] == keys.EVERYTHING else first <= expected <= all_of_them
         if not as_declared:
-            wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; the schema says {declared}"
+            wrong[key] = f"reruns first {sorted(first)}, then {sorted(all_of_them)}; its key says {declared}"
     assert not wrong
 
 
@@ -398,9 +397,9 @@ def test_the_seed_is_a_parameter_of_every_rule_that_draws_random_numbers(finishe
 
 def test_settings_that_cannot_change_results_rerun_nothing(finished):
     harmless = {}
-    for path, _ in schema.key_paths():
-        key = schema.dotted(path)
-        if key in VALUES and key != "results" and rerun_policy.reruns(path) == (rerun_policy.NOTHING,):
+    for path in (key.path for key in keys.every_key()):
+        key = dotted(path)
+        if key in VALUES and key != "results" and keys.reruns(path) == (keys.NOTHING,):
             update_config(harmless, change(key))
     assert {"finetune", "evaluate", "threads_per_job", "resources_per_job", "gpus", "models"} <= set(harmless)
     assert finished.reruns(harmless) == {}

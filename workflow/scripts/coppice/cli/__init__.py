@@ -164,13 +164,14 @@ def _single_job_parsers(commands: Commands) -> None:
     tuned.add_argument("--seed", type=int, default=42, help="seed of the training (default: %(default)s)")
     tuned.add_argument("--gpus", type=int, default=1, help="GPUs to train on, if there are any (default: %(default)s)")
     tuned.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    for key, node, place in single_jobs.options():
+    for key in single_jobs.options():
+        name = key.path[-1]
         tuned.add_argument(
-            f"--{key.replace('_', '-')}",
-            dest=key,
-            **_taken(node),
-            metavar=key.upper(),
-            help=single_jobs.help_text(key, node, place).replace("%", "%%"),
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            **_taken(key.form.kinds),
+            metavar=name.upper(),
+            help=single_jobs.help_text(key).replace("%", "%%"),
         )
     tuned.set_defaults(run=_finetune)
     tried = commands.add_parser("generate", help="answer your questions with a model, with or without an adapter")
@@ -197,12 +198,9 @@ def _single_job_parsers(commands: Commands) -> None:
         parser.add_argument("--device-map", metavar="MAP", help="auto: spread the model over several GPUs")
 
 
-def _taken(node: Record) -> Record:
-    """Return argparse settings of the option of a schema node: several values for a list, at most one for a boolean."""
-    from coppice.study.settings import schema
-
-    kinds = schema.types_of(node)
-    if "array" in kinds:
+def _taken(kinds: tuple[str, ...]) -> Record:
+    """Return argparse settings of an option: several values if a list is among its kinds, at most one for a boolean."""
+    if "list" in kinds:
         return {"nargs": "+"}
     return {"nargs": "?", "const": "true"} if "boolean" in kinds else {}
 
@@ -214,7 +212,7 @@ def _loading(arguments: argparse.Namespace) -> Record:
 def _finetune(arguments: argparse.Namespace) -> None:
     from coppice.cli import single_jobs
 
-    given = {key: getattr(arguments, key) for key, _, _ in single_jobs.options()}
+    given = {name: getattr(arguments, name) for name in (key.path[-1] for key in single_jobs.options())}
     named = ("model", "output", "train", "prompt", "seed", "gpus", "threads")
     options = {name: getattr(arguments, name) for name in named}
     job = single_jobs.Training(dataset=arguments.data, given=given, loading=_loading(arguments), **options)
@@ -283,10 +281,11 @@ def _configured(files: Sequence[str], words: Sequence[str] = ()) -> Study:
 
     from coppice.planning import snakemake_compat
     from coppice.study import settings
+    from coppice.study.settings import config_files
 
     given = snakemake_compat.parsed_config_arguments(words) if words else {}
     merged = {}
-    for layer in (*map(settings.config_files.read, files), given):
+    for layer in (*map(config_files.read, files), given):
         update_config(merged, layer)
     return settings.load(merged, files)
 

@@ -1,7 +1,7 @@
 """Run one training, or generate answers with its result, without the workflow: `coppice finetune`, `coppice generate`.
 
 The training engine is the workflow's. Options have the names of the keys in the configuration's section `finetune` and
-are checked by its schema.
+are checked like them.
 """
 
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError
-from coppice.study.settings import arms, lora_presets, registry, schema
+from coppice.study.settings import arms, checking, keys, lora_presets, registry
+from coppice.study.settings.sections.finetune import Finetune
 
 DATA = "data"
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -21,20 +22,17 @@ PROMPTS = ("alpaca", "chat", "none")
 Given = str | list[str]  # the value of an option on the command line
 
 
-def options() -> Iterator[tuple[str, Record, tuple[str, ...]]]:
-    """Yield (key, schema node, place) of every option of `coppice finetune`; place is (), ("data",) or ("lora",)."""
-    section = schema.schema()["properties"]["finetune"]["properties"]
-    for key, node in section.items():
-        if key in (DATA, "lora"):
-            yield from ((name, child, (key,)) for name, child in node["properties"].items() if name not in LEFT_OUT)
-        elif key not in LEFT_OUT:
-            yield key, node, ()
+def options() -> Iterator[keys.Key]:
+    """Yield the key of every option of `coppice finetune`: of the section, of `data` and of `lora`."""
+    for key in keys.every_key(Finetune):
+        if key.path[-1] not in LEFT_OUT and "<name>" not in key.path and not key.is_section:
+            yield key
 
 
-def help_text(key: str, node: Record, place: tuple[str, ...]) -> str:
-    """Return the help text of an option: the schema's description and the default."""
-    default = lora_presets.DEFAULTS[key] if place == ("lora",) and key in lora_presets.DEFAULTS else node.get("default")
-    text = " ".join(node["description"].split())
+def help_text(key: keys.Key) -> str:
+    """Return the help text of an option: the key's description and the default."""
+    default = lora_presets.DEFAULTS.get(key.path[-1]) if key.path[0] == "lora" else key.default
+    text = key.description
     return text if default in (None, []) else f"{text} (default: {json.dumps(default)})".replace('"', "")
 
 
@@ -44,11 +42,10 @@ def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
     Raises SettingsError for a wrong value, or for an adapter's option if all weights are trained.
     """
     section, nested = {}, {DATA: {}, "lora": {}}
-    for key, _, place in options():
-        if given.get(key) is not None:
-            (nested[place[0]] if place else section)[key] = _single(given[key])
-    node = schema.schema()["properties"]["finetune"]
-    whole = schema.filled(schema.checked_part(section | nested, node, ("finetune",)), node)
+    for *place, name in (key.path for key in options()):
+        if given.get(name) is not None:
+            (nested[place[0]] if place else section)[name] = _single(given[name])
+    whole = checking.checked(Finetune, section | nested, ("finetune",)).model_dump()
     if train == arms.ALL_WEIGHTS and any(value is not None for value in whole["lora"].values()):
         raise SettingsError("--train all: options of an adapter are given; remove them, or set --train lora")
     if train == arms.ALL_WEIGHTS and whole["merge"]:

@@ -6,7 +6,8 @@ from coppice.core.errors import SettingsError, nearest
 from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
-from . import arms, lora_presets, registry, rerun_policy, schema
+from . import arms, checking, lora_presets, registry, rerun_policy
+from .sections.ablation import Arm
 from .sources import absolute, check_held_out, check_name, check_paths
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
@@ -170,8 +171,8 @@ def _staged(key, entries):
 
 def _combinations(key, values):
     for name in values:
-        if name in (*arms.NAMED, "train") or name not in _node()["properties"]:
-            valid = [one for one in _node()["properties"] if one not in (*arms.NAMED, "train")]
+        valid = [one for one in Arm.model_fields if one not in (*arms.NAMED, "train")]
+        if name not in valid:
             raise SettingsError(
                 f"{key}: '{name}' is not a key of an arm; valid are {', '.join(valid)}{nearest(name, valid)}"
             )
@@ -199,8 +200,9 @@ def _arm(entry, key):
 
 
 def _checked(arm, key):
-    """Return the arm with scalars converted to the schema's types. Raises SettingsError if a key or value is wrong."""
-    found = schema.checked_part(arm, _node(), (key.removeprefix("config key "),))
+    """Return the keys that an arm sets. Raises SettingsError if a key or value is wrong."""
+    values = checking.checked(Arm, arm, (key.removeprefix("config key "),)).given()
+    found = {name: values[name] for name in arm}  # in the order of the file, which records of arms have
     if found.get("preset") and found.get("scheme"):
         raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
     adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
@@ -215,10 +217,6 @@ def _checked(arm, key):
             f"{key}.alpha: found '{found['alpha']}'; give a number above 0, or a multiple of the rank such as r or 2r"
         )
     return found
-
-
-def _node():
-    return schema.schema()["properties"]["ablations"]["additionalProperties"]["properties"]["base"]
 
 
 def _budget(key, budget):

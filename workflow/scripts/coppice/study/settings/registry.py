@@ -54,7 +54,7 @@ MINIATURE_DATASETS = (*DATASETS, *TASKS)
 def completed(name, entry):
     """Return the configured `entry` of a data set, completed from the official data set of that name.
 
-    The schema's defaults are not filled in yet, so that the official values win over them.
+    The entry holds only the keys that are given, so that the official values win over defaults.
     """
     official, path = DATASETS.get(name, {}), entry.get("path")
     splits = _VALIDATED if name in ("boolq", "piqa", "hellaswag", "winogrande") else official.get("splits", {})

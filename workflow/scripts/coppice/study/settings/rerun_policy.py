@@ -1,9 +1,7 @@
 """Which settings can change results. A change of the others reruns nothing.
 
-For every key, the schema's `reruns` names the stages that a change reruns; the function `reruns` reads it.
+For every key, the `reruns` of its field name the stages that a change reruns; `keys.reruns` reads it.
 """
-
-from . import schema
 
 # section -> keys that decide how work is done; they change results only by rounding and by the random draws of dropout
 EXECUTION = {
@@ -20,9 +18,6 @@ EXECUTION = {
 }
 # section -> keys that add outputs; they do not change the outputs that exist without them
 EXTRA_OUTPUT = {"finetune": ("merge", "seeds")}
-
-NOTHING, EVERYTHING = "nothing", "everything"
-STAGES = ("data", "prune", "score", "select", "finetune", "evaluate", "compare", "report", "ablation")
 
 
 def result_settings(section, values):
@@ -50,24 +45,3 @@ def narrowed(evaluate, texts):
         "generation": {"prompts": []},
         "cost": {"enabled": False},
     }
-
-
-def reruns(path):
-    """Return the stages (a tuple) that rerun if the key at `path` changes. Stages that depend on them rerun too.
-
-    Args:
-        path: as `schema.key_paths` yields it. A key without `reruns` inherits that of the nearest enclosing section.
-    """
-    nodes = dict(schema.key_paths())
-    ends = range(len(path), 0, -1)
-    found = next((stages for end in ends if (stages := _reruns_at(nodes, path[:end]))), None)
-    if found is None:
-        raise KeyError(f"{schema.SCHEMA_FILE}: no `reruns` for {schema.dotted(path)}; add it to the key or its section")
-    return tuple(found) if isinstance(found, list) else (found,)
-
-
-def _reruns_at(nodes, path):
-    """Return the schema's `reruns` at `path`, or None; the items of a list may override that of the list."""
-    node = nodes.get(path) or nodes.get((*path[:-1], path[-1].removesuffix("[]"))) or {}
-    entry = node.get("items", {}) if path[-1].endswith("[]") else {}
-    return entry.get("reruns") or node.get("reruns")

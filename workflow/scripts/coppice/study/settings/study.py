@@ -8,8 +8,9 @@ from pathlib import Path
 from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
-from . import ablations, arms, candidate_lists, criteria, lora_presets, registry, schema, task_metrics
+from . import ablations, arms, candidate_lists, checking, criteria, lora_presets, registry, task_metrics
 from . import config_files as strict
+from .sections import Config, Dataset
 from .sources import (
     absolute,
     check_held_out,
@@ -122,9 +123,8 @@ def load(raw_config, configfiles=(), workdir=None):
     for file in configfiles:
         strict.check(file)
     workdir = os.path.abspath(workdir or Path.cwd())
-    config = schema.checked(raw_config)
-    config["datasets"] = {name: registry.completed(name, e) for name, e in config.get("datasets", {}).items()}
-    config = schema.filled(config)
+    checked = checking.checked(Config, raw_config)
+    config = checked.model_dump() | {"datasets": {name: _dataset(name, own) for name, own in checked.datasets.items()}}
     notices = []
     for key in ("results", "resources"):
         config[key] = folder(config[key], key, workdir)
@@ -143,6 +143,11 @@ def load(raw_config, configfiles=(), workdir=None):
     _check_candidates(study)
     _notice_split(study)
     return study
+
+
+def _dataset(name, entry):
+    """Return the settings of a data set, completed from the official data set of its name."""
+    return Dataset.model_validate(registry.completed(name, entry.model_dump(exclude_unset=True))).model_dump()
 
 
 def _check_names(config):
@@ -330,7 +335,6 @@ def _purposes(config):
 
 def _resolve_datasets(config, workdir, notices):
     resolved, needed, entries, purposes = {}, {}, config["datasets"], _purposes(config)
-    node = schema.schema()["properties"]["datasets"]["additionalProperties"]
     valid = [*entries, *(name for name in registry.DATASETS if name not in entries)]
     for name, role, key in _uses(config):
         if name not in valid:
@@ -339,7 +343,7 @@ def _resolve_datasets(config, workdir, notices):
                 f"{nearest(name, valid)}"
             )
         if name not in resolved:
-            entry = entries.get(name) or schema.filled(registry.completed(name, {}), node)
+            entry = entries.get(name) or _dataset(name, Dataset())
             found = resolve_dataset(name, entry, config["data_root"], workdir, notices)
             resolved[name] = found | {"uses": sorted(purposes[name])}
         needed.setdefault(name, {}).setdefault(role, key)

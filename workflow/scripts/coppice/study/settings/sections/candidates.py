@@ -1,0 +1,82 @@
+"""The section `candidates`: the table or the grid of pruned checkpoints."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from .forms import Number, Unique
+from .section import Section, section, setting
+
+
+class GridPoint(Section):
+    """One way to prune."""
+
+    model_config = ConfigDict(json_schema_extra={"reruns": ["prune"]})
+
+    method: Literal["depth", "width", "unstructured"] = setting(
+        ...,
+        "depth removes whole layers, width removes MLP channels and attention groups, unstructured sets "
+        "single weights to zero.",
+    )
+    ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
+    importance: Literal["taylor", "activation", "wanda", "magnitude"] | None = setting(
+        None,
+        "Importance measure that decides what is removed. For width: taylor (the default), activation or "
+        "magnitude. For unstructured: wanda (the default) or magnitude.",
+    )
+    parts: Annotated[Unique[Literal["mlp", "attention"]], Field(min_length=1)] | None = setting(
+        None, "The parts that are narrowed (width only; by default both)."
+    )
+    ranking: Literal["uniform", "global"] | None = setting(
+        None,
+        "uniform (the default) removes the same share from every layer. global removes the least important "
+        "parts of the whole model, so that layers differ in width (width only).",
+    )
+    pattern: Literal["2:4"] | None = setting(
+        None, "Pattern of zeros that GPUs can exploit, two in every four weights (unstructured only, with ratio 0.5)."
+    )
+    consecutive: bool | None = setting(
+        None, "Whether the removed layers form one block (depth only; by default false)."
+    )
+    name: str | None = setting(
+        None,
+        "The candidate's name. Null means a name made from the point's values, e.g. `width-0.5-taylor`.",
+        reruns=["select"],
+    )
+
+
+class Calibration(Section):
+    """The text on which the importance of weights is measured."""
+
+    dataset: str = setting("wikitext2", "Name of the data set; its train part is used.")
+    samples: int = setting(128, "Number of sequences.", unit="sequences", ge=1, le=10_000_000)
+    length: int = setting(512, "Tokens per sequence.", unit="tokens", ge=2, le=10_000_000)
+
+
+class Candidates(Section):
+    """The pruned checkpoints to choose from."""
+
+    table: str | None = setting(
+        None,
+        "TSV or CSV file of your own checkpoints. Columns: model, candidate, path; optionally acc, ppl and "
+        "any others. Null means that Coppice prunes the models.",
+        reruns=["data", "prune"],
+    )
+    prune: list[GridPoint] = setting(
+        [GridPoint(method="depth", ratio=0.25), GridPoint(method="width", ratio=0.25, importance="taylor")],
+        "The grid; each point gives one candidate of each model. Ignored if a table is given.",
+        reruns=["select"],
+    )
+    per_job: Literal["one", "all"] = setting(
+        "one",
+        "Whether one job prunes or scores one candidate, or all candidates of a model. `all` suits models so "
+        "small that starting a job takes longer than pruning; it needs the same grid for all models.",
+    )
+    keep: Literal["selected", "all"] = setting(
+        "selected",
+        "Whose weights stay after all configs have chosen. `selected` deletes the weights of candidates that "
+        "no config chose. Their records stay, and a candidate that is needed later is pruned again. Your own "
+        "checkpoints are never touched.",
+        reruns=["nothing"],
+    )
+    calibration: Calibration = section(Calibration)

@@ -1,0 +1,141 @@
+"""The section `evaluate`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from .forms import ByKind, Named, Text, Unique
+from .section import Section, section, setting
+
+
+class Protocol(Section):
+    """A protocol."""
+
+    seq_len: int = setting(..., "Tokens per window, including BOS.", unit="tokens", ge=2, le=10_000_000)
+    stride: int | None = setting(
+        None,
+        "Tokens from the start of one window to the start of the next. If it is less than seq_len, windows "
+        "overlap, and each token is scored once, in the first window that contains it. Null means seq_len.",
+        unit="tokens",
+        ge=1,
+        le=10_000_000,
+    )
+    join: str = setting("\n\n", "Text inserted between two rows of the data set.")
+    role: Literal["report", "selection", "train"] = setting(
+        "report", "Which part of the data set reports measure. Candidates are scored on another part."
+    )
+    bos: bool | None = setting(
+        None, "Whether each window begins with the BOS token. Null means the value of perplexity.bos."
+    )
+
+
+class Perplexity(Section):
+    """Perplexity on text."""
+
+    datasets: Unique[str] = setting(
+        ["wikitext2", "ptb"], "Names of the data sets; their report part is used.", reruns=["evaluate", "ablation"]
+    )
+    protocol: Annotated[str | Annotated[Unique[str], Field(min_length=1)], ByKind()] = setting(
+        "gptq-2048",
+        "How text is joined and cut into windows: `gptq-2048`, `llmpruner-128` or one of `protocols`. "
+        "Perplexities under different protocols cannot be compared. If this is a list, selection, comparisons "
+        "and reports use the first protocol.",
+    )
+    bos: bool = setting(False, "Whether each window begins with the BOS token.")
+    protocols: Named[Protocol] = setting({}, "Your own protocols, by name. Null drops a protocol.")
+
+
+class TaskMetrics(Section):
+    """The metric of each task that averages and reports use.
+
+    A task that is not named here uses acc, else exact_match, else its first metric.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    OPEN: ClassVar = Annotated[Text, Field(description="Metric of this task.")]
+    __pydantic_extra__: dict[str, Text]
+
+    hellaswag: Text = setting("acc_norm", "Metric of HellaSwag.")
+    arc_challenge: Text = setting("acc_norm", "Metric of ARC-Challenge.")
+    openbookqa: Text = setting("acc_norm", "Metric of OpenBookQA.")
+
+
+class ZeroShot(Section):
+    """Zero-shot tasks of lm-eval."""
+
+    tasks: Unique[str] = setting(
+        ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"],
+        "Task names as in lm-eval.",
+    )
+    metric: TaskMetrics = section(TaskMetrics)
+    limit: int | None = setting(
+        None, "Maximum number of items per task, for a quick look. Null means all.", ge=1, le=1_000_000_000
+    )
+    include_path: Text | None = setting(
+        None,
+        "Folder of your own task definitions (lm-eval's YAML), searched before lm-eval's own.",
+        reruns=["data", "score", "evaluate", "ablation"],
+    )
+    num_fewshot: int | None = setting(
+        None,
+        "Number of solved examples before each item, taken from the train part of the task's data set. Null "
+        "takes the number from the task's definition (0 for the seven default tasks).",
+        ge=0,
+        le=10_000,
+    )
+    chat_template: bool = setting(
+        False,
+        "Whether to prompt models with their tokenizer's chat template. Models without one get plain prompts. "
+        "The results say which was used.",
+    )
+
+
+class Generation(Section):
+    """Questions that each model answers. The study's report shows the answers side by side."""
+
+    prompts: list[Text] = setting(
+        [
+            "Explain in two sentences why the sky is blue.",
+            "Write a short note that thanks a neighbour for watering the plants.",
+            "A train leaves at 9:40 and arrives at 12:05. How long does the journey take?",
+        ],
+        "The questions, asked in the model's prompt format. An empty list asks none.",
+    )
+    new_tokens: int = setting(
+        48, "Maximum number of tokens of an answer. Decoding is greedy.", unit="tokens", ge=1, le=100_000
+    )
+
+
+class Cost(Section):
+    """Size and speed of each model, measured at the end of its evaluation."""
+
+    enabled: bool = setting(True, "Whether size and speed are measured.")
+    batch_sizes: Annotated[Unique[Annotated[int, Field(ge=1)]], Field(min_length=1)] = setting(
+        [1], "Batch sizes (sequences at a time); each is timed separately."
+    )
+    prompt_tokens: int = setting(128, "Tokens of the prompt (prefill).", unit="tokens", ge=1, le=10_000_000)
+    new_tokens: int = setting(
+        16, "Tokens generated after the prompt, one by one (decode).", unit="tokens", ge=1, le=100_000
+    )
+
+
+class Evaluate(Section):
+    """How dense, pruned and fine-tuned models are evaluated, all with the same settings."""
+
+    perplexity: Perplexity = section(Perplexity)
+    zero_shot: ZeroShot = section(ZeroShot)
+    engine: Literal["prefix-tree", "lm-eval"] = setting(
+        "prefix-tree",
+        "The engine that scores the tasks. prefix-tree computes the context that an item's choices share only "
+        "once; lm-eval is the harness's own Hugging Face backend, to check the results.",
+    )
+    batch_size: int = setting(
+        16,
+        "Sequences that the lm-eval engine processes at a time.",
+        reruns=["nothing"],
+        unit="sequences",
+        ge=1,
+        le=1_000_000,
+    )
+    generation: Generation = section(Generation, reruns=["evaluate"])
+    cost: Cost = section(Cost, reruns=["evaluate"])

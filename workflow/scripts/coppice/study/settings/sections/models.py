@@ -1,0 +1,71 @@
+"""The section `models`."""
+
+from typing import Literal
+
+from .candidates import GridPoint
+from .forms import Text
+from .section import Section, setting
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Prompt = Literal["alpaca", "chat", "none"]
+
+
+class Model(Section):
+    """A model."""
+
+    base: Text = setting(
+        ...,
+        "A hub id (`org/name`), a local folder (`/...`, `./...`, `../...`, `~/...`) or "
+        "`miniature/<family>[-instruct]`.",
+    )
+    variant: Literal["base", "instruct"] = setting(
+        "base",
+        "Whether the model was tuned to follow instructions. Reports compare base and instruct models.",
+        reruns=["finetune", "evaluate", "ablation"],
+    )
+    family: Literal["llama", "qwen", "mistral"] | None = setting(
+        None, "Architecture family; reports compare families. Null takes it from the base.", reruns=["report"]
+    )
+    prompt: Prompt | None = setting(
+        None,
+        "Prompt format of fine-tuning examples: alpaca's template, the tokenizer's chat template, or none "
+        "(only the instruction and the response). Null means alpaca for base models and chat for instruct "
+        "models.",
+        reruns=["finetune", "evaluate", "ablation"],
+    )
+    revision: str | None = setting(
+        None, "Commit, tag or branch on the hub. Null means the newest commit at the first fetch."
+    )
+    dtype: Dtype | None = setting(
+        None,
+        "Number format of the model. Null means bfloat16 on a GPU that supports it, float32 elsewhere.",
+        reruns=["prune", "evaluate", "ablation"],
+    )
+    quantize: Literal["8bit", "4bit"] | None = setting(
+        None,
+        "Quantization by bitsandbytes with which the base is loaded. Null means none.",
+        reruns=["prune", "evaluate", "ablation"],
+    )
+    trust_remote_code: bool = setting(
+        False,
+        "Whether to run Python code that comes with the model. Only for sources that you trust.",
+        reruns=["prune", "evaluate", "ablation"],
+    )
+    device_map: str | None = setting(
+        None,
+        "Placement on several devices as in transformers (auto, balanced, balanced_low_0 or sequential), or a "
+        "single device (cpu, cuda:N or N). Null means one device.",
+        reruns=["nothing"],
+        pattern="^(auto|balanced|balanced_low_0|sequential|cpu|(cuda:)?[0-9]{1,4})$",
+    )
+    parameters: int | None = setting(
+        None,
+        "Number of parameters, by which jobs request memory and run time until the model is fetched. Null "
+        "means unknown until then.",
+        reruns=["nothing"],
+        ge=1,
+        le=10**15,
+    )
+    prune: list[GridPoint] | None = setting(
+        None, "A grid for this model that replaces candidates.prune.", reruns=["prune"]
+    )

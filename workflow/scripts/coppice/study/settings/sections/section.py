@@ -1,0 +1,74 @@
+"""The base of the configuration's sections.
+
+A section is a Pydantic model. Its fields carry all that is known of a key: type, default, bounds, description, unit and
+the stages that a change reruns.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from .forms import Form, as_read, form_of_field, says_null
+
+
+def setting(default: Any, description: str, *, reruns: Sequence[str] = (), unit: str = "", **bounds: Any) -> Any:
+    """Return the field of a key.
+
+    Args:
+        default: the value if the key is left out; `...` if it must be given.
+        description: for messages, the reference page and the editor.
+        reruns: stages that a change reruns; empty: those of the section.
+        unit: of the value.
+        bounds: as Pydantic's `Field` takes them (ge, gt, le, lt, min_length, pattern).
+    """
+    more = {"reruns": list(reruns)} if reruns else {}
+    more |= {"unit": unit} if unit else {}
+    return Field(default, description=description, json_schema_extra=more or None, **bounds)
+
+
+def section(model: type["Section"], description: str = "", *, reruns: Sequence[str] = ()) -> Any:
+    """Return the field of a section, which has its defaults if it is left out. description: default: the model's."""
+    extra = {"reruns": list(reruns)} if reruns else None
+    return Field(default_factory=model, description=description or described(model), json_schema_extra=extra)
+
+
+def described(model: type[BaseModel]) -> str:
+    """Return a model's docstring on one line."""
+    return " ".join((model.__doc__ or "").split())
+
+
+class Section(BaseModel):
+    """A section of the configuration."""
+
+    OPEN: ClassVar[Any] = None  # the type of the values of further keys, whose names the user chooses
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        """Convert text to the types of the fields, and leave out sections that are null.
+
+        A section whose keys are all commented out is null in YAML; it counts as left out.
+        """
+        if not isinstance(given, dict):
+            return given
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        found = {}
+        for key, value in given.items():
+            form = form_of_field(fields[key]) if key in fields else Form()
+            read = as_read(value, form)
+            left_out = read is None and form.kinds == ("mapping",)
+            if not left_out and not (cls.OPEN and says_null(read)):
+                found[key] = read
+        return found
+
+
+class Partial(Section):
+    """A section without defaults: a key that is left out is not set at all, and its value comes from elsewhere."""
+
+    @model_serializer
+    def given(self) -> dict[str, Any]:
+        """Return the keys that are set, with their values."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
