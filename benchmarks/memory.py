@@ -120,12 +120,12 @@ def peak_of_gpu():
 def expected(job, study, folder, threads):
     """Return the estimated peak of the job, an `estimates.Peak`."""
     machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
-    shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"]
+    shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"].model_dump()
     if job == "finetune":
-        return estimates.finetune(shape, model, study.finetune, machine)
+        return estimates.finetune(shape, model, study.finetune.model_dump(), machine)
     if job == "evaluate":
         return estimates.evaluate(shape, model, machine)
-    return estimates.prune(shape, model, [POINTS[job]], study.calibration, machine)
+    return estimates.prune(shape, model, [POINTS[job]], study.calibration.model_dump(), machine)
 
 
 def build(folder, name, dtype):
@@ -162,18 +162,20 @@ def run_job(job, study, folder):
     from coppice.stages import evaluate, recover
     from coppice.stages.prune import candidates
 
-    source = models.Source(str(folder), dtype=study.models["Random"]["dtype"])
+    source = models.Source(str(folder), dtype=study.models["Random"].dtype)
     names = ("alpaca", "boolq", "hellaswag", "ptb", "wikitext2")
     datasets = {name: str(folder / "world" / name / "dataset.json") for name in names}
     if job == "finetune":
         identity = {"model": "Random", "config": "best_ppl"}
         chosen = {"alpaca": datasets["alpaca"]}
-        recover.finetune(identity, source, chosen, study.finetune | {"seeds": None}, "alpaca", folder / "tuned")
+        recover.finetune(
+            identity, source, chosen, study.finetune.model_dump() | {"seeds": None}, "alpaca", folder / "tuned"
+        )
     elif job == "evaluate":
         identity = {"model": "Random", "config": None, "stage": "dense"}
-        evaluate.evaluate(identity, source, study.evaluate, datasets, folder / "evaluated")
+        evaluate.evaluate(identity, source, study.evaluate.model_dump(), datasets, folder / "evaluated")
     else:
-        calibration = study.calibration | {"record": datasets["wikitext2"]}
+        calibration = study.calibration.model_dump() | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}
         candidates.prune(identity, source, POINTS[job], calibration, folder / "pruned" / job)
 

@@ -171,9 +171,9 @@ def test_accepts_only_output_folders_that_can_be_made(tmp_path, key):
     for text in ("file", "file/below", "a{b}", "~nosuchuser/x", "x" * 300, "a\nb"):
         assert f"config key {key}" in message_of(lambda text=text: settings.load(MODEL | {key: text}, workdir=tmp_path))
     for text in ("mein Ordner \"ü\" 'x' $(touch pwned)", "/somewhere/else", "../beside"):
-        assert settings.load(MODEL | {key: text}, workdir=tmp_path).config[key] == text
-    assert settings.load(MODEL | {key: "./a//b/"}, workdir=tmp_path).config[key] == "a/b"
-    assert settings.load(MODEL | {key: "~/study"}, workdir=tmp_path).config[key].startswith("/")
+        assert settings.load(MODEL | {key: text}, workdir=tmp_path).config.model_dump()[key] == text
+    assert settings.load(MODEL | {key: "./a//b/"}, workdir=tmp_path).config.model_dump()[key] == "a/b"
+    assert settings.load(MODEL | {key: "~/study"}, workdir=tmp_path).config.model_dump()[key].startswith("/")
 
 
 @pytest.mark.parametrize(("task", "metric"), [("piqa", "acc_nrom"), ("arc_challenge", "f1"), ("sciq", "exact_match")])

@@ -88,7 +88,7 @@ def test_does_not_run_the_code_of_an_untrusted_model(checkpoint, tmp_path, model
     assert message is None or str(checkpoint) in message
     message_of(lambda: models.load_tokenizer(str(checkpoint)))
     assert not (tmp_path / "ran").exists()
-    assert not settings.load(MODEL).models["Llama"]["trust_remote_code"]
+    assert not settings.load(MODEL).models["Llama"].trust_remote_code
 
 
 def test_does_not_run_the_functions_of_a_task_definition_to_check_it(tmp_path):
@@ -192,7 +192,7 @@ def test_a_summary_escapes_the_names_of_a_users_columns(tmp_path):
 
 def test_records_hold_the_names_of_trackers_but_not_their_keys(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
-    resolved = settings.load(MODEL | {"finetune": {"report_to": ["wandb"]}})
-    records.write(tmp_path / "a.json", records.Clock().provenance(resolved.finetune, 1) | {"env": dict(os.environ)})
+    finetune = settings.load(MODEL | {"finetune": {"report_to": ["wandb"]}}).finetune.model_dump()
+    records.write(tmp_path / "a.json", records.Clock().provenance(finetune, 1) | {"env": dict(os.environ)})
     text = (tmp_path / "a.json").read_text()
     assert '"wandb"' in text and "0123456789abcdef" not in text

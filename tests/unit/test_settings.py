@@ -68,9 +68,9 @@ def checkpoint(tmp_path):
 def test_the_miniature_study_is_six_models_by_two_criteria():
     study = settings.load(file("config.yaml"), [CONFIG / "config.yaml"])
     assert len(study.models) == 6 and len(study.pairs()) == 12
-    assert study.models["Qwen-Instruct"]["prompt"] == "chat" and study.models["Qwen"]["prompt"] == "none"
-    assert {m["source"]["kind"] for m in study.models.values()} == {"miniature"}
-    assert {d["source"]["kind"] for d in study.datasets.values()} == {"miniature"}
+    assert study.models["Qwen-Instruct"].prompt == "chat" and study.models["Qwen"].prompt == "none"
+    assert {m.source.kind for m in study.models.values()} == {"miniature"}
+    assert {d.source.kind for d in study.datasets.values()} == {"miniature"}
     assert list(study.candidates("Llama")) == [
         "width-0.5-taylor",
         "width-0.5-magnitude",
@@ -83,14 +83,14 @@ def test_the_miniature_study_is_six_models_by_two_criteria():
 def test_full_yaml_over_config_yaml_leaves_nothing_miniature():
     study = settings.load(merged(file("config.yaml"), file("full.yaml")), [CONFIG / "full.yaml"])
     assert len(study.pairs()) == 12
-    assert {m["source"]["kind"] for m in study.models.values()} == {"hub"}
-    assert {d["source"]["kind"] for d in study.datasets.values()} == {"hub"}
-    assert study.dataset("boolq")["splits"] == {"train": "train", "selection": None, "report": "validation"}
+    assert {m.source.kind for m in study.models.values()} == {"hub"}
+    assert {d.source.kind for d in study.datasets.values()} == {"hub"}
+    assert study.dataset("boolq").splits.model_dump() == {"train": "train", "selection": None, "report": "validation"}
     assert settings.load(file("full.yaml")).config == study.config
 
 
 def test_full_yaml_resets_every_key_that_config_yaml_changes():
-    real, defaults = dict(leaves(file("full.yaml"))), load().config
+    real, defaults = dict(leaves(file("full.yaml"))), load().config.model_dump()
     for path, value in leaves(file("config.yaml")):
         if path[0] in ("models", "datasets", "ablations"):
             assert path in real, path
@@ -118,11 +118,11 @@ def local_data(tmp_path):
 def test_local_data_replaces_every_dataset_of_either_study(local_data, below):
     place = {"data_root": str(local_data)}
     study = settings.load(merged(*(file(name) for name in below), file("local_data.yaml"), place))
-    assert {d["source"]["kind"] for d in study.datasets.values()} == {"local"}
+    assert {d.source.kind for d in study.datasets.values()} == {"local"}
     ptb = study.dataset("ptb")
-    assert ptb["path"] == str(local_data / "ptb") and ptb["columns"] == {"text": "text"}
-    assert (ptb["name"], ptb["revision"], ptb["format"]) == (None, None, "text")
-    assert study.miniature["corpus"] == "wikitext2"
+    assert ptb.path == str(local_data / "ptb") and ptb.columns == {"text": "text"}
+    assert (ptb.name, ptb.revision, ptb.format) == (None, None, "text")
+    assert study.miniature.corpus == "wikitext2"
 
 
 def test_names_data_root_if_its_folder_is_missing(tmp_path):
@@ -141,7 +141,7 @@ def test_rejects_a_split_whose_file_is_missing(local_data):
 def test_one_file_serves_only_one_role(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     one = {"path": str(tmp_path / "rows.jsonl"), "format": "json"}
-    assert load({"datasets": {"boolq": one}}).dataset("boolq")["splits"] == {
+    assert load({"datasets": {"boolq": one}}).dataset("boolq").splits.model_dump() == {
         "train": None,
         "selection": None,
         "report": "validation",
@@ -263,9 +263,9 @@ def test_rejects_a_wrong_configuration_in_one_message(wrong, expected):
 
 def test_rejects_a_model_folder_that_is_not_a_checkpoint(tmp_path, checkpoint):
     local = {"models": {"Mine": {"base": str(checkpoint)}}}
-    assert load(local).models["Mine"]["source"] == {"kind": "local", "path": str(checkpoint)}
-    assert load(local).models["Mine"]["family"] == "qwen"
-    assert load({"models": {"M": {"base": "./checkpoint"}}}, workdir=tmp_path).models["M"]["source"]["kind"] == "local"
+    assert load(local).models["Mine"].source.model_dump() == {"kind": "local", "path": str(checkpoint)}
+    assert load(local).models["Mine"].family == "qwen"
+    assert load({"models": {"M": {"base": "./checkpoint"}}}, workdir=tmp_path).models["M"].source.kind == "local"
     (checkpoint / "config.json").unlink()
     assert "models.Mine.base" in message(local) and "no config.json" in message(local)
 
@@ -277,9 +277,9 @@ def test_accepts_any_task_of_lm_eval():
 
 def test_accepts_values_given_on_the_command_line():
     given = {"epochs": "3", "max_steps": "null", "merge": "true", "learning_rate": "1e-4", "seeds": ["1", "2"]}
-    finetune = load({"finetune": given, "seed": 7}).finetune
+    finetune = load({"finetune": given, "seed": 7}).finetune.model_dump()
     assert [finetune[key] for key in given] == [3, None, True, 0.0001, [1, 2]]
-    assert load({"models": {"Llama": {"parameters": "8.03e9"}}}).models["Llama"]["parameters"] == 8030000000
+    assert load({"models": {"Llama": {"parameters": "8.03e9"}}}).models["Llama"].parameters == 8030000000
 
 
 @given(st.integers(0, 10**15) | st.floats(1e-300, 1e29) | st.booleans())
@@ -317,9 +317,9 @@ def test_accepts_any_value_at_a_key_or_names_the_key(path, value):
 
 
 def test_an_adapter_key_overrides_its_preset_which_overrides_the_default():
-    lora = load({"finetune": {"lora": {"preset": "full", "r": "24", "use_dora": "true"}}}).finetune["lora"]
-    assert (lora["r"], lora["alpha"], lora["use_dora"], lora["bias"]) == (24, 64, True, "none")
-    assert load().finetune["lora"] == {
+    lora = load({"finetune": {"lora": {"preset": "full", "r": "24", "use_dora": "true"}}}).finetune.lora
+    assert (lora.r, lora.alpha, lora.use_dora, lora.bias) == (24, 64, True, "none")
+    assert load().finetune.lora.model_dump() == {
         "preset": None,
         "r": 8,
         "alpha": 16,

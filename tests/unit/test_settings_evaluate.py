@@ -21,7 +21,7 @@ def message(workdir=None, **evaluate):
 def test_completes_a_custom_protocol_beside_a_built_in_one():
     texts = {"protocol": ["gptq-2048", "mine"], "protocols": {"mine": {"seq_len": "64", "stride": 32}}}
     study = load(perplexity=texts)
-    first, mine = perplexity.protocols(study.evaluate["perplexity"])
+    first, mine = perplexity.protocols(study.evaluate.perplexity.model_dump())
     assert first.name == "gptq-2048"
     assert (mine.seq_len, mine.stride, mine.join_of("x"), mine.role_of("x", "report")) == (64, 32, "\n\n", "report")
 
@@ -70,7 +70,7 @@ def test_requires_the_splits_that_a_protocol_reads(protocol, splits, words):
         },
     }
     if words is None:
-        assert settings.load(config).datasets["ptb"]["splits"]["report"] == "test"
+        assert settings.load(config).datasets["ptb"].splits.report == "test"
         return
     with pytest.raises(settings.SettingsError, match=words):
         settings.load(config)
@@ -89,7 +89,7 @@ def test_accepts_the_tasks_of_a_folder_and_makes_its_path_absolute(tmp_path):
     (tmp_path / "definitions").mkdir()
     (tmp_path / "definitions/mine.yaml").write_text("task: mine\ndataset_path: nowhere\n")
     study = load(tmp_path, zero_shot={"tasks": ["piqa", "mine"], "include_path": "definitions"})
-    assert study.evaluate["zero_shot"]["include_path"] == str(tmp_path / "definitions")
+    assert study.evaluate.zero_shot.include_path == str(tmp_path / "definitions")
     error = message(tmp_path, zero_shot={"tasks": ["mime"], "include_path": "definitions"})
     assert "no task 'mime'; did you mean 'mine'" in error
 

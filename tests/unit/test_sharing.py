@@ -35,9 +35,10 @@ def differing_records(tmp_path):
         )
         files = layout.Files(study)
         if write:
-            source = study.models["M"]["source"]
+            source = study.models["M"].source.model_dump()
             records.write(files.model("M"), {"source": source, "revision": None, "path": source["path"]})
-            data.prepare("mine", study.dataset("mine"), tmp_path / "resources/datasets/mine", needs_selection=False)
+            entry = study.dataset("mine").model_dump()
+            data.prepare("mine", entry, tmp_path / "resources/datasets/mine", needs_selection=False)
         return {
             path.removeprefix(f"{tmp_path}/resources/"): difference
             for path, difference in shared_resources.differing_records(study, files).items()
@@ -73,9 +74,13 @@ def test_reports_the_key_in_which_a_dataset_differs(differing_records, other, ke
 
 
 def test_accepts_a_model_pinned_to_the_fetched_commit():
-    hub = {"source": {"kind": "hub", "path": "some/model"}, "revision": None}
-    assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "abc"}) is None
-    assert shared_resources._of_model(hub | {"commit": "abc"}, hub | {"revision": "def"}) == ("revision", None, "def")
+    recorded = {"source": {"kind": "hub", "path": "some/llama"}, "revision": None, "commit": "abc"}
+    pinned = {
+        revision: settings.load({"models": {"M": {"base": "some/llama", "revision": revision}}}).models["M"]
+        for revision in ("abc", "def")
+    }
+    assert shared_resources._of_model(recorded, pinned["abc"]) is None
+    assert shared_resources._of_model(recorded, pinned["def"]) == ("revision", None, "def")
 
 
 def test_accepts_the_same_files_in_another_folder(differing_records, tmp_path):

@@ -116,9 +116,9 @@ def test_a_machine_without_a_gpu_needs_host_memory_and_more_time(study):
 
 def gpu_bytes(study_, gpus_=1, stage="finetune"):
     sizes = job_resources.Sizes(study_)
-    shape, model, machine = sizes.shape("Big"), study_.models["Big"], estimates.Machine(gpus=gpus_)
+    shape, model, machine = sizes.shape("Big"), study_.models["Big"].model_dump(), estimates.Machine(gpus=gpus_)
     if stage == "finetune":
-        return estimates.finetune(shape, model, study_.finetune, machine).gpu
+        return estimates.finetune(shape, model, study_.finetune.model_dump(), machine).gpu
     return estimates.evaluate(shape, model, machine).gpu
 
 
@@ -152,8 +152,9 @@ def test_sharded_processes_load_a_huge_model_one_after_another(study):
 
 
 def host_bytes(study_, gpus_):
-    shape, model = job_resources.Sizes(study_).shape("Big"), study_.models["Big"]
-    return estimates.finetune(shape, model, study_.finetune | {"merge": False}, estimates.Machine(gpus=gpus_)).host
+    shape, model = job_resources.Sizes(study_).shape("Big"), study_.models["Big"].model_dump()
+    settings, machine = study_.finetune.model_dump() | {"merge": False}, estimates.Machine(gpus=gpus_)
+    return estimates.finetune(shape, model, settings, machine).host
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
@@ -194,8 +195,8 @@ def test_gradient_checkpointing_and_a_lower_rank_need_less_memory(study):
 
 def test_taylor_keeps_the_states_of_every_block_in_host_memory(study):
     loaded = study(config=LLAMA_8B)
-    shape, model = estimates.shape_like(8 * 10**9), loaded.models["Big"]
-    calibration = loaded.calibration | {"samples": 512, "length": 512}
+    shape, model = estimates.shape_like(8 * 10**9), loaded.models["Big"].model_dump()
+    calibration = loaded.calibration.model_dump() | {"samples": 512, "length": 512}
 
     def host(**point):
         return estimates.prune(shape, model, [{"ratio": 0.25, **point}], calibration, GPU).host

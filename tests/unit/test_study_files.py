@@ -4,6 +4,7 @@ import pytest
 
 from coppice.core.errors import SettingsError
 from coppice.study import layout, settings
+from coppice.study.settings.resolved import Source
 
 MODELS = {"Llama-Instruct": {"base": "miniature/llama-instruct", "variant": "instruct"}}
 
@@ -16,7 +17,7 @@ def test_tracks_the_files_of_a_local_dataset_that_splits_name(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("train.jsonl", "sub/report.jsonl", "sub/other.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}\n')
-    source = {"kind": "local", "path": str(tmp_path)}
+    source = Source(kind="local", path=str(tmp_path))
     found = layout.local_files(source, ["train", "sub/report.jsonl", None])
     assert found == [str(tmp_path / "sub/report.jsonl"), str(tmp_path / "train.jsonl")]
 

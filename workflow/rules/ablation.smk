@@ -19,7 +19,7 @@ rule ablation_arm:
         datasets=lambda wildcards: files.datasets(
             dict.fromkeys(
                 [
-                    *study.training_datasets(ablation_of(wildcards)["finetune"]),
+                    *study.training_datasets(wildcards.ablation),
                     *ablation_datasets(wildcards),
                 ]
             )
@@ -43,11 +43,11 @@ rule ablation_arm:
         f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.benchmark.tsv"
     conda:
         "../../envs/coppice.yaml"
-    threads: study.threads_per_job["finetune"]
+    threads: study.threads_per_job.finetune
     resources:
-        gpu=study.resources_per_job["finetune"]["gpu"],
+        gpu=study.resources_per_job.finetune.gpu,
         gpu_model=gpu_model("finetune"),
-        cpus_per_task=study.threads_per_job["finetune"],
+        cpus_per_task=study.threads_per_job.finetune,
         mem_mb=asked_by_arm("mem_mb"),
         gpu_mem_mb=asked_by_arm("gpu_mem_mb"),
         disk_mb=asked_by_arm("disk_mb"),
@@ -69,7 +69,7 @@ use rule ablation_arm as ablation_rung with:
     input:
         unpack(start_inputs),
         datasets=lambda wildcards: files.datasets(
-            study.training_datasets(ablation_of(wildcards)["finetune"])
+            study.training_datasets(wildcards.ablation)
         ),
         survivors=rung_before,
         rungs=lambda wildcards: [

@@ -32,7 +32,7 @@ def start_inputs(wildcards):
     """Return the records, or the user's files, that define the checkpoint an ablation starts from."""
     start = ablation_of(wildcards)["start"]
     if start["kind"] == "checkpoint":
-        return {"checkpoint": layout.local_files(start | {"kind": "local"})}
+        return {"checkpoint": layout.files_below(start["path"])}
     dense = {"dense": files.model(start["model"])}
     if start["kind"] == "dense":
         return dense
@@ -56,9 +56,10 @@ def start_loading(wildcards):
 def start_placement(wildcards):
     """Return the device placement of that checkpoint, as a rule parameter whose change reruns nothing."""
     start = ablation_of(wildcards)["start"]
-    entry = {} if start["kind"] == "checkpoint" else study.models[start["model"]]
+    if start["kind"] == "checkpoint":
+        return settings.rerun_policy.execution_settings("models", {"device_map": None})
     return settings.rerun_policy.execution_settings(
-        "models", {"device_map": None} | entry
+        "models", study.models[start["model"]].model_dump()
     )
 
 
@@ -74,7 +75,7 @@ def start_facts(wildcards):
     return {
         "name": name,
         "path": None,
-        "prompt": study.models[start["model"]]["prompt"],
+        "prompt": study.models[start["model"]].prompt,
     }
 
 
@@ -130,7 +131,7 @@ def ablation_plan(wildcards):
             settings.rerun_policy.result_settings("finetune", one["finetune"])
         ),
         "evaluate": measured(wildcards),
-        "training_datasets": files.by_name(study.training_datasets(one["finetune"])),
+        "training_datasets": files.by_name(study.training_datasets(wildcards.ablation)),
         "evaluation_datasets": files.by_name(ablation_datasets(wildcards)),
     }
 
@@ -154,7 +155,7 @@ def arm_execution(wildcards):
         "finetune": settings.rerun_policy.execution_settings("finetune", training)
         | lasting,
         "evaluate": settings.rerun_policy.execution_settings(
-            "evaluate", study.evaluate
+            "evaluate", study.evaluate.model_dump()
         ),
     }
 

@@ -46,7 +46,7 @@ except CoppiceError as error:
 
 # GPU settings are set here instead of in rules' params because no result depends on them
 CLUSTER_JOB = snakemake_compat.is_cluster_job(workflow)
-gpus.configure(**study.config["gpus"], given=CLUSTER_JOB)
+gpus.configure(**study.config.gpus.model_dump(), given=CLUSTER_JOB)
 if CLUSTER_JOB:
     jobs.note_start()
 
@@ -101,7 +101,7 @@ def pairs(pattern, **more):
 def loading(model):
     """Return the settings by which a model and all its pruned checkpoints are loaded."""
     return {
-        key: study.models[model][key]
+        key: getattr(study.models[model], key)
         for key in ("dtype", "quantize", "trust_remote_code")
     }
 
@@ -110,13 +110,15 @@ def loading(model):
 def placement(wildcards):
     """Return the device placement of the weights, as a rule parameter whose change reruns nothing."""
     return settings.rerun_policy.execution_settings(
-        "models", study.models[wildcards.model]
+        "models", study.models[wildcards.model].model_dump()
     )
 
 
 def execution(section):
     """Return the execution settings of a section, as a rule parameter whose change reruns nothing."""
-    values = settings.rerun_policy.execution_settings(section, study.config[section])
+    values = settings.rerun_policy.execution_settings(
+        section, getattr(study.config, section).model_dump()
+    )
     return untracked(lambda wildcards: values)
 
 
@@ -131,7 +133,7 @@ def whole_grid(wildcards):
 
 def prompt(model):
     """Return the prompt format of a model."""
-    return study.models[model]["prompt"]
+    return study.models[model].prompt
 
 
 def of_more_seeds(record):
@@ -207,15 +209,15 @@ def status(stage, *key):
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
 
-TASKS = study.evaluate["zero_shot"]["tasks"]
-SHARED = study.config["candidates"]["per_job"] == "all"
-PRUNES = study.config["candidates"]["table"] is None
+TASKS = study.evaluate.zero_shot.tasks
+SHARED = study.config.candidates.per_job == "all"
+PRUNES = study.config.candidates.table is None
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 # Weights are deleted only if all configs take part in the run: any other config could still choose any candidate
-DELETES_WEIGHTS = study.config["candidates"]["keep"] == "selected" and (
+DELETES_WEIGHTS = study.config.candidates.keep == "selected" and (
     PRUNES and study.active_configs() == list(study.configs)
 )
-EVALUATED = list(dict.fromkeys([*study.evaluate["perplexity"]["datasets"], *TASKS]))
+EVALUATED = list(dict.fromkeys([*study.evaluate.perplexity.datasets, *TASKS]))
 
 
 def produced(pattern):

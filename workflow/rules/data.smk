@@ -8,6 +8,12 @@ has one input instead of ten.
 """
 
 
+def dataset_entry(name):
+    """Return the settings of a data set; None for a task without an entry, which uses its official data."""
+    entry = study.dataset(name)
+    return entry and entry.model_dump()
+
+
 # Fetches everything that comes from the hub; run this target on a machine with a network
 rule fetch:
     input:
@@ -19,7 +25,7 @@ rule fetch:
 
 rule fetch_model:
     input:
-        lambda wildcards: layout.local_files(study.models[wildcards.model]["source"]),
+        lambda wildcards: layout.local_files(study.models[wildcards.model].source),
     output:
         f"{RESOURCES}/models/{{model}}/model.json",
     log:
@@ -30,8 +36,8 @@ rule fetch_model:
     resources:
         disk_mb=weights_on_disk,
     params:
-        source=lambda wildcards: study.models[wildcards.model]["source"],
-        revision=lambda wildcards: study.models[wildcards.model]["revision"],
+        source=lambda wildcards: study.models[wildcards.model].source.model_dump(),
+        revision=lambda wildcards: study.models[wildcards.model].revision,
         # The prompt is only checked and does not change what is fetched.
         prompt=untracked(lambda wildcards: prompt(wildcards.model)),
     script:
@@ -51,8 +57,8 @@ rule fetch_config:
     conda:
         "../../envs/coppice.yaml"
     params:
-        source=lambda wildcards: study.models[wildcards.model]["source"],
-        revision=lambda wildcards: study.models[wildcards.model]["revision"],
+        source=lambda wildcards: study.models[wildcards.model].source.model_dump(),
+        revision=lambda wildcards: study.models[wildcards.model].revision,
         whole_grid=whole_grid,
     script:
         "../scripts/fetch_config.py"
@@ -69,12 +75,12 @@ rule fetch_dataset:
     conda:
         "../../envs/coppice.yaml"
     params:
-        entry=lambda wildcards: study.dataset(wildcards.dataset),
+        entry=lambda wildcards: dataset_entry(wildcards.dataset),
         needs_selection=lambda wildcards: scoring.needs_rows_of(
             study, wildcards.dataset
         ),
         include_path=lambda wildcards: (
-            study.evaluate["zero_shot"]["include_path"]
+            study.evaluate.zero_shot.include_path
             if study.dataset(wildcards.dataset) is None
             else None
         ),
@@ -139,14 +145,14 @@ rule build_miniature_model:
     priority: PRIORITY["build"]
     conda:
         "../../envs/coppice.yaml"
-    threads: study.threads_per_job["build"]
+    threads: study.threads_per_job.build
     resources:
-        cpus_per_task=study.threads_per_job["build"],
+        cpus_per_task=study.threads_per_job.build,
         mem_mb=2000,
         runtime=30,
     params:
-        steps=study.miniature["steps"],
-        context=study.miniature["context"],
+        steps=study.miniature.steps,
+        context=study.miniature.context,
         seed=study.seed,
         protocol=miniature.PROTOCOL,
     script:

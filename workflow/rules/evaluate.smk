@@ -12,7 +12,9 @@ candidate that the config chose: the samples are links, and the records name the
 
 # All stages share these parameters, because only evaluations with equal settings can be compared
 SAME_FOR_ALL_STAGES = {
-    "settings": settings.rerun_policy.result_settings("evaluate", study.evaluate),
+    "settings": settings.rerun_policy.result_settings(
+        "evaluate", study.evaluate.model_dump()
+    ),
     "execution": execution("evaluate"),
     "datasets": files.by_name(EVALUATED),
     "loading": of_model(loading),
@@ -43,11 +45,11 @@ rule evaluate_dense:
         f"{LOGS}/evaluate/dense.{{model}}.benchmark.tsv"
     conda:
         "../../envs/coppice.yaml"
-    threads: study.threads_per_job["evaluate"]
+    threads: study.threads_per_job.evaluate
     resources:
-        gpu=study.resources_per_job["evaluate"]["gpu"],
+        gpu=study.resources_per_job.evaluate.gpu,
         gpu_model=gpu_model("evaluate"),
-        cpus_per_task=study.threads_per_job["evaluate"],
+        cpus_per_task=study.threads_per_job.evaluate,
         mem_mb=requested("evaluate", "mem_mb"),
         gpu_mem_mb=requested("evaluate", "gpu_mem_mb"),
         disk_mb=requested("evaluate", "disk_mb"),
@@ -127,7 +129,5 @@ use rule link_training as link_finetuned with:
     log:
         f"{LOGS}/evaluate/link.finetuned.{{model}}.{{config}}{{seeded}}.log",
     params:
-        status=inspected_once(
-            lambda wildcards: status("link", "finetuned", *wildcards)
-        ),
+        status=inspected_once(lambda wildcards: status("link", "finetuned", *wildcards)),
         protocol=1,

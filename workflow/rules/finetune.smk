@@ -34,17 +34,19 @@ rule finetune_lora:
     priority: PRIORITY["finetune"]
     conda:
         "../../envs/coppice.yaml"
-    threads: study.threads_per_job["finetune"]
+    threads: study.threads_per_job.finetune
     resources:
-        gpu=study.resources_per_job["finetune"]["gpu"],
+        gpu=study.resources_per_job.finetune.gpu,
         gpu_model=gpu_model("finetune"),
-        cpus_per_task=study.threads_per_job["finetune"],
+        cpus_per_task=study.threads_per_job.finetune,
         mem_mb=requested("finetune", "mem_mb"),
         gpu_mem_mb=requested("finetune", "gpu_mem_mb"),
         disk_mb=requested("finetune", "disk_mb"),
         runtime=requested("finetune", "runtime"),
     params:
-        settings=settings.rerun_policy.result_settings("finetune", study.finetune)
+        settings=settings.rerun_policy.result_settings(
+            "finetune", study.finetune.model_dump()
+        )
         | {"seeds": None},
         execution=execution("finetune"),
         datasets=files.by_name(study.training_datasets()),

@@ -22,7 +22,7 @@ if PRUNES:
     rule prune_candidate:
         input:
             model=of_model(files.model),
-            calibration=files.dataset(study.calibration["dataset"]),
+            calibration=files.dataset(study.calibration.dataset),
             configuration=of_model(files.checked_configuration),
         output:
             produced(CANDIDATE),
@@ -33,11 +33,11 @@ if PRUNES:
         priority: PRIORITY["prune"]
         conda:
             "../../envs/coppice.yaml"
-        threads: study.threads_per_job["prune"]
+        threads: study.threads_per_job.prune
         resources:
-            gpu=study.resources_per_job["prune"]["gpu"],
+            gpu=study.resources_per_job.prune.gpu,
             gpu_model=gpu_model("prune"),
-            cpus_per_task=study.threads_per_job["prune"],
+            cpus_per_task=study.threads_per_job.prune,
             mem_mb=requested("prune", "mem_mb"),
             gpu_mem_mb=requested("prune", "gpu_mem_mb"),
             disk_mb=requested("prune", "disk_mb"),
@@ -45,7 +45,7 @@ if PRUNES:
         params:
             candidates=job_candidates,
             whole_grid=whole_grid,
-            calibration=study.calibration,
+            calibration=study.calibration.model_dump(),
             loading=of_model(loading),
             placement=placement,
             seed=study.seed,

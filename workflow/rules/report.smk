@@ -40,7 +40,8 @@ rule write_report:
         pairs=study.pairs(),
         models={
             name: {
-                key: study.models[name][key] for key in ("variant", "family", "base")
+                key: getattr(study.models[name], key)
+                for key in ("variant", "family", "base")
             }
             for name in study.active_models()
         },

@@ -33,9 +33,7 @@ def computes_on_gpu():
 @functools.cache
 def largest_gpu():
     """Return the MB of the largest GPU of this machine if jobs share GPUs, else None."""
-    shared = study.config["gpus"]["share"] and not snakemake_compat.uses_a_cluster(
-        workflow
-    )
+    shared = study.config.gpus.share and not snakemake_compat.uses_a_cluster(workflow)
     return gpus.largest() if shared else None
 
 
@@ -60,12 +58,12 @@ def requested(job, key):
 
 def weights_on_disk(wildcards):
     """Return the MB that fetching a model writes to disk."""
-    if study.models[wildcards.model]["source"]["kind"] != "hub":
+    if study.models[wildcards.model].source.kind != "hub":
         return job_resources.SPARE_DISK // job_resources.MB
     return sizes.fetched(wildcards.model) // job_resources.MB
 
 
 def gpu_model(stage):
     """Return a resource function for the GPU model that a job of `stage` requests; None if the job uses no GPU."""
-    wanted = study.resources_per_job[stage]
-    return lambda wildcards: wanted["gpu_model"] if wanted["gpu"] else None
+    wanted = getattr(study.resources_per_job, stage)
+    return lambda wildcards: wanted.gpu_model if wanted.gpu else None

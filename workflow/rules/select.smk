@@ -33,11 +33,11 @@ rule score_candidate:
     priority: PRIORITY["score"]
     conda:
         "../../envs/coppice.yaml"
-    threads: study.threads_per_job["evaluate"]
+    threads: study.threads_per_job.evaluate
     resources:
-        gpu=study.resources_per_job["evaluate"]["gpu"],
+        gpu=study.resources_per_job.evaluate.gpu,
         gpu_model=gpu_model("evaluate"),
-        cpus_per_task=study.threads_per_job["evaluate"],
+        cpus_per_task=study.threads_per_job.evaluate,
         mem_mb=requested("score", "mem_mb"),
         gpu_mem_mb=requested("score", "gpu_mem_mb"),
         disk_mb=requested("score", "disk_mb"),
@@ -46,7 +46,7 @@ rule score_candidate:
         settings=scoring.settings(study),
         execution=execution("evaluate"),
         datasets=files.by_name(scoring.datasets(study)),
-        purpose=study.select["split"],
+        purpose=study.select.split,
         loading=of_model(loading),
         placement=placement,
         seed=study.seed,
@@ -84,7 +84,7 @@ checkpoint select_best:
         "../../envs/coppice.yaml"
     params:
         criterion=lambda wildcards: study.configs[wildcards.config]
-        | {"split": study.select["split"]},
+        | {"split": study.select.split},
         folders=of_model(records_of),
         seed=study.seed,
         status=status("select", "{model}", "{config}"),

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status. A `CoppiceError`, a full disk and Ctrl-C print one line each."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of the output
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words).parse_args(words)
     try:
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
@@ -57,7 +58,7 @@ def _discard_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coppice", description="Prune-then-finetune studies of language models.")
     parser.add_argument("--version", action="version", version=f"coppice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="operations a second that one GPU achieves in practice, in 10^12 (default: %(default)s)",
     )
     planned.set_defaults(run=_plan)
-    _single_job_parsers(commands)
+    _single_job_parsers(commands, words)
     # All arguments go to lm-eval, options included. With NUL as the prefix character argparse recognizes no options.
     harness = commands.add_parser(
         "lm-eval",
@@ -140,13 +141,16 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0 if provenance.trace(arguments.of, console, as_json=arguments.json, **options) else 1
 
 
-def _single_job_parsers(commands: Commands) -> None:
+def _single_job_parsers(commands: Commands, words: Sequence[str]) -> None:
     """Add the subcommands for a single training and for asking the trained model questions."""
-    from coppice.cli import single_jobs
-
     tuned = commands.add_parser(
         "finetune", help="run one training without the workflow; options have the names of the section finetune"
     )
+    tried = commands.add_parser("generate", help="answer your questions with a model, with or without an adapter")
+    if not {"finetune", "generate"} & set(words):
+        return  # their options come from the settings, which would double the start-up time of the other commands
+    from coppice.cli import single_jobs
+
     tuned.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint to start from")
     tuned.add_argument("--data", required=True, metavar="FILE|NAME|ID", help="examples: a local file, alpaca, a hub id")
     tuned.add_argument(
@@ -174,7 +178,6 @@ def _single_job_parsers(commands: Commands) -> None:
             help=single_jobs.help_text(key).replace("%", "%%"),
         )
     tuned.set_defaults(run=_finetune)
-    tried = commands.add_parser("generate", help="answer your questions with a model, with or without an adapter")
     tried.add_argument("--model", required=True, metavar="FOLDER|ID", help="the checkpoint")
     tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to load onto it")
     tried.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
@@ -271,7 +274,7 @@ def _study(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], dict[s
         return pairs, models, "models and configs found from the records; variants and families from the names"
     configured = _configured(arguments.configfile)
     keys = ("variant", "family", "base")
-    models = {name: {key: model[key] for key in keys} for name, model in configured.models.items()}
+    models = {name: {key: getattr(model, key) for key in keys} for name, model in configured.models.items()}
     return configured.pairs(), models, None
 
 

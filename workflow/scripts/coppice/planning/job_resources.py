@@ -65,9 +65,9 @@ class Sizes:
     @staticmethod
     def _expected(model):
         """Return the expected Shape of a model that is not here yet; None if its size is unknown."""
-        if model["source"]["kind"] == "miniature":
-            return estimates.shape_in(tiny_models.expected(model["source"]["path"]))
-        return estimates.shape_like(model["parameters"]) if model["parameters"] else None
+        if model.source.kind == "miniature":
+            return estimates.shape_in(tiny_models.expected(model.source.path))
+        return estimates.shape_like(model.parameters) if model.parameters else None
 
     def unknown(self):
         """Return the active models whose size is not known yet."""
@@ -75,8 +75,8 @@ class Sizes:
 
     def machine(self, stage, on_gpu):
         """Return the Machine of a job of `stage`: its GPUs, or its CPU threads if there is no GPU."""
-        wanted = self.study.resources_per_job[stage]["gpu"] if on_gpu else 0
-        return estimates.Machine(wanted, self.study.threads_per_job[stage])
+        wanted = getattr(self.study.resources_per_job, stage).gpu if on_gpu else 0
+        return estimates.Machine(wanted, getattr(self.study.threads_per_job, stage))
 
     def need(self, stage, model, on_gpu, candidate=None):
         """Return the Need of a job. Without a `candidate`, a prune or score job works on all the model's candidates."""
@@ -87,24 +87,28 @@ class Sizes:
         return self._needs[key]
 
     def _need(self, stage, model, shape, on_gpu, candidate):
-        study, loaded = self.study, self.study.models[model]
+        study, loaded = self.study, self.study.models[model].model_dump()
         every = study.candidates(model)
         points = [every[candidate]] if candidate else list(every.values())
         whole = shape.parameters * estimates.width_of(loaded["dtype"], self.machine("prune", on_gpu))
         if stage == "prune":
-            peak = estimates.prune(shape, loaded, points, study.calibration, self.machine("prune", on_gpu))
+            peak = estimates.prune(shape, loaded, points, study.calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
             # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
-            operations = 6 * study.calibration["samples"] * study.calibration["length"] * len(points)
+            operations = 6 * study.calibration.samples * study.calibration.length * len(points)
         elif stage == "finetune":
-            peak = estimates.finetune(shape, loaded, study.finetune, self.machine("finetune", on_gpu))
-            disk = TRAINED_BYTES * estimates.adapter_parameters(shape, study.finetune["lora"])
-            disk += whole if study.finetune["merge"] else 0
+            settings = study.finetune.model_dump()
+            peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu))
+            disk = TRAINED_BYTES * estimates.adapter_parameters(shape, settings["lora"])
+            disk += whole if study.finetune.merge else 0
             # 4 operations per parameter and token instead of 6: LoRA computes no gradient of the frozen weights
-            operations = 4 * trained_tokens(study.finetune)
+            operations = 4 * trained_tokens(settings)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            disk, operations = 0, 2 * evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
+            disk, operations = (
+                0,
+                2 * evaluated_tokens(study.evaluate.model_dump()) * (len(points) if stage == "score" else 1),
+            )
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations * shape.parameters)
 
     def fetched(self, model):
@@ -128,7 +132,7 @@ class Sizes:
             shape = estimates.shape_of(os.path.join(start["path"], "config.json"))
             loaded = {"dtype": start["dtype"], "quantize": None, "device_map": None}
         else:
-            shape, loaded = self.shape(start["model"]), self.study.models[start["model"]]
+            shape, loaded = self.shape(start["model"]), self.study.models[start["model"]].model_dump()
         shape = shape or estimates.shape_like(UNKNOWN)
         settings = arms.resolved(arms.merged(one["base"], changes))
         section = arms.section(one["finetune"], settings)
@@ -160,7 +164,7 @@ class Sizes:
             "disk_mb": need.disk / MB,
             "runtime": EXTRA + LATE * self.seconds(stage, need, on_gpu) / 60,
         }
-        given = self.study.resources_per_job[stage]
+        given = getattr(self.study.resources_per_job, stage).model_dump()
         given = {key: given[key] for key in wanted if given.get(key) is not None}
         wanted |= given
         more = {key: attempt if key == "runtime" else 1 + 0.5 * (attempt - 1) for key in wanted}

@@ -106,8 +106,8 @@ def _ablation(name: str, study: Study, sizes: job_resources.Sizes, tflops: float
 
 def _jobs(study: Study, model: str) -> dict[str, int]:
     candidates, configs, seeds = len(study.candidates(model)), len(study.active_configs()), len(study.training_seeds())
-    own = study.config["candidates"]["table"] is not None
-    made = 1 if study.config["candidates"]["per_job"] == "all" else candidates
+    own = study.config.candidates.table is not None
+    made = 1 if study.config.candidates.per_job == "all" else candidates
     scored = sum(select.needs_scoring(one, study.configs) for one in study.candidates(model).values())
     return {
         "prune": 0 if own else made,
@@ -125,7 +125,7 @@ def _add(
     """Add `count` jobs of a model to a stage."""
     job = JOBS.get(stage.name, "evaluate")
     kind = STAGE.get(job, job)
-    candidates = [None] if study.config["candidates"]["per_job"] == "all" else list(study.candidates(model))
+    candidates = [None] if study.config.candidates.per_job == "all" else list(study.candidates(model))
     for candidate in candidates if job in ("prune", "score") else [None]:
         seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)
         share = count / len(candidates) if job in ("prune", "score") else count
@@ -145,14 +145,14 @@ def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, mo
     shape, configs = sizes.shape(model), len(study.active_configs())
     whole = sizes.fetched(model) - job_resources.SPARE_DISK
     disk["dense models"] += whole
-    if study.config["candidates"]["table"] is None:
+    if study.config.candidates.table is None:
         kept = [job_resources.kept(point) * whole for point in study.candidates(model).values()]
-        chosen = sorted(kept)[-configs:] if study.config["candidates"]["keep"] == "selected" else kept
+        chosen = sorted(kept)[-configs:] if study.config.candidates.keep == "selected" else kept
         disk["candidates, all"] += int(sum(kept))
         disk["candidates, chosen"] += int(sum(chosen))
     trainings = configs * len(study.training_seeds())
-    adapter = estimates.adapter_parameters(shape, study.finetune["lora"])
-    merged = whole if study.finetune["merge"] else 0
+    adapter = estimates.adapter_parameters(shape, study.finetune.lora.model_dump())
+    merged = whole if study.finetune.merge else 0
     disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * adapter + merged)
 
 

@@ -98,24 +98,25 @@ def seal_of(table):
 
 def config_file(study, model):
     """Return the path of a dense model's config.json, whether or not the file exists yet."""
-    source = study.models[model]["source"]
-    if source["kind"] == "local":
-        return f"{source['path']}/config.json"
-    if source["kind"] == "miniature":
-        return f"{study.resources}/miniature/models/{source['path']}/checkpoint/config.json"
+    source = study.models[model].source
+    if source.kind == "local":
+        return f"{source.path}/config.json"
+    if source.kind == "miniature":
+        return f"{study.resources}/miniature/models/{source.path}/checkpoint/config.json"
     return f"{study.resources}/models/{model}/config.json"
 
 
 def local_files(source, splits=()):
-    """Return the files of a local model or data set, which rules declare as inputs so that a change reruns them.
+    """Return the files of a model or data set; none unless its source is local. splits: as for `files_below`."""
+    return files_below(source.path, splits) if source.kind == "local" else []
 
-    Args:
-        source: {kind, path} or None. The list is empty unless the kind is "local".
-        splits: paths of further files relative to the folder; names that are not such files are ignored.
+
+def files_below(path, splits=()):
+    """Return a local file, or those of a folder, which rules declare as inputs so that a change reruns them.
+
+    splits: paths of further files relative to the folder; names that are not such files are ignored.
     """
-    if source is None or source["kind"] != "local":
-        return []
-    path = Path(source["path"])
+    path = Path(path)
     if not path.is_dir():
         return [str(path)]
     named = [path / split for split in splits if split]
@@ -148,8 +149,8 @@ class Files:
     def dataset(self, name):
         """Return the path of a prepared data set's record. Generated data sets lie in a folder of their own."""
         entry = self.study.dataset(name)
-        if entry and entry["source"]["kind"] == "miniature":
-            return self._generated(entry["source"]["path"])
+        if entry and entry.source.kind == "miniature":
+            return self._generated(entry.source.path)
         return f"{self.resources}/datasets/{name}/dataset.json"
 
     def datasets(self, names):
@@ -166,7 +167,7 @@ class Files:
             # Python files of a definition are left out: a change of scoring code must not fetch the data again
             files = self.task_definitions() if self.study.defines(name) else []
             return [file for file in files if not file.endswith(".py")]
-        return local_files(entry["source"], entry["splits"].values())
+        return local_files(entry.source, entry.splits.model_dump().values())
 
     def by_name(self, names):
         """Return {name: path of the record} of several data sets."""
@@ -174,9 +175,9 @@ class Files:
 
     def model(self, name):
         """Return the path of a dense model's record."""
-        source = self.study.models[name]["source"]
-        if source["kind"] == "miniature":
-            return self._miniature(source["path"])
+        source = self.study.models[name].source
+        if source.kind == "miniature":
+            return self._miniature(source.path)
         return f"{self.resources}/models/{name}/model.json"
 
     def _miniature(self, name):
@@ -184,26 +185,26 @@ class Files:
 
     def local_configuration(self, model: str) -> list[str]:
         """Return the config.json in a local model's folder; [] for a model from the hub."""
-        return [config_file(self.study, model)] if self.study.models[model]["source"]["kind"] == "local" else []
+        return [config_file(self.study, model)] if self.study.models[model].source.kind == "local" else []
 
     def checked_configuration(self, model: str) -> list[str]:
         """Return the copy of a model's config.json that the pruning grid was checked against.
 
         The list is empty for miniatures, and if the user's own table replaces the grid.
         """
-        if self.study.config["candidates"]["table"] is not None:
+        if self.study.config.candidates.table is not None:
             return []
-        kind = self.study.models[model]["source"]["kind"]
+        kind = self.study.models[model].source.kind
         return [] if kind == "miniature" else [f"{self.resources}/models/{model}/config.json"]
 
     def task_definitions(self):
         """Return the files of the user's own task definitions."""
-        place = self.study.evaluate["zero_shot"]["include_path"]
+        place = self.study.evaluate.zero_shot.include_path
         return definition_files(place) if place else []
 
     def miniature_corpus(self):
         """Return the records of the text that the miniature models are trained on."""
-        corpus = self.study.miniature["corpus"]
+        corpus = self.study.miniature.corpus
         if corpus != "world":
             return [self.dataset(corpus)]
         return [self._generated(name) for name in ("pretraining", "wikitext2", "ptb")]

@@ -25,10 +25,10 @@ def differing_records(study, files):
     found = {}
     for name in study.active_models():
         wanted = study.models[name]
-        if wanted["source"]["kind"] != "miniature":
+        if wanted.source.kind != "miniature":
             found[files.model(name)] = _difference(files.model(name), f"models.{name}", wanted, _of_model)
     for name, wanted in study.datasets.items():
-        if wanted["source"]["kind"] != "miniature":
+        if wanted.source.kind != "miniature":
             found[files.dataset(name)] = _difference(files.dataset(name), f"datasets.{name}", wanted, _of_dataset)
     return {path: words for path, words in found.items() if words}
 
@@ -47,24 +47,24 @@ def _difference(path, section, wanted, differing):
 
 def _of_model(record, wanted):
     """Return (key, recorded value, wanted value) of the first setting that differs, or None."""
-    if record["source"] != wanted["source"]:
-        return "base", record["source"]["path"], wanted["source"]["path"]
+    if record["source"] != wanted.source.model_dump():
+        return "base", record["source"]["path"], wanted.source.path
     return _of_revision(record["revision"], record.get("commit"), wanted)
 
 
 def _of_revision(revision, commit, wanted):
     """Compare revisions. A study that pins the commit which the record's branch or tag led to asks for the same one."""
-    return None if wanted["revision"] in (revision, commit) else ("revision", revision, wanted["revision"])
+    return None if wanted.revision in (revision, commit) else ("revision", revision, wanted.revision)
 
 
 def _of_dataset(record, entry):
     """Return (key, recorded value, wanted value) of the first setting that differs, or None."""
-    source, splits = record["source"], {role: split for role, split in entry["splits"].items() if split}
-    if source["path"] != entry["source"]["path"] and not _same_files(record, entry):
-        return "path", source["path"], entry["source"]["path"]
+    source, splits = record["source"], {role: split for role, split in entry.splits.model_dump().items() if split}
+    if source["path"] != entry.source.path and not _same_files(record, entry):
+        return "path", source["path"], entry.source.path
     given = record["provenance"]["settings"]["splits"]
     for key, theirs, ours in (
-        *((key, source[key], entry[key]) for key in ("name", "format", "columns")),
+        *((key, source[key], getattr(entry, key)) for key in ("name", "format", "columns")),
         ("splits", given, splits),
     ):
         if theirs != ours:
@@ -74,9 +74,9 @@ def _of_dataset(record, entry):
 
 def _same_files(record, entry):
     """Return whether a data set's local files have the recorded contents, even if they lie in another place now."""
-    if not entry["format"]:
+    if not entry.format:
         return False
-    splits = [split for split in entry["splits"].values() if split]
-    paths = {path for split in splits for path in local_files.files_of(entry["source"]["path"], entry["format"], split)}
+    splits = [split for split in entry.splits.model_dump().values() if split]
+    paths = {path for split in splits for path in local_files.files_of(entry.source.path, entry.format, split)}
     read = record["provenance"]["fingerprints"]["files"]
     return {path.name: fingerprints.file_digest(path) for path in paths} == read

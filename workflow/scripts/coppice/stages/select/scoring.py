@@ -13,13 +13,13 @@ def settings(study):
     They are those of the reports, reduced to the texts in `scored_texts` and the first perplexity protocol, without
     generated answers and cost.
     """
-    texts = scored_texts(study.configs.values(), study.evaluate["perplexity"]["datasets"])
-    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate, texts))
+    texts = scored_texts(study.configs.values(), study.evaluate.perplexity.datasets)
+    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate.model_dump(), texts))
 
 
 def datasets(study):
     """Return the names of the datasets that candidates are scored on."""
-    return list(dict.fromkeys([*settings(study)["perplexity"]["datasets"], *study.evaluate["zero_shot"]["tasks"]]))
+    return list(dict.fromkeys([*settings(study)["perplexity"]["datasets"], *study.evaluate.zero_shot.tasks]))
 
 
 def needs_rows_of(study, dataset):

@@ -7,7 +7,7 @@ from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
 from . import arms, checking, lora_presets, registry, rerun_policy
-from .sections.ablation import Arm
+from .sections.ablation import Arm, TuningStage
 from .sources import absolute, check_held_out, check_name, check_paths
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
@@ -16,16 +16,15 @@ KINDS = ("arms", "grid", "staged")
 START, COMBINATION, VALIDATION = "start", "combination", "validation"
 # The order in which practitioners tune LoRA: the most important setting first, each stage from the best one so far
 USUAL_ORDER = [
-    {"name": "rank", "vary": {"r": [8, 16, 32, 64, 128]}, "with": {"alpha": "2r"}},
-    {"name": "alpha", "vary": {"alpha": ["r", "2r", "4r"]}, "with": {}},
-    {"name": "dropout", "vary": {"dropout": [0.0, 0.05, 0.1, 0.2, 0.3]}, "with": {}},
-    {"name": "bias", "vary": {"bias": ["none", "lora_only", "all"]}, "with": {}},
-    {
-        "name": "targets",
-        "vary": {"target_modules": [["q_proj", "v_proj"], "attention", ["attention", "mlp"]]},
-        "with": {},
-    },
-    {"name": "variants", "vary": {"use_rslora": [False, True], "use_dora": [False, True]}, "with": {}},
+    TuningStage(name="rank", vary={"r": [8, 16, 32, 64, 128]}, **{"with": {"alpha": "2r"}}),
+    TuningStage(name="alpha", vary={"alpha": ["r", "2r", "4r"]}),
+    TuningStage(name="dropout", vary={"dropout": [0.0, 0.05, 0.1, 0.2, 0.3]}),
+    TuningStage(name="bias", vary={"bias": ["none", "lora_only", "all"]}),
+    TuningStage(
+        name="targets",
+        vary={"target_modules": [["q_proj", "v_proj"], "attention", ["attention", "mlp"]]},
+    ),
+    TuningStage(name="variants", vary={"use_rslora": [False, True], "use_dora": [False, True]}),
 ]
 
 
@@ -42,10 +41,10 @@ def resolve(config, workdir, notices):
         SettingsError: the message names the key.
     """
     found = {}
-    for name, entry in config["ablations"].items():
+    for name, entry in config.ablations.items():
         key = f"config key ablations.{name}"
         check_name(name, "config key ablations")
-        if not _in_study(key, entry["start"], config, notices):
+        if not _in_study(key, entry.start, config, notices):
             continue
         found[name] = _ablation(key, entry, config, workdir, notices)
     return found
@@ -53,21 +52,21 @@ def resolve(config, workdir, notices):
 
 def _in_study(key, start, config, notices):
     """Return whether the model and config that an ablation starts from are in the study; add a notice if not."""
-    for name, valid in (("model", config["models"]), ("config", config["select"]["configs"])):
-        if start.get(name) is not None and start[name] not in valid:
-            hint = nearest(start[name], valid)
-            notices.append(f"{key}: '{start[name]}' is not in the study, so the ablation is ignored{hint}")
+    for valid, wanted in ((config.models, start.model), (config.select.configs, start.config)):
+        if wanted is not None and wanted not in valid:
+            hint = nearest(wanted, valid)
+            notices.append(f"{key}: '{wanted}' is not in the study, so the ablation is ignored{hint}")
             return False
     return True
 
 
 def _ablation(key, entry, config, workdir, notices):
-    base = _arm(entry["base"], f"{key}.base")
-    finetune = _section(key, entry, config["finetune"])
+    base = _arm(entry.base, f"{key}.base")
+    finetune = _section(key, entry, config.finetune)
     below = arms.merged(arms.flat(finetune), base)
     stages, members = _stages(key, entry)
-    budget = _budget(key, entry["budget"])
-    metrics = _metrics(key, entry["metrics"], config["evaluate"], notices)
+    budget = _budget(key, entry.budget.given())
+    metrics = _metrics(key, entry.metrics, config.evaluate, notices)
     _check_arms(key, members, below, budget)
     if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
         raise SettingsError(
@@ -75,18 +74,18 @@ def _ablation(key, entry, config, workdir, notices):
             "name a task or a text"
         )
     return {
-        "start": _start(key, entry["start"], workdir),
+        "start": _start(key, entry.start.given(), workdir),
         "finetune": finetune,
         "base": below,
         "budget": budget,
-        "seeds": entry["seeds"] or [config["seed"]],
-        "eval_steps": entry["eval_steps"],
+        "seeds": entry.seeds or [config.seed],
+        "eval_steps": entry.eval_steps,
         "evaluate": metrics,
-        "choose_by": _criterion(key, entry["choose_by"], metrics),
+        "choose_by": _criterion(key, entry.choose_by, metrics),
         "stages": stages,
         "arms": members,
-        "reference": _reference(key, entry["reference"], members, stages),
-        "racing": _racing(key, entry["racing"], stages, budget),
+        "reference": _reference(key, entry.reference, members, stages),
+        "racing": _racing(key, entry.racing, stages, budget),
     }
 
 
@@ -99,7 +98,7 @@ def _start(key, start, workdir):
         if "config" in start:
             raise SettingsError(f"{key}.start.config: needs a model of the study; remove config, or name a model")
         path = absolute(start["checkpoint"], workdir)
-        check_paths(layout.local_files({"kind": "local", "path": path}), f"{key}.start.checkpoint")
+        check_paths(layout.files_below(path), f"{key}.start.checkpoint")
         loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
         return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
     if of_checkpoint:
@@ -110,26 +109,23 @@ def _start(key, start, workdir):
 
 def _section(key, entry, finetune):
     """Return the section `finetune` that all arms share."""
-    data = finetune["data"] | entry["data"]
-    if not data["val_size"] and not data["validation"]:
+    data = finetune.data.model_copy(update=entry.data.given())
+    if not data.val_size and not data.validation:
         raise SettingsError(f"{key}.data.val_size: arms are compared by the validation loss; hold out some rows")
     check_held_out(data, f"{key}.data")
     # Early stopping is off because all arms must spend the same budget, which also replaces max_steps
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
-    return finetune | {"data": data} | own
+    return finetune.model_copy(update={"data": data} | own).model_dump()
 
 
 def _stages(key, entry):
     """Return (stages, arms) from whichever of `KINDS` the ablation has."""
-    given = [kind for kind in KINDS if entry.get(kind)]
+    given = [kind for kind in KINDS if getattr(entry, kind)]
     if len(given) != 1:
         raise SettingsError(f"{key}: found {', '.join(given) or 'none'} of {', '.join(KINDS)}; give exactly one")
     if given == ["staged"]:
-        return _staged(f"{key}.staged", USUAL_ORDER if entry["staged"] is True else entry["staged"])
-    if given == ["grid"]:
-        changes = _combinations(f"{key}.grid", entry["grid"])
-    else:
-        changes = _listed(f"{key}.arms", entry["arms"])
+        return _staged(f"{key}.staged", USUAL_ORDER if entry.staged is True else entry.staged)
+    changes = _combinations(f"{key}.grid", entry.grid) if entry.grid else _listed(f"{key}.arms", entry.arms)
     members = {name: {"stage": None, "changes": arm, "after": None, "report": True} for name, arm in changes.items()}
     return [], members
 
@@ -149,15 +145,15 @@ def _listed(key, entries):
 def _staged(key, entries):
     stages, members, after = [], {}, None
     for place, entry in enumerate(entries):
-        at, name = f"{key}[{place}]", entry["name"]
+        at, name = f"{key}[{place}]", entry.name
         check_name(name, f"{at}.name")
         if name in (START, COMBINATION, VALIDATION) or name in [stage["name"] for stage in stages]:
             raise SettingsError(f"{at}.name: '{name}' is already taken; give the stage another name")
-        both = next((one for one in entry["with"] if one in entry["vary"]), None)
+        both = next((one for one in entry.with_ if one in entry.vary), None)
         if both:
             raise SettingsError(f"{at}.with.{both}: this stage varies the key already; remove it from with or vary")
-        more = _checked(entry["with"], f"{at}.with")
-        changes = {arm: more | own for arm, own in _combinations(f"{at}.vary", entry["vary"]).items()}
+        more = _checked(entry.with_, f"{at}.with")
+        changes = {arm: more | own for arm, own in _combinations(f"{at}.vary", entry.vary).items()}
         if len(changes) < 2:
             raise SettingsError(f"{at}.vary: has only one value, so there is nothing to choose; name at least two")
         own = {f"{name}.{arm}": arm_changes for arm, arm_changes in changes.items()}
@@ -188,7 +184,7 @@ def _combinations(key, values):
 def _arm(entry, key):
     """Return an arm as a mapping. Text is the name of a preset or, if there is none of that name, of a scheme."""
     if not isinstance(entry, str):
-        return _checked(entry, key)
+        return _agreeing(entry.given(), key)
     if entry in lora_presets.PRESETS:
         return {"preset": entry}
     if entry in lora_presets.SCHEMES:
@@ -202,7 +198,12 @@ def _arm(entry, key):
 def _checked(arm, key):
     """Return the keys that an arm sets. Raises SettingsError if a key or value is wrong."""
     values = checking.checked(Arm, arm, (key.removeprefix("config key "),)).given()
-    found = {name: values[name] for name in arm}  # in the order of the file, which records of arms have
+    # In the order of the file, which records of arms have
+    return _agreeing({name: values[name] for name in arm}, key)
+
+
+def _agreeing(found, key):
+    """Return the keys that an arm sets. Raises SettingsError if they conflict."""
     if found.get("preset") and found.get("scheme"):
         raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
     adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
@@ -277,12 +278,12 @@ def _check_budget(key, name, settings, below, budget):
 
 def _metrics(key, chosen, evaluate, notices):
     """Return the section `evaluate` for the arms: the study's metrics or part of them, without answers and cost."""
-    tasks, texts = evaluate["zero_shot"], evaluate["perplexity"]
-    valid = {"tasks": tasks["tasks"], "perplexity": texts["datasets"]}
-    measured = {name: _measured(f"{key}.metrics.{name}", chosen[name], valid[name], notices) for name in valid}
-    limit = tasks["limit"] if chosen["limit"] is None else chosen["limit"]
-    return rerun_policy.narrowed(evaluate, measured["perplexity"]) | {
-        "zero_shot": tasks | {"tasks": measured["tasks"], "limit": limit}
+    tasks, texts = evaluate.zero_shot, evaluate.perplexity
+    valid = {"tasks": tasks.tasks, "perplexity": texts.datasets}
+    measured = {name: _measured(f"{key}.metrics.{name}", getattr(chosen, name), valid[name], notices) for name in valid}
+    limit = tasks.limit if chosen.limit is None else chosen.limit
+    return rerun_policy.narrowed(evaluate.model_dump(), measured["perplexity"]) | {
+        "zero_shot": tasks.model_dump() | {"tasks": measured["tasks"], "limit": limit}
     }
 
 
@@ -304,12 +305,12 @@ def _measured(key, chosen, valid, notices):
 
 def _criterion(key, chosen, evaluate):
     valid = [LOSS.key, *(metric.key for metric in asked_in(evaluate))]
-    if chosen["metric"] not in valid:
+    if chosen.metric not in valid:
         raise SettingsError(
-            f"{key}.choose_by.metric: found '{chosen['metric']}'; valid are {', '.join(valid)}"
-            f"{nearest(chosen['metric'], valid)}"
+            f"{key}.choose_by.metric: found '{chosen.metric}'; valid are {', '.join(valid)}"
+            f"{nearest(chosen.metric, valid)}"
         )
-    return {"metric": chosen["metric"], "mode": chosen["mode"] or named(chosen["metric"]).mode}
+    return {"metric": chosen.metric, "mode": chosen.mode or named(chosen.metric).mode}
 
 
 def _reference(key, wanted, members, stages):
@@ -330,10 +331,10 @@ def _racing(key, racing, stages, budget):
         return None
     if stages:
         raise SettingsError(f"{key}.racing: a staged ablation cannot race; remove racing, or use arms or grid")
-    rungs = [racing["eta"] ** -(racing["rungs"] - place) for place in range(racing["rungs"])]
+    rungs = [racing.eta ** -(racing.rungs - place) for place in range(racing.rungs)]
     if budget["unit"] == STEPS and budget["amount"] * rungs[0] < 1:
         raise SettingsError(
-            f"{key}.racing: the first of {racing['rungs']} rungs comes before the first of {budget['amount']} steps; "
+            f"{key}.racing: the first of {racing.rungs} rungs comes before the first of {budget['amount']} steps; "
             "lower rungs or eta, or raise the budget"
         )
-    return {"eta": racing["eta"], "rungs": rungs}
+    return {"eta": racing.eta, "rungs": rungs}

@@ -43,7 +43,7 @@ def grid(points, key):
 
 def _completed(point, where):
     """Return the point with all settings of its method. Raises SettingsError for a setting that the method lacks."""
-    spec = {key: value for key, value in point.items() if value is not None}
+    spec = point.model_dump(exclude_none=True)
     method = spec["method"]
     for key in spec:
         if key not in (*OF_METHOD[method], "method", "ratio", "name"):

@@ -1,31 +1,37 @@
 """Check and complete the criteria of `select.configs` against the measured metrics and the columns of the table."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from coppice.core.errors import SettingsError, nearest
 from coppice.stats import metrics
 
-from .candidate_lists import REQUIRED
+if TYPE_CHECKING:  # jobs use this module and need no Pydantic
+    from .sections import Config
+    from .sections.evaluate import Evaluate
 
 PARAMETERS = "parameters"
 ENDS = (("min", "at least"), ("max", "at most"))
 
 
-def resolve(config, rows, columns):
+def resolve(config: Config, rows: list[dict], columns: list[str]) -> dict[str, dict]:
     """Return {name: {metric, mode, pareto, metrics, where, words}} of the criteria; `words` describes it in one line.
 
     Args:
         config: the whole configuration, defaults filled in.
-        rows, columns: those of the user's table of candidates; empty if there is no table.
+        rows: those of the user's table of candidates; empty if there is no table.
+        columns: those of that table that may hold metrics.
 
     Raises:
         SettingsError: a criterion is incomplete, names an unknown metric, or the table lacks a value it needs.
     """
-    here = measured(config["evaluate"])
-    own = [column for column in columns if column not in REQUIRED]
+    here = measured(config.evaluate)
     resolved = {}
     for name, full in completed(config).items():
         for metric in needed_metrics(full):
-            _check_metric(metric, _key(name), here, own)
-            _check_column(metric, rows, name, config["candidates"]["table"], may_be_empty=metric in here)
+            _check_metric(metric, _key(name), here, columns)
+            _check_column(metric, rows, name, config.candidates.table, may_be_empty=metric in here)
         resolved[name] = full | {"words": _words(full)}
     return resolved
 
@@ -45,15 +51,15 @@ def scored_texts(criteria, texts):
     return [name for name in texts if metrics.PERPLEXITY.on(name).key in wanted] or list(texts)
 
 
-def measured(evaluate: dict) -> list[str]:
+def measured(evaluate: Evaluate) -> list[str]:
     """Return the names of the metrics that scoring a candidate gives. evaluate: the section of that name."""
-    return [metric.key for metric in metrics.asked_in(evaluate)]
+    return [metric.key for metric in metrics.asked_in(evaluate.model_dump())]
 
 
 def completed(config):
     """Return {name: criterion} with the metrics of each knee filled in. Raises SettingsError."""
-    here = measured(config["evaluate"])
-    return {name: _completed(one, _key(name), here) for name, one in config["select"]["configs"].items()}
+    here = measured(config.evaluate)
+    return {name: _completed(one.model_dump(), _key(name), here) for name, one in config.select.configs.items()}
 
 
 def _key(name):

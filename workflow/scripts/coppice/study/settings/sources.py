@@ -9,6 +9,8 @@ from coppice.core.json_text import parsed
 
 from .. import layout, local_files
 from . import registry
+from .resolved import Source, StudyDataset, StudyModel
+from .sections.data_sets import Splits
 
 LONGEST_NAME = 100  # a file name may contain two names and a few words, and file systems allow 255 bytes
 RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
@@ -92,9 +94,9 @@ def locate(text, key, workdir, miniatures, notices):
                 f"config key {key}: there is no miniature '{name}'; valid are "
                 f"{', '.join('miniature/' + m for m in miniatures)}{nearest(name, miniatures)}"
             )
-        return {"kind": "miniature", "path": name}
+        return Source(kind="miniature", path=name)
     if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
-        return {"kind": "local", "path": absolute(text, workdir)}
+        return Source(kind="local", path=absolute(text, workdir))
     if not HUB_ID.fullmatch(text) or ".." in text:
         raise SettingsError(
             f"config key {key}: '{text}' is neither a hub id (org/name), nor a local path (which begins with /, ./, "
@@ -102,38 +104,37 @@ def locate(text, key, workdir, miniatures, notices):
         )
     if os.path.exists(os.path.join(workdir, text)):
         notices.append(f"config key {key}: '{text}' is read as a hub id; to use the local folder, write './{text}'")
-    return {"kind": "hub", "path": text}
+    return Source(kind="hub", path=text)
 
 
 def resolve_model(name, entry, workdir, notices):
     """Return the model's settings with source, family and prompt filled in. Raises SettingsError if they conflict."""
     key = f"models.{name}"
-    source = locate(entry["base"], f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
-    model = {setting: value for setting, value in entry.items() if setting != "prune"}
-    model.update(source=source, prompt=entry["prompt"] or {"base": "alpaca", "instruct": "chat"}[entry["variant"]])
-    if source["kind"] == "miniature":
-        family, _, suffix = source["path"].partition("-")
+    source = locate(entry.base, f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
+    if source.kind == "miniature":
+        family, _, suffix = source.path.partition("-")
         _check_miniature(key, entry, family, suffix or "base")
-    elif source["kind"] == "local":
-        family = _family_of(_local_config(source["path"], entry["base"], f"{key}.base").get("model_type", ""))
+    elif source.kind == "local":
+        family = _family_of(_local_config(source.path, entry.base, f"{key}.base").get("model_type", ""))
         check_paths(layout.local_files(source), f"config key {key}.base")
     else:
-        family = _family_of(source["path"])
-    model["family"] = entry["family"] or family
-    if model["family"] is None:
+        family = _family_of(source.path)
+    if (entry.family or family) is None:
         raise SettingsError(
-            f"config key {key}.family: the base '{entry['base']}' does not name a family; "
+            f"config key {key}.family: the base '{entry.base}' does not name a family; "
             f"set it to {', '.join(registry.FAMILIES[:-1])} or {registry.FAMILIES[-1]}"
         )
-    return model
+    prompt = entry.prompt or {"base": "alpaca", "instruct": "chat"}[entry.variant]
+    resolved = {"source": source, "prompt": prompt, "family": entry.family or family, "prune": None}
+    return StudyModel.model_validate(dict(entry) | resolved)
 
 
 def _check_miniature(key, entry, family, variant):
     for setting, value in (("family", family), ("variant", variant)):
-        if entry[setting] not in (None, value):
+        given = getattr(entry, setting)
+        if given not in (None, value):
             raise SettingsError(
-                f"config key {key}.{setting}: found '{entry[setting]}', but {entry['base']} is '{value}'; correct "
-                "one of them"
+                f"config key {key}.{setting}: found '{given}', but {entry.base} is '{value}'; correct one of them"
             )
 
 
@@ -164,21 +165,22 @@ def _local_config(folder, base, key):
 def resolve_dataset(name, entry, data_root, workdir, notices):
     """Return the data set's settings with source and absolute local paths. Raises SettingsError if it is missing."""
     key = f"datasets.{name}"
-    if entry["path"] is None:
+    if entry.path is None:
         raise SettingsError(f"config key {key}.path is missing; set it to the hub id, file or folder of '{name}'")
-    text = _under_data_root(entry["path"], f"{key}.path", data_root, workdir)
-    if entry["format"]:
-        source = {"kind": "local", "path": absolute(text, workdir)}
+    text = _under_data_root(entry.path, f"{key}.path", data_root, workdir)
+    if entry.format:
+        source = Source(kind="local", path=absolute(text, workdir))
     else:
         source = locate(text, f"{key}.path", workdir, registry.MINIATURE_DATASETS, notices)
-    if source["kind"] != "local":
-        if source["kind"] == "miniature":
-            _check_roles(key, entry["splits"])
-        return {**entry, "source": source}
-    if not os.path.exists(source["path"]):
-        raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source['path']})")
-    check_paths([source["path"], *layout.local_files(source, entry["splits"].values())], f"config key {key}.path")
-    return {**entry, "path": source["path"], "source": source}
+    splits = entry.splits.model_dump()
+    if source.kind != "local":
+        if source.kind == "miniature":
+            _check_roles(key, splits)
+        return StudyDataset.model_validate(dict(entry) | {"source": source})
+    if not os.path.exists(source.path):
+        raise SettingsError(f"config key {key}.path: there is no {text} (looked at {source.path})")
+    check_paths([source.path, *layout.local_files(source, splits.values())], f"config key {key}.path")
+    return StudyDataset.model_validate(dict(entry) | {"path": source.path, "source": source})
 
 
 def with_roles(name, entry, needed):
@@ -195,9 +197,9 @@ def with_roles(name, entry, needed):
         SettingsError: a needed role has no split or no file, or the report split also serves training or selection.
     """
     key = f"config key datasets.{name}"
-    splits = dict(entry["splits"])
-    local = entry["source"]["kind"] == "local" and entry["format"]
-    if local and os.path.isfile(entry["path"]):
+    splits = entry.splits.model_dump()
+    local = entry.source.kind == "local" and entry.format
+    if local and os.path.isfile(entry.path):
         if len(needed) > 1:
             asked = ", ".join(f"{role} rows (for {by})" for role, by in needed.items())
             raise SettingsError(f"{key}.path: one file cannot hold {asked}; name a folder with one file for each")
@@ -208,9 +210,9 @@ def with_roles(name, entry, needed):
     files = {role: _files(f"{key}.splits.{role}", entry, split, local) for role, split in splits.items() if split}
     for role, found in files.items():
         if not found and (role in needed or splits[role].endswith(DATA_SUFFIXES)):
-            there = ", ".join(sorted(os.listdir(entry["path"]))[:10]) or "nothing"
+            there = ", ".join(sorted(os.listdir(entry.path))[:10]) or "nothing"
             raise SettingsError(
-                f"{key}.splits.{role}: no file for '{splits[role]}' in {entry['path']}, which contains {there}; name "
+                f"{key}.splits.{role}: no file for '{splits[role]}' in {entry.path}, which contains {there}; name "
                 "one of its files"
             )
     for role in ("train", "selection"):
@@ -220,7 +222,7 @@ def with_roles(name, entry, needed):
                 f"{'models are trained on' if role == 'train' else 'candidates are chosen by'}; name another split "
                 "for one of them, or set one to null"
             )
-    return {**entry, "splits": splits}
+    return entry.model_copy(update={"splits": Splits.model_validate(splits)})
 
 
 def _files(key, entry, split, local):
@@ -228,7 +230,7 @@ def _files(key, entry, split, local):
     if not local:
         return [split]
     try:
-        return local_files.files_of(entry["path"], entry["format"], split)
+        return local_files.files_of(entry.path, entry.format, split)
     except SettingsError as error:
         raise SettingsError(f"{key}: {error}") from None
 
@@ -243,10 +245,10 @@ def _check_roles(key, splits):
 
 def check_held_out(data, key):
     """Reject a validation data set that is also trained on. data: the section `finetune.data`."""
-    trained = [data["dataset"]] if isinstance(data["dataset"], str) else data["dataset"]
-    if data["validation"] in trained:
+    trained = [data.dataset] if isinstance(data.dataset, str) else data.dataset
+    if data.validation in trained:
         raise SettingsError(
-            f"{key}.validation: '{data['validation']}' is also trained on; name another data set, or set {key}.val_size"
+            f"{key}.validation: '{data.validation}' is also trained on; name another data set, or set {key}.val_size"
         )
 
 

@@ -54,12 +54,12 @@ def _check(study, target, folder, parts):
 
 
 def _check_ablation(study, target, parts):
-    name, configured = parts[0], study.config["ablations"]
+    name, configured = parts[0], study.config.ablations
     if name not in configured:
         _reject(target, "ablation", name, configured)
     if name not in study.ablations:
-        start = configured[name]["start"]
-        begin = " ".join(filter(None, (start.get("model"), start.get("config"))))
+        start = configured[name].start
+        begin = " ".join(filter(None, (start.model, start.config)))
         raise SettingsError(
             f"target {target}: the ablation starts from {begin}, which is not in the study; the study has the models "
             f"{', '.join(study.models)} and the configs {', '.join(study.configs)}"
