@@ -68,6 +68,7 @@ def prepare_rows(arguments):
     """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
+    from coppice.models import causal_lm
     from coppice.stages.recover import examples
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,7 +86,7 @@ def prepare_rows(arguments):
         settings = {"dataset": "alpaca", "val_size": 0, "validation": None, "cutoff_len": CUTOFF}
         settings |= {"train_on_inputs": False}
         record = Path(scratch) / "rows" / "dataset.json"
-        return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0)[0], tokenizer
+        return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0, causal_lm.KIND)[0], tokenizer
 
 
 def lora_model(name):
@@ -154,12 +155,13 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     """Return this package's trainer."""
     from transformers import PrinterCallback, TrainingArguments
 
-    from coppice.stages.recover.engine.batching import Engine
+    from coppice.models import causal_lm
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer
 
     trainer = StepTrainer(
-        engine=Engine(model, MICRO * CUTOFF),
+        kind=causal_lm.KIND,
+        engine=causal_lm.KIND.engine(model, MICRO * CUTOFF),
         batch_size=arguments.batch,
         model=model,
         args=TrainingArguments(**arguments_of(output, arguments.batch, 1, data_seed=0, remove_unused_columns=False)),

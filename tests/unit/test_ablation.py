@@ -87,25 +87,21 @@ def test_rejects_a_model_that_does_not_fit_the_device_before_training(monkeypatc
         recover.check_room(7 * 10**9)
 
 
-def examples(lengths):
-    return [{"input_ids": [1] * length} for length in lengths]
-
-
 def test_a_token_budget_ends_with_the_step_that_reaches_it():
     wanted, settings = {"unit": "tokens", "amount": 100}, {"batch_size": 2}
-    assert duration.steps(wanted, examples([10] * 8), settings, 1000, seed=0) == 5  # 20 tokens a step, over two epochs
-    assert duration.steps(wanted | {"amount": 101}, examples([10] * 8), settings, 1000, seed=0) == 6
+    assert duration.steps(wanted, [10] * 8, settings, 1000, seed=0) == 5  # 20 tokens a step, over two epochs
+    assert duration.steps(wanted | {"amount": 101}, [10] * 8, settings, 1000, seed=0) == 6
 
 
 def test_a_flop_budget_trains_all_weights_for_fewer_tokens():
-    wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, examples([10] * 8)
+    wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, [10] * 8
     assert duration.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
     assert duration.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
 
 
 def test_rejects_a_budget_smaller_than_the_first_step():
     with pytest.raises(SettingsError, match=r"budget\.tokens: 19 .*20 tokens.*batch_size"):
-        duration.steps({"unit": "tokens", "amount": 19}, examples([10] * 8), {"batch_size": 2}, 1000, seed=0)
+        duration.steps({"unit": "tokens", "amount": 19}, [10] * 8, {"batch_size": 2}, 1000, seed=0)
 
 
 PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}

@@ -10,10 +10,11 @@ from coppice import data, models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, DataError, SettingsError
 from coppice.data import prompts
+from coppice.models.causal_lm import KIND
+from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
 from coppice.stages.recover import examples, lora
 from coppice.stages.recover.engine import progress
-from coppice.stages.recover.examples import IGNORED
 
 SETTINGS = {
     "data": {"dataset": "mine", "val_size": 8, "validation": None, "cutoff_len": 32, "train_on_inputs": False},
@@ -124,7 +125,7 @@ def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
     """Return (training examples of `rows`, facts about them); no row is held out."""
     data.write("mine", {"train": rows}, tmp_path / "rows")
     settings = SETTINGS["data"] | {"val_size": 0} | options
-    train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, seed=3)
+    train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, 3, KIND)
     return train, facts
 
 
@@ -225,11 +226,11 @@ def test_a_mixture_has_the_configured_shares_and_repeats_no_row(tiny_tokenizer, 
     data.write("b", {"train": text}, tmp_path / "b")
     records_of = {name: tmp_path / name / "dataset.json" for name in "ab"}
     settings = SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25}
-    train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3)
+    train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
     assert facts["mixture"] == {"a": 30, "b": 10} and len(held) == 10
     assert len({example["row"] for example in train + held}) == 40
     settings = SETTINGS["data"] | {"dataset": "a", "validation": "b"}
-    train, held, _ = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3)
+    train, held, _ = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
     assert len(train) == 30 and {example["row"].split(":")[0] for example in held} == {"b"}
 
 

@@ -10,11 +10,10 @@ from test_finetuning import dataset as dataset
 from coppice import models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import output_head
+from coppice.models import kinds, output_head, packing
+from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
 from coppice.stages.recover import lora
-from coppice.stages.recover.engine import batching
-from coppice.stages.recover.examples import IGNORED
 
 ARCHITECTURES = {
     "llama": {},
@@ -83,8 +82,8 @@ def padded_gradients(model, examples, micro=4):
 
 
 def engine_gradients(model, examples, **options):
-    engine = batching.Engine(model, **{"token_limit": 100, **options})
-    total, losses = batching.count_targets(examples), []
+    engine = packing.Engine(model, **{"token_limit": 100, **options})
+    total, losses = packing.count_targets(examples), []
     for micro in engine.micro_batches(examples):
         loss = engine.summed_loss(micro) / total
         loss.backward()
@@ -99,7 +98,7 @@ def assert_close(found, expected, tolerance=1e-5):
         assert float((found[name] - gradient).norm()) <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("how", batching.ARRANGEMENTS)
+@pytest.mark.parametrize("how", packing.ARRANGEMENTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_equal_those_of_padded_batches(tiny_model, architecture, how):
     model = adapted(tiny_model(architecture.split("-")[0], **ARCHITECTURES[architecture]))
@@ -156,8 +155,8 @@ def test_the_tree_computes_shared_prefixes_once(tiny_model):
     examples = [{"input_ids": [*stem, 70 + i, 90 + i], "labels": [IGNORED] * 61 + [90 + i], "row": i} for i in range(8)]
     model = adapted(tiny_model("llama"))
     run = {
-        how: sum(micro.tokens for micro in batching.Engine(model, 4000, how).micro_batches(examples))
-        for how in batching.ARRANGEMENTS
+        how: sum(micro.tokens for micro in packing.Engine(model, 4000, how).micro_batches(examples))
+        for how in packing.ARRANGEMENTS
     }
     assert run == {"tree": 60 + 8, "sorted": 8 * 61}
 
@@ -186,14 +185,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
 ):
     folder = tiny_checkpoint("llama")
     whole = train(folder, dataset, tmp_path / "whole")
-    real = batching.Engine.summed_loss
+    real = packing.Engine.summed_loss
 
     def scarce(self, micro):
         if micro.tokens > 12 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, micro)
 
-    monkeypatch.setattr(batching.Engine, "summed_loss", scarce)
+    monkeypatch.setattr(packing.Engine, "summed_loss", scarce)
     record = train(folder, dataset, tmp_path / "scarce")
     assert record["tokens_at_a_time"] < 128 and "out of memory at step 1" in caplog.text
     assert record["steps"] == whole["steps"] and record["tokens_seen"] == whole["tokens_seen"]
@@ -295,7 +294,9 @@ def validation_loss(model, dataset, output):
 
     settings = records.read(output / "finetuning_config.json")["settings"]
     tokenizer = models.load_tokenizer(output)
-    _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3)
+    _, held, _ = examples.prepare(
+        {"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3, kinds.named("causal-lm")
+    )
     total = number_of_targets(held)
     with torch.no_grad():
         return sum(
@@ -335,6 +336,6 @@ def test_names_the_key_of_what_peft_rejects(tiny_model):
 def test_rejects_the_tree_arrangement_for_a_model_that_cannot_use_it(tiny_model, monkeypatch):
     monkeypatch.setattr("coppice.models.prefix_tree.TreeForward.usable", lambda self: False)
     model = adapted(tiny_model("llama"))
-    assert batching.Engine(model, 100).arrangement == "sorted"
+    assert packing.Engine(model, 100).arrangement == "sorted"
     with pytest.raises(CoppiceError, match="sorted"):
-        batching.Engine(model, 100, "tree")
+        packing.Engine(model, 100, "tree")

@@ -14,8 +14,9 @@ from test_finetuning import dataset as dataset
 from coppice import models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError
+from coppice.models import packing
 from coppice.stages.recover import training
-from coppice.stages.recover.engine import batching, checkpoints, processes, progress, sharding, trainer
+from coppice.stages.recover.engine import checkpoints, processes, progress, sharding, trainer
 
 # Dropout makes the random state matter, several epochs the order of the data.
 RESUMED = SETTINGS | {"lora": SETTINGS["lora"] | {"dropout": 0.2}, "max_steps": 12, "eval_steps": 3, "save_steps": 3}
@@ -263,14 +264,14 @@ def with_scarce_memory(limit):
 
 def train_with_scarce_memory_in_the_second_process(arguments, limit):
     """Train with less memory in the second process than in the first."""
-    real = batching.Engine.summed_loss
+    real = packing.Engine.summed_loss
 
     def scarce(self, micro):
         if os.environ["RANK"] == "1" and micro.tokens > limit and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, micro)
 
-    batching.Engine.summed_loss = scarce
+    packing.Engine.summed_loss = scarce
     training._train(**arguments)
 
 

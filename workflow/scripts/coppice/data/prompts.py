@@ -10,11 +10,11 @@ completion (`prompt`, `completion`) or plain text (`text`). The Alpaca prompt is
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError, SettingsError
+from coppice.models.kinds import Segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,20 +39,12 @@ ALPACA_WITH_INPUT = (
 )
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
-
-    text: str
-    learned: bool
-
-
-def kind_of(columns: Collection[str], dataset: str) -> str:
-    """Return the kind of a dataset's rows from its columns; raise DataError if none fits."""
-    for kind, needed in KINDS.items():
-        if set(needed) <= set(columns):
+def kind_of(columns: Collection[str], dataset: str, accepted: Sequence[str] = tuple(KINDS)) -> str:
+    """Return the kind of a dataset's rows from its columns; raise DataError if none of those `accepted` fits."""
+    for kind in accepted:
+        if set(KINDS[kind]) <= set(columns):
             return kind
-    kinds = ", or ".join(f"{' and '.join(needed)} ({kind})" for kind, needed in KINDS.items())
+    kinds = ", or ".join(f"{' and '.join(KINDS[kind])} ({kind})" for kind in accepted)
     raise DataError(
         f"datasets.{dataset}: fine-tuning needs the columns {kinds}, but it has {', '.join(columns)}. Map them with "
         f"datasets.{dataset}.columns."

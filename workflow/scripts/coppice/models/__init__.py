@@ -1,11 +1,12 @@
 """Models: loading and saving them, running many texts at once, and measuring or estimating what they need.
 
-This package exports the names of `causal_lm`, which loads and saves causal language models. `pruned_shapes` serves
-checkpoints whose layers differ in width. `prefix_tree` and `output_head` run many texts at once. `files` checks a
-checkpoint's files, `footprint` and `cost` measure a model, and `estimates` predicts what a job will need.
+This package exports the names of `loading`, which loads and saves models. `kinds` has what the stages must know about a
+kind of model; `causal_lm` is such a kind. `packing`, `prefix_tree` and `output_head` run many texts at once through a
+causal language model. `pruned_shapes` serves checkpoints whose layers differ in width. `files` checks a checkpoint's
+files, `footprint` and `cost` measure a model, and `estimates` predicts what a job will need.
 """
 
-from .causal_lm import (
+from .loading import (
     Source,
     broken,
     check_vocabulary,
@@ -16,6 +17,7 @@ from .causal_lm import (
     device_memory,
     dtype_of,
     folder_of,
+    kind_of,
     load,
     load_adapter,
     load_tokenizer,
@@ -35,6 +37,7 @@ __all__ = [
     "device_memory",
     "dtype_of",
     "folder_of",
+    "kind_of",
     "load",
     "load_adapter",
     "load_tokenizer",

@@ -1,308 +1,203 @@
-"""Load and save causal language models: checkpoint folders, with or without an adapter.
+"""Causal language models (decoders): Llama, Qwen, Mistral and whatever else `AutoModelForCausalLM` loads.
 
-transformers re-initializes tensors that a checkpoint lacks, and only logs it. Here a missing, unexpected or misshapen
-tensor raises an error that lists the tensors. Models are loaded only from folders: only the fetch rules use the hub.
+Its accelerators are `packing` for training and, for evaluation,
+`prefix_tree` and `output_head`.
 """
 
-import importlib.metadata
-import logging
-import math
-import shutil
-import zipfile
+from __future__ import annotations
+
 from dataclasses import dataclass
-from pathlib import Path
 
-from coppice.core import disks, fingerprints, gpus, records
-from coppice.core.errors import CheckpointError
+from .kinds import ModelKind
+from .towers import Anatomy, Part, Tower
 
-from . import files, library_compat, pruned_shapes
+PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
+LINEARS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
+}
 
-logger = logging.getLogger("coppice.models")
 
-SHOWN = 8  # tensors that an error names
+class CausalLM(ModelKind):
+    """The kind of decoders that predict the next token."""
+
+    name = "causal-lm"
+    noun = "a causal language model"
+    row_kinds = ("chat", "instruction", "completion", "text")
+    task_type = "CAUSAL_LM"
+    prunable = ("llama", "qwen2", "qwen3", "mistral")
+    adapter_groups = LINEARS
+    evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
+
+    def fits(self, config):
+        """Return True: what is of no other kind is tried as a causal language model."""
+        return True
+
+    def auto_class(self):
+        """Return AutoModelForCausalLM."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def context_length(self, config):
+        """Return the number of positions."""
+        return int(config.max_position_embeddings)
+
+    def anatomies(self, config):
+        """Return the decoder of the architectures in `prunable`, which are built alike."""
+        if config.model_type not in self.prunable:
+            return ()
+        return (Anatomy("text", config, "num_hidden_layers", {"mlp": MLP, "attention": ATTENTION}),)
+
+    def towers(self, model):
+        """Return the decoder."""
+        return [Decoder(model, anatomy) for anatomy in self.anatomies(model.config)]
+
+    def examples(self, rows, tokenizer, cutoff, train_on_inputs):
+        """Return token ids and labels of prompts and responses."""
+        from . import text_examples
+
+        return text_examples.examples(rows, tokenizer, cutoff, train_on_inputs)
+
+    def length(self, example):
+        """Return the number of tokens."""
+        return len(example["input_ids"])
+
+    def targets(self, examples):
+        """Return the number of tokens that are predicted."""
+        from . import packing
+
+        return packing.count_targets(examples)
+
+    def sort_key(self, example):
+        """Return the tokens, whose lexicographic order puts examples together that share a prefix."""
+        return example["input_ids"]
+
+    def engine(self, model, token_limit, arrangement=None):
+        """Return the engine that shares prefixes if the model supports that, and sorts by length if not."""
+        from . import packing
+
+        return packing.Engine(model, token_limit, arrangement)
+
+    def inputs(self, examples, device):
+        """Return token ids, padded to the right, with their mask."""
+        import torch
+
+        rows = [example["input_ids"] for example in examples]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def probes(self, model):
+        """Return sequences of random tokens."""
+        import torch
+
+        embeddings = model.get_input_embeddings().weight
+        length = min(PROBE_TOKENS, self.context_length(model.config))
+        ids = torch.randint(embeddings.shape[0], (PROBES, length), generator=torch.Generator().manual_seed(0))
+        return [{"input_ids": row[None]} for row in ids.to(embeddings.device)]
+
+    def outputs(self, model, inputs):
+        """Return the logits."""
+        return model(**inputs, use_cache=False).logits
+
+
+class Decoder(Tower):
+    """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral."""
+
+    @property
+    def blocks(self):
+        """The decoder blocks."""
+        return self.model.base_model.layers
+
+    def keep_blocks(self, kept):
+        """Keep the blocks `kept`, and renumber them."""
+        from torch import nn
+
+        base = self.model.base_model
+        base.layers = nn.ModuleList([base.layers[index] for index in kept])
+        for index, block in enumerate(base.layers):
+            for module in block.modules():
+                if hasattr(module, "layer_idx"):
+                    # The KV cache stores keys and values by this index, so it must have no gaps.
+                    module.layer_idx = index
+        if getattr(self.config, "layer_types", None) is not None:
+            self.config.layer_types = [self.config.layer_types[index] for index in kept]
+
+    def run(self, batch):
+        """Run the body, without the output layer: full logits would be the largest tensor by far."""
+        self.model.base_model(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
+
+    def summed_loss(self, state, batch):
+        """Return the summed next-token loss: through the last norm and, in chunks, the output layer."""
+        from . import output_head
+
+        hidden = self.model.base_model.norm(state)[:, :-1].flatten(0, 1)
+        labels = batch[:, 1:].flatten().to(hidden.device)
+        return output_head.summed_loss(self.model.get_output_embeddings(), hidden, labels)
+
+    def targets(self, batch):
+        """Return the number of tokens but the first of each row."""
+        return batch.shape[0] * (batch.shape[1] - 1)
 
 
 @dataclass(frozen=True)
-class Source:
-    """The folder of a model, and how to load the model from it."""
+class Channels(Part):
+    """The channels of a gated MLP: one row of `gate_proj` and of `up_proj`, and one column of `down_proj`."""
 
-    path: str
-    dtype: str | None = None
-    quantize: str | None = None
-    trust_remote_code: bool = False
-    device_map: str | None = None
+    def row_widths(self, module):
+        """Return 1 row each."""
+        return [1, 1]
 
-    @classmethod
-    def of_record(cls, record, loading):
-        """Return the source that a `model.json` record points to, with the `loading` options of the configuration.
+    def count(self, config):
+        """Return the width of the MLP."""
+        return config.intermediate_size
 
-        Raises:
-            CheckpointError: if the weights are not those that were fetched or registered.
-        """
-        folder, recorded = folder_of(record), records.read(record)["weights_fingerprint"]
-        if fingerprints.weights(folder) != recorded:
-            raise CheckpointError(
-                f"{folder}: its weights or its config.json changed after {record} was written (the fingerprint "
-                "differs). Put them back; or delete that record and run snakemake again to use the changed model."
-            )
-        return cls(path=folder, **loading)
+    def changes(self, config, count):
+        """Return the width of the MLP."""
+        return {"intermediate_size": count}
+
+    def sizes(self, block, count):
+        """Return the width of the MLP."""
+        return {"intermediate_size": count}
 
 
-def folder_of(record):
-    """Return the checkpoint folder that a `model.json` points to."""
-    path = Path(records.read(record)["path"])
-    # look beside the record first, so that the folder is found from any working folder
-    beside = Path(record).parent / path.name
-    return str(path if path.is_absolute() or not beside.is_dir() else beside)
+@dataclass(frozen=True)
+class KeyValueGroups(Part):
+    """The KV groups of an attention: a KV head with all its query heads.
 
-
-def device():
-    """Return the torch device of this process: the first visible GPU, else the CPU."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_kind():
-    """Return "cuda" or "cpu", which `device` will use, without importing torch (seconds)."""
-    build = importlib.metadata.version("torch")
-    return "cuda" if "+cpu" not in build and gpus.count() else "cpu"
-
-
-def device_memory():
-    """Return the bytes of memory of `device`: of the first visible GPU, else of the machine."""
-    import os
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def dtype_of(name):
-    """Return the torch dtype called `name`; for None, bfloat16 on a GPU that supports it and float32 elsewhere."""
-    import torch
-
-    if name is not None:
-        return getattr(torch, name)
-    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def load(source, adapter=None, train=False, on=None):
-    """Load the causal language model of `source`, with `adapter` on it if one is given.
-
-    Args:
-        source: folder and loading options.
-        adapter: folder of a LoRA adapter, or None.
-        train: return the model in training mode, and the adapter with gradients.
-        on: torch device; by default this process's.
-
-    Raises:
-        CheckpointError: if the folder does not hold exactly the tensors of the model, or if the adapter does not fit.
+    The query heads of a group are adjacent, so a group is a run of rows of `q_proj`, `k_proj` and `v_proj` (with their
+    biases) and a run of columns of `o_proj`. Qwen3's `q_norm` and `k_norm` have one weight per position in a head and
+    are shared by all heads, so they belong to no structure. `num_key_value_groups` of the module does not change,
+    because a group is removed with all its query heads.
     """
-    from transformers import AutoConfig
 
-    path = Path(source.path)
-    files.check(path)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
-        odd = pruned_shapes.layers_of(path, config)
-        model = _load_odd(source, config, odd, on) if odd else _load_regular(source, on)
-    except CheckpointError:
-        raise
-    except Exception as error:  # with unusual configuration values, transformers raises any kind of error
-        message = f"{path}: does not load as a causal language model: {_described(error)}"
-        raise CheckpointError(message) from error
-    if adapter is not None:
-        model = load_adapter(model, adapter, train)
-    return model.train(train)
+    def row_widths(self, module):
+        """Return the rows of a group of query heads, of its key head and of its value head."""
+        return [module.head_dim * module.num_key_value_groups, module.head_dim, module.head_dim]
 
+    def count(self, config):
+        """Return the number of KV heads."""
+        return config.num_key_value_heads
 
-def skeleton(source):
-    """Return the causal language model of `source` on torch's meta device: its shapes, without memory for weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    def changes(self, config, count):
+        """Return the numbers of heads and their width."""
+        per_group = config.num_attention_heads // config.num_key_value_heads
+        # Set head_dim explicitly: its default, hidden_size / num_attention_heads, is wrong once heads are removed.
+        return {
+            "num_attention_heads": count * per_group,
+            "num_key_value_heads": count,
+            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        }
 
-    files.check(source.path)
-    remote = source.trust_remote_code
-    config = AutoConfig.from_pretrained(source.path, trust_remote_code=remote, local_files_only=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
-    odd = pruned_shapes.layers_of(source.path, config)
-    if odd:
-        from .pruned_shapes import building
-
-        building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
-    return model
+    def sizes(self, block, count):
+        """Return the numbers of heads."""
+        per_group = self.module_of(block).num_key_value_groups
+        return {"num_attention_heads": count * per_group, "num_key_value_heads": count}
 
 
-def _described(error):
-    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+MLP = Channels("mlp", ("gate_proj", "up_proj", "down_proj"), counted_in="intermediate_size")
+ATTENTION = KeyValueGroups("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj"))
 
-
-def _load_regular(source, on):
-    """Load with transformers alone, and reject what it would only log."""
-    from transformers import AutoModelForCausalLM
-
-    options = {"device_map": source.device_map} if source.device_map else {}
-    if source.quantize:
-        options["quantization_config"] = _quantization(source.quantize, dtype_of(source.dtype))
-    model, info = AutoModelForCausalLM.from_pretrained(
-        source.path,
-        dtype=dtype_of(source.dtype),
-        trust_remote_code=source.trust_remote_code,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # to get a list of these tensors, which `_check_complete` rejects
-        **options,
-    )
-    _check_complete(source.path, model, info)
-    library_compat.keep_4_bit_layers_unpacked(model)
-    return model if options else model.to(on or device())
-
-
-def _load_odd(source, config, odd, on):
-    """Load a model whose layers differ in width."""
-    from .pruned_shapes import building
-
-    if source.quantize:
-        raise CheckpointError(
-            f"{source.path}: its layers differ in width, so it cannot be quantized. Set models.X.quantize to null."
-        )
-    model = building.load(source.path, config, odd, dtype_of(source.dtype))
-    if not source.device_map:
-        return model.to(on or device())
-    from accelerate import dispatch_model, infer_auto_device_map
-
-    blocks = library_compat.whole_modules(model)
-    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=blocks))
-
-
-def _quantization(kind, compute_dtype):
-    from transformers import BitsAndBytesConfig
-
-    if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
-
-
-def _check_complete(path, model, info):
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())  # files hold only one of two tied tensors
-    wrong = {
-        "missing": [key for key in sorted(info["missing_keys"]) if key not in tied],
-        "unexpected": sorted(info["unexpected_keys"]),
-        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
-    }
-    for what, keys in wrong.items():
-        if keys:
-            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-            raise CheckpointError(
-                f"{path}: config.json and the weights do not match: tensors {what}: {', '.join(keys[:SHOWN])}{more}. "
-                "Use the config.json that belongs to these weights."
-            )
-
-
-def load_adapter(model, folder, train=False):
-    """Put the LoRA adapter in `folder` on `model`; raise CheckpointError if it does not fit or changes nothing."""
-    from peft import PeftModel
-
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder}: is not an adapter folder, because it has no adapter_config.json")
-    try:
-        model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
-    if not _adapter_acts(model):
-        raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
-    model.adapter_folder = str(folder)
-    return model
-
-
-def broken(model, found):
-    """Return the CheckpointError for a loaded model that gives no valid numbers; `found` says which."""
-    folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
-    if adapter:
-        return CheckpointError(
-            f"{adapter} on {folder}: {found}. Evaluate the model without the adapter. If that succeeds, lower "
-            "finetune.learning_rate and train again; if not, the model itself is broken."
-        )
-    return CheckpointError(
-        f"{folder}: {found}. Fetch or prune the model again, or leave it out of the study (a candidate: out of "
-        "candidates.table or candidates.prune). If models.X.dtype is float16, try bfloat16."
-    )
-
-
-def _adapter_acts(model):
-    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
-
-
-def save(model, tokenizer, folder):
-    """Write model and tokenizer to `folder`: complete files replace older ones; other files in it stay."""
-    folder = Path(folder)
-    for torn in folder.glob(f"{disks.PARTIAL}*/"):  # leftovers: only one process at a time saves to a folder
-        shutil.rmtree(torn)
-    partial = folder / f"{disks.partial_name()}model"
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    pruned_shapes.write_manifest(partial, model.config)
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()  # shards of a larger earlier checkpoint would be read together with the new ones
-    records.move_in(partial, folder)
-
-
-def load_tokenizer(path, trust_remote_code=False):
-    """Load the tokenizer in a checkpoint folder; it pads with its end-of-sequence token if it has no padding token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # tokenizers do not check their files either
-        raise CheckpointError(f"{path}: its tokenizer does not load: {_described(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_vocabulary(model, tokenizer, path):
-    """Reject a tokenizer with ids for which `model` has no embedding row; more rows than tokens are normal."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    top = max(tokenizer.get_vocab().values())
-    if top >= rows:
-        raise CheckpointError(
-            f"{path}: its tokenizer has ids up to {top}, but its embedding only {rows} rows. Use the tokenizer that "
-            "belongs to these weights."
-        )
-
-
-def context_length(model):
-    """Return the number of tokens that `model` was made for."""
-    return int(model.config.max_position_embeddings)
-
-
-def parameters(model):
-    """Return the number of parameters; a tied one counts once."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def count_parameters(folder):
-    """Return the number of parameters in a checkpoint, from safetensors headers or the tensors of `.bin` files."""
-    shapes = pruned_shapes.tensor_shapes(folder)
-    if shapes is None:
-        return sum(_count_in_bin(path) for path in fingerprints.weights_files(folder))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _count_in_bin(path):
-    import torch
-
-    try:
-        # reads no weight: on the meta device, and memory-mapped if the file is in torch's zip format
-        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
-    except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error
+KIND = CausalLM()

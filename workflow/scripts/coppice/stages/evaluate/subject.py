@@ -5,10 +5,9 @@ import math
 
 from coppice import models
 from coppice.core.errors import CheckpointError
+from coppice.models import kinds
 
 logger = logging.getLogger("coppice.evaluation")
-
-PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 
 
 class Subject:
@@ -91,23 +90,16 @@ class Subject:
             self.merge()
         return (self._model, True) if self._merged else (self.model, False)
 
-    def _probes(self):
-        import torch
-
-        rows = self._model.get_input_embeddings().weight.shape[0]
-        length = min(PROBE_TOKENS, models.context_length(self._model))
-        ids = torch.randint(rows, (PROBES, length), generator=torch.Generator().manual_seed(0))
-        return ids.to(self._model.get_input_embeddings().weight.device)
-
     def _logits(self):
-        """Return the logits [probes * tokens, vocabulary] of the model in its present state, float32 on the CPU."""
+        """Return the outputs [probes * tokens, width] of the model in its present state, float32 on the CPU."""
         import torch
 
         # Not `self.model`, which would load the checkpoint again once the adapter is merged.
         model = self._model if self._model is not None else self.model
+        kind = kinds.of(model.config)
         with torch.inference_mode():
-            rows = [model(input_ids=row[None], use_cache=False).logits[0].float().cpu() for row in self._probes()]
-        return torch.cat(rows)
+            found = [kind.outputs(model, probe).float().cpu().flatten(0, -2) for probe in kind.probes(model)]
+        return torch.cat(found)
 
     def _logits_without_adapter(self):
         with self._model.disable_adapter():

@@ -1,24 +1,22 @@
-"""Turn the rows of one data set, or of a mixture, into tokenized training and validation examples.
+"""Turn the rows of one data set, or of a mixture, into training and validation examples.
 
-How a row becomes text is decided in `coppice.data.prompts`; here the text is tokenized and the prompts are masked.
+How a row becomes text is decided in `coppice.data.prompts`, and how text becomes inputs and labels by the model's kind.
 """
 
 import logging
 import random
 
 import jinja2
-import numpy
 
 from coppice import data
 from coppice.core.errors import DataError, SettingsError
 from coppice.data import prompts
+from coppice.models.kinds import Row
 
 logger = logging.getLogger("coppice.finetuning")
 
-IGNORED = -100  # label of a token that is not trained on: torch's cross-entropy skips it
 
-
-def prepare(datasets, settings, prompt, tokenizer, seed):
+def prepare(datasets, settings, prompt, tokenizer, seed, kind):
     """Return the training examples, the validation examples (None if there are none), and facts about both.
 
     Args:
@@ -27,26 +25,27 @@ def prepare(datasets, settings, prompt, tokenizer, seed):
         prompt: alpaca, chat or none.
         tokenizer: a fast tokenizer.
         seed: chooses the rows of a mixture and the rows that are held out for validation.
+        kind: the model's kind, which makes the examples.
 
     Returns:
-        Each example is {input_ids, labels, row}. `row` says where it comes from: the row's index, or "name:index" if
-        there are several data sets. The facts are {train_rows, validation_rows, skipped_rows, mixture}.
+        Each example is what the kind makes of a row, with `row`, which says where it comes from: the row's index, or
+        "name:index" if there are several data sets. The facts are {train_rows, validation_rows, skipped_rows, mixture}.
 
     Raises:
         DataError: No row is left to train on or to validate with.
         SettingsError: `val_size` leaves nothing to train on, or the tokenizer is not a fast one.
     """
     weights = weights_of(settings["dataset"])
-    sources = {name: _Source(name, datasets[name], prompt, tokenizer) for name in weights}
+    sources = {name: _Source(name, datasets[name], prompt, tokenizer, kind.row_kinds) for name in weights}
     chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
     mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
     if settings["validation"]:
-        held = _Source(settings["validation"], datasets[settings["validation"]], prompt, tokenizer)
+        held = _Source(settings["validation"], datasets[settings["validation"]], prompt, tokenizer, kind.row_kinds)
         sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
     else:
         chosen, held_out = _split(chosen, settings["val_size"], seed)
-    train, skipped = _encode(chosen, sources, tokenizer, settings)
-    validation, skipped_validation = _encode(held_out, sources, tokenizer, settings)
+    train, skipped = _encode(chosen, sources, tokenizer, kind, settings)
+    validation, skipped_validation = _encode(held_out, sources, tokenizer, kind, settings)
     names, cut = ", ".join(weights), settings["cutoff_len"]
     if not train:
         raise DataError(
@@ -84,20 +83,17 @@ def weights_of(dataset):
 class _Source:
     """The train rows of one data set and how they are formatted."""
 
-    def __init__(self, name, record, prompt, tokenizer):
+    def __init__(self, name, record, prompt, tokenizer, kinds):
         self.name, table = name, data.load(record, "train")
         self.rows = table.to_list()
-        self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name), prompt, tokenizer)
-        if not tokenizer.is_fast:  # only fast tokenizers return the character offsets that prompts are masked by
-            raise SettingsError(
-                "the model's tokenizer is not a fast one, so it does not report character offsets. Put its fast "
-                "version (tokenizer.json) into the model's folder."
-            )
+        self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name, kinds), prompt, tokenizer)
 
-    def formatted(self, index):
-        """Return the segments of one row, and whether an EOS token ends them."""
+    def formatted(self, index) -> Row:
+        """Return one row as the model reads it."""
+        row, form = self.rows[index], self.formatter
         try:
-            return self.formatter(self.rows[index])
+            segments, ends = form(row)
+            return Row(segments, ends, form.add_special_tokens, form.kind == "text", row)
         except jinja2.TemplateError as error:
             raise DataError(
                 f"dataset {self.name}, row {index}: the chat template rejects it: {error}. Correct the row."
@@ -137,94 +133,12 @@ def _split(chosen, val_size, seed):
     return parts
 
 
-def _encode(pairs, sources, tokenizer, settings):
+def _encode(pairs, sources, tokenizer, kind, settings):
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
-    formatted = [(pair, *sources[pair[0]].formatted(pair[1])) for pair in pairs]
-    tokens = _Tokens(tokenizer)
-    for (name, _), segments, _ in formatted:
-        tokens.add(segments, sources[name].formatter.add_special_tokens)
-    tokens.run()
+    rows = [sources[name].formatted(index) for name, index in pairs]
+    found = kind.examples(rows, tokenizer, settings["cutoff_len"], settings["train_on_inputs"])
     examples, skipped = [], 0
-    for (name, index), segments, ends in formatted:
-        special = sources[name].formatter.add_special_tokens
-        ids, labels = tokens.example(segments, special, ends, settings["train_on_inputs"])
-        parts = _cut(ids, labels, settings["cutoff_len"], sources[name].formatter.kind)
-        kept = [part for part in parts if _has_target(part)]
-        examples += [part | {"row": f"{name}:{index}" if len(sources) > 1 else index} for part in kept]
-        skipped += not kept
+    for (name, index), own in zip(pairs, found, strict=True):
+        examples += [example | {"row": f"{name}:{index}" if len(sources) > 1 else index} for example in own]
+        skipped += not own
     return examples, skipped
-
-
-def _has_target(example):
-    # the first label is never a target: no token precedes it to predict it from
-    return any(label != IGNORED for label in example["labels"][1:])
-
-
-def _cut(ids, labels, length, kind):
-    """Return examples of at most `length` tokens: plain text is split into several, other rows are cut off."""
-    stop = len(ids) if kind == "text" else min(len(ids), length)
-    return [
-        {"input_ids": ids[start : start + length], "labels": labels[start : start + length]}
-        for start in range(0, stop, length)
-    ]
-
-
-class _Tokens:
-    """Token ids of many texts, from two batched calls of the tokenizer: with its special tokens and without.
-
-    The segments of an example are joined and tokenized as one text, because a tokenizer may split a word differently
-    at the beginning of a text: SentencePiece puts a space marker there.
-    """
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.texts = {True: {}, False: {}}
-
-    def add(self, segments, special):
-        """Add the text of an example; `special` says whether the tokenizer's special tokens go around it."""
-        self.texts[special][_joined(segments)] = None
-
-    def run(self):
-        """Tokenize all texts that were added."""
-        for special, texts in self.texts.items():
-            if texts:
-                encoded = self.tokenizer(
-                    list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
-                )
-                pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-                texts.update(zip(texts, pairs, strict=True))
-
-    def example(self, segments, special, ends, train_on_inputs):
-        """Return (ids, labels) of an example, with an EOS at the end if it `ends`; labels of prompts are `IGNORED`."""
-        if not segments:
-            return [], []
-        eos = self.tokenizer.eos_token_id
-        ids, offsets = self.texts[special][_joined(segments)]
-        trained = _in_response(numpy.asarray(offsets).reshape(-1, 2), segments) | train_on_inputs
-        labels = [token if on else IGNORED for token, on in zip(ids, trained.tolist(), strict=True)]
-        if ends and (not ids or ids[-1] != eos or not trained[-1]):
-            # Some tokenizers append EOS themselves. That EOS covers no characters, so its label is masked and the
-            # model would never learn to stop: replace it by one that is trained on.
-            ids = ids[:-1] if ids and ids[-1] == eos else ids
-            labels = labels[: len(ids)]
-            return [*ids, eos], [*labels, eos]
-        return ids, labels
-
-
-def _joined(segments):
-    return "".join(segment.text for segment in segments)
-
-
-def _in_response(offsets, segments):
-    """Return a bool array [tokens]: whether any character of a token lies in a segment that is trained on.
-
-    offsets: [tokens, 2], the first character of each token and the one after its last.
-    """
-    found, start = numpy.zeros(len(offsets), dtype=bool), 0
-    for segment in segments:
-        stop = start + len(segment.text)
-        if segment.learned:
-            # special tokens have the empty span (0, 0), which belongs to no segment
-            found |= (offsets[:, 1] > start) & (offsets[:, 0] < stop) & (offsets[:, 1] > offsets[:, 0])
-        start = stop
-    return found

@@ -7,6 +7,7 @@ updates away.
 from coppice import models
 from coppice.core import fingerprints
 from coppice.core.errors import CoppiceError, SettingsError
+from coppice.models import kinds
 
 from .lora import checkpoints_activations
 
@@ -66,11 +67,10 @@ def check_acts(model, example, before):
 def _logits(model, example):
     import torch
 
-    was_training = model.training
+    kind, was_training = kinds.of(model.config), model.training
     model.eval()
-    device = next(model.parameters()).device
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([example["input_ids"]], device=device), use_cache=False).logits
+        found = kind.outputs(model, kind.inputs([example], next(model.parameters()).device))
     model.train(was_training)
     return found.cpu()
 

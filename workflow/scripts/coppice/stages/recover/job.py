@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from coppice import models
+from coppice.models import kinds
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Job:
 class Learner:
     """A model that is ready to be trained.
 
-    kind: the module that prepared it and will save it, `lora` or `full`; settings: those of the job, with the training
-    length worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all,
-    base}_parameters.
+    model_kind: the kind of the model; kind: the module that prepared it and will save it, `lora` or `full`; settings:
+    those of the job, with the training length worked out; sharded: whether the processes share the frozen weights;
+    counts: {trainable, all, base}_parameters.
     """
 
     model: object
+    model_kind: kinds.ModelKind
     kind: ModuleType
     settings: dict
     sharded: bool

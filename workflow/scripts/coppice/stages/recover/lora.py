@@ -4,14 +4,10 @@ import logging
 
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import estimates
+from coppice.models import estimates, kinds
 
 logger = logging.getLogger("coppice.finetuning")
 
-GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
-}
 # These initializations subtract the initial adapter from the base weights. An adapter trained that way does not fit
 # the original base, so `save` has peft convert it to plain LoRA.
 MUTATING = ("pissa", "olora", "corda")
@@ -30,14 +26,15 @@ def linear_layers(model):
 def target_modules(model, wanted):
     """Return `target_modules` as peft takes them: "all-linear", or module names that exist in `model`.
 
-    wanted: "all-linear", a group (`attention`, `mlp`), a module name, or a list of groups and names.
+    wanted: "all-linear", a group that the model's kind names (`attention`, `mlp`), a module name, or a list of groups
+        and names.
     """
     if wanted == "all-linear":
         return wanted
-    layers = linear_layers(model)
+    layers, groups = linear_layers(model), kinds.of(model.config).adapter_groups
     found = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        matching = [member for member in GROUPS.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
+        matching = [member for member in groups.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
         if not matching:
             available = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
             raise SettingsError(
@@ -55,7 +52,7 @@ def matches(layer, name):
 
 def lora_config(model, settings):
     """Return the `peft.LoraConfig` for `model`; settings: the section `finetune.lora`, with its preset resolved."""
-    from peft import EvaConfig, LoftQConfig, LoraConfig, TaskType
+    from peft import EvaConfig, LoftQConfig, LoraConfig
 
     init = settings["init"]
     more = {}
@@ -64,7 +61,7 @@ def lora_config(model, settings):
     if init == "loftq":
         more["loftq_config"] = LoftQConfig(loftq_bits=4)
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=kinds.of(model.config).task_type,
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
@@ -117,18 +114,12 @@ def _sort_sets(config):
 
 def _initialize_by_activations(model, train):
     """Initialize by EVA: along the directions in which the layers' inputs vary most on the training data."""
-    import torch
     from peft import initialize_lora_eva_weights
 
-    device = next(model.parameters()).device
-    rows = sorted((example["input_ids"] for example in train[:EVA_ROWS]), key=len)
-    batches = []
-    for start in range(0, len(rows), EVA_BATCH):
-        part = rows[start : start + EVA_BATCH]
-        length = max(map(len, part))
-        ids = torch.tensor([row + [row[-1]] * (length - len(row)) for row in part], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in part], device=device)
-        batches.append({"input_ids": ids, "attention_mask": mask})
+    device, kind = next(model.parameters()).device, kinds.of(model.config)
+    examples = sorted(train[:EVA_ROWS], key=kind.length)
+    parts = [examples[start : start + EVA_BATCH] for start in range(0, len(examples), EVA_BATCH)]
+    batches = [kind.inputs(part, device) for part in parts]
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
 
 
@@ -157,13 +148,13 @@ def check_acts(model, example, initial=None):
     """
     import torch
 
-    device = next(model.parameters()).device
-    ids = torch.tensor([example["input_ids"]], device=device)
+    kind = kinds.of(model.config)
+    inputs = kind.inputs([example], next(model.parameters()).device)
     model.eval()
     with torch.no_grad():
-        adapted = model(input_ids=ids, use_cache=False).logits
+        adapted = kind.outputs(model, inputs)
         with model.disable_adapter():
-            plain = model(input_ids=ids, use_cache=False).logits
+            plain = kind.outputs(model, inputs)
     if torch.equal(adapted, plain) or (initial and _unchanged(model, initial)):
         raise CoppiceError(
             "finetune: the trained adapter changes no logit of a training example. Check finetune.lora and "

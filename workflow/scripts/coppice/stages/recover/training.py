@@ -115,7 +115,7 @@ def _train(job):
     transformers.set_seed(job.seed)
     tokenizer = models.load_tokenizer(job.source.path, job.source.trust_remote_code)
     train, validation, counts = examples.prepare(
-        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed
+        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed, models.kind_of(job.source)
     )
     learner = _learner(job, tokenizer, train)
     before = learner.kind.remember(learner.model, train[0], learner.settings, job.output)
@@ -147,7 +147,8 @@ def _learner(job, tokenizer, train):
         models.check_vocabulary(model, tokenizer, source.path)
         # quantized weights are packed, so the tensors of the loaded model do not give their number
         base = models.parameters(models.skeleton(source) if source.quantize else model)
-        settings = duration.resolved(job.settings, train, base, job.seed)
+        model_kind = models.kind_of(source)
+        settings = duration.resolved(job.settings, [model_kind.length(one) for one in train], base, job.seed)
         model = kind.prepare(model, settings, source.quantize, train)
         if sharded:
             sharding.shard(model)
@@ -160,7 +161,7 @@ def _learner(job, tokenizer, train):
         )
     counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
-    return Learner(model, kind, settings, sharded, counts)
+    return Learner(model, model_kind, kind, settings, sharded, counts)
 
 
 def _stop_at_rung(job, learner, trainer):

@@ -13,12 +13,12 @@ OPERATIONS = {"lora": 4, "all": 6}
 VALIDATIONS = 10  # at least so many validations per training
 
 
-def steps(budget, train, settings, parameters, seed):
+def steps(budget, lengths, settings, parameters, seed):
     """Return the number of optimizer steps until `budget` is spent, including the step that reaches it.
 
     Args:
         budget: {unit: max_steps, tokens or flops; amount}.
-        train: the training examples.
+        lengths: the number of tokens of each training example.
         settings: the section `finetune`.
         parameters: of the whole model; an operation count is `OPERATIONS` times parameters times tokens.
         seed: decides the order of the examples, and with it the tokens of each step.
@@ -31,7 +31,7 @@ def steps(budget, train, settings, parameters, seed):
     operations = OPERATIONS[settings.get("train", "lora")] * parameters
     tokens = budget["amount"] if budget["unit"] == "tokens" else budget["amount"] / operations
     spent = 0
-    for step, cost in enumerate(_tokens(train, settings["batch_size"], seed), start=1):
+    for step, cost in enumerate(_tokens(lengths, settings["batch_size"], seed), start=1):
         spent += cost
         if step == 1 and cost > tokens:
             raise SettingsError(
@@ -42,22 +42,21 @@ def steps(budget, train, settings, parameters, seed):
             return step
 
 
-def _tokens(train, size, seed):
+def _tokens(lengths, size, seed):
     """Yield the number of tokens of each step, without end."""
-    lengths = [len(example["input_ids"]) for example in train]
     # the sampler that the training uses: steps differ in length, so only the same order gives the exact count
-    sampler = StepSampler(len(train), size, seed)
+    sampler = StepSampler(len(lengths), size, seed)
     for epoch in count():
         sampler.set_epoch(epoch)
         for batch in sampler:
             yield sum(lengths[place] for place in batch)
 
 
-def resolved(settings, train, parameters, seed):
+def resolved(settings, lengths, parameters, seed):
     """Return the settings with `max_steps` and `eval_steps` worked out from `budget`; without one, unchanged."""
     if not settings.get("budget"):
         return settings
-    most = steps(settings["budget"], train, settings, parameters, seed)
+    most = steps(settings["budget"], lengths, settings, parameters, seed)
     if settings["warmup_steps"] >= most:
         raise SettingsError(
             f"budget: it is spent after {most} steps, before the learning rate has risen "

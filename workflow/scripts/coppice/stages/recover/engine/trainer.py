@@ -23,7 +23,6 @@ from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
 
 from . import checkpoints, duration, progress, sharding
-from .batching import Engine, count_targets
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
@@ -40,7 +39,7 @@ def build(job, learner, tokenizer, train, validation):
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
-    engine = Engine(learner.model, job.token_limit, settings["arrangement"])
+    engine = learner.model_kind.engine(learner.model, job.token_limit, settings["arrangement"])
     log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
@@ -62,6 +61,7 @@ def build(job, learner, tokenizer, train, validation):
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
     try:
         trainer = StepTrainer(
+            kind=learner.model_kind,
             engine=engine,
             batch_size=settings["batch_size"],
             model=learner.model,
@@ -87,10 +87,10 @@ def build(job, learner, tokenizer, train, validation):
 
 
 class StepTrainer(Trainer):
-    """Trains on examples {input_ids, labels, row} with a `batching.Engine`, `batch_size` examples per step."""
+    """Trains on the examples of a `kind` of model with an engine of that kind, `batch_size` examples per step."""
 
-    def __init__(self, *, engine, batch_size, **options):
-        self.engine, self.batch_size = engine, batch_size
+    def __init__(self, *, kind, engine, batch_size, **options):
+        self.kind, self.engine, self.batch_size = kind, engine, batch_size
         self.log_file = self.stop = self.patience = None
         self.sharded, self.restoring, self.operations = False, None, duration.OPERATIONS["lora"]
         super().__init__(**options)
@@ -133,13 +133,13 @@ class StepTrainer(Trainer):
         examples = inputs["examples"]
         # The loss normalizer: the targets of the whole step, in all processes. A mean per micro-batch would weight a
         # target by how few others share its micro-batch. (`num_items_in_batch` is None: Trainer finds no labels.)
-        targets = count_targets(examples)
+        targets = self.kind.targets(examples)
         loss = self._gradients(model, examples, targets)
         if self.args.world_size > 1:
             loss = self._sum_over_processes(model, loss)
         self._check_finite(loss, examples)  # before the optimizer's step, so that no NaN gets into the weights
         # in Trainer's state, so that a resumed training goes on counting
-        self.state.num_input_tokens_seen += sum(len(example["input_ids"]) for example in examples)
+        self.state.num_input_tokens_seen += sum(map(self.kind.length, examples))
         return loss  # the same in every process, because Trainer logs the mean over processes
 
     def _gradients(self, model, examples, targets):
@@ -162,7 +162,7 @@ class StepTrainer(Trainer):
         # Sharded processes gather weights together, so one cannot repeat a step alone: all must start again.
         if self.sharded:
             raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
-        longest = max(len(example["input_ids"]) for example in examples)
+        longest = max(map(self.kind.length, examples))
         if self.engine.token_limit < longest:  # the longest example ran alone already
             raise TransientError(
                 f"finetune: a single example of {longest} tokens does not fit in the device's memory. Set "
@@ -191,7 +191,7 @@ class StepTrainer(Trainer):
         every = examples
         if self.args.world_size > 1:
             # every n-th example in order of length, so that each process has about the same number of tokens
-            examples = sorted(examples, key=lambda example: len(example["input_ids"]))
+            examples = sorted(examples, key=self.kind.length)
             examples = examples[self.args.process_index :: self.args.world_size]
         own = self.engine.micro_batches(examples) if examples else []
         if not self.sharded:
@@ -222,8 +222,8 @@ class StepTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Compute the mean loss per target token over the validation examples, independent of batches and padding."""
-        # in lexicographic order, so that examples that share a prefix are arranged together
-        examples = sorted(eval_dataset or self.eval_dataset, key=lambda example: example["input_ids"])
+        # in an order that puts examples together which share work
+        examples = sorted(eval_dataset or self.eval_dataset, key=self.kind.sort_key)
         started = time.monotonic()
         loss = self._validation_loss(examples)
         seconds = time.monotonic() - started
@@ -245,7 +245,7 @@ class StepTrainer(Trainer):
             total += self._summed_loss(examples[start : start + VALIDATION_ROWS])
         if self.args.world_size > 1:
             distributed.all_reduce(total)
-        return total.item() / count_targets(examples)
+        return total.item() / self.kind.targets(examples)
 
     def _summed_loss(self, examples):
         while True:
@@ -262,7 +262,7 @@ class StepTrainer(Trainer):
 
     def floating_point_ops(self, inputs):
         """Return the operations of a batch, by `duration.OPERATIONS`; Trainer's estimate needs tensors."""
-        tokens = sum(len(example["input_ids"]) for example in inputs["examples"])
+        tokens = sum(map(self.kind.length, inputs["examples"]))
         return self.operations * tokens * self._parameters()
 
     @functools.cache  # noqa: B019 - one trainer per process
@@ -318,7 +318,7 @@ class StepTrainer(Trainer):
                     self.engine.summed_loss(micro).double().item() for micro in self.engine.micro_batches([example])
                 ]
             losses.append(math.fsum(parts))
-        return losses, [count_targets([example]) for example in self.eval_dataset]
+        return losses, [self.kind.targets([example]) for example in self.eval_dataset]
 
     def _was_at_its_end(self, checkpoint):
         """Return whether nothing is left to train after `checkpoint`."""

@@ -1,4 +1,4 @@
-"""Pack the examples of one optimizer step into micro-batches with shared prefixes and little padding.
+"""Train a causal language model: pack the examples of a step into micro-batches with shared prefixes, little padding.
 
 `tree`: examples that begin alike (with the preamble of a prompt) share those tokens. The prefix tree is cut into rows
 of about equal length, so that little is padded. `sorted`: examples are sorted by length and padded to the longest of
@@ -11,39 +11,22 @@ padded batches and full logits, 13.1 s with `sorted` and 11.1 s with `tree`. Nei
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy
 import torch
 
 from coppice.core.errors import CoppiceError
-from coppice.models import estimates, output_head
-from coppice.models.prefix_tree import TreeForward, batches, build
 
-from ..examples import IGNORED
+from . import estimates, output_head
+from .kinds import MicroBatch
+from .prefix_tree import TreeForward, batches, build
+from .text_examples import IGNORED
 
 logger = logging.getLogger("coppice.finetuning")
 
 ARRANGEMENTS = ("tree", "sorted")
 CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A part of a step's target tokens.
-
-    states: runs the model and returns the states [N, width] that predict `targets` [N] (logits, if the model changes
-    them after its output layer); tokens: how many tokens the model is run on, padding included.
-    """
-
-    states: Callable[[], torch.Tensor]
-    targets: torch.Tensor
-    tokens: int
-
-    def without_targets(self):
-        """Return the same run of the model without any target, so that all its gradients are zero."""
-        return MicroBatch(lambda: self.states()[:0], self.targets[:0], self.tokens)
 
 
 class Engine:
@@ -84,7 +67,7 @@ class Engine:
         """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
         # A sum, not a mean: averaging each micro-batch would weight a target by how few others share its micro-batch.
         # The trainer divides by the targets of the whole step.
-        states, head = micro.states(), self.forward.head
+        states, head = micro.run(self.forward), self.forward.head
         if head is None:  # the model changes its logits after the output layer, so `states` are the full logits
             return output_head.summed_loss_of_logits(states, micro.targets.to(states.device))
         # The module itself is passed on, not its weight: it may carry an adapter, a bias or quantized weights.
@@ -120,7 +103,7 @@ class Engine:
             tokens = len(batch) * max(map(len, batch))
             # `batch` is bound as a default, because several micro-batches may be collected before the first one runs.
             # `forward` passes mask and positions together: either one without the other is silently wrong.
-            yield self._micro_batch(lambda batch=batch: self.forward(trie, batch), line, place, wanted, tokens)
+            yield _micro_batch(lambda forward, batch=batch: forward(trie, batch), line, place, wanted, tokens)
 
     def _sorted(self, examples):
         for group in _by_length(examples, self.token_limit):
@@ -133,20 +116,21 @@ class Engine:
                 own = len(example["input_ids"]) - 1
                 ids[line, :own], labels[line, :own] = example["input_ids"][:-1], example["labels"][1:]
             line, place = (labels != IGNORED).nonzero()
-            yield self._micro_batch(
-                lambda ids=ids: self.forward.run(torch.from_numpy(ids).to(self.device)),
+            yield _micro_batch(
+                lambda forward, ids=ids: forward.run(torch.from_numpy(ids).to(forward.device)),
                 line,
                 place,
                 labels[line, place],
                 ids.size,
             )
 
-    def _micro_batch(self, run, line, place, targets, tokens):
-        def states():
-            outputs = run()  # if device_map spreads the model over GPUs, these are not on the device of the tokens
-            return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
 
-        return MicroBatch(states, torch.from_numpy(targets), tokens)
+def _micro_batch(run, line, place, targets, tokens):
+    def states(forward):
+        outputs = run(forward)  # if device_map spreads the model over GPUs, these are not on the device of the tokens
+        return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
+
+    return MicroBatch(states, torch.from_numpy(targets), tokens)
 
 
 def count_targets(examples):

@@ -1,0 +1,214 @@
+"""What the stages must know about a kind of model, and the registry of the kinds.
+
+A stage asks the kind of its model and never branches on the kind's name. A new kind is a module of this package with a
+member `KIND`, and a line in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from .towers import Anatomy, Tower
+
+Example = dict[str, Any]
+Inputs = dict[str, Any]
+
+# name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
+# configuration. causal-lm fits every configuration, so it comes last.
+KINDS = {"causal-lm": "causal_lm"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a data set, formatted for a model.
+
+    Attributes:
+        segments: its text; empty if there is nothing to learn from.
+        ends: whether an end-of-sequence token follows the text.
+        special_tokens: whether the tokenizer's special tokens go around the text. A chat template contains them.
+        divisible: whether a long text may become several examples (plain text) or is cut off (a response).
+        content: the columns of the row, for kinds that read more than text.
+    """
+
+    segments: Sequence[Segment]
+    ends: bool
+    special_tokens: bool
+    divisible: bool
+    content: Mapping[str, Any]
+
+
+class Forward(Protocol):
+    """Runs a model on a micro-batch. An engine has one for its model; another model may have its own."""
+
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of the targets of one optimizer step, small enough to fit in memory.
+
+    Attributes:
+        run: runs the model of a Forward and returns the states [N, width] that predict the targets (logits, if the
+            model changes them after its output layer). An objective may run a second model, such as a teacher, on the
+            same tokens.
+        targets: what the states predict, [N].
+        tokens: the number of tokens that the model is run on, padding included.
+    """
+
+    run: Callable[[Any], torch.Tensor]
+    targets: torch.Tensor
+    tokens: int
+
+    def without_targets(self) -> MicroBatch:
+        """Return the same run of the model without any target, so that all its gradients are zero."""
+        return MicroBatch(lambda forward: self.run(forward)[:0], self.targets[:0], self.tokens)
+
+
+class Engine(Protocol):
+    """Computes the summed loss of the examples of one optimizer step, micro-batch by micro-batch.
+
+    The sum over the micro-batches, divided by the number of targets in the step, is the loss of the step. An engine
+    whose loss is no sum over examples (a contrastive loss) computes what couples them in `micro_batches`, which is
+    called once for each step.
+
+    Attributes:
+        forward: runs the engine's model.
+        arrangement: how examples are arranged, for the record.
+        token_limit: the most tokens in a micro-batch; an example that is longer runs alone. It may be lowered at any
+            time.
+    """
+
+    forward: Any
+    arrangement: str
+    token_limit: int
+
+    def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of some examples; each target is in exactly one of them."""
+
+    def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
+        """Return the summed loss of a micro-batch's targets: a float32 scalar."""
+
+
+class ModelKind(ABC):
+    """A kind of model, as the stages see it.
+
+    Attributes:
+        name: its key in `KINDS`.
+        noun: how messages name a model of this kind, with its article.
+        row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
+        task_type: peft's task type.
+        prunable: the values of `model_type` in a configuration whose towers it knows.
+        adapter_groups: what `finetune.lora.target_modules` may name -> the names of linear layers that are meant.
+        evaluators: the evaluators that apply to it, in the order in which they run.
+    """
+
+    name: str
+    noun: str
+    row_kinds: tuple[str, ...]
+    task_type: str
+    prunable: tuple[str, ...]
+    adapter_groups: Mapping[str, tuple[str, ...]]
+    evaluators: tuple[str, ...]
+
+    @abstractmethod
+    def fits(self, config: PretrainedConfig) -> bool:
+        """Return whether a model with this configuration is of this kind."""
+
+    @abstractmethod
+    def auto_class(self) -> type:
+        """Return the auto class of transformers that loads a checkpoint and builds a model from a configuration."""
+
+    @abstractmethod
+    def context_length(self, config: PretrainedConfig) -> int:
+        """Return the number of tokens that a model with this configuration was made for."""
+
+    @abstractmethod
+    def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
+        """Return the towers of blocks that can be pruned; none if the architecture is not supported."""
+
+    @abstractmethod
+    def towers(self, model: nn.Module) -> list[Tower]:
+        """Return the towers of a loaded model, in the order of `anatomies`."""
+
+    # Training
+
+    @abstractmethod
+    def examples(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
+    ) -> list[list[Example]]:
+        """Turn rows into examples: inputs and labels, without padding.
+
+        Args:
+            rows: formatted rows.
+            tokenizer: the model's tokenizer.
+            cutoff: the most tokens of an example.
+            train_on_inputs: whether prompts are learned, too.
+
+        Returns:
+            For each row its examples: one, none if nothing is left to learn, or several.
+        """
+
+    @abstractmethod
+    def length(self, example: Example) -> int:
+        """Return the number of tokens that a model is run on for an example."""
+
+    @abstractmethod
+    def targets(self, examples: Sequence[Example]) -> int:
+        """Return the number of targets (of tokens, for a text) in examples, by which a summed loss is divided."""
+
+    def sort_key(self, example: Example) -> Any:
+        """Return the key by which validation examples are sorted, so that neighbors share work or a length."""
+        return self.length(example)
+
+    @abstractmethod
+    def engine(self, model: nn.Module, token_limit: int, arrangement: str | None = None) -> Engine:
+        """Return the fastest exact engine for a model, with an adapter or without.
+
+        Args:
+            model: the model to train.
+            token_limit: the most tokens at a time.
+            arrangement: `finetune.arrangement`; None chooses.
+        """
+
+    @abstractmethod
+    def inputs(self, examples: Sequence[Example], device: torch.device) -> Inputs:
+        """Return padded model inputs of a few examples, as keyword arguments."""
+
+    # Checks by fixed inputs
+
+    @abstractmethod
+    def probes(self, model: nn.Module) -> list[Inputs]:
+        """Return a few fixed inputs, on which a model is compared with and without its adapter or before merging."""
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Return the model's output for the inputs, [..., width]: logits or embeddings."""
+
+
+def named(name: str) -> ModelKind:
+    """Return the kind called `name`."""
+    return importlib.import_module(f"{__package__}.{KINDS[name]}").KIND
+
+
+def of(config: PretrainedConfig) -> ModelKind:
+    """Return the kind of the models that have this configuration."""
+    return next(kind for kind in map(named, KINDS) if kind.fits(config))

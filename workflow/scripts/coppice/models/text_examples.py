@@ -1,0 +1,116 @@
+"""Turn formatted rows of text into token ids and labels, with the labels of prompts masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+
+from coppice.core.errors import SettingsError
+
+from .kinds import Example, Row
+
+IGNORED = -100  # label of a token that is not trained on: torch's cross-entropy skips it
+
+
+def examples(rows: Sequence[Row], tokenizer, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
+    """Return the examples {input_ids, labels} of each row; see `kinds.ModelKind.examples`.
+
+    Args:
+        rows: formatted rows. A divisible one is split, another one is cut off.
+        tokenizer: a fast tokenizer.
+        cutoff: the most tokens of an example.
+        train_on_inputs: whether prompts are learned, too.
+
+    Raises:
+        SettingsError: The tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:  # only fast tokenizers return the character offsets that prompts are masked by
+        raise SettingsError(
+            "the model's tokenizer is not a fast one, so it does not report character offsets. Put its fast version "
+            "(tokenizer.json) into the model's folder."
+        )
+    tokens = _Tokens(tokenizer)
+    for row in rows:
+        tokens.add(row.segments, row.special_tokens)
+    tokens.run()
+    found = []
+    for row in rows:
+        ids, labels = tokens.example(row.segments, row.special_tokens, row.ends, train_on_inputs)
+        found.append([part for part in _cut(ids, labels, cutoff, row.divisible) if _has_target(part)])
+    return found
+
+
+def _has_target(example):
+    # the first label is never a target: no token precedes it to predict it from
+    return any(label != IGNORED for label in example["labels"][1:])
+
+
+def _cut(ids, labels, length, divisible):
+    """Return examples of at most `length` tokens: a divisible text is split into several, others are cut off."""
+    stop = len(ids) if divisible else min(len(ids), length)
+    return [
+        {"input_ids": ids[start : start + length], "labels": labels[start : start + length]}
+        for start in range(0, stop, length)
+    ]
+
+
+class _Tokens:
+    """Token ids of many texts, from two batched calls of the tokenizer: with its special tokens and without.
+
+    The segments of an example are joined and tokenized as one text, because a tokenizer may split a word differently
+    at the beginning of a text: SentencePiece puts a space marker there.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.texts = {True: {}, False: {}}
+
+    def add(self, segments, special):
+        """Add the text of an example; `special` says whether the tokenizer's special tokens go around it."""
+        self.texts[special][_joined(segments)] = None
+
+    def run(self):
+        """Tokenize all texts that were added."""
+        for special, texts in self.texts.items():
+            if texts:
+                encoded = self.tokenizer(
+                    list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+                )
+                pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+                texts.update(zip(texts, pairs, strict=True))
+
+    def example(self, segments, special, ends, train_on_inputs):
+        """Return (ids, labels) of an example, with an EOS at the end if it `ends`; labels of prompts are `IGNORED`."""
+        if not segments:
+            return [], []
+        eos = self.tokenizer.eos_token_id
+        ids, offsets = self.texts[special][_joined(segments)]
+        trained = _in_response(numpy.asarray(offsets).reshape(-1, 2), segments) | train_on_inputs
+        labels = [token if on else IGNORED for token, on in zip(ids, trained.tolist(), strict=True)]
+        if ends and (not ids or ids[-1] != eos or not trained[-1]):
+            # Some tokenizers append EOS themselves. That EOS covers no characters, so its label is masked and the
+            # model would never learn to stop: replace it by one that is trained on.
+            ids = ids[:-1] if ids and ids[-1] == eos else ids
+            labels = labels[: len(ids)]
+            return [*ids, eos], [*labels, eos]
+        return ids, labels
+
+
+def _joined(segments):
+    return "".join(segment.text for segment in segments)
+
+
+def _in_response(offsets, segments):
+    """Return a bool array [tokens]: whether any character of a token lies in a segment that is trained on.
+
+    offsets: [tokens, 2], the first character of each token and the one after its last.
+    """
+    found, start = numpy.zeros(len(offsets), dtype=bool), 0
+    for segment in segments:
+        stop = start + len(segment.text)
+        if segment.learned:
+            # special tokens have the empty span (0, 0), which belongs to no segment
+            found |= (offsets[:, 1] > start) & (offsets[:, 0] < stop) & (offsets[:, 1] > offsets[:, 0])
+        start = stop
+    return found
