@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from coppice import models
 from coppice.core.errors import CheckpointError, DataError, SettingsError
-from coppice.models import pruned_shapes
+from coppice.models import kinds, pruned_shapes
 from coppice.stages.prune import check_grid, importance, prune, resolve
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -40,6 +40,11 @@ def case_id(value):
 
 each_case = pytest.mark.parametrize(("architecture", "point"), list(cases()), ids=case_id)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def tower_of(model):
+    """Return the decoder of a model."""
+    return kinds.of(model.config).towers(model)[0]
 
 
 def damped(model, *blocks):
@@ -160,7 +165,7 @@ def test_tied_embeddings_stay_tied(tiny_model, token_batches, tmp_path):
 def test_taylor_scores_equal_float64_autograd(tiny_model, token_batches, architecture):
     model = tiny_model(architecture).double()
     batches = [*token_batches(count=2), *token_batches(count=1, rows=1, length=9, seed=5)]  # of unequal sizes
-    scores = importance.taylor(model, ["mlp", "attention"], batches)
+    scores = importance.taylor(tower_of(model), ["mlp", "attention"], batches)
     assert all(parameter.grad is None for parameter in model.parameters())
 
     targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
@@ -188,8 +193,8 @@ def test_taylor_scores_equal_float64_autograd(tiny_model, token_batches, archite
 
 def test_taylor_does_not_depend_on_how_the_calibration_rows_are_batched(tiny_model, token_batches):
     model, batches = tiny_model("llama").double(), token_batches()
-    whole = importance.taylor(model, ["mlp"], [torch.cat(batches)])
-    for one, other in zip(whole["mlp"], importance.taylor(model, ["mlp"], batches)["mlp"], strict=True):
+    whole = importance.taylor(tower_of(model), ["mlp"], [torch.cat(batches)])
+    for one, other in zip(whole["mlp"], importance.taylor(tower_of(model), ["mlp"], batches)["mlp"], strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=1e-5)
 
 
@@ -210,7 +215,7 @@ def test_the_memory_of_taylor_beyond_the_weights_does_not_grow_with_depth(tiny_m
                 held[0] -= self.size
 
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-            importance.taylor(model, ["mlp", "attention"], token_batches())
+            importance.taylor(tower_of(model), ["mlp", "attention"], token_batches())
         return top[0]
 
     assert peak(2) == peak(8) > 0
@@ -219,7 +224,7 @@ def test_the_memory_of_taylor_beyond_the_weights_does_not_grow_with_depth(tiny_m
 @each_architecture
 def test_activation_scores_are_weights_times_input_norms(tiny_model, token_batches, architecture):
     model, batches = tiny_model(architecture), token_batches()
-    scores = importance.activation(model, ["mlp", "attention"], batches)
+    scores = importance.activation(tower_of(model), ["mlp", "attention"], batches)
     inputs = {}
     for name, module in model.named_modules():
         if name.endswith(("down_proj", "o_proj")):
@@ -298,9 +303,9 @@ def test_scoring_does_not_change_the_model(tiny_model, token_batches):
     model = tiny_model("mistral", attention_dropout=0.5).train()
     model.model.embed_tokens.weight.requires_grad_(False)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first = importance.taylor(model, ["mlp"], token_batches())
-    second = importance.taylor(model, ["mlp"], token_batches())
-    importance.block_distances(model, token_batches())
+    first = importance.taylor(tower_of(model), ["mlp"], token_batches())
+    second = importance.taylor(tower_of(model), ["mlp"], token_batches())
+    importance.block_distances(tower_of(model), token_batches())
     assert all(torch.equal(a, b) for a, b in zip(first["mlp"], second["mlp"], strict=True))  # dropout is off
     assert model.training
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
@@ -311,8 +316,8 @@ def test_scoring_does_not_change_the_model(tiny_model, token_batches):
 @each_architecture
 def test_block_influence_and_angular_distance_equal_a_direct_computation(tiny_model, token_batches, architecture):
     model, batches = tiny_model(architecture), [*token_batches(), *token_batches(count=1, rows=1, length=6, seed=3)]
-    influence = importance.block_distances(model, batches)
-    angles = importance.block_distances(model, batches, span=2, angular=True)
+    influence = importance.block_distances(tower_of(model), batches)
+    angles = importance.block_distances(tower_of(model), batches, span=2, angular=True)
 
     model.model.norm = torch.nn.Identity()  # otherwise the last of output_hidden_states is normalized
     with torch.no_grad():
@@ -347,7 +352,7 @@ def test_removes_structures_of_equal_importance_in_order_of_their_index(tiny_mod
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_structure(tiny_model):
     model = tiny_model("qwen2")
-    scores = importance.magnitude(model, ["mlp", "attention"])
+    scores = importance.magnitude(tower_of(model), ["mlp", "attention"])
     layer = model.model.layers[2]
     mlp, attention = layer.mlp, layer.self_attn
     channel = torch.cat([mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]])

@@ -1,14 +1,15 @@
-"""Prune a causal language model in memory, so that it can be saved as an ordinary checkpoint.
+"""Prune a model in memory, so that it can be saved as an ordinary checkpoint.
 
 `prune` takes a loaded model and a grid point. It removes whole blocks (`depth`), removes MLP channels and KV groups
 (`width`) or sets single weights to zero (`unstructured`), and updates the configuration to match. After
-`save_pretrained`, plain `AutoModelForCausalLM.from_pretrained` loads the folder; only layers of different widths
+`save_pretrained`, plain transformers loads the folder; only layers of different widths
 (`ranking: global`) need `models.pruned_shapes`. `prune` does not load models, read calibration data or write
 `pruning.json`; `candidates` does.
 
-`grid` checks a grid point against a model's configuration alone (without torch); `anatomy` lists the tensors of Llama,
-Qwen2, Qwen3 and Mistral that belong to one structure; `importance` scores structures, with gradients from `blockwise`;
-`methods` decides what to remove and removes it; `measures` describes shapes and sizes.
+The kind of the model says which tower of blocks is pruned, and which tensors belong to one structure (see
+`models.towers`). `grid` checks a grid point against a model's configuration alone (without torch); `anatomy` cuts
+structures out of blocks; `importance` scores structures, with gradients from `blockwise`; `methods` decides what to
+remove and removes it; `measures` describes shapes and sizes.
 
 This package does not use Torch-Pruning. These families need only two kinds of coupled structures, a few lines each,
 whereas Torch-Pruning traces a forward and backward pass through the whole model and so needs all of it in memory at
@@ -94,26 +95,27 @@ def prune(
 
     The model is unchanged if the error comes before `apply`.
     """
-    from coppice.models import footprint
+    from coppice.models import footprint, kinds
 
     # These modules import torch. `resolve` runs when Snakemake parses the workflow, so this package must not.
     from . import anatomy, measures, methods
 
     plan = resolve(point, model.config)
-    anatomy.check(model)
+    tower = kinds.of(model.config).towers(model)[0]
+    anatomy.check(tower)
     batches = measures.checked_batches(batches, required=plan.needs_batches)
     before = footprint.measure(model, context_length)
     method = methods.METHODS[plan.method](plan)
-    importance = method.score(model, batches)
+    importance = method.score(tower, batches)
     measures.check_finite(importance)
     removed = method.choose(importance)
-    model = method.apply(model, importance)
+    method.apply(tower, importance)
     after = footprint.measure(model, before["context_length"])
     facts = {
         "method": plan.method,
         "settings": plan.settings,
         "removed": removed,
-        "per_layer_shapes": measures.per_layer_shapes(model),
+        "per_layer_shapes": measures.per_layer_shapes(tower),
         **measures.facts_of_sizes(before, after),
         "importance": method.summary(importance),
         "calibration": {"sequences": sum(len(b) for b in batches), "tokens": sum(b.numel() for b in batches)},

@@ -13,31 +13,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from coppice.models import output_head
-
-from . import anatomy
+from coppice.models.towers import Tower
 
 
 def visit_gradients(
-    model,
+    tower: Tower,
     batches: Sequence[torch.Tensor],
     tensors_of: Callable[[nn.Module], list[nn.Parameter]],
     visit: Callable[[int, dict[nn.Parameter, torch.Tensor]], None],
 ) -> None:
     """Call `visit(index, gradients)` for each block, from the last to the first.
 
-    `gradients` maps each tensor to the gradient of the mean next-token loss over all tokens of all batches, in float32
-    or wider. It is freed after the visit.
+    `gradients` maps each tensor to the gradient of the mean loss over all targets of all batches, in float32 or wider.
+    It is freed after the visit.
 
     Args:
-        model: a causal language model in evaluation mode in which no parameter requires a gradient.
+        tower: of a model in evaluation mode in which no parameter requires a gradient.
         batches: token ids, each LongTensor [B, T].
         tensors_of: returns the parameters of a block whose gradients are wanted.
         visit: called once per block.
     """
-    targets = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
-    recorded = [_Recorded(model, batch, targets) for batch in batches]
-    blocks = anatomy.blocks(model)
+    targets = sum(tower.targets(batch) for batch in batches)
+    recorded = [_Recorded(tower, batch, targets) for batch in batches]
+    blocks = tower.blocks
     for index in range(len(blocks) - 1, -1, -1):
         visit(index, _block_gradients(blocks[index], index, tensors_of(blocks[index]), recorded))
 
@@ -45,20 +43,18 @@ def visit_gradients(
 class _Recorded:
     """One batch: the input of every block, in host memory, and the loss gradient at the output of the next block."""
 
-    def __init__(self, model, batch, targets):
+    def __init__(self, tower, batch, targets):
         self.inputs, self.options = {}, {}
-        blocks = anatomy.blocks(model)
+        blocks = tower.blocks
         hooks = [b.register_forward_pre_hook(self._keep(i), with_kwargs=True) for i, b in enumerate(blocks)]
         hooks.append(blocks[-1].register_forward_hook(self._keep_last))
         try:
             with torch.no_grad():
-                batch = batch.to(model.get_input_embeddings().weight.device)
-                # The body without the output layer: full logits would be the largest tensor by far.
-                model.base_model(input_ids=batch, use_cache=False)
+                tower.run(batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        self.gradient = self._loss_gradient(model, batch, targets)
+        self.gradient = self._loss_gradient(tower, batch, targets)
 
     def _keep(self, index):
         def hook(_block, args, kwargs):
@@ -71,14 +67,11 @@ class _Recorded:
     def _keep_last(self, _block, _args, output):
         self.last = _state(output)
 
-    def _loss_gradient(self, model, batch, targets):
-        """Return the loss gradient at the last block's output: back through the output layer (in chunks) and norm."""
+    def _loss_gradient(self, tower, batch, targets):
+        """Return the loss gradient at the last block's output."""
         with torch.enable_grad():
             last = self.last.detach().requires_grad_(True)
-            hidden = model.base_model.norm(last)[:, :-1].flatten(0, 1)
-            head = model.get_output_embeddings()
-            labels = batch[:, 1:].flatten().to(hidden.device)
-            (output_head.summed_loss(head, hidden, labels) / targets).backward()
+            (tower.summed_loss(last, batch) / targets).backward()
         del self.last
         return last.grad.cpu()
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coppice.core.errors import CheckpointError, SettingsError, nearest
+from coppice.models import kinds
+from coppice.models.towers import Anatomy
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 KEYS = {
     "depth": {"ratio", "consecutive"},
     "width": {"ratio", "importance", "parts", "ranking"},
@@ -66,7 +67,7 @@ def resolve(point: dict[str, Any], config) -> Plan:
 
     Raises:
         SettingsError: names the key, its value and what would work.
-        CheckpointError: the architecture is not one of `FAMILIES`.
+        CheckpointError: the architecture cannot be pruned.
     """
     method = point.get("method")
     if method not in KEYS:
@@ -82,20 +83,22 @@ def resolve(point: dict[str, Any], config) -> Plan:
     ratio = point.get("ratio")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise SettingsError(f"prune point {point}: 'ratio' is {ratio!r}, but must be a number between 0 and 1")
-    if config.model_type not in FAMILIES:
+    kind = kinds.of(config)
+    towers = kind.anatomies(config)
+    if not towers:
         raise CheckpointError(
             f"{config.name_or_path or type(config).__name__}: model type '{config.model_type}' is not supported for "
-            f"pruning (supported: {', '.join(FAMILIES)}). Prune it with another tool and list the result in "
+            f"pruning (supported: {', '.join(kind.prunable)}). Prune it with another tool and list the result in "
             "candidates.table."
         )
-    return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, config)
+    return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, towers[0])
 
 
-def _depth(point, ratio, config) -> Plan:
+def _depth(point, ratio: float, tower: Anatomy) -> Plan:
     consecutive = point.get("consecutive", False)
     if not isinstance(consecutive, bool):
         raise SettingsError(f"prune point {point}: 'consecutive' is {consecutive!r}, but must be true or false")
-    layers = config.num_hidden_layers
+    layers = tower.blocks
     count = max(1, round(ratio * layers))
     if count >= layers:
         raise SettingsError(
@@ -103,10 +106,10 @@ def _depth(point, ratio, config) -> Plan:
             "least one layer stays."
         )
     settings = {"method": "depth", "ratio": ratio, "consecutive": consecutive}
-    return Plan("depth", settings, {"layers": count}, {"num_hidden_layers": layers - count})
+    return Plan("depth", settings, {"layers": count}, {tower.blocks_key: layers - count})
 
 
-def _width(point, ratio, config) -> Plan:
+def _width(point, ratio: float, tower: Anatomy) -> Plan:
     importance, parts = _one_of(point, "importance", "taylor", IMPORTANCES["width"]), point.get("parts", ["mlp"])
     ranking = _one_of(point, "ranking", "uniform", RANKINGS)
     if not isinstance(parts, list | tuple) or not parts or not set(parts) <= set(PARTS):
@@ -115,23 +118,25 @@ def _width(point, ratio, config) -> Plan:
     settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
     if ranking == "global":
         # The layers then differ in width, so the configuration keeps the dense model's numbers.
-        sizes = {"mlp": config.intermediate_size, "attention": config.num_key_value_heads}
-        remove = {part: math.floor(ratio * sizes[part] * config.num_hidden_layers + 1e-9) for part in parts}
-        _check_removes(point, remove, config)
+        sizes = {part: tower.parts[part].count(tower.config) for part in parts}
+        remove = {part: math.floor(ratio * size * tower.blocks + 1e-9) for part, size in sizes.items()}
+        _check_removes(point, remove, tower)
         return Plan("width", settings, remove, {})
     remove, changes, warnings = {}, {}, []
     if "mlp" in parts:
-        kept = _kept_channels(ratio, config.intermediate_size)
-        remove["mlp"], changes["intermediate_size"] = config.intermediate_size - kept, kept
+        channels = _size(tower, "mlp")
+        kept = _kept_channels(ratio, channels)
+        remove["mlp"] = channels - kept
+        changes |= tower.parts["mlp"].changes(tower.config, kept)
     if "attention" in parts:
-        remove["attention"] = _removed_groups(point, ratio, config)
-        changes |= _head_counts(config, config.num_key_value_heads - remove["attention"])
-    _check_removes(point, remove, config)
-    warnings += [f"ratio {ratio} removes nothing from '{p}' ({_sizes(config)})" for p in parts if not remove[p]]
+        remove["attention"] = _removed_groups(point, ratio, tower)
+        changes |= _head_counts(tower, _size(tower, "attention") - remove["attention"])
+    _check_removes(point, remove, tower)
+    warnings += [f"ratio {ratio} removes nothing from '{p}' ({_sizes(tower)})" for p in parts if not remove[p]]
     return Plan("width", settings, remove, changes, warnings)
 
 
-def _unstructured(point, ratio, config) -> Plan:
+def _unstructured(point, ratio: float, tower: Anatomy) -> Plan:
     importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
     pattern = _one_of(point, "pattern", None, PATTERNS)
     if pattern == "2:4" and ratio != 0.5:
@@ -139,6 +144,7 @@ def _unstructured(point, ratio, config) -> Plan:
             f"prune point {point}: 'ratio' is {ratio}, but pattern 2:4 always removes half of the weights. "
             "Set 'ratio' to 0.5."
         )
+    config = tower.config
     odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % 4]
     if pattern == "2:4" and odd:
         raise SettingsError(
@@ -159,16 +165,20 @@ def _one_of(point, key, default, valid):
     return value
 
 
-def _check_removes(point, remove, config):
+def _check_removes(point, remove, tower):
     if not any(remove.values()):
         raise SettingsError(
-            f"prune point {point}: nothing would be removed (the model has {_sizes(config)}), so the candidate would "
+            f"prune point {point}: nothing would be removed (the model has {_sizes(tower)}), so the candidate would "
             "be the dense model. Raise 'ratio' or add to 'parts'."
         )
 
 
-def _sizes(config) -> str:
-    return f"{config.intermediate_size} channels and {config.num_key_value_heads} KV groups a layer"
+def _size(tower: Anatomy, part: str) -> int:
+    return tower.parts[part].count(tower.config)
+
+
+def _sizes(tower: Anatomy) -> str:
+    return f"{_size(tower, 'mlp')} channels and {_size(tower, 'attention')} KV groups a layer"
 
 
 def alignment(width: int) -> int:
@@ -181,16 +191,16 @@ def _kept_channels(ratio: float, width: int) -> int:
     return max(align, round(max(1, width - round(ratio * width)) / align) * align)
 
 
-def _removed_groups(point, ratio: float, config) -> int:
-    groups = config.num_key_value_heads
+def _removed_groups(point, ratio: float, tower: Anatomy) -> int:
+    groups, config = _size(tower, "attention"), tower.config
     # The tolerance corrects products that come out just below an integer.
     count = math.floor(ratio * groups + 1e-9)
     if count >= groups:  # happens if the ratio is within 1e-9 of 1
         raise SettingsError(
             f"prune point {point}: removing {count} of {groups} KV groups would leave none. Lower 'ratio'."
         )
-    if count and not _loads(config, groups - count):
-        loadable = [n for n in range(1, groups) if _loads(config, groups - n)]
+    if count and not _loads(tower, groups - count):
+        loadable = [n for n in range(1, groups) if _loads(tower, groups - n)]
         works = " or ".join(f"{n / groups:.4g}" for n in loadable) or "no ratio"
         raise SettingsError(
             f"prune point {point}: with {groups - count} of {groups} KV groups, the model would not load in plain "
@@ -200,22 +210,16 @@ def _removed_groups(point, ratio: float, config) -> int:
     return count
 
 
-def _head_counts(config, groups: int) -> dict[str, int]:
-    per_group = config.num_attention_heads // config.num_key_value_heads
-    # Set head_dim explicitly: its default, hidden_size / num_attention_heads, is wrong once heads are removed.
-    return {
-        "num_attention_heads": groups * per_group,
-        "num_key_value_heads": groups,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-    }
+def _head_counts(tower: Anatomy, groups: int) -> dict[str, Any]:
+    return tower.parts["attention"].changes(tower.config, groups)
 
 
-def _loads(config, groups: int) -> bool:
+def _loads(tower: Anatomy, groups: int) -> bool:
     """Return True if the configuration accepts this many KV groups; every `from_pretrained` runs the same checks."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        type(config).from_dict({**config.to_dict(), **_head_counts(config, groups)})
+        type(tower.config).from_dict({**tower.config.to_dict(), **_head_counts(tower, groups)})
     except (StrictDataclassError, ValueError):
         return False
     return True

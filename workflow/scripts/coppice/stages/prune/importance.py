@@ -15,21 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coppice.models.towers import Tower
+
 from . import anatomy, blockwise
 
 
-def magnitude(model, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
+def magnitude(tower: Tower, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
     """Return the L2 norm of all weights and biases of each structure: part -> one tensor [structures] per layer."""
     return {
         part: [
-            anatomy.structure_sums(block, part, lambda tensor: _wide(tensor.detach()).square()).sqrt().cpu()
-            for block in anatomy.blocks(model)
+            anatomy.structure_sums(block, tower.parts[part], lambda tensor: _wide(tensor.detach()).square())
+            .sqrt()
+            .cpu()
+            for block in tower.blocks
         ]
         for part in parts
     }
 
 
-def taylor(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def taylor(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """Sum |w * dL/dw| over each structure's entries: part -> one tensor [structures] per layer.
 
     L is the mean next-token loss over all calibration tokens, so the division into batches does not matter. Each term
@@ -39,52 +43,56 @@ def taylor(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict
 
     Only one block's gradients exist at a time (see `blockwise`), and none are left on the model.
     """
-    scores: dict[str, list] = {part: [None] * len(anatomy.blocks(model)) for part in parts}
+    scores: dict[str, list] = {part: [None] * len(tower.blocks) for part in parts}
 
     def tensors_of(block):
-        return [coupling.tensor for part in parts for coupling in anatomy.couplings(block, part)]
+        return [coupling.tensor for part in parts for coupling in tower.parts[part].couplings(block)]
 
     def visit(index, gradients):
         for part in parts:
             sums = anatomy.structure_sums(
-                anatomy.blocks(model)[index], part, lambda w: (_wide(w.detach()) * gradients[w]).abs()
+                tower.blocks[index], tower.parts[part], lambda w: (_wide(w.detach()) * gradients[w]).abs()
             )
             scores[part][index] = sums.cpu()
 
-    with _calibrating(model):
-        blockwise.visit_gradients(model, batches, tensors_of, visit)
+    with _calibrating(tower.model):
+        blockwise.visit_gradients(tower, batches, tensors_of, visit)
     return scores
 
 
-def activation(model, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """Sum |w| * ||x|| over each structure's columns of the part's last linear layer: part -> [structures] per layer.
 
     ||x|| is the L2 norm of the column's input over all calibration tokens. This is Wanda's score of single weights (Sun
     et al. 2023, arXiv:2306.11695), summed over the weights that a structure feeds, as FLAP's authors do for Wanda-sp.
     """
-    lasts = {part: [anatomy.linears(block, part)[-1] for block in anatomy.blocks(model)] for part in parts}
-    norms = column_norms(model, [linear for part in parts for linear in lasts[part]], batches)
+    lasts = {part: [tower.parts[part].linears_of(block)[-1] for block in tower.blocks] for part in parts}
+    norms = column_norms(tower, [linear for part in parts for linear in lasts[part]], batches)
     scores: dict[str, list[torch.Tensor]] = {}
     for part in parts:
         scores[part] = []
-        for block, linear in zip(anatomy.blocks(model), lasts[part], strict=True):
+        for block, linear in zip(tower.blocks, lasts[part], strict=True):
             columns = (_wide(linear.weight.detach()).abs() * norms[linear].to(linear.weight.device)).sum(0)
-            scores[part].append(columns.view(anatomy.count(block, part), -1).sum(1).cpu())
+            scores[part].append(columns.view(anatomy.count(block, tower.parts[part]), -1).sum(1).cpu())
     return scores
 
 
-def column_norms(model, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]) -> dict[nn.Linear, torch.Tensor]:
+def column_norms(
+    tower: Tower, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]
+) -> dict[nn.Linear, torch.Tensor]:
     """Return the L2 norm of each layer's input columns over all calibration tokens: layer -> float32 [in_features]."""
     sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
 
     def add(linear, args):
         sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
 
-    _run_hooked(model, batches, [linear.register_forward_pre_hook(add) for linear in linears])
+    _run_hooked(tower, batches, [linear.register_forward_pre_hook(add) for linear in linears])
     return {linear: total.sqrt().float() for linear, total in sums.items()}
 
 
-def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angular: bool = False) -> torch.Tensor:
+def block_distances(
+    tower: Tower, batches: Sequence[torch.Tensor], span: int = 1, angular: bool = False
+) -> torch.Tensor:
     """Return how far each run of `span` consecutive blocks moves the hidden state: [layers - span + 1], by first block.
 
     With x the input of a run and y its output, this is the mean over all calibration tokens of 1 - cos(x, y), the block
@@ -94,7 +102,7 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
 
     Forward hooks reduce each block's states to a sum immediately, so at most `span` hidden states are held at a time.
     """
-    layers = anatomy.blocks(model)
+    layers = tower.blocks
     sums = torch.zeros(len(layers) - span + 1, dtype=torch.float64)
     inputs: deque[torch.Tensor] = deque(maxlen=span)
 
@@ -111,16 +119,16 @@ def block_distances(model, batches: Sequence[torch.Tensor], span: int = 1, angul
         return hook
 
     hooks = [layer.register_forward_hook(hook_for(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    _run_hooked(model, batches, hooks)
+    _run_hooked(tower, batches, hooks)
     return (sums / sum(batch.numel() for batch in batches)).float()
 
 
-def _run_hooked(model, batches, hooks):
-    """Run the decoder on all batches, then remove the hooks."""
+def _run_hooked(tower, batches, hooks):
+    """Run the tower on all batches, then remove the hooks."""
     try:
-        with _calibrating(model), torch.no_grad():
+        with _calibrating(tower.model), torch.no_grad():
             for batch in batches:
-                model.base_model(input_ids=batch.to(model.get_input_embeddings().weight.device), use_cache=False)
+                tower.run(batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,20 +8,18 @@ from typing import Any
 import torch
 
 from coppice.core.errors import CheckpointError, DataError
+from coppice.models.towers import Tower
 
 from . import anatomy
 
 
-def per_layer_shapes(model) -> dict[str, dict[str, int]]:
+def per_layer_shapes(tower: Tower) -> dict[str, dict[str, int]]:
     """Return the widths of every layer by its index, in the format of transformers' `per_layer_config`."""
     shapes = {}
-    for index, block in enumerate(anatomy.blocks(model)):
-        groups = anatomy.count(block, "attention")
-        shapes[str(index)] = {
-            "intermediate_size": anatomy.count(block, "mlp"),
-            "num_attention_heads": groups * block.self_attn.num_key_value_groups,
-            "num_key_value_heads": groups,
-        }
+    for index, block in enumerate(tower.blocks):
+        shapes[str(index)] = {}
+        for part in tower.parts.values():
+            shapes[str(index)] |= part.sizes(block, anatomy.count(block, part))
     return shapes
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from coppice.models.towers import Tower
+
 from . import anatomy, grid
 from .grid import Plan
 from .importance import activation, block_distances, column_norms, magnitude, taylor
@@ -24,7 +26,7 @@ class Method(ABC):
         self.plan = plan
 
     @abstractmethod
-    def score(self, model, batches: Sequence[torch.Tensor]) -> Importance:
+    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
         """Return the importance of each structure without changing the model."""
 
     @abstractmethod
@@ -32,8 +34,8 @@ class Method(ABC):
         """Return the indices of what to remove, in the unpruned model's numbering."""
 
     @abstractmethod
-    def apply(self, model, importance: Importance):
-        """Remove in place what `choose` returns, update the model's configuration and return the model."""
+    def apply(self, tower: Tower, importance: Importance) -> None:
+        """Remove in place what `choose` returns, and update the model's configuration."""
 
     @abstractmethod
     def summary(self, importance: Importance) -> dict[str, Any]:
@@ -43,11 +45,11 @@ class Method(ABC):
 class Depth(Method):
     """Removes whole blocks: those of lowest influence or, with `consecutive`, the run that moves the state least."""
 
-    def score(self, model, batches):
+    def score(self, tower, batches):
         if self.plan.settings["consecutive"]:
-            distances = block_distances(model, batches, span=self.plan.remove["layers"], angular=True)
+            distances = block_distances(tower, batches, span=self.plan.remove["layers"], angular=True)
         else:
-            distances = block_distances(model, batches)
+            distances = block_distances(tower, batches)
         return {"layers": [distances]}
 
     def choose(self, importance):
@@ -57,19 +59,10 @@ class Depth(Method):
             return {"layers": list(range(first, first + count))}
         return {"layers": _lowest(scores, count)}
 
-    def apply(self, model, importance):
+    def apply(self, tower, importance):
         removed = set(self.choose(importance)["layers"])
-        kept = [index for index in range(len(anatomy.blocks(model))) if index not in removed]
-        base, config = model.base_model, model.config
-        base.layers = nn.ModuleList([base.layers[index] for index in kept])
-        for index, block in enumerate(base.layers):
-            for module in block.modules():
-                if hasattr(module, "layer_idx"):
-                    # The KV cache stores keys and values by this index, so it must have no gaps.
-                    module.layer_idx = index
-        if getattr(config, "layer_types", None) is not None:
-            config.layer_types = [config.layer_types[index] for index in kept]
-        return _configured(model, self.plan)
+        tower.keep_blocks([index for index in range(len(tower.blocks)) if index not in removed])
+        _configure(tower, self.plan)
 
     def summary(self, importance):
         kind = "angular_distance" if self.plan.settings["consecutive"] else "block_influence"
@@ -80,9 +73,9 @@ class Width(Method):
     """Removes the least important MLP channels and KV groups: as many in every layer or, with the ranking `global`,
     wherever in the model they are."""
 
-    def score(self, model, batches):
+    def score(self, tower, batches):
         measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
-        return magnitude(model, parts) if measure == "magnitude" else BY_DATA[measure](model, parts, batches)
+        return magnitude(tower, parts) if measure == "magnitude" else BY_DATA[measure](tower, parts, batches)
 
     def choose(self, importance):
         return {
@@ -106,13 +99,14 @@ class Width(Method):
             return layers
         return [scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny) for scores in layers]
 
-    def apply(self, model, importance):
-        for part, layers in self.choose(importance).items():
-            for block, removed in zip(anatomy.blocks(model), layers, strict=True):
+    def apply(self, tower, importance):
+        for name, layers in self.choose(importance).items():
+            part = tower.parts[name]
+            for block, removed in zip(tower.blocks, layers, strict=True):
                 kept = torch.ones(anatomy.count(block, part), dtype=torch.bool)
                 kept[removed] = False
                 anatomy.keep(block, part, kept.nonzero().flatten())
-        return _configured(model, self.plan)
+        _configure(tower, self.plan)
 
     def summary(self, importance):
         return {
@@ -126,23 +120,22 @@ class Width(Method):
 class Unstructured(Method):
     """Sets single weights of the linear layers to zero: a share of each layer's, or two in every four."""
 
-    def score(self, model, batches):
-        linears = _named_linears(model)
+    def score(self, tower, batches):
+        linears = _linears(tower)
         if self.plan.settings["importance"] == "magnitude":
-            norms = dict.fromkeys(linears.values(), torch.ones(()))  # magnitude ignores the inputs
+            norms = dict.fromkeys(linears, torch.ones(()))  # magnitude ignores the inputs
         else:
-            norms = column_norms(model, list(linears.values()), batches)
-        return {"norms": [norms[linear] for linear in linears.values()]}
+            norms = column_norms(tower, linears, batches)
+        return {"norms": [norms[linear] for linear in linears]}
 
     def choose(self, importance):
         return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}
 
     @torch.no_grad()
-    def apply(self, model, importance):
-        for linear, norms in zip(_named_linears(model).values(), importance["norms"], strict=True):
+    def apply(self, tower, importance):
+        for linear, norms in zip(_linears(tower), importance["norms"], strict=True):
             scores = linear.weight.abs().float() * norms.to(linear.weight.device)
             linear.weight[self._zeroed(scores)] = 0
-        return model
 
     def _zeroed(self, scores):
         """Return a bool mask [rows, columns] of the weights to zero.
@@ -167,9 +160,9 @@ METHODS: dict[str, type[Method]] = {"depth": Depth, "width": Width, "unstructure
 BY_DATA = {"taylor": taylor, "activation": activation}
 
 
-def _named_linears(model):
-    """Return the linear layers of the decoder blocks by name: the layers whose single weights are pruned."""
-    return {name: m for name, m in anatomy.blocks(model).named_modules() if isinstance(m, nn.Linear)}
+def _linears(tower):
+    """Return the linear layers of the blocks, whose single weights are pruned."""
+    return [module for module in tower.blocks.modules() if isinstance(module, nn.Linear)]
 
 
 def _global_counts(layers, total: int, align: int) -> list[int]:
@@ -208,8 +201,7 @@ def _layer_summary(scores: torch.Tensor, removed: int) -> dict[str, float]:
     }
 
 
-def _configured(model, plan: Plan):
+def _configure(tower: Tower, plan: Plan) -> None:
     for key, value in plan.changes.items():
-        setattr(model.config, key, value)
-    model.config.validate()  # fail here rather than when somebody loads the saved checkpoint
-    return model
+        setattr(tower.config, key, value)
+    tower.config.validate()  # fail here rather than when somebody loads the saved checkpoint
