@@ -98,10 +98,11 @@ def lora_model(name):
     import torch
     from peft import get_peft_model
 
+    from coppice.models import causal_lm
     from coppice.stages.recover import lora
 
     model = build_model(name)
-    model = get_peft_model(model, lora.lora_config(model, LORA | {"dropout": 0.0, "init": "default"}))
+    model = get_peft_model(model, lora.lora_config(model, causal_lm.KIND, LORA | {"dropout": 0.0, "init": "default"}))
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, 0.0, 0.02)
@@ -158,9 +159,11 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     from coppice.models import causal_lm
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer
+    from coppice.stages.recover.registry import recovery_of
 
     trainer = StepTrainer(
         kind=causal_lm.KIND,
+        recovery=recovery_of({}),
         engine=causal_lm.KIND.engine(model, MICRO * CUTOFF),
         batch_size=arguments.batch,
         model=model,

@@ -23,6 +23,7 @@ from common import SHAPES, build_model, conclude, on_gpu
 from coppice import models
 from coppice.core import jobs, logs, records
 from coppice.models import estimates
+from coppice.stages.recover.registry import recovery_of
 from coppice.study import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,9 @@ def expected(job, study, folder, threads):
     machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
     shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"].model_dump()
     if job == "finetune":
-        return estimates.finetune(shape, model, study.finetune.model_dump(), machine)
+        settings = study.finetune.model_dump()
+        memory = recovery_of(settings).trained.memory(shape, settings)
+        return estimates.finetune(shape, model, settings, machine, memory)
     if job == "evaluate":
         return estimates.evaluate(shape, model, machine)
     return estimates.prune(shape, model, [POINTS[job]], study.calibration.model_dump(), machine)

@@ -15,8 +15,10 @@ from coppice.ablation import measuring, races, reading, recommendation, report, 
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError
 from coppice.stages import recover
-from coppice.stages.recover import lora
+from coppice.stages.recover import training
 from coppice.stages.recover.engine import duration
+from coppice.stages.recover.full import AllWeights
+from coppice.stages.recover.lora import Lora
 from coppice.stats import metrics
 from coppice.study.settings import arms, lora_presets
 
@@ -31,7 +33,8 @@ def section(arm, below=SETTINGS):
 
 def count_trained(folder, settings):
     """Return the number of parameters that really get a gradient."""
-    model = lora.prepare(models.load(models.Source(str(folder)), train=True), settings, None, [])
+    source = models.Source(str(folder))
+    model = Lora().prepare(models.load(source, train=True), models.kind_of(source), source, settings, [])
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -84,24 +87,25 @@ def test_training_all_weights_resumes_from_a_checkpoint_to_the_same_result(tiny_
 def test_rejects_a_model_that_does_not_fit_the_device_before_training(monkeypatch):
     monkeypatch.setattr(models, "device_memory", lambda: 2**30)
     with pytest.raises(recover.DoesNotFit, match="takes 104 GiB"):
-        recover.check_room(7 * 10**9)
+        AllWeights().check_room(7 * 10**9)
 
 
 def test_a_token_budget_ends_with_the_step_that_reaches_it():
-    wanted, settings = {"unit": "tokens", "amount": 100}, {"batch_size": 2}
-    assert duration.steps(wanted, [10] * 8, settings, 1000, seed=0) == 5  # 20 tokens a step, over two epochs
-    assert duration.steps(wanted | {"amount": 101}, [10] * 8, settings, 1000, seed=0) == 6
+    wanted = {"unit": "tokens", "amount": 100}
+    assert duration.steps(wanted, [10] * 8, 2, 4000, seed=0) == 5  # 20 tokens a step, over two epochs
+    assert duration.steps(wanted | {"amount": 101}, [10] * 8, 2, 4000, seed=0) == 6
 
 
 def test_a_flop_budget_trains_all_weights_for_fewer_tokens():
     wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, [10] * 8
-    assert duration.steps(wanted, rows, {"batch_size": 2}, 1000, seed=0) == 15
-    assert duration.steps(wanted, rows, {"batch_size": 2, "train": "all"}, 1000, seed=0) == 10
+    adapter, everything = (recover.recovery_of({"train": name}).operations(1000) for name in ("lora", "all"))
+    assert duration.steps(wanted, rows, 2, adapter, seed=0) == 15
+    assert duration.steps(wanted, rows, 2, everything, seed=0) == 10
 
 
 def test_rejects_a_budget_smaller_than_the_first_step():
     with pytest.raises(SettingsError, match=r"budget\.tokens: 19 .*20 tokens.*batch_size"):
-        duration.steps({"unit": "tokens", "amount": 19}, [10] * 8, {"batch_size": 2}, 1000, seed=0)
+        duration.steps({"unit": "tokens", "amount": 19}, [10] * 8, 2, 4000, seed=0)
 
 
 PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}
@@ -198,7 +202,7 @@ def test_reuses_an_arm_that_an_earlier_stage_trained(trained_arms, monkeypatch):
     paths = {name: [folder / name / "seed-3/arm.json"] for name in ("r-4", "r-8")}
     stages.decide("mine", "rank", paths, LOSS, STEPS, folder / "winner-rank.json")
     winner = records.read(folder / "winner-rank.json")
-    monkeypatch.setattr(recover.training, "_run", lambda *arguments: pytest.fail("it was trained again"))
+    monkeypatch.setattr(training, "_run", lambda *arguments: pytest.fail("it was trained again"))
     again = run_arm(start, rows, folder, "alpha.8", {"alpha": 8}, folder / "winner-rank.json")
     assert records.read(again)["reused_from"] == winner["winner"]
     assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]

@@ -10,10 +10,11 @@ from test_finetuning import dataset as dataset
 from coppice import models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import kinds, output_head, packing
+from coppice.models import output_head, packing
+from coppice.models.causal_lm import KIND
 from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
-from coppice.stages.recover import lora
+from coppice.stages.recover.lora import Lora
 
 ARCHITECTURES = {
     "llama": {},
@@ -294,9 +295,7 @@ def validation_loss(model, dataset, output):
 
     settings = records.read(output / "finetuning_config.json")["settings"]
     tokenizer = models.load_tokenizer(output)
-    _, held, _ = examples.prepare(
-        {"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3, kinds.named("causal-lm")
-    )
+    _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3, KIND)
     total = number_of_targets(held)
     with torch.no_grad():
         return sum(
@@ -330,7 +329,7 @@ def test_names_the_key_of_what_peft_rejects(tiny_model):
     settings = copy.deepcopy(SETTINGS)
     settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
     with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
-        lora.prepare(tiny_model("llama"), settings, None, some_examples())
+        Lora().prepare(tiny_model("llama"), KIND, models.Source(""), settings, some_examples())
 
 
 def test_rejects_the_tree_arrangement_for_a_model_that_cannot_use_it(tiny_model, monkeypatch):

@@ -90,8 +90,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
         logger.info("%s was stopped by the race and is not trained further", identity["arm"])
         return
     try:
-        if settings["train"] == arms.ALL_WEIGHTS:
-            recover.check_room(predicted)
+        recover.recovery_of(section).trained.check_room(predicted)
         # EVA redistributes ranks among the layers and rounds them, so the number of parameters is not known before
         expected = None if settings.get("init") == "eva" else predicted
         _train(**job, output=output.parent, reused=reused, share=share, expected=expected)
@@ -118,7 +117,7 @@ def _facts(output, settings, predicted):
     return facts | {
         "stored_bytes": _stored(output, settings),
         "history": records.read(output / "training_state.json")["history"],
-        "operations": recover.OPERATIONS[settings["train"]] * trained["base_parameters"],
+        "operations": recover.recovery_of(settings).operations(trained["base_parameters"]),
         "reused_from": trained.get("reused_from"),
         "fingerprints": trained["provenance"]["fingerprints"],
     }
@@ -171,8 +170,9 @@ def _same_training(after, settings, seed):
 
 def _evaluate(identity, start, plan, member, settings, seed, output):
     """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
-    whole = settings["train"] == arms.ALL_WEIGHTS
-    path = str(output / recover.MODEL) if whole else start.source.path
+    trained = recover.recovery_of(settings).trained
+    whole = not trained.adapter
+    path = str(trained.folder(output)) if whole else start.source.path
     wanted = [plan["choose_by"]["metric"] != LOSS.key, member["report"]]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
@@ -200,5 +200,5 @@ def _ranking(plan):
 
 def _stored(output, settings):
     """Return the bytes of the trained weights on disk: the adapter's, or those of the whole model."""
-    folder = output / recover.MODEL if settings["train"] == arms.ALL_WEIGHTS else output
+    folder = recover.recovery_of(settings).trained.folder(output)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

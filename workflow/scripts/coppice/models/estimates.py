@@ -52,6 +52,22 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class TrainingMemory:
+    """What decides the memory of a training, besides the sizes of the model.
+
+    Attributes:
+        parameters: how many are trained.
+        frozen: whether the model's weights stay frozen, as loaded, beside what is trained. If not, they are what is
+            trained, in float32.
+        kept_bytes: what each layer keeps per token for the backward pass, in addition to its own activations.
+    """
+
+    parameters: int
+    frozen: bool
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder with Llama's architecture."""
 
@@ -166,7 +182,7 @@ def kept_values(hidden, inner):
     return 8 * hidden + 4 * inner
 
 
-def finetune(shape, model, settings, machine):
+def finetune(shape, model, settings, machine, trained):
     """Return the Peak of a fine-tuning job.
 
     Each of several GPUs holds all weights, or its share of them with `sharding` or `device_map`.
@@ -174,8 +190,9 @@ def finetune(shape, model, settings, machine):
     Args:
         shape: the model's Shape.
         model: {dtype, quantize, device_map}.
-        settings: the section `finetune`; with `train: all` if every weight is trained.
+        settings: the section `finetune`.
         machine: where the job runs.
+        trained: the TrainingMemory of what is trained.
     """
     width, longest = width_of(model["dtype"], machine), settings["data"]["cutoff_len"]
     tokens = settings["micro_batch_size"] * longest
@@ -183,17 +200,15 @@ def finetune(shape, model, settings, machine):
     whole = weight_bytes(shape, width, model["quantize"])
     sharded = machine.gpus > 1 and not model["device_map"] and shards(whole, model, settings)
     held = _held(shape, whole, width, model, sharded, machine)
-    if settings.get("train") == "all":  # in float32, whatever dtype the weights have in the files
-        sharded, held, trained, lora, width = False, 0, ADAPTER_BYTES * shape.parameters, None, 4
-    else:
-        lora = settings["lora"]
-        trained = ADAPTER_BYTES * adapter_parameters(shape, lora)
+    if not trained.frozen:
+        sharded, held, width = False, 0, 4
     layers = 1 if settings["gradient_checkpointing"] else shape.layers
-    kept = BACKWARD * tokens * layers * (trained_bytes(shape, lora, width) + width * tokens)
+    # each layer also keeps a row of the attention mask per token
+    kept = BACKWARD * tokens * layers * (layer_bytes(shape, width) + trained.kept_bytes + width * tokens)
     boundaries = tokens * shape.layers * shape.hidden * width if layers == 1 else 0
     # at the end the logits of one example are compared, with and without the adapter
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
-    device = held + trained + kept + boundaries + logits + TRAINING
+    device = held + ADAPTER_BYTES * trained.parameters + kept + boundaries + logits + TRAINING
     merged = whole if settings["merge"] else 0
     processes = 1 if model["device_map"] else machine.gpus
     # processes that share the weights load them one after another
@@ -222,14 +237,12 @@ def shards(whole, model, settings):
     return whole > ROOM_FOR_WEIGHTS * USUAL_GPU
 
 
-def trained_bytes(shape, lora, width):
+def layer_bytes(shape, width):
     """Return the bytes that a decoder layer keeps per token for its backward pass, without the attention mask's row.
 
-    Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's. Each adapted linear layer adds its
-    input after dropout and the dropout mask, both in float32, which is the dtype of the adapter's weights.
+    Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's.
     """
-    own = width * (6 * shape.hidden + 3 * shape.inner)
-    return own + 4 * (2 if lora["dropout"] else 1) * adapted_inputs(shape, lora) if lora else own
+    return width * (6 * shape.hidden + 3 * shape.inner)
 
 
 def evaluate(shape, model, machine):

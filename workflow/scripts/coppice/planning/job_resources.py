@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coppice.miniature import tiny_models
 from coppice.models import estimates
+from coppice.stages import recover
 from coppice.study import layout
 from coppice.study.settings import arms
 
@@ -95,21 +96,20 @@ class Sizes:
             peak = estimates.prune(shape, loaded, points, study.calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
             # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
-            operations = 6 * study.calibration.samples * study.calibration.length * len(points)
+            operations = 6 * study.calibration.samples * study.calibration.length * len(points) * shape.parameters
         elif stage == "finetune":
             settings = study.finetune.model_dump()
-            peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu))
-            disk = TRAINED_BYTES * estimates.adapter_parameters(shape, settings["lora"])
-            disk += whole if study.finetune.merge else 0
-            # 4 operations per parameter and token instead of 6: LoRA computes no gradient of the frozen weights
-            operations = 4 * trained_tokens(settings)
+            recovery = recover.recovery_of(settings)
+            memory = recovery.trained.memory(shape, settings)
+            peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
+            disk = TRAINED_BYTES * memory.parameters
+            disk += whole if settings["merge"] else 0
+            operations = recovery.operations(shape.parameters) * trained_tokens(settings)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            disk, operations = (
-                0,
-                2 * evaluated_tokens(study.evaluate.model_dump()) * (len(points) if stage == "score" else 1),
-            )
-        return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations * shape.parameters)
+            tokens = evaluated_tokens(study.evaluate.model_dump()) * (len(points) if stage == "score" else 1)
+            disk, operations = 0, 2 * tokens * shape.parameters
+        return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
 
     def fetched(self, model):
         """Return the bytes of a hub model on disk: two a parameter, the precision in which most are published."""
@@ -136,14 +136,14 @@ class Sizes:
         shape = shape or estimates.shape_like(UNKNOWN)
         settings = arms.resolved(arms.merged(one["base"], changes))
         section = arms.section(one["finetune"], settings)
-        trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu))
+        recovery = recover.recovery_of(section)
+        memory = recovery.trained.memory(shape, section)
+        trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu), memory)
         measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
-        everything = settings["train"] == arms.ALL_WEIGHTS
-        parameters = shape.parameters if everything else estimates.adapter_parameters(shape, section["lora"])
-        operations = _budgeted(one["budget"], section, 6 if everything else 4, shape.parameters)
+        operations = _budgeted(one["budget"], section, recovery.operations(shape.parameters))
         operations += 2 * shape.parameters * evaluated_tokens(one["evaluate"])
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
-        return Need(host, gpu, TRAINED_BYTES * parameters + SPARE_DISK, operations)
+        return Need(host, gpu, TRAINED_BYTES * memory.parameters + SPARE_DISK, operations)
 
     def requested(self, job, model, attempt=1, on_gpu=True, candidate=None, largest=None):
         """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
@@ -174,14 +174,14 @@ class Sizes:
         return asked
 
 
-def _budgeted(budget, section, operations, parameters):
+def _budgeted(budget, section, per_token):
     """Return the operations of a training from its budget {unit: max_steps, tokens or flops, amount}."""
     if budget["unit"] == "flops":
         return budget["amount"]
     tokens = budget["amount"]
     if budget["unit"] == "max_steps":
         tokens *= section["batch_size"] * row_tokens(section)
-    return operations * parameters * tokens
+    return per_token * tokens
 
 
 def kept(point):

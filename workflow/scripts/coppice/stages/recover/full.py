@@ -1,4 +1,4 @@
-"""Full fine-tuning: train every weight. Offers the same functions as `lora` does for an adapter.
+"""Full fine-tuning: train every weight.
 
 Weights are in float32 while they are trained, whatever their stored dtype, because half precision would round small
 updates away.
@@ -7,84 +7,79 @@ updates away.
 from coppice import models
 from coppice.core import fingerprints
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import kinds
+from coppice.models import estimates
 
-from .lora import checkpoints_activations
+from . import base
+from .activations import checkpoints_activations
 
 MODEL = "model"  # the folder of the trained checkpoint
-BYTES = 16  # per parameter: its float32 value, its gradient and Adam's two moments
+BYTES = estimates.ADAPTER_BYTES  # per parameter: its float32 value, its gradient and Adam's two moments
 
 
-def prepare(model, settings, quantize, train):
-    """Return `model` in float32 with all weights trainable.
+class AllWeights(base.Trained):
+    """Trains every weight of the model."""
 
-    Raises:
-        SettingsError: The weights are quantized.
-        DoesNotFit: Weights, gradients and optimizer exceed the device's memory.
-    """
-    if quantize:
-        raise SettingsError(
-            "finetune: all weights cannot be trained in a quantized model. Leave out models.X.quantize."
-        )
-    check_room(models.parameters(model))
-    if checkpoints_activations(model, settings):
-        model.gradient_checkpointing_enable()
-    return model.float().requires_grad_(True)
+    adapter = False
+    operations = base.FORWARD + base.GRADIENT_OF_INPUTS + base.GRADIENT_OF_WEIGHTS
 
+    def prepare(self, model, kind, source, settings, train):
+        """Return the model in float32 with all weights trainable.
 
-def check_room(parameters):
-    """Raise DoesNotFit if training `parameters` weights takes more memory than the GPU has, or the host without one."""
-    needed, room = BYTES * parameters, models.device_memory()
-    if needed > room:
-        raise DoesNotFit(
-            f"full fine-tuning of {parameters / 1e9:.2f} billion parameters takes {needed / 2**30:.0f} GiB before any "
-            f"activation, but {models.device_kind()} memory is {room / 2**30:.0f} GiB; train with LoRA (train: lora), "
-            "choose a smaller model, or use a device with more memory"
-        )
+        Raises:
+            SettingsError: The weights are quantized.
+            DoesNotFit: Weights, gradients and optimizer exceed the device's memory.
+        """
+        if source.quantize:
+            raise SettingsError(
+                "finetune: all weights cannot be trained in a quantized model. Leave out models.X.quantize."
+            )
+        self.check_room(models.parameters(model))
+        if checkpoints_activations(model, settings):
+            model.gradient_checkpointing_enable()
+        return model.float().requires_grad_(True)
 
+    def predict(self, model, kind, settings):
+        """Return the number of all parameters."""
+        return models.parameters(model)
 
-class DoesNotFit(CoppiceError):
-    """All weights with their gradients and optimizer take more memory than the device has."""
+    def check_room(self, trainable):
+        """Raise DoesNotFit if training takes more memory than the GPU has, or the host without one."""
+        needed, room = BYTES * trainable, models.device_memory()
+        if needed > room:
+            raise base.DoesNotFit(
+                f"full fine-tuning of {trainable / 1e9:.2f} billion parameters takes {needed / 2**30:.0f} GiB before "
+                f"any activation, but {models.device_kind()} memory is {room / 2**30:.0f} GiB; train with LoRA "
+                "(train: lora), choose a smaller model, or use a device with more memory"
+            )
 
+    def memory(self, shape, settings):
+        """Return the memory of all weights."""
+        return estimates.TrainingMemory(shape.parameters, frozen=False)
 
-def counts(model):
-    """Return (trainable parameters, all parameters)."""
-    every = models.parameters(model)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), every
+    def before_training(self, model, kind, example, settings, output):
+        """Return the outputs for a training example."""
+        return base.outputs_of(model, kind, example)
 
+    def check_acts(self, model, kind, example, before):
+        """Raise CoppiceError if training changed no output for a training example."""
+        if base.outputs_of(model, kind, example).equal(before):
+            raise CoppiceError(
+                "finetune: training changed no logit of a training example. Check finetune.learning_rate."
+            )
 
-def remember(model, example, settings, output):
-    """Return the logits of a training example before training, for `check_acts`."""
-    return _logits(model, example)
+    def restore(self, model, checkpoint, device):
+        """Load the weights in the folder `checkpoint` into the model."""
+        from safetensors.torch import load_file
 
+        state = {}
+        for path in fingerprints.weights_files(checkpoint):
+            state |= load_file(path, device=str(device))
+        model.load_state_dict(state, strict=False)  # tied weights are stored once: one of their two names is missing
 
-def check_acts(model, example, before):
-    """Raise CoppiceError if training changed no logit of a training example."""
-    if _logits(model, example).equal(before):
-        raise CoppiceError("finetune: training changed no logit of a training example. Check finetune.learning_rate.")
+    def save(self, model, tokenizer, output, before, source):
+        """Write the trained checkpoint, in the dtype that it was loaded in."""
+        models.save(model.to(models.dtype_of(source.dtype)), tokenizer, self.folder(output))
 
-
-def _logits(model, example):
-    import torch
-
-    kind, was_training = kinds.of(model.config), model.training
-    model.eval()
-    with torch.no_grad():
-        found = kind.outputs(model, kind.inputs([example], next(model.parameters()).device))
-    model.train(was_training)
-    return found.cpu()
-
-
-def restore(model, checkpoint, device):
-    """Load the weights in the folder `checkpoint` into `model`."""
-    from safetensors.torch import load_file
-
-    state = {}
-    for path in fingerprints.weights_files(checkpoint):
-        state |= load_file(path, device=str(device))
-    model.load_state_dict(state, strict=False)  # tied weights are stored once, so one of their two names is missing
-
-
-def save(model, tokenizer, output, before, source):
-    """Write the trained checkpoint to the folder `model` in `output`, in the dtype that it was loaded in."""
-    models.save(model.to(models.dtype_of(source.dtype)), tokenizer, output / MODEL)
+    def folder(self, output):
+        """Return the folder of the checkpoint."""
+        return output / MODEL

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from coppice import models
 from coppice.models import kinds
+
+from .base import Recovery
+
+EXAMPLE_LOSSES_FILE = "validation_losses.json"
+RUNG_LOSS_FILE = "reached.json"
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,13 @@ class Job:
 class Learner:
     """A model that is ready to be trained.
 
-    model_kind: the kind of the model; kind: the module that prepared it and will save it, `lora` or `full`; settings:
-    those of the job, with the training length worked out; sharded: whether the processes share the frozen weights;
-    counts: {trainable, all, base}_parameters.
+    kind: the kind of the model; recovery: what is done with it; settings: those of the job, with the training length
+    worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters.
     """
 
     model: object
-    model_kind: kinds.ModelKind
-    kind: ModuleType
+    kind: kinds.ModelKind
+    recovery: Recovery
     settings: dict
     sharded: bool
     counts: dict

@@ -1,10 +1,21 @@
 """LoRA adapters: configure one, put it on a model, check that it works, and save it so that plain peft loads it."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import estimates, kinds
+from coppice.models import estimates
+from coppice.models.kinds import ModelKind
+
+from . import base
+from .activations import checkpoints_activations
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -15,7 +26,112 @@ EVA_ROWS = 64
 EVA_BATCH = 4
 
 
-def linear_layers(model):
+class Lora(base.Trained):
+    """Trains low-rank adapters beside the frozen weights."""
+
+    adapter = True
+    operations = base.FORWARD + base.GRADIENT_OF_INPUTS
+
+    def prepare(self, model, kind, source, settings, train):
+        """Return the model with a new adapter; see `base.Trained.prepare`."""
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        checkpointing = checkpoints_activations(model, settings)
+        if source.quantize:
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        elif checkpointing:
+            model.gradient_checkpointing_enable()
+            # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
+            # reentrant checkpointing would cut the gradient off there.
+            model.enable_input_require_grads()
+        lora = settings["lora"]
+        try:
+            model = get_peft_model(model, lora_config(model, kind, lora))
+        except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
+            raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+        _sort_sets(model.peft_config["default"])
+        if lora["init"] == "eva":
+            _initialize_by_activations(model, kind, train)
+        return model
+
+    def predict(self, model, kind, settings):
+        """Return the number of the adapter's parameters, and of trained biases.
+
+        Each adapted linear layer has r * (inputs + outputs) parameters, with DoRA one magnitude per output more.
+        """
+        adapter = settings["lora"]
+        wanted = target_modules(model, kind, adapter["target_modules"])
+        layers = {name: model.get_submodule(name) for name in linear_layers(model)}
+        adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
+        sizes = [
+            adapter["r"] * (m.in_features + m.out_features) + adapter["use_dora"] * m.out_features for m in adapted
+        ]
+        return sum(sizes) + _biases(model, adapted, adapter["bias"])
+
+    def counts(self, model):
+        """Return (trainable parameters, all parameters), both with those of the adapter."""
+        return model.get_nb_trainable_parameters()  # knows the size of quantized weights, which are packed
+
+    def check_room(self, trainable):
+        """Accept any number: the memory of an adapter is small beside that of a batch, which is cut to what fits."""
+
+    def memory(self, shape, settings):
+        """Return the memory of the adapter, and of what the adapted layers keep for the backward pass."""
+        lora = settings["lora"]
+        # the input of each adapted layer after dropout and the dropout mask, both in float32, the adapter's dtype
+        kept = 4 * (2 if lora["dropout"] else 1) * estimates.adapted_inputs(shape, lora)
+        return estimates.TrainingMemory(estimates.adapter_parameters(shape, lora), frozen=True, kept_bytes=kept)
+
+    def before_training(self, model, kind, example, settings, output):
+        """Save the untrained adapter if `save` needs it to convert it to plain LoRA; return its folder, or None."""
+        if not settings["lora"]["init"].startswith(MUTATING):
+            return None
+        folder = output / "initial_adapter"  # peft uses the name as a module name: no dot and no dash
+        initial = model.peft_config["default"].init_lora_weights
+        # peft must load this adapter as it is saved, and not run the initialization again
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(folder)
+        model.peft_config["default"].init_lora_weights = initial
+        return folder
+
+    def check_acts(self, model, kind, example, before):
+        """Raise CoppiceError if the adapter changes no output for an example, or if training did not change it.
+
+        before: the folder of the untrained adapter, for initializations whose adapter is not zero before training.
+        """
+        adapted = base.outputs_of(model, kind, example)
+        with model.disable_adapter():
+            plain = base.outputs_of(model, kind, example)
+        if adapted.equal(plain) or (before and _unchanged(model, before)):
+            raise CoppiceError(
+                "finetune: the trained adapter changes no logit of a training example. Check finetune.lora and "
+                "finetune.learning_rate."
+            )
+
+    def restore(self, model, checkpoint, device):
+        """Load the adapter in the folder `checkpoint` into the model."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
+
+    def save(self, model, tokenizer, output, before, source):
+        """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.
+
+        before: the folder of the untrained adapter, if its initialization changed the base weights; peft then writes
+        the difference to it, as a plain LoRA adapter for the unchanged base.
+        """
+        partial = output / f"{disks.partial_name()}adapter"
+        options = {"path_initial_model_for_weight_conversion": str(before)} if before else {}
+        model.save_pretrained(partial, **options)
+        tokenizer.save_pretrained(partial)
+        records.move_in(partial, output)
+
+    def folder(self, output):
+        """Return the training's own folder."""
+        return output
+
+
+def linear_layers(model: nn.Module) -> list[str]:
     """Return the dotted names of the linear layers of `model`, without the output layer."""
     import torch
 
@@ -23,15 +139,15 @@ def linear_layers(model):
     return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
 
 
-def target_modules(model, wanted):
+def target_modules(model: nn.Module, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
     """Return `target_modules` as peft takes them: "all-linear", or module names that exist in `model`.
 
-    wanted: "all-linear", a group that the model's kind names (`attention`, `mlp`), a module name, or a list of groups
-        and names.
+    wanted: "all-linear", a group that the kind of the model names (`attention`, `mlp`), a module name, or a list of
+        groups and names.
     """
     if wanted == "all-linear":
         return wanted
-    layers, groups = linear_layers(model), kinds.of(model.config).adapter_groups
+    layers, groups = linear_layers(model), kind.adapter_groups
     found = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
         matching = [member for member in groups.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
@@ -45,12 +161,12 @@ def target_modules(model, wanted):
     return found
 
 
-def matches(layer, name):
+def matches(layer: str, name: str) -> bool:
     """Return whether the dotted name `layer` is `name` or ends with it, as peft matches names."""
     return layer == name or layer.endswith(f".{name}")
 
 
-def lora_config(model, settings):
+def lora_config(model: nn.Module, kind: ModelKind, settings: Any):
     """Return the `peft.LoraConfig` for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig
 
@@ -61,44 +177,17 @@ def lora_config(model, settings):
     if init == "loftq":
         more["loftq_config"] = LoftQConfig(loftq_bits=4)
     return LoraConfig(
-        task_type=kinds.of(model.config).task_type,
+        task_type=kind.task_type,
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
-        target_modules=target_modules(model, settings["target_modules"]),
+        target_modules=target_modules(model, kind, settings["target_modules"]),
         bias=settings["bias"],
         use_rslora=settings["use_rslora"],
         use_dora=settings["use_dora"],
         init_lora_weights=True if init == "default" else init,
         **more,
     )
-
-
-def prepare(model, settings, quantize, train):
-    """Return `model` with a new adapter, ready to be trained.
-
-    settings: the section `finetune`; quantize: None, 4bit or 8bit, as the base was loaded; train: the training
-    examples, which the EVA initialization reads.
-    """
-    from peft import get_peft_model, prepare_model_for_kbit_training
-
-    checkpointing = checkpoints_activations(model, settings)
-    if quantize:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    elif checkpointing:
-        model.gradient_checkpointing_enable()
-        # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
-        # reentrant checkpointing would cut the gradient off there.
-        model.enable_input_require_grads()
-    lora = settings["lora"]
-    try:
-        model = get_peft_model(model, lora_config(model, lora))
-    except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
-        raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
-    _sort_sets(model.peft_config["default"])
-    if lora["init"] == "eva":
-        _initialize_by_activations(model, train)
-    return model
 
 
 def _sort_sets(config):
@@ -112,54 +201,15 @@ def _sort_sets(config):
             setattr(config, name, sorted(value))
 
 
-def _initialize_by_activations(model, train):
+def _initialize_by_activations(model, kind, train):
     """Initialize by EVA: along the directions in which the layers' inputs vary most on the training data."""
     from peft import initialize_lora_eva_weights
 
-    device, kind = next(model.parameters()).device, kinds.of(model.config)
+    device = next(model.parameters()).device
     examples = sorted(train[:EVA_ROWS], key=kind.length)
     parts = [examples[start : start + EVA_BATCH] for start in range(0, len(examples), EVA_BATCH)]
     batches = [kind.inputs(part, device) for part in parts]
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
-
-
-def counts(model):
-    """Return (trainable parameters, all parameters), both with those of the adapter."""
-    return model.get_nb_trainable_parameters()
-
-
-def remember(model, example, settings, output):
-    """Save the untrained adapter if `save` needs it for the conversion to plain LoRA; return its folder, or None."""
-    if not settings["lora"]["init"].startswith(MUTATING):
-        return None
-    folder = output / "initial_adapter"  # peft uses the name as a module name, which must not contain a dot or a dash
-    initial = model.peft_config["default"].init_lora_weights
-    # peft must load this adapter as it is saved, and not run the initialization again
-    model.peft_config["default"].init_lora_weights = True
-    model.save_pretrained(folder)
-    model.peft_config["default"].init_lora_weights = initial
-    return folder
-
-
-def check_acts(model, example, initial=None):
-    """Raise CoppiceError if the adapter changes no logit of a training example, or if training did not change it.
-
-    initial: the folder of the untrained adapter, for initializations whose adapter is not zero before training.
-    """
-    import torch
-
-    kind = kinds.of(model.config)
-    inputs = kind.inputs([example], next(model.parameters()).device)
-    model.eval()
-    with torch.no_grad():
-        adapted = kind.outputs(model, inputs)
-        with model.disable_adapter():
-            plain = kind.outputs(model, inputs)
-    if torch.equal(adapted, plain) or (initial and _unchanged(model, initial)):
-        raise CoppiceError(
-            "finetune: the trained adapter changes no logit of a training example. Check finetune.lora and "
-            "finetune.learning_rate."
-        )
 
 
 def _unchanged(model, initial):
@@ -169,49 +219,12 @@ def _unchanged(model, initial):
     return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
 
 
-def restore(model, checkpoint, device):
-    """Load the adapter in the folder `checkpoint` into `model`."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
+def _is_wanted(name, wanted):
+    return wanted == "all-linear" or any(matches(name, member) for member in wanted)
 
 
-def save(model, tokenizer, output, initial=None, source=None):
-    """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.
-
-    initial: the folder of the untrained adapter, if its initialization changed the base weights; peft then writes the
-    difference to it, as a plain LoRA adapter for the unchanged base.
-    """
-    partial = output / f"{disks.partial_name()}adapter"
-    options = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
-    model.save_pretrained(partial, **options)
-    tokenizer.save_pretrained(partial)
-    records.move_in(partial, output)
-
-
-def checkpoints_activations(model, settings):
-    """Return whether to recompute activations in the backward pass.
-
-    The setting `gradient_checkpointing` decides; if it is null, activations are recomputed if they would take more than
-    80 % of the free GPU memory, by the estimate of `estimates.kept_values`.
-    """
-    wanted = settings["gradient_checkpointing"]
-    if wanted is not None:
-        return wanted
-    import torch
-
-    if not torch.cuda.is_available():
-        return False
-    config = model.config.get_text_config()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    widths = estimates.kept_values(config.hidden_size, inner)
-    tokens = settings["micro_batch_size"] * settings["data"]["cutoff_len"]
-    needed = tokens * config.num_hidden_layers * widths * next(model.parameters()).element_size()
-    free, _ = torch.cuda.mem_get_info()
-    if needed > 0.8 * free:
-        logger.info(
-            "gradient checkpointing is on: activations would take %.1f of %.1f GB of free memory",
-            needed / 1e9,
-            free / 1e9,
-        )
-    return needed > 0.8 * free
+def _biases(model, adapted, kind):
+    if kind == "lora_only":
+        return sum(layer.bias.numel() for layer in adapted if layer.bias is not None)
+    named = model.named_parameters() if kind == "all" else ()
+    return sum(parameter.numel() for name, parameter in named if "bias" in name)

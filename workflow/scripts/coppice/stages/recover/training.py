@@ -17,16 +17,15 @@ from coppice.core import fingerprints, records
 from coppice.core.errors import CoppiceError, TransientError
 from coppice.study.settings import rerun_policy
 
-from . import examples, full, lora, model_card
+from . import examples, model_card
 from .engine import checkpoints, duration, processes, sharding
-from .job import Job, Learner
+from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
+from .registry import recovery_of
 
 logger = logging.getLogger("coppice.finetuning")
 
 # settings that only change how a training is computed or what else it writes: two trainings may differ in them
 UNCOMPARED = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
-EXAMPLE_LOSSES_FILE = "validation_losses.json"
-RUNG_LOSS_FILE = "reached.json"
 
 
 def finetune(
@@ -42,7 +41,7 @@ def finetune(
     example_losses=False,
     expected=None,
 ):
-    """Fine-tune a checkpoint, with LoRA or, if `settings` say `train: all`, in all its weights.
+    """Fine-tune a checkpoint by the recovery that `settings` name.
 
     Args:
         identity: {model, candidate or config}, written to every record.
@@ -114,17 +113,19 @@ def _train(job):
     clock = records.Clock()
     transformers.set_seed(job.seed)
     tokenizer = models.load_tokenizer(job.source.path, job.source.trust_remote_code)
+    kind = models.kind_of(job.source)
     train, validation, counts = examples.prepare(
-        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed, models.kind_of(job.source)
+        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed, kind
     )
-    learner = _learner(job, tokenizer, train)
-    before = learner.kind.remember(learner.model, train[0], learner.settings, job.output)
+    learner = _learner(job, kind, tokenizer, train)
+    trained = learner.recovery.trained
+    before = trained.before_training(learner.model, kind, train[0], learner.settings, job.output)
     trainer = trainers.build(job, learner, tokenizer, train, validation)
     if job.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
     outcome = _trained(job, trainer, learner.counts | counts)
-    learner.kind.check_acts(learner.model, train[0], before)
+    trained.check_acts(learner.model, kind, train[0], before)
     losses = trainer.example_losses() if job.example_losses else None
     if not processes.is_first():
         return
@@ -134,25 +135,25 @@ def _train(job):
         records.write(job.output / EXAMPLE_LOSSES_FILE, job.identity | facts)
     _save(job, learner, tokenizer, before, outcome)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    _write(job, learner.settings, outcome, history, clock.provenance(learner.settings, job.seed, **job.prints))
+    _write(job, learner, outcome, history, clock.provenance(learner.settings, job.seed, **job.prints))
 
 
-def _learner(job, tokenizer, train):
+def _learner(job, kind, tokenizer, train):
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
-    source = job.source
-    kind = full if job.settings.get("train") == "all" else lora
-    sharded = kind is lora and sharding.wanted(job.settings["sharding"], source, processes.count())
+    source, recovery = job.source, recovery_of(job.settings)
+    trained = recovery.trained
+    sharded = trained.adapter and sharding.wanted(job.settings["sharding"], source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
         # quantized weights are packed, so the tensors of the loaded model do not give their number
         base = models.parameters(models.skeleton(source) if source.quantize else model)
-        model_kind = models.kind_of(source)
-        settings = duration.resolved(job.settings, [model_kind.length(one) for one in train], base, job.seed)
-        model = kind.prepare(model, settings, source.quantize, train)
+        lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
+        settings = duration.resolved(job.settings, lengths, per_token, job.seed)
+        model = trained.prepare(model, kind, source, settings, train)
         if sharded:
             sharding.shard(model)
-    trainable, total = kind.counts(model)
+    trainable, total = trained.counts(model)
     logger.info("%s", trainable_share(trainable, total))
     if job.expected is not None and trainable != job.expected:
         raise CoppiceError(
@@ -161,7 +162,7 @@ def _learner(job, tokenizer, train):
         )
     counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
-    return Learner(model, model_kind, kind, settings, sharded, counts)
+    return Learner(model, kind, recovery, settings, sharded, counts)
 
 
 def _stop_at_rung(job, learner, trainer):
@@ -189,8 +190,9 @@ def _trained(job, trainer, facts):
 
 def _save(job, learner, tokenizer, before, outcome):
     """Write the trained adapter or model, and with `merge` the merged checkpoint."""
-    learner.kind.save(learner.model, tokenizer, job.output, before, job.source)
-    if learner.kind is lora:
+    trained = learner.recovery.trained
+    trained.save(learner.model, tokenizer, job.output, before, job.source)
+    if trained.adapter:
         model_card.write(job.output, job.identity, learner.settings, outcome, job.source, job.prints["weights"])
     if learner.settings["merge"]:
         # a sharded process holds only a part of the base weights, so it loads the whole model to merge
@@ -198,12 +200,12 @@ def _save(job, learner, tokenizer, before, outcome):
         models.save(whole.merge_and_unload(), tokenizer, job.output / "merged")
 
 
-def _write(job, settings, outcome, history, provenance):
+def _write(job, learner, outcome, history, provenance):
     """Write the records of a training, and its warnings to the log."""
     records.write(job.output / "training_state.json", job.identity | {"history": history, **outcome})
-    trained = job.output / full.MODEL if settings.get("train") == "all" else job.output
-    facts = {"trained_fingerprint": fingerprints.weights(trained), "provenance": provenance}
-    records.write(job.output / "finetuning_config.json", job.identity | {"settings": settings, **outcome, **facts})
+    trained = learner.recovery.trained.folder(job.output)
+    facts = {"settings": learner.settings, **outcome, "trained_fingerprint": fingerprints.weights(trained)}
+    records.write(job.output / "finetuning_config.json", job.identity | facts | {"provenance": provenance})
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
 

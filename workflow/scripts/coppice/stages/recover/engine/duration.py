@@ -2,25 +2,23 @@
 
 import math
 from itertools import count
+from typing import Any
 
 from coppice.core.errors import SettingsError
 
 from .loader import StepSampler
 
-# Operations per parameter and token: 2 for the forward pass, 2 for the gradient of a layer's input, and 2 for the
-# gradient of its weight, which LoRA's frozen weights do not have.
-OPERATIONS = {"lora": 4, "all": 6}
 VALIDATIONS = 10  # at least so many validations per training
 
 
-def steps(budget, lengths, settings, parameters, seed):
+def steps(budget: dict, lengths: list[int], batch_size: int, per_token: float, seed: int) -> int:
     """Return the number of optimizer steps until `budget` is spent, including the step that reaches it.
 
     Args:
         budget: {unit: max_steps, tokens or flops; amount}.
         lengths: the number of tokens of each training example.
-        settings: the section `finetune`.
-        parameters: of the whole model; an operation count is `OPERATIONS` times parameters times tokens.
+        batch_size: examples per step.
+        per_token: the operations of training on one token.
         seed: decides the order of the examples, and with it the tokens of each step.
 
     Raises:
@@ -28,15 +26,14 @@ def steps(budget, lengths, settings, parameters, seed):
     """
     if budget["unit"] == "max_steps":
         return budget["amount"]
-    operations = OPERATIONS[settings.get("train", "lora")] * parameters
-    tokens = budget["amount"] if budget["unit"] == "tokens" else budget["amount"] / operations
+    tokens = budget["amount"] if budget["unit"] == "tokens" else budget["amount"] / per_token
     spent = 0
-    for step, cost in enumerate(_tokens(lengths, settings["batch_size"], seed), start=1):
+    for step, cost in enumerate(_tokens(lengths, batch_size, seed), start=1):
         spent += cost
         if step == 1 and cost > tokens:
             raise SettingsError(
                 f"budget.{budget['unit']}: {budget['amount']:g} is smaller than the first step ({cost} tokens, "
-                f"{cost * operations:.3g} operations). Raise the budget, or lower batch_size."
+                f"{cost * per_token:.3g} operations). Raise the budget, or lower batch_size."
             )
         if spent >= tokens:
             return step
@@ -52,11 +49,11 @@ def _tokens(lengths, size, seed):
             yield sum(lengths[place] for place in batch)
 
 
-def resolved(settings, lengths, parameters, seed):
+def resolved(settings: Any, lengths: list[int], per_token: float, seed: int) -> Any:
     """Return the settings with `max_steps` and `eval_steps` worked out from `budget`; without one, unchanged."""
     if not settings.get("budget"):
         return settings
-    most = steps(settings["budget"], lengths, settings, parameters, seed)
+    most = steps(settings["budget"], lengths, settings["batch_size"], per_token, seed)
     if settings["warmup_steps"] >= most:
         raise SettingsError(
             f"budget: it is spent after {most} steps, before the learning rate has risen "

@@ -7,15 +7,11 @@ import time
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from coppice.core.errors import CoppiceError
+from ..base import Diverged
 
 logger = logging.getLogger("coppice.finetuning")
 
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
-
-
-class Diverged(CoppiceError):
-    """The loss of a training is NaN or infinite."""
 
 
 class TrainingLog(TrainerCallback):

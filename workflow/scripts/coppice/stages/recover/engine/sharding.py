@@ -77,19 +77,19 @@ def shard(model):
 
     device = models.device()
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    causal = model.get_base_model()
+    plain = model.get_base_model()
     # Only frozen weights are sharded. The adapter stays whole, so that gradients are summed and checkpoints written as
     # without sharding.
     whole = {p for p in model.parameters() if p.requires_grad}
-    whole |= {*causal.get_input_embeddings().parameters(), *causal.get_output_embeddings().parameters()}
-    layers = [module for module in causal.modules() if type(module).__name__ in library_compat.whole_modules(causal)]
+    whole |= {*plain.get_input_embeddings().parameters(), *plain.get_output_embeddings().parameters()}
+    layers = [module for module in plain.modules() if type(module).__name__ in library_compat.whole_modules(plain)]
     if not layers:
         raise CoppiceError(
-            f"finetune.sharding: {type(causal).__name__} does not list its decoder layers, so it cannot be sharded. "
+            f"finetune.sharding: {type(plain).__name__} does not list its decoder layers, so it cannot be sharded. "
             "Set finetune.sharding to false."
         )
     # FSDP wants children before their parent; wrapping the body too lets it gather the next layer early.
-    for module in (*layers, causal.base_model):
+    for module in (*layers, plain.base_model):
         # By default FSDP keeps the outermost module gathered after its forward pass. A process with fewer targets could
         # then gather less often than the others, which would wait for it.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -22,6 +22,7 @@ from coppice import models
 from coppice.core import records
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
 
+from ..base import Diverged
 from . import checkpoints, duration, progress, sharding
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopAt, StopOnSignal, TrainingLog
@@ -39,7 +40,7 @@ def build(job, learner, tokenizer, train, validation):
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
-    engine = learner.model_kind.engine(learner.model, job.token_limit, settings["arrangement"])
+    engine = learner.kind.engine(learner.model, job.token_limit, settings["arrangement"])
     log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
@@ -61,7 +62,8 @@ def build(job, learner, tokenizer, train, validation):
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
     try:
         trainer = StepTrainer(
-            kind=learner.model_kind,
+            kind=learner.kind,
+            recovery=learner.recovery,
             engine=engine,
             batch_size=settings["batch_size"],
             model=learner.model,
@@ -81,7 +83,6 @@ def build(job, learner, tokenizer, train, validation):
         ) from error
     trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
-    trainer.restoring, trainer.operations = learner.kind.restore, duration.OPERATIONS[settings.get("train", "lora")]
     trainer.start_alike()
     return trainer
 
@@ -89,10 +90,10 @@ def build(job, learner, tokenizer, train, validation):
 class StepTrainer(Trainer):
     """Trains on the examples of a `kind` of model with an engine of that kind, `batch_size` examples per step."""
 
-    def __init__(self, *, kind, engine, batch_size, **options):
-        self.kind, self.engine, self.batch_size = kind, engine, batch_size
+    def __init__(self, *, kind, recovery, engine, batch_size, **options):
+        self.kind, self.recovery, self.engine, self.batch_size = kind, recovery, engine, batch_size
         self.log_file = self.stop = self.patience = None
-        self.sharded, self.restoring, self.operations = False, None, duration.OPERATIONS["lora"]
+        self.sharded = False
         super().__init__(**options)
 
     def create_accelerator_and_postprocess(self):
@@ -181,10 +182,13 @@ class StepTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for micro in self._micro_batches(examples):
             with self.accelerator.autocast():
-                loss = self.engine.summed_loss(micro) / targets
+                loss = self._loss(micro) / targets
             self.accelerator.backward(loss)  # one micro-batch at a time, so that only its activations are in memory
             total += loss.detach().to(total.device)
         return total
+
+    def _loss(self, micro):
+        return self.recovery.objective.summed_loss(self.engine, micro)
 
     def _micro_batches(self, examples):
         """Return the micro-batches of this process's part of the examples."""
@@ -214,7 +218,7 @@ class StepTrainer(Trainer):
         if not math.isfinite(loss.item()):
             # the loss is a sum over all processes, so all of them raise this, and all examples are suspects
             rows = ", ".join(str(example.get("row", "?")) for example in examples[:16])
-            raise progress.Diverged(
+            raise Diverged(
                 f"finetune: the loss is {loss.item()} at step {self.state.global_step + 1} (rows {rows}"
                 f"{', ...' if len(examples) > 16 else ''} of the data set); lower finetune.learning_rate, "
                 "or train in another dtype (models.X.dtype: float32)"
@@ -253,7 +257,7 @@ class StepTrainer(Trainer):
                 total = 0.0
                 for micro in self._micro_batches(examples):
                     with self.accelerator.autocast():
-                        total += self.engine.summed_loss(micro).double().to(self.args.device)
+                        total += self._loss(micro).double().to(self.args.device)
                 return total
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -261,9 +265,9 @@ class StepTrainer(Trainer):
             self._halve(examples)
 
     def floating_point_ops(self, inputs):
-        """Return the operations of a batch, by `duration.OPERATIONS`; Trainer's estimate needs tensors."""
+        """Return the operations of a batch, as the recovery counts them; Trainer's estimate needs tensors."""
         tokens = sum(map(self.kind.length, inputs["examples"]))
-        return self.operations * tokens * self._parameters()
+        return self.recovery.operations(self._parameters()) * tokens
 
     @functools.cache  # noqa: B019 - one trainer per process
     def _parameters(self):
@@ -314,9 +318,7 @@ class StepTrainer(Trainer):
         losses = []
         for example in self.eval_dataset:  # one by one, since micro-batches of several give only their sum
             with self.accelerator.autocast():
-                parts = [
-                    self.engine.summed_loss(micro).double().item() for micro in self.engine.micro_batches([example])
-                ]
+                parts = [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
             losses.append(math.fsum(parts))
         return losses, [self.kind.targets([example]) for example in self.eval_dataset]
 
@@ -340,7 +342,7 @@ class StepTrainer(Trainer):
 
     def restore(self, checkpoint):
         """Load the weights in `checkpoint` into the model, and write the history of the newest one to the log."""
-        self.restoring(self.model, checkpoint, self.args.device)
+        self.recovery.trained.restore(self.model, checkpoint, self.args.device)
         # the history must include the last step, even if the best checkpoint is an earlier one
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
