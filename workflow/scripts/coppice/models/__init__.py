@@ -1,9 +1,9 @@
 """Models: loading and saving them, running many texts at once, and measuring or estimating what they need.
 
 This package exports the names of `loading`, which loads and saves models. `kinds` has what the stages must know about a
-kind of model; `causal_lm` is such a kind. `packing`, `prefix_tree` and `output_head` run many texts at once through a
-causal language model. `pruned_shapes` serves checkpoints whose layers differ in width. `files` checks a checkpoint's
-files, `footprint` and `cost` measure a model, and `estimates` predicts what a job will need.
+kind of model; `causal_lm` is such a kind. `packing`, `tree_scoring`, `prefix_tree` and `output_head` run many texts at
+once through a causal language model. `pruned_shapes` serves checkpoints whose layers differ in width. `files` checks a
+checkpoint's files, `footprint` and `cost` measure a model, and `estimates` predicts what a job will need.
 """
 
 from .loading import (

@@ -1,7 +1,6 @@
 """Causal language models (decoders): Llama, Qwen, Mistral and whatever else `AutoModelForCausalLM` loads.
 
-Its accelerators are `packing` for training and, for evaluation,
-`prefix_tree` and `output_head`.
+Its accelerators are `packing` for training, and `tree_scoring` and `output_head` for evaluation.
 """
 
 from __future__ import annotations
@@ -88,6 +87,20 @@ class CausalLM(ModelKind):
         ids = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
         return {"input_ids": ids, "attention_mask": mask}
+
+    def token_losses(self, model):
+        """Return the negative log-likelihoods of tokens, with the output layer applied in chunks."""
+        from . import output_head
+
+        return output_head.token_losses_of(model)
+
+    def scorer(self, model, dtype):
+        """Return a scorer that shares prefixes, if the model supports that."""
+        from . import tree_scoring
+
+        packer = tree_scoring.Packer(model, dtype)
+        # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
+        return packer if packer.usable() else None
 
     def probes(self, model):
         """Return sequences of random tokens."""

@@ -10,7 +10,11 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
+
+from coppice.core.json_text import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,6 +112,15 @@ class Engine(Protocol):
         """Return the summed loss of a micro-batch's targets: a float32 scalar."""
 
 
+class Scorer(Protocol):
+    """Scores continuations of contexts."""
+
+    def score(
+        self, requests: Sequence[tuple[list[int], list[int]]], label: str = "", quiet: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return (log-likelihood, whether it is the greedy continuation) of each (input ids, continuation ids)."""
+
+
 class ModelKind(ABC):
     """A kind of model, as the stages see it.
 
@@ -118,7 +131,7 @@ class ModelKind(ABC):
         task_type: peft's task type.
         prunable: the values of `model_type` in a configuration whose towers it knows.
         adapter_groups: what `finetune.lora.target_modules` may name -> the names of linear layers that are meant.
-        evaluators: the evaluators that apply to it, in the order in which they run.
+        evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
     """
 
     name: str
@@ -130,8 +143,8 @@ class ModelKind(ABC):
     evaluators: tuple[str, ...]
 
     @abstractmethod
-    def fits(self, config: PretrainedConfig) -> bool:
-        """Return whether a model with this configuration is of this kind."""
+    def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
+        """Return whether a model is of this kind. config: its configuration, or the content of its config.json."""
 
     @abstractmethod
     def auto_class(self) -> type:
@@ -193,6 +206,22 @@ class ModelKind(ABC):
     def inputs(self, examples: Sequence[Example], device: torch.device) -> Inputs:
         """Return padded model inputs of a few examples, as keyword arguments."""
 
+    # Evaluation
+
+    def token_losses(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function that gives the losses [B, L-1] of texts [B, L], each token's after those before it.
+
+        Only kinds that the evaluator `perplexity` applies to have it.
+        """
+        raise NotImplementedError(f"{self.noun} has no perplexity")
+
+    def scorer(self, model: nn.Module, dtype: torch.dtype | None) -> Scorer | None:
+        """Return a fast and exact scorer of continuations for the evaluator `zero_shot`, or None.
+
+        dtype: of mixed precision, or None for the model's own.
+        """
+        return None
+
     # Checks by fixed inputs
 
     @abstractmethod
@@ -209,6 +238,11 @@ def named(name: str) -> ModelKind:
     return importlib.import_module(f"{__package__}.{KINDS[name]}").KIND
 
 
-def of(config: PretrainedConfig) -> ModelKind:
-    """Return the kind of the models that have this configuration."""
+def of(config: PretrainedConfig | SimpleNamespace) -> ModelKind:
+    """Return the kind of the models that have this configuration, or this content of a config.json."""
     return next(kind for kind in map(named, KINDS) if kind.fits(config))
+
+
+def of_checkpoint(folder: str | Path) -> ModelKind:
+    """Return the kind of the model in a folder, from its config.json alone."""
+    return of(SimpleNamespace(**parsed((Path(folder) / "config.json").read_text(encoding="utf-8"))))

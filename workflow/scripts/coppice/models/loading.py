@@ -122,12 +122,9 @@ def load(source, adapter=None, train=False, on=None):
 
 
 def kind_of(source: Source) -> kinds.ModelKind:
-    """Return the kind of the model of `source`, by its configuration."""
-    from transformers import AutoConfig
-
+    """Return the kind of the model of `source`, from its config.json alone."""
     files.check(source.path)
-    remote = source.trust_remote_code
-    return kinds.of(AutoConfig.from_pretrained(source.path, trust_remote_code=remote, local_files_only=True))
+    return kinds.of_checkpoint(source.path)
 
 
 def skeleton(source):

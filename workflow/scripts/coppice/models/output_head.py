@@ -50,6 +50,20 @@ def parts(model):
     return body, head
 
 
+def token_losses_of(model):
+    """Return a function that gives the losses [B, L-1] of the tokens after the first, for token ids [B, L]."""
+    body, head = parts(model)
+
+    def losses(ids):
+        if body is None:  # the model changes its logits after the output layer, so they are needed in full
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        return token_losses(head, hidden.flatten(0, 1), ids[:, 1:].flatten()).view(hidden.shape[:2])
+
+    return losses
+
+
 def token_losses(head, hidden, targets):
     """Return the negative log-likelihood of `targets` [N] under `head` at the rows of `hidden` [N, width]: float32 [N].
 

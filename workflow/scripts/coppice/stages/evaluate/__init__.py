@@ -60,13 +60,13 @@ def evaluate(
         guards.check_pruned(source.path, model_fingerprints["weights"], candidate, dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
-    record, losses, samples, used = job.run()
+    record = job.run()
     provenance = (
-        clock.provenance(settings | {"purpose": purpose}, seed, **model_fingerprints, datasets=used) | parts.run()
+        clock.provenance(settings | {"purpose": purpose}, seed, **model_fingerprints, datasets=job.used) | parts.run()
     )
-    record["samples"] = stored_samples.write_samples(output, samples)
+    record["samples"] = stored_samples.write_samples(output, job.samples)
     # evaluation_results.json comes last: whoever finds it also finds the files that belong to it.
-    records.write(output / "ppl_results.json", identity | losses | {"provenance": provenance})
+    records.write(output / "ppl_results.json", identity | job.losses | {"provenance": provenance})
     records.write(output / "evaluation_results.json", identity | record | {"provenance": provenance})
     parts.discard_unused()
     logger.info("%s", summary(identity | record))
@@ -79,8 +79,8 @@ def average(tasks):
 
 def summary(record):
     """Return one line with the evaluated model, its mean accuracy and its perplexities."""
-    texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record["perplexity"].items())
-    accuracy = f"mean accuracy {record['average_acc']:.4f}" if record["average_acc"] is not None else "no tasks"
+    texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record.get("perplexity", {}).items())
+    accuracy = f"mean accuracy {record['average_acc']:.4f}" if record.get("average_acc") is not None else "no tasks"
     who = " ".join(str(record[key]) for key in ("model", "config", "candidate", "stage") if record.get(key))
     return f"{who}: {accuracy}; perplexity {texts or 'not measured'}"
 
@@ -99,35 +99,35 @@ def _common(source, model_fingerprints):
 
 
 class _Evaluation:
-    """One evaluation: computes or reads its parts and assembles the records."""
+    """One evaluation: computes or reads its parts and assembles the records.
+
+    Attributes:
+        losses: what `ppl_results.json` holds, the losses of each window.
+        samples: task -> its samples.
+        used: dataset -> fingerprint of the rows that were used.
+    """
 
     def __init__(self, subject, parts, settings, datasets, purpose, seed):
         self.subject, self.parts, self.settings, self.datasets = subject, parts, settings, datasets
         self.purpose, self.seed = purpose, seed
-        self.used = {}  # dataset -> fingerprint of the rows that were used
+        self.losses, self.samples, self.used = {}, {}, {}
 
     def run(self):
-        """Return (record, per-window losses, task -> samples, dataset -> fingerprint of the rows used)."""
+        """Return the record, of all evaluators that apply to the kind of model."""
         sizes, _ = self.parts.part("sizes", "model", {}, lambda: (self.subject.sizes(), None))
-        first, *more = [self._texts(protocol, index) for index, protocol in enumerate(self._protocols())]
-        tasks, others, samples = self._tasks()
-        record = {
-            "perplexity": _without_losses(first),
-            "perplexity_more": {name: _without_losses(texts) for name, texts in self._named(more)},
-            "zero_shot": tasks,
-            "other_tasks": others,
-            "average_acc": average(tasks),
-            **sizes,
-            "generations": self._generations(),
-            **self._merged_and_timed(),
-        }
-        return record, {"perplexity": first, "perplexity_more": dict(self._named(more))}, samples, self.used
+        record = dict(sizes)
+        for name in models.kind_of(self.subject.source).evaluators:
+            record = record | EVALUATORS[name](self)
+        return record
 
-    def _protocols(self):
-        return perplexity.protocols(self.settings["perplexity"])
-
-    def _named(self, more):
-        return zip((protocol.name for protocol in self._protocols()[1:]), more, strict=True)
+    def perplexity(self):
+        """Return the perplexity of each text, under each protocol."""
+        protocols = perplexity.protocols(self.settings["perplexity"])
+        first, *more = [self._texts(protocol, index) for index, protocol in enumerate(protocols)]
+        named = dict(zip((protocol.name for protocol in protocols[1:]), more, strict=True))
+        self.losses = {"perplexity": first, "perplexity_more": named}
+        others = {name: _without_losses(texts) for name, texts in named.items()}
+        return {"perplexity": _without_losses(first), "perplexity_more": others}
 
     def _texts(self, protocol, index):
         """Return text -> result with `window_losses` under one protocol."""
@@ -151,19 +151,19 @@ class _Evaluation:
         logger.info("perplexity on %s (%s): %.3f (%d tokens)", name, protocol.name, result["value"], result["tokens"])
         return result | {"window_losses": losses}, None
 
-    def _tasks(self):
-        """Return (accuracies, other results, samples), each by task.
+    def zero_shot(self):
+        """Return the accuracies of tasks and their mean, and the other results.
 
         Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
         """
         choice = self.settings["zero_shot"]
-        accuracies, others, samples = {}, {}, {}
+        accuracies, others = {}, {}
         for name in choice["tasks"]:
             facts, rows = self.parts.part("task", name, self._task_facts(name), lambda n=name: self._task(n))
-            found, samples[name], is_accuracy = zero_shot.result(name, facts, rows, choice["metric"].get(name))
+            found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, choice["metric"].get(name))
             (accuracies if is_accuracy else others)[name] = found | {"engine": facts["engine"]}
             logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
-        return accuracies, others, samples
+        return {"zero_shot": accuracies, "other_tasks": others, "average_acc": average(accuracies)}
 
     def _task_facts(self, name):
         """Return what decides a task's scores. The metric is not part of it, because every metric is stored."""
@@ -185,30 +185,44 @@ class _Evaluation:
         )
         return facts | {"engine": self.subject.engine_of(engine)}, rows
 
-    def _generations(self):
+    def generation(self):
         """Return the model's answers to the questions under `generation`, asked in its prompt format."""
         wanted = self.settings.get("generation") or {}
         if not wanted.get("prompts"):
-            return []
+            return {"generations": []}
         facts, subject = wanted | {"form": self.settings["prompt"]}, self.subject
 
         def ask():
             options = wanted["prompts"], self.settings["prompt"], wanted["new_tokens"]
             return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
 
-        return self.parts.part("generation", "prompts", facts, ask)[0]["answers"]
+        return {"generations": self.parts.part("generation", "prompts", facts, ask)[0]["answers"]}
 
-    def _merged_and_timed(self):
-        """Return {merge_drift, cost}. Runs last, because merging changes the weights; cost is of the merged model."""
+    def merge(self):
+        """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
+        if self.subject.adapter is None:
+            return {"merge_drift": None}
+        return {"merge_drift": self.parts.part("merge", "adapter", {}, lambda: (self.subject.merge(), None))[0]}
+
+    def cost(self):
+        """Return what the merged model costs to run."""
         subject, wanted = self.subject, self.settings.get("cost") or {}
-        found = {"merge_drift": None, "cost": None}
-        if subject.adapter is not None:
-            found["merge_drift"], _ = self.parts.part("merge", "adapter", {}, lambda: (subject.merge(), None))
-        if wanted.get("enabled"):
-            found["cost"], _ = self.parts.part(
-                "cost", "model", wanted, lambda: (cost.measure(*subject.merged_model(), wanted), None)
-            )
-        return found
+        if not wanted.get("enabled"):
+            return {"cost": None}
+        measured = self.parts.part(
+            "cost", "model", wanted, lambda: (cost.measure(*subject.merged_model(), wanted), None)
+        )
+        return {"cost": measured[0]}
+
+
+# name, as in `ModelKind.evaluators` -> what returns its fields of the record
+EVALUATORS = {
+    "perplexity": _Evaluation.perplexity,
+    "zero_shot": _Evaluation.zero_shot,
+    "generation": _Evaluation.generation,
+    "merge": _Evaluation.merge,
+    "cost": _Evaluation.cost,
+}
 
 
 def _without_losses(texts):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from coppice import models
 from coppice.core import logs
 from coppice.core.errors import DataError
+from coppice.models import kinds
 
 logger = logging.getLogger("coppice.perplexity")
 
@@ -261,9 +262,7 @@ def _window_losses(model, pieces, label):
     """Return the mean negative log-likelihood, in nats, of the scored tokens of each window."""
     import torch
 
-    from coppice.models import output_head
-
-    body, head = output_head.parts(model)
+    losses_of = kinds.of(model.config).token_losses(model)
     device = model.get_input_embeddings().weight.device
     batch = max(1, 2048 // len(pieces[0].ids))
     batches = [pieces[i : i + batch] for i in range(0, len(pieces), batch)]
@@ -272,7 +271,10 @@ def _window_losses(model, pieces, label):
         for group in logs.progress(batches, label, unit="batch"):
             for rows in _by_length(group):
                 ids = torch.stack([piece.ids for piece in rows]).to(device)
-                losses.extend(_losses(model, body, head, ids, [piece.scored for piece in rows]))
+                losses.extend(
+                    row[len(row) - piece.scored :].double().mean().item()
+                    for row, piece in zip(losses_of(ids), rows, strict=True)
+                )
     return losses
 
 
@@ -284,18 +286,3 @@ def _by_length(group):
             runs.append([])
         runs[-1].append(piece)
     return runs
-
-
-def _losses(model, body, head, ids, scored):
-    """Return the mean loss of the last `scored[i]` targets of each row of ids [B, L]."""
-    import torch
-
-    from coppice.models import output_head
-
-    if body is None:  # the model changes its logits after the output layer, so they are needed in full
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    else:
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        each = output_head.token_losses(head, hidden.flatten(0, 1), ids[:, 1:].flatten()).view(hidden.shape[:2])
-    return [row[len(row) - count :].double().mean().item() for row, count in zip(each, scored, strict=True)]

@@ -14,8 +14,7 @@ from lm_eval.models.utils import has_bos_prefix
 
 from coppice import models
 from coppice.core.errors import DataError, SettingsError, nearest
-
-from .packed import Packer
+from coppice.models import kinds
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -96,9 +95,8 @@ class PrefixTreeLM(HFLM):
             max_batch_size=max_batch_size,
             **options,
         )
-        self._packer = Packer(self.model, self.mixed_precision_dtype)
-        # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
-        self.shares_prefixes = self._packer.usable()
+        self._scorer = kinds.of(self.model.config).scorer(self.model, self.mixed_precision_dtype)
+        self.shares_prefixes = self._scorer is not None
         if not self.shares_prefixes:
             logger.warning(
                 "%s does not support the attention mask of a prefix tree: scoring with the harness's own backend",
@@ -172,7 +170,7 @@ class PrefixTreeLM(HFLM):
                 truncated,
                 longest,
             )
-        answers = self._packer.score(cut, quiet=disable_tqdm)
+        answers = self._scorer.score(cut, quiet=disable_tqdm)
         # As in HFLM: hand every answer to lm-eval's request cache, which a model must fill itself.
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:

@@ -1,6 +1,6 @@
 """Score continuations under a causal LM, running what they have in common through the model only once.
 
-All requests of a call form one prefix tree, which is cut into rows (see `models.prefix_tree`). A batch holds rows of
+All requests of a call form one prefix tree, which is cut into rows (see `prefix_tree`). A batch holds rows of
 similar length. Its 4D attention mask lets a token attend only to its ancestors in the tree, and its positions are the
 tokens' depths, so each branch is computed as if it were alone. The last hidden states are kept only where a token is
 predicted, and are collected over several batches for the output layer.
@@ -14,8 +14,9 @@ import torch
 
 from coppice.core import logs
 from coppice.core.errors import TransientError
-from coppice.models import estimates, output_head
-from coppice.models.prefix_tree import TreeForward, batches, build
+
+from . import estimates, output_head
+from .prefix_tree import TreeForward, batches, build
 
 logger = logging.getLogger("coppice.zero_shot")
 
