@@ -180,7 +180,8 @@ def run_job(job, study, folder):
     else:
         calibration = study.calibration.model_dump() | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}
-        candidates.prune(identity, source, POINTS[job], calibration, folder / "pruned" / job)
+        request = candidates.PruningRequest(source, POINTS[job], calibration, folder / "pruned" / job)
+        candidates.prune(identity, request)
 
 
 def each(result):

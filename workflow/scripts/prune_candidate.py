@@ -19,11 +19,11 @@ with jobs.computing(
     source = models.Source.of_record(snakemake.input.model, snakemake.params.loading | snakemake.params.placement)
     prune.check_grid(snakemake.wildcards.model, Path(source.path) / "config.json", snakemake.params.whole_grid)
     for (name, point), record in zip(snakemake.params.candidates.items(), snakemake.output, strict=True):
-        candidates.prune(
-            identity={"model": snakemake.wildcards.model, "candidate": name},
+        request = candidates.PruningRequest(
             source=source,
             point=point,
             calibration=snakemake.params.calibration | {"record": snakemake.input.calibration},
             output=Path(record).parent,
             seed=snakemake.params.seed,
         )
+        candidates.prune({"model": snakemake.wildcards.model, "candidate": name}, request)

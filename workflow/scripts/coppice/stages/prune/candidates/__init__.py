@@ -5,7 +5,7 @@ linked, never copied or written to. `making` writes candidates; `weights_on_disk
 candidates that no config chose and restores them if a job needs them again.
 """
 
-from .making import import_checkpoint, link, prune
+from .making import PruningRequest, import_checkpoint, link, prune
 from .weights_on_disk import checkpoint, ensure, record_of, release
 
-__all__ = ["checkpoint", "ensure", "import_checkpoint", "link", "prune", "record_of", "release"]
+__all__ = ["PruningRequest", "checkpoint", "ensure", "import_checkpoint", "link", "prune", "record_of", "release"]

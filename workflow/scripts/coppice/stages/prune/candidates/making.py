@@ -2,8 +2,9 @@
 
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from coppice import data, models
 from coppice.core import fingerprints, records
@@ -16,37 +17,44 @@ logger = logging.getLogger("coppice.candidates")
 PROBE = "In 1999:\n\n\tCafé crème, 東京 (don't)  x = 3.5; <end> E.g."
 
 
-def prune(identity, source, point, calibration, output, seed=0):
-    """Prune the dense model at a grid point; write the checkpoint and its `pruning.json`.
+@dataclass(frozen=True)
+class PruningRequest:
+    """A pruning at one grid point. The same request gives the same weights on the same kind of machine."""
 
-    Args:
-        identity: {model, candidate}.
-        source: the dense model, a models.Source.
-        point: a grid point (see `grid.resolve`).
-        calibration: {record (path of a dataset.json), dataset, samples, length in tokens}.
-        output: folder to write.
-        seed: seed of the calibration sample.
-    """
+    source: models.Source
+    """The dense model."""
+    point: dict[str, Any]
+    """The grid point (see `grid.resolve`)."""
+    calibration: dict[str, Any]
+    """{record (path of a dataset.json), dataset, samples, length in tokens}."""
+    output: Path
+    """The folder to write."""
+    seed: int = 0
+    """Seed of the calibration sample."""
+
+
+def prune(identity: dict[str, str], request: PruningRequest) -> None:
+    """Prune a dense model; write the checkpoint and its `pruning.json`. identity: {model, candidate}."""
     clock = records.Clock()
-    facts, used = make(source, point, calibration, output, seed)
-    settings = {"source": asdict(source), "point": point, "calibration": calibration, "seed": seed}
-    facts = identity | {"origin": "pruned here", "recipe": settings} | facts
-    _write_record(facts, point, output, source.path, clock, seed, used)
+    facts, used = make(request)
+    recipe = {"source": asdict(request.source)}
+    recipe |= {name: getattr(request, name) for name in ("point", "calibration", "seed")}
+    facts = identity | {"origin": "pruned here", "recipe": recipe} | facts
+    _write_record(facts, request.point, request.output, request.source.path, clock, request.seed, used)
 
 
-def make(source, point, calibration, output, seed):
-    """Prune `source` at `point` and write the checkpoint; return its facts and the calibration data's fingerprint.
-
-    The same arguments give the same weights on the same kind of machine.
-    """
+def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
+    """Prune and write the checkpoint; return its facts and the calibration data's fingerprint."""
     from coppice.stages import prune
 
+    source = request.source
     model = models.load(source)
     tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
-    batches, used = calibration_batches(tokenizer, calibration, models.context_length(model), seed)
+    context = models.context_length(model)
+    batches, used = calibration_batches(tokenizer, request.calibration, context, request.seed)
     device = models.device()
-    result = prune.prune(model, point, [batch.to(device) for batch in batches])
-    models.save(result.model, tokenizer, output)
+    result = prune.prune(model, request.point, [batch.to(device) for batch in batches])
+    models.save(result.model, tokenizer, request.output)
     return result.facts, used
 
 

@@ -139,7 +139,7 @@ def _prune_again(folder, settings, expected):
             f"Run: snakemake --forcerun prune_candidate {folder / 'pruning.json'}"
         )
     logger.info("%s: the weights are missing or changed; pruning the candidate again", folder)
-    making.make(source, settings["point"], settings["calibration"], folder, settings["seed"])
+    making.make(making.PruningRequest(source, settings["point"], settings["calibration"], folder, settings["seed"]))
     found = fingerprints.weights(folder)
     if found != expected:
         raise CheckpointError(
