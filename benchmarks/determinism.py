@@ -75,10 +75,22 @@ def once(arguments, threads, dtype, folder):
     sets = {name: resources / name / "dataset.json" for name in ("alpaca", "wikitext2", "ptb", *TASKS)}
     who = {"model": arguments.model, "config": arguments.config}
     training = {name: sets[name] for name in ("alpaca",)}
-    recover.finetune(who, source, training, study.finetune.model_dump(), "alpaca", folder / "tuned", study.seed)
+    recover.finetune(
+        recover.TrainingRequest(
+            who, source, training, study.finetune.model_dump(), "alpaca", folder / "tuned", study.seed
+        )
+    )
     tuned = who | {"stage": "finetuned"}
-    evaluate.evaluate(tuned, source, study.evaluate.model_dump(), sets, folder / "evaluated", adapter=folder / "tuned")
-    evaluate.evaluate(who | {"stage": "pruned"}, source, study.evaluate.model_dump(), sets, folder / "before")
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(
+            tuned, source, study.evaluate.model_dump(), sets, folder / "evaluated", adapter=folder / "tuned"
+        )
+    )
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(
+            who | {"stage": "pruned"}, source, study.evaluate.model_dump(), sets, folder / "before"
+        )
+    )
 
 
 def measured(folder):

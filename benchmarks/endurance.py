@@ -197,7 +197,11 @@ def step_by_step(arguments, stage, folder):
         progress.TrainingLog.on_step_end = note
         study = settings(finetune={"max_steps": arguments.steps, "batch_size": 4, "save_steps": 100, "eval_steps": 100})
         who, source = {"model": "M", "config": "c"}, models.Source(str(model))
-        recover.finetune(who, source, {"alpaca": sets["alpaca"]}, study.finetune.model_dump(), "none", folder / "out")
+        recover.finetune(
+            recover.TrainingRequest(
+                who, source, {"alpaca": sets["alpaca"]}, study.finetune.model_dump(), "none", folder / "out"
+            )
+        )
     else:
         evaluate(stage, model, sets, folder / "out", note)
     return memory
@@ -254,7 +258,9 @@ def evaluate(stage, model, sets, folder, note):
         select={"configs": {"c": {"metric": "ppl.ptb" if texts else "piqa", "mode": "min" if texts else "max"}}},
     )
     who = {"model": "M", "config": "c", "stage": "dense"}
-    evaluate.evaluate(who, models.Source(str(model)), study.evaluate.model_dump(), sets, folder)
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(who, models.Source(str(model)), study.evaluate.model_dump(), sets, folder)
+    )
 
 
 def prepared(folder, rows):

@@ -159,7 +159,7 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     from coppice.models import causal_lm
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer
-    from coppice.stages.recover.registry import recovery_of
+    from coppice.stages.recover.recoveries import recovery_of
 
     trainer = StepTrainer(
         kind=causal_lm.KIND,

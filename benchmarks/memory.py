@@ -23,7 +23,7 @@ from common import SHAPES, build_model, conclude, on_gpu
 from coppice import models
 from coppice.core import jobs, logs, records
 from coppice.models import estimates
-from coppice.stages.recover.registry import recovery_of
+from coppice.stages.recover.recoveries import recovery_of
 from coppice.study import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,11 +172,15 @@ def run_job(job, study, folder):
         identity = {"model": "Random", "config": "best_ppl"}
         chosen = {"alpaca": datasets["alpaca"]}
         recover.finetune(
-            identity, source, chosen, study.finetune.model_dump() | {"seeds": None}, "alpaca", folder / "tuned"
+            recover.TrainingRequest(
+                identity, source, chosen, study.finetune.model_dump() | {"seeds": None}, "alpaca", folder / "tuned"
+            )
         )
     elif job == "evaluate":
         identity = {"model": "Random", "config": None, "stage": "dense"}
-        evaluate.evaluate(identity, source, study.evaluate.model_dump(), datasets, folder / "evaluated")
+        evaluate.evaluate(
+            evaluate.EvaluationRequest(identity, source, study.evaluate.model_dump(), datasets, folder / "evaluated")
+        )
     else:
         calibration = study.calibration.model_dump() | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}

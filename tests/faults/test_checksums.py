@@ -76,14 +76,22 @@ def weights_fingerprint(folder):
 def train(root, study):
     source = models.Source(str(root / "model"))
     sets = {"alpaca": root / "alpaca" / "dataset.json"}
-    recover.finetune({"model": "A", "config": "c"}, source, sets, study.finetune.model_dump(), "none", root / "tuned")
+    recover.finetune(
+        recover.TrainingRequest(
+            {"model": "A", "config": "c"}, source, sets, study.finetune.model_dump(), "none", root / "tuned"
+        )
+    )
 
 
 def evaluate_adapter(root, study):
     sets = {name: root / name / "dataset.json" for name in ("ptb", "piqa")}
     identity = {"model": "A", "config": "c", "stage": "finetuned"}
     source, tuned = models.Source(str(root / "model")), root / "tuned"
-    evaluate.evaluate(identity, source, study.evaluate.model_dump(), sets, root / "evaluated", adapter=tuned)
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(
+            identity, source, study.evaluate.model_dump(), sets, root / "evaluated", adapter=tuned
+        )
+    )
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_training_all_weights_resumes_from_a_checkpoint_to_the_same_result(tiny_
     train(folder, dataset, tmp_path / "whole", settings)
     source, identity = models.Source(str(folder)), {"model": "M", "config": "c"}
     stopped = {"prompt": "none", "output": tmp_path / "out", "seed": 3}
-    recover.finetune(identity, source, {"mine": dataset}, settings, stop_share=0.5, **stopped)
+    recover.finetune(recover.TrainingRequest(identity, source, {"mine": dataset}, settings, stop_share=0.5, **stopped))
     assert records.read(tmp_path / "out" / recover.RUNG_LOSS_FILE)["step"] == 4  # validation runs every second step
     assert not (tmp_path / "out/finetuning_config.json").exists()
     train(folder, dataset, tmp_path / "out", settings)

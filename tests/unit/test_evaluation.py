@@ -51,7 +51,9 @@ def datasets(tmp_path_factory):
 
 def evaluated(folder, datasets, output, settings=SETTINGS, **more):
     identity = {"model": "M", "config": None, "stage": "dense"}
-    evaluate.evaluate(identity, models.Source(str(folder)), settings, datasets, output, **more)
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(identity, models.Source(str(folder)), settings, datasets, output, **more)
+    )
     return records.read(output / "evaluation_results.json")
 
 

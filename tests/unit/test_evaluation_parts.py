@@ -96,7 +96,9 @@ def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "p
 def evaluated(checkpoint, datasets, adapter):
     def run(output, choice=None, adapter=adapter, source=checkpoint, **options):
         evaluate.evaluate(
-            IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
+            evaluate.EvaluationRequest(
+                IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
+            )
         )
         return records.read(output / "evaluation_results.json")
 
@@ -160,11 +162,12 @@ zero_shot.measure = dies
 def in_new_process(code, checkpoint, adapter, datasets, output, choice):
     """Run `code` and then an evaluation in a new process; return its exit status."""
     call = (
-        f"evaluate.evaluate({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, {datasets!r}, "
-        f"{str(output)!r}, adapter={str(adapter)!r})\n"
+        f"request = evaluate.EvaluationRequest({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, "
+        f"{datasets!r}, Path({str(output)!r}), adapter={str(adapter)!r})\nevaluate.evaluate(request)\n"
     )
     lazy = "" if code else "import sys\nassert not {'torch', 'transformers'} & sys.modules.keys()\n"
-    script = "from coppice import models\nfrom coppice.stages import evaluate\n" + code + call + lazy
+    imports = "from pathlib import Path\nfrom coppice import models\nfrom coppice.stages import evaluate\n"
+    script = imports + code + call + lazy
     return subprocess.run([sys.executable, "-c", script], cwd=Path(evaluate.__file__).parents[3]).returncode
 
 
@@ -224,7 +227,7 @@ def test_never_reuses_a_part_of_another_model_or_setting(
         options["purpose"] = "selection"
     if what == "dtype":
         source = models.Source(str(checkpoint), dtype="float64")
-        evaluate.evaluate(IDENTITY, source, choice, datasets, tmp_path / "out")
+        evaluate.evaluate(evaluate.EvaluationRequest(IDENTITY, source, choice, datasets, tmp_path / "out"))
     else:
         evaluated(tmp_path / "out", choice, **options)
     assert set(done) == ({"piqa"} if what == "limit" else {"piqa", "ptb"})
@@ -351,7 +354,9 @@ def test_rejects_a_model_that_scores_nan(checkpoint, tmp_path, datasets):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     for choice, expected_words in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
         with pytest.raises(CoppiceError, match=expected_words) as raised:
-            evaluate.evaluate(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+            evaluate.evaluate(
+                evaluate.EvaluationRequest(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+            )
         assert str(raised.value).startswith(f"{folder}: ") and "leave it out" in str(raised.value)
     assert not list((tmp_path / "out").glob("*.json"))
 

@@ -62,7 +62,9 @@ def dataset(tmp_path_factory):
 
 def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):
     identity, source = {"model": "M", "config": "c"}, models.Source(str(folder))
-    recover.finetune(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
+    recover.finetune(
+        recover.TrainingRequest(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
+    )
     return records.read(output / "finetuning_config.json")
 
 

@@ -261,7 +261,11 @@ def test_every_option_trains_and_its_adapter_loads_with_plain_peft(tiny_checkpoi
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_trains_an_adapter_on_a_quantized_base(tiny_checkpoint, dataset, tmp_path, bits):
     source = models.Source(str(tiny_checkpoint("llama")), quantize=bits)
-    recover.finetune({"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3)
+    recover.finetune(
+        recover.TrainingRequest(
+            {"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3
+        )
+    )
     record = records.read(tmp_path / "finetuning_config.json")
     assert record["validation_loss"] < record["first_validation_loss"]
     assert models.load(source, tmp_path)(torch.tensor([[5, 6, 9]])).logits.isfinite().all()

@@ -185,7 +185,9 @@ def test_a_metric_that_is_not_an_accuracy_does_not_enter_the_average(tiny_checkp
     }
     source, output = models.Source(str(tiny_checkpoint("llama"))), tmp_path / "out"
     identity = {"model": "M", "config": None, "stage": "dense"}
-    evaluate.evaluate(identity, source, settings, {"mine": str(record), "rolled": str(record)}, output)
+    evaluate.evaluate(
+        evaluate.EvaluationRequest(identity, source, settings, {"mine": str(record), "rolled": str(record)}, output)
+    )
     result = records.read(output / "evaluation_results.json")
     assert list(result["zero_shot"]) == ["mine"] and list(result["other_tasks"]) == ["rolled"]
     assert result["average_acc"] == result["zero_shot"]["mine"]["value"]

@@ -7,13 +7,8 @@ from coppice.core import jobs
 
 params, candidate = snakemake.params, snakemake.input.get("candidate")
 stage, about = params.stage, "candidate" if candidate else "config"
-with jobs.computing(
-    snakemake.log[0],
-    params.status,
-    " ".join(filter(None, ("evaluate", stage, *(name.strip("/") for name in snakemake.wildcards)))),
-    snakemake.threads,
-    snakemake.resources,
-):
+title = " ".join(filter(None, ("evaluate", stage, *(name.strip("/") for name in snakemake.wildcards))))
+with jobs.computing(snakemake.log[0], params.status, title, snakemake.threads, snakemake.resources):
     from coppice.stages import evaluate
     from coppice.stages.prune import candidates
     from coppice.study import earlier_layout
@@ -24,7 +19,7 @@ with jobs.computing(
         source = models.Source(candidates.ensure(Path(candidate).parent), **params.loading, **params.placement)
     else:
         source = models.Source.of_record(snakemake.input.model, params.loading | params.placement)
-    evaluate.evaluate(
+    request = evaluate.EvaluationRequest(
         identity={"model": snakemake.wildcards.model, about: snakemake.wildcards.get("candidate"), "stage": stage},
         source=source,
         settings=params.settings | params.execution,
@@ -36,3 +31,4 @@ with jobs.computing(
         seed=params.seed,
         prompt=params.prompt,
     )
+    evaluate.evaluate(request)

@@ -25,7 +25,7 @@ if __name__ == "__main__":
         earlier_layout.adopt("training", record, output)
         path = candidates.ensure(Path(record).parent)
         source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
-        recover.finetune(
+        request = recover.TrainingRequest(
             identity={"model": model, "candidate": candidate},
             source=source,
             datasets=snakemake.params.datasets,
@@ -35,3 +35,4 @@ if __name__ == "__main__":
             seed=snakemake.params.seed,
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
         )
+        recover.finetune(request)

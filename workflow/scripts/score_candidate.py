@@ -20,7 +20,7 @@ with jobs.computing(
     records = zip(snakemake.params.candidates, snakemake.input.pruning, snakemake.output, strict=True)
     for name, pruning, scores in records:
         candidates.ensure(Path(pruning).parent)
-        evaluate.evaluate(
+        request = evaluate.EvaluationRequest(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
             source=models.Source(path=str(Path(pruning).parent), **loading),
             settings=snakemake.params.settings | snakemake.params.execution,
@@ -29,3 +29,4 @@ with jobs.computing(
             purpose=snakemake.params.purpose,
             seed=snakemake.params.seed,
         )
+        evaluate.evaluate(request)

@@ -145,7 +145,7 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
         logger.info("%s has the settings of %s and uses its training", identity["arm"], origin)
         return
     mirror.clear(output)
-    recover.finetune(
+    request = recover.TrainingRequest(
         identity=named,
         source=start.source,
         datasets=plan["training_datasets"],
@@ -158,6 +158,7 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
         example_losses=True,
         expected=expected,
     )
+    recover.finetune(request)
 
 
 def _same_training(after, settings, seed):
@@ -176,7 +177,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
     wanted = [plan["choose_by"]["metric"] != LOSS.key, member["report"]]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
-        evaluate.evaluate(
+        request = evaluate.EvaluationRequest(
             identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
             settings=plan["evaluate"] if part == "report" else _ranking(plan),
@@ -189,6 +190,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
             candidate=None if whole else start.candidate,
             prompt=start.prompt,
         )
+        evaluate.evaluate(request)
     return measured
 
 

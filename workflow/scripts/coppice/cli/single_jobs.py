@@ -107,7 +107,7 @@ def finetune(job: Training) -> None:
         from coppice import models
         from coppice.stages import recover
 
-        recover.finetune(
+        request = recover.TrainingRequest(
             identity={"model": Path(source).name, "config": output.name},
             source=models.Source(path=source, **loading),
             datasets={DATA: record},
@@ -117,6 +117,7 @@ def finetune(job: Training) -> None:
             seed=job.seed,
             world=1 if loading["device_map"] else max(1, job.gpus),
         )
+        recover.finetune(request)
 
 
 def _folder(model: str) -> str:

@@ -7,7 +7,6 @@ one computes only what is new, and if every part exists, the model is not loaded
 
 import logging
 import math
-from pathlib import Path
 
 from coppice import data, models
 from coppice.core import fingerprints, records
@@ -15,55 +14,29 @@ from coppice.models import cost
 from coppice.stats import stored_samples
 
 from . import generation, guards, perplexity, zero_shot
+from .evaluation_request import EvaluationRequest
 from .parts import Parts
 from .subject import Subject
 
 logger = logging.getLogger("coppice.evaluation")
 
 
-def evaluate(
-    identity,
-    source,
-    settings,
-    datasets,
-    output,
-    adapter=None,
-    purpose="report",
-    seed=0,
-    dense=None,
-    candidate=None,
-    prompt="none",
-):
-    """Evaluate a checkpoint, with or without a LoRA adapter, and write the records and samples.
-
-    Args:
-        identity: {model, config or candidate, stage}.
-        source: the checkpoint, a models.Source.
-        settings: the section `evaluate` of the configuration.
-        datasets: name -> path of its dataset.json.
-        output: folder to write.
-        adapter: folder of a LoRA adapter, or None.
-        purpose: "report" or "selection"; decides which rows are used.
-        seed: seed of the examples in prompts.
-        dense, candidate: paths of the dense model's model.json and of the candidate's pruning.json. With both, the
-            function checks that the pruned model is the candidate and not the dense model.
-        prompt: prompt format for generated answers: alpaca, chat or none.
-    """
-    clock, output = records.Clock(), Path(output)
+def evaluate(request: EvaluationRequest) -> None:
+    """Evaluate a checkpoint, with or without an adapter, and write the records and samples."""
+    clock, source, output, identity = records.Clock(), request.source, request.output, request.identity
     model_fingerprints = {
         "weights": fingerprints.weights(source.path),
-        "adapter": fingerprints.weights(adapter) if adapter else None,
+        "adapter": fingerprints.weights(request.adapter) if request.adapter else None,
     }
-    if adapter:
-        guards.check_adapter(adapter, model_fingerprints["adapter"])
-    if dense and candidate:
-        guards.check_pruned(source.path, model_fingerprints["weights"], candidate, dense)
+    if request.adapter:
+        guards.check_adapter(request.adapter, model_fingerprints["adapter"])
+    if request.dense and request.candidate:
+        guards.check_pruned(source.path, model_fingerprints["weights"], request.candidate, request.dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
-    job = _Evaluation(Subject(source, adapter), parts, settings | {"prompt": prompt}, datasets, purpose, seed)
+    job = _Evaluation(request, parts)
     record = job.run()
-    provenance = (
-        clock.provenance(settings | {"purpose": purpose}, seed, **model_fingerprints, datasets=job.used) | parts.run()
-    )
+    settings = request.settings | {"purpose": request.purpose}
+    provenance = clock.provenance(settings, request.seed, **model_fingerprints, datasets=job.used) | parts.run()
     record["samples"] = stored_samples.write_samples(output, job.samples)
     # evaluation_results.json comes last: whoever finds it also finds the files that belong to it.
     records.write(output / "ppl_results.json", identity | job.losses | {"provenance": provenance})
@@ -107,9 +80,10 @@ class _Evaluation:
         used: dataset -> fingerprint of the rows that were used.
     """
 
-    def __init__(self, subject, parts, settings, datasets, purpose, seed):
-        self.subject, self.parts, self.settings, self.datasets = subject, parts, settings, datasets
-        self.purpose, self.seed = purpose, seed
+    def __init__(self, request, parts):
+        self.subject, self.parts, self.prompt = Subject(request.source, request.adapter), parts, request.prompt
+        self.settings, self.datasets = request.settings, request.datasets
+        self.purpose, self.seed = request.purpose, request.seed
         self.losses, self.samples, self.used = {}, {}, {}
 
     def run(self):
@@ -190,10 +164,10 @@ class _Evaluation:
         wanted = self.settings.get("generation") or {}
         if not wanted.get("prompts"):
             return {"generations": []}
-        facts, subject = wanted | {"form": self.settings["prompt"]}, self.subject
+        facts, subject = wanted | {"form": self.prompt}, self.subject
 
         def ask():
-            options = wanted["prompts"], self.settings["prompt"], wanted["new_tokens"]
+            options = wanted["prompts"], self.prompt, wanted["new_tokens"]
             return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
 
         return {"generations": self.parts.part("generation", "prompts", facts, ask)[0]["answers"]}

@@ -1,13 +1,18 @@
 """Recover: fine-tune a pruned checkpoint, with a LoRA adapter or by training all weights.
 
-`base` says what a recovery is, and `registry` which there are. `training` is the whole stage and `engine` the training
+`base` says what a recovery is, and `recoveries` which there are. `training` is the whole stage and `engine` the training
 itself; they import torch, which planning a study does not need, so `finetune` imports them when it is called.
 """
+
+from typing import Any
+
+from coppice import models
 
 from .base import Diverged, DoesNotFit, Recovery
 from .full import MODEL
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE
-from .registry import recovery_of
+from .recoveries import recovery_of
+from .training_request import TrainingRequest
 
 __all__ = [
     "EXAMPLE_LOSSES_FILE",
@@ -16,24 +21,23 @@ __all__ = [
     "Diverged",
     "DoesNotFit",
     "Recovery",
+    "TrainingRequest",
     "finetune",
     "recovery_of",
     "trainable_parameters",
 ]
 
 
-def finetune(*arguments, **options):
+def finetune(request: TrainingRequest) -> None:
     """Fine-tune a checkpoint; see `training.finetune`."""
     from . import training
 
-    training.finetune(*arguments, **options)
+    training.finetune(request)
 
 
-def trainable_parameters(source, settings):
-    """Return how many parameters of the checkpoint `source` (a models.Source) would be trained.
+def trainable_parameters(source: models.Source, settings: dict[str, Any]) -> int:
+    """Return how many parameters of the checkpoint `source` would be trained, from a model without weights.
 
-    The count comes from a model without weights. settings: the section `finetune`.
+    settings: the section `finetune`.
     """
-    from coppice import models
-
     return recovery_of(settings).trained.predict(models.skeleton(source), models.kind_of(source), settings)

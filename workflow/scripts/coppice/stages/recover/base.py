@@ -2,7 +2,7 @@
 
 A recovery combines independent choices. `Trained` says which weights change and how they are saved, `Objective` which
 loss they minimize. The engine (batches, checkpoints, several processes, resuming) and the rest of the stage ask a
-Recovery and know none of its members by name: a new one is a module and a line in `registry`.
+Recovery and know none of its members by name: a new one is a module and a line in `recoveries`.
 
 The data are a third choice, which `examples` makes. The method is a fourth: today gradients over whole optimizer steps.
 """

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from coppice import models
 from coppice.models import kinds
 
 from .base import Recovery
+from .training_request import TrainingRequest
 
 EXAMPLE_LOSSES_FILE = "validation_losses.json"
 RUNG_LOSS_FILE = "reached.json"
@@ -16,23 +16,15 @@ RUNG_LOSS_FILE = "reached.json"
 class Job:
     """One training, as each of its processes receives it.
 
-    identity: {model, candidate or config}; datasets: name -> path of its dataset.json; settings: the section `finetune`
-    with `prompt` added; key: a digest of everything that affects what is learned; prints: fingerprints of weights,
-    tokenizer and data sets; stop_share, example_losses, expected: see `training.finetune`; resume: the checkpoint
-    folder to continue from; token_limit: the most tokens in one forward pass.
+    request: what is asked for; settings: the section `finetune` with `prompt` added; key: a digest of everything that
+    affects what is learned; prints: fingerprints of weights, tokenizer and data sets; resume: the checkpoint folder to
+    continue from; token_limit: the most tokens in one forward pass.
     """
 
-    identity: dict
-    source: models.Source
-    datasets: dict
+    request: TrainingRequest
     settings: dict
-    seed: int
-    output: Path
     key: str
     prints: dict
-    stop_share: float | None = None
-    example_losses: bool = False
-    expected: int | None = None
     resume: Path | None = None
     token_limit: int = 0
 

@@ -10,7 +10,6 @@ newest complete checkpoint, or restores the result of a training that had finish
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 from coppice import data, models
 from coppice.core import fingerprints, records
@@ -20,7 +19,8 @@ from coppice.study.settings import rerun_policy
 from . import examples, model_card
 from .engine import checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
-from .registry import recovery_of
+from .recoveries import recovery_of
+from .training_request import TrainingRequest
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -28,61 +28,33 @@ logger = logging.getLogger("coppice.finetuning")
 UNCOMPARED = (*rerun_policy.EXECUTION["finetune"], *rerun_policy.EXTRA_OUTPUT["finetune"])
 
 
-def finetune(
-    identity,
-    source,
-    datasets,
-    settings,
-    prompt,
-    output,
-    seed=0,
-    world=1,
-    stop_share=None,
-    example_losses=False,
-    expected=None,
-):
-    """Fine-tune a checkpoint by the recovery that `settings` name.
-
-    Args:
-        identity: {model, candidate or config}, written to every record.
-        source: the checkpoint (a models.Source).
-        datasets: name -> path of dataset.json, for every data set that `settings` name.
-        settings: the section `finetune` of the configuration.
-        prompt: alpaca, chat or none.
-        output: the folder to write.
-        seed: of the data order, the initialization and dropout.
-        world: the number of processes.
-        stop_share: stop after this fraction of the training and write the validation loss there to `reached.json`; a
-            later call continues from there.
-        example_losses: whether to write the loss of every validation example to `validation_losses.json`.
-        expected: the number of parameters that must be trainable, or None if it is unknown.
+def finetune(request: TrainingRequest) -> None:
+    """Fine-tune a checkpoint by the recovery that the settings of `request` name.
 
     Raises:
         CoppiceError: The loss is not a finite number, training had no effect, or the number of trainable parameters
-            differs from `expected`.
+            differs from the expected one.
     """
-    output = Path(output)
-    resolved = settings | {"prompt": prompt}
-    output.mkdir(parents=True, exist_ok=True)
+    source, settings = request.source, request.settings | {"prompt": request.prompt}
+    request.output.mkdir(parents=True, exist_ok=True)
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
-    prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in datasets.items()}
-    key = _key(resolved, prints, seed, source)
-    job = Job(identity, source, datasets, resolved, seed, output, key, prints, stop_share, example_losses, expected)
-    _run(job, world)
+    sets = request.datasets.items()
+    prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in sets}
+    _run(Job(request, settings, _key(settings, prints, request.seed, source), prints))
 
 
-def _run(job, world):
+def _run(job):
     """Train; if processes that share the weights run out of memory, restart all of them with half the token limit."""
     longest = job.settings["data"]["cutoff_len"]
     limit = None
     while True:
-        resume = checkpoints.to_resume(job.output, job.key)
+        resume = checkpoints.to_resume(job.request.output, job.key)
         asked = job.settings["micro_batch_size"] * longest
         # a checkpoint records the limit that fitted in memory, so that a resumed training does not run out again
         fitting = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
         limit = min(limit or fitting, fitting)
         try:
-            processes.run(_train, {"job": replace(job, resume=resume, token_limit=limit)}, world)
+            processes.run(_train, {"job": replace(job, resume=resume, token_limit=limit)}, job.request.world)
             return
         except sharding.OutOfMemory as error:
             if limit < longest:  # the longest example runs alone already, so halving cannot help
@@ -111,36 +83,37 @@ def _train(job):
     from .engine import trainer as trainers
 
     clock = records.Clock()
-    transformers.set_seed(job.seed)
-    tokenizer = models.load_tokenizer(job.source.path, job.source.trust_remote_code)
-    kind = models.kind_of(job.source)
+    transformers.set_seed(job.request.seed)
+    tokenizer = models.load_tokenizer(job.request.source.path, job.request.source.trust_remote_code)
+    kind = models.kind_of(job.request.source)
+    request = job.request
     train, validation, counts = examples.prepare(
-        job.datasets, job.settings["data"], job.settings["prompt"], tokenizer, job.seed, kind
+        request.datasets, job.settings["data"], request.prompt, tokenizer, request.seed, kind
     )
     learner = _learner(job, kind, tokenizer, train)
     trained = learner.recovery.trained
-    before = trained.before_training(learner.model, kind, train[0], learner.settings, job.output)
+    before = trained.before_training(learner.model, kind, train[0], learner.settings, job.request.output)
     trainer = trainers.build(job, learner, tokenizer, train, validation)
-    if job.stop_share:
+    if job.request.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
     outcome = _trained(job, trainer, learner.counts | counts)
     trained.check_acts(learner.model, kind, train[0], before)
-    losses = trainer.example_losses() if job.example_losses else None
+    losses = trainer.example_losses() if job.request.example_losses else None
     if not processes.is_first():
         return
     if losses:
         rows = [str(example["row"]) for example in validation]
         facts = {"rows": rows, "losses": losses[0], "tokens": losses[1]}
-        records.write(job.output / EXAMPLE_LOSSES_FILE, job.identity | facts)
+        records.write(job.request.output / EXAMPLE_LOSSES_FILE, job.request.identity | facts)
     _save(job, learner, tokenizer, before, outcome)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    _write(job, learner, outcome, history, clock.provenance(learner.settings, job.seed, **job.prints))
+    _write(job, learner, outcome, history, clock.provenance(learner.settings, job.request.seed, **job.prints))
 
 
 def _learner(job, kind, tokenizer, train):
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
-    source, recovery = job.source, recovery_of(job.settings)
+    source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
     sharded = trained.adapter and sharding.wanted(job.settings["sharding"], source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
@@ -149,16 +122,16 @@ def _learner(job, kind, tokenizer, train):
         # quantized weights are packed, so the tensors of the loaded model do not give their number
         base = models.parameters(models.skeleton(source) if source.quantize else model)
         lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
-        settings = duration.resolved(job.settings, lengths, per_token, job.seed)
+        settings = duration.resolved(job.settings, lengths, per_token, job.request.seed)
         model = trained.prepare(model, kind, source, settings, train)
         if sharded:
             sharding.shard(model)
     trainable, total = trained.counts(model)
     logger.info("%s", trainable_share(trainable, total))
-    if job.expected is not None and trainable != job.expected:
+    if job.request.expected is not None and trainable != job.request.expected:
         raise CoppiceError(
-            f"finetune: {trainable} parameters are trainable, but the configuration implies {job.expected}. Check "
-            "target_modules and bias under finetune.lora."
+            f"finetune: {trainable} parameters are trainable, but the configuration implies {job.request.expected}. "
+            "Check target_modules and bias under finetune.lora."
         )
     counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
@@ -166,17 +139,17 @@ def _learner(job, kind, tokenizer, train):
 
 
 def _stop_at_rung(job, learner, trainer):
-    """Train up to the fraction `job.stop_share`, and write the validation loss there."""
-    step = duration.rung(learner.settings, job.stop_share)
+    """Train up to the fraction `job.request.stop_share`, and write the validation loss there."""
+    step = duration.rung(learner.settings, job.request.stop_share)
     loss = trainer.run_until(step, job.resume)
     if processes.is_first():
-        facts = {"share": job.stop_share, "step": step, "validation_loss": loss}
-        records.write(job.output / RUNG_LOSS_FILE, job.identity | facts)
+        facts = {"share": job.request.stop_share, "step": step, "validation_loss": loss}
+        records.write(job.request.output / RUNG_LOSS_FILE, job.request.identity | facts)
 
 
 def _trained(job, trainer, facts):
     """Train to the end, or restore a training that had finished; return `facts` and those about the training."""
-    done = checkpoints.finished(job.output, job.key)
+    done = checkpoints.finished(job.request.output, job.key)
     if done:
         logger.info("this training has finished already; restoring its result from %s", done[0].name)
         trainer.restore(done[0])
@@ -184,28 +157,39 @@ def _trained(job, trainer, facts):
     best, more = trainer.run(job.resume)
     outcome = facts | more
     if processes.is_first():
-        checkpoints.finish(job.output, job.key, best, outcome)
+        checkpoints.finish(job.request.output, job.key, best, outcome)
     return outcome
 
 
 def _save(job, learner, tokenizer, before, outcome):
     """Write the trained adapter or model, and with `merge` the merged checkpoint."""
     trained = learner.recovery.trained
-    trained.save(learner.model, tokenizer, job.output, before, job.source)
+    trained.save(learner.model, tokenizer, job.request.output, before, job.request.source)
     if trained.adapter:
-        model_card.write(job.output, job.identity, learner.settings, outcome, job.source, job.prints["weights"])
+        model_card.write(
+            job.request.output,
+            job.request.identity,
+            learner.settings,
+            outcome,
+            job.request.source,
+            job.prints["weights"],
+        )
     if learner.settings["merge"]:
         # a sharded process holds only a part of the base weights, so it loads the whole model to merge
-        whole = models.load(job.source, adapter=job.output, on="cpu") if learner.sharded else learner.model
-        models.save(whole.merge_and_unload(), tokenizer, job.output / "merged")
+        whole = (
+            models.load(job.request.source, adapter=job.request.output, on="cpu") if learner.sharded else learner.model
+        )
+        models.save(whole.merge_and_unload(), tokenizer, job.request.output / "merged")
 
 
 def _write(job, learner, outcome, history, provenance):
     """Write the records of a training, and its warnings to the log."""
-    records.write(job.output / "training_state.json", job.identity | {"history": history, **outcome})
-    trained = learner.recovery.trained.folder(job.output)
+    records.write(job.request.output / "training_state.json", job.request.identity | {"history": history, **outcome})
+    trained = learner.recovery.trained.folder(job.request.output)
     facts = {"settings": learner.settings, **outcome, "trained_fingerprint": fingerprints.weights(trained)}
-    records.write(job.output / "finetuning_config.json", job.identity | facts | {"provenance": provenance})
+    records.write(
+        job.request.output / "finetuning_config.json", job.request.identity | facts | {"provenance": provenance}
+    )
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
 

@@ -36,18 +36,18 @@ VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batche
 def build(job, learner, tokenizer, train, validation):
     """Return a StepTrainer for the model of `learner` (a Learner) on the examples `train` and `validation`.
 
-    With `job.stop_share` it stops after that fraction of the training.
+    With `job.request.stop_share` it stops after that fraction of the training.
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
     engine = learner.kind.engine(learner.model, job.token_limit, settings["arrangement"])
-    log = TrainingLog(job.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
+    log = TrainingLog(job.request.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
     patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
     if patience:
         # Trainer does not restore this count, so early stopping would count from zero after every resume
         patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
     seal = checkpoints.Seal(
-        job.output,
+        job.request.output,
         lambda: {
             "seconds": log.seconds,
             "budget": engine.token_limit,  # the limit when the checkpoint is written: it may have been halved
@@ -56,10 +56,10 @@ def build(job, learner, tokenizer, train, validation):
     )
     stop = StopOnSignal()
     callbacks = [log, seal, stop, *([patience] if patience else [])]
-    if job.stop_share:
-        callbacks.append(StopAt(duration.rung(settings, job.stop_share)))
+    if job.request.stop_share:
+        callbacks.append(StopAt(duration.rung(settings, job.request.stop_share)))
     # transformers takes the folder of TensorBoard's files from the environment only
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.output / "trackers"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.request.output / "trackers"))
     try:
         trainer = StepTrainer(
             kind=learner.kind,
@@ -68,7 +68,11 @@ def build(job, learner, tokenizer, train, validation):
             batch_size=settings["batch_size"],
             model=learner.model,
             args=training_arguments(
-                models.dtype_of(job.source.dtype), settings, job.output, job.seed, validation is not None
+                models.dtype_of(job.request.source.dtype),
+                settings,
+                job.request.output,
+                job.request.seed,
+                validation is not None,
             ),
             train_dataset=train,
             eval_dataset=validation,
