@@ -1,7 +1,7 @@
 """Recover: fine-tune a pruned checkpoint, with a LoRA adapter or by training all weights.
 
-`base` says what a recovery is, and `recoveries` which there are. `training` is the whole stage and `engine` the training
-itself; they import torch, which planning a study does not need, so `finetune` imports them when it is called.
+`base` says what a recovery is, and `recoveries` which there are. `training` is the whole stage and `engine` the
+training itself. They import torch, which planning a study does not need, so `finetune` imports them when it is called.
 """
 
 from typing import Any
