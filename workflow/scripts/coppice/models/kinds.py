@@ -61,7 +61,7 @@ class Row:
 
 
 class Forward(Protocol):
-    """Runs a model on a micro-batch. An engine has one for its model; another model may have its own."""
+    """Runs one model on micro-batches. An engine has one for its model, and an objective may have another's."""
 
     device: torch.device
 
@@ -78,7 +78,7 @@ class MicroBatch:
         tokens: the number of tokens that the model is run on, padding included.
     """
 
-    run: Callable[[Any], torch.Tensor]
+    run: Callable[[Forward], torch.Tensor]
     targets: torch.Tensor
     tokens: int
 
@@ -101,7 +101,7 @@ class Engine(Protocol):
             time.
     """
 
-    forward: Any
+    forward: Forward
     arrangement: str
     token_limit: int
 
