@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_finetuning import SETTINGS, adapter_of, train
 from test_finetuning import dataset as dataset
-from test_finetuning_engine import assert_close, engine_gradients, lora, padded_gradients, some_examples
+from test_finetuning_engine import adapted, assert_close, engine_gradients, padded_gradients, some_examples
 from test_zero_shot_engine import harness, instances, multiple_choice, words
 
 from coppice import data
@@ -65,7 +65,7 @@ def test_bfloat16_scores_are_as_close_to_exact_ones_as_those_of_lm_eval(
 @pytest.mark.parametrize("how", packing.ARRANGEMENTS)
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
 def test_gradients_equal_those_of_padded_batches_on_a_cpu(tiny_model, architecture, overrides, how):
-    model, examples = lora(tiny_model(architecture, **overrides)), some_examples()
+    model, examples = adapted(tiny_model(architecture, **overrides)), some_examples()
     expected = padded_gradients(model, examples)
     found, _ = engine_gradients(model.to("cuda"), examples, arrangement=how)
     assert_close({name: gradient.cpu() for name, gradient in found.items()}, expected, tolerance=1e-4)

@@ -3,6 +3,7 @@
 Imports only the standard library and light modules of this package, so that `coppice show` starts at once.
 """
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class Study:
     def configs(self):
         return list(dict.fromkeys(pair.config for pair in self.pairs))
 
-    @property
+    @functools.cached_property
     def metrics(self) -> list:
         """The metrics of `metrics.METRICS` that reports show and at least one record holds, in their order."""
         evaluations = [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
