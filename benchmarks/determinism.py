@@ -75,21 +75,14 @@ def once(arguments, threads, dtype, folder):
     sets = {name: resources / name / "dataset.json" for name in ("alpaca", "wikitext2", "ptb", *TASKS)}
     who = {"model": arguments.model, "config": arguments.config}
     training = {name: sets[name] for name in ("alpaca",)}
-    recover.finetune(
-        recover.TrainingRequest(
-            who, source, training, study.finetune.model_dump(), "alpaca", folder / "tuned", study.seed
-        )
-    )
+    how = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+    recover.finetune(recover.TrainingRequest(who, source, training, how, "alpaca", folder / "tuned", study.seed))
     tuned = who | {"stage": "finetuned"}
     evaluate.evaluate(
-        evaluate.EvaluationRequest(
-            tuned, source, study.evaluate.model_dump(), sets, folder / "evaluated", adapter=folder / "tuned"
-        )
+        evaluate.EvaluationRequest(tuned, source, study.evaluate, sets, folder / "evaluated", adapter=folder / "tuned")
     )
     evaluate.evaluate(
-        evaluate.EvaluationRequest(
-            who | {"stage": "pruned"}, source, study.evaluate.model_dump(), sets, folder / "before"
-        )
+        evaluate.EvaluationRequest(who | {"stage": "pruned"}, source, study.evaluate, sets, folder / "before")
     )
 
 

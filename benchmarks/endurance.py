@@ -197,11 +197,8 @@ def step_by_step(arguments, stage, folder):
         progress.TrainingLog.on_step_end = note
         study = settings(finetune={"max_steps": arguments.steps, "batch_size": 4, "save_steps": 100, "eval_steps": 100})
         who, source = {"model": "M", "config": "c"}, models.Source(str(model))
-        recover.finetune(
-            recover.TrainingRequest(
-                who, source, {"alpaca": sets["alpaca"]}, study.finetune.model_dump(), "none", folder / "out"
-            )
-        )
+        how = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+        recover.finetune(recover.TrainingRequest(who, source, {"alpaca": sets["alpaca"]}, how, "none", folder / "out"))
     else:
         evaluate(stage, model, sets, folder / "out", note)
     return memory
@@ -258,9 +255,7 @@ def evaluate(stage, model, sets, folder, note):
         select={"configs": {"c": {"metric": "ppl.ptb" if texts else "piqa", "mode": "min" if texts else "max"}}},
     )
     who = {"model": "M", "config": "c", "stage": "dense"}
-    evaluate.evaluate(
-        evaluate.EvaluationRequest(who, models.Source(str(model)), study.evaluate.model_dump(), sets, folder)
-    )
+    evaluate.evaluate(evaluate.EvaluationRequest(who, models.Source(str(model)), study.evaluate, sets, folder))
 
 
 def prepared(folder, rows):

@@ -70,6 +70,7 @@ def prepare_rows(arguments):
     from coppice.miniature.tokenizer import train_tokenizer
     from coppice.models import causal_lm
     from coppice.stages.recover import examples
+    from coppice.study.settings.sections.finetune import TrainingData
 
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.data:
@@ -83,8 +84,7 @@ def prepare_rows(arguments):
         tokenizer = train_tokenizer([" ".join(map(str, row.values())) for row in rows], 32000, 2048)
         rows = random.Random(0).sample(rows, arguments.batch)
         data.write("alpaca", {"train": rows}, Path(scratch) / "rows")
-        settings = {"dataset": "alpaca", "val_size": 0, "validation": None, "cutoff_len": CUTOFF}
-        settings |= {"train_on_inputs": False}
+        settings = TrainingData(val_size=0, cutoff_len=CUTOFF)
         record = Path(scratch) / "rows" / "dataset.json"
         return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0, causal_lm.KIND)[0], tokenizer
 
@@ -100,9 +100,11 @@ def lora_model(name):
 
     from coppice.models import causal_lm
     from coppice.stages.recover import lora
+    from coppice.study.settings.sections.finetune import Lora
 
     model = build_model(name)
-    model = get_peft_model(model, lora.lora_config(model, causal_lm.KIND, LORA | {"dropout": 0.0, "init": "default"}))
+    adapter = Lora(**LORA, dropout=0.0, init="default")
+    model = get_peft_model(model, lora.lora_config(model, causal_lm.KIND, adapter))
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, 0.0, 0.02)
@@ -160,10 +162,11 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer
     from coppice.stages.recover.recoveries import recovery_of
+    from coppice.stages.recover.training_request import TrainingSettings
 
     trainer = StepTrainer(
         kind=causal_lm.KIND,
-        recovery=recovery_of({}),
+        recovery=recovery_of(TrainingSettings()),
         engine=causal_lm.KIND.engine(model, MICRO * CUTOFF),
         batch_size=arguments.batch,
         model=model,

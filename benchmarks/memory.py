@@ -23,7 +23,7 @@ from common import SHAPES, build_model, conclude, on_gpu
 from coppice import models
 from coppice.core import jobs, logs, records
 from coppice.models import estimates
-from coppice.stages.recover.recoveries import recovery_of
+from coppice.stages import recover
 from coppice.study import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,8 +123,8 @@ def expected(job, study, folder, threads):
     machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
     shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"].model_dump()
     if job == "finetune":
-        settings = study.finetune.model_dump()
-        memory = recovery_of(settings).trained.memory(shape, settings)
+        settings = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+        memory = recover.recovery_of(settings).trained.memory(shape, settings)
         return estimates.finetune(shape, model, settings, machine, memory)
     if job == "evaluate":
         return estimates.evaluate(shape, model, machine)
@@ -162,7 +162,7 @@ def study_of(folder, dtype):
 
 def run_job(job, study, folder):
     """Call the stage's own function as its script does."""
-    from coppice.stages import evaluate, recover
+    from coppice.stages import evaluate
     from coppice.stages.prune import candidates
 
     source = models.Source(str(folder), dtype=study.models["Random"].dtype)
@@ -171,16 +171,11 @@ def run_job(job, study, folder):
     if job == "finetune":
         identity = {"model": "Random", "config": "best_ppl"}
         chosen = {"alpaca": datasets["alpaca"]}
-        recover.finetune(
-            recover.TrainingRequest(
-                identity, source, chosen, study.finetune.model_dump() | {"seeds": None}, "alpaca", folder / "tuned"
-            )
-        )
+        how = recover.TrainingSettings.model_validate(study.finetune.model_dump() | {"seeds": None})
+        recover.finetune(recover.TrainingRequest(identity, source, chosen, how, "alpaca", folder / "tuned"))
     elif job == "evaluate":
         identity = {"model": "Random", "config": None, "stage": "dense"}
-        evaluate.evaluate(
-            evaluate.EvaluationRequest(identity, source, study.evaluate.model_dump(), datasets, folder / "evaluated")
-        )
+        evaluate.evaluate(evaluate.EvaluationRequest(identity, source, study.evaluate, datasets, folder / "evaluated"))
     else:
         calibration = study.calibration.model_dump() | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}

@@ -76,11 +76,8 @@ def weights_fingerprint(folder):
 def train(root, study):
     source = models.Source(str(root / "model"))
     sets = {"alpaca": root / "alpaca" / "dataset.json"}
-    recover.finetune(
-        recover.TrainingRequest(
-            {"model": "A", "config": "c"}, source, sets, study.finetune.model_dump(), "none", root / "tuned"
-        )
-    )
+    how = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+    recover.finetune(recover.TrainingRequest({"model": "A", "config": "c"}, source, sets, how, "none", root / "tuned"))
 
 
 def evaluate_adapter(root, study):
@@ -88,9 +85,7 @@ def evaluate_adapter(root, study):
     identity = {"model": "A", "config": "c", "stage": "finetuned"}
     source, tuned = models.Source(str(root / "model")), root / "tuned"
     evaluate.evaluate(
-        evaluate.EvaluationRequest(
-            identity, source, study.evaluate.model_dump(), sets, root / "evaluated", adapter=tuned
-        )
+        evaluate.EvaluationRequest(identity, source, study.evaluate, sets, root / "evaluated", adapter=tuned)
     )
 
 

@@ -19,6 +19,7 @@ from coppice.stages.recover import training
 from coppice.stages.recover.engine import duration
 from coppice.stages.recover.full import AllWeights
 from coppice.stages.recover.lora import Lora
+from coppice.stages.recover.training_request import Budget
 from coppice.stats import metrics
 from coppice.study.settings import arms, lora_presets
 
@@ -28,7 +29,8 @@ EVERY = [*({"preset": name} for name in lora_presets.PRESETS), *({"scheme": name
 
 
 def section(arm, below=SETTINGS):
-    return arms.section(below, arms.resolved(arms.merged(arms.flat(below), arm)))
+    whole = arms.section(below, arms.resolved(arms.merged(arms.flat(below), arm)))
+    return recover.TrainingSettings.model_validate(whole)
 
 
 def count_trained(folder, settings):
@@ -91,21 +93,23 @@ def test_rejects_a_model_that_does_not_fit_the_device_before_training(monkeypatc
 
 
 def test_a_token_budget_ends_with_the_step_that_reaches_it():
-    wanted = {"unit": "tokens", "amount": 100}
+    wanted = Budget(unit="tokens", amount=100)
     assert duration.steps(wanted, [10] * 8, 2, 4000, seed=0) == 5  # 20 tokens a step, over two epochs
-    assert duration.steps(wanted | {"amount": 101}, [10] * 8, 2, 4000, seed=0) == 6
+    assert duration.steps(Budget(unit="tokens", amount=101), [10] * 8, 2, 4000, seed=0) == 6
 
 
 def test_a_flop_budget_trains_all_weights_for_fewer_tokens():
-    wanted, rows = {"unit": "flops", "amount": 1200 * 1000}, [10] * 8
-    adapter, everything = (recover.recovery_of({"train": name}).operations(1000) for name in ("lora", "all"))
+    wanted, rows = Budget(unit="flops", amount=1200 * 1000), [10] * 8
+    adapter, everything = (
+        recover.recovery_of(recover.TrainingSettings(train=name)).operations(1000) for name in ("lora", "all")
+    )
     assert duration.steps(wanted, rows, 2, adapter, seed=0) == 15
     assert duration.steps(wanted, rows, 2, everything, seed=0) == 10
 
 
 def test_rejects_a_budget_smaller_than_the_first_step():
     with pytest.raises(SettingsError, match=r"budget\.tokens: 19 .*20 tokens.*batch_size"):
-        duration.steps({"unit": "tokens", "amount": 19}, [10] * 8, 2, 4000, seed=0)
+        duration.steps(Budget(unit="tokens", amount=19), [10] * 8, 2, 4000, seed=0)
 
 
 PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}

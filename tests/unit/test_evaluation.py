@@ -16,6 +16,8 @@ SETTINGS = {
     "zero_shot": {"tasks": ["piqa", "arc_easy"], "metric": {"arc_easy": "acc_norm"}, "limit": None},
     "engine": "prefix-tree",
     "batch_size": 4,
+    "generation": {"prompts": []},
+    "cost": {"enabled": False},
 }
 
 
@@ -51,9 +53,8 @@ def datasets(tmp_path_factory):
 
 def evaluated(folder, datasets, output, settings=SETTINGS, **more):
     identity = {"model": "M", "config": None, "stage": "dense"}
-    evaluate.evaluate(
-        evaluate.EvaluationRequest(identity, models.Source(str(folder)), settings, datasets, output, **more)
-    )
+    how = evaluate.Evaluate.model_validate(settings)
+    evaluate.evaluate(evaluate.EvaluationRequest(identity, models.Source(str(folder)), how, datasets, output, **more))
     return records.read(output / "evaluation_results.json")
 
 

@@ -15,6 +15,7 @@ from coppice.core import records
 from coppice.core.errors import CheckpointError, CoppiceError, DataError
 from coppice.stages import evaluate
 from coppice.stages.evaluate import perplexity, zero_shot
+from coppice.study.settings.sections.evaluate import ZeroShot
 
 TIMES = {"started", "seconds", "peak_memory_bytes"}
 IDENTITY = {"model": "Llama", "config": "best_acc", "stage": "finetuned"}
@@ -88,6 +89,7 @@ def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "p
         "zero_shot": {"tasks": list(tasks), "metric": {"arc_challenge": "acc_norm"}, "limit": None} | zero_shot_options,
         "engine": "prefix-tree",
         "batch_size": 4,
+        "generation": {"prompts": []},
         "cost": {"enabled": cost, "batch_sizes": [1, 2], "prompt_tokens": 16, "new_tokens": 4},
     }
 
@@ -97,7 +99,13 @@ def evaluated(checkpoint, datasets, adapter):
     def run(output, choice=None, adapter=adapter, source=checkpoint, **options):
         evaluate.evaluate(
             evaluate.EvaluationRequest(
-                IDENTITY, models.Source(str(source)), choice or settings(), datasets, output, adapter=adapter, **options
+                IDENTITY,
+                models.Source(str(source)),
+                evaluate.Evaluate.model_validate(choice or settings()),
+                datasets,
+                output,
+                adapter=adapter,
+                **options,
             )
         )
         return records.read(output / "evaluation_results.json")
@@ -162,7 +170,8 @@ zero_shot.measure = dies
 def in_new_process(code, checkpoint, adapter, datasets, output, choice):
     """Run `code` and then an evaluation in a new process; return its exit status."""
     call = (
-        f"request = evaluate.EvaluationRequest({IDENTITY!r}, models.Source({str(checkpoint)!r}), {choice!r}, "
+        f"request = evaluate.EvaluationRequest({IDENTITY!r}, models.Source({str(checkpoint)!r}), "
+        f"evaluate.Evaluate.model_validate({choice!r}), "
         f"{datasets!r}, Path({str(output)!r}), adapter={str(adapter)!r})\nevaluate.evaluate(request)\n"
     )
     lazy = "" if code else "import sys\nassert not {'torch', 'transformers'} & sys.modules.keys()\n"
@@ -227,7 +236,11 @@ def test_never_reuses_a_part_of_another_model_or_setting(
         options["purpose"] = "selection"
     if what == "dtype":
         source = models.Source(str(checkpoint), dtype="float64")
-        evaluate.evaluate(evaluate.EvaluationRequest(IDENTITY, source, choice, datasets, tmp_path / "out"))
+        evaluate.evaluate(
+            evaluate.EvaluationRequest(
+                IDENTITY, source, evaluate.Evaluate.model_validate(choice), datasets, tmp_path / "out"
+            )
+        )
     else:
         evaluated(tmp_path / "out", choice, **options)
     assert set(done) == ({"piqa"} if what == "limit" else {"piqa", "ptb"})
@@ -355,7 +368,13 @@ def test_rejects_a_model_that_scores_nan(checkpoint, tmp_path, datasets):
     for choice, expected_words in ((settings(texts=[]), "NaN"), (settings(tasks=[]), "perplexity on wikitext2 is nan")):
         with pytest.raises(CoppiceError, match=expected_words) as raised:
             evaluate.evaluate(
-                evaluate.EvaluationRequest(IDENTITY, models.Source(str(folder)), choice, datasets, tmp_path / "out")
+                evaluate.EvaluationRequest(
+                    IDENTITY,
+                    models.Source(str(folder)),
+                    evaluate.Evaluate.model_validate(choice),
+                    datasets,
+                    tmp_path / "out",
+                )
             )
         assert str(raised.value).startswith(f"{folder}: ") and "leave it out" in str(raised.value)
     assert not list((tmp_path / "out").glob("*.json"))
@@ -375,4 +394,4 @@ def test_rejects_a_task_whose_filter_leaves_no_row(checkpoint, tmp_path, dataset
         "process_docs: !function code.none\ndoc_to_text: goal\ndoc_to_target: label\ndoc_to_choice: [a, b]\n"
     )
     with pytest.raises(DataError, match="no items"):
-        zero_shot.task("mine", datasets["piqa"], "report", {"include_path": str(tmp_path)})
+        zero_shot.task("mine", datasets["piqa"], "report", ZeroShot(include_path=str(tmp_path)))

@@ -15,6 +15,7 @@ from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
 from coppice.stages.recover import examples, lora
 from coppice.stages.recover.engine import progress
+from coppice.study.settings.sections.finetune import TrainingData
 
 SETTINGS = {
     "data": {"dataset": "mine", "val_size": 8, "validation": None, "cutoff_len": 32, "train_on_inputs": False},
@@ -62,8 +63,9 @@ def dataset(tmp_path_factory):
 
 def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):
     identity, source = {"model": "M", "config": "c"}, models.Source(str(folder))
+    how = recover.TrainingSettings.model_validate(settings)
     recover.finetune(
-        recover.TrainingRequest(identity, source, {"mine": dataset}, settings, prompt, output, seed=3, world=world)
+        recover.TrainingRequest(identity, source, {"mine": dataset}, how, prompt, output, seed=3, world=world)
     )
     return records.read(output / "finetuning_config.json")
 
@@ -116,17 +118,17 @@ def test_the_merged_checkpoint_gives_the_adapters_logits(tiny_checkpoint, datase
 
 
 def test_a_loss_that_is_not_a_number_fails_with_advice(tiny_checkpoint, dataset, tmp_path):
+    too_fast = recover.TrainingSettings.model_validate(SETTINGS | {"warmup_steps": 0})
+    too_fast = too_fast.model_copy(update={"learning_rate": 1e30})  # more than the configuration allows
     with pytest.raises(CoppiceError, match=r"step .*learning_rate"):
-        train(
-            tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"learning_rate": 1e30, "warmup_steps": 0}
-        )
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", too_fast)
     assert not (tmp_path / "out/finetuning_config.json").exists()
 
 
 def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
     """Return (training examples of `rows`, facts about them); no row is held out."""
     data.write("mine", {"train": rows}, tmp_path / "rows")
-    settings = SETTINGS["data"] | {"val_size": 0} | options
+    settings = TrainingData.model_validate(SETTINGS["data"] | {"val_size": 0} | options)
     train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, 3, KIND)
     return train, facts
 
@@ -188,8 +190,8 @@ def test_names_the_row_that_the_chat_template_rejects(tiny_tokenizer, tmp_path):
 
 
 def test_names_the_key_of_a_tracker_that_is_not_installed(tiny_checkpoint, dataset, tmp_path):
-    with pytest.raises(SettingsError, match=r"finetune\.report_to: nosuch"):
-        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"report_to": ["nosuch"]})
+    with pytest.raises(SettingsError, match=r"finetune\.report_to: dvclive"):
+        train(tiny_checkpoint("llama"), dataset, tmp_path / "out", SETTINGS | {"report_to": ["dvclive"]})
 
 
 def test_learns_the_last_answer_if_a_template_rewrites_earlier_turns(tiny_tokenizer, tmp_path):
@@ -227,11 +229,11 @@ def test_a_mixture_has_the_configured_shares_and_repeats_no_row(tiny_tokenizer, 
     data.write("a", {"train": instruction_rows(30)}, tmp_path / "a")
     data.write("b", {"train": text}, tmp_path / "b")
     records_of = {name: tmp_path / name / "dataset.json" for name in "ab"}
-    settings = SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25}
+    settings = TrainingData.model_validate(SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25})
     train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
     assert facts["mixture"] == {"a": 30, "b": 10} and len(held) == 10
     assert len({example["row"] for example in train + held}) == 40
-    settings = SETTINGS["data"] | {"dataset": "a", "validation": "b"}
+    settings = TrainingData.model_validate(SETTINGS["data"] | {"dataset": "a", "validation": "b"})
     train, held, _ = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
     assert len(train) == 30 and {example["row"].split(":")[0] for example in held} == {"b"}
 

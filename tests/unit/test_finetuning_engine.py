@@ -15,7 +15,9 @@ from coppice.models.causal_lm import KIND
 from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
 from coppice.stages.recover.lora import Lora
+from coppice.study.settings.sections.finetune import TrainingData
 
+TYPED = recover.TrainingSettings.model_validate(SETTINGS)
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},
@@ -263,7 +265,7 @@ def test_trains_an_adapter_on_a_quantized_base(tiny_checkpoint, dataset, tmp_pat
     source = models.Source(str(tiny_checkpoint("llama")), quantize=bits)
     recover.finetune(
         recover.TrainingRequest(
-            {"model": "M", "config": "c"}, source, {"mine": dataset}, SETTINGS, "none", tmp_path, seed=3
+            {"model": "M", "config": "c"}, source, {"mine": dataset}, TYPED, "none", tmp_path, seed=3
         )
     )
     record = records.read(tmp_path / "finetuning_config.json")
@@ -298,8 +300,9 @@ def validation_loss(model, dataset, output):
     from coppice.stages.recover import examples
 
     settings = records.read(output / "finetuning_config.json")["settings"]
+    rows = TrainingData.model_validate(settings["data"])
     tokenizer = models.load_tokenizer(output)
-    _, held, _ = examples.prepare({"mine": dataset}, settings["data"], settings["prompt"], tokenizer, 3, KIND)
+    _, held, _ = examples.prepare({"mine": dataset}, rows, settings["prompt"], tokenizer, 3, KIND)
     total = number_of_targets(held)
     with torch.no_grad():
         return sum(
@@ -330,8 +333,8 @@ def test_merging_adds_the_scaled_ba_to_w_exactly_once(tiny_checkpoint, dataset, 
 
 
 def test_names_the_key_of_what_peft_rejects(tiny_model):
-    settings = copy.deepcopy(SETTINGS)
-    settings["lora"] |= {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
+    adapter = SETTINGS["lora"] | {"use_dora": True, "init": "loftq", "target_modules": ["nothing"]}
+    settings = recover.TrainingSettings.model_validate(SETTINGS | {"lora": adapter})
     with pytest.raises(SettingsError, match=r"finetune\.lora\.target_modules.*q_proj"):
         Lora().prepare(tiny_model("llama"), KIND, models.Source(""), settings, some_examples())
 

@@ -15,6 +15,7 @@ from coppice import data
 from coppice.core.errors import DataError
 from coppice.models import output_head
 from coppice.stages.evaluate import perplexity
+from coppice.study.settings.sections.evaluate import Perplexity
 
 
 def reference(model, ids, seq_len, bos=None):
@@ -138,16 +139,19 @@ def test_a_shorter_context_keeps_the_ratio_of_stride_to_window(tiny_model, tiny_
 
 def test_finds_protocols_by_name_and_in_the_configuration():
     own = {"mine": {"seq_len": 64, "stride": 32, "join": "", "role": "train", "bos": None}}
-    found = perplexity.protocols({"protocol": ["mine", "gptq-2048"], "bos": True, "protocols": own})
+    found = perplexity.protocols(
+        Perplexity.model_validate({"protocol": ["mine", "gptq-2048"], "bos": True, "protocols": own})
+    )
     assert [(p.name, p.seq_len, p.stride, p.bos) for p in found] == [
         ("mine", 64, 32, True),
         ("gptq-2048", 2048, 2048, True),
     ]
     assert found[0].join_of("c4") == "" and found[0].role_of("c4", "report") == "train"
     assert found[0].role_of("c4", "selection") == "selection"
-    assert (
-        perplexity.protocols({"protocol": "mine", "protocols": {"mine": own["mine"] | {"bos": False}}})[0].bos is False
+    begun = Perplexity.model_validate(
+        {"protocol": "mine", "bos": True, "protocols": {"mine": own["mine"] | {"bos": False}}}
     )
+    assert perplexity.protocols(begun)[0].bos is False
 
 
 REALDATA = Path(os.environ.get("COPPICE_REALDATA", Path(__file__).parents[3] / "shared/realdata"))

@@ -16,7 +16,9 @@ from coppice.miniature import pretraining, tiny_models
 from coppice.models import estimates
 from coppice.planning import job_resources, plan
 from coppice.stages.recover.lora import Lora
+from coppice.stages.recover.training_request import TrainingSettings
 from coppice.study import settings
+from coppice.study.settings.sections.finetune import Lora as Adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -37,7 +39,7 @@ def test_counts_the_parameters_of_a_model(built):
 @pytest.mark.parametrize("wanted", ["all-linear", ["attention"], ["q_proj", "mlp"]])
 def test_counts_the_parameters_that_peft_adds(built, wanted):
     model, path = built
-    found = estimates.adapter_parameters(estimates.shape_of(path), {"r": 3, "target_modules": wanted})
+    found = estimates.adapter_parameters(estimates.shape_of(path), Adapter(r=3, target_modules=wanted))
     names = {"all-linear": ALL, "attention": ALL[:4], "mlp": ALL[4:]}
     expected = [part for name in ([wanted] if isinstance(wanted, str) else wanted) for part in names.get(name, [name])]
     adapted = get_peft_model(model, LoraConfig(r=3, target_modules=expected, task_type="CAUSAL_LM"))
@@ -52,7 +54,7 @@ def test_estimates_what_a_layer_keeps_for_its_backward_pass(tiny_model, tmp_path
 
     model = tiny_model("llama", hidden_size=128, intermediate_size=352, head_dim=16, num_key_value_heads=8)
     model.config.save_pretrained(tmp_path)
-    lora = {"r": 2, "target_modules": wanted, "dropout": dropout}
+    tuned = TrainingSettings(lora=Adapter(r=2, target_modules=wanted, dropout=dropout))
     options = {"target_modules": wanted, "lora_dropout": dropout, "task_type": "CAUSAL_LM"}
     model = get_peft_model(model, LoraConfig(r=2, **options)).train()
     held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -68,7 +70,7 @@ def test_estimates_what_a_layer_keeps_for_its_backward_pass(tiny_model, tmp_path
         model.base_model.model.model(input_ids=torch.randint(3, 128, (1, tokens)), use_cache=False)
     shape = estimates.shape_of(tmp_path / "config.json")
     counted = sum(size for place, size in kept.items() if place not in held) / tokens / shape.layers
-    adapted = Lora().memory(shape, {"lora": lora}).kept_bytes
+    adapted = Lora().memory(shape, tuned).kept_bytes
     assert estimates.layer_bytes(shape, 4) + adapted == pytest.approx(counted, rel=0.2)
 
 

@@ -21,7 +21,7 @@ def message(workdir=None, **evaluate):
 def test_completes_a_custom_protocol_beside_a_built_in_one():
     texts = {"protocol": ["gptq-2048", "mine"], "protocols": {"mine": {"seq_len": "64", "stride": 32}}}
     study = load(perplexity=texts)
-    first, mine = perplexity.protocols(study.evaluate.perplexity.model_dump())
+    first, mine = perplexity.protocols(study.evaluate.perplexity)
     assert first.name == "gptq-2048"
     assert (mine.seq_len, mine.stride, mine.join_of("x"), mine.role_of("x", "report")) == (64, 32, "\n\n", "report")
 

@@ -8,6 +8,7 @@ from coppice.core import gpus
 from coppice.models import estimates
 from coppice.planning import job_resources
 from coppice.stages.recover.lora import Lora
+from coppice.stages.recover.training_request import TrainingSettings
 from coppice.study import settings
 
 LLAMA_8B = {
@@ -115,16 +116,18 @@ def test_a_machine_without_a_gpu_needs_host_memory_and_more_time(study):
     assert requested(loaded, on_gpu=False)["runtime"] > 50 * requested(loaded)["runtime"]
 
 
-def adapter_of(shape, study_):
-    return Lora().memory(shape, study_.finetune.model_dump())
+def finetuned(study_, gpus_, shape, **changes):
+    """Return the Peak of a training on so many GPUs."""
+    typed = TrainingSettings.model_validate(study_.finetune.model_dump() | changes)
+    model, machine = study_.models["Big"].model_dump(), estimates.Machine(gpus=gpus_)
+    return estimates.finetune(shape, model, typed, machine, Lora().memory(shape, typed))
 
 
 def gpu_bytes(study_, gpus_=1, stage="finetune"):
     sizes = job_resources.Sizes(study_)
     shape, model, machine = sizes.shape("Big"), study_.models["Big"].model_dump(), estimates.Machine(gpus=gpus_)
     if stage == "finetune":
-        settings = study_.finetune.model_dump()
-        return estimates.finetune(shape, model, settings, machine, adapter_of(shape, study_)).gpu
+        return finetuned(study_, gpus_, shape).gpu
     return estimates.evaluate(shape, model, machine).gpu
 
 
@@ -158,9 +161,7 @@ def test_sharded_processes_load_a_huge_model_one_after_another(study):
 
 
 def host_bytes(study_, gpus_):
-    shape, model = job_resources.Sizes(study_).shape("Big"), study_.models["Big"].model_dump()
-    settings, machine = study_.finetune.model_dump() | {"merge": False}, estimates.Machine(gpus=gpus_)
-    return estimates.finetune(shape, model, settings, machine, adapter_of(shape, study_)).host
+    return finetuned(study_, gpus_, job_resources.Sizes(study_).shape("Big"), merge=False).host
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])

@@ -12,6 +12,7 @@ from coppice.core import records
 from coppice.core.errors import DataError, SettingsError
 from coppice.stages import evaluate
 from coppice.stages.evaluate import zero_shot
+from coppice.study.settings.sections.evaluate import ZeroShot
 
 CHOICE = """
 task: {name}
@@ -97,7 +98,7 @@ def prompts(lm, monkeypatch, *arguments):
 
 def test_scores_a_users_task_even_if_it_has_the_name_of_an_official_one(lm, folder, record):
     for name in ("mine", "piqa"):
-        facts, items = zero_shot.measure(lm, name, record, "report", {"include_path": folder})
+        facts, items = zero_shot.measure(lm, name, record, "report", ZeroShot(include_path=folder))
         result, samples, is_accuracy = zero_shot.result(name, facts, items)
         assert (result["metric"], result["version"], result["n"], is_accuracy) == ("acc", 3.5, 8, True)
         assert {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} <= result.keys()
@@ -109,41 +110,41 @@ def test_rejects_an_item_whose_answer_is_not_a_choice_before_scoring(lm, folder,
     asked = [row | {"answer": answer} for row in rows(60, 1)]
     data.write("mine", {"report": asked}, tmp_path / "d")
     with pytest.raises(DataError, match=r"^dataset mine: (item 0 \(from 0\)|its rows do not fit)"):
-        zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", {"include_path": folder})
+        zero_shot.measure(lm, "mine", tmp_path / "d/dataset.json", "report", ZeroShot(include_path=folder))
 
 
 def test_few_shot_examples_come_from_the_train_rows(lm, folder, record, monkeypatch):
-    contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
+    contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", ZeroShot(include_path=folder, num_fewshot=2))
     assert facts["num_fewshot"] == 2
     train = {row["question"] for row in rows(10, 6)}
     for context in contexts:
         *examples, asked = [part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")]
         assert len(examples) == 2 and set(examples) <= train and asked not in train
-    again, _ = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2})
-    other, _ = prompts(lm, monkeypatch, "mine", record, "report", {"include_path": folder, "num_fewshot": 2}, 1)
+    again, _ = prompts(lm, monkeypatch, "mine", record, "report", ZeroShot(include_path=folder, num_fewshot=2))
+    other, _ = prompts(lm, monkeypatch, "mine", record, "report", ZeroShot(include_path=folder, num_fewshot=2), 1)
     assert contexts == again != other
 
 
 def test_a_scored_row_is_never_a_few_shot_example(lm, folder, tmp_path, monkeypatch):
     data.write("mine", {"train": rows(10, 9), "selection": rows(10, 6)}, tmp_path / "d")
     record = tmp_path / "d/dataset.json"
-    contexts, _ = prompts(lm, monkeypatch, "mine", record, "selection", {"include_path": folder, "num_fewshot": 3})
+    contexts, _ = prompts(lm, monkeypatch, "mine", record, "selection", ZeroShot(include_path=folder, num_fewshot=3))
     asked = {row["question"] for row in rows(10, 6)}
     for context in contexts:
         assert not asked & {part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")[:-1]}
     with pytest.raises(DataError, match="none is left"):
         data.write("mine", {"train": rows(10, 6), "report": rows(10, 6)}, tmp_path / "e")
-        zero_shot.task("mine", tmp_path / "e/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
+        zero_shot.task("mine", tmp_path / "e/dataset.json", "report", ZeroShot(include_path=folder, num_fewshot=1))
 
 
 def test_rejects_few_shot_examples_without_train_rows(folder, tmp_path):
     data.write("mine", {"report": rows(10, 6)}, tmp_path / "d")
     with pytest.raises(DataError, match="mine has no rows for train"):
-        zero_shot.task("mine", tmp_path / "d/dataset.json", "report", {"include_path": folder, "num_fewshot": 1})
+        zero_shot.task("mine", tmp_path / "d/dataset.json", "report", ZeroShot(include_path=folder, num_fewshot=1))
 
 
 def test_uses_the_chat_template_if_there_is_one_and_records_it(lm, folder, record, monkeypatch):
-    choice = {"include_path": folder, "num_fewshot": 1, "chat_template": True}
+    choice = ZeroShot(include_path=folder, num_fewshot=1, chat_template=True)
     contexts, facts = prompts(lm, monkeypatch, "mine", record, "report", choice)
     assert facts["chat_template"] and all(c.startswith("w4 w100 ") and c.count(" w5 w4 ") == 2 for c in contexts)
     monkeypatch.setattr(lm.tokenizer, "chat_template", None)
@@ -152,7 +153,7 @@ def test_uses_the_chat_template_if_there_is_one_and_records_it(lm, folder, recor
 
 
 def test_scores_a_task_that_generates_by_its_first_filter(lm, folder, record):
-    facts, items = zero_shot.measure(lm, "generated", record, "report", {"include_path": folder})
+    facts, items = zero_shot.measure(lm, "generated", record, "report", ZeroShot(include_path=folder))
     result, samples, is_accuracy = zero_shot.result("generated", facts, items)
     assert (result["metric"], len(samples), is_accuracy) == ("exact_match", 8, True)
     for row, item in zip(samples, rows(60, 8), strict=True):
@@ -163,7 +164,7 @@ def test_scores_a_task_that_generates_by_its_first_filter(lm, folder, record):
 def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_not_an_accuracy(lm, folder, record):
     import torch
 
-    facts, items = zero_shot.measure(lm, "rolled", record, "report", {"include_path": folder})
+    facts, items = zero_shot.measure(lm, "rolled", record, "report", ZeroShot(include_path=folder))
     result, samples, is_accuracy = zero_shot.result("rolled", facts, items)
     assert result["metric"] == "word_perplexity" and not is_accuracy and len(samples) == 8
     total = 0.0
@@ -180,9 +181,10 @@ def test_a_metric_that_is_not_an_accuracy_does_not_enter_the_average(tiny_checkp
     settings = {
         "perplexity": {"datasets": [], "protocol": "gptq-2048", "bos": False},
         "zero_shot": {"tasks": ["mine", "rolled"], "metric": {}, "limit": None, "include_path": folder},
-        "engine": "prefix-tree",
-        "batch_size": 4,
+        "generation": {"prompts": []},
+        "cost": {"enabled": False},
     }
+    settings = evaluate.Evaluate.model_validate(settings)
     source, output = models.Source(str(tiny_checkpoint("llama"))), tmp_path / "out"
     identity = {"model": "M", "config": None, "stage": "dense"}
     evaluate.evaluate(

@@ -22,7 +22,7 @@ with jobs.computing(snakemake.log[0], params.status, title, snakemake.threads, s
     request = evaluate.EvaluationRequest(
         identity={"model": snakemake.wildcards.model, about: snakemake.wildcards.get("candidate"), "stage": stage},
         source=source,
-        settings=params.settings | params.execution,
+        settings=evaluate.Evaluate.model_validate(params.settings | params.execution),
         datasets=params.datasets,
         output=output,
         dense=snakemake.input.get("dense"),

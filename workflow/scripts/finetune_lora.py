@@ -29,7 +29,7 @@ if __name__ == "__main__":
             identity={"model": model, "candidate": candidate},
             source=source,
             datasets=snakemake.params.datasets,
-            settings=snakemake.params.settings | snakemake.params.execution,
+            settings=recover.TrainingSettings.model_validate(snakemake.params.settings | snakemake.params.execution),
             prompt=snakemake.params.prompt,
             output=output,
             seed=snakemake.params.seed,

@@ -23,7 +23,7 @@ with jobs.computing(
         request = evaluate.EvaluationRequest(
             identity={"model": snakemake.wildcards.model, "candidate": name, "stage": "candidate"},
             source=models.Source(path=str(Path(pruning).parent), **loading),
-            settings=snakemake.params.settings | snakemake.params.execution,
+            settings=evaluate.Evaluate.model_validate(snakemake.params.settings | snakemake.params.execution),
             datasets=snakemake.params.datasets,
             output=Path(scores).parent,
             purpose=snakemake.params.purpose,

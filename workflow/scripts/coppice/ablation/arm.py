@@ -82,15 +82,17 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     content |= {"start": start.name}
     section = section_of(plan, settings)
     reused = _same_training(after, settings, seed)
-    job = {"identity": identity, "start": start, "plan": plan, "section": section, "seed": seed, "world": world}
-    predicted = recover.trainable_parameters(start.source, section)
+    how = recover.TrainingSettings.model_validate(section)
+    trained = recover.recovery_of(how).trained
+    job = {"identity": identity, "start": start, "plan": plan, "how": how, "seed": seed, "world": world}
+    predicted = recover.trainable_parameters(start.source, how)
     race = records.read(survivors) if survivors else None
     if race and identity["arm"] not in race["survivors"] and race["reached"].get(identity["arm"]):
         records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
         logger.info("%s was stopped by the race and is not trained further", identity["arm"])
         return
     try:
-        recover.recovery_of(section).trained.check_room(predicted)
+        trained.check_room(predicted)
         # EVA redistributes ranks among the layers and rounds them, so the number of parameters is not known before
         expected = None if settings.get("init") == "eva" else predicted
         _train(**job, output=output.parent, reused=reused, share=share, expected=expected)
@@ -103,23 +105,24 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
         reached = records.read(output.parent / recover.RUNG_LOSS_FILE)
         records.write(output, content | {"share": share, "step": reached["step"], LOSS.key: reached[LOSS.key]})
         return
-    measured = _evaluate(identity, start, plan, member, settings, seed, output.parent)
-    content |= _facts(output.parent, settings, predicted)
+    measured = _evaluate(identity, start, plan, member, trained, seed, output.parent)
+    content |= _facts(output.parent, recover.recovery_of(how), predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
     prints = content.pop("fingerprints")
     records.write(output, content | {"provenance": clock.provenance(section, seed, **prints)})
 
 
-def _facts(output, settings, predicted):
+def _facts(output, recovery, predicted):
     """Return the facts in the training's records, the size on disk and the fingerprints."""
-    trained = records.read(output / "finetuning_config.json")
-    facts = {key: trained.get(key) for key in COPIED} | {"predicted_parameters": predicted}
+    record = records.read(output / "finetuning_config.json")
+    facts = {key: record.get(key) for key in COPIED} | {"predicted_parameters": predicted}
+    weights = recovery.trained.folder(output).glob("*.safetensors")
     return facts | {
-        "stored_bytes": _stored(output, settings),
+        "stored_bytes": sum(file.stat().st_size for file in weights),
         "history": records.read(output / "training_state.json")["history"],
-        "operations": recover.recovery_of(settings).operations(trained["base_parameters"]),
-        "reused_from": trained.get("reused_from"),
-        "fingerprints": trained["provenance"]["fingerprints"],
+        "operations": recovery.operations(record["base_parameters"]),
+        "reused_from": record.get("reused_from"),
+        "fingerprints": record["provenance"]["fingerprints"],
     }
 
 
@@ -137,7 +140,7 @@ def section_of(plan, settings):
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
 
-def _train(identity, start, plan, section, seed, world, output, reused, share, expected):
+def _train(identity, start, plan, how, seed, world, output, reused, share, expected):
     named = {"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]}
     if reused:
         origin = records.read(reused / NAMED[-1])["config"]
@@ -149,7 +152,7 @@ def _train(identity, start, plan, section, seed, world, output, reused, share, e
         identity=named,
         source=start.source,
         datasets=plan["training_datasets"],
-        settings=section,
+        settings=how,
         prompt=start.prompt,
         output=output,
         seed=seed,
@@ -169,9 +172,8 @@ def _same_training(after, settings, seed):
     return Path(after).parent / same[-1] / f"seed-{seed}" if same else None
 
 
-def _evaluate(identity, start, plan, member, settings, seed, output):
+def _evaluate(identity, start, plan, member, trained, seed, output):
     """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
-    trained = recover.recovery_of(settings).trained
     whole = not trained.adapter
     path = str(trained.folder(output)) if whole else start.source.path
     wanted = [plan["choose_by"]["metric"] != LOSS.key, member["report"]]
@@ -180,7 +182,7 @@ def _evaluate(identity, start, plan, member, settings, seed, output):
         request = evaluate.EvaluationRequest(
             identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
-            settings=plan["evaluate"] if part == "report" else _ranking(plan),
+            settings=evaluate.Evaluate.model_validate(plan["evaluate"] if part == "report" else _ranking(plan)),
             datasets=plan["evaluation_datasets"],
             output=output / part,
             adapter=None if whole else output,
@@ -198,9 +200,3 @@ def _ranking(plan):
     """Return the section `evaluate` reduced to the data sets of the metric that ranks the arms."""
     whole = plan["evaluate"]
     return whole | {section: whole[section] | lists for section, lists in arms.chosen_by(plan).items()}
-
-
-def _stored(output, settings):
-    """Return the bytes of the trained weights on disk: the adapter's, or those of the whole model."""
-    folder = recover.recovery_of(settings).trained.folder(output)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -111,7 +111,7 @@ def finetune(job: Training) -> None:
             identity={"model": Path(source).name, "config": output.name},
             source=models.Source(path=source, **loading),
             datasets={DATA: record},
-            settings=section | {"data": section["data"] | {"dataset": DATA}},
+            settings=recover.TrainingSettings.model_validate(section | {"data": section["data"] | {"dataset": DATA}}),
             prompt=job.prompt,
             output=output,
             seed=job.seed,

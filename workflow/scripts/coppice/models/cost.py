@@ -23,7 +23,7 @@ def measure(model, merged, settings):
     Args:
         model: the causal LM.
         merged: whether an adapter was merged into it; only recorded.
-        settings: {batch_sizes, prompt_tokens, new_tokens}.
+        settings: the section `evaluate.cost`.
 
     Returns:
         {parameters, nonzero_parameters, weight_bytes, macs_per_token: {linear, attention, context_length},
@@ -42,7 +42,7 @@ def measure(model, merged, settings):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
-        speed = [_speed(model, device, batch, prompt, new) for batch in settings["batch_sizes"]]
+        speed = [_speed(model, device, batch, prompt, new) for batch in settings.batch_sizes]
     macs = {"linear": counted["linear_macs"], "attention": counted["attention_macs"]}
     found = {
         "parameters": counted["parameters"],
@@ -68,8 +68,8 @@ def _described(speed):
 
 def _lengths(settings, context):
     """Return (prompt, new) tokens, cut to the context length of the model."""
-    new = min(settings["new_tokens"], max(1, context // 2))
-    return max(1, min(settings["prompt_tokens"], context - new)), new
+    new = min(settings.new_tokens, max(1, context // 2))
+    return max(1, min(settings.prompt_tokens, context - new)), new
 
 
 def _speed(model, device, batch, prompt, new):

@@ -151,7 +151,7 @@ def weight_bytes(shape, width, quantize=None):
 
 def adapter_parameters(shape, lora):
     """Return the number of trained parameters of LoRA with rank `lora.r` on the modules that its settings name."""
-    return shape.layers * lora["r"] * sum(into + out for into, out in _adapted(shape, lora))
+    return shape.layers * lora.r * sum(into + out for into, out in _adapted(shape, lora))
 
 
 def adapted_inputs(shape, lora):
@@ -172,7 +172,7 @@ def _adapted(shape, lora):
         "down_proj": (shape.inner, shape.hidden),
     }
     groups = {"attention": list(widths)[:4], "mlp": list(widths)[4:], "all-linear": list(widths)}
-    wanted = lora["target_modules"]
+    wanted = lora.target_modules
     names = [part for name in ([wanted] if isinstance(wanted, str) else wanted) for part in groups.get(name, [name])]
     return [widths[name] for name in dict.fromkeys(names) if name in widths]
 
@@ -194,22 +194,22 @@ def finetune(shape, model, settings, machine, trained):
         machine: where the job runs.
         trained: the TrainingMemory of what is trained.
     """
-    width, longest = width_of(model["dtype"], machine), settings["data"]["cutoff_len"]
-    tokens = settings["micro_batch_size"] * longest
+    width, longest = width_of(model["dtype"], machine), settings.data.cutoff_len
+    tokens = settings.micro_batch_size * longest
     tokens = tokens if machine.gpus else max(longest, min(tokens, CPU_TOKENS * machine.threads))
     whole = weight_bytes(shape, width, model["quantize"])
     sharded = machine.gpus > 1 and not model["device_map"] and shards(whole, model, settings)
     held = _held(shape, whole, width, model, sharded, machine)
     if not trained.frozen:
         sharded, held, width = False, 0, 4
-    layers = 1 if settings["gradient_checkpointing"] else shape.layers
+    layers = 1 if settings.gradient_checkpointing else shape.layers
     # each layer also keeps a row of the attention mask per token
     kept = BACKWARD * tokens * layers * (layer_bytes(shape, width) + trained.kept_bytes + width * tokens)
     boundaries = tokens * shape.layers * shape.hidden * width if layers == 1 else 0
     # at the end the logits of one example are compared, with and without the adapter
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
     device = held + ADAPTER_BYTES * trained.parameters + kept + boundaries + logits + TRAINING
-    merged = whole if settings["merge"] else 0
+    merged = whole if settings.merge else 0
     processes = 1 if model["device_map"] else machine.gpus
     # processes that share the weights load them one after another
     return _placed(device, whole, merged, model, machine, processes, at_once=1 if sharded else processes)
@@ -232,8 +232,8 @@ def _held(shape, whole, width, model, sharded, machine):
 
 def shards(whole, model, settings):
     """Return whether processes share `whole` bytes of weights: as set, or by default if a usual GPU is too small."""
-    if settings["sharding"] is not None or model["quantize"]:
-        return bool(settings["sharding"])
+    if settings.sharding is not None or model["quantize"]:
+        return bool(settings.sharding)
     return whole > ROOM_FOR_WEIGHTS * USUAL_GPU
 
 

@@ -14,6 +14,7 @@ from coppice.models import estimates
 from coppice.stages import recover
 from coppice.study import layout
 from coppice.study.settings import arms
+from coppice.study.settings.sections.evaluate import Evaluate
 
 MB = 10**6
 UNKNOWN = 10**9  # parameters assumed for a model whose size is not known yet
@@ -98,16 +99,16 @@ class Sizes:
             # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
             operations = 6 * study.calibration.samples * study.calibration.length * len(points) * shape.parameters
         elif stage == "finetune":
-            settings = study.finetune.model_dump()
+            settings = recover.TrainingSettings.model_validate(study.finetune.model_dump())
             recovery = recover.recovery_of(settings)
             memory = recovery.trained.memory(shape, settings)
             peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
             disk = TRAINED_BYTES * memory.parameters
-            disk += whole if settings["merge"] else 0
+            disk += whole if settings.merge else 0
             operations = recovery.operations(shape.parameters) * trained_tokens(settings)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            tokens = evaluated_tokens(study.evaluate.model_dump()) * (len(points) if stage == "score" else 1)
+            tokens = evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
             disk, operations = 0, 2 * tokens * shape.parameters
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
 
@@ -136,12 +137,13 @@ class Sizes:
         shape = shape or estimates.shape_like(UNKNOWN)
         settings = arms.resolved(arms.merged(one["base"], changes))
         section = arms.section(one["finetune"], settings)
-        recovery = recover.recovery_of(section)
-        memory = recovery.trained.memory(shape, section)
-        trained = estimates.finetune(shape, loaded, section, self.machine("finetune", on_gpu), memory)
+        typed = recover.TrainingSettings.model_validate(section)
+        recovery = recover.recovery_of(typed)
+        memory = recovery.trained.memory(shape, typed)
+        trained = estimates.finetune(shape, loaded, typed, self.machine("finetune", on_gpu), memory)
         measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
-        operations = _budgeted(one["budget"], section, recovery.operations(shape.parameters))
-        operations += 2 * shape.parameters * evaluated_tokens(one["evaluate"])
+        operations = _budgeted(one["budget"], typed, recovery.operations(shape.parameters))
+        operations += 2 * shape.parameters * evaluated_tokens(Evaluate.model_validate(one["evaluate"]))
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
         return Need(host, gpu, TRAINED_BYTES * memory.parameters + SPARE_DISK, operations)
 
@@ -174,13 +176,13 @@ class Sizes:
         return asked
 
 
-def _budgeted(budget, section, per_token):
+def _budgeted(budget, settings, per_token):
     """Return the operations of a training from its budget {unit: max_steps, tokens or flops, amount}."""
     if budget["unit"] == "flops":
         return budget["amount"]
     tokens = budget["amount"]
     if budget["unit"] == "max_steps":
-        tokens *= section["batch_size"] * row_tokens(section)
+        tokens *= settings.batch_size * row_tokens(settings)
     return per_token * tokens
 
 
@@ -196,14 +198,14 @@ def kept(point):
 
 def row_tokens(settings):
     """Estimate tokens per training row from `cutoff_len`, because the data are not read yet. settings: `finetune`."""
-    longest = settings["data"]["cutoff_len"]
+    longest = settings.data.cutoff_len
     return longest // 2 if longest > SHORT else min(ROW_TOKENS, longest)
 
 
 def trained_tokens(settings):
     """Estimate the tokens that a training processes. settings: the section `finetune`."""
-    rows = settings["max_steps"] and settings["max_steps"] * settings["batch_size"]
-    return (rows or settings["epochs"] * TRAINED_ROWS) * row_tokens(settings)
+    rows = settings.max_steps and settings.max_steps * settings.batch_size
+    return (rows or settings.epochs * TRAINED_ROWS) * row_tokens(settings)
 
 
 def evaluated_tokens(settings):
@@ -211,11 +213,11 @@ def evaluated_tokens(settings):
 
     The estimate is never below that of the seven tasks and two texts, unless a `limit` is set.
     """
-    asked, measured = settings["zero_shot"], settings["perplexity"]
-    protocols = 1 if isinstance(measured["protocol"], str) else len(measured["protocol"])
-    texts = TEXT_TOKENS * max(1, protocols) * max(1, len(measured["datasets"]) / TEXTS)
-    items = TASK_TOKENS * max(1, len(asked["tasks"]) / TASKS)
-    if asked["limit"] is not None:
-        items = min(items, asked["limit"] * ITEM_TOKENS * len(asked["tasks"]))
-    items *= 1 + (asked["num_fewshot"] or 0) / SHOTS
-    return texts + items * (WITHOUT_SHARING if settings["engine"] == "lm-eval" else 1)
+    asked, measured = settings.zero_shot, settings.perplexity
+    protocols = 1 if isinstance(measured.protocol, str) else len(measured.protocol)
+    texts = TEXT_TOKENS * max(1, protocols) * max(1, len(measured.datasets) / TEXTS)
+    items = TASK_TOKENS * max(1, len(asked.tasks) / TASKS)
+    if asked.limit is not None:
+        items = min(items, asked.limit * ITEM_TOKENS * len(asked.tasks))
+    items *= 1 + (asked.num_fewshot or 0) / SHOTS
+    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1)

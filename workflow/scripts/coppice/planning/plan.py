@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from coppice.models import estimates
-from coppice.stages import select
+from coppice.stages import recover, select
 
 from . import job_resources
 
@@ -151,9 +150,10 @@ def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, mo
         disk["candidates, all"] += int(sum(kept))
         disk["candidates, chosen"] += int(sum(chosen))
     trainings = configs * len(study.training_seeds())
-    adapter = estimates.adapter_parameters(shape, study.finetune.lora.model_dump())
+    settings = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+    trained = recover.recovery_of(settings).trained.memory(shape, settings).parameters
     merged = whole if study.finetune.merge else 0
-    disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * adapter + merged)
+    disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * trained + merged)
 
 
 def table(found: Plan, tflops: float, on_gpu: bool = True) -> tuple[Table, list[str]]:

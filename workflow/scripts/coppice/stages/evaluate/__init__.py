@@ -12,11 +12,14 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.models import cost
 from coppice.stats import stored_samples
+from coppice.study.settings.sections.evaluate import Evaluate
 
 from . import generation, guards, perplexity, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Parts
 from .subject import Subject
+
+__all__ = ["EVALUATORS", "Evaluate", "EvaluationRequest", "average", "evaluate", "summary"]
 
 logger = logging.getLogger("coppice.evaluation")
 
@@ -35,7 +38,7 @@ def evaluate(request: EvaluationRequest) -> None:
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(request, parts)
     record = job.run()
-    settings = request.settings | {"purpose": request.purpose}
+    settings = request.settings.model_dump(exclude_unset=True) | {"purpose": request.purpose}
     provenance = clock.provenance(settings, request.seed, **model_fingerprints, datasets=job.used) | parts.run()
     record["samples"] = stored_samples.write_samples(output, job.samples)
     # evaluation_results.json comes last: whoever finds it also finds the files that belong to it.
@@ -96,7 +99,7 @@ class _Evaluation:
 
     def perplexity(self):
         """Return the perplexity of each text, under each protocol."""
-        protocols = perplexity.protocols(self.settings["perplexity"])
+        protocols = perplexity.protocols(self.settings.perplexity)
         first, *more = [self._texts(protocol, index) for index, protocol in enumerate(protocols)]
         named = dict(zip((protocol.name for protocol in protocols[1:]), more, strict=True))
         self.losses = {"perplexity": first, "perplexity_more": named}
@@ -106,7 +109,7 @@ class _Evaluation:
     def _texts(self, protocol, index):
         """Return text -> result with `window_losses` under one protocol."""
         results = {}
-        for name in self.settings["perplexity"]["datasets"]:
+        for name in self.settings.perplexity.datasets:
             role = protocol.role_of(name, self.purpose)
             rows = data.facts(self.datasets[name], role)
             # A further protocol may score other rows of the same dataset, so its entry names the protocol too.
@@ -130,44 +133,42 @@ class _Evaluation:
 
         Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
         """
-        choice = self.settings["zero_shot"]
-        accuracies, others = {}, {}
-        for name in choice["tasks"]:
+        choice = self.settings.zero_shot
+        accuracies, others, metrics = {}, {}, choice.metric.model_dump()
+        for name in choice.tasks:
             facts, rows = self.parts.part("task", name, self._task_facts(name), lambda n=name: self._task(n))
-            found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, choice["metric"].get(name))
+            found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, metrics.get(name))
             (accuracies if is_accuracy else others)[name] = found | {"engine": facts["engine"]}
             logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
         return {"zero_shot": accuracies, "other_tasks": others, "average_acc": average(accuracies)}
 
     def _task_facts(self, name):
         """Return what decides a task's scores. The metric is not part of it, because every metric is stored."""
-        choice, engine = self.settings["zero_shot"], self.settings["engine"]
+        choice, engine = self.settings.zero_shot, self.settings.engine
         rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         self.used[name] = rows
-        facts = zero_shot.facts(name, choice.get("include_path")) | {"rows": rows, "engine": engine}
-        facts |= {key: choice.get(key) for key in ("limit", "num_fewshot", "chat_template")}
+        facts = zero_shot.facts(name, choice.include_path) | {"rows": rows, "engine": engine}
+        facts |= {key: getattr(choice, key) for key in ("limit", "num_fewshot", "chat_template")}
         if facts["shots"] or facts["num_fewshot"]:  # examples in prompts are drawn from the train rows with the seed
             facts |= {"train": data.fingerprint(self.datasets[name], "train"), "seed": self.seed}
         # The batch size changes the last digits of the harness's scores; the prefix tree does not use this setting.
-        return facts | ({"batch_size": self.settings["batch_size"]} if engine == "lm-eval" else {})
+        return facts | ({"batch_size": self.settings.batch_size} if engine == "lm-eval" else {})
 
     def _task(self, name):
-        engine = self.settings["engine"]
-        lm = self.subject.language_model(engine, self.settings["batch_size"])
-        facts, rows = zero_shot.measure(
-            lm, name, self.datasets[name], self.purpose, self.settings["zero_shot"], self.seed
-        )
+        engine = self.settings.engine
+        lm = self.subject.language_model(engine, self.settings.batch_size)
+        facts, rows = zero_shot.measure(lm, name, self.datasets[name], self.purpose, self.settings.zero_shot, self.seed)
         return facts | {"engine": self.subject.engine_of(engine)}, rows
 
     def generation(self):
         """Return the model's answers to the questions under `generation`, asked in its prompt format."""
-        wanted = self.settings.get("generation") or {}
-        if not wanted.get("prompts"):
+        wanted, subject = self.settings.generation, self.subject
+        if not wanted.prompts:
             return {"generations": []}
-        facts, subject = wanted | {"form": self.prompt}, self.subject
+        facts = wanted.model_dump() | {"form": self.prompt}
 
         def ask():
-            options = wanted["prompts"], self.prompt, wanted["new_tokens"]
+            options = wanted.prompts, self.prompt, wanted.new_tokens
             return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
 
         return {"generations": self.parts.part("generation", "prompts", facts, ask)[0]["answers"]}
@@ -180,11 +181,11 @@ class _Evaluation:
 
     def cost(self):
         """Return what the merged model costs to run."""
-        subject, wanted = self.subject, self.settings.get("cost") or {}
-        if not wanted.get("enabled"):
+        subject, wanted = self.subject, self.settings.cost
+        if not wanted.enabled:
             return {"cost": None}
         measured = self.parts.part(
-            "cost", "model", wanted, lambda: (cost.measure(*subject.merged_model(), wanted), None)
+            "cost", "model", wanted.model_dump(), lambda: (cost.measure(*subject.merged_model(), wanted), None)
         )
         return {"cost": measured[0]}
 

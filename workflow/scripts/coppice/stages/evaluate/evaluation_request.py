@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from coppice import models
+from coppice.study.settings.sections.evaluate import Evaluate
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class EvaluationRequest:
     """{model, config or candidate, stage}, written to every record."""
     source: models.Source
     """The checkpoint."""
-    settings: dict[str, Any]
+    settings: Evaluate
     """The section `evaluate` of the configuration."""
     datasets: dict[str, str]
     """Name -> path of dataset.json, for every text and task that `settings` name."""

@@ -26,6 +26,7 @@ from coppice import models
 from coppice.core import logs
 from coppice.core.errors import DataError
 from coppice.models import kinds
+from coppice.study.settings.sections.evaluate import Perplexity
 
 logger = logging.getLogger("coppice.perplexity")
 
@@ -78,23 +79,21 @@ PROTOCOLS = {
 }
 
 
-def protocols(settings):
+def protocols(settings: Perplexity) -> list[Protocol]:
     """Return the list of `Protocol` to measure under. Reports and selection use the first one.
 
-    Args:
-        settings: {protocol: a name or a list of names, bos, protocols: name -> {seq_len, stride, join, role, bos}}.
+    settings: the section `evaluate.perplexity`.
     """
-    names = settings["protocol"]
-    own, bos = settings.get("protocols") or {}, bool(settings.get("bos"))
-    return [_protocol(name, own.get(name), bos) for name in ([names] if isinstance(names, str) else names)]
+    names = settings.protocol
+    found = [names] if isinstance(names, str) else names
+    return [_protocol(name, settings.protocols.get(name), settings.bos) for name in found]
 
 
 def _protocol(name, own, bos):
     if own is None:
         return replace(PROTOCOLS[name], bos=bos)
-    begins = bos if own.get("bos") is None else own["bos"]
-    stride = own.get("stride") or own["seq_len"]
-    return Protocol(name, own["seq_len"], stride, {"": own["join"]}, {"": own["role"]}, begins)
+    begins = bos if own.bos is None else own.bos
+    return Protocol(name, own.seq_len, own.stride or own.seq_len, {"": own.join}, {"": own.role}, begins)
 
 
 def encode(tokenizer, rows, join):

@@ -4,15 +4,13 @@
 training itself. They import torch, which planning a study does not need, so `finetune` imports them when it is called.
 """
 
-from typing import Any
-
 from coppice import models
 
 from .base import Diverged, DoesNotFit, Recovery
 from .full import MODEL
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE
 from .recoveries import recovery_of
-from .training_request import TrainingRequest
+from .training_request import TrainingRequest, TrainingSettings
 
 __all__ = [
     "EXAMPLE_LOSSES_FILE",
@@ -22,6 +20,7 @@ __all__ = [
     "DoesNotFit",
     "Recovery",
     "TrainingRequest",
+    "TrainingSettings",
     "finetune",
     "recovery_of",
     "trainable_parameters",
@@ -35,9 +34,6 @@ def finetune(request: TrainingRequest) -> None:
     training.finetune(request)
 
 
-def trainable_parameters(source: models.Source, settings: dict[str, Any]) -> int:
-    """Return how many parameters of the checkpoint `source` would be trained, from a model without weights.
-
-    settings: the section `finetune`.
-    """
+def trainable_parameters(source: models.Source, settings: TrainingSettings) -> int:
+    """Return how many parameters of the checkpoint `source` would be trained, from a model without weights."""
     return recovery_of(settings).trained.predict(models.skeleton(source), models.kind_of(source), settings)

@@ -20,6 +20,8 @@ from coppice.core.errors import CoppiceError
 from coppice.models.estimates import Shape, TrainingMemory
 from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
+from .training_request import TrainingSettings
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -50,7 +52,12 @@ class Trained(ABC):
 
     @abstractmethod
     def prepare(
-        self, model: nn.Module, kind: ModelKind, source: models.Source, settings: Any, train: Sequence[Example]
+        self,
+        model: nn.Module,
+        kind: ModelKind,
+        source: models.Source,
+        settings: TrainingSettings,
+        train: Sequence[Example],
     ):
         """Return the model with exactly those weights trainable.
 
@@ -58,12 +65,12 @@ class Trained(ABC):
             model: as loaded from `source`, in training mode.
             kind: its kind.
             source: the checkpoint.
-            settings: the section `finetune`.
+            settings: how to train.
             train: the training examples, for initializations that read them.
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, kind: ModelKind, settings: Any) -> int:
+    def predict(self, model: nn.Module, kind: ModelKind, settings: TrainingSettings) -> int:
         """Return how many parameters would be trained, from a model without weights (`models.skeleton`)."""
 
     def counts(self, model: nn.Module) -> tuple[int, int]:
@@ -75,11 +82,13 @@ class Trained(ABC):
         """Raise DoesNotFit if training so many parameters takes more memory than the device has."""
 
     @abstractmethod
-    def memory(self, shape: Shape, settings: Any) -> TrainingMemory:
+    def memory(self, shape: Shape, settings: TrainingSettings) -> TrainingMemory:
         """Return what decides the memory of a training, from the sizes of the model alone."""
 
     @abstractmethod
-    def before_training(self, model: nn.Module, kind: ModelKind, example: Example, settings: Any, output: Path) -> Any:
+    def before_training(
+        self, model: nn.Module, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
+    ) -> Any:
         """Return what `check_acts` and `save` need to know about the untrained model."""
 
     @abstractmethod

@@ -35,18 +35,18 @@ def prepare(datasets, settings, prompt, tokenizer, seed, kind):
         DataError: No row is left to train on or to validate with.
         SettingsError: `val_size` leaves nothing to train on, or the tokenizer is not a fast one.
     """
-    weights = weights_of(settings["dataset"])
+    weights = weights_of(settings.dataset)
     sources = {name: _Source(name, datasets[name], prompt, tokenizer, kind.row_kinds) for name in weights}
     chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
     mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
-    if settings["validation"]:
-        held = _Source(settings["validation"], datasets[settings["validation"]], prompt, tokenizer, kind.row_kinds)
+    if settings.validation:
+        held = _Source(settings.validation, datasets[settings.validation], prompt, tokenizer, kind.row_kinds)
         sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
     else:
-        chosen, held_out = _split(chosen, settings["val_size"], seed)
+        chosen, held_out = _split(chosen, settings.val_size, seed)
     train, skipped = _encode(chosen, sources, tokenizer, kind, settings)
     validation, skipped_validation = _encode(held_out, sources, tokenizer, kind, settings)
-    names, cut = ", ".join(weights), settings["cutoff_len"]
+    names, cut = ", ".join(weights), settings.cutoff_len
     if not train:
         raise DataError(
             f"dataset {names}: no training row has a response token within finetune.data.cutoff_len ({cut}). "
@@ -136,7 +136,7 @@ def _split(chosen, val_size, seed):
 def _encode(pairs, sources, tokenizer, kind, settings):
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
     rows = [sources[name].formatted(index) for name, index in pairs]
-    found = kind.examples(rows, tokenizer, settings["cutoff_len"], settings["train_on_inputs"])
+    found = kind.examples(rows, tokenizer, settings.cutoff_len, settings.train_on_inputs)
     examples, skipped = [], 0
     for (name, index), own in zip(pairs, found, strict=True):
         examples += [example | {"row": f"{name}:{index}" if len(sources) > 1 else index} for example in own]

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coppice.models import kinds
 
 from .base import Recovery
-from .training_request import TrainingRequest
+from .training_request import TrainingRequest, TrainingSettings
 
 EXAMPLE_LOSSES_FILE = "validation_losses.json"
 RUNG_LOSS_FILE = "reached.json"
@@ -16,15 +17,15 @@ RUNG_LOSS_FILE = "reached.json"
 class Job:
     """One training, as each of its processes receives it.
 
-    request: what is asked for; settings: the section `finetune` with `prompt` added; key: a digest of everything that
+    request: what is asked for; settings: how to train; key: a digest of everything that
     affects what is learned; prints: fingerprints of weights, tokenizer and data sets; resume: the checkpoint folder to
     continue from; token_limit: the most tokens in one forward pass.
     """
 
     request: TrainingRequest
-    settings: dict
+    settings: TrainingSettings
     key: str
-    prints: dict
+    prints: dict[str, Any]
     resume: Path | None = None
     token_limit: int = 0
 
@@ -40,6 +41,6 @@ class Learner:
     model: object
     kind: kinds.ModelKind
     recovery: Recovery
-    settings: dict
+    settings: TrainingSettings
     sharded: bool
-    counts: dict
+    counts: dict[str, float]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
 from coppice.models import estimates
 from coppice.models.kinds import ModelKind
+from coppice.study.settings.sections.finetune import Lora as Adapter
 
 from . import base
 from .activations import checkpoints_activations
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import nn
 
 logger = logging.getLogger("coppice.finetuning")
@@ -44,13 +46,13 @@ class Lora(base.Trained):
             # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
             # reentrant checkpointing would cut the gradient off there.
             model.enable_input_require_grads()
-        lora = settings["lora"]
+        lora = settings.lora
         try:
             model = get_peft_model(model, lora_config(model, kind, lora))
         except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
             raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
         _sort_sets(model.peft_config["default"])
-        if lora["init"] == "eva":
+        if lora.init == "eva":
             _initialize_by_activations(model, kind, train)
         return model
 
@@ -59,14 +61,12 @@ class Lora(base.Trained):
 
         Each adapted linear layer has r * (inputs + outputs) parameters, with DoRA one magnitude per output more.
         """
-        adapter = settings["lora"]
-        wanted = target_modules(model, kind, adapter["target_modules"])
+        adapter = settings.lora
+        wanted = target_modules(model, kind, adapter.target_modules)
         layers = {name: model.get_submodule(name) for name in linear_layers(model)}
         adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-        sizes = [
-            adapter["r"] * (m.in_features + m.out_features) + adapter["use_dora"] * m.out_features for m in adapted
-        ]
-        return sum(sizes) + _biases(model, adapted, adapter["bias"])
+        sizes = [adapter.r * (m.in_features + m.out_features) + adapter.use_dora * m.out_features for m in adapted]
+        return sum(sizes) + _biases(model, adapted, adapter.bias)
 
     def counts(self, model):
         """Return (trainable parameters, all parameters), both with those of the adapter."""
@@ -77,14 +77,14 @@ class Lora(base.Trained):
 
     def memory(self, shape, settings):
         """Return the memory of the adapter, and of what the adapted layers keep for the backward pass."""
-        lora = settings["lora"]
+        lora = settings.lora
         # the input of each adapted layer after dropout and the dropout mask, both in float32, the adapter's dtype
-        kept = 4 * (2 if lora["dropout"] else 1) * estimates.adapted_inputs(shape, lora)
+        kept = 4 * (2 if lora.dropout else 1) * estimates.adapted_inputs(shape, lora)
         return estimates.TrainingMemory(estimates.adapter_parameters(shape, lora), frozen=True, kept_bytes=kept)
 
     def before_training(self, model, kind, example, settings, output):
         """Save the untrained adapter if `save` needs it to convert it to plain LoRA; return its folder, or None."""
-        if not settings["lora"]["init"].startswith(MUTATING):
+        if not settings.lora.init.startswith(MUTATING):
             return None
         folder = output / "initial_adapter"  # peft uses the name as a module name: no dot and no dash
         initial = model.peft_config["default"].init_lora_weights
@@ -166,11 +166,11 @@ def matches(layer: str, name: str) -> bool:
     return layer == name or layer.endswith(f".{name}")
 
 
-def lora_config(model: nn.Module, kind: ModelKind, settings: Any):
-    """Return the `peft.LoraConfig` for `model`; settings: the section `finetune.lora`, with its preset resolved."""
+def lora_config(model: nn.Module, kind: ModelKind, settings: Adapter) -> LoraConfig:
+    """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig
 
-    init = settings["init"]
+    init = settings.init
     more = {}
     if init == "eva":
         more["eva_config"] = EvaConfig()
@@ -178,13 +178,13 @@ def lora_config(model: nn.Module, kind: ModelKind, settings: Any):
         more["loftq_config"] = LoftQConfig(loftq_bits=4)
     return LoraConfig(
         task_type=kind.task_type,
-        r=settings["r"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=settings["dropout"],
-        target_modules=target_modules(model, kind, settings["target_modules"]),
-        bias=settings["bias"],
-        use_rslora=settings["use_rslora"],
-        use_dora=settings["use_dora"],
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_modules(model, kind, settings.target_modules),
+        bias=settings.bias,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         init_lora_weights=True if init == "default" else init,
         **more,
     )

@@ -1,30 +1,36 @@
 """Write the model card of an adapter: what it was made from, how it was trained, and how to load it."""
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from coppice.core.records import atomic
 
+from .training_request import TrainingRequest, TrainingSettings
+
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
-def write(output, identity, settings, outcome, source, weights):
-    """Write `README.md` into the adapter's folder `output`.
+def write(request: TrainingRequest, settings: TrainingSettings, outcome: dict[str, Any], weights: str) -> None:
+    """Write `README.md` into the adapter's folder.
 
-    identity: {model, candidate or config}; outcome: facts about the training; source: the checkpoint (a
-    models.Source); weights: its fingerprint.
+    Args:
+        request: what was asked for.
+        settings: as trained.
+        outcome: facts about the training.
+        weights: fingerprint of the checkpoint's weights.
     """
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
     text = card.render(
-        model=identity["model"],
-        name=identity.get("candidate") or identity["config"],
-        lora=settings["lora"],
-        settings=settings,
+        model=request.identity["model"],
+        name=request.identity.get("candidate") or request.identity["config"],
+        lora=settings.lora,
+        settings=settings.recorded(request.prompt),
         outcome=outcome,
-        source=source.path,
-        literal=repr(source.path),  # as a Python literal, because the path may contain quotes
+        source=request.source.path,
+        literal=repr(request.source.path),  # as a Python literal, because the path may contain quotes
         weights=weights,
     )
-    with atomic(output / "README.md") as file:
+    with atomic(request.output / "README.md") as file:
         file.write(text)

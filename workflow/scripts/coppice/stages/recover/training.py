@@ -35,21 +35,22 @@ def finetune(request: TrainingRequest) -> None:
         CoppiceError: The loss is not a finite number, training had no effect, or the number of trainable parameters
             differs from the expected one.
     """
-    source, settings = request.source, request.settings | {"prompt": request.prompt}
+    source, settings = request.source, request.settings
     request.output.mkdir(parents=True, exist_ok=True)
     prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     sets = request.datasets.items()
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in sets}
-    _run(Job(request, settings, _key(settings, prints, request.seed, source), prints))
+    key = _key(settings.recorded(request.prompt), prints, request.seed, source)
+    _run(Job(request, settings, key, prints))
 
 
 def _run(job):
     """Train; if processes that share the weights run out of memory, restart all of them with half the token limit."""
-    longest = job.settings["data"]["cutoff_len"]
+    longest = job.settings.data.cutoff_len
     limit = None
     while True:
         resume = checkpoints.to_resume(job.request.output, job.key)
-        asked = job.settings["micro_batch_size"] * longest
+        asked = job.settings.micro_batch_size * longest
         # a checkpoint records the limit that fitted in memory, so that a resumed training does not run out again
         fitting = min(asked, checkpoints.facts_of(resume)["budget"]) if resume else asked
         limit = min(limit or fitting, fitting)
@@ -82,40 +83,40 @@ def _train(job):
 
     from .engine import trainer as trainers
 
-    clock = records.Clock()
-    transformers.set_seed(job.request.seed)
-    tokenizer = models.load_tokenizer(job.request.source.path, job.request.source.trust_remote_code)
-    kind = models.kind_of(job.request.source)
-    request = job.request
+    clock, request = records.Clock(), job.request
+    transformers.set_seed(request.seed)
+    tokenizer = models.load_tokenizer(request.source.path, request.source.trust_remote_code)
+    kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
-        request.datasets, job.settings["data"], request.prompt, tokenizer, request.seed, kind
+        request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind
     )
     learner = _learner(job, kind, tokenizer, train)
     trained = learner.recovery.trained
-    before = trained.before_training(learner.model, kind, train[0], learner.settings, job.request.output)
+    before = trained.before_training(learner.model, kind, train[0], learner.settings, request.output)
     trainer = trainers.build(job, learner, tokenizer, train, validation)
-    if job.request.stop_share:
+    if request.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
     outcome = _trained(job, trainer, learner.counts | counts)
     trained.check_acts(learner.model, kind, train[0], before)
-    losses = trainer.example_losses() if job.request.example_losses else None
+    losses = trainer.example_losses() if request.example_losses else None
     if not processes.is_first():
         return
     if losses:
         rows = [str(example["row"]) for example in validation]
         facts = {"rows": rows, "losses": losses[0], "tokens": losses[1]}
-        records.write(job.request.output / EXAMPLE_LOSSES_FILE, job.request.identity | facts)
+        records.write(request.output / EXAMPLE_LOSSES_FILE, request.identity | facts)
     _save(job, learner, tokenizer, before, outcome)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-    _write(job, learner, outcome, history, clock.provenance(learner.settings, job.request.seed, **job.prints))
+    settings = learner.settings.recorded(request.prompt)
+    _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
 
 
 def _learner(job, kind, tokenizer, train):
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
-    sharded = trained.adapter and sharding.wanted(job.settings["sharding"], source, processes.count())
+    sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
@@ -163,33 +164,23 @@ def _trained(job, trainer, facts):
 
 def _save(job, learner, tokenizer, before, outcome):
     """Write the trained adapter or model, and with `merge` the merged checkpoint."""
-    trained = learner.recovery.trained
-    trained.save(learner.model, tokenizer, job.request.output, before, job.request.source)
+    trained, request = learner.recovery.trained, job.request
+    trained.save(learner.model, tokenizer, request.output, before, request.source)
     if trained.adapter:
-        model_card.write(
-            job.request.output,
-            job.request.identity,
-            learner.settings,
-            outcome,
-            job.request.source,
-            job.prints["weights"],
-        )
-    if learner.settings["merge"]:
+        model_card.write(request, learner.settings, outcome, job.prints["weights"])
+    if learner.settings.merge:
         # a sharded process holds only a part of the base weights, so it loads the whole model to merge
-        whole = (
-            models.load(job.request.source, adapter=job.request.output, on="cpu") if learner.sharded else learner.model
-        )
-        models.save(whole.merge_and_unload(), tokenizer, job.request.output / "merged")
+        whole = models.load(request.source, adapter=request.output, on="cpu") if learner.sharded else learner.model
+        models.save(whole.merge_and_unload(), tokenizer, request.output / "merged")
 
 
 def _write(job, learner, outcome, history, provenance):
     """Write the records of a training, and its warnings to the log."""
-    records.write(job.request.output / "training_state.json", job.request.identity | {"history": history, **outcome})
-    trained = learner.recovery.trained.folder(job.request.output)
-    facts = {"settings": learner.settings, **outcome, "trained_fingerprint": fingerprints.weights(trained)}
-    records.write(
-        job.request.output / "finetuning_config.json", job.request.identity | facts | {"provenance": provenance}
-    )
+    output, identity = job.request.output, job.request.identity
+    records.write(output / "training_state.json", identity | {"history": history, **outcome})
+    facts = {"settings": learner.settings.recorded(job.request.prompt), **outcome}
+    facts["trained_fingerprint"] = fingerprints.weights(learner.recovery.trained.folder(output))
+    records.write(output / "finetuning_config.json", identity | facts | {"provenance": provenance})
     for warning in outcome["warnings"]:
         logger.warning("%s", warning)
 

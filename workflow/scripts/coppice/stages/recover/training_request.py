@@ -2,9 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from coppice import models
+from coppice.study.settings.sections.finetune import Finetune
+from coppice.study.settings.sections.forms import Number
+from coppice.study.settings.sections.section import Section, setting
+
+
+class Budget(Section):
+    """A length of training that all arms of an ablation share."""
+
+    unit: Literal["max_steps", "tokens", "flops"] = setting(..., "Steps, tokens or floating-point operations.")
+    amount: Number = setting(..., "How many.", gt=0)
+
+
+class TrainingSettings(Finetune):
+    """The section `finetune` of one training, with what an ablation adds to it."""
+
+    train: str = setting("lora", "What is trained: a key of `recoveries.TRAINED`.")
+    budget: Budget | None = setting(None, "The length of the training, in place of epochs and max_steps.")
+
+    def recorded(self, prompt: str) -> dict[str, Any]:
+        """Return the settings as records have them: those that were given, and the prompt format."""
+        return self.model_dump(exclude_unset=True) | {"prompt": prompt}
 
 
 @dataclass(frozen=True)
@@ -17,8 +38,8 @@ class TrainingRequest:
     """The checkpoint."""
     datasets: dict[str, str | Path]
     """Name -> path of dataset.json, for every data set that `settings` name."""
-    settings: dict[str, Any]
-    """The section `finetune` of the configuration."""
+    settings: TrainingSettings
+    """How to train."""
     prompt: str
     """The prompt format: alpaca, chat or none."""
     output: Path

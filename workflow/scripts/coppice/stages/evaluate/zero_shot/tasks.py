@@ -8,10 +8,12 @@ import copy
 import itertools
 import logging
 import math
+from pathlib import Path
 
 from coppice import data, models
 from coppice.core.errors import DataError, SettingsError
 from coppice.data import lm_eval_compat, task_definitions
+from coppice.study.settings.sections.evaluate import ZeroShot
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -20,14 +22,14 @@ FEWSHOT = "coppice-fewshot"  # name of the split of few-shot examples; no defini
 METRIC = "metric:"  # prefix of the columns that hold an item's metrics
 
 
-def task(name, record, role, choice=None, seed=0):
+def task(name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0):
     """Return the lm-eval task `name` over the rows of one role of a prepared dataset.
 
     Args:
         name: name of the task.
         record: path of the dataset's dataset.json.
         role: role of the rows to score.
-        choice: {include_path, num_fewshot}, both optional.
+        choice: the section `evaluate.zero_shot`; by default its defaults.
         seed: seed with which examples for prompts are drawn from the train role.
 
     Raises:
@@ -35,8 +37,8 @@ def task(name, record, role, choice=None, seed=0):
     """
     from lm_eval.api.task import ConfigurableTask
 
-    choice = choice or {}
-    config = copy.deepcopy(task_definitions.definition(name, choice.get("include_path")))  # the harness changes it
+    choice = choice or ZeroShot()
+    config = copy.deepcopy(task_definitions.definition(name, choice.include_path))  # the harness changes it
     split = config.get("test_split") or config.get("validation_split") or "rows"
     rows = data.load(record, role)
     shots = shots_of(name, config, choice)
@@ -68,7 +70,7 @@ def shots_of(name, config, choice):
 
     As in lm-eval, a definition's explicit 0 always wins.
     """
-    defined, configured = config.get("num_fewshot"), choice.get("num_fewshot")
+    defined, configured = config.get("num_fewshot"), choice.num_fewshot
     if configured and defined == 0:
         logger.warning("task %s: its definition sets num_fewshot to 0, so the configured number is ignored", name)
         return 0
@@ -94,7 +96,7 @@ def _left(config, rows):
     return len(process(rows) if process else rows)
 
 
-def measure(lm, name, record, role, choice=None, seed=0):
+def measure(lm, name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0):
     """Score one task under all of its metrics.
 
     Args:
@@ -102,7 +104,7 @@ def measure(lm, name, record, role, choice=None, seed=0):
         name: name of the task.
         record: path of the dataset's dataset.json.
         role: role of the rows to score.
-        choice: {limit, include_path, num_fewshot, chat_template}, all optional.
+        choice: the section `evaluate.zero_shot`; by default its defaults.
         seed: seed of the examples in prompts.
 
     Returns:
@@ -115,17 +117,17 @@ def measure(lm, name, record, role, choice=None, seed=0):
     """
     from lm_eval.evaluator import evaluate
 
-    choice = choice or {}
+    choice = choice or ZeroShot()
     lm_eval_compat.compile_templates_once()
     built = task(name, record, role, choice, seed)
     if not len(built.eval_docs):
         raise DataError(f"dataset {name}: the task has no items for {role}. Name a split with items.")
-    _check_answers(name, built, choice.get("limit"))
-    chat = bool(choice.get("chat_template")) and has_chat_template(lm.tokenizer, name)
+    _check_answers(name, built, choice.limit)
+    chat = choice.chat_template and has_chat_template(lm.tokenizer, name)
     output = evaluate(
         lm,
         {"tasks": {name: built}},
-        limit=choice.get("limit"),
+        limit=choice.limit,
         bootstrap_iters=1000,
         log_samples=True,
         apply_chat_template=chat,

@@ -2,20 +2,20 @@
 
 import math
 from itertools import count
-from typing import Any
 
 from coppice.core.errors import SettingsError
 
+from ..training_request import Budget, TrainingSettings
 from .loader import StepSampler
 
 VALIDATIONS = 10  # at least so many validations per training
 
 
-def steps(budget: dict, lengths: list[int], batch_size: int, per_token: float, seed: int) -> int:
+def steps(budget: Budget, lengths: list[int], batch_size: int, per_token: float, seed: int) -> int:
     """Return the number of optimizer steps until `budget` is spent, including the step that reaches it.
 
     Args:
-        budget: {unit: max_steps, tokens or flops; amount}.
+        budget: what the training may take.
         lengths: the number of tokens of each training example.
         batch_size: examples per step.
         per_token: the operations of training on one token.
@@ -24,15 +24,15 @@ def steps(budget: dict, lengths: list[int], batch_size: int, per_token: float, s
     Raises:
         SettingsError: The first step alone exceeds the budget.
     """
-    if budget["unit"] == "max_steps":
-        return budget["amount"]
-    tokens = budget["amount"] if budget["unit"] == "tokens" else budget["amount"] / per_token
+    if budget.unit == "max_steps":
+        return int(budget.amount)
+    tokens = budget.amount if budget.unit == "tokens" else budget.amount / per_token
     spent = 0
     for step, cost in enumerate(_tokens(lengths, batch_size, seed), start=1):
         spent += cost
         if step == 1 and cost > tokens:
             raise SettingsError(
-                f"budget.{budget['unit']}: {budget['amount']:g} is smaller than the first step ({cost} tokens, "
+                f"budget.{budget.unit}: {budget.amount:g} is smaller than the first step ({cost} tokens, "
                 f"{cost * per_token:.3g} operations). Raise the budget, or lower batch_size."
             )
         if spent >= tokens:
@@ -49,22 +49,23 @@ def _tokens(lengths, size, seed):
             yield sum(lengths[place] for place in batch)
 
 
-def resolved(settings: Any, lengths: list[int], per_token: float, seed: int) -> Any:
+def resolved(settings: TrainingSettings, lengths: list[int], per_token: float, seed: int) -> TrainingSettings:
     """Return the settings with `max_steps` and `eval_steps` worked out from `budget`; without one, unchanged."""
-    if not settings.get("budget"):
+    if not settings.budget:
         return settings
-    most = steps(settings["budget"], lengths, settings["batch_size"], per_token, seed)
-    if settings["warmup_steps"] >= most:
+    most = steps(settings.budget, lengths, settings.batch_size, per_token, seed)
+    if settings.warmup_steps >= most:
         raise SettingsError(
             f"budget: it is spent after {most} steps, before the learning rate has risen "
-            f"(warmup_steps: {settings['warmup_steps']}). Raise the budget, or lower warmup_steps."
+            f"(warmup_steps: {settings.warmup_steps}). Raise the budget, or lower warmup_steps."
         )
     # a short training is validated more often than configured: the best checkpoint is chosen among validated ones
-    return settings | {"max_steps": most, "eval_steps": min(settings["eval_steps"], max(1, most // VALIDATIONS))}
+    interval = min(settings.eval_steps, max(1, most // VALIDATIONS))
+    return settings.model_copy(update={"max_steps": most, "eval_steps": interval})
 
 
-def rung(settings, share):
+def rung(settings: TrainingSettings, share: float) -> int:
     """Return the step of a race's rung: the first validation at or after the fraction `share` of the training."""
-    interval = settings["eval_steps"]
+    interval = settings.eval_steps
     # only at a validated step is there a loss to compare, and the last step is validated in any case
-    return min(settings["max_steps"], interval * math.ceil(share * settings["max_steps"] / interval))
+    return min(settings.max_steps, interval * math.ceil(share * settings.max_steps / interval))

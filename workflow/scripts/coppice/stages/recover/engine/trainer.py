@@ -40,9 +40,9 @@ def build(job, learner, tokenizer, train, validation):
     """
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
-    engine = learner.kind.engine(learner.model, job.token_limit, settings["arrangement"])
-    log = TrainingLog(job.request.output / "training_log.txt", settings["batch_size"], before.get("seconds", 0.0))
-    patience = Patience(settings["early_stopping"]) if settings["early_stopping"] and validation else None
+    engine = learner.kind.engine(learner.model, job.token_limit, settings.arrangement)
+    log = TrainingLog(job.request.output / "training_log.txt", settings.batch_size, before.get("seconds", 0.0))
+    patience = Patience(settings.early_stopping) if settings.early_stopping and validation else None
     if patience:
         # Trainer does not restore this count, so early stopping would count from zero after every resume
         patience.early_stopping_patience_counter = before.get("evaluations_in_vain", 0)
@@ -65,7 +65,7 @@ def build(job, learner, tokenizer, train, validation):
             kind=learner.kind,
             recovery=learner.recovery,
             engine=engine,
-            batch_size=settings["batch_size"],
+            batch_size=settings.batch_size,
             model=learner.model,
             args=training_arguments(
                 models.dtype_of(job.request.source.dtype),
@@ -80,10 +80,10 @@ def build(job, learner, tokenizer, train, validation):
             callbacks=callbacks,
         )
     except (RuntimeError, ValueError, ImportError, KeyError) as error:
-        if not settings["report_to"]:
+        if not settings.report_to:
             raise
         raise SettingsError(
-            f"finetune.report_to: {', '.join(settings['report_to'])}: {error}. Install the tracker, or remove it there."
+            f"finetune.report_to: {', '.join(settings.report_to)}: {error}. Install the tracker, or remove it there."
         ) from error
     trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
