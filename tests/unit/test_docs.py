@@ -66,7 +66,7 @@ def schema():
 
 
 def members(node):
-    """Return the parts of the schema that a node stands for: what it refers to, and each member of a union."""
+    """Return the parts of the schema that describe a node: what it refers to, and each member of a union."""
     if "$ref" in node:
         return members(schema()["$defs"][node["$ref"].rpartition("/")[2]])
     union = node.get("anyOf", []) + node.get("oneOf", [])

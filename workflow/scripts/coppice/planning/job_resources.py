@@ -166,8 +166,8 @@ class Sizes:
             "disk_mb": need.disk / MB,
             "runtime": EXTRA + LATE * self.seconds(stage, need, on_gpu) / 60,
         }
-        given = getattr(self.study.resources_per_job, stage).model_dump()
-        given = {key: given[key] for key in wanted if given.get(key) is not None}
+        configured = getattr(self.study.resources_per_job, stage)
+        given = {key: value for key in wanted if (value := getattr(configured, key)) is not None}
         wanted |= given
         more = {key: attempt if key == "runtime" else 1 + 0.5 * (attempt - 1) for key in wanted}
         asked = {key: math.ceil(value * more[key]) for key, value in wanted.items()}

@@ -26,7 +26,7 @@ class Key:
     """A key of the configuration.
 
     Attributes:
-        path: its place; `<name>` is a key that the user chooses, and a part ending in [] stands for a list's items.
+        path: its place; `<name>` is a key that the user chooses, and a part ending in [] means the items of a list.
         form: the values it takes.
         description: what it means.
         required: whether it must be given.

@@ -2,6 +2,8 @@
 
 from .section import Section, section, setting
 
+MEGABYTES = {"unit": "MB", "ge": 1, "le": 1_000_000_000}
+
 
 class JobResources(Section):
     """Resources that a job requests."""
@@ -11,9 +13,7 @@ class JobResources(Section):
         None,
         "Memory in MB that a job uses on each of its GPUs, for `gpus.share`. Null means an estimate from the "
         "model's size. Each retry requests half as much more.",
-        unit="MB",
-        ge=1,
-        le=1_000_000_000,
+        **MEGABYTES,
     )
     gpu_model: str | None = setting(
         None,
@@ -23,17 +23,13 @@ class JobResources(Section):
     mem_mb: int | None = setting(
         None,
         "Memory in MB. Null means an estimate from the model's size. Each retry requests half as much more.",
-        unit="MB",
-        ge=1,
-        le=1_000_000_000,
+        **MEGABYTES,
     )
     disk_mb: int | None = setting(
         None,
         "Disk space in MB that a job writes, for executors that use it. Null means an estimate from the "
         "model's size. Each retry requests half as much more.",
-        unit="MB",
-        ge=1,
-        le=1_000_000_000,
+        **MEGABYTES,
     )
     runtime: int | None = setting(
         None,
