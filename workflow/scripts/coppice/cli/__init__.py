@@ -314,11 +314,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from coppice.planning import plan
+    from coppice.study.settings import config_files
 
-    base = Path("config/config.yaml")
-    files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
-    if not files:
-        raise CoppiceError("there is no config/config.yaml here; name the study's configuration with --configfile")
+    files = [str(config_files.base()), *arguments.configfile]
     study_records, on_gpu = _configured(files, arguments.config), not arguments.cpu
     shown, lines = plan.table(plan.plan(study_records, arguments.tflops, on_gpu), arguments.tflops, on_gpu)
     console = Console(highlight=False, markup=False, emoji=False)
