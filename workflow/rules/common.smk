@@ -210,7 +210,7 @@ def status(stage, *key):
 
 
 TASKS = study.evaluate.zero_shot.tasks
-SHARED = study.config.candidates.per_job == "all"
+SHARED = study.shares_candidate_jobs()
 PRUNES = study.config.candidates.table is None
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 # Weights are deleted only if all configs take part in the run: any other config could still choose any candidate
