@@ -11,11 +11,15 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.errors import CheckpointError
 
-from . import files, kinds, library_compat, pruned_shapes
+from . import chat_clock, files, kinds, library_compat, pruned_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.models")
 
@@ -31,6 +35,7 @@ class Source:
     quantize: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+    chat_date: str | None = None  # the day that a chat template reads, YYYY-MM-DD; None leaves it the clock
 
     @classmethod
     def of_record(cls, record, loading):
@@ -270,6 +275,11 @@ def load_tokenizer(path, trust_remote_code=False):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of `source`, whose chat templates read the day `source.chat_date`."""
+    return chat_clock.fix(load_tokenizer(source.path, source.trust_remote_code), source.chat_date)
 
 
 def check_vocabulary(model, tokenizer, path):

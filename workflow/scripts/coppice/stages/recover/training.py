@@ -14,6 +14,7 @@ from dataclasses import replace
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.errors import CoppiceError, TransientError
+from coppice.models import chat_clock
 from coppice.study.settings import rerun_policy
 
 from . import examples, model_card
@@ -74,6 +75,7 @@ def _key(settings, prints, seed, source):
     compared["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
     if source.trust_remote_code:
         compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
+    compared |= chat_clock.recorded(source)
     return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
@@ -85,7 +87,7 @@ def _train(job):
 
     clock, request = records.Clock(), job.request
     transformers.set_seed(request.seed)
-    tokenizer = models.load_tokenizer(request.source.path, request.source.trust_remote_code)
+    tokenizer = models.tokenizer_of(request.source)
     kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
         request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind
@@ -179,6 +181,7 @@ def _write(job, learner, outcome, history, provenance):
     output, identity = job.request.output, job.request.identity
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
     facts = {"settings": learner.settings.recorded(job.request.prompt), **outcome}
+    facts |= chat_clock.recorded(job.request.source)
     facts["trained_fingerprint"] = fingerprints.weights(learner.recovery.trained.folder(output))
     records.write(output / "finetuning_config.json", identity | facts | {"provenance": provenance})
     for warning in outcome["warnings"]:
