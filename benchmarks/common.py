@@ -1,12 +1,21 @@
 """What the benchmarks share: random models in real shapes, clocks, matrix-product speed, and runs of Snakemake."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from coppice.core.aliases import PathLike, Record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
@@ -47,7 +56,10 @@ SHAPES = {
 }
 
 
-def build_model(name):
+Result = TypeVar("Result")
+
+
+def build_model(name: str) -> PreTrainedModel:
     """Return a random model in the shape `name` of `SHAPES`, on the device and in the precision that a study uses."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -61,14 +73,14 @@ def build_model(name):
         return AutoModelForCausalLM.from_config(config, dtype=models.dtype_of(None)).eval()
 
 
-def on_gpu():
+def on_gpu() -> bool:
     """Return whether models will be placed on a GPU, without importing torch."""
     from coppice import models
 
     return models.device_kind() == "cuda"
 
 
-def seconds(function, threads=1):
+def seconds(function: Callable[[], Result], threads: int = 1) -> tuple[Result, float]:
     """Return (result, seconds) of a call to `function`.
 
     On one CPU thread the seconds are CPU time, so other work on the machine counts little. With several threads or a
@@ -90,7 +102,8 @@ def seconds(function, threads=1):
 class MatrixProducts:
     """The speed of a model's own matrix products: each weight once, on 512 tokens (8192 on a GPU)."""
 
-    def __init__(self, model):
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Collect the weights of `model`, and make random states for each of their widths."""
         import torch
 
         self.rows = 8192 if model.device.type == "cuda" else 512
@@ -102,11 +115,11 @@ class MatrixProducts:
         widths = {w.shape[1] for w in self.weights}
         self.states = {n: torch.randn(self.rows, n, dtype=head.dtype, device=head.device) for n in widths}
 
-    def rate(self):
+    def rate(self) -> float:
         """Measure and return the operations per second."""
         import torch
 
-        def multiply():
+        def multiply() -> None:
             for weight in self.weights:
                 torch.nn.functional.linear(self.states[weight.shape[1]], weight)
 
@@ -115,7 +128,7 @@ class MatrixProducts:
         return 2 * self.rows * sum(w.numel() for w in self.weights) / spent
 
 
-def checkout(folder):
+def checkout(folder: PathLike) -> None:
     """Make `folder` a checkout of this workflow without its configuration, using symbolic links."""
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
@@ -123,19 +136,19 @@ def checkout(folder):
         (folder / part).symlink_to(ROOT / part)
 
 
-def environment():
+def environment() -> dict[str, str]:
     """Return this process's environment with the folder of this Python, and so its snakemake, first on the PATH."""
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def snakemake(folder, *words):
+def snakemake(folder: PathLike, *words: str) -> subprocess.CompletedProcess[str]:
     """Run snakemake in `folder` and return the finished process with its output in `stdout`."""
     return subprocess.run(
         ["snakemake", *words], cwd=folder, env=environment(), check=True, capture_output=True, text=True
     )
 
 
-def options(description, models):
+def options(description: str, models: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser with the options that the model benchmarks share; `models` are the default shapes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a result misses its bar")
@@ -154,7 +167,7 @@ def options(description, models):
     return parser
 
 
-def quietly(command, environment=None):
+def quietly(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Run a command without showing its output; if it fails, exit with the end of that output."""
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -163,7 +176,13 @@ def quietly(command, environment=None):
         raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stdout[-3000:]}")
 
 
-def conclude(results, arguments, below_bars, show, summary):
+def conclude(
+    results: Mapping[str, Record],
+    arguments: argparse.Namespace,
+    below_bars: Callable[[str, Record], Iterable[str]],
+    show: Callable[[str, Record], None],
+    summary: Callable[[Mapping[str, Record], Sequence[str]], str],
+) -> int:
     """Print the results, the missed bars and a summary line, write the results as JSON, and return the exit status.
 
     Args:

@@ -6,14 +6,21 @@ With a GPU, the benchmark compares CPU and GPU; without one, it compares one thr
     python benchmarks/determinism.py [--results results] [--resources resources] [--steps 40] [--check]
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import conclude, on_gpu, quietly
+
+if TYPE_CHECKING:
+    from coppice.core.aliases import Record
 
 TASKS = ("piqa", "arc_easy")
 # name -> (threads, whether on the GPU, precision); each runs twice, the second time as "... again"
@@ -21,7 +28,8 @@ ON_CPU = {"1 thread": (1, False, "float32"), "2 threads": (2, False, "float32")}
 ON_GPU = {"CPU": (4, False, "float32"), "GPU": (4, True, "float32"), "GPU in bfloat16": (4, True, "bfloat16")}
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", default="results")
     parser.add_argument("--resources", default="resources")
@@ -51,7 +59,7 @@ def main():
     return conclude(results, arguments, below, show, summary)
 
 
-def once(arguments, threads, dtype, folder):
+def once(arguments: argparse.Namespace, threads: int, dtype: str, folder: Path) -> None:
     """Train for `arguments.steps` steps and evaluate before and after, with `threads` and `dtype`, into `folder`."""
     from coppice.core import logs
 
@@ -86,7 +94,7 @@ def once(arguments, threads, dtype, folder):
     )
 
 
-def measured(folder):
+def measured(folder: Path) -> Record:
     """Return what is compared of one run.
 
     Returns:
@@ -114,7 +122,7 @@ def measured(folder):
     }
 
 
-def apart(one, other):
+def apart(one: Record, other: Record) -> Record:
     """Return the largest differences between two runs; for adapters, the norm of the difference over the norm."""
     found = {
         name: max(abs(a - b) for a, b in zip(one[name], other[name], strict=True))
@@ -125,18 +133,18 @@ def apart(one, other):
     return found | {"picks": differ, "items": len(one["picks"])}
 
 
-def below(name, result):
+def below(name: str, result: Record) -> list[str]:
     """Return a sentence if a repeated run differs from the first."""
     moved = [key for key, value in result.items() if key != "items" and value]
     return [f"{name}: {', '.join(moved)} differ"] if "again" in name and moved else []
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
     """Return the last line of the output."""
     return f"determinism: repeated runs {'differ' if failures else 'give identical results'}"
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print one line about two runs."""
     print(
         f"{name} differ by: log-likelihoods before training {result['before']:.1e}; training losses "

@@ -11,14 +11,27 @@ row, item or model takes.
 Runs on Linux only: it reads a process's memory from /proc.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from common import ROOT, conclude, quietly
+
+if TYPE_CHECKING:
+    import torch
+    from synthetic_records import Synthetic
+    from torch import nn
+
+    from coppice.core import logs
+    from coppice.core.aliases import Record
+    from coppice.study.settings import Study
 
 STEPS = ("training", "zero-shot", "perplexity", "prune")
 # stage -> (the unit of its length, units in the shorter of its two runs, bytes that one more unit may take)
@@ -38,7 +51,8 @@ SHAPE = {
 }
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument(
@@ -70,13 +84,13 @@ def main():
     return conclude(results, arguments, below, show, summary)
 
 
-def once(arguments, stage, folder):
+def once(arguments: argparse.Namespace, stage: str, folder: Path) -> None:
     """Run one stage in `folder` and write `memory.json`: resident bytes after each step, or only the peak."""
     run = at_length if stage in LENGTHS else step_by_step
     (folder / "memory.json").write_text(json.dumps(run(arguments, stage, folder)))
 
 
-def at_length(arguments, stage, folder):
+def at_length(arguments: argparse.Namespace, stage: str, folder: Path) -> int:
     """Run a stage without steps at the length `arguments.length` and return its peak memory in bytes.
 
     Another process makes the stage's input, so that the memory this takes is gone before the stage starts.
@@ -102,31 +116,33 @@ def at_length(arguments, stage, folder):
 class Peak:
     """Peak anonymous memory of this process while the block runs; memory-mapped files do not count."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
+        """Start to watch the memory."""
         self.bytes, self.over = 0, threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching."""
         self.over.set()
         self.thread.join()
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self.over.wait(0.01):
             status = Path("/proc/self/status").read_text()
             own = next(line for line in status.splitlines() if line.startswith("RssAnon"))
             self.bytes = max(self.bytes, int(own.split()[1]) * 1024)
 
 
-def write_rows(folder, rows):
+def write_rows(folder: Path, rows: int) -> None:
     """Write a JSON lines file with `rows` rows."""
     with open(folder / "rows.jsonl", "w") as file:
         for row in range(rows):
             file.write(json.dumps({"text": f"row {row} " + "word " * (row % 97)}) + "\n")
 
 
-def prepare_data(folder):
+def prepare_data(folder: Path) -> None:
     """Prepare the rows as a data set of the study."""
     from coppice import data
 
@@ -135,7 +151,7 @@ def prepare_data(folder):
     data.prepare("long", entry, folder / "long")
 
 
-def synthetic(folder, **options):
+def synthetic(folder: Path, **options: object) -> tuple[Synthetic, dict[str, Record]]:
     """Return (a study of synthetic records, the models that it can have), made by the code of the unit tests."""
     sys.path.insert(0, str(ROOT / "tests" / "unit"))
     import synthetic_records
@@ -143,20 +159,20 @@ def synthetic(folder, **options):
     return synthetic_records.Synthetic(folder / "results", **options), synthetic_records.SIX
 
 
-def evaluated(folder, items):
+def evaluated(folder: Path, items: int) -> None:
     """Write the records of one model, evaluated on `items` items per task."""
     study, six = synthetic(folder, items=items, windows=30)
     study.models = {"Llama": six["Llama"]}
     study.build()
 
 
-def compare(folder):
+def compare(folder: Path) -> None:
     """Compare its evaluations before and after fine-tuning."""
     study, _ = synthetic(folder)
     study.compare("Llama", study.configs[0])
 
 
-def finished(folder, count):
+def finished(folder: Path, count: int) -> None:
     """Write the records of a study of `count` models with two configs each."""
     _, six = synthetic(folder)
     facts = list(six.values())
@@ -165,7 +181,7 @@ def finished(folder, count):
     (folder / "models.json").write_text(json.dumps(models))
 
 
-def report(folder):
+def report(folder: Path) -> None:
     """Write the study's report."""
     from coppice.report import study_report
 
@@ -173,7 +189,7 @@ def report(folder):
     study_report.write_report(study.results, study.pairs, study.models, folder / "report", {"seed": 42})
 
 
-def step_by_step(arguments, stage, folder):
+def step_by_step(arguments: argparse.Namespace, stage: str, folder: Path) -> list[int]:
     """Run a stage with steps and return the resident memory in bytes after each step."""
     import psutil
 
@@ -186,7 +202,7 @@ def step_by_step(arguments, stage, folder):
 
     process, memory = psutil.Process(), []
 
-    def note(*arguments, **options):
+    def note(*arguments: object, **options: object) -> None:
         memory.append(process.memory_info().rss)
 
     if stage == "prune":
@@ -204,7 +220,7 @@ def step_by_step(arguments, stage, folder):
     return memory
 
 
-def prune(note):
+def prune(note: Callable[[], None]) -> None:
     """Prune a deep model by Taylor importance; call `note` after the gradients of each block."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
@@ -215,7 +231,7 @@ def prune(note):
     model = MistralForCausalLM(MistralConfig(**SHAPE | {"num_hidden_layers": BLOCKS})).eval()
     compute = blockwise._block_gradients
 
-    def noted(*arguments):
+    def noted(*arguments: object) -> dict[nn.Parameter, torch.Tensor]:
         gradients = compute(*arguments)
         note()
         return gradients
@@ -225,7 +241,7 @@ def prune(note):
     prune.prune(model, {"method": "width", "ratio": 0.25, "importance": "taylor"}, batches)
 
 
-def settings(**sections):
+def settings(**sections: Record) -> Study:
     """Return a study with the default settings, changed by `sections`."""
     from coppice.study import settings
 
@@ -236,7 +252,7 @@ def settings(**sections):
 DATASETS = {name: {"path": f"miniature/{name}"} for name in ("alpaca", "ptb", "wikitext2", "piqa")}
 
 
-def evaluate(stage, model, sets, folder, note):
+def evaluate(stage: str, model: Path, sets: Mapping[str, Path], folder: Path, note: Callable[[], None]) -> None:
     """Evaluate on a long task or a long text; call `note` after each batch."""
     from coppice import models
     from coppice.core import logs
@@ -244,7 +260,7 @@ def evaluate(stage, model, sets, folder, note):
 
     advance = logs.ProgressLines.advance
 
-    def noted(self, count=1):
+    def noted(self: logs.ProgressLines, count: int = 1) -> None:
         note()
         advance(self, count)
 
@@ -258,7 +274,7 @@ def evaluate(stage, model, sets, folder, note):
     evaluate.evaluate(evaluate.EvaluationRequest(who, models.Source(str(model)), study.evaluate, sets, folder))
 
 
-def prepared(folder, rows):
+def prepared(folder: Path, rows: int) -> tuple[Path, dict[str, Path]]:
     """Write a random model with a word-level tokenizer, and data sets of `rows` rows each.
 
     Returns:
@@ -281,7 +297,7 @@ def prepared(folder, rows):
     MistralForCausalLM(MistralConfig(**SHAPE)).save_pretrained(folder / "model")
     chance = random.Random(0)
 
-    def text(longest):
+    def text(longest: int) -> str:
         return " ".join(f"w{chance.randrange(3, 512)}" for _ in range(chance.randrange(4, longest)))
 
     tables = {
@@ -294,7 +310,7 @@ def prepared(folder, rows):
     return folder / "model", {name: folder / name / "dataset.json" for name in tables}
 
 
-def summed_up(folder):
+def summed_up(folder: Path) -> Record:
     """Return {steps, early, late, files, log_bytes} of a run with steps.
 
     early and late are mean bytes in the second and the last quarter; files and log_bytes count what the run left.
@@ -313,13 +329,13 @@ def summed_up(folder):
     }
 
 
-def peaks(folders, lengths):
+def peaks(folders: Sequence[Path], lengths: Sequence[int]) -> Record:
     """Return {runs: [lengths, peak bytes at each length], each: bytes that one more unit adds to the peak}."""
     peak = [json.loads((folder / "memory.json").read_text()) for folder in folders]
     return {"runs": [lengths, peak], "each": (peak[1] - peak[0]) / (lengths[1] - lengths[0])}
 
 
-def below(name, result):
+def below(name: str, result: Record) -> list[str]:
     """Return a sentence if memory grew by more than its bar."""
     if name in LENGTHS:
         unit, _, limit = LENGTHS[name]
@@ -330,7 +346,7 @@ def below(name, result):
     return [f"{name}: memory grew by {grown:.1%}"] if grown > GROWTH else []
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print one line about a stage."""
     if name in LENGTHS:
         unit = LENGTHS[name][0]
@@ -345,7 +361,7 @@ def show(name, result):
     )
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
     """Return the last line of the output."""
     return "memory grows by more than its bar" if failures else f"memory is flat in {', '.join(results)}"
 

@@ -13,17 +13,32 @@ FOLDER holds real rows, `{task}/test.jsonl` or `{task}/validation.jsonl`, with t
 Without --data, the rows are those of the miniature study.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
 import random
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import MatrixProducts, build_model, conclude, on_gpu, options, seconds
 
 from coppice.core import logs
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from coppice.core.aliases import Record
+    from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
 
 # Number of items in the official evaluation splits; the overall results weight the tasks by it.
 SIZES = {
@@ -40,7 +55,8 @@ BARS = {"ratio": 2.5, "ratio_large_vocabulary": 4.0, "difference": 1e-3, "floor_
 LARGE_VOCABULARY = 100_000
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     arguments = parse_arguments()
     logs.limit_threads(arguments.threads)
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -54,7 +70,8 @@ def main():
     return conclude(results, arguments, below_bars, show, summary)
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = options(__doc__, models=["llama-42m", "qwen-88m", "mistral-39m"])
     parser.add_argument("--limit", type=int, default=20, help="items per task (default: %(default)s)")
     parser.add_argument(
@@ -63,7 +80,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def prepare_rows(folder, scratch, limit):
+def prepare_rows(folder: str | None, scratch: Path, limit: int) -> dict[str, Path]:
     """Prepare `limit` random rows of each task and return task -> path of its dataset.json."""
     from coppice import data
 
@@ -83,7 +100,7 @@ def prepare_rows(folder, scratch, limit):
     return {name: scratch / "rows" / name / "dataset.json" for name in SIZES}
 
 
-def train_tokenizer(folder, scratch):
+def train_tokenizer(folder: str | None, scratch: Path) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer trained on text that no task is scored on."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
@@ -99,7 +116,9 @@ def train_tokenizer(folder, scratch):
     return train_tokenizer(texts, 32000, 2048)
 
 
-def measure_model(name, records, tokenizer, arguments):
+def measure_model(
+    name: str, records: Mapping[str, Path], tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace
+) -> Record:
     """Return the results of one model: its facts, the harness's batch size, results per task, and overall results."""
     from lm_eval.models.huggingface import HFLM
 
@@ -122,7 +141,7 @@ def measure_model(name, records, tokenizer, arguments):
     return facts | {"tasks": tasks, "overall": overall(tasks)}
 
 
-def task_requests(name, record, limit):
+def task_requests(name: str, record: Path, limit: int) -> list[Instance]:
     """Return the lm-eval requests of the first `limit` items of a task."""
     from coppice.stages.evaluate import zero_shot
 
@@ -131,7 +150,9 @@ def task_requests(name, record, limit):
     return task.instances
 
 
-def best_batch_size(reference, requests, repeats, items=3):
+def best_batch_size(
+    reference: HFLM, requests: Mapping[str, Sequence[Instance]], repeats: int, items: int = 3
+) -> tuple[int, dict[int, float]]:
     """Find the batch size at which the harness is fastest on a few items of each task.
 
     The search starts at 4 (32 on a GPU) and goes to larger or smaller batches as long as they are faster.
@@ -141,7 +162,7 @@ def best_batch_size(reference, requests, repeats, items=3):
     """
     tried = {}
 
-    def cost(place):
+    def cost(place: int) -> float:
         size = BATCH_SIZES[place]
         if size not in tried:
             reference.batch_size_per_gpu = size
@@ -162,7 +183,13 @@ def best_batch_size(reference, requests, repeats, items=3):
     return BATCH_SIZES[place], {size: spent / scale for size, spent in sorted(tried.items())}
 
 
-def compare(engine, reference, products, asked, arguments):
+def compare(
+    engine: PrefixTreeLM,
+    reference: HFLM,
+    products: MatrixProducts,
+    asked: Sequence[Instance],
+    arguments: argparse.Namespace,
+) -> Record:
     """Return the seconds of both engines on the requests of one task, and how far their answers differ.
 
     The speed of matrix products varies on a shared machine, so it is measured right before and after the engine's run.
@@ -197,7 +224,7 @@ def compare(engine, reference, products, asked, arguments):
     }
 
 
-def picks(asked, values):
+def picks(asked: Sequence[Instance], values: torch.Tensor) -> list[int]:
     """Return the likeliest choice of each item twice: by log-likelihood, and by log-likelihood per character."""
     items = {}
     for request, value in zip(asked, values.tolist(), strict=True):
@@ -208,7 +235,7 @@ def picks(asked, values):
     return best
 
 
-def floor(engine, model, asked, rate):
+def floor(engine: PrefixTreeLM, model: PreTrainedModel, asked: Sequence[Instance], rate: float) -> Record:
     """Return the least work for these requests, and its seconds at `rate` operations per second.
 
     The count is independent of the engine's tree. Each distinct prefix is one token that the body must process; each
@@ -228,10 +255,10 @@ def floor(engine, model, asked, rate):
     return counts | {"floor_seconds": work / rate}
 
 
-def overall(tasks):
+def overall(tasks: Mapping[str, Record]) -> Record:
     """Return the results of all tasks together, weighted by the sizes of their official splits."""
 
-    def total(key):
+    def total(key: str) -> float:
         return sum(SIZES[task] * result[key] / result["items"] for task, result in tasks.items())
 
     return {
@@ -245,7 +272,7 @@ def overall(tasks):
     }
 
 
-def below_bars(name, result):
+def below_bars(name: str, result: Record) -> Iterator[str]:
     """Yield a sentence per missed bar.
 
     Differences have a bar in float32 only: in bfloat16, rounding alone moves log-likelihoods by about 1.
@@ -262,7 +289,7 @@ def below_bars(name, result):
         yield f"{name}: {found['floor_share']:.0%} of the floor's speed; the bar is {BARS['floor_share']:.0%}"
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print the results of one model as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -299,7 +326,7 @@ def show(name, result):
     Console(width=130).print(table)
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
     """Return the last line of the output."""
     parts = [
         f"{name} {result['overall']['ratio']:.2f}x ({result['overall']['floor_share']:.0%} of the floor's speed)"

@@ -18,6 +18,8 @@ FILE holds real rows (JSON lines with instruction, input, output). Without --dat
 study.
 """
 
+from __future__ import annotations
+
 import ctypes
 import importlib.util
 import json
@@ -27,12 +29,26 @@ import random
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from common import MatrixProducts, build_model, conclude, options, seconds
 
 from coppice.core import logs
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerFast, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from trl import SFTTrainer
+
+    from coppice.core.aliases import Record
+    from coppice.models.kinds import Example
+    from coppice.stages.recover.engine.trainer import StepTrainer
 
 LORA = {"r": 16, "alpha": 32, "target_modules": "all-linear", "bias": "none", "use_rslora": False, "use_dora": False}
 BARS = {"ratio": 1.8, "ratio_large_vocabulary": 2.5, "difference": 1e-5, "trl": 1.0}
@@ -41,7 +57,8 @@ MICRO, CUTOFF = 4, 256
 NAMES = {"engine": "this engine", "padded": "padded micro-batches", "trl": "TRL, packed"}
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     arguments = parse_arguments()
     if "trl" not in arguments.skip and importlib.util.find_spec("trl") is None:
         sys.exit("finetune: TRL is not installed; install it with `make bench`, or leave it out with --skip trl")
@@ -53,7 +70,8 @@ def main():
     return conclude(results, arguments, below_bars, show, summary)
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = options(__doc__, models=["llama-42m", "qwen-88m"])
     parser.add_argument("--batch", type=int, default=64, help="examples per step (default: %(default)s)")
     parser.add_argument(
@@ -64,7 +82,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def prepare_rows(arguments):
+def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrainedTokenizerFast]:
     """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
@@ -89,7 +107,7 @@ def prepare_rows(arguments):
         return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0, causal_lm.KIND)[0], tokenizer
 
 
-def lora_model(name):
+def lora_model(name: str) -> PeftModel:
     """Return a random model with an adapter whose weights are not zero, and without dropout.
 
     A new adapter's B matrices are zero, which would make the gradients of A zero too; dropout would hide differences
@@ -111,7 +129,9 @@ def lora_model(name):
     return model
 
 
-def measure_model(name, rows, tokenizer, arguments):
+def measure_model(
+    name: str, rows: Sequence[Example], tokenizer: PreTrainedTokenizerFast, arguments: argparse.Namespace
+) -> Record:
     """Return the results of one model: {vocabulary, dtype, device, tokens, ..., runs: engine -> results}."""
     model = lora_model(name)
     products = MatrixProducts(model.get_base_model())
@@ -132,7 +152,7 @@ def measure_model(name, rows, tokenizer, arguments):
     return figures(model, rows, steps, sum(rates) / len(rates))
 
 
-def arguments_of(output, batch, accumulate, **more):
+def arguments_of(output: Path, batch: int, accumulate: int, **more: object) -> Record:
     """Return the training arguments that all three trainers share."""
     import torch
 
@@ -154,7 +174,13 @@ def arguments_of(output, batch, accumulate, **more):
     }
 
 
-def engine_trainer(model, rows, tokenizer, output, arguments):
+def engine_trainer(
+    model: PeftModel,
+    rows: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    output: Path,
+    arguments: argparse.Namespace,
+) -> StepTrainer:
     """Return this package's trainer."""
     from transformers import PrinterCallback, TrainingArguments
 
@@ -179,7 +205,13 @@ def engine_trainer(model, rows, tokenizer, output, arguments):
     return trainer
 
 
-def padded_trainer(model, rows, tokenizer, output, arguments):
+def padded_trainer(
+    model: PeftModel,
+    rows: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    output: Path,
+    arguments: argparse.Namespace,
+) -> Trainer:
     """Return the transformers Trainer with padded micro-batches."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
@@ -193,7 +225,13 @@ def padded_trainer(model, rows, tokenizer, output, arguments):
     return trainer
 
 
-def trl_trainer(model, rows, tokenizer, output, arguments):
+def trl_trainer(
+    model: PeftModel,
+    rows: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    output: Path,
+    arguments: argparse.Namespace,
+) -> SFTTrainer:
     """Return TRL's trainer with packing.
 
     It packs rows by best-fit decreasing, separates them by their positions (block-diagonal attention), and computes
@@ -209,7 +247,7 @@ def trl_trainer(model, rows, tokenizer, output, arguments):
     config = partial(SFTConfig, packing=True, max_length=arguments.trl_length, completion_only_loss=True)
     config = partial(config, gradient_checkpointing=False)
 
-    def trainer_with(accumulate):
+    def trainer_with(accumulate: int) -> SFTTrainer:
         settings = arguments_of(output, 1, accumulate)
         return SFTTrainer(model=model, args=config(**settings), train_dataset=table, processing_class=tokenizer)
 
@@ -220,7 +258,7 @@ def trl_trainer(model, rows, tokenizer, output, arguments):
     return trainer
 
 
-def run_step(trainer, threads):
+def run_step(trainer: Trainer, threads: int) -> Record:
     """Run one optimizer step; return {seconds, gradient, peak_bytes}."""
     import torch
     from transformers import TrainerCallback
@@ -228,7 +266,14 @@ def run_step(trainer, threads):
     found = {}
 
     class Watch(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        def on_pre_optimizer_step(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            model: PeftModel | None = None,
+            **kwargs: object,
+        ) -> None:
             named = sorted((n.replace("modules_to_save.", ""), p) for n, p in model.named_parameters())
             found["gradient"] = torch.cat([p.grad.flatten().float().cpu() for _, p in named if p.grad is not None])
 
@@ -244,11 +289,12 @@ def run_step(trainer, threads):
 class StepClock:
     """Seconds that a Trainer spends in `training_step`, summed over a step's micro-batches."""
 
-    def __init__(self, trainer, threads):
+    def __init__(self, trainer: Trainer, threads: int) -> None:
+        """Time the `training_step` of `trainer`. threads: CPU threads, which decide the clock (see `seconds`)."""
         self.seconds = 0.0
         step = type(trainer).training_step
 
-        def timed(*positional, **named):
+        def timed(*positional: object, **named: object) -> torch.Tensor:
             result, spent = seconds(lambda: step(trainer, *positional, **named), threads)
             self.seconds += spent
             return result
@@ -259,7 +305,8 @@ class StepClock:
 class PeakMemory:
     """Peak bytes that the block adds to what was held before it: in the GPU's allocator, else in the process."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
+        """Note what is held now, and start to watch the memory."""
         import torch
 
         self.cuda, self.peak, self.done = torch.cuda.is_available(), 0, threading.Event()
@@ -273,11 +320,12 @@ class PeakMemory:
         self.watch.start()
         return self
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self.done.wait(0.02):
             self.peak = max(self.peak, resident() - self.before)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching, and set `peak`."""
         import torch
 
         if self.cuda:
@@ -287,12 +335,12 @@ class PeakMemory:
             self.watch.join()
 
 
-def resident():
+def resident() -> int:
     """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def figures(model, rows, steps, rate):
+def figures(model: PeftModel, rows: Sequence[Example], steps: Mapping[str, Sequence[Record]], rate: float) -> Record:
     """Return the results of one model from the measured steps (engine -> list) and the speed of matrix products."""
     base = model.get_base_model()
     targets = sum(label >= 0 for row in rows for label in row["labels"][1:])
@@ -321,7 +369,7 @@ def figures(model, rows, steps, rate):
     return facts | {"gemm_gflops": rate / 1e9, "floor_seconds": floor, "runs": runs}
 
 
-def below_bars(name, result):
+def below_bars(name: str, result: Record) -> Iterator[str]:
     """Yield a sentence per missed bar. Differences of gradients have a bar in float32 only."""
     runs = result["runs"]
     ratio = runs["padded"]["seconds"] / runs["engine"]["seconds"]
@@ -334,7 +382,7 @@ def below_bars(name, result):
         yield f"{name}: slower than TRL ({runs['engine']['seconds']:.2f} s against {runs['trl']['seconds']:.2f} s)"
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print the results of one model as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -357,7 +405,7 @@ def show(name, result):
     Console(width=130).print(table)
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
     """Return the last line of the output."""
     parts = []
     for name, result in results.items():

@@ -8,6 +8,8 @@ start-up time, is compared with the best of several list schedules that know all
     python benchmarks/makespan.py --check --study . --json makespan.json
 """
 
+from __future__ import annotations
+
 import argparse
 import heapq
 import json
@@ -15,10 +17,15 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import common
+
+if TYPE_CHECKING:
+    from coppice.core.aliases import Record
 
 BAR = 1.10
 TFLOPS = 300
@@ -45,17 +52,18 @@ class Job:
     """A job of the plan. `needs` holds the numbers of the jobs it waits for, `length` its seconds."""
 
     rule: str
-    wildcards: dict
-    inputs: list
-    outputs: list
+    wildcards: dict[str, str]
+    inputs: list[str]
+    outputs: list[str]
     benchmark: str | None
     gpus: int
     priority: int
-    needs: set = field(default_factory=set)
+    needs: set[int] = field(default_factory=set)
     length: float = 0.0
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a ratio is above its bar")
     parser.add_argument("--json", metavar="FILE", help="write all results to this file")
@@ -76,12 +84,12 @@ def main():
     return common.conclude(results, arguments, above_bar, show, summary)
 
 
-def above_bar(name, result):
+def above_bar(name: str, result: Record) -> list[str]:
     """Return a sentence if the ratio is above its bar."""
     return [f"{name}: {result['ratio']:.3f} > {BAR}"] if result["ratio"] > BAR else []
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print one replay on a line."""
     print(
         f"{name:18} {result['jobs']:4} jobs  chosen {result['chosen']:8.1f}  best known {result['best']:8.1f}  "
@@ -89,7 +97,8 @@ def show(name, result):
     )
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
+    """Return the last line of the output."""
     worst = max(result["ratio"] for result in results.values())
     return (
         f"makespan: at most {worst:.3f} times the best known schedule over {len(results)} replays, bar {BAR}; "
@@ -97,7 +106,7 @@ def summary(results, failures):
     )
 
 
-def estimated():
+def estimated() -> list[Job]:
     """Return the jobs of the full-size study, with the lengths that `coppice plan` estimates.
 
     Jobs that only read records take no time.
@@ -121,7 +130,7 @@ def estimated():
     return jobs
 
 
-def measured(study):
+def measured(study: Path) -> list[Job]:
     """Return the jobs of the miniature study in the folder `study`, with the seconds that each took there."""
     jobs = planned()
     places = {(job.rule, *job.wildcards.values()): number for number, job in enumerate(jobs)}
@@ -139,7 +148,7 @@ def measured(study):
     return jobs
 
 
-def linked(study, job):
+def linked(study: Path, job: Job) -> Record:
     """Return the record of a config that a stand-in links in the finished study; {} for other jobs."""
     if job.rule not in STAND_INS:
         return {}
@@ -147,7 +156,7 @@ def linked(study, job):
     return json.loads((study / record).read_text())
 
 
-def planned(*words):
+def planned(*words: str) -> list[Job]:
     """Return the `Job`s of a dry run, with `needs` filled in."""
     with tempfile.TemporaryDirectory() as folder:
         common.checkout(folder)
@@ -165,7 +174,7 @@ def planned(*words):
     return jobs
 
 
-def job(block):
+def job(block: str) -> Job:
     """Parse one paragraph of a dry run's output and return its `Job`."""
     facts = dict(re.findall(r"^    (\w+): (.*)$", block, re.MULTILINE))
     resources = dict(word.split("=") for word in facts.get("resources", "").split(", ") if "=" in word)
@@ -181,7 +190,7 @@ def job(block):
     )
 
 
-def compare(jobs, gpus, seconds):
+def compare(jobs: Sequence[Job], gpus: int, seconds: float) -> Record:
     """Return the makespans on `gpus` devices, in the unit of the jobs' lengths: Snakemake's and the best known one."""
     tails = bottom_levels(jobs)
     everyone = range(len(jobs))
@@ -208,7 +217,7 @@ def compare(jobs, gpus, seconds):
     }
 
 
-def bottom_levels(jobs):
+def bottom_levels(jobs: Sequence[Job]) -> list[float]:
     """Return for each job the length of the longest path from its start to the end of the study."""
     users = [[] for _ in jobs]
     for number, one in enumerate(jobs):
@@ -216,7 +225,7 @@ def bottom_levels(jobs):
             users[need].append(number)
     tails = [None] * len(jobs)
 
-    def tail(number):
+    def tail(number: int) -> float:
         if tails[number] is None:
             tails[number] = jobs[number].length + max(map(tail, users[number]), default=0.0)
         return tails[number]
@@ -224,7 +233,7 @@ def bottom_levels(jobs):
     return [tail(number) for number in range(len(jobs))]
 
 
-def schedule(jobs, order, gpus):
+def schedule(jobs: Sequence[Job], order: Sequence[int], gpus: int) -> float:
     """Return the makespan of list scheduling: each job that is ready and fits starts at once, in `order`."""
     waiting, running, now, free, ended = list(order), [], 0.0, gpus, set()
     while waiting or running:
@@ -239,7 +248,7 @@ def schedule(jobs, order, gpus):
     return now
 
 
-def replay(jobs, gpus, scale):
+def replay(jobs: Sequence[Job], gpus: int, scale: float) -> tuple[dict[int, tuple[float, float]], float]:
     """Let Snakemake run the jobs as sleeps; return (job -> (start, end) by the clock, wall seconds of the run)."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "Snakefile").write_text("\n".join(rules(jobs, scale)))
@@ -250,7 +259,7 @@ def replay(jobs, gpus, scale):
     return {number: (float(start), float(end)) for number, (start, end) in enumerate(lines)}, wall
 
 
-def rules(jobs, scale):
+def rules(jobs: Sequence[Job], scale: float) -> Iterator[str]:
     """Yield the lines of a Snakefile with one rule per job."""
     yield f"rule all:\n    input: {[f'{number}.txt' for number in range(len(jobs))]}"
     for number, one in enumerate(jobs):
@@ -261,7 +270,7 @@ def rules(jobs, scale):
         yield f"    shell: '{words}'"
 
 
-def chosen_makespan(jobs, spans, gpus):
+def chosen_makespan(jobs: Sequence[Job], spans: Mapping[int, tuple[float, float]], gpus: int) -> float:
     """Return the makespan of the order that Snakemake chose, without its own delays between jobs.
 
     Each job takes the device that became free first and starts at once, whereas in the replay it may have waited for

@@ -8,6 +8,8 @@ memory, including CUDA's context and the allocator's cache.
     python benchmarks/memory.py --check --json memory.json
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -15,16 +17,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from common import SHAPES, build_model, conclude, on_gpu
 
 from coppice import models
 from coppice.core import jobs, logs, records
+from coppice.core.aliases import Record
 from coppice.models import estimates
 from coppice.stages import recover
 from coppice.study import settings
+
+if TYPE_CHECKING:
+    from coppice.study.settings import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 BARS = {"under": 1.15, "over": 1.3}  # how many times the estimate the peak may be, and the peak the estimate
@@ -45,7 +53,8 @@ STUDY = {  # real sizes, but only a step or two
 }
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with status 1 if an estimate misses its bar")
     parser.add_argument("--json", metavar="FILE", help="write all results to this file")
@@ -80,7 +89,7 @@ def main():
     return conclude(results, arguments, below_bars, show, summary)
 
 
-def in_fresh_process(arguments, name, dtype, folder, job):
+def in_fresh_process(arguments: argparse.Namespace, name: str, dtype: str, folder: Path, job: str) -> Record:
     """Run this script for one job in a fresh process, and return the JSON that it prints."""
     command = [sys.executable, __file__, "--threads", str(arguments.threads), "--models", name, "--dtypes", dtype]
     started = time.monotonic()
@@ -92,7 +101,7 @@ def in_fresh_process(arguments, name, dtype, folder, job):
     return json.loads(done.stdout)
 
 
-def run_one(folder, job, arguments):
+def run_one(folder: Path, job: str, arguments: argparse.Namespace) -> None:
     """Build the checkpoint and its data, or run one job on them; print the job's results as JSON."""
     (name,), (dtype,) = arguments.models, arguments.dtypes
     if job == "build":
@@ -107,7 +116,7 @@ def run_one(folder, job, arguments):
     print(json.dumps({at: {"peak": peak, "estimate": estimate[at]} for at, peak in measured.items() if peak}))
 
 
-def peak_of_gpu():
+def peak_of_gpu() -> int:
     """Return the peak bytes of the first GPU that this process used, including CUDA's context; 0 without a GPU."""
     import torch
 
@@ -118,7 +127,7 @@ def peak_of_gpu():
     return total - free - torch.cuda.memory_reserved() + torch.cuda.max_memory_reserved()
 
 
-def expected(job, study, folder, threads):
+def expected(job: str, study: Study, folder: Path, threads: int) -> estimates.Peak:
     """Return the estimated peak of the job, an `estimates.Peak`."""
     machine = estimates.Machine(gpus=int(on_gpu()), threads=threads)
     shape, model = estimates.shape_of(folder / "config.json"), study.models["Random"].model_dump()
@@ -131,7 +140,7 @@ def expected(job, study, folder, threads):
     return estimates.prune(shape, model, [POINTS[job]], study.calibration.model_dump(), machine)
 
 
-def build(folder, name, dtype):
+def build(folder: Path, name: str, dtype: str) -> None:
     """Write a random model, the miniature world's data sets, and a tokenizer trained on their text."""
     import torch
 
@@ -149,7 +158,7 @@ def build(folder, name, dtype):
     tokenizer.save_pretrained(folder)
 
 
-def study_of(folder, dtype):
+def study_of(folder: Path, dtype: str) -> Study:
     """Return the default study with real sizes, for the one model in `folder`."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
     for section in ("finetune", "evaluate"):
@@ -160,7 +169,7 @@ def study_of(folder, dtype):
     return settings.load(given)
 
 
-def run_job(job, study, folder):
+def run_job(job: str, study: Study, folder: Path) -> None:
     """Call the stage's own function as its script does."""
     from coppice.stages import evaluate
     from coppice.stages.prune import candidates
@@ -183,26 +192,26 @@ def run_job(job, study, folder):
         candidates.prune(identity, request)
 
 
-def each(result):
+def each(result: Record) -> list[tuple[str, str, int, int]]:
     """Return (job, "host" or "gpu", peak, estimate) in bytes for every job of a model."""
     return [(job, at, *sizes.values()) for job, found in result.items() for at, sizes in found.items()]
 
 
-def below_bars(name, result):
+def below_bars(name: str, result: Record) -> Iterator[str]:
     """Yield a sentence per estimate that misses its bar."""
     for job, at, peak, estimate in each(result):
         if not 1 / BARS["over"] <= peak / estimate <= BARS["under"]:
             yield f"{name} {job}: the {at} peak is {peak / estimate:.2f} times the estimate"
 
 
-def show(name, result):
+def show(name: str, result: Record) -> None:
     """Print the peaks of one model with their estimates, in MB."""
     print(f"\n{name}{'':<{max(1, 28 - len(name))}}{'':6}{'peak':>9}{'estimate':>10}{'peak / estimate':>17}")
     for job, at, peak, estimate in each(result):
         print(f"  {job:<26}{at:<6}{peak / 1e6:9.0f}{estimate / 1e6:10.0f}{peak / estimate:17.2f}")
 
 
-def summary(results, failures):
+def summary(results: Mapping[str, Record], failures: Sequence[str]) -> str:
     """Return the last line of the output."""
     shares = [peak / estimate for result in results.values() for _, _, peak, estimate in each(result)]
     return (

@@ -22,7 +22,8 @@ import yaml
 BARS = {"ratio": 2.0, "peak_gb": 2.0}
 
 
-def main():
+def main() -> int:
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a result is above its bar")
     parser.add_argument("--json", metavar="FILE", help="write all results to this file")
@@ -64,7 +65,7 @@ def main():
     return 1 if arguments.check and beyond else 0
 
 
-def write_study(folder, models):
+def write_study(folder: Path, models: int) -> None:
     """Write a checkout whose configuration has `models` hub models, 4 configs and 20 candidates per model."""
     common.checkout(folder)
     settings = yaml.safe_load((common.ROOT / "config/full.yaml").read_text())
@@ -86,7 +87,7 @@ def write_study(folder, models):
     (folder / "config/config.yaml").write_text(yaml.safe_dump(settings))
 
 
-def write_plain(folder, jobs):
+def write_plain(folder: Path, jobs: int) -> None:
     """Write a workflow of `jobs` jobs: half create a file, half turn one into another; all have a parameter."""
     folder.mkdir()
     half = jobs // 2
@@ -97,7 +98,7 @@ def write_plain(folder, jobs):
     )
 
 
-def count(folder):
+def count(folder: Path) -> int:
     """Return the number of jobs in a dry run's table."""
     lines = common.snakemake(folder, "-n", "-q", "rules").stdout.splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("total"))
@@ -112,7 +113,7 @@ class Run:
     peak: int
 
 
-def plan(folder):
+def plan(folder: Path) -> Run:
     """Run `snakemake -n -q` in `folder` and return its `Run`."""
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -7,10 +7,16 @@ the user says that the file is trusted. It takes the tensors and the plain confi
 nothing else, because another version of transformers may have written it.
 """
 
+from __future__ import annotations
+
 import argparse
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike
 
 # The package of this checkout comes before one that is installed in the environment, as in the workflow's scripts.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
@@ -20,8 +26,13 @@ from coppice.core import disks, records
 from coppice.core.errors import CheckpointError, CoppiceError
 from coppice.models import pruned_shapes
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Convert the pickle that the command line names, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="import_pickle.py", description="Convert LLM-Pruner's pickle to a checkpoint folder for candidates.table."
@@ -50,7 +61,7 @@ def main(argv=None):
     return 0
 
 
-def convert(path, output, base=None, trusted=False):
+def convert(path: PathLike, output: PathLike, base: PathLike | None = None, trusted: bool = False) -> dict[str, int]:
     """Write the model in the pickle `path` to the folder `output` as safetensors, config.json and pruned_shapes.json.
 
     Args:
@@ -95,7 +106,7 @@ def convert(path, output, base=None, trusted=False):
     return {"layers": config.num_hidden_layers, "odd_layers": len(odd), "tensors": len(state)}
 
 
-def _unpickled(path):
+def _unpickled(path: Path) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """Return (module, tokenizer or None) from a pickle. This is the only function that runs a file's code."""
     import torch
 
@@ -116,7 +127,7 @@ def _unpickled(path):
     return module, tokenizer
 
 
-def _config(path, module, base):
+def _config(path: Path, module: nn.Module, base: PathLike | None) -> PretrainedConfig:
     """Return the configuration in the folder `base`, or else one built from the values of the module's own."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -144,11 +155,11 @@ def _config(path, module, base):
     return config
 
 
-def _is_plain(value):
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list | dict)
 
 
-def _write(folder, config, state):
+def _write(folder: Path, config: PretrainedConfig, state: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     config.architectures = [_architecture(config)]
@@ -167,13 +178,15 @@ def _write(folder, config, state):
     records.as_new_files(folder)
 
 
-def _architecture(config):
+def _architecture(config: PretrainedConfig) -> str:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
 
 
-def _write_tokenizer(path, folder, tokenizer, base):
+def _write_tokenizer(
+    path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase | None, base: PathLike | None
+) -> None:
     if base is not None:
         models.load_tokenizer(base).save_pretrained(folder)
     elif hasattr(tokenizer, "save_pretrained"):

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,7 +18,7 @@ RUN = "COPPICE_RUN"  # identifies the run, as in coppice.core.logs, so that a jo
 TEMPLATE = Path(__file__).with_name("pod.yaml")
 
 
-def manifest(script, gpu):
+def manifest(script: str | Path, gpu: str) -> dict[str, Any]:
     """Return the manifest of a Job that runs a Snakemake job script. A comment in it states the job's resources."""
     script = Path(script).resolve()
     properties = json.loads(re.search(r"^# properties = (.*)$", script.read_text(), re.MULTILINE)[1])
@@ -37,7 +38,7 @@ def manifest(script, gpu):
     return job
 
 
-def environment():
+def environment() -> list[dict[str, str]]:
     """Return the environment variables of a pod: the run's identifier, and a cache folder on the shared volume."""
     variables = {"XDG_CACHE_HOME": str(Path.cwd() / ".snakemake" / "cache")}
     if RUN in os.environ:
@@ -45,7 +46,7 @@ def environment():
     return [{"name": name, "value": value} for name, value in variables.items()]
 
 
-def submit(script, gpu):
+def submit(script: str, gpu: str) -> None:
     """Create the Job and print its name."""
     kubectl = ["kubectl", "create", "-o", "name", "-f", "-"]
     done = subprocess.run(
@@ -54,7 +55,7 @@ def submit(script, gpu):
     print(done.stdout.strip())
 
 
-def status(name):
+def status(name: str) -> None:
     """Print success, failed or running. A Job that was deleted counts as failed."""
     kubectl = ["kubectl", "get", "--ignore-not-found", "-o", "json", name]
     done = subprocess.run(kubectl, text=True, capture_output=True, check=False)

@@ -7,6 +7,10 @@ heading is dropped, because the page has its own, and its relative links are rew
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r"^<!-- include: (\S+) -->$", re.MULTILINE)
@@ -19,13 +23,13 @@ PAGES = {
 }
 
 
-def on_page_markdown(markdown, page, **_):
+def on_page_markdown(markdown: str, page: "Page", **_: object) -> str:
     """Return the page's text with every include replaced: MkDocs calls this hook for each page."""
     here = PurePosixPath("docs", page.file.src_uri)
     return INCLUDE.sub(lambda found: included(found[1], here), markdown)
 
 
-def included(source, page):
+def included(source: str, page: PurePosixPath) -> str:
     """Return the text of the file `source` without its first heading, with links that work from `page`.
 
     Args:
@@ -34,7 +38,7 @@ def included(source, page):
     """
     text = (ROOT / source).read_text(encoding="utf-8").split("\n", 1)[1]
 
-    def moved(link):
+    def moved(link: re.Match[str]) -> str:
         target = os.path.normpath(os.path.join(os.path.dirname(source), link[1]))
         return os.path.relpath(PAGES.get(target, target), os.path.dirname(page))
 

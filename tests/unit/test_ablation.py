@@ -121,7 +121,8 @@ def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=
     member = {"stage": None, "changes": changes or {}, "report": False}
     start = arms_of.Start("tiny", models.Source(str(folder)), "none")
     path = output / name / f"seed-{seed}" / "arm.json"
-    arms_of.train({"ablation": "mine", "arm": name}, start, plan, member, seed, path, after=after, **more)
+    identity = {"ablation": "mine", "arm": name}
+    arms_of.train(arms_of.ArmRequest(identity, start, plan, member, seed, path, after=after, **more))
     return path
 
 

@@ -339,7 +339,7 @@ def test_warns_of_a_training_without_validation_rows(tiny_checkpoint, dataset, t
 
 
 def test_an_adapters_configuration_has_the_same_bytes_in_every_process(tiny_checkpoint, dataset, tmp_path):
-    """peft keeps the targeted modules as a set, whose order differs between processes."""
+    """The targeted modules are a set in peft, whose order differs between processes."""
     train(tiny_checkpoint("llama"), dataset, tmp_path / "out")
     for path in [tmp_path / "out", *(tmp_path / "out").glob("checkpoint-*")]:
         modules = json.loads((path / "adapter_config.json").read_text())["target_modules"]

@@ -274,7 +274,7 @@ def test_trains_an_adapter_on_a_quantized_base(tiny_checkpoint, dataset, tmp_pat
 
 
 def test_a_4_bit_base_passes_the_same_gradients_after_an_evaluation_as_before(tiny_checkpoint):
-    """bitsandbytes packs layers in an evaluation if the CPU has AVX512-BF16, and packed layers pass no gradients."""
+    """In an evaluation, bitsandbytes packs layers if the CPU has AVX512-BF16, and packed layers pass no gradients."""
     folder = tiny_checkpoint("llama", hidden_size=64, intermediate_size=128)
     model = models.load(models.Source(str(folder), quantize="4bit"))
     embeddings = model.get_input_embeddings()(torch.tensor([[5, 6, 9, 10]])).detach().requires_grad_()

@@ -24,7 +24,7 @@ if __name__ == "__main__":
         path = candidates.checkpoint(chosen) if chosen else params.start["path"]
         loading = params.loading | params.placement
         source = models.Source(path, **loading) if path else models.Source.of_record(dense, loading)
-        arms.train(
+        request = arms.ArmRequest(
             identity={"ablation": name, "arm": arm},
             start=arms.Start(params.start["name"], source, params.start["prompt"], dense, candidates.record_of(chosen)),
             plan=params.plan | {part: params.plan[part] | more for part, more in params.execution.items()},
@@ -36,3 +36,4 @@ if __name__ == "__main__":
             survivors=next(iter(inputs.get("survivors") or []), None),
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
         )
+        arms.train(request)

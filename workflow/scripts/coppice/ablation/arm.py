@@ -11,7 +11,9 @@ from pathlib import Path
 
 from coppice import models
 from coppice.core import mirror, records
+from coppice.core.aliases import PathLike, Record
 from coppice.stages import evaluate, recover
+from coppice.stages.recover.base import Trained
 from coppice.stats.metrics import LOSS
 from coppice.study.settings import arms
 
@@ -41,78 +43,101 @@ COPIED = (  # from the training's record
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that every arm starts from.
-
-    name: its name in reports; source: a models.Source; prompt: alpaca, chat or none; dense, candidate: for a pruned
-    checkpoint the paths of the dense model's and the candidate's records, by which evaluations check its identity.
-    """
+    """The checkpoint that every arm starts from."""
 
     name: str
+    """Its name in reports."""
     source: models.Source
+    """Where it lies, and how it is loaded."""
     prompt: str
+    """The prompt format: alpaca, chat or none."""
     dense: str | None = None
+    """For a pruned checkpoint, the dense model's model.json; evaluations check the identity by it."""
     candidate: str | None = None
+    """For a pruned checkpoint, the candidate's pruning.json; evaluations check the identity by it."""
 
 
-def train(identity, start, plan, member, seed, output, share=None, after=None, survivors=None, world=1):
-    """Train one arm and evaluate it, or train it up to a rung of a race, and write the record `output`.
+@dataclass(frozen=True)
+class ArmRequest:
+    """One arm with one seed: what to train, how far, and where to write it."""
+
+    identity: dict[str, str]
+    """{ablation, arm}, written to every record."""
+    start: Start
+    """The checkpoint that all arms start from."""
+    plan: Record
+    """{base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets, evaluation_datasets} of all arms."""
+    member: Record
+    """{stage, changes, report} of this arm."""
+    seed: int
+    """Seed of the training."""
+    output: Path
+    """The record to write; the folder that holds it is the arm's."""
+    share: float | None = None
+    """The fraction of the budget to stop at, at a rung of a race. None trains to the end."""
+    after: PathLike | None = None
+    """The record of the previous stage's winner, whose settings the arm's changes are applied to."""
+    survivors: PathLike | None = None
+    """The record of the previous rung; an arm that is not in it is not trained on."""
+    world: int = 1
+    """The number of processes that train together."""
+
+    @property
+    def folder(self) -> Path:
+        """The arm's folder."""
+        return self.output.parent
+
+
+def train(request: ArmRequest) -> None:
+    """Train one arm and evaluate it, or train it up to a rung of a race, and write its record.
 
     An arm that does not fit its device, or whose loss becomes NaN, is recorded as not trained, with the reason: the
     other arms continue.
 
-    Args:
-        identity: {ablation, arm}.
-        start: the Start of all arms.
-        plan: {base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets, evaluation_datasets}.
-        member: {stage, changes, report} of the arm.
-        seed: of the training.
-        output: the file to write.
-        share: the fraction of the budget to stop at; None trains to the end.
-        after: the record of the previous stage's winner, whose settings the arm's changes are applied to.
-        survivors: the record of the previous rung; an arm that is not in it is not trained on.
-        world: how many processes train together.
-
     Raises:
         CoppiceError: The number of trainable parameters is not the predicted one.
     """
-    clock, output = records.Clock(), Path(output)
-    flat = flat_of(plan["base"], member["changes"], after)
+    clock, output, member, start = records.Clock(), request.output, request.member, request.start
+    flat = flat_of(request.plan["base"], member["changes"], request.after)
     settings = arms.resolved(flat)
-    content = identity | {"seed": seed, "stage": member["stage"], "settings": settings, "flat": flat}
+    content: Record = request.identity | {
+        "seed": request.seed,
+        "stage": member["stage"],
+        "settings": settings,
+        "flat": flat,
+    }
     content |= {"start": start.name}
-    section = section_of(plan, settings)
-    reused = _same_training(after, settings, seed)
+    section = section_of(request.plan, settings)
+    reused = _same_training(request.after, settings, request.seed)
     how = recover.TrainingSettings.model_validate(section)
     trained = recover.recovery_of(how).trained
-    job = {"identity": identity, "start": start, "plan": plan, "how": how, "seed": seed, "world": world}
     predicted = recover.trainable_parameters(start.source, how)
-    race = records.read(survivors) if survivors else None
-    if race and identity["arm"] not in race["survivors"] and race["reached"].get(identity["arm"]):
-        records.write(output, content | {"raced_out": race["reached"][identity["arm"]][-1]})
-        logger.info("%s was stopped by the race and is not trained further", identity["arm"])
+    race, name = records.read(request.survivors) if request.survivors else None, request.identity["arm"]
+    if race and name not in race["survivors"] and race["reached"].get(name):
+        records.write(output, content | {"raced_out": race["reached"][name][-1]})
+        logger.info("%s was stopped by the race and is not trained further", name)
         return
     try:
         trained.check_room(predicted)
         # EVA redistributes ranks among the layers and rounds them, so the number of parameters is not known before
-        expected = None if settings.get("init") == "eva" else predicted
-        _train(**job, output=output.parent, reused=reused, share=share, expected=expected)
+        _train(request, how, reused, expected=None if settings.get("init") == "eva" else predicted)
     except (recover.DoesNotFit, recover.Diverged) as error:
         again = f"{error}; to try it again, delete {output}"
         records.write(output, content | {"unfit": again, "predicted_parameters": predicted})
-        logger.warning("%s was not trained to the end: %s", identity["arm"], error)
+        logger.warning("%s was not trained to the end: %s", name, error)
         return
-    if share:
-        reached = records.read(output.parent / recover.RUNG_LOSS_FILE)
-        records.write(output, content | {"share": share, "step": reached["step"], LOSS.key: reached[LOSS.key]})
+    if request.share:
+        reached = records.read(request.folder / recover.RUNG_LOSS_FILE)
+        records.write(output, content | {"share": request.share, "step": reached["step"], LOSS.key: reached[LOSS.key]})
         return
-    measured = _evaluate(identity, start, plan, member, trained, seed, output.parent)
-    content |= _facts(output.parent, recover.recovery_of(how), predicted)
+    measured = _evaluate(request, trained)
+    content |= _facts(request.folder, recover.recovery_of(how), predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
     prints = content.pop("fingerprints")
-    records.write(output, content | {"provenance": clock.provenance(section, seed, **prints)})
+    records.write(output, content | {"provenance": clock.provenance(section, request.seed, **prints)})
 
 
-def _facts(output, recovery, predicted):
+def _facts(output: Path, recovery: recover.Recovery, predicted: int) -> Record:
     """Return the facts in the training's records, the size on disk and the fingerprints."""
     record = records.read(output / "finetuning_config.json")
     facts = {key: record.get(key) for key in COPIED} | {"predicted_parameters": predicted}
@@ -126,7 +151,7 @@ def _facts(output, recovery, predicted):
     }
 
 
-def flat_of(base, changes, after=None):
+def flat_of(base: Record, changes: Record, after: PathLike | None = None) -> Record:
     """Return the flat settings of an arm: its changes applied to those of the winner `after` (a record), or to `base`.
 
     Multiples of the rank ("2r") are kept, because a later stage may change the rank.
@@ -134,13 +159,15 @@ def flat_of(base, changes, after=None):
     return arms.merged(records.read(after)["flat"] if after else base, changes)
 
 
-def section_of(plan, settings):
+def section_of(plan: Record, settings: Record) -> Record:
     """Return the section `finetune` for the engine, with the budget that all arms share."""
     whole = arms.section(plan["finetune"], settings)
     return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
 
 
-def _train(identity, start, plan, how, seed, world, output, reused, share, expected):
+def _train(request: ArmRequest, how: recover.TrainingSettings, reused: Path | None, expected: int | None) -> None:
+    """Train the arm, or show the training in the folder `reused`, which has the same settings."""
+    start, identity, output = request.start, request.identity, request.folder
     named = {"model": start.name, "config": identity["arm"], "ablation": identity["ablation"]}
     if reused:
         origin = records.read(reused / NAMED[-1])["config"]
@@ -148,23 +175,23 @@ def _train(identity, start, plan, how, seed, world, output, reused, share, expec
         logger.info("%s has the settings of %s and uses its training", identity["arm"], origin)
         return
     mirror.clear(output)
-    request = recover.TrainingRequest(
+    training = recover.TrainingRequest(
         identity=named,
         source=start.source,
-        datasets=plan["training_datasets"],
+        datasets=request.plan["training_datasets"],
         settings=how,
         prompt=start.prompt,
         output=output,
-        seed=seed,
-        world=world,
-        stop_share=share,
+        seed=request.seed,
+        world=request.world,
+        stop_share=request.share,
         example_losses=True,
         expected=expected,
     )
-    recover.finetune(request)
+    recover.finetune(training)
 
 
-def _same_training(after, settings, seed):
+def _same_training(after: PathLike | None, settings: Record, seed: int) -> Path | None:
     """Return the folder of an arm of an earlier stage with the same settings, or None."""
     if not after or settings["train"] == arms.ALL_WEIGHTS:
         return None
@@ -172,31 +199,31 @@ def _same_training(after, settings, seed):
     return Path(after).parent / same[-1] / f"seed-{seed}" if same else None
 
 
-def _evaluate(identity, start, plan, member, trained, seed, output):
+def _evaluate(request: ArmRequest, trained: Trained) -> list[str]:
     """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
-    whole = not trained.adapter
+    plan, start, output, whole = request.plan, request.start, request.folder, not trained.adapter
     path = str(trained.folder(output)) if whole else start.source.path
-    wanted = [plan["choose_by"]["metric"] != LOSS.key, member["report"]]
+    wanted = [plan["choose_by"]["metric"] != LOSS.key, request.member["report"]]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
-        request = evaluate.EvaluationRequest(
-            identity={"model": start.name, "config": identity["arm"], "stage": "finetuned"},
+        evaluation = evaluate.EvaluationRequest(
+            identity={"model": start.name, "config": request.identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
             settings=evaluate.Evaluate.model_validate(plan["evaluate"] if part == "report" else _ranking(plan)),
             datasets=plan["evaluation_datasets"],
             output=output / part,
             adapter=None if whole else output,
             purpose=part,
-            seed=seed,
+            seed=request.seed,
             dense=None if whole else start.dense,
             candidate=None if whole else start.candidate,
             prompt=start.prompt,
         )
-        evaluate.evaluate(request)
+        evaluate.evaluate(evaluation)
     return measured
 
 
-def _ranking(plan):
+def _ranking(plan: Record) -> Record:
     """Return the section `evaluate` reduced to the data sets of the metric that ranks the arms."""
     whole = plan["evaluate"]
     return whole | {section: whole[section] | lists for section, lists in arms.chosen_by(plan).items()}

@@ -1,11 +1,23 @@
 """Draw the figures of an ablation: quality against size and time, and the learning curves."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike
 from coppice.render.plotting import elements, style
 from coppice.render.plotting.style import COLOURS, FAINT, MARKERS, WIDTH
 from coppice.stats import pareto
-from coppice.stats.metrics import LOSS
+from coppice.stats.metrics import LOSS, Metric
 
 from . import formats
+from .reading import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 FIGURES = ("pareto", "curves")
 CAPTIONS = {
@@ -18,7 +30,7 @@ CAPTIONS = {
 }
 
 
-def draw(found, metrics, folder):
+def draw(found: Sequence[Arm], metrics: Sequence[tuple[Metric, str]], folder: PathLike) -> dict[str, str]:
     """Draw the figures of the trained arms into `folder`; return name -> SVG text for the page.
 
     metrics: (metric, part) of each row of the first figure.
@@ -35,14 +47,14 @@ def draw(found, metrics, folder):
     return inline
 
 
-def _looks(found):
+def _looks(found: Sequence[Arm]) -> dict[str, tuple[str, str]]:
     """Return arm -> (color, marker), different for the first 42 arms."""
     # seven markers with six colors: with equal numbers, each color would always have the same marker
     markers = MARKERS[: len(COLOURS) + 1]
     return {arm.name: (COLOURS[place % len(COLOURS)], markers[place % len(markers)]) for place, arm in enumerate(found)}
 
 
-def _pareto(figure, found, metrics):
+def _pareto(figure: Figure, found: Sequence[Arm], metrics: Sequence[tuple[Metric, str]]) -> None:
     figure.set_size_inches(WIDTH, 1.2 + 2.6 * len(metrics))
     panels = figure.subplots(len(metrics), 2, sharey="row", squeeze=False)
     looks = _looks(found)
@@ -63,7 +75,7 @@ def _pareto(figure, found, metrics):
     _legend(figure, found, looks)
 
 
-def _sizes(axes, sizes):
+def _sizes(axes: Axes, sizes: Sequence[int]) -> None:
     """Format the axis of trained parameters (20 k, 5 M); it is logarithmic if they differ by more than 4 times."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -74,14 +86,14 @@ def _sizes(axes, sizes):
     axes.xaxis.set_major_formatter(EngFormatter())
 
 
-def _pareto_line(axes, x, y, higher_is_better):
+def _pareto_line(axes: Axes, x: Sequence[float], y: Sequence[float], higher_is_better: bool) -> None:
     """Draw the line through the Pareto-optimal points."""
     best = pareto.pareto([value if higher_is_better else -value for value in y], x)
     points = sorted((a, b) for a, b, on in zip(x, y, best, strict=True) if on)
     axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1)
 
 
-def _curves(figure, found, metrics):
+def _curves(figure: Figure, found: Sequence[Arm], metrics: Sequence[tuple[Metric, str]]) -> None:
     figure.set_size_inches(WIDTH, 4.4)
     axes, looks = figure.subplots(), _looks(found)
     for arm in found:
@@ -94,7 +106,7 @@ def _curves(figure, found, metrics):
     _legend(figure, found, looks)
 
 
-def _mean_curve(arm, key):
+def _mean_curve(arm: Arm, key: str) -> tuple[list[int], ArrayLike]:
     """Return (steps, means over seeds) of a loss, at the steps of the first seed."""
     # with a budget of tokens the seeds take different numbers of steps, so the others are interpolated
     import numpy
@@ -106,6 +118,6 @@ def _mean_curve(arm, key):
     return steps, numpy.mean([numpy.interp(steps, *zip(*run, strict=True)) for run in runs], axis=0)
 
 
-def _legend(figure, found, looks):
+def _legend(figure: Figure, found: Sequence[Arm], looks: Mapping[str, tuple[str, str]]) -> None:
     handles = [elements.handle(*looks[arm.name], arm.name) for arm in found]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8)

@@ -2,6 +2,7 @@
 
 import math
 
+from coppice.core.aliases import Record
 from coppice.render import formatting
 from coppice.stats import metrics as known
 
@@ -37,17 +38,17 @@ def metrics(arm: Arm) -> list[known.Metric]:
     return known.found_in(arm.evaluations("report")[0])
 
 
-def trains(arm):
+def trains(arm: Arm) -> str:
     """Return "trains 12,288 parameters (1.2 %)"."""
     return f"trains {arm.first['trainable_parameters']:,} parameters ({arm.first['trainable_percent']:.2f} %)"
 
 
-def share_of(arm, other):
+def share_of(arm: Arm, other: Arm) -> str:
     """Return the trained parameters of one arm as a percentage of another's: "25 %"."""
     return formatting.percent(arm.first["trainable_parameters"] / other.first["trainable_parameters"])
 
 
-def size(number):
+def size(number: float) -> str:
     """Return a number of bytes as "1.2 MB"."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if number >= scale:
@@ -55,20 +56,20 @@ def size(number):
     return f"{number / 1e3:.0f} kB"
 
 
-def memory(arm):
+def memory(arm: Arm) -> tuple[int, str]:
     """Return (bytes, "GPU" or "host"): the largest peak of an arm's trainings, of the GPU if all of them used one."""
     peaks = [run["peak_memory_bytes"] for run in arm.runs.values()]
     kind = "gpu" if all("gpu" in peak for peak in peaks) else "host"
     return max(peak[kind] for peak in peaks), kind.replace("gpu", "GPU")
 
 
-def budget(wanted):
+def budget(wanted: Record) -> str:
     """Return a budget as "60 steps", "2e+06 tokens" or "1e+15 floating-point operations"."""
     unit = {"max_steps": "steps", "tokens": "tokens", "flops": "floating-point operations"}[wanted["unit"]]
     return f"{wanted['amount']:,} {unit}" if isinstance(wanted["amount"], int) else f"{wanted['amount']:g} {unit}"
 
 
-def settings(arm):
+def settings(arm: Arm) -> str:
     """Return the settings of an arm, "r 16, alpha 32, dropout 0.05, ...", without defaults that change nothing."""
     own = arm.settings
     if own["train"] == "all":
@@ -83,7 +84,7 @@ def settings(arm):
     return ", ".join([*parts, f"learning rate {own['learning_rate']:g}"])
 
 
-def overfitting(arm):
+def overfitting(arm: Arm) -> str | None:
     """Return a note if the validation loss ended more than 1 % above its best value, else None."""
     for seed, run in arm.runs.items():
         losses = [(entry["step"], entry["eval_loss"]) for entry in run["history"] if "eval_loss" in entry]
@@ -98,7 +99,7 @@ def overfitting(arm):
     return None
 
 
-def gap(run):
+def gap(run: Record) -> float | None:
     """Return the last validation loss minus the mean training loss of the last fifth of the steps, or None."""
     history, steps = run["history"], run["steps"]
     late = [entry["loss"] for entry in history if "loss" in entry and entry["step"] > 0.8 * steps]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy
 
 from coppice.core import records
+from coppice.core.aliases import Estimate
 from coppice.stats import across_models, paired_stats, pairing
 from coppice.stats.metrics import LOSS, Metric
 
@@ -34,7 +35,7 @@ def joint(arms: Sequence[Arm], metric: Metric, part: str) -> across_models.Means
     return pairing.means(metric, names, by_seed, AGAIN)
 
 
-def _losses(arms, names):
+def _losses(arms: Sequence[Arm], names: Sequence[str]) -> across_models.Means:
     """Return the Means of the loss per target token of each validation example, over the seeds that held it out."""
     read = [[records.read(folder / EXAMPLE_LOSSES_FILE) for folder in arm.folders.values()] for arm in arms]
     held_out = [[(one["rows"], one["tokens"]) for one in seeds] for seeds in read]
@@ -74,7 +75,7 @@ def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) 
     return found
 
 
-def _with_seeds(estimate, by_seed, count):
+def _with_seeds(estimate: Estimate, by_seed: Sequence[Sequence[float]], count: int) -> Estimate:
     """Return {value, interval, p} of a difference, with the variance between seeds included."""
     if count < 2 or estimate["interval"] is None:
         return estimate
@@ -90,7 +91,7 @@ def _with_seeds(estimate, by_seed, count):
     return {"value": estimate["value"], "interval": [estimate["value"] - half, estimate["value"] + half], "p": p}
 
 
-def _by_seed(arm, reference, metric, part):
+def _by_seed(arm: Arm, reference: Arm, metric: Metric, part: str) -> list[float]:
     scale = math.log if metric.log else float
     pairs = zip(arm.values(metric, part), reference.values(metric, part), strict=True)
     return [scale(one) - scale(other) for one, other in pairs]

@@ -1,10 +1,12 @@
 """Read the arms of an ablation from their records, and check that they were trained alike, at an equal budget."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from coppice.core import records
+from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.stats.metrics import LOSS, Metric, named
 
@@ -36,29 +38,44 @@ class Arm:
     """An arm with all its seeds: `runs` maps a seed to the content of its arm.json, `folders` to its folder."""
 
     name: str
-    runs: dict
-    folders: dict
+    runs: dict[int, Record]
+    folders: dict[int, Path]
 
     @property
-    def first(self):
+    def first(self) -> Record:
         """The run with the first seed; its settings and sizes are those of all runs."""
         return next(iter(self.runs.values()))
 
-    settings = property(lambda self: self.first["settings"])
-    stage = property(lambda self: self.first["stage"])
-    unfit = property(lambda self: self._noted("unfit"))
-    raced_out = property(lambda self: self._noted("raced_out"))
+    @property
+    def settings(self) -> Record:
+        """Its flat settings."""
+        return self.first["settings"]
 
-    def _noted(self, key):
+    @property
+    def stage(self) -> str | None:
+        """The stage that it belongs to, if the ablation is staged."""
+        return self.first["stage"]
+
+    @property
+    def unfit(self) -> str | None:
+        """Why it was not trained to the end, if it did not fit its device or diverged."""
+        return self._noted("unfit")
+
+    @property
+    def raced_out(self) -> Record | None:
+        """The rung at which a race stopped it: {share, step, validation_loss}."""
+        return self._noted("raced_out")
+
+    def _noted(self, key: str) -> Json:
         """Return `key` of the first run that has it, or None."""
         return next((run[key] for run in self.runs.values() if run.get(key)), None)
 
     @property
-    def trained(self):
+    def trained(self) -> bool:
         """Whether the arm was trained to the end, with every seed."""
         return not any(run.get("unfit") or run.get("raced_out") for run in self.runs.values())
 
-    def measured(self, part):
+    def measured(self, part: str) -> bool:
         """Return whether the arm was evaluated on the rows of `part`: selection or report."""
         return self.trained and all(part in run["measured"] for run in self.runs.values())
 
@@ -68,7 +85,7 @@ class Arm:
             return [metric.value(run) for run in self.runs.values()]
         return [_found(result, metric) for result in self.evaluations(part)]
 
-    def mean(self, fact):
+    def mean(self, fact: str) -> float:
         """Return the mean over seeds of `fact`, a number in every arm.json."""
         return sum(run[fact] for run in self.runs.values()) / len(self.runs)
 
@@ -77,12 +94,12 @@ class Arm:
         values = self.values(metric, part)
         return sum(values) / len(values)
 
-    def evaluations(self, part):
+    def evaluations(self, part: str) -> list[Record]:
         """Return the evaluations on the rows of `part`, one per seed."""
         return self._evaluations[part]
 
     @cached_property
-    def _evaluations(self):
+    def _evaluations(self) -> dict[str, list[Record]]:
         return {
             part: [records.read(folder / part / "evaluation_results.json") for folder in self.folders.values()]
             for part in ("selection", "report")
@@ -90,18 +107,18 @@ class Arm:
         }
 
 
-def _found(result, metric):
+def _found(result: Record, metric: Metric) -> float:
     value = metric.value(result)
     return result["other_tasks"][metric.name]["value"] if value is None else value
 
 
-def arm(name, paths):
+def arm(name: str, paths: Iterable[PathLike]) -> Arm:
     """Return the Arm in the arm.json files at `paths`, one per seed."""
     runs = {content["seed"]: (content, Path(path).parent) for path in paths for content in [records.read(path)]}
     return Arm(name, {s: run for s, (run, _) in runs.items()}, {s: folder for s, (_, folder) in runs.items()})
 
 
-def unequal(arms, budget):
+def unequal(arms: Sequence[Arm], budget: Record) -> dict[str, list[str]]:
     """Return arm -> sentences on why it cannot be compared: different data, start or budget.
 
     budget: {unit, amount}. Arms are compared with what most of them agree on. An arm is left out with all its seeds,
@@ -115,7 +132,7 @@ def unequal(arms, budget):
     return beyond | min(found, key=len, default={})
 
 
-def _off_budget(arm, budget):
+def _off_budget(arm: Arm, budget: Record) -> list[str]:
     """Return one sentence per seed whose training did not spend the budget."""
     key, words = SPENT[budget["unit"]][0]
     found = []
@@ -128,7 +145,7 @@ def _off_budget(arm, budget):
     return found
 
 
-def _against(first, trained, budget):
+def _against(first: Arm, trained: Sequence[Arm], budget: Record) -> dict[str, list[str]]:
     """Return arm -> sentences on how it differs from `first`."""
     found = {}
     for one in trained:
@@ -142,7 +159,7 @@ def _against(first, trained, budget):
     return found
 
 
-def check_equal(ablation, arms, budget):
+def check_equal(ablation: str, arms: Sequence[Arm], budget: Record) -> None:
     """Raise CoppiceError if an arm cannot be compared with the others."""
     for sentences in unequal(arms, budget).values():
         raise CoppiceError(
@@ -151,12 +168,12 @@ def check_equal(ablation, arms, budget):
         )
 
 
-def _seeds(first, second):
+def _seeds(first: Arm, second: Arm) -> Iterator[str]:
     if list(first.runs) != list(second.runs):
         yield f"it was trained with other seeds ({', '.join(map(str, second.runs))})"
 
 
-def _differences(first, second, budget, where):
+def _differences(first: Record, second: Record, budget: Record, where: str) -> Iterator[str]:
     for keys, words in ALIKE:
         if _at(first, keys) != _at(second, keys):
             yield f"{where} was trained with {words}"
@@ -166,17 +183,17 @@ def _differences(first, second, budget, where):
             yield f"{where} was trained for {b:.6g} {words} instead of {a:.6g}, a different budget"
 
 
-def _at(record, keys):
+def _at(record: Record, keys: Iterable[str]) -> Json:
     for key in keys:
         record = record[key]
     return record
 
 
-def _spent(run, key):
+def _spent(run: Record, key: str) -> float:
     return run["tokens_seen"] * run["operations"] if key == "flops" else run[key]
 
 
-def _slack(first, second, key, unit):
+def _slack(first: Record, second: Record, key: str, unit: str) -> float:
     """Return by how much the spending of two runs may differ.
 
     A budget in tokens or operations ends with the step that reaches it, so two runs may differ by the size of a step;

@@ -1,7 +1,8 @@
 """Recommend an arm: the best one, the cheapest one within noise of it, or, if none is clearly better, the cheapest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from coppice.core.aliases import Estimate
 from coppice.stats.metrics import Metric
 
 from . import formats, measuring
@@ -70,11 +71,11 @@ def validated(start: Arm, combination: Arm) -> dict:
     return {"verdict": verdict, "sentence": sentence, "evidence": evidence}
 
 
-def _best(arms, metric, part):
+def _best(arms: Sequence[Arm], metric: Metric, part: str) -> Arm:
     return (max if metric.higher_is_better else min)(arms, key=lambda arm: arm.value(metric, part))
 
 
-def _ranking(arms, best, against, metric):
+def _ranking(arms: Sequence[Arm], best: Arm, against: Mapping[str, Estimate], metric: Metric) -> Iterator[str]:
     """Yield how far each other arm is from the best one, in order of rank."""
     order = sorted(arms, key=lambda arm: arm.value(metric), reverse=metric.higher_is_better)
     for arm in order:
@@ -87,7 +88,7 @@ def _ranking(arms, best, against, metric):
             )
 
 
-def _first_in_report(arms, best):
+def _first_in_report(arms: Sequence[Arm], best: Arm) -> Iterator[str]:
     """Yield which arm leads in the report's main metric, and by how much, if it is not the best one."""
     metric = main_metric(arms)
     if metric is None or not all(arm.measured("report") for arm in arms):
@@ -101,7 +102,7 @@ def _first_in_report(arms, best):
         )
 
 
-def _reported(arms, best, reference):
+def _reported(arms: Sequence[Arm], best: Arm, reference: Arm) -> Iterator[str]:
     """Yield the difference between the best arm and the reference in every metric of the report."""
     if best is reference or not (best.measured("report") and reference.measured("report")):
         return
@@ -114,7 +115,7 @@ def _reported(arms, best, reference):
         )
 
 
-def _seeds(arms):
+def _seeds(arms: Sequence[Arm]) -> Iterator[str]:
     count = len(arms[0].runs)
     if count == 1:
         yield "One seed only: how much the results vary between seeds is unknown."

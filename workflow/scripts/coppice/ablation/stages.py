@@ -1,18 +1,32 @@
 """Choose the winner of a stage in a staged ablation: the best arm, on data that the report does not use."""
 
+from collections.abc import Mapping, Sequence
+
 from coppice.core import records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
+from coppice.stats.metrics import Metric
 
 from . import measuring, reading
+from .reading import Arm
 
 
-def decide(ablation, stage, arms, choose_by, budget, output, before=None):
+def decide(
+    ablation: str,
+    stage: str,
+    arms: Mapping[str, Sequence[PathLike]],
+    choose_by: Record,
+    budget: Record,
+    output: PathLike,
+    before: PathLike | None = None,
+) -> None:
     """Write the record of a stage's winner: its settings, which the next stage starts from, and its lead.
 
     The record's key `trained` lists the settings of all arms so far, so that no later stage trains one of them again.
 
     Args:
-        ablation, stage: their names.
+        ablation: its name.
+        stage: its name.
         arms: name -> paths of its arm.json, one per seed; among equal arms the one listed first wins.
         choose_by: {metric, mode}, how arms are ranked.
         budget: {unit, amount}, what every arm may spend.
@@ -32,7 +46,7 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
     order = sorted(values, key=lambda name: -sign * values[name])
     by_name = {arm.name: arm for arm in found}
     winner = by_name[order[0]]
-    content = {"ablation": ablation, "stage": stage, "winner": winner.name, "settings": winner.settings}
+    content: Record = {"ablation": ablation, "stage": stage, "winner": winner.name, "settings": winner.settings}
     content |= {"flat": winner.first["flat"]}
     content |= {"choose_by": choose_by, "values": values, "runner_up": None}
     if len(order) > 1:
@@ -42,7 +56,7 @@ def decide(ablation, stage, arms, choose_by, budget, output, before=None):
     records.write(output, content)
 
 
-def _margin(winner, second, metric):
+def _margin(winner: Arm, second: Arm, metric: Metric) -> Record:
     """Return {arm, value, interval, p, verdict}: the runner-up minus the winner, paired over the same rows."""
     found = measuring.differences([winner, second], winner, metric, "selection")[second.name]
     return {"arm": second.name, **{key: found[key] for key in ("value", "interval", "p", "verdict")}}

@@ -1,9 +1,22 @@
 """Build the tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Json, Record
 from coppice.stats import paired_stats
-from coppice.stats.metrics import LOSS, named
+from coppice.stats.metrics import LOSS, Metric, named
 
 from . import formats, measuring
+from .reading import Arm
+
+if TYPE_CHECKING:
+    import pandas
+
+Table = Record  # {columns, rows} and, for the page, more
+Cell = Record  # {text, note, sort}: what is shown, a remark under it, and what the column is sorted by
 
 HEAD = (
     ("arm", "trained parameters", "of all", "on disk", "steps", "tokens", "time", "tokens/s", "peak memory"),
@@ -12,19 +25,19 @@ HEAD = (
 MEANS = (("steps", ""), ("tokens_seen", ""), ("seconds", " s"), ("tokens_per_second", ""))
 
 
-def arms(found, problems):
+def arms(found: Sequence[Arm], problems: Mapping[str, Sequence[str]]) -> Table:
     """Return {columns, rows} of all arms: sizes, cost, validation loss and every metric, as means over seeds."""
     metrics = _metrics(found)
     columns = [*HEAD[0], *HEAD[1], *map(formats.label, metrics), "notes"]
     return {"columns": columns, "texts": 1, "rows": [_row(arm, metrics, problems) for arm in found]}
 
 
-def _metrics(found):
+def _metrics(found: Iterable[Arm]) -> list[Metric]:
     measured = next((arm for arm in found if arm.measured("report")), None)
     return formats.metrics(measured) if measured else []
 
 
-def _row(arm, metrics, problems):
+def _row(arm: Arm, metrics: Sequence[Metric], problems: Mapping[str, Sequence[str]]) -> list[Cell]:
     notes = _cell("; ".join(_notes(arm, problems)))
     first = _cell(arm.name, formats.settings(arm))
     if not arm.trained:
@@ -47,7 +60,7 @@ def _row(arm, metrics, problems):
     ]
 
 
-def _over_seeds(metric, values):
+def _over_seeds(metric: Metric, values: Sequence[float]) -> Cell:
     found = paired_stats.over_seeds(values)
     note = ""
     if found["n"] == 2:  # with one degree of freedom, the interval of the mean would be useless
@@ -58,7 +71,7 @@ def _over_seeds(metric, values):
     return _cell(formats.value(metric, found["mean"]), note, found["mean"])
 
 
-def _notes(arm, problems):
+def _notes(arm: Arm, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
     if arm.unfit:
         yield f"not trained: {arm.unfit}"
     if arm.raced_out:
@@ -74,11 +87,11 @@ def _notes(arm, problems):
             yield f"the same training as {arm.first['reused_from']}, reused"
 
 
-def _cell(text, note="", sort=None):
+def _cell(text: str, note: str = "", sort: str | float | None = None) -> Cell:
     return {"text": text, "note": note, "sort": text if sort is None else sort}
 
 
-def differences(found, reference, losses=True):
+def differences(found: Sequence[Arm], reference: Arm, losses: bool = True) -> Table:
     """Return {columns, rows} of every arm's difference from the reference, by metric, with p-values and verdicts.
 
     losses: whether to include the validation loss; a staged ablation has used it up to choose the winners.
@@ -91,7 +104,7 @@ def differences(found, reference, losses=True):
     return {"columns": columns, "rows": rows}
 
 
-def _of(metric, compared, reference):
+def _of(metric: Metric, compared: Sequence[Arm], reference: Arm) -> Iterator[list[str]]:
     part = measuring.differences(compared, reference, metric, "report")
     for name, one in part.items():
         seeds = [formats.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
@@ -99,7 +112,7 @@ def _of(metric, compared, reference):
         yield [name, formats.label(metric), difference, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
 
 
-def stages(winners):
+def stages(winners: Iterable[Record]) -> Table:
     """Return {columns, rows} of the stages: the winner, the values of all arms, and the runner-up's distance."""
     rows = []
     for winner in winners:
@@ -113,7 +126,7 @@ def stages(winners):
     return {"columns": ["stage", "winner", "all arms", "runner-up against the winner"], "rows": rows}
 
 
-def sides(found):
+def sides(found: Sequence[Arm]) -> Table | None:
     """Return {columns, rows} of full fine-tuning beside the best LoRA arm; None if one of them is missing."""
     full = [arm for arm in found if arm.settings["train"] == "all"]
     adapters = [arm for arm in found if arm.settings["train"] != "all"]
@@ -137,7 +150,7 @@ def sides(found):
     return {"columns": ["", *(arm.name for arm in full), f"{best.name} (best LoRA arm)"], "rows": rows}
 
 
-def frame(found, problems):
+def frame(found: Sequence[Arm], problems: Mapping[str, Sequence[str]]) -> pandas.DataFrame:
     """Return a pandas frame with a row per arm and seed: settings, sizes, cost and every metric, as numbers."""
     import pandas
 
@@ -161,5 +174,5 @@ def frame(found, problems):
     return pandas.DataFrame(rows)
 
 
-def _plain(value):
+def _plain(value: Json) -> Json:
     return "+".join(value) if isinstance(value, list) else value

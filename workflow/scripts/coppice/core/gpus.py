@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from types import ModuleType
+from typing import TextIO, TypeVar
 
 from filelock import FileLock
 
 from .errors import CoppiceError
 
+Answer = TypeVar("Answer")
 NoteState = Callable[..., object]  # called as note_state(state, reason=...) with the state of a job
 
 logger = logging.getLogger("coppice.gpus")
@@ -124,7 +126,7 @@ def _listed() -> list[Device]:
     )
 
 
-def _memory(nvml: Any, handle: Any) -> int | None:
+def _memory(nvml: ModuleType, handle: object) -> int | None:
     """Return a device's memory in MB; None for devices that share the memory of their machine."""
     try:
         return nvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20
@@ -139,10 +141,10 @@ def _busy() -> set[str]:
             nvml.nvmlDeviceGetUUID(handle) if nvml.nvmlDeviceGetComputeRunningProcesses(handle) else None
         )
     )
-    return {*found} - {None}
+    return {uuid for uuid in found if uuid is not None}
 
 
-def _ask_driver(question: Callable[[Any, int, Any], Any]) -> list[Any]:
+def _ask_driver(question: Callable[[ModuleType, int, object], Answer]) -> list[Answer]:
     """Return question(NVML, index, handle) for each device of the machine; [] without a driver that answers.
 
     NVML numbers all devices, whatever `CUDA_VISIBLE_DEVICES` says, and does not initialize CUDA in this process.

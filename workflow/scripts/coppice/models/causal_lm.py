@@ -5,10 +5,22 @@ Its accelerators are `packing` for training, and `tree_scoring` and `output_head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import SimpleNamespace
+
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from .kinds import Engine, Example, Inputs, LoadedModel, Row, Scorer
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LINEARS = {
@@ -28,57 +40,59 @@ class CausalLM(ModelKind):
     adapter_groups = LINEARS
     evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
 
-    def fits(self, config):
+    def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return True: what is of no other kind is tried as a causal language model."""
         return True
 
-    def auto_class(self):
+    def auto_class(self) -> type:
         """Return AutoModelForCausalLM."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM
 
-    def context_length(self, config):
+    def context_length(self, config: PretrainedConfig) -> int:
         """Return the number of positions."""
         return int(config.max_position_embeddings)
 
-    def anatomies(self, config):
+    def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the decoder of the architectures in `prunable`, which are built alike."""
         if config.model_type not in self.prunable:
             return ()
         return (Anatomy("text", config, "num_hidden_layers", {"mlp": MLP, "attention": ATTENTION}),)
 
-    def towers(self, model):
+    def towers(self, model: LoadedModel) -> list[Tower]:
         """Return the decoder."""
         return [Decoder(model, anatomy) for anatomy in self.anatomies(model.config)]
 
-    def examples(self, rows, tokenizer, cutoff, train_on_inputs):
+    def examples(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
+    ) -> list[list[Example]]:
         """Return token ids and labels of prompts and responses."""
         from . import text_examples
 
         return text_examples.examples(rows, tokenizer, cutoff, train_on_inputs)
 
-    def length(self, example):
+    def length(self, example: Example) -> int:
         """Return the number of tokens."""
         return len(example["input_ids"])
 
-    def targets(self, examples):
+    def targets(self, examples: Sequence[Example]) -> int:
         """Return the number of tokens that are predicted."""
         from . import packing
 
         return packing.count_targets(examples)
 
-    def sort_key(self, example):
+    def sort_key(self, example: Example) -> list[int]:
         """Return the tokens, whose lexicographic order puts examples together that share a prefix."""
         return example["input_ids"]
 
-    def engine(self, model, token_limit, arrangement=None):
+    def engine(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> Engine:
         """Return the engine that shares prefixes if the model supports that, and sorts by length if not."""
         from . import packing
 
         return packing.Engine(model, token_limit, arrangement)
 
-    def inputs(self, examples, device):
+    def inputs(self, examples: Sequence[Example], device: torch.device) -> Inputs:
         """Return token ids, padded to the right, with their mask."""
         import torch
 
@@ -88,13 +102,13 @@ class CausalLM(ModelKind):
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def token_losses(self, model):
+    def token_losses(self, model: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the negative log-likelihoods of tokens, with the output layer applied in chunks."""
         from . import output_head
 
         return output_head.token_losses_of(model)
 
-    def scorer(self, model, dtype):
+    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | None:
         """Return a scorer that shares prefixes, if the model supports that."""
         from . import tree_scoring
 
@@ -102,7 +116,7 @@ class CausalLM(ModelKind):
         # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
         return packer if packer.usable() else None
 
-    def probes(self, model):
+    def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""
         import torch
 
@@ -111,7 +125,7 @@ class CausalLM(ModelKind):
         ids = torch.randint(embeddings.shape[0], (PROBES, length), generator=torch.Generator().manual_seed(0))
         return [{"input_ids": row[None]} for row in ids.to(embeddings.device)]
 
-    def outputs(self, model, inputs):
+    def outputs(self, model: LoadedModel, inputs: Inputs) -> torch.Tensor:
         """Return the logits."""
         return model(**inputs, use_cache=False).logits
 
@@ -120,11 +134,11 @@ class Decoder(Tower):
     """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral."""
 
     @property
-    def blocks(self):
+    def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
         return self.model.base_model.layers
 
-    def keep_blocks(self, kept):
+    def keep_blocks(self, kept: Sequence[int]) -> None:
         """Keep the blocks `kept`, and renumber them."""
         from torch import nn
 
@@ -138,11 +152,11 @@ class Decoder(Tower):
         if getattr(self.config, "layer_types", None) is not None:
             self.config.layer_types = [self.config.layer_types[index] for index in kept]
 
-    def run(self, batch):
+    def run(self, batch: torch.Tensor) -> None:
         """Run the body, without the output layer: full logits would be the largest tensor by far."""
         self.model.base_model(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
 
-    def summed_loss(self, state, batch):
+    def summed_loss(self, state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return the summed next-token loss: through the last norm and, in chunks, the output layer."""
         from . import output_head
 
@@ -150,7 +164,7 @@ class Decoder(Tower):
         labels = batch[:, 1:].flatten().to(hidden.device)
         return output_head.summed_loss(self.model.get_output_embeddings(), hidden, labels)
 
-    def targets(self, batch):
+    def targets(self, batch: torch.Tensor) -> int:
         """Return the number of tokens but the first of each row."""
         return batch.shape[0] * (batch.shape[1] - 1)
 
@@ -159,19 +173,19 @@ class Decoder(Tower):
 class Channels(Part):
     """The channels of a gated MLP: one row of `gate_proj` and of `up_proj`, and one column of `down_proj`."""
 
-    def row_widths(self, module):
+    def row_widths(self, module: nn.Module) -> list[int]:
         """Return 1 row each."""
         return [1, 1]
 
-    def count(self, config):
+    def count(self, config: PretrainedConfig) -> int:
         """Return the width of the MLP."""
         return config.intermediate_size
 
-    def changes(self, config, count):
+    def changes(self, config: PretrainedConfig, count: int) -> dict[str, int]:
         """Return the width of the MLP."""
         return {"intermediate_size": count}
 
-    def sizes(self, block, count):
+    def sizes(self, block: nn.Module, count: int) -> dict[str, int]:
         """Return the width of the MLP."""
         return {"intermediate_size": count}
 
@@ -186,15 +200,15 @@ class KeyValueGroups(Part):
     because a group is removed with all its query heads.
     """
 
-    def row_widths(self, module):
+    def row_widths(self, module: nn.Module) -> list[int]:
         """Return the rows of a group of query heads, of its key head and of its value head."""
         return [module.head_dim * module.num_key_value_groups, module.head_dim, module.head_dim]
 
-    def count(self, config):
+    def count(self, config: PretrainedConfig) -> int:
         """Return the number of KV heads."""
         return config.num_key_value_heads
 
-    def changes(self, config, count):
+    def changes(self, config: PretrainedConfig, count: int) -> dict[str, int]:
         """Return the numbers of heads and their width."""
         per_group = config.num_attention_heads // config.num_key_value_heads
         # Set head_dim explicitly: its default, hidden_size / num_attention_heads, is wrong once heads are removed.
@@ -204,7 +218,7 @@ class KeyValueGroups(Part):
             "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         }
 
-    def sizes(self, block, count):
+    def sizes(self, block: nn.Module, count: int) -> dict[str, int]:
         """Return the numbers of heads."""
         per_group = self.module_of(block).num_key_value_groups
         return {"num_attention_heads": count * per_group, "num_key_value_heads": count}

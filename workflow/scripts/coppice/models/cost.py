@@ -4,20 +4,40 @@ Sizes are exact. Times are measured on this machine while other jobs may run, so
 repeat only roughly. Nothing that must be reproducible depends on them.
 """
 
+from __future__ import annotations
+
 import logging
 import statistics
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from coppice import models
 from coppice.core import records
+from coppice.core.aliases import Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from .kinds import LoadedModel
 
 logger = logging.getLogger("coppice.cost")
 
 REPETITIONS = 3  # after one to warm up; the median is reported
 SECONDS = 30.0  # no new repetition starts after this time
 
+Result = TypeVar("Result")
 
-def measure(model, merged, settings):
+
+class CostSettings(Protocol):
+    """What is read of the section `evaluate.cost`."""
+
+    batch_sizes: list[int]
+    prompt_tokens: int
+    new_tokens: int
+
+
+def measure(model: LoadedModel, merged: bool, settings: CostSettings) -> Record:
     """Return the cost of a loaded model.
 
     Args:
@@ -59,20 +79,20 @@ def measure(model, merged, settings):
     return found
 
 
-def _described(speed):
+def _described(speed: Record) -> str:
     return (
         f"batch {speed['batch_size']}: prompt {speed['prefill_tokens_per_second']:.0f} tokens/s, "
         f"{1000 * speed['decode_seconds_per_token']:.1f} ms per new token"
     )
 
 
-def _lengths(settings, context):
+def _lengths(settings: CostSettings, context: int) -> tuple[int, int]:
     """Return (prompt, new) tokens, cut to the context length of the model."""
     new = min(settings.new_tokens, max(1, context // 2))
     return max(1, min(settings.prompt_tokens, context - new)), new
 
 
-def _speed(model, device, batch, prompt, new):
+def _speed(model: LoadedModel, device: torch.device, batch: int, prompt: int, new: int) -> Record:
     """Return the median time of a prompt over repetitions, and of a decode step over all steps of all repetitions."""
     import torch
 
@@ -92,7 +112,7 @@ def _speed(model, device, batch, prompt, new):
     }
 
 
-def _once(model, ids, new):
+def _once(model: LoadedModel, ids: torch.Tensor, new: int) -> tuple[float, list[float]]:
     """Return the seconds for the prompt, and for each of the `new` steps after it."""
     prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
     steps = []
@@ -103,7 +123,7 @@ def _once(model, ids, new):
     return prefill, steps
 
 
-def _timed(ids, call):
+def _timed(ids: torch.Tensor, call: Callable[[], Result]) -> tuple[float, Result]:
     """Return (seconds, what `call` returns)."""
     _wait(ids.device)  # a GPU works asynchronously: earlier work must not count, and this call's must be finished
     started = time.perf_counter()
@@ -112,7 +132,7 @@ def _timed(ids, call):
     return time.perf_counter() - started, result
 
 
-def _wait(device):
+def _wait(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":

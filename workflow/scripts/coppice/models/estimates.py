@@ -6,10 +6,12 @@ optimizer) and of what an empty process takes.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.json_text import parsed
 
 MB = 10**6
@@ -67,6 +69,32 @@ class TrainingMemory:
     kept_bytes: int = 0
 
 
+class LoraSettings(Protocol):
+    """What is read of the section `finetune.lora`."""
+
+    r: int
+    target_modules: str | list[str]
+
+
+class DataSettings(Protocol):
+    """What is read of the section `finetune.data`."""
+
+    cutoff_len: int
+
+
+class FinetuneSettings(Protocol):
+    """What is read of the section `finetune`."""
+
+    micro_batch_size: int
+    gradient_checkpointing: bool | None
+    sharding: bool | None
+    merge: bool
+
+    @property
+    def data(self) -> DataSettings:
+        """The section `finetune.data`."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder with Llama's architecture."""
@@ -83,19 +111,19 @@ class Shape:
     norms: int  # weights of the norms of one layer
 
     @property
-    def layer(self):
+    def layer(self) -> int:
         """The number of parameters of one layer."""
         attention = self.hidden * self.head * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.inner + self.biases + self.norms
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of all parameters; tied ones count once."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer + self.hidden
 
 
-def shape_of(path):
+def shape_of(path: PathLike) -> Shape | None:
     """Return the Shape in a config.json; None if there is no such file or the model is of another kind."""
     try:
         return shape_in(parsed(Path(path).read_text(encoding="utf-8")))
@@ -103,7 +131,7 @@ def shape_of(path):
         return None
 
 
-def shape_in(config):
+def shape_in(config: Record) -> Shape | None:
     """Return the Shape in the content of a config.json; None for another kind of model, such as one with experts."""
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -124,7 +152,7 @@ def shape_in(config):
 
 
 @functools.cache
-def shape_like(parameters):
+def shape_like(parameters: int) -> Shape:
     """Return a Shape of Llama's proportions with at least `parameters`: layers = width / 128, MLP = 3.5 widths."""
     for hidden in range(128, 2**16, 128):
         vocabulary = 128256 if hidden >= 2048 else 32000
@@ -136,12 +164,12 @@ def shape_like(parameters):
     return shape
 
 
-def width_of(dtype, machine):
+def width_of(dtype: str | None, machine: Machine) -> int:
     """Return the bytes of a value in `dtype`; None is bfloat16 on a GPU and float32 on a CPU (`models.dtype_of`)."""
     return BYTES[dtype or ("bfloat16" if machine.gpus else "float32")]
 
 
-def weight_bytes(shape, width, quantize=None):
+def weight_bytes(shape: Shape, width: int, quantize: str | None = None) -> int:
     """Return the bytes of the loaded weights, `width` each; embeddings and output layer are never quantized."""
     if not quantize:
         return shape.parameters * width
@@ -149,17 +177,17 @@ def weight_bytes(shape, width, quantize=None):
     return int(layers * QUANTIZED[quantize] + (shape.parameters - layers) * width)
 
 
-def adapter_parameters(shape, lora):
+def adapter_parameters(shape: Shape, lora: LoraSettings) -> int:
     """Return the number of trained parameters of LoRA with rank `lora.r` on the modules that its settings name."""
     return shape.layers * lora.r * sum(into + out for into, out in _adapted(shape, lora))
 
 
-def adapted_inputs(shape, lora):
+def adapted_inputs(shape: Shape, lora: LoraSettings) -> int:
     """Return the sum of the input widths of the modules in one layer that LoRA's settings name."""
     return sum(into for into, _ in _adapted(shape, lora))
 
 
-def _adapted(shape, lora):
+def _adapted(shape: Shape, lora: LoraSettings) -> list[tuple[int, int]]:
     """Return (inputs, outputs) of each linear layer in a decoder layer that gets an adapter."""
     wide, narrow = shape.head * shape.heads, shape.head * shape.kv_heads
     widths = {
@@ -177,12 +205,14 @@ def _adapted(shape, lora):
     return [widths[name] for name in dict.fromkeys(names) if name in widths]
 
 
-def kept_values(hidden, inner):
+def kept_values(hidden: int, inner: int) -> int:
     """Return how many values a decoder layer keeps per token: about 8 states of the hidden width, 4 of the MLP's."""
     return 8 * hidden + 4 * inner
 
 
-def finetune(shape, model, settings, machine, trained):
+def finetune(
+    shape: Shape, model: Record, settings: FinetuneSettings, machine: Machine, trained: TrainingMemory
+) -> Peak:
     """Return the Peak of a fine-tuning job.
 
     Each of several GPUs holds all weights, or its share of them with `sharding` or `device_map`.
@@ -215,12 +245,12 @@ def finetune(shape, model, settings, machine, trained):
     return _placed(device, whole, merged, model, machine, processes, at_once=1 if sharded else processes)
 
 
-def _chunk(shape, tokens, width):
+def _chunk(shape: Shape, tokens: int, width: int) -> float:
     """Return the bytes of a chunk of the logits of `tokens` tokens: float32, plus the model's dtype if that differs."""
     return min(CHUNK, 4 * tokens * shape.vocabulary) * (1 if width == 4 else 1.5)
 
 
-def _held(shape, whole, width, model, sharded, machine):
+def _held(shape: Shape, whole: int, width: int, model: Record, sharded: bool, machine: Machine) -> float:
     """Return the bytes of weights on one device."""
     if model["device_map"] and machine.gpus > 1:
         return whole / machine.gpus
@@ -230,14 +260,14 @@ def _held(shape, whole, width, model, sharded, machine):
     return whole
 
 
-def shards(whole, model, settings):
+def shards(whole: int, model: Record, settings: FinetuneSettings) -> bool:
     """Return whether processes share `whole` bytes of weights: as set, or by default if a usual GPU is too small."""
     if settings.sharding is not None or model["quantize"]:
         return bool(settings.sharding)
     return whole > ROOM_FOR_WEIGHTS * USUAL_GPU
 
 
-def layer_bytes(shape, width):
+def layer_bytes(shape: Shape, width: int) -> int:
     """Return the bytes that a decoder layer keeps per token for its backward pass, without the attention mask's row.
 
     Counted on a Llama in training: 6 states of the hidden width and 3 of the MLP's.
@@ -245,7 +275,7 @@ def layer_bytes(shape, width):
     return width * (6 * shape.hidden + 3 * shape.inner)
 
 
-def evaluate(shape, model, machine):
+def evaluate(shape: Shape, model: Record, machine: Machine) -> Peak:
     """Return the Peak of evaluating a dense, pruned or fine-tuned model, which is also that of scoring candidates."""
     width = width_of(model["dtype"], machine)
     whole = weight_bytes(shape, width, model["quantize"])
@@ -257,7 +287,9 @@ def evaluate(shape, model, machine):
     return _placed(_spread(whole, model, machine) + forwards, whole, probes, model, machine)
 
 
-def prune(shape, model, points, calibration, machine):
+def prune(
+    shape: Shape, model: Record, points: Sequence[Record], calibration: Mapping[str, int], machine: Machine
+) -> Peak:
     """Return the Peak of pruning at all `points` of a grid, one after another. calibration: {samples, length}."""
     width = width_of(model["dtype"], machine)
     whole = weight_bytes(shape, width, model["quantize"])
@@ -268,12 +300,12 @@ def prune(shape, model, points, calibration, machine):
     return _placed(_spread(whole, model, machine) + device, whole, max(host, whole), model, machine)
 
 
-def _spread(whole, model, machine):
+def _spread(whole: int, model: Record, machine: Machine) -> float:
     """Return the bytes of weights on one device if one process holds all of them."""
     return whole / machine.gpus if model["device_map"] and machine.gpus else whole
 
 
-def _pruning(shape, point, calibration, width):
+def _pruning(shape: Shape, point: Record, calibration: Mapping[str, int], width: int) -> tuple[float, float]:
     """Return (bytes on the device, bytes on the host) that one point takes besides the weights."""
     calibrated = calibration["samples"] * calibration["length"]
     tokens = min(CALIBRATED_TOKENS, calibrated)
@@ -287,7 +319,9 @@ def _pruning(shape, point, calibration, width):
     return block + _chunk(shape, tokens, width), shape.layers * calibrated * shape.hidden * width
 
 
-def _placed(device, whole, beside, model, machine, processes=1, at_once=1):
+def _placed(
+    device: float, whole: int, beside: float, model: Record, machine: Machine, processes: int = 1, at_once: int = 1
+) -> Peak:
     """Return the Peak of a job that takes `device` bytes where the model computes.
 
     Args:

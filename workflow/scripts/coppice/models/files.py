@@ -5,16 +5,25 @@ computes with it. Only small files and headers are read, and neither torch nor t
 `same_tensors` reads weights, if names and shapes are not enough to distinguish two checkpoints.
 """
 
+from __future__ import annotations
+
 import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from coppice.core import fingerprints
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 
 from . import pruned_shapes
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
+    from .pruned_shapes import Shapes
 
 # Files that must hold a JSON object if they exist
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "*.index.json")
@@ -24,7 +33,7 @@ OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 REMEDY = "Copy or fetch the checkpoint again."
 
 
-def check(folder):
+def check(folder: PathLike) -> None:
     """Reject a folder without a readable configuration, with damaged weights, or with weights of other sizes.
 
     An index that names files outside the folder is also rejected, because no fingerprint would cover their content.
@@ -34,12 +43,12 @@ def check(folder):
     """
     folder = Path(folder)
     try:
-        found = (folder / "config.json").is_file()
+        is_there = (folder / "config.json").is_file()
     except PermissionError as error:
         raise CheckpointError(
             f"{folder}: {error.strerror}. Give the account that runs this job the right to read the folder."
         ) from error
-    if not found:
+    if not is_there:
         raise CheckpointError(f"{folder}: is not a checkpoint folder, because it has no config.json")
     found = {path.name: _object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
     for name, content in found.items():
@@ -52,7 +61,7 @@ def check(folder):
         _check_sizes(folder / "config.json", config, shapes)
 
 
-def _index_of(folder):
+def _index_of(folder: Path) -> str:
     """Return the ending of the index that belongs to the weights that are read.
 
     A folder with safetensors may also hold an index of `.bin` files that are not there.
@@ -60,7 +69,7 @@ def _index_of(folder):
     return ".safetensors.index.json" if any(folder.glob("*.safetensors")) else ".bin.index.json"
 
 
-def check_tokenizer(folder):
+def check_tokenizer(folder: PathLike) -> None:
     """Reject a folder without a tokenizer, or with a damaged `tokenizer.json`; the CheckpointError names it."""
     from tokenizers import Tokenizer
 
@@ -78,7 +87,7 @@ def check_tokenizer(folder):
         )
 
 
-def same_tensors(one, other):
+def same_tensors(one: PathLike, other: PathLike) -> bool:
     """Return whether two folders of safetensors hold the same tensors, in any shards; False for other formats.
 
     Weights are read up to the first tensor that differs, small tensors first.
@@ -97,7 +106,7 @@ def same_tensors(one, other):
     return True
 
 
-def _files_of_tensors(opened, folder):
+def _files_of_tensors(opened: ExitStack, folder: PathLike) -> dict[str, safe_open]:
     """Return tensor name -> the open safetensors file that holds it."""
     from safetensors import safe_open
 
@@ -105,7 +114,7 @@ def _files_of_tensors(opened, folder):
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
 
-def has_chat_template(folder):
+def has_chat_template(folder: PathLike) -> bool | None:
     """Return whether the tokenizer in a folder has a chat template; None if its own code may bring one."""
     folder = Path(folder)
     if _own_code(folder):
@@ -114,11 +123,11 @@ def has_chat_template(folder):
     return any(folder.glob("chat_template*")) or bool(settings.is_file() and _object(settings).get("chat_template"))
 
 
-def _own_code(folder):
+def _own_code(folder: Path) -> bool:
     return "auto_map" in _object(folder / "config.json") or any(folder.glob("tokenization_*.py"))
 
 
-def _object(path):
+def _object(path: Path) -> Record:
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -128,7 +137,7 @@ def _object(path):
     return content
 
 
-def _check_index(path, content):
+def _check_index(path: Path, content: Record) -> None:
     names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{path}: has no weight_map from tensors to files. {REMEDY}")
@@ -141,7 +150,7 @@ def _check_index(path, content):
             raise CheckpointError(f"{path}: names the file {name}, which does not exist. {REMEDY}")
 
 
-def _check_sizes(path, config, shapes):
+def _check_sizes(path: Path, config: Record, shapes: Shapes) -> None:
     for key in (*SIZES, *OPTIONAL_SIZES):
         value = config.get(key)
         missing = value is None and key in OPTIONAL_SIZES

@@ -1,16 +1,24 @@
 """Count the parameters of a causal language model, its multiply-accumulates per token and the bytes of its weights."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from coppice import models
+from coppice.core.aliases import Record
 
 from .output_head import causal_lm
 from .pruned_shapes.building import NoAttention
 
+if TYPE_CHECKING:
+    from .kinds import LoadedModel
+
 DEFAULT_CONTEXT = 2048
 
 
-def measure(model, context_length=None):
+def measure(model: LoadedModel, context_length: int | None = None) -> Record:
     """Return {parameters, linear_macs, attention_macs, context_length} of a model.
 
     parameters counts a tied tensor once. linear_macs is the number of weights of all linear layers, `lm_head` included
@@ -26,12 +34,12 @@ def measure(model, context_length=None):
     }
 
 
-def _weights(linear):
+def _weights(linear: nn.Linear) -> int:
     # quantized weights are packed: the size of their tensor is not the number of weights
     return linear.weight.numel() if linear.weight.is_floating_point() else linear.in_features * linear.out_features
 
 
-def attention_macs(model, context):
+def attention_macs(model: LoadedModel, context: int) -> int | None:
     """Return the multiply-accumulates for the attention scores and values of one token; None for another architecture.
 
     They are 2 * keys * num_attention_heads * head_dim, summed over layers, where keys is `context` or the layer's
@@ -50,7 +58,7 @@ def attention_macs(model, context):
     return total
 
 
-def nonzero_parameters(model):
+def nonzero_parameters(model: LoadedModel) -> int | None:
     """Return the number of nonzero parameters, tied ones once; None if quantized: a zero is then stored as a code."""
     parameters = list(model.parameters())
     if getattr(model, "is_quantized", False):
@@ -58,6 +66,6 @@ def nonzero_parameters(model):
     return sum(int(parameter.count_nonzero()) for parameter in parameters)
 
 
-def weight_bytes(model):
+def weight_bytes(model: LoadedModel) -> int:
     """Return the bytes of all parameters in memory; a tied one counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import torch
-    from torch import nn
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from .towers import Anatomy, Tower
+
+    LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
 
 Example = dict[str, Any]
 Inputs = dict[str, Any]
@@ -159,7 +161,7 @@ class ModelKind(ABC):
         """Return the towers of blocks that can be pruned; none if the architecture is not supported."""
 
     @abstractmethod
-    def towers(self, model: nn.Module) -> list[Tower]:
+    def towers(self, model: LoadedModel) -> list[Tower]:
         """Return the towers of a loaded model, in the order of `anatomies`."""
 
     # Training
@@ -188,12 +190,12 @@ class ModelKind(ABC):
     def targets(self, examples: Sequence[Example]) -> int:
         """Return the number of targets (of tokens, for a text) in examples, by which a summed loss is divided."""
 
-    def sort_key(self, example: Example) -> Any:
+    def sort_key(self, example: Example) -> int | list[int]:
         """Return the key by which validation examples are sorted, so that neighbors share work or a length."""
         return self.length(example)
 
     @abstractmethod
-    def engine(self, model: nn.Module, token_limit: int, arrangement: str | None = None) -> Engine:
+    def engine(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> Engine:
         """Return the fastest exact engine for a model, with an adapter or without.
 
         Args:
@@ -208,14 +210,14 @@ class ModelKind(ABC):
 
     # Evaluation
 
-    def token_losses(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    def token_losses(self, model: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a function that gives the losses [B, L-1] of texts [B, L], each token's after those before it.
 
         Only kinds that the evaluator `perplexity` applies to have it.
         """
         raise NotImplementedError(f"{self.noun} has no perplexity")
 
-    def scorer(self, model: nn.Module, dtype: torch.dtype | None) -> Scorer | None:
+    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | None:
         """Return a fast and exact scorer of continuations for the evaluator `zero_shot`, or None.
 
         dtype: of mixed precision, or None for the model's own.
@@ -225,11 +227,11 @@ class ModelKind(ABC):
     # Checks by fixed inputs
 
     @abstractmethod
-    def probes(self, model: nn.Module) -> list[Inputs]:
+    def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return a few fixed inputs, on which a model is compared with and without its adapter or before merging."""
 
     @abstractmethod
-    def outputs(self, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    def outputs(self, model: LoadedModel, inputs: Inputs) -> torch.Tensor:
         """Return the model's output for the inputs, [..., width]: logits or embeddings."""
 
 

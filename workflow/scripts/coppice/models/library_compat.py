@@ -7,18 +7,19 @@ bitsandbytes 0.50.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
-def whole_modules(model: nn.Module) -> list[str]:
+def whole_modules(model: PreTrainedModel) -> list[str]:
     """Return the class names of the blocks of a model that must stay on one device; [] if the model names none."""
     return list(model._no_split_modules or ())
 
 
-def attention(config: Any) -> str:
+def attention(config: PretrainedConfig) -> str:
     """Return the name of the attention implementation that a model with this configuration runs."""
     return config._attn_implementation
 

@@ -4,22 +4,32 @@ transformers re-initializes tensors that a checkpoint lacks, and only logs it. H
 tensor raises an error that lists the tensors. Models are loaded only from folders: only the fetch rules use the hub.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import logging
 import math
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coppice.core import disks, fingerprints, gpus, records
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
 from . import chat_clock, files, kinds, library_compat, pruned_shapes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from peft import PeftModel
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .kinds import LoadedModel
+    from .pruned_shapes import Widths
 
 logger = logging.getLogger("coppice.models")
 
@@ -38,7 +48,7 @@ class Source:
     chat_date: str | None = None  # the day that a chat template reads, YYYY-MM-DD; None leaves it the clock
 
     @classmethod
-    def of_record(cls, record, loading):
+    def of_record(cls, record: PathLike, loading: Mapping[str, Any]) -> Source:
         """Return the source that a `model.json` record points to, with the `loading` options of the configuration.
 
         Raises:
@@ -53,7 +63,7 @@ class Source:
         return cls(path=folder, **loading)
 
 
-def folder_of(record):
+def folder_of(record: PathLike) -> str:
     """Return the checkpoint folder that a `model.json` points to."""
     path = Path(records.read(record)["path"])
     # look beside the record first, so that the folder is found from any working folder
@@ -61,20 +71,20 @@ def folder_of(record):
     return str(path if path.is_absolute() or not beside.is_dir() else beside)
 
 
-def device():
+def device() -> torch.device:
     """Return the torch device of this process: the first visible GPU, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_kind():
+def device_kind() -> str:
     """Return "cuda" or "cpu", which `device` will use, without importing torch (seconds)."""
     build = importlib.metadata.version("torch")
     return "cuda" if "+cpu" not in build and gpus.count() else "cpu"
 
 
-def device_memory():
+def device_memory() -> int:
     """Return the bytes of memory of `device`: of the first visible GPU, else of the machine."""
     import os
 
@@ -85,7 +95,7 @@ def device_memory():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def dtype_of(name):
+def dtype_of(name: str | None) -> torch.dtype:
     """Return the torch dtype called `name`; for None, bfloat16 on a GPU that supports it and float32 elsewhere."""
     import torch
 
@@ -96,7 +106,9 @@ def dtype_of(name):
     return torch.float32
 
 
-def load(source, adapter=None, train=False, on=None):
+def load(
+    source: Source, adapter: PathLike | None = None, train: bool = False, on: torch.device | str | None = None
+) -> LoadedModel:
     """Load the model of `source`, with `adapter` on it if one is given.
 
     Args:
@@ -116,7 +128,7 @@ def load(source, adapter=None, train=False, on=None):
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         kind = kinds.of(config)
         noun, odd = kind.noun, pruned_shapes.layers_of(path, config)
-        model = _load_odd(source, config, odd, on) if odd else _load_regular(source, kind, on)
+        model: LoadedModel = _load_odd(source, config, odd, on) if odd else _load_regular(source, kind, on)
     except CheckpointError:
         raise
     except Exception as error:  # with unusual configuration values, transformers raises any kind of error
@@ -132,7 +144,7 @@ def kind_of(source: Source) -> kinds.ModelKind:
     return kinds.of_checkpoint(source.path)
 
 
-def skeleton(source):
+def skeleton(source: Source) -> PreTrainedModel:
     """Return the model of `source` on torch's meta device: its shapes, without memory for weights."""
     import torch
     from transformers import AutoConfig
@@ -150,14 +162,14 @@ def skeleton(source):
     return model
 
 
-def _described(error):
+def _described(error: Exception) -> str:
     """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
     return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _load_regular(source, kind, on):
+def _load_regular(source: Source, kind: kinds.ModelKind, on: torch.device | str | None) -> PreTrainedModel:
     """Load with transformers alone, and reject what it would only log."""
-    options = {"device_map": source.device_map} if source.device_map else {}
+    options: dict[str, Any] = {"device_map": source.device_map} if source.device_map else {}
     if source.quantize:
         options["quantization_config"] = _quantization(source.quantize, dtype_of(source.dtype))
     model, info = kind.auto_class().from_pretrained(
@@ -174,7 +186,9 @@ def _load_regular(source, kind, on):
     return model if options else model.to(on or device())
 
 
-def _load_odd(source, config, odd, on):
+def _load_odd(
+    source: Source, config: PretrainedConfig, odd: Mapping[int, Widths], on: torch.device | str | None
+) -> PreTrainedModel:
     """Load a model whose layers differ in width."""
     from .pruned_shapes import building
 
@@ -191,7 +205,7 @@ def _load_odd(source, config, odd, on):
     return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=blocks))
 
 
-def _quantization(kind, compute_dtype):
+def _quantization(kind: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if kind == "8bit":
@@ -199,7 +213,7 @@ def _quantization(kind, compute_dtype):
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 
-def _check_complete(path, model, info):
+def _check_complete(path: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())  # files hold only one of two tied tensors
     wrong = {
         "missing": [key for key in sorted(info["missing_keys"]) if key not in tied],
@@ -215,7 +229,7 @@ def _check_complete(path, model, info):
             )
 
 
-def load_adapter(model, folder, train=False):
+def load_adapter(model: PreTrainedModel, folder: PathLike, train: bool = False) -> PeftModel:
     """Put the LoRA adapter in `folder` on `model`; raise CheckpointError if it does not fit or changes nothing."""
     from peft import PeftModel
 
@@ -223,16 +237,16 @@ def load_adapter(model, folder, train=False):
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder}: is not an adapter folder, because it has no adapter_config.json")
     try:
-        model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
     except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
         raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
-    if not _adapter_acts(model):
+    if not _adapter_acts(adapted):
         raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
-    model.adapter_folder = str(folder)
-    return model
+    adapted.adapter_folder = str(folder)
+    return adapted
 
 
-def broken(model, found):
+def broken(model: LoadedModel, found: str) -> CheckpointError:
     """Return the CheckpointError for a loaded model that gives no valid numbers; `found` says which."""
     folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
     if adapter:
@@ -246,11 +260,11 @@ def broken(model, found):
     )
 
 
-def _adapter_acts(model):
+def _adapter_acts(model: PeftModel) -> bool:
     return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def save(model, tokenizer, folder):
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: PathLike) -> None:
     """Write model and tokenizer to `folder`: complete files replace older ones; other files in it stay."""
     folder = Path(folder)
     for torn in folder.glob(f"{disks.PARTIAL}*/"):  # leftovers: only one process at a time saves to a folder
@@ -264,7 +278,7 @@ def save(model, tokenizer, folder):
     records.move_in(partial, folder)
 
 
-def load_tokenizer(path, trust_remote_code=False):
+def load_tokenizer(path: PathLike, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a checkpoint folder; it pads with its end-of-sequence token if it has no padding token."""
     from transformers import AutoTokenizer
 
@@ -277,12 +291,12 @@ def load_tokenizer(path, trust_remote_code=False):
     return tokenizer
 
 
-def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `source`, whose chat templates read the day `source.chat_date`."""
     return chat_clock.fix(load_tokenizer(source.path, source.trust_remote_code), source.chat_date)
 
 
-def check_vocabulary(model, tokenizer, path):
+def check_vocabulary(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, path: PathLike) -> None:
     """Reject a tokenizer with ids for which `model` has no embedding row; more rows than tokens are normal."""
     rows = model.get_input_embeddings().weight.shape[0]
     top = max(tokenizer.get_vocab().values())
@@ -293,17 +307,17 @@ def check_vocabulary(model, tokenizer, path):
         )
 
 
-def context_length(model):
+def context_length(model: LoadedModel) -> int:
     """Return the number of tokens that `model` was made for."""
     return kinds.of(model.config).context_length(model.config)
 
 
-def parameters(model):
+def parameters(model: nn.Module) -> int:
     """Return the number of parameters; a tied one counts once."""
     return sum(p.numel() for p in model.parameters())
 
 
-def count_parameters(folder):
+def count_parameters(folder: PathLike) -> int:
     """Return the number of parameters in a checkpoint, from safetensors headers or the tensors of `.bin` files."""
     shapes = pruned_shapes.tensor_shapes(folder)
     if shapes is None:
@@ -311,7 +325,7 @@ def count_parameters(folder):
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _count_in_bin(path):
+def _count_in_bin(path: Path) -> int:
     import torch
 
     try:

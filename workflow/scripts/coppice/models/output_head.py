@@ -5,14 +5,25 @@ evaluation, and most of them are never used. Here the body gives the hidden stat
 only on the rows that predict a token. Evaluation uses `token_losses` and `score`, training uses `summed_loss`.
 """
 
+from __future__ import annotations
+
 import itertools
 import logging
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
 
 from . import library_compat
+
+if TYPE_CHECKING:
+    from torch.autograd.function import BackwardCFunction
+    from transformers import PreTrainedModel
+
+    from .kinds import LoadedModel
 
 logger = logging.getLogger("coppice.output_layer")
 
@@ -23,12 +34,12 @@ GPU_TILE_VALUES = 2**26  # logits at a time
 BITS = 1 / math.log(2)  # converts a natural logarithm to bits
 
 
-def causal_lm(model):
+def causal_lm(model: LoadedModel) -> PreTrainedModel:
     """Return the causal LM itself, without an adapter's wrapper; its LoRA layers stay in place."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def parts(model):
+def parts(model: LoadedModel) -> tuple[nn.Module, nn.Linear] | tuple[None, None]:
     """Return (body, head) of `model` such that head(body(ids)) gives its logits; (None, None) if there are none.
 
     Some architectures scale or cap their logits after the head; a probe with a few tokens detects this.
@@ -50,11 +61,11 @@ def parts(model):
     return body, head
 
 
-def token_losses_of(model):
+def token_losses_of(model: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function that gives the losses [B, L-1] of the tokens after the first, for token ids [B, L]."""
     body, head = parts(model)
 
-    def losses(ids):
+    def losses(ids: torch.Tensor) -> torch.Tensor:
         if body is None:  # the model changes its logits after the output layer, so they are needed in full
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
             return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
@@ -64,7 +75,7 @@ def token_losses_of(model):
     return losses
 
 
-def token_losses(head, hidden, targets):
+def token_losses(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood of `targets` [N] under `head` at the rows of `hidden` [N, width]: float32 [N].
 
     The rows go through the head in chunks, so memory does not grow with N times the vocabulary.
@@ -78,7 +89,7 @@ def token_losses(head, hidden, targets):
     return torch.cat(losses)
 
 
-def summed_loss(head, hidden, targets):
+def summed_loss(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the summed negative log-likelihood of `targets` [N] at the rows of `hidden` [N, width]: float32 scalar.
 
     For training: gradients flow to `hidden`, and to the head if it is trained. Never more than one chunk of logits is
@@ -91,16 +102,16 @@ def summed_loss(head, hidden, targets):
     return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets)
 
 
-def summed_loss_of_logits(logits, targets):
+def summed_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the loss as `summed_loss` does, from full logits [N, vocabulary] that a model changed after its head."""
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _chunk_rows(vocabulary):
+def _chunk_rows(vocabulary: int) -> int:
     return max(1, TRAINING_CHUNK_BYTES // (4 * vocabulary))
 
 
-def _checkpointed_loss(head, hidden, targets):
+def _checkpointed_loss(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the summed loss under a head that is trained or not plain, with the logits of one chunk at a time.
 
     The backward pass computes the logits of each chunk again instead of keeping them.
@@ -123,7 +134,13 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(
+        ctx: BackwardCFunction,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
         rows = _chunk_rows(weight.shape[0])
         gradient = torch.empty_like(hidden)
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -144,14 +161,16 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: BackwardCFunction, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         # `upstream`, a scalar, is the gradient of the sum, which the forward pass took as 1; only `hidden` gets any
         return gradient * upstream.to(gradient.dtype), None, None, None
 
 
 @torch.no_grad()
-def score(head, hidden, rows, targets):
+def score(
+    head: nn.Linear, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-likelihood of tokens, and whether each is the likeliest: (float32 [P], bool [P]).
 
     The vocabulary is read in tiles, with a running logarithm of the summed exponentials (Milakov & Gimelshein 2018,
@@ -174,18 +193,20 @@ def score(head, hidden, rows, targets):
     return found[back], greedy[back]
 
 
-def is_plain(head):
+def is_plain(head: nn.Module) -> bool:
     """Return whether `head` computes weight @ x + bias and nothing else, so that its weight may be read directly."""
     # the exact type: LoRA and quantized layers are subclasses or wrappers, and their `weight` is not what they apply
     return type(head) is torch.nn.Linear and not library_compat.is_hooked(head) and head.weight.is_floating_point()
 
 
-def score_logits(logits, rows, targets):
+def score_logits(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same as `score`, from full logits [N, vocabulary] that a model changed after its head."""
     return _score_by_rows(lambda part: part, logits, rows, targets)
 
 
-def _score_by_rows(apply, states, rows, targets):
+def _score_by_rows(
+    apply: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Score chunks of consecutive `states`; `apply` gives the logits of a chunk."""
     order = torch.argsort(rows)  # the targets of consecutive states are then a slice
     rows, targets = rows[order], targets[order]
@@ -204,7 +225,9 @@ def _score_by_rows(apply, states, rows, targets):
     return torch.cat(found)[back], torch.cat(greedy)[back]
 
 
-def _score_by_tiles(weight, bias, hidden, rows, targets):
+def _score_by_tiles(
+    weight: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Score ascending `targets` in one pass over tiles of the vocabulary.
 
     Logits and their sums are in bits: on a CPU, 2**x takes 0.6 of the time of e**x, which is most of the time spent
@@ -244,7 +267,9 @@ def _score_by_tiles(weight, bias, hidden, rows, targets):
     return (picked - (peak + total.log2())[rows, 0]) / BITS, greedy & (picked >= peak[rows, 0])
 
 
-def _first_of_all(logits, rows, targets, top, peak):
+def _first_of_all(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, top: torch.Tensor, peak: torch.Tensor
+) -> torch.Tensor:
     """Return whether each target has the largest logit so far; of equal logits the smallest id wins, as in argmax.
 
     logits: the tile, [N, tile]; rows, targets: indices into it, [P]; top: the tile's largest logit, [N, 1]; peak: the

@@ -10,8 +10,11 @@ On one CPU thread (42M Llama shape, vocabulary 32k, 24 alpaca rows of 174 tokens
 padded batches and full logits, 13.1 s with `sorted` and 11.1 s with `tree`. Neither has been measured on a GPU.
 """
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -19,9 +22,12 @@ import torch
 from coppice.core.errors import CoppiceError
 
 from . import estimates, output_head
-from .kinds import MicroBatch
-from .prefix_tree import TreeForward, batches, build
+from .kinds import Example, Forward, MicroBatch
+from .prefix_tree import Row, TreeForward, batches, build
 from .text_examples import IGNORED
+
+if TYPE_CHECKING:
+    from .kinds import LoadedModel
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -38,7 +44,8 @@ class Engine:
         arrangement: "tree", "sorted", or None for "tree" if the model supports it.
     """
 
-    def __init__(self, model, token_limit, arrangement=None):
+    def __init__(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> None:
+        """Find out whether the model takes a prefix tree, and fit the limit to the device."""
         training = model.training
         model.eval()  # the probes compare two forward passes, which dropout would make different
         with torch.no_grad():
@@ -58,12 +65,12 @@ class Engine:
         on_cpu = self.device.type == "cpu"
         self.token_limit = min(token_limit, CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
 
-    def micro_batches(self, examples) -> Iterator[MicroBatch]:
+    def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """Yield micro-batches of examples {input_ids, labels}; each target token is in exactly one of them."""
         arrange = self._tree if self.arrangement == "tree" else self._sorted
         return arrange(examples)
 
-    def summed_loss(self, micro):
+    def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
         """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
         # A sum, not a mean: averaging each micro-batch would weight a target by how few others share its micro-batch.
         # The trainer divides by the targets of the whole step.
@@ -74,7 +81,7 @@ class Engine:
         states = states.to(head.weight.device)
         return output_head.summed_loss(head, states, micro.targets.to(states.device))
 
-    def _tree(self, examples):
+    def _tree(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         # The last token of an example predicts nothing, and the label of the first one has nothing to predict it from:
         # dropping both shifts the labels by one, so that `labels[i]` is the target at `input_ids[i]`.
         trie, paths = build([example["input_ids"][:-1] for example in examples])
@@ -86,7 +93,7 @@ class Engine:
         order = numpy.argsort(nodes, kind="stable")
         nodes, targets = nodes[order], targets[order]
 
-        def targets_of(row):
+        def targets_of(row: Row) -> slice:
             return slice(*numpy.searchsorted(nodes, [row.start, row.stop]).tolist())
 
         rows = self.forward.rows(trie, limit=self.token_limit)
@@ -105,7 +112,7 @@ class Engine:
             # `forward` passes mask and positions together: either one without the other is silently wrong.
             yield _micro_batch(lambda forward, batch=batch: forward(trie, batch), line, place, wanted, tokens)
 
-    def _sorted(self, examples):
+    def _sorted(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         for group in _by_length(examples, self.token_limit):
             length = len(group[-1]["input_ids"]) - 1
             # Padding is to the right of an example, where causal attention never looks, and has no target: any token
@@ -125,20 +132,22 @@ class Engine:
             )
 
 
-def _micro_batch(run, line, place, targets, tokens):
-    def states(forward):
+def _micro_batch(
+    run: Callable[[Any], torch.Tensor], line: numpy.ndarray, place: numpy.ndarray, targets: numpy.ndarray, tokens: int
+) -> MicroBatch:
+    def states(forward: Forward) -> torch.Tensor:
         outputs = run(forward)  # if device_map spreads the model over GPUs, these are not on the device of the tokens
         return outputs[torch.from_numpy(line).to(outputs.device), torch.from_numpy(place).to(outputs.device)]
 
     return MicroBatch(states, torch.from_numpy(targets), tokens)
 
 
-def count_targets(examples):
+def count_targets(examples: Iterable[Example]) -> int:
     """Return the number of tokens that examples are trained on: unmasked labels, without each example's first one."""
     return sum(label != IGNORED for example in examples for label in example["labels"][1:])
 
 
-def _by_length(examples, limit):
+def _by_length(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
     """Yield the examples in order of length, in groups of at most `limit` tokens, padding included."""
     group = []
     for example in sorted(examples, key=lambda example: len(example["input_ids"])):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy
 
 from coppice.core.errors import SettingsError
 
-from .kinds import Example, Row
+from .kinds import Example, Row, Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a token that is not trained on: torch's cross-entropy skips it
 
 
-def examples(rows: Sequence[Row], tokenizer, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
+def examples(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
+) -> list[list[Example]]:
     """Return the examples {input_ids, labels} of each row; see `kinds.ModelKind.examples`.
 
     Args:
@@ -41,12 +47,12 @@ def examples(rows: Sequence[Row], tokenizer, cutoff: int, train_on_inputs: bool)
     return found
 
 
-def _has_target(example):
+def _has_target(example: Example) -> bool:
     # the first label is never a target: no token precedes it to predict it from
     return any(label != IGNORED for label in example["labels"][1:])
 
 
-def _cut(ids, labels, length, divisible):
+def _cut(ids: list[int], labels: list[int], length: int, divisible: bool) -> list[Example]:
     """Return examples of at most `length` tokens: a divisible text is split into several, others are cut off."""
     stop = len(ids) if divisible else min(len(ids), length)
     return [
@@ -62,15 +68,15 @@ class _Tokens:
     at the beginning of a text: SentencePiece puts a space marker there.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.texts = {True: {}, False: {}}
 
-    def add(self, segments, special):
+    def add(self, segments: Sequence[Segment], special: bool) -> None:
         """Add the text of an example; `special` says whether the tokenizer's special tokens go around it."""
         self.texts[special][_joined(segments)] = None
 
-    def run(self):
+    def run(self) -> None:
         """Tokenize all texts that were added."""
         for special, texts in self.texts.items():
             if texts:
@@ -80,7 +86,9 @@ class _Tokens:
                 pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
                 texts.update(zip(texts, pairs, strict=True))
 
-    def example(self, segments, special, ends, train_on_inputs):
+    def example(
+        self, segments: Sequence[Segment], special: bool, ends: bool, train_on_inputs: bool
+    ) -> tuple[list[int], list[int]]:
         """Return (ids, labels) of an example, with an EOS at the end if it `ends`; labels of prompts are `IGNORED`."""
         if not segments:
             return [], []
@@ -97,11 +105,11 @@ class _Tokens:
         return ids, labels
 
 
-def _joined(segments):
+def _joined(segments: Sequence[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def _in_response(offsets, segments):
+def _in_response(offsets: numpy.ndarray, segments: Sequence[Segment]) -> numpy.ndarray:
     """Return a bool array [tokens]: whether any character of a token lies in a segment that is trained on.
 
     offsets: [tokens, 2], the first character of each token and the one after its last.

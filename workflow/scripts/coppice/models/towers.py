@@ -8,11 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PretrainedConfig
+
+    from .kinds import LoadedModel
 
 
 class Coupling(NamedTuple):
@@ -70,11 +73,11 @@ class Part(ABC):
         """Return how many rows of each linear layer but the last belong to one structure."""
 
     @abstractmethod
-    def count(self, config: Any) -> int:
+    def count(self, config: PretrainedConfig) -> int:
         """Return the number of structures in each block, according to the configuration."""
 
     @abstractmethod
-    def changes(self, config: Any, count: int) -> dict[str, Any]:
+    def changes(self, config: PretrainedConfig, count: int) -> dict[str, int]:
         """Return key -> value of a configuration with `count` structures in each block."""
 
     @abstractmethod
@@ -94,7 +97,7 @@ class Anatomy:
     """
 
     name: str
-    config: Any
+    config: PretrainedConfig
     blocks_key: str
     parts: Mapping[str, Part]
 
@@ -113,7 +116,8 @@ class Tower(ABC):
         anatomy: its description.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy):
+    def __init__(self, model: LoadedModel, anatomy: Anatomy) -> None:
+        """Take a loaded model and the description of one of its towers."""
         self.model, self.anatomy, self.config = model, anatomy, anatomy.config
 
     @property

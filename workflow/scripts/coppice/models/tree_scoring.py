@@ -6,17 +6,25 @@ tokens' depths, so each branch is computed as if it were alone. The last hidden 
 predicted, and are collected over several batches for the output layer.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
+from torch import nn
 
 from coppice.core import logs
 from coppice.core.errors import TransientError
 
 from . import estimates, output_head
-from .prefix_tree import TreeForward, batches, build
+from .prefix_tree import Row, TreeForward, Trie, batches, build
+
+if TYPE_CHECKING:
+    from .kinds import LoadedModel
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -37,20 +45,23 @@ class Packer:
         autocast_dtype: dtype of lm-eval's mixed precision, or None.
     """
 
-    def __init__(self, model, autocast_dtype=None):
+    def __init__(self, model: LoadedModel, autocast_dtype: torch.dtype | None = None) -> None:
+        """Find out how many tokens fit into the memory that is free."""
         self.model = model
         self.autocast_dtype = autocast_dtype
-        self.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = model.get_input_embeddings().weight.device
         self.tree = TreeForward(model)
         self.head = self.tree.head
         self.token_limit = self._fitting_tokens()
 
-    def usable(self):
+    def usable(self) -> bool:
         """Return True if the model computes a prefix tree correctly (it may ignore masks or positions)."""
         with self._inference():
             return self.tree.usable()
 
-    def score(self, requests, label="zero-shot scoring", quiet=False):
+    def score(
+        self, requests: Sequence[tuple[list[int], list[int]]], label: str = "zero-shot scoring", quiet: bool = False
+    ) -> list[tuple[float, bool]]:
         """Return (log-likelihood, True if it is the greedy continuation) of each request, in order.
 
         Args:
@@ -72,12 +83,12 @@ class Packer:
         return wanted.results()
 
     @contextmanager
-    def _inference(self):
+    def _inference(self) -> Iterator[None]:
         enabled = self.autocast_dtype is not None
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             yield
 
-    def _fitting_tokens(self):
+    def _fitting_tokens(self) -> int:
         """Return the number of tokens per batch that should fit into memory."""
         if self.device.type != "cuda":
             limit = min(GPU_TOKENS, CPU_TOKENS * torch.get_num_threads())
@@ -93,7 +104,7 @@ class Packer:
             limit = min(limit, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
         return max(1, int(limit))
 
-    def _run(self, trie, rows, wanted):
+    def _run(self, trie: Trie, rows: Sequence[Row], wanted: _Wanted) -> Iterator[Row]:
         """Score all pairs in `wanted` that lie in `rows`, and yield each row when its forward pass is done."""
         # `pop` takes the last batch, so reverse the order: the longest rows run first, and a lack of memory shows at
         # the start instead of near the end.
@@ -116,7 +127,7 @@ class Packer:
                 states, slices = [], []
             yield from batch
 
-    def _smaller(self, trie, rows):
+    def _smaller(self, trie: Trie, rows: Sequence[Row]) -> list[Row]:
         """Halve the token limit and return the rows of a batch that did not fit in memory, cut to the new limit."""
         torch.cuda.empty_cache()  # free the failed batch's cached blocks for allocations of other sizes
         length = sum(map(len, rows))
@@ -131,7 +142,7 @@ class Packer:
         logger.warning("out of memory: continuing with %d tokens per batch", self.token_limit)
         return cut
 
-    def _wanted_states(self, trie, batch, wanted):
+    def _wanted_states(self, trie: Trie, batch: Sequence[Row], wanted: _Wanted) -> torch.Tensor | None:
         """Return the model's outputs at the wanted nodes of a batch [N, width], or None if it ran out of memory."""
         nodes = [wanted.nodes[wanted.slice_of(row)] for row in batch]
         line = numpy.repeat(numpy.arange(len(batch)), [len(found) for found in nodes])
@@ -158,7 +169,7 @@ class _Wanted:
     found, greedy: the log-likelihood of each pair, and whether it is the likeliest token, [P].
     """
 
-    def __init__(self, paths, continuations):
+    def __init__(self, paths: Sequence[numpy.ndarray], continuations: Sequence[Sequence[int]]) -> None:
         lengths = [len(tokens) for tokens in continuations]
         node = numpy.concatenate([path[-n:] for path, n in zip(paths, lengths, strict=True)])
         token = numpy.concatenate([numpy.asarray(tokens, dtype=numpy.int64) for tokens in continuations])
@@ -171,11 +182,11 @@ class _Wanted:
         self.found = numpy.full(len(pairs), numpy.nan)  # a pair that was forgotten would show as NaN, not as a number
         self.greedy = numpy.zeros(len(pairs), dtype=bool)
 
-    def slice_of(self, row):
+    def slice_of(self, row: Row) -> slice:
         """Return the slice of `nodes` that lie in `row`, without its leading ancestors, which belong to another row."""
         return slice(*numpy.searchsorted(self.nodes, [row.start, row.stop]).tolist())
 
-    def score(self, head, states, slices):
+    def score(self, head: nn.Linear | None, states: torch.Tensor, slices: Sequence[slice]) -> None:
         """Score the pairs at `nodes[part]` for each slice `part`.
 
         Args:
@@ -196,7 +207,7 @@ class _Wanted:
         # Sum up in float64 later, so that long continuations lose no precision.
         self.found[pairs], self.greedy[pairs] = found.double().cpu().numpy(), greedy.cpu().numpy()
 
-    def results(self):
+    def results(self) -> list[tuple[float, bool]]:
         """Return (summed log-likelihood, True if every token is the likeliest) of each request."""
         sums = numpy.add.reduceat(self.found[self.pair_of], self.first)
         greedy = numpy.logical_and.reduceat(self.greedy[self.pair_of], self.first)

@@ -5,16 +5,25 @@ the definition of a miniature. A job requests its estimate (`models.estimates`) 
 half of the first request again of memory and disk, and the whole of it again of time.
 """
 
+from __future__ import annotations
+
 import math
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from coppice.core.aliases import Record
 from coppice.miniature import tiny_models
 from coppice.models import estimates
 from coppice.stages import recover
 from coppice.study import layout
 from coppice.study.settings import arms
 from coppice.study.settings.sections.evaluate import Evaluate
+from coppice.study.settings.sections.finetune import Finetune
+
+if TYPE_CHECKING:
+    from coppice.study.settings import Study
+    from coppice.study.settings.resolved import StudyModel
 
 MB = 10**6
 UNKNOWN = 10**9  # parameters assumed for a model whose size is not known yet
@@ -46,11 +55,13 @@ class Need:
 class Sizes:
     """Compute the needs of a study's jobs. A model's config.json is looked for again until it exists."""
 
-    def __init__(self, study):
+    def __init__(self, study: Study) -> None:
+        """Compute for a study. Sizes and needs that were found are kept."""
         self.study = study
-        self._shapes, self._needs = {}, {}
+        self._shapes: dict[str, estimates.Shape] = {}
+        self._needs: dict[tuple[str, str, bool, str | None, estimates.Shape], Need] = {}
 
-    def shape(self, model):
+    def shape(self, model: str) -> estimates.Shape | None:
         """Return the model's Shape from its config.json, else from a miniature's definition or `models.X.parameters`.
 
         Return None if the size is unknown.
@@ -65,22 +76,22 @@ class Sizes:
         return self._shapes[model]
 
     @staticmethod
-    def _expected(model):
+    def _expected(model: StudyModel) -> estimates.Shape | None:
         """Return the expected Shape of a model that is not here yet; None if its size is unknown."""
         if model.source.kind == "miniature":
             return estimates.shape_in(tiny_models.expected(model.source.path))
         return estimates.shape_like(model.parameters) if model.parameters else None
 
-    def unknown(self):
+    def unknown(self) -> list[str]:
         """Return the active models whose size is not known yet."""
         return [model for model in self.study.active_models() if self.shape(model) is None]
 
-    def machine(self, stage, on_gpu):
+    def machine(self, stage: str, on_gpu: bool) -> estimates.Machine:
         """Return the Machine of a job of `stage`: its GPUs, or its CPU threads if there is no GPU."""
         wanted = getattr(self.study.resources_per_job, stage).gpu if on_gpu else 0
         return estimates.Machine(wanted, getattr(self.study.threads_per_job, stage))
 
-    def need(self, stage, model, on_gpu, candidate=None):
+    def need(self, stage: str, model: str, on_gpu: bool, candidate: str | None = None) -> Need:
         """Return the Need of a job. Without a `candidate`, a prune or score job works on all the model's candidates."""
         shape = self.shape(model) or estimates.shape_like(UNKNOWN)
         key = stage, model, on_gpu, candidate, shape
@@ -88,7 +99,7 @@ class Sizes:
             self._needs[key] = self._need(stage, model, shape, on_gpu, candidate)
         return self._needs[key]
 
-    def _need(self, stage, model, shape, on_gpu, candidate):
+    def _need(self, stage: str, model: str, shape: estimates.Shape, on_gpu: bool, candidate: str | None) -> Need:
         study, loaded = self.study, self.study.models[model].model_dump()
         every = study.candidates(model)
         points = [every[candidate]] if candidate else list(every.values())
@@ -112,12 +123,12 @@ class Sizes:
             disk, operations = 0, 2 * tokens * shape.parameters
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
 
-    def fetched(self, model):
+    def fetched(self, model: str) -> int:
         """Return the bytes of a hub model on disk: two a parameter, the precision in which most are published."""
         shape = self.shape(model) or estimates.shape_like(UNKNOWN)
         return 2 * shape.parameters + SPARE_DISK
 
-    def seconds(self, stage, need, on_gpu, rate=None):
+    def seconds(self, stage: str, need: Need, on_gpu: bool, rate: float | None = None) -> float:
         """Return the seconds that a job takes. rate: operations per second and GPU; default: the slowest assumed."""
         machine = self.machine(stage, on_gpu)
         if not machine.gpus:
@@ -125,7 +136,7 @@ class Sizes:
         # Evaluation and pruning compute on one of their GPUs at a time; only training uses all of them at once
         return START + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
 
-    def arm(self, ablation, name, on_gpu):
+    def arm(self, ablation: str, name: str, on_gpu: bool) -> Need:
         """Return the Need of an ablation's arm. An arm of a later stage is estimated as if it belonged to the first."""
         one = self.study.ablations[ablation]
         start, changes = one["start"], one["arms"][name]["changes"]
@@ -147,18 +158,31 @@ class Sizes:
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
         return Need(host, gpu, TRAINED_BYTES * memory.parameters + SPARE_DISK, operations)
 
-    def requested(self, job, model, attempt=1, on_gpu=True, candidate=None, largest=None):
+    def requested(
+        self,
+        job: str,
+        model: str,
+        attempt: int = 1,
+        on_gpu: bool = True,
+        candidate: str | None = None,
+        largest: int | None = None,
+    ) -> dict[str, int]:
         """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
 
         Args:
             job: prune, score, evaluate or finetune.
+            model: name of the model.
             attempt: counted from 1; later attempts request more.
+            on_gpu: whether the job has GPUs.
+            candidate: as in `need`.
             largest: MB of the largest GPU if it is known; no estimate exceeds it.
         """
         need = self.need(job, model, on_gpu, candidate)
         return self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
 
-    def granted(self, stage, need, attempt=1, on_gpu=True, largest=None):
+    def granted(
+        self, stage: str, need: Need, attempt: int = 1, on_gpu: bool = True, largest: int | None = None
+    ) -> dict[str, int]:
         """Return the same for a Need, as a job of `stage` requests it."""
         wanted = {
             "mem_mb": ROOM * need.host / MB,
@@ -176,7 +200,7 @@ class Sizes:
         return asked
 
 
-def _budgeted(budget, settings, per_token):
+def _budgeted(budget: Record, settings: Finetune, per_token: float) -> float:
     """Return the operations of a training from its budget {unit: max_steps, tokens or flops, amount}."""
     if budget["unit"] == "flops":
         return budget["amount"]
@@ -186,7 +210,7 @@ def _budgeted(budget, settings, per_token):
     return per_token * tokens
 
 
-def kept(point):
+def kept(point: Record) -> float:
     """Return the largest size of a candidate as a share of the dense checkpoint.
 
     Unstructured pruning stores its zeros, so such a candidate is as large as the dense checkpoint.
@@ -196,19 +220,19 @@ def kept(point):
     return 1.0 if point["method"] == "unstructured" else 1 - 0.7 * point["ratio"]
 
 
-def row_tokens(settings):
+def row_tokens(settings: Finetune) -> int:
     """Estimate tokens per training row from `cutoff_len`, because the data are not read yet. settings: `finetune`."""
     longest = settings.data.cutoff_len
     return longest // 2 if longest > SHORT else min(ROW_TOKENS, longest)
 
 
-def trained_tokens(settings):
+def trained_tokens(settings: Finetune) -> float:
     """Estimate the tokens that a training processes. settings: the section `finetune`."""
     rows = settings.max_steps and settings.max_steps * settings.batch_size
     return (rows or settings.epochs * TRAINED_ROWS) * row_tokens(settings)
 
 
-def evaluated_tokens(settings):
+def evaluated_tokens(settings: Evaluate) -> float:
     """Estimate the tokens of an evaluation. settings: the section `evaluate`.
 
     The estimate is never below that of the seven tasks and two texts, unless a `limit` is set.

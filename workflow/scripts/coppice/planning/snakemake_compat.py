@@ -4,13 +4,21 @@ Rule files call these functions instead of reading Snakemake's objects, whose pr
 function has a test in `tests/unit/test_snakemake_compat.py`, which fails if Snakemake changes what the function uses.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coppice.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from snakemake.io import Wildcards
+    from snakemake.workflow import Workflow
+
+Value = TypeVar("Value")
 
 # The newest version that the tests ran with. The oldest is in `min_version` of workflow/Snakefile.
 NEWEST_TESTED = (9, 27)
@@ -41,7 +49,7 @@ def parse_uris_once() -> None:
         smart_open.parse_uri = functools.cache(smart_open.parse_uri)
 
 
-def inspected_once(function: Callable) -> Callable:
+def inspected_once(function: Callable[..., Value]) -> Callable[..., Value]:
     """Store a function's signature on it and return it, because Snakemake inspects each three times per job.
 
     `inspect.signature` returns `__signature__` if there is one. This saves a fifth of the CPU time of planning.
@@ -50,7 +58,7 @@ def inspected_once(function: Callable) -> Callable:
     return function
 
 
-def untracked(value: Callable[[Any], Any]) -> Callable:
+def untracked(value: Callable[[Wildcards], Value]) -> Callable[..., Value]:
     """Return a rule parameter with the value `value(wildcards)`, of which no change reruns anything.
 
     Snakemake records the parameters of a job and reruns it if one changed. It leaves out functions of `output`, because
@@ -60,17 +68,17 @@ def untracked(value: Callable[[Any], Any]) -> Callable:
     return inspected_once(lambda wildcards, output: value(wildcards))
 
 
-def is_main_process(workflow: Any) -> bool:
+def is_main_process(workflow: Workflow) -> bool:
     """Return whether this process plans and schedules. Snakemake parses the rules again in each cluster job."""
     return workflow.is_main_process
 
 
-def is_cluster_job(workflow: Any) -> bool:
+def is_cluster_job(workflow: Workflow) -> bool:
     """Return whether this process runs a job that a cluster's scheduler started."""
     return workflow.remote_exec
 
 
-def uses_a_cluster(workflow: Any) -> bool:
+def uses_a_cluster(workflow: Workflow) -> bool:
     """Return whether other machines run the jobs.
 
     In a dry run this is a guess: Snakemake then says of the intended executor only whether it uses threads.
@@ -79,12 +87,12 @@ def uses_a_cluster(workflow: Any) -> bool:
     return bool(intended or not workflow.local_exec)
 
 
-def configuration_files(workflow: Any) -> list[str]:
+def configuration_files(workflow: Workflow) -> list[str]:
     """Return the paths of the configuration files, in the order in which they are merged."""
     return workflow.configfiles
 
 
-def used_outputs(workflow: Any) -> set[str]:
+def used_outputs(workflow: Workflow) -> set[str]:
     """Return the outputs that the planned jobs use but that no job of this run makes."""
     jobs = workflow.dag.jobs
     made = {str(file) for job in workflow.dag.needrun_jobs() for file in job.output}
@@ -100,7 +108,7 @@ class FailedJob:
     status: str | None = None
 
 
-def failed_jobs(workflow: Any) -> list[FailedJob]:
+def failed_jobs(workflow: Workflow) -> list[FailedJob]:
     """Return the jobs that the scheduler counts as failed, those of a failed group one by one."""
     failed = [each for job in workflow.scheduler.failed for each in (job.jobs if job.is_group() else [job])]
     return [

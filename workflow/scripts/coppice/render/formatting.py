@@ -1,16 +1,24 @@
 """Write numbers for readers: points, shares, ratios, p-values and their intervals, and short sentences with them."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from coppice.core.aliases import Estimate, Record
 from coppice.stats.metrics import Metric
 
 if TYPE_CHECKING:
     from coppice.stats.across_models import Means  # imports numpy, which `coppice show` does not need
 
 
-def margin(second):
+class Pair(Protocol):
+    """A model and a config, as the report's `study_records.Pair` has them."""
+
+    model: str
+    config: str
+
+
+def margin(second: Record) -> str:
     """Return "next NAME, 0.01 behind (within noise: ...)" for {candidate, margin, interval, within_noise}."""
     text = f"next {second['candidate']}, {second['margin']:.4g} behind"
     if second.get("within_noise") is None:
@@ -20,28 +28,28 @@ def margin(second):
     return f"{text} ({noise}: difference {low:.4g} to {high:.4g})"
 
 
-def reused(config):
+def reused(config: str) -> str:
     """Return the note on results that were taken from another config."""
     return f"the same candidate as {config}; both use its training and its evaluations"
 
 
-def count(number, noun):
+def count(number: int, noun: str) -> str:
     """Return a count with its noun: "1 model", "6 models"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def listed(items):
+def listed(items: Iterable[object]) -> str:
     """Join items as "a, b and c"."""
-    items = [str(item) for item in items]
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+    words = [str(item) for item in items]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def percent(value):
+def percent(value: float) -> str:
     """Return a share as a percentage: "62 %"."""
     return f"{100 * value:.0f} %"
 
 
-def bounds(interval, scale=100, digits=1, signed=False):
+def bounds(interval: Sequence[float] | None, scale: float = 100, digits: int = 1, signed: bool = False) -> str:
     """Return an interval with a space before it, " [0.4, 2.0]", or "" if there is none."""
     if interval is None:
         return ""
@@ -50,22 +58,22 @@ def bounds(interval, scale=100, digits=1, signed=False):
     return f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def either(items):
+def either(items: Sequence[str]) -> str:
     """Join items as "a, b or c"."""
     return " or ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-def name(pair):
+def name(pair: Pair) -> str:
     """Return "MODEL / CONFIG"."""
     return f"{pair.model} / {pair.config}"
 
 
-def pairs(found):
+def pairs(found: Collection[Pair]) -> str:
     """Return a count of pairs and models: "12 pairs of 6 models"."""
     return f"{count(len(found), 'pair')} of {count(len({pair.model for pair in found}), 'model')}"
 
 
-def difference(metric: Metric, estimate: dict, signed: bool = False, size: bool = False) -> str:
+def difference(metric: Metric, estimate: Estimate, signed: bool = False, size: bool = False) -> str:
     """Return a difference of values of a metric: "1.2 points [0.4, 2.0] ahead of" or "... behind".
 
     With `signed` the number has its sign, with `size` it is an amount; neither ends in "ahead of" or "behind".
@@ -81,24 +89,24 @@ def difference(metric: Metric, estimate: dict, signed: bool = False, size: bool 
     return text if size else f"{text} {side}"
 
 
-def compared(metric: Metric, estimate: dict) -> str:
+def compared(metric: Metric, estimate: Estimate) -> str:
     """Return how a value compares with another, before "that of": "0.93 times [0.90, 0.96]", "1.2 points behind"."""
     return times(estimate) if metric.log else difference(metric, estimate)
 
 
-def share(ratio):
+def share(ratio: Estimate) -> str:
     """Return a recovered share with its interval: "62 % [55, 69]"."""
     if ratio["value"] is None:
         return "an undefined share"
     return percent(ratio["value"]) + bounds(ratio["interval"], digits=0)
 
 
-def ratios(by_name):
+def ratios(by_name: Mapping[str, Estimate]) -> str:
     """Return the recovered share of each group: "Llama 62 % [55, 69], Qwen ..."."""
     return ", ".join(f"{group} {share(ratio)}" for group, ratio in by_name.items())
 
 
-def share_points(estimate):
+def share_points(estimate: Estimate) -> str:
     """Return a difference of shares as an amount: "31 percentage points [12, 50]"."""
     value, interval = estimate["value"], estimate["interval"]
     if value < 0:
@@ -106,18 +114,18 @@ def share_points(estimate):
     return f"{100 * value:.0f} percentage points{bounds(interval, digits=0)}"
 
 
-def times(estimate):
+def times(estimate: Estimate) -> str:
     """Return a difference of logarithms as a ratio: "0.93 times [0.90, 0.96]"."""
     interval = estimate["interval"] and [math.exp(bound) for bound in estimate["interval"]]
     return f"{math.exp(estimate['value']):.2f} times{bounds(interval, scale=1, digits=2)}"
 
 
-def probability(p):
+def probability(p: float) -> str:
     """Return a p-value for a sentence: "p < 0.001", "p = 0.012"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def beyond(p, noun):
+def beyond(p: float | None, noun: str) -> str:
     """Return a sentence on whether other models can be expected to do the same, from a permutation test over models."""
     if p is None:
         return f"There are too few {noun} to say anything about other models."
@@ -125,7 +133,9 @@ def beyond(p, noun):
     return f"The models {agree} to expect the same of similar models (permutation test over models, {probability(p)})."
 
 
-def exchange(first: tuple[Metric, "Means"], second: tuple[Metric, "Means"], columns: Sequence[Sequence]) -> str:
+def exchange(
+    first: tuple[Metric, "Means"], second: tuple[Metric, "Means"], columns: Sequence[Sequence[Hashable]]
+) -> str:
     """Return a sentence on how pruned and fine-tuned models differ from the dense ones in two metrics.
 
     first, second: (metric, its `Means`); columns: for each pair, the names of its (dense, pruned, finetuned) means.
@@ -142,30 +152,30 @@ def exchange(first: tuple[Metric, "Means"], second: tuple[Metric, "Means"], colu
     return f"Compared with the dense models, {clauses[0]}{f' on {metric.name}' if metric.name else ''}; {clauses[1]}."
 
 
-def _apart(metric, estimate):
+def _apart(metric: Metric, estimate: Estimate) -> str:
     if metric.log:
         return f"have {times(estimate)} the {metric.kind}"
     return f"differ by {difference(metric, estimate, signed=True)} in {metric.kind if metric.name else metric.spoken}"
 
 
-def plain_probability(p):
+def plain_probability(p: float | None) -> str:
     """Return a p-value for the cell of a table."""
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Return a duration: "45 s", "12 min", "3.4 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def memory(peaks):
+def memory(peaks: Mapping[str, float] | None) -> str:
     """Return peak memory: "host 1.2 GiB, GPU 24.1 GiB"."""
     return ", ".join(f"{kind.replace('gpu', 'GPU')} {size / 2**30:.1f} GiB" for kind, size in (peaks or {}).items())
 
 
-def shortened(text, limit=60):
+def shortened(text: str, limit: int = 60) -> str:
     """Return the beginning of a long text on one line; the log has the rest."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

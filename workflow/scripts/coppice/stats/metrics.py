@@ -7,7 +7,10 @@ parsing a configuration needs it.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
+from coppice.core.aliases import Json, Record
 
 ROWS = "rows"  # one value for each row of samples/{name}.parquet; all models answer the same rows
 WINDOWS = "windows"  # one loss for each window of a text; only models with the same tokenizer have the same windows
@@ -100,12 +103,12 @@ class Metric:
         """Its direction, in words."""
         return "higher is better" if self.higher_is_better else "lower is better"
 
-    def part(self, record: dict | None):
+    def part(self, record: Record | None) -> Json:
         """Return what an evaluation or comparison record holds of it; None if nothing."""
         found = (record or {}).get(self.section)
         return (found or {}).get(self.name) if self.names and not self.mean_of else found
 
-    def value(self, evaluation: dict | None) -> float | None:
+    def value(self, evaluation: Record | None) -> float | None:
         """Return its value in an evaluation record, or None."""
         found = self.part(evaluation)
         return found.get("value") if isinstance(found, dict) else found
@@ -193,7 +196,7 @@ LOSS = Metric(
 )
 
 
-def found_in(record: dict, entries=None) -> list[Metric]:
+def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Metric]:
     """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all of `METRICS`)."""
     found = []
     for entry in METRICS if entries is None else entries:
@@ -205,7 +208,7 @@ def found_in(record: dict, entries=None) -> list[Metric]:
     return found
 
 
-def asked_in(evaluate: dict) -> list[Metric]:
+def asked_in(evaluate: Record) -> list[Metric]:
     """Return the metrics of an evaluation with the settings `evaluate`: those that reports show, then the details."""
     found = []
     for entry in sorted((one for one in METRICS if one.setting), key=lambda one: not one.reported):
@@ -238,7 +241,7 @@ def named(key: str) -> Metric:
     return TASK.on(key)
 
 
-def axes(found) -> tuple[Metric, Metric]:
+def axes(found: Iterable[Metric]) -> tuple[Metric, Metric]:
     """Return the two metrics of a trade-off: the first that answers the study's questions, and the first other one.
 
     For one that is not among `found`, return the first such entry of `METRICS`, so that a message can name it.
@@ -247,6 +250,6 @@ def axes(found) -> tuple[Metric, Metric]:
     return next(one for one in shown if one.answers), next(one for one in shown if not one.answers)
 
 
-def axes_of(columns) -> tuple[Metric, Metric]:
+def axes_of(columns: Iterable[str]) -> tuple[Metric, Metric]:
     """Return the same from the columns of a table of candidates, in which `ppl` counts only without a named text."""
     return axes(sorted(map(named, columns), key=lambda metric: metric.key == metric.alias))

@@ -1,9 +1,10 @@
 """Find the Pareto front of two metrics, and its knee."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 
-def pareto(first, second):
+def pareto(first: Iterable[float], second: Iterable[float]) -> list[bool]:
     """Return for each point whether it is Pareto-optimal: no different point is at least as good in both metrics.
 
     In `first` higher is better, in `second` lower. Identical points are on the front together; a point with NaN never
@@ -17,7 +18,7 @@ def pareto(first, second):
     ]
 
 
-def knee(first, second):
+def knee(first: Sequence[float], second: Sequence[float]) -> list[float]:
     """Return how far each point of the front lies beyond the line between the front's ends; NaN off the front.
 
     first (higher is better) and second (lower is better) hold all points. Both are scaled to [0, 1] over the front, so
@@ -32,6 +33,6 @@ def knee(first, second):
     return [next(distances) if on else math.nan for on in best]
 
 
-def _scaled(values):
+def _scaled(values: Sequence[float]) -> list[float]:
     low, high = min(values), max(values)
     return [(value - low) / (high - low) if high > low else 0.0 for value in values]

@@ -4,18 +4,25 @@ An evaluation's samples lie in `samples/{task}.parquet` beside its `evaluation_r
 hashes, because it is the only file that the workflow tracks.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coppice.core import fingerprints, mirror, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class NotPaired(CoppiceError):
     """The evaluations do not have the same items or windows."""
 
 
-def write_samples(folder, samples):
+def write_samples(folder: PathLike, samples: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """Write the samples of every task (task -> list of dicts) in place of older ones, and return task -> SHA-256."""
     import pandas
 
@@ -26,7 +33,7 @@ def write_samples(folder, samples):
     return {task: fingerprints.content_digest(folder / f"{task}.parquet") for task in samples}
 
 
-def _samples_of(folder, tasks):
+def _samples_of(folder: PathLike, tasks: Collection[str]) -> Path:
     """Return the folder of an evaluation's samples, after deleting those of tasks that it no longer has."""
     folder = Path(folder) / "samples"
     for stale in folder.glob("*.parquet"):
@@ -35,7 +42,7 @@ def _samples_of(folder, tasks):
     return folder
 
 
-def samples_file(folder, task):
+def samples_file(folder: PathLike, task: str) -> Path:
     """Return the path of a task's samples; raise RecordError if they are not those of the record beside them."""
     record, path = Path(folder) / "evaluation_results.json", Path(folder) / "samples" / f"{task}.parquet"
     remedy = _remedy(record)
@@ -46,11 +53,11 @@ def samples_file(folder, task):
     return path
 
 
-def _remedy(record):
+def _remedy(record: Path) -> str:
     return f"delete {mirror.origin_of(record)} and run snakemake again, which reuses what is still in .parts"
 
 
-def samples(folder, task, columns=None):
+def samples(folder: PathLike, task: str, columns: Collection[str] | None = None) -> pyarrow.Table:
     """Return an arrow table of a task's items in an evaluation's `folder`, sorted by `doc_id`.
 
     columns: names to read, None for all; the table leaves out those that the file does not have.
@@ -84,7 +91,7 @@ def row_values(folders: Sequence[Path], name: str, column: str, remedy: str) -> 
     return [table[column].to_numpy().astype(float) for table in tables]
 
 
-def losses(folder):
+def losses(folder: PathLike) -> Record:
     """Return the record of the losses in an evaluation's `folder`; RecordError if it is another evaluation's."""
     record, path = Path(folder) / "evaluation_results.json", Path(folder) / "ppl_results.json"
     of, found = records.read(record), records.read(path)
@@ -95,7 +102,7 @@ def losses(folder):
     return found
 
 
-def window_losses(folders, text, remedy):
+def window_losses(folders: Iterable[PathLike], text: str, remedy: str) -> tuple[list[list[float]], list[int]]:
     """Return (losses [models, windows] in nats per token, tokens [windows]) on a text; NotPaired as above."""
     texts = [losses(folder)["perplexity"][text]["window_losses"] for folder in folders]
     counts = [[window["tokens"] for window in windows] for windows in texts]

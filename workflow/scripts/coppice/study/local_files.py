@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+from coppice.core.aliases import PathLike
 from coppice.core.errors import SettingsError
 
 FORMATS = {"json": ("*.json", "*.jsonl"), "csv": ("*.csv",), "parquet": ("*.parquet",), "text": ("*.txt", "*.txt.gz")}
 _PART = re.compile(r"-\d{5}-of-\d{5}\b")  # a numbered part of a split that is stored in several files
 
 
-def files_of(path, form, split):
+def files_of(path: PathLike, form: str, split: str) -> list[Path]:
     """Return the files of `split` at `path`.
 
     If `path` is a file, that is the file. In a folder it is the file called `split`, else every data file that has
@@ -33,7 +34,7 @@ def files_of(path, form, split):
     return found
 
 
-def _words(filename):
+def _words(filename: str) -> list[str]:
     """Return the parts of a file name between dots, dashes and underscores: `ptb.train.txt.gz` contains `train`."""
     for separator in "-_":
         filename = filename.replace(separator, ".")

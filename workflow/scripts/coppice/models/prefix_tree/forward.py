@@ -1,12 +1,22 @@
 """Run batches of a prefix tree through a causal language model, and find out whether the model can take them."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 
 from .. import library_compat, output_head
 from . import trie as tries
+from .trie import Row, Trie
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from ..kinds import LoadedModel
 
 logger = logging.getLogger("coppice.prefix_tree")
 
@@ -27,16 +37,17 @@ class TreeForward:
         tokens_run: tokens of all forward passes so far, padding included.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: LoadedModel) -> None:
+        """Take a causal language model, with or without an adapter."""
         self.model = model
-        self.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = model.get_input_embeddings().weight.device
         self.body, self.head = output_head.parts(model)
         self.masks = TreeMasks(model)
         self.crossover = _crossover(model, self.masks.config)
         self.longest_row = LONGEST_ROW.get(self.masks.attention, 0)
         self.tokens_run = 0
 
-    def __call__(self, trie, batch):
+    def __call__(self, trie: Trie, batch: Sequence[Row]) -> torch.Tensor:
         """Return [B, T, width] for the `batch` (rows of `trie`), padded to its longest row."""
         tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in _arrays(trie, batch))
         self.tokens_run += tokens.numel()
@@ -44,7 +55,7 @@ class TreeForward:
         # Without them, or without the mask, the results are wrong and no error is raised.
         return self.run(tokens, attention_mask=self.masks(depth, end), position_ids=depth)
 
-    def run(self, ids, **options):
+    def run(self, ids: torch.Tensor, **options: torch.Tensor | dict[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, T, width] for token ids [B, T]; without a mask, each token sees all tokens left of it."""
         # nothing is generated after these tokens, so a KV cache would only take memory
         if self.head is None:
@@ -52,7 +63,7 @@ class TreeForward:
         # only the body: the full logits would be by far the largest tensor, and few of them are needed
         return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
-    def usable(self):
+    def usable(self) -> bool:
         """Return whether a small tree gives the same as its paths one by one, and no branch sees another's tokens.
 
         A model that ignores the mask or the positions raises no error, so its results are compared.
@@ -77,20 +88,20 @@ class TreeForward:
         pairs = [*zip(first, plain, strict=True), *zip(first[1:], second[1:], strict=True)]
         return all(_distance(found, expected) <= tolerance for found, expected in pairs)
 
-    def rows(self, trie, first=0, last=None, limit=None):
+    def rows(self, trie: Trie, first: int = 0, last: int | None = None, limit: int | None = None) -> list[Row]:
         """Cut nodes `first` to `last` of `trie` into the rows of lowest cost; see `trie.rows`.
 
         No row exceeds `limit` or the longest possible row, unless no cut can shorten it.
         """
         return tries.rows(trie, min(limit or self.longest_row, self.longest_row), self.crossover, first, last)
 
-    def _states(self, paths):
+    def _states(self, paths: Sequence[list[int]]) -> list[torch.Tensor]:
         trie, nodes = tries.build(paths)
         outputs = self(trie, [tries.Row(0, len(trie), 0)])[0]  # the whole tree in one row, without leading ancestors
         return [outputs[path] for path in nodes]
 
 
-def _arrays(trie, batch):
+def _arrays(trie: Trie, batch: Sequence[Row]) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """Return (token, depth, local end) of each place in the rows of a batch, int64 [B, T].
 
     The local end of a place is the place right after its last descendant in the row.
@@ -115,7 +126,8 @@ class TreeMasks:
     gets one mask for each kind of layer. `known` is False if a kind of layer or of attention is not supported.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: LoadedModel) -> None:
+        """Read the attention of a causal language model; flash attention is replaced by sdpa."""
         causal = output_head.causal_lm(model)
         self.config = causal.config.get_text_config()
         if library_compat.attention(self.config) not in ("sdpa", "eager"):  # flash attention takes no arbitrary mask
@@ -130,7 +142,7 @@ class TreeMasks:
         self.known = all(kind in self.windows for kind in self.kinds) and self.attention in LONGEST_ROW
         self.dtype = model.get_input_embeddings().weight.dtype
 
-    def __call__(self, depth, end):
+    def __call__(self, depth: torch.Tensor, end: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Return the mask [B, 1, T, T], or one for each kind of layer, from the places' depth and local end, [B, T]."""
         place = torch.arange(depth.shape[1], device=depth.device)
         # in depth-first order, j is i or an ancestor of i if j <= i and i comes before the end of j's subtree
@@ -139,7 +151,7 @@ class TreeMasks:
         # a model whose layers are all of one kind takes the mask itself, one that mixes kinds a dict
         return masks if len(masks) > 1 else masks[self.kinds[0]]
 
-    def _one(self, ancestor, depth, window):
+    def _one(self, ancestor: torch.Tensor, depth: torch.Tensor, window: int | None) -> torch.Tensor:
         # A 4D mask replaces the model's own, sliding window included. The window counts depths: the distance in the row
         # also counts the nodes of other branches.
         if window is not None:
@@ -152,7 +164,7 @@ class TreeMasks:
         return seen.masked_fill_(~ancestor, torch.finfo(self.dtype).min)[:, None]
 
 
-def _crossover(model, config):
+def _crossover(model: LoadedModel, config: PretrainedConfig) -> float:
     """Return the row length T at which attention takes as long as the linear layers.
 
     A token takes 2 P operations in linear layers with P weights, and 4 T width in the attention of each layer.
@@ -162,5 +174,5 @@ def _crossover(model, config):
     return max(1.0, ATTENTION_RATE * weights / (2 * config.num_hidden_layers * config.hidden_size))
 
 
-def _distance(found, expected):
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())

@@ -9,6 +9,7 @@ ancestors in the next row, and without a cut the cost of attention grows with th
 finds the cheapest cuts.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -31,10 +32,11 @@ class Trie:
     cuts: numpy.ndarray
     parents: numpy.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Return the number of nodes."""
         return len(self.token)
 
-    def ancestors(self, node):
+    def ancestors(self, node: int) -> numpy.ndarray:
         """Return the ancestors of `node` from its root down: int64 [depth of node]."""
         runs = []
         piece = int(numpy.searchsorted(self.cuts, node, side="right")) - 1
@@ -55,11 +57,12 @@ class Row:
     stop: int
     lead: int
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Return the number of nodes, ancestors included."""
         return self.lead + self.stop - self.start
 
 
-def build(sequences):
+def build(sequences: Sequence[list[int]]) -> tuple[Trie, list[numpy.ndarray]]:
     """Return the trie of token sequences, and the path of each sequence through it: int64 [its length], of nodes.
 
     sequences: lists of ints, none of them empty.
@@ -92,13 +95,13 @@ def build(sequences):
     return Trie(token[:count].copy(), depth[:count].copy(), end[:count].copy(), *pieces), paths
 
 
-def _common_prefix(a, b):
+def _common_prefix(a: numpy.ndarray, b: numpy.ndarray) -> int:
     length = min(len(a), len(b))
     differ = a[:length] != b[:length]
     return int(differ.argmax()) if differ.any() else length  # without a True, argmax is 0
 
 
-def rows(trie, limit, crossover, first=0, last=None):
+def rows(trie: Trie, limit: int, crossover: float, first: int = 0, last: int | None = None) -> list[Row]:
     """Cut nodes `first` to `last` of `trie` into the rows of lowest cost, with at most `limit` nodes if possible.
 
     A row of n nodes costs n + n^2 / crossover: at length `crossover`, attention costs as much as everything else.
@@ -112,10 +115,10 @@ def rows(trie, limit, crossover, first=0, last=None):
     # first place from which a row is short enough.
     origin = places[:-1] - lead
 
-    def lowest(stop):
+    def lowest(stop: int) -> int:
         return numpy.searchsorted(origin[:stop], places[stop] - limit)
 
-    def cost(low, stop):
+    def cost(low: int, stop: int) -> numpy.ndarray:
         length = (places[stop] - origin[low:stop]).astype(float)
         return length + length * length / crossover
 
@@ -123,7 +126,7 @@ def rows(trie, limit, crossover, first=0, last=None):
     return [Row(int(places[start]), int(places[stop]), int(lead[start])) for start, stop in runs]
 
 
-def batches(rows, token_limit):
+def batches(rows: Sequence[Row], token_limit: int) -> list[list[Row]]:
     """Group rows into batches of at most `token_limit` tokens, padding included: lists of Row, the longest rows first.
 
     Each row is padded to the longest of its batch. A batch costs its tokens and 1/32 of the limit, for its overhead.
@@ -132,16 +135,18 @@ def batches(rows, token_limit):
     rows = sorted(rows, key=len)
     lengths = numpy.array([len(row) for row in rows])
 
-    def lowest(stop):  # the longest row of a batch is its last, lengths[stop - 1]
+    def lowest(stop: int) -> int:  # the longest row of a batch is its last, lengths[stop - 1]
         return stop - token_limit // lengths[stop - 1]
 
-    def cost(low, stop):
+    def cost(low: int, stop: int) -> numpy.ndarray:
         return (stop - numpy.arange(low, stop)) * lengths[stop - 1] + token_limit / 32
 
     return [rows[start:stop] for start, stop in _cheapest_runs(len(rows), lowest, cost)][::-1]
 
 
-def _cheapest_runs(count, lowest, cost):
+def _cheapest_runs(
+    count: int, lowest: Callable[[int], int], cost: Callable[[int, int], numpy.ndarray]
+) -> list[tuple[int, int]]:
     """Divide 0 ... count into runs (start, stop) of the lowest total cost, by dynamic programming.
 
     A run that ends at `stop` begins at `lowest(stop)` or later, but may always begin at stop - 1. `cost(low, stop)`

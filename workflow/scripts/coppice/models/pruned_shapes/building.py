@@ -1,17 +1,26 @@
 """Build the model that fits a checkpoint whose layers differ in width, and fill it with the checkpoint's weights."""
 
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from coppice.core import fingerprints
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
-from .shapes import KEYS, LAYER, head_dim
+from .shapes import KEYS, LAYER, Widths, head_dim
+
+if TYPE_CHECKING:
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 
-def load(folder, config, odd, dtype):
+def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[int, Widths], dtype: torch.dtype) -> PreTrainedModel:
     """Load the causal LM of a checkpoint whose layers differ in width, on the CPU.
 
     Every tensor in the files must have a place in the model, and every place a tensor.
@@ -49,14 +58,14 @@ def load(folder, config, odd, dtype):
     return model
 
 
-def shape(model, odd, names):
+def shape(model: PreTrainedModel, odd: Mapping[int, Widths], names: Container[str]) -> None:
     """Give every layer in `odd` its own widths, and remove norms of removed blocks that are not in `names`."""
     for index, widths in odd.items():
         reshape(model, index, widths)
         _without_lone_norms(model.model.layers[index], f"{LAYER}{index}.", names)
 
 
-def _check_tied(folder, state):
+def _check_tied(folder: PathLike, state: Mapping[str, torch.Tensor]) -> None:
     head, embedding = state.get("lm_head.weight"), state["model.embed_tokens.weight"]
     if head is not None and not head.equal(embedding):
         raise CheckpointError(
@@ -65,7 +74,7 @@ def _check_tied(folder, state):
         )
 
 
-def reshape(model, index, widths):
+def reshape(model: PreTrainedModel, index: int, widths: Widths) -> None:
     """Give layer `index` its own `widths`: linear layers of the new shape, on the device of the old, without values."""
     layer, head = model.model.layers[index], head_dim(model.config)
     query, key, channels = (widths[name] for name in KEYS)
@@ -88,14 +97,14 @@ def reshape(model, index, widths):
         layer.mlp = NoMlp()
 
 
-def _without_lone_norms(layer, prefix, state):
+def _without_lone_norms(layer: nn.Module, prefix: str, state: Container[str]) -> None:
     """Remove the norm of a removed block if the checkpoint has none: some tools drop it with the block it fed."""
     for norm, block in (("input_layernorm", layer.self_attn), ("post_attention_layernorm", layer.mlp)):
         if isinstance(block, NoAttention | NoMlp) and f"{prefix}{norm}.weight" not in state:
             setattr(layer, norm, nn.Identity())
 
 
-def _resize(owner, name, **changes):
+def _resize(owner: nn.Module, name: str, **changes: int) -> None:
     old = getattr(owner, name)
     size = {"in_features": old.in_features, "out_features": old.out_features} | changes
     bias = old.bias is not None
@@ -105,11 +114,14 @@ def _resize(owner, name, **changes):
 class NoAttention(nn.Module):
     """An attention block that was removed: it adds nothing, but the cache still counts its tokens."""
 
-    def __init__(self, width, layer_idx):
+    def __init__(self, width: int, layer_idx: int) -> None:
+        """Take the width of a head and the index of the layer."""
         super().__init__()
         self.width, self.layer_idx = width, layer_idx
 
-    def forward(self, hidden_states, past_key_values=None, **kwargs):
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Cache | None = None, **kwargs: object
+    ) -> tuple[torch.Tensor, None]:
         """Return (zeros, None), in the form of an attention block's results."""
         # transformers reads the number of cached tokens from a layer's entry, so this layer needs one
         if past_key_values is not None:
@@ -122,6 +134,6 @@ class NoAttention(nn.Module):
 class NoMlp(nn.Module):
     """An MLP that was removed: it adds nothing."""
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return zeros."""
         return torch.zeros_like(hidden_states)

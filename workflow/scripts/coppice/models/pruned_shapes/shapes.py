@@ -7,21 +7,33 @@ uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ
 the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from coppice.core import fingerprints
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 from coppice.core.records import atomic
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MANIFEST = "pruned_shapes.json"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 LAYER = "model.layers."
 
+Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
+Widths = dict[str, int]  # key of KEYS -> its value for one layer
 
-def tensor_shapes(folder):
+
+def tensor_shapes(folder: PathLike) -> Shapes | None:
     """Return name -> shape of all tensors of a safetensors checkpoint, from file headers; None for other formats."""
     from safetensors import SafetensorError, safe_open
 
@@ -40,7 +52,7 @@ def tensor_shapes(folder):
     return shapes
 
 
-def layers_of(folder, config):
+def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> dict[int, Widths]:
     """Return the widths of those layers of a checkpoint that differ from `config`.
 
     Returns:
@@ -72,7 +84,7 @@ def layers_of(folder, config):
     return odd
 
 
-def _widths(folder, index, shapes, config):
+def _widths(folder: PathLike, index: int, shapes: Shapes, config: PretrainedConfig | SimpleNamespace) -> Widths:
     prefix, head = f"{LAYER}{index}.", head_dim(config)
     names = {name.removeprefix(prefix) for name in shapes if name.startswith(prefix)}
     if not names:
@@ -92,12 +104,12 @@ def _widths(folder, index, shapes, config):
     return dict(zip(KEYS, (query, key, shapes.get(f"{prefix}mlp.gate_proj.weight", (0,))[0]), strict=True))
 
 
-def head_dim(config):
+def head_dim(config: PretrainedConfig | SimpleNamespace) -> int:
     """Return the width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _check_widths(folder, index, widths, uniform):
+def _check_widths(folder: PathLike, index: int, widths: Widths, uniform: Widths) -> None:
     query, key, _ = widths.values()
     if bool(query) != bool(key) or (key and query % key):
         raise CheckpointError(
@@ -112,7 +124,7 @@ def _check_widths(folder, index, widths, uniform):
         )
 
 
-def _read_manifest(folder):
+def _read_manifest(folder: PathLike) -> dict[int, Widths] | None:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         return None
@@ -125,7 +137,7 @@ def _read_manifest(folder):
         ) from error
 
 
-def _check_manifest(folder, manifest, odd):
+def _check_manifest(folder: PathLike, manifest: Mapping[int, Widths], odd: Mapping[int, Widths]) -> None:
     wrong = [index for index in sorted(set(manifest) | set(odd)) if manifest.get(index) != odd.get(index)]
     if wrong:
         index = wrong[0]
@@ -136,14 +148,14 @@ def _check_manifest(folder, manifest, odd):
         )
 
 
-def _described(widths):
+def _described(widths: Widths | None) -> str:
     if not widths:
         return "config.json's widths"
     query, key, channels = (widths[name] for name in KEYS)
     return f"{query} heads, {key} KV heads, {channels} MLP channels"
 
 
-def write_manifest(folder, config):
+def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths]:
     """Write `pruned_shapes.json` into `folder` if its layers differ from `config`, and return what differs."""
     odd = layers_of(folder, config)
     if odd:

@@ -1,19 +1,29 @@
 """Draw elements that several figures share: legend entries, log axes with plain numbers, a plot of candidates."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from coppice.stats import pareto
 from coppice.stats.metrics import Metric
 
 from .style import BLUE, FAINT, GREEN, MARKERS, ORANGE, PURPLE
 
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.lines import Line2D
+    from matplotlib.typing import LineStyleType
 
-def config_colour(place):
+
+def config_colour(place: int) -> str:
     """Return the color of the config at `place`."""
     return (BLUE, ORANGE, GREEN, PURPLE)[place % 4]
 
 
-def handle(colour, marker, label, hollow=False, line=""):
+def handle(colour: str, marker: str, label: str, hollow: bool = False, line: LineStyleType = "") -> Line2D:
     """Return a legend entry: a marker, with a line through it if `line` is a line style."""
     from matplotlib.lines import Line2D
 
@@ -21,7 +31,7 @@ def handle(colour, marker, label, hollow=False, line=""):
     return Line2D([], [], color=colour, marker=marker, linestyle=line, markerfacecolor=face, label=label)
 
 
-def log(axis, set_scale):
+def log(axis: Axis, set_scale: Callable[[str], object]) -> None:
     """Make an axis logarithmic, with plain numbers as labels."""
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
@@ -31,18 +41,19 @@ def log(axis, set_scale):
     axis.set_minor_formatter("")
 
 
-def config_marker(place):
+def config_marker(place: int) -> str:
     """Return the marker of the config at `place`."""
     return MARKERS[place % len(MARKERS)]
 
 
-def candidates(axes, rows, across: Metric, up: Metric, chosen: Sequence[Sequence[int]]) -> None:
+def candidates(axes: Axes, rows: pandas.DataFrame, across: Metric, up: Metric, chosen: Sequence[Sequence[int]]) -> None:
     """Draw candidates as points, their Pareto front as a line, and a marker for each config around those it chose.
 
     Args:
         axes: of a matplotlib figure.
         rows: a frame with a column for each of the two metrics.
-        across, up: the metrics on the axes.
+        across: the metric on the horizontal axis.
+        up: the metric on the vertical axis.
         chosen: for each config, in order, the indices of the candidates it chose.
     """
     x, y = ((metric.scale * rows[metric.key]).tolist() for metric in (across, up))
@@ -66,7 +77,7 @@ def candidates(axes, rows, across: Metric, up: Metric, chosen: Sequence[Sequence
     axes.margins(0.12)
 
 
-def name(axes, x, y, names, most=12):
+def name(axes: Axes, x: Iterable[float], y: Iterable[float], names: Collection[str], most: int = 12) -> None:
     """Write each point's name beside it, on the side with more room; write none if there are more than `most`."""
     if len(names) > most:
         return
@@ -85,7 +96,7 @@ def name(axes, x, y, names, most=12):
         )
 
 
-def candidate_handles(configs):
+def candidate_handles(configs: Iterable[str]) -> list[Line2D]:
     """Return the legend entries for what `candidates` draws."""
     handles = [handle(FAINT, "o", "candidate (line: Pareto front)")]
     for place, config in enumerate(configs):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coppice import data, models
 from coppice.core import fingerprints
-from coppice.core.aliases import Record
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.stages.compare import report_text
 from coppice.stages.compare.comparison import check_alike
@@ -308,7 +308,7 @@ def _on_disk(chain: Chain, verify: bool) -> list[Check]:
     return found
 
 
-def _folders(chain: Chain) -> Iterator[tuple[str, Path]]:
+def _folders(chain: Chain) -> Iterator[tuple[str, PathLike]]:
     """Yield (record, checkpoint folder) for each record that holds the fingerprint of a checkpoint on disk."""
     if chain["model"].record:
         yield "model", models.folder_of(chain["model"].path)
@@ -320,9 +320,9 @@ def _folders(chain: Chain) -> Iterator[tuple[str, Path]]:
 def _of_files(
     what: str,
     print_: str | None,
-    folder: Path,
+    folder: PathLike,
     read: Digest,
-    kind: Callable[[Path, Digest], str | None] = fingerprints.weights,
+    kind: Callable[[PathLike, Digest], str | None] = fingerprints.weights,
 ) -> Check:
     """Return the `Check` that the files in `folder` have the fingerprint `print_`.
 

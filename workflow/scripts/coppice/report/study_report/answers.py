@@ -7,7 +7,9 @@ compare groups add a permutation test over models. If an interval contains zero,
 The study's leading metric decides the answers, and its other metrics support them (see `stats.metrics`).
 """
 
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 from coppice.render import formatting
 from coppice.stats import metrics, paired_stats
@@ -29,7 +31,9 @@ from .evidence import (
     usable,
 )
 from .measurements import Measurements
-from .study_records import Study
+from .study_records import Pair, Study
+
+Comparison = dict[str, Any]  # of two configs: {configs, metric, lead, ahead, models, lines}, and whether it is clear
 
 
 def answers(study: Study, measurements: Measurements) -> list[Answer]:
@@ -38,7 +42,7 @@ def answers(study: Study, measurements: Measurements) -> list[Answer]:
     return [answer(study, measurements) for answer in questions]
 
 
-def _start(study, measurements):
+def _start(study: Study, measurements: Measurements) -> Answer:
     """Answer question 1: which config is the better start."""
     configs = study.configs
     if len(configs) < 2:
@@ -46,12 +50,12 @@ def _start(study, measurements):
         return not_applicable("start", "Which config is the better start for fine-tuning?", why)
     question = f"Which is the better start for fine-tuning: {formatting.either(configs)}?"
     pairs = {(pair.model, pair.config): pair for pair in usable(study, measurements)}
-    compared = []
+    found = []
     for first, second in combinations(configs, 2):
         models = [name for name in study.models if (name, first) in pairs and (name, second) in pairs]
         same = [name for name in models if pairs[name, first].candidate == pairs[name, second].candidate]
-        compared.append(_two_starts(measurements, first, second, [name for name in models if name not in same], same))
-    compared = [entry for entry in compared if entry]
+        found.append(_two_starts(measurements, first, second, [name for name in models if name not in same], same))
+    compared = [entry for entry in found if entry]
     if not compared:
         return undecided("start", question, "no model has results for two different candidates yet")
     for entry, p in zip(compared, paired_stats.holm([entry["lead"]["p"] for entry in compared]), strict=True):
@@ -63,7 +67,7 @@ def _start(study, measurements):
     return Answer("start", question, CLEAR if closest["clear"] else UNDECIDED, _start_sentence(closest), lines)
 
 
-def _closest_rival(compared):
+def _closest_rival(compared: Sequence[Comparison]) -> Comparison:
     """Return the comparison of the best config (largest sum of leads) with its closest rival.
 
     This comparison decides the answer: a config is the best only if it is clearly ahead of every other one.
@@ -76,7 +80,9 @@ def _closest_rival(compared):
     return min((entry for entry in compared if best in entry["configs"]), key=lambda entry: abs(entry["ahead"]))
 
 
-def _two_starts(measurements, first, second, models, same):
+def _two_starts(
+    measurements: Measurements, first: str, second: str, models: Sequence[str], same: Sequence[str]
+) -> Comparison | None:
     """Compare two configs over `models`; return None if there are none.
 
     same: the models that are left out because both configs chose the same candidate.
@@ -104,7 +110,7 @@ def _two_starts(measurements, first, second, models, same):
     return entry | {"models": len(models), "lines": lines}
 
 
-def _start_sentence(entry):
+def _start_sentence(entry: Comparison) -> str:
     """Say which of two configs is ahead after fine-tuning, and by how much."""
     (first, second), metric = entry["configs"], entry["metric"]
     lead, over = entry["lead"], formatting.count(entry["models"], "model")
@@ -120,7 +126,7 @@ def _start_sentence(entry):
     )
 
 
-def _other_leads(measurements, first, second, models):
+def _other_leads(measurements: Measurements, first: str, second: str, models: Sequence[str]) -> list[str]:
     """Return one sentence for each other metric on how the two configs compare after fine-tuning."""
     lines = []
     for metric, means in measurements.others.items():
@@ -135,7 +141,7 @@ def _other_leads(measurements, first, second, models):
     return lines
 
 
-def _recovery(study, measurements):
+def _recovery(study: Study, measurements: Measurements) -> Answer:
     """Answer question 2: how much fine-tuning recovers."""
     question = "How much of what pruning lost does LoRA fine-tuning recover?"
     pairs = once_per_candidate(usable(study, measurements))
@@ -170,7 +176,7 @@ def _recovery(study, measurements):
     return Answer("recovery", question, CLEAR, sentence, lines)
 
 
-def _recovery_of_others(study, measurements, question):
+def _recovery_of_others(study: Study, measurements: Measurements, question: str) -> Answer:
     """Answer question 2 from the other metrics, for a study without the leading one."""
     found = other_shares(study, measurements)
     if not found:
@@ -179,7 +185,7 @@ def _recovery_of_others(study, measurements, question):
     return Answer("recovery", question, verdict, " ".join(line for _, line in found))
 
 
-def _spread(metric, pairs):
+def _spread(metric: metrics.Metric, pairs: Sequence[Pair]) -> list[str]:
     """Return sentences that name the pairs with the smallest and the largest recovered share."""
     defined = [(pair.measured(metric)["recovered"]["value"], pair) for pair in pairs]
     defined = sorted(((value, pair) for value, pair in defined if value is not None), key=lambda entry: entry[0])
@@ -198,7 +204,7 @@ def _spread(metric, pairs):
     return lines
 
 
-def _verdicts(metric, pairs):
+def _verdicts(metric: metrics.Metric, pairs: Sequence[Pair]) -> list[str]:
     verdicts = [pair.measured(metric)["verdict"] for pair in pairs]
     better, worse, unclear = (verdicts.count(word) for word in ("better", "worse", "no clear change"))
     total = formatting.count(len(pairs), "pair")
@@ -208,7 +214,7 @@ def _verdicts(metric, pairs):
     return [f"Fine-tuning {formatting.listed(clauses)}."]
 
 
-def _tradeoff(study, measurements):
+def _tradeoff(study: Study, measurements: Measurements) -> Answer:
     """Answer question 3: how the trade-off between the leading metric and the first other one moves."""
     both = metrics.axes(measurements.means)
     first, second = both
@@ -246,7 +252,7 @@ def _tradeoff(study, measurements):
     return Answer("tradeoff", question, UNDECIDED, sentence, lines)
 
 
-def _quadrants(both, pairs):
+def _quadrants(both: tuple[metrics.Metric, metrics.Metric], pairs: Sequence[Pair]) -> str:
     """Count the pairs in which both metrics got clearly better, and those in which one got better and one worse."""
     words = [[pair.measured(metric)["verdict"] for metric in both] for pair in pairs]
     improved = words.count(["better", "better"])

@@ -1,9 +1,18 @@
 """Build the tables that the report writes as CSV, as pandas frames: comparisons, tasks, candidates and jobs."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from coppice.core import fingerprints, records
+from coppice.core.aliases import Estimate, Record
 from coppice.study import layout
 
-from .study_records import STAGES
+from .study_records import STAGES, Pair, Study
+
+if TYPE_CHECKING:
+    import pandas
 
 # A job's name in the figure of time and memory -> the kind of record that the job writes (`layout.RECORDS`).
 JOBS = {
@@ -16,7 +25,7 @@ JOBS = {
 }
 
 
-def comparisons(study):
+def comparisons(study: Study) -> pandas.DataFrame:
     """Return one row per model and config: every metric at each stage, its change and its recovered share."""
     import pandas
 
@@ -38,7 +47,7 @@ def comparisons(study):
     return pandas.DataFrame(rows)
 
 
-def tasks(study):
+def tasks(study: Study) -> pandas.DataFrame:
     """Return one row per task of a compared pair: accuracy at each stage (0 to 1), change with interval, p-values."""
     import pandas
 
@@ -54,7 +63,7 @@ def tasks(study):
     return pandas.DataFrame(rows, columns=[*columns, "gained_items", "lost_items", "p", "p_holm", "verdict"])
 
 
-def candidates(study):
+def candidates(study: Study) -> pandas.DataFrame:
     """Return `candidates.tsv`, sorted by the study's order of models.
 
     If the file is missing or damaged, return an empty table and add it to the study's missing or failed records.
@@ -79,14 +88,14 @@ def candidates(study):
         return empty
 
 
-def _check_seal(path):
+def _check_seal(path: Path) -> None:
     """Raise ValueError if the table differs from the digest recorded beside it."""
     seal = layout.seal_of(path)
     if seal.is_file() and records.read(seal)["sha256"] != fingerprints.content_digest(path):
         raise ValueError("this table was edited after the run wrote it; delete it and run snakemake again")
 
 
-def jobs(study):
+def jobs(study: Study) -> pandas.DataFrame:
     """Return one row per job with a record: stage, seconds, and peak host and GPU memory in bytes."""
     import pandas
 
@@ -106,7 +115,7 @@ def jobs(study):
     return pandas.DataFrame(rows, columns=["stage", "job", "seconds", "host", "gpu"])
 
 
-def _record_or_empty(path):
+def _record_or_empty(path: Path) -> Record:
     """Return the record at `path`, or {} if it is damaged, which `study_records.read` already reports."""
     try:
         return records.read(path)
@@ -114,14 +123,14 @@ def _record_or_empty(path):
         return {}
 
 
-def _bounded(name, estimate):
+def _bounded(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     """Return the columns {name}, {name}_low and {name}_high of an estimate with its interval."""
     value = (estimate or {}).get("value")
     low, high = (estimate or {}).get("interval") or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _criterion(pair):
+def _criterion(pair: Pair) -> str | None:
     """Return the selection criterion in words, or None."""
     criterion = (pair.selection or {}).get("criterion")
     return criterion["words"] if criterion else None

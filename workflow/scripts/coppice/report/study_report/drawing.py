@@ -1,15 +1,26 @@
 """What the report's figures share: the colors of models, the legend of stages, a grid with one panel per model."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from coppice.render.plotting.elements import handle
 from coppice.render.plotting.style import COLOURS, FAINT, WIDTH
+
+from .study_records import Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PANELS = 18  # models that a grid of panels shows
 LABELLED = 40  # pairs up to which a figure labels each one
 
 
-def colours(study):
+def colours(study: Study) -> tuple[dict[str, str], dict[str, str]]:
     """Return (model -> color, legend entry -> color).
 
     Each model has its own color if there are enough, else each family. Families beyond the last color share one.
@@ -26,7 +37,7 @@ def colours(study):
     return {name: kinds[study.models[name]["family"] or "other"] for name in names}, kinds
 
 
-def stage_handles():
+def stage_handles() -> list[Line2D]:
     """Return the legend entries of the three stages, which look the same in every figure."""
     return [
         handle(FAINT, "o", "pruned", hollow=True),
@@ -35,7 +46,7 @@ def stage_handles():
     ]
 
 
-def panels(figure, names, x, y):
+def panels(figure: Figure, names: Sequence[str], x: str, y: str) -> Iterator[tuple[Axes, str]]:
     """Yield (axes, name) for a grid with one panel per model, three in a row.
 
     If there are more than `PANELS` models, the figure's title says how many of them it shows.

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from coppice.core.aliases import Estimate
 from coppice.render import formatting
-from coppice.stats.across_models import Means
+from coppice.stats.across_models import Means, Terms
 from coppice.stats.metrics import Metric
 from coppice.stats.paired_stats import LEVEL
 
-from .measurements import Measurements, column
+from .measurements import Column, Measurements, column
 from .study_records import Pair, Study
 
 UNDECIDED = "not enough evidence"
@@ -25,7 +26,7 @@ class Answer:
     question: str
     verdict: str
     sentence: str
-    support: list = field(default_factory=list)
+    support: list[str] = field(default_factory=list)
 
 
 def not_applicable(key: str, question: str, why: str) -> Answer:
@@ -60,12 +61,12 @@ def once_per_candidate(pairs: Iterable[Pair]) -> list[Pair]:
     return list(first.values())
 
 
-def columns(pair: Pair) -> list[tuple]:
+def columns(pair: Pair) -> list[Column]:
     """Return the names of a pair's columns: dense, pruned, finetuned."""
     return [column(pair.model, pair.config, stage) for stage in ("dense", "pruned", "finetuned")]
 
 
-def shares(metric: Metric, pairs: Iterable[Pair]) -> tuple[dict, dict]:
+def shares(metric: Metric, pairs: Iterable[Pair]) -> tuple[Terms, Terms]:
     """Return (gained by fine-tuning, lost by pruning), summed over `pairs`, as column -> weight for `Means.ratio`."""
     gained, lost = {}, {}
     sign = 1 if metric.higher_is_better else -1
@@ -77,7 +78,7 @@ def shares(metric: Metric, pairs: Iterable[Pair]) -> tuple[dict, dict]:
     return gained, lost
 
 
-def share_of(ratio: dict) -> str:
+def share_of(ratio: Estimate) -> str:
     """Return a recovered share as text, with the reason if it is undefined."""
     return "undefined, because pruning lost nothing" if ratio["value"] is None else formatting.share(ratio)
 
@@ -87,7 +88,7 @@ def lost_of(metric: Metric) -> str:
     return f"log-{metric.kind}" if metric.log else metric.kind
 
 
-def other_shares(study: Study, measurements: Measurements) -> list[tuple[dict, str]]:
+def other_shares(study: Study, measurements: Measurements) -> list[tuple[Estimate, str]]:
     """Return [(ratio, sentence)] for each metric but the leading one: the recovered share over all pairs."""
     found = []
     for metric, means in measurements.others.items():

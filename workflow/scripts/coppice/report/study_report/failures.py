@@ -6,7 +6,9 @@ is the reason.
 
 import os
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from coppice.core import logs
 from coppice.core.errors import printable
@@ -18,11 +20,27 @@ KILLED = "the job was killed, perhaps because it ran out of memory"
 UNKNOWN = "no reason recorded; see Snakemake's messages above"
 
 
-def summary(failed, command):
+class FailedJob(Protocol):
+    """A failed job, as `snakemake_compat.failed_jobs` returns it."""
+
+    @property
+    def title(self) -> str:
+        """Its rule and wildcards in one line."""
+
+    @property
+    def logs(self) -> Sequence[str]:
+        """The paths of its log files."""
+
+    @property
+    def status(self) -> str | None:
+        """The path of its status file, or None."""
+
+
+def summary(failed: Iterable[FailedJob], command: Sequence[str]) -> str:
     """Return the lines that end a run.
 
     Args:
-        failed: the failed jobs, each with `title`, `logs` and `status` (see `snakemake_compat.FailedJob`).
+        failed: the failed jobs.
         command: the words after `snakemake` on the command line.
     """
     found = [(*_explained(job), job.logs) for job in failed]
@@ -35,7 +53,7 @@ def summary(failed, command):
     return "\n".join([*lines, "Fix the cause and run the same command again; finished jobs are kept:", again])
 
 
-def _explained(job):
+def _explained(job: FailedJob) -> tuple[str, str]:
     """Return (title, reason) of a failed job."""
     status = job.status or (job.logs and logs.status_beside(job.logs[0]))
     try:
@@ -51,7 +69,7 @@ def _explained(job):
     return printable(facts.get("title") or job.title), printable(reason or _last_line(job.logs) or UNKNOWN)
 
 
-def _last_line(paths):
+def _last_line(paths: Iterable[str]) -> str | None:
     """Return the last non-empty line of the first log that exists, or None."""
     for path in map(Path, paths):
         if path.is_file():

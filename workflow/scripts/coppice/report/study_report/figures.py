@@ -1,13 +1,22 @@
 """Draw the report's figures in their order, and return them as SVG for the page."""
 
-from pathlib import Path
+from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike
 from coppice.render.plotting import style
 
 from . import FIGURES
+from .study_records import Study
+
+if TYPE_CHECKING:
+    import pandas
 
 
-def draw(study, frames, folder):
+def draw(study: Study, frames: Mapping[str, pandas.DataFrame], folder: PathLike) -> dict[str, str]:
     """Draw every figure of `FIGURES` into `folder` as PNG and SVG.
 
     Returns:

@@ -1,13 +1,16 @@
 """Answer whether groups of models differ in how much they recover: architectures, and instruct and base models."""
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from coppice.render import formatting
 from coppice.stats import paired_stats
+from coppice.stats.across_models import Means
+from coppice.stats.metrics import Metric
 
 from .evidence import ALPHA, CLEAR, Answer, not_applicable, once_per_candidate, share_of, shares, undecided, usable
 from .measurements import Measurements
-from .study_records import Study, family_of
+from .study_records import Pair, Study, family_of
 
 NAMED = 3  # an answer spells out at most this many differences between groups
 
@@ -27,7 +30,7 @@ def families(study: Study, measurements: Measurements) -> Answer:
     return _groups_differ("families", question, measurements, groups)
 
 
-def _groups_differ(key, question, measurements, groups):
+def _groups_differ(key: str, question: str, measurements: Measurements, groups: Mapping[str, Sequence[Pair]]) -> Answer:
     """Answer whether recovered shares differ between any two of `groups` (name -> pairs), with Holm's correction."""
     metric, means = measurements.leading
     groups = {name: once_per_candidate(pairs) for name, pairs in groups.items()}
@@ -65,7 +68,7 @@ def _groups_differ(key, question, measurements, groups):
     return Answer(key, question, CLEAR, f"Yes, in these models: {formatting.listed(named)}.", lines)
 
 
-def _by_model(metric, means, found):
+def _by_model(metric: Metric, means: Means, found: Sequence[Pair]) -> list[float]:
     """Return the recovered share of each model in the pairs `found`, over its configs, without undefined shares."""
     models = dict.fromkeys(pair.model for pair in found)
     own = ([pair for pair in found if pair.model == model] for model in models)

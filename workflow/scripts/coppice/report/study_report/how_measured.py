@@ -1,12 +1,15 @@
 """How a study was measured, as formatted text: protocols, tasks, versions, devices, seeds and fingerprints."""
 
 import json
+from collections.abc import Iterable, Mapping
+
+from coppice.core.aliases import Record
 
 from .sections import settings_text
 from .study_records import STAGES, Study
 
 
-def measured(study: Study, metadata: dict) -> dict:
+def measured(study: Study, metadata: Mapping[str, object]) -> Record:
     """Return how the study was measured: protocols, tasks, versions, devices, seeds, fingerprints, and `metadata`."""
     evaluations = [record for pair in study.pairs for stage in STAGES if (record := getattr(pair, stage))]
     others = [record for pair in study.pairs for record in (pair.training, pair.comparison) if record]
@@ -26,7 +29,7 @@ def plain_json(value: object) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, default=str)
 
 
-def _protocols(evaluations):
+def _protocols(evaluations: Iterable[Record]) -> list[tuple[str, str]]:
     """Return one row per text and protocol; two rows for one text mean that its numbers cannot be compared."""
     rows = {}
     for record in evaluations:
@@ -37,7 +40,7 @@ def _protocols(evaluations):
     return list(rows)
 
 
-def _tasks(evaluations):
+def _tasks(evaluations: Iterable[Record]) -> list[tuple[str, str, str]]:
     """Return one row per task, metric, number of items, version and engine in use."""
     rows = {}
     for record in evaluations:
@@ -47,7 +50,7 @@ def _tasks(evaluations):
     return list(rows)
 
 
-def _distinct(every, key):
+def _distinct(every: Iterable[Record], key: str) -> list[tuple[str, str]]:
     """Return (name, all values) for each entry under `key` in the records' provenance, such as library versions."""
     values = {}
     for record in every:
@@ -56,7 +59,7 @@ def _distinct(every, key):
     return [(name, ", ".join(seen)) for name, seen in values.items()]
 
 
-def _fingerprints(evaluations):
+def _fingerprints(evaluations: Iterable[Record]) -> list[tuple[str, str]]:
     """Return (data set, all fingerprints) over the evaluations."""
     values = {}
     for record in evaluations:

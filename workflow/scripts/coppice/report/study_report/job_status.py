@@ -5,10 +5,12 @@ A job's title is its stage followed by names without spaces: "finetune Llama bes
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coppice.core import disks
+from coppice.core.aliases import PathLike
 from coppice.core.errors import printable
 from coppice.core.json_text import parsed
 
@@ -22,19 +24,19 @@ class Status:
     """One job: its stage, the names in its title, state, reason of a failure, and times in seconds since 1970."""
 
     stage: str
-    names: tuple
+    names: tuple[str, ...]
     state: str
     reason: str | None
     started: float
     updated: float
 
-    def concerns(self, model, config, candidate):
+    def concerns(self, model: str, config: str, candidate: str | None) -> bool:
         """Return whether the pair needs this job: its own, its candidate's, its dense model's or one for its choice."""
         name = candidate if self.stage in CHOSEN else config
         own = self.names == (model,) or self.names[:2] == (model, name)  # a seed may follow the name
         return own or (self.stage in CANDIDATE and self.names[:1] == (model,))
 
-    def describe(self, now=None):
+    def describe(self, now: float | None = None) -> str:
         """Return what runs and for how long, or why it failed."""
         if self.state == "failed":
             return f"{self.stage}: {self.reason or 'no reason recorded'}"
@@ -45,11 +47,12 @@ class Status:
 class Statuses:
     """All status files of a study."""
 
-    def __init__(self, results):
+    def __init__(self, results: PathLike) -> None:
+        """Read the status files under the folder `results`, without those that cannot be read."""
         folder = Path(results) / FOLDER
         self.jobs = [status for path in sorted(folder.rglob("*.json")) if (status := _read(path))]
 
-    def of_pair(self, model, config, candidate=None, done=False):
+    def of_pair(self, model: str, config: str, candidate: str | None = None, done: bool = False) -> tuple[str, str]:
         """Return (state, detail) of a pair, from all jobs that it needs (see `Status.concerns`).
 
         candidate: the one that the pair chose; None until then.
@@ -67,7 +70,7 @@ class Statuses:
         return ("done", "") if done else ("waiting", _waiting(own))
 
 
-def _waiting(jobs):
+def _waiting(jobs: Sequence[Status]) -> str:
     """Return what a pair waits for if one of its jobs reports that, else the last stage that finished."""
     waiting = [job for job in jobs if job.state.startswith("waiting")]
     if waiting:
@@ -76,7 +79,7 @@ def _waiting(jobs):
     return f"{max(finished, key=lambda job: job.updated).stage} finished" if finished else ""
 
 
-def _read(path):
+def _read(path: Path) -> Status | None:
     """Return the `Status` in a file, or None if it cannot be read or is not a status file."""
     try:
         facts = parsed(path.read_text(encoding="utf-8"))

@@ -1,14 +1,24 @@
 """Collect what the answers are computed from: the value of every metric for each row or window, of every model."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 
 from coppice.core import records
+from coppice.core.aliases import Record
 from coppice.stats import across_models, metrics, stored_samples
 
 from .study_records import STAGES, Study
 
+if TYPE_CHECKING:
+    import pyarrow
+
+Column = tuple[str, ...]  # (model, "dense") or (model, config, stage)
 SHOWN_ITEMS = 3  # changed items kept per task and direction
 ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target")
 TEXT_COLUMNS = ("question", "choices")
@@ -28,8 +38,8 @@ class Measurements:
     """
 
     means: dict[metrics.Metric, across_models.Means] = field(default_factory=dict)
-    changed: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    changed: dict[tuple[str, str], dict[str, dict[str, list[Record]]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def leading(self) -> tuple[metrics.Metric, across_models.Means | None]:
@@ -54,17 +64,17 @@ def gather(study: Study) -> Measurements:
     return measurements
 
 
-def column(model: str, config: str, stage: str) -> tuple:
+def column(model: str, config: str, stage: str) -> Column:
     """Return the name of a column. All configs of a model share its dense column."""
     return (model, "dense") if stage == "dense" else (model, config, stage)
 
 
-def _columns(study):
+def _columns(study: Study) -> dict[Column, Path]:
     """Return column name -> folder of its evaluation."""
     return {column(pair.model, pair.config, stage): pair.folders[stage] for pair in study.compared for stage in STAGES}
 
 
-def _over_rows(study, metric, measurements):
+def _over_rows(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` over rows, the parts of a mean being strata; leave out columns that lack a part's rows."""
     columns = _columns(study)
     values = [_rows(study, part, columns, measurements) for part in metrics.parts_of(metric)]
@@ -76,7 +86,9 @@ def _over_rows(study, metric, measurements):
     )
 
 
-def _rows(study, metric, columns, measurements):
+def _rows(
+    study: Study, metric: metrics.Metric, columns: Mapping[Column, Path], measurements: Measurements
+) -> dict[Column, numpy.ndarray]:
     """Return column name -> array [rows] of the metric's values for each row.
 
     Also fills `measurements.changed` and `measurements.notes`, so that the samples are read only once.
@@ -109,14 +121,14 @@ def _rows(study, metric, columns, measurements):
     return found
 
 
-def _changed(before, after, column):
+def _changed(before: pyarrow.Table, after: pyarrow.Table, column: str) -> dict[str, list[Record]]:
     """Return the first few items that fine-tuning turned right (gained) and that it turned wrong (lost)."""
     right = [table[column].to_numpy() > 0.5 for table in (before, after)]
     found = {"gained": ~right[0] & right[1], "lost": right[0] & ~right[1]}
     return {kind: _items(before, after, numpy.flatnonzero(places)[:SHOWN_ITEMS]) for kind, places in found.items()}
 
 
-def _items(before, after, places):
+def _items(before: pyarrow.Table, after: pyarrow.Table, places: numpy.ndarray) -> list[Record]:
     """Return items as {doc_id, target, before, after, question, choices}; the text is None if samples lack it.
 
     before, after: the choice that each model picked.
@@ -130,14 +142,14 @@ def _items(before, after, places):
     ]
 
 
-def _over_windows(study, metric, measurements):
+def _over_windows(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` over windows of text, in which different models are independent; None if no model has any."""
-    blocks = [_losses(study, model, metric, measurements) for model in study.models]
-    blocks = [block for block in blocks if block is not None]
+    found = (_losses(study, model, metric, measurements) for model in study.models)
+    blocks = [block for block in found if block is not None]
     return across_models.side_by_side(blocks) if blocks else None
 
 
-def _losses(study, model, metric, measurements):
+def _losses(study: Study, model: str, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` of one model's losses on a text, weighted by tokens, or None if it has none."""
     rows, weights = {}, None
     for pair in study.compared:
@@ -156,7 +168,7 @@ def _losses(study, model, metric, measurements):
     return across_models.means(list(rows), list(rows.values()), weights) if rows else None
 
 
-def _windows(folder, text):
+def _windows(folder: Path, text: str) -> list[Record] | None:
     """Return the window losses of an evaluation on a text, or None if they are missing or damaged."""
     try:
         return stored_samples.losses(folder)["perplexity"][text]["window_losses"]

@@ -1,8 +1,10 @@
 """Write the report: a self-contained HTML page, the same page as Markdown, CSV tables and figures."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.records import atomic
 from coppice.render import html
 
@@ -23,7 +25,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {"study_report.html": "study_report.html.j2", "study_report.md": "study_report.md.j2"}
 
 
-def write(results, pairs, models, output, metadata):
+def write(
+    results: PathLike,
+    pairs: Sequence[tuple[str, str]],
+    models: Mapping[str, Record],
+    output: PathLike,
+    metadata: Mapping[str, object],
+) -> None:
     """Write all files of the report to the folder `output`; for the arguments see `study_report.write_report`."""
     output = Path(output)
     study = study_records.read(results, pairs, models)
@@ -44,7 +52,9 @@ def write(results, pairs, models, output, metadata):
             file.write(text)
 
 
-def _content(study, measured, metadata):
+def _content(
+    study: study_records.Study, measured: measurements.Measurements, metadata: Mapping[str, object]
+) -> dict[str, object]:
     """Return the templates' variables, with every number already formatted."""
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -3,18 +3,32 @@
 Each function draws into a figure and returns None, or returns a sentence that says why there is nothing to draw.
 """
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Estimate, Record
 from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import FAINT, MARKERS, WIDTH
-from coppice.stats.metrics import AVERAGE
+from coppice.stats.metrics import AVERAGE, Metric
 
 from . import drawing
 from .drawing import LABELLED
+from .study_records import Pair, Study
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = dict[str, tuple[float, float]]  # stage -> (x, y)
+Ranked = tuple[Pair, float, float]  # a pair, its rank before and its rank after fine-tuning
 
 
-def tradeoff(figure, study, frames):
+def tradeoff(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the leading metric against others, with an arrow from each pruned model to its fine-tuned version."""
     up, first = study.axes
     others = [metric for metric in study.metrics if not metric.answers][:2]
@@ -45,13 +59,13 @@ def tradeoff(figure, study, frames):
     return None
 
 
-def _points(pair, across, up):
+def _points(pair: Pair, across: Metric, up: Metric) -> Points:
     """Return stage -> (x, y), two metrics in their units, for the stages that have both."""
     values = {stage: (x, pair.values(up)[stage]) for stage, x in pair.values(across).items()}
     return {stage: (across.scale * x, up.scale * y) for stage, (x, y) in values.items() if None not in (x, y)}
 
 
-def _stages(axes, points, colour, marker):
+def _stages(axes: Axes, points: Sequence[Points], colour: str, marker: str) -> None:
     """Draw the points of pairs with one color and marker: stars for dense, hollow for pruned, filled for fine-tuned."""
     for stage, shape, face, size in (
         ("dense", "*", colour, 9),
@@ -63,7 +77,7 @@ def _stages(axes, points, colour, marker):
             axes.plot(*zip(*drawn, strict=True), shape, color=colour, markerfacecolor=face, markersize=size)
 
 
-def _moves(axes, points, colour, heads):
+def _moves(axes: Axes, points: Sequence[Points], colour: str, heads: bool) -> None:
     """Connect each pruned point with its fine-tuned one: by arrows, or without `heads` by plain lines."""
     from matplotlib.collections import LineCollection
 
@@ -76,7 +90,7 @@ def _moves(axes, points, colour, heads):
         axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
 
 
-def recovered(figure, study, frames):
+def recovered(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the recovered share of each pair with its interval, for accuracy and for perplexity."""
     metrics = study.metrics[:3]
     pairs = [pair for pair in study.compared if any(_recovered(pair, metric) for metric in metrics)]
@@ -109,13 +123,13 @@ def recovered(figure, study, frames):
     return None
 
 
-def _recovered(pair, metric):
+def _recovered(pair: Pair, metric: Metric) -> Estimate | None:
     """Return {value, interval, note} of a pair's recovered share, or None if it is undefined."""
     part = (pair.measured(metric) or {}).get("recovered") or {}
     return part if part.get("value") is not None else None
 
 
-def _intervals(axes, rows, place, count):
+def _intervals(axes: Axes, rows: Sequence[tuple[int, Estimate]], place: int, count: int) -> None:
     """Draw the recovered shares of one config; rows: [(row, {value, interval})], where an interval may be None."""
     values = [100 * part["value"] for _, part in rows]
     bounds = [[100 * bound for bound in part["interval"] or (part["value"],) * 2] for _, part in rows]
@@ -130,7 +144,7 @@ def _intervals(axes, rows, place, count):
         )
 
 
-def task_changes(figure, study, frames):
+def task_changes(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the change of every task in every pair as a heat map, in percentage points."""
     import numpy
 
@@ -166,9 +180,9 @@ def task_changes(figure, study, frames):
     return None
 
 
-def _cell(axes, row, column, value, limit, part):
+def _cell(axes: Axes, row: int, column: int, value: float, limit: float, part: Record | None) -> None:
     """Write a value into its cell of the heat map, with a star if the change is clear."""
-    if math.isnan(value):
+    if part is None:  # the value is NaN then
         axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=FAINT)
         return
     star = "" if part["verdict"] == "no clear change" else "*"
@@ -177,7 +191,7 @@ def _cell(axes, row, column, value, limit, part):
     axes.text(column + 0.5, row + 0.5, f"{value:+.1f}{star}", ha="center", va="center", color=colour, fontsize=7.5)
 
 
-def ranks(figure, study, frames):
+def ranks(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the rank of the pairs before and after fine-tuning, with Kendall's tau between the two orders."""
     from scipy.stats import kendalltau
 
@@ -202,7 +216,7 @@ def ranks(figure, study, frames):
     return None
 
 
-def _slopes(axes, study, ranked):
+def _slopes(axes: Axes, study: Study, ranked: Sequence[Ranked]) -> None:
     """Draw a line per pair from its rank before to its rank after; tied pairs are stacked and share one number."""
     from scipy.stats import rankdata
 
@@ -218,7 +232,7 @@ def _slopes(axes, study, ranked):
     axes.grid(axis="y", visible=False)
 
 
-def _rank_scatter(axes, study, ranked):
+def _rank_scatter(axes: Axes, study: Study, ranked: Sequence[Ranked]) -> None:
     """Draw the rank after against the rank before, for studies with too many pairs to name each."""
     for place, config in enumerate(study.configs):
         points = [(before, after) for pair, before, after in ranked if pair.config == config]
@@ -229,7 +243,7 @@ def _rank_scatter(axes, study, ranked):
     axes.set_ylabel("rank after fine-tuning")
 
 
-def _ranked(study, metric):
+def _ranked(study: Study, metric: Metric) -> list[Ranked]:
     """Return [(pair, rank before, rank after)] of the pairs measured at both stages; rank 1 is the best."""
     from scipy.stats import rankdata
 
@@ -242,7 +256,7 @@ def _ranked(study, metric):
     return [(row[0], float(b), float(a)) for row, b, a in zip(values, before, after, strict=True)]
 
 
-def size(figure, study, frames):
+def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the leading metric against the number of parameters, and against latency if the study measured it."""
     panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
     if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
@@ -270,11 +284,11 @@ def size(figure, study, frames):
     return None
 
 
-def _millions(count):
+def _millions(count: float | None) -> float | None:
     return None if count is None else count / 1e6
 
 
-def _latency(record):
+def _latency(record: Record) -> float | None:
     """Return the milliseconds per new token at the first measured batch size, or None."""
     speed = (record.get("cost") or {}).get("speed")
     return 1000 * speed[0]["decode_seconds_per_token"] if speed else None

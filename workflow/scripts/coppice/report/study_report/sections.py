@@ -3,10 +3,19 @@
 Nothing here computes a result: every number comes from a record.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Estimate, Record
 from coppice.render import formatting
 from coppice.stats import metrics
 
-from .study_records import STAGE_LABELS, STAGES, Study
+from .study_records import STAGE_LABELS, STAGES, Pair, Study
+
+if TYPE_CHECKING:
+    from .measurements import Measurements
 
 # {leading} is the metric that answers the questions, {other} the first other one.
 CAPTIONS = {
@@ -51,7 +60,7 @@ def caption(study: Study, name: str) -> tuple[str, str]:
     return title.format(leading=leading.heading, other=other.kind), text
 
 
-def cell(text, sort=None, note=""):
+def cell(text: object, sort: object = None, note: str = "") -> Record:
     """Return a table cell: its text, the value the browser sorts by (default: the text), and a note under the text."""
     return {"text": text, "sort": text if sort is None else sort, "note": note}
 
@@ -61,7 +70,7 @@ def number(value: float | None, metric: metrics.Metric) -> str:
     return DASH if value is None else metric.shown(value)
 
 
-def main_table(study):
+def main_table(study: Study) -> Record:
     """Return the table of all models and configs.
 
     Returns:
@@ -87,12 +96,12 @@ def main_table(study):
     return {"groups": groups, "columns": columns, "headings": headings, "rows": rows, "texts": 2}
 
 
-def verdict_note(compared):
+def verdict_note(compared: Record) -> str:
     """Return the verdict of a change ("better", "worse" or "no clear change"), or "" if there is none."""
     return compared.get("verdict") or ""
 
 
-def _recovered(part):
+def _recovered(part: Estimate | None) -> Record:
     if not part:
         return cell(DASH, "")
     if part["value"] is None:
@@ -101,13 +110,13 @@ def _recovered(part):
     return cell(formatting.percent(part["value"]), part["value"], interval or part["note"])
 
 
-def model_section(study, name, measurements):
+def model_section(study: Study, name: str, measurements: Measurements) -> Record:
     """Return everything about one model: its facts and one section per config."""
     facts = [(key, value) for key, value in study.models[name].items() if value]
     return {"name": name, "facts": facts, "pairs": [pair_section(pair, measurements) for pair in study.pairs_of(name)]}
 
 
-def pair_section(pair, measurements):
+def pair_section(pair: Pair, measurements: Measurements) -> Record:
     """Return everything about one pair: state, numbers, selection, training, cost, items, warnings, provenance."""
     comparison = pair.comparison or {}
     return {
@@ -126,7 +135,7 @@ def pair_section(pair, measurements):
     }
 
 
-def _numbers(pair):
+def _numbers(pair: Pair) -> Record | None:
     """Return every number of the comparison with its interval, one row per quantity."""
     comparison = pair.comparison or {}
     labels = STAGE_LABELS.values()
@@ -135,7 +144,7 @@ def _numbers(pair):
     return {"columns": columns, "rows": rows} if rows else None
 
 
-def _of_metric(comparison, metric):
+def _of_metric(comparison: Record, metric: metrics.Metric) -> list[str]:
     """Return the row of one metric."""
     part = metric.part(comparison)
     facts = ", ".join(filter(None, (part.get("metric"), metric.unit)))
@@ -151,21 +160,21 @@ def _of_metric(comparison, metric):
     ]
 
 
-def _difference(part, metric):
+def _difference(part: Estimate | None, metric: metrics.Metric) -> str:
     if not isinstance(part, dict):
         return ""
     interval = formatting.bounds(part["interval"], metric.scale, metric.digits, signed=True)
     return f"{metric.shown(part['value'], '+')}{interval}"
 
 
-def _share(part):
+def _share(part: Record) -> str:
     recovered = part["recovered"]
     if recovered["value"] is None:
         return f"undefined: {recovered['note']}"
     return formatting.share(recovered) + (f" ({recovered['note']})" if recovered["interval"] is None else "")
 
 
-def _selection(pair):
+def _selection(pair: Pair) -> list[tuple[str, str]]:
     info = pair.selection
     if not info:
         return []
@@ -181,7 +190,7 @@ def _selection(pair):
     return rows + ([("reused", formatting.reused(reused))] if reused else [])
 
 
-def settings_text(settings):
+def settings_text(settings: Record | None) -> str:
     """Return settings on one line, such as "method width, ratio 0.25", without those that are not set."""
     parts = []
     for key, value in (settings or {}).items():
@@ -193,7 +202,7 @@ def settings_text(settings):
     return ", ".join(parts)
 
 
-def _training(pair):
+def _training(pair: Pair) -> list[tuple[str, str]]:
     record = pair.training
     if not record:
         return []
@@ -210,7 +219,7 @@ def _training(pair):
     return rows
 
 
-def _cost(pair):
+def _cost(pair: Pair) -> list[tuple[str, str]]:
     cost = (pair.comparison or {}).get("cost")
     if not cost:
         return []
@@ -225,7 +234,7 @@ def _cost(pair):
     return rows
 
 
-def _measured(cost):
+def _measured(cost: Record) -> str:
     """Return the size and speed of one model as text."""
     times = [
         f"at batch size {speed['batch_size']}: {speed['prefill_tokens_per_second']:,.0f} prompt tokens/s, "
@@ -240,7 +249,7 @@ def _measured(cost):
     return "; ".join([sizes, *times])
 
 
-def _seeds(seeds):
+def _seeds(seeds: Record | None) -> Record | None:
     """Return the table of values per seed with mean and standard deviation, or None without repeated trainings."""
     if not seeds:
         return None
@@ -254,7 +263,7 @@ def _seeds(seeds):
     return {"columns": ["quantity", *(f"seed {seed}" for seed in seeds["seeds"]), "mean", "sd"], "rows": rows}
 
 
-def _changed(tasks):
+def _changed(tasks: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[Record]:
     """Return one item per task that fine-tuning turned right, and one that it turned wrong."""
     words = {"gained": "wrong to right", "lost": "right to wrong"}
     return [
@@ -265,7 +274,7 @@ def _changed(tasks):
     ]
 
 
-def _provenance(pair):
+def _provenance(pair: Pair) -> list[tuple[str, str]]:
     rows = []
     named = [
         ("selection", pair.selection),

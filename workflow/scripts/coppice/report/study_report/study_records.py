@@ -5,11 +5,14 @@ Imports only the standard library and light modules of this package, so that `co
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from coppice.core import records
+from coppice.core.aliases import PathLike, Record
 from coppice.stats import metrics
+from coppice.stats.metrics import Metric
 from coppice.study import layout
 
 from .job_status import Statuses
@@ -27,18 +30,18 @@ class Pair:
 
     model: str
     config: str
-    folders: dict
-    selection: dict | None = None
-    dense: dict | None = None
-    pruned: dict | None = None
-    finetuned: dict | None = None
-    training: dict | None = None
-    history: list | None = None
-    comparison: dict | None = None
+    folders: dict[str, Path]
+    selection: Record | None = None
+    dense: Record | None = None
+    pruned: Record | None = None
+    finetuned: Record | None = None
+    training: Record | None = None
+    history: list[Record] | None = None
+    comparison: Record | None = None
     state: str = "waiting"
     detail: str = ""
 
-    def values(self, metric: metrics.Metric) -> dict[str, float | None]:
+    def values(self, metric: Metric) -> dict[str, float | None]:
         """Return {dense, pruned, finetuned} -> the metric's value, None if it was not measured.
 
         The comparison's values come first; without a comparison they are those of the evaluations.
@@ -47,12 +50,12 @@ class Pair:
         found = {stage: compared.get(stage) for stage in STAGES}
         return {stage: metric.value(getattr(self, stage)) if value is None else value for stage, value in found.items()}
 
-    def measured(self, metric: metrics.Metric) -> dict | None:
+    def measured(self, metric: Metric) -> Record | None:
         """Return the metric's part of the comparison (values, change, recovered, verdict), or None."""
         return metric.part(self.comparison)
 
     @property
-    def candidate(self):
+    def candidate(self) -> str | None:
         """The name of the selected candidate, or None."""
         for record in (self.comparison, self.selection):
             if record and record.get("candidate"):
@@ -60,8 +63,8 @@ class Pair:
         return None
 
     @property
-    def tasks(self):
-        """task -> its part of the comparison."""
+    def tasks(self) -> dict[str, Record]:
+        """The parts of the comparison that are about tasks: task -> part."""
         return (self.comparison or {}).get("zero_shot") or {}
 
 
@@ -79,18 +82,19 @@ class Study:
     """
 
     results: Path
-    models: dict
-    pairs: list
+    models: dict[str, Record]
+    pairs: list[Pair]
     statuses: Statuses
-    absent: list = field(default_factory=list)
-    failed: list = field(default_factory=list)
+    absent: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
     @property
-    def configs(self):
+    def configs(self) -> list[str]:
+        """The configs of the pairs, each once and in their order."""
         return list(dict.fromkeys(pair.config for pair in self.pairs))
 
     @functools.cached_property
-    def metrics(self) -> list:
+    def metrics(self) -> list[Metric]:
         """The metrics of `metrics.METRICS` that reports show and at least one record holds, in their order."""
         evaluations = [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
         found = []
@@ -103,26 +107,30 @@ class Study:
         return found
 
     @property
-    def axes(self) -> tuple:
+    def axes(self) -> tuple[Metric, Metric]:
         """The metric that answers the study's questions, and the first other one (see `metrics.axes`)."""
         return metrics.axes(self.metrics)
 
     @property
-    def compared(self):
+    def compared(self) -> list[Pair]:
+        """The pairs that have a comparison."""
         return [pair for pair in self.pairs if pair.comparison]
 
     @property
-    def task_names(self):
+    def task_names(self) -> list[str]:
+        """The tasks that any comparison holds, each once."""
         return list(dict.fromkeys(name for pair in self.pairs for name in pair.tasks))
 
-    def pairs_of(self, model):
+    def pairs_of(self, model: str) -> list[Pair]:
+        """Return the pairs of a model."""
         return [pair for pair in self.pairs if pair.model == model]
 
-    def pair(self, model, config):
+    def pair(self, model: str, config: str) -> Pair | None:
+        """Return the pair of a model and config, or None."""
         return next((pair for pair in self.pairs if (pair.model, pair.config) == (model, config)), None)
 
 
-def read(results, pairs, models=None):
+def read(results: PathLike, pairs: Sequence[tuple[str, str]], models: Mapping[str, Record] | None = None) -> Study:
     """Return the `Study` of the (model, config) `pairs` under the folder `results`.
 
     Missing and damaged records do not raise; they are listed in `Study.absent` and `Study.failed`.
@@ -138,7 +146,7 @@ def read(results, pairs, models=None):
     return study
 
 
-def _read_pair(study, model, config, dense):
+def _read_pair(study: Study, model: str, config: str, dense: Record | None) -> Pair:
     who, paths = f"{model} / {config}", layout.of_pair(study.results, model, config)
     pair = Pair(model, config, {stage: paths[stage].parent for stage in STAGES}, dense=dense)
     failures = len(study.failed)
@@ -162,7 +170,7 @@ def _read_pair(study, model, config, dense):
     return pair
 
 
-def _take(study, what, path):
+def _take(study: Study, what: str, path: Path) -> Record | None:
     """Return the record at `path`, or None after adding it to the study's missing or failed records."""
     if not path.is_file():
         study.absent.append((what, str(path)))
@@ -176,7 +184,7 @@ def _take(study, what, path):
     return None
 
 
-def discover(results):
+def discover(results: PathLike) -> tuple[list[tuple[str, str]], dict[str, Record]]:
     """Find the study under `results` without its configuration.
 
     Returns:
@@ -202,11 +210,11 @@ def discover(results):
     return found, {name: _guess(name) for name in order}
 
 
-def family_of(name):
+def family_of(name: str) -> str:
     """Return the family that a model's name suggests: lower case, without the instruct suffix."""
     return INSTRUCT.sub("", name.lower())
 
 
-def _guess(name):
+def _guess(name: str) -> Record:
     variant = "base" if family_of(name) == name.lower() else "instruct"
     return {"variant": variant, "family": family_of(name), "base": None}

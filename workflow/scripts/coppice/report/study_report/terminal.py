@@ -1,22 +1,34 @@
 """The study in the terminal: one row per model and config, at any time during a run."""
 
-from pathlib import Path
+from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import PathLike
 from coppice.core.errors import printable
 from coppice.render import formatting
+from coppice.stats.metrics import Metric
 
 from . import study_records as studies
 from .job_status import Statuses
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
 STYLES = {"done": "green", "running": "cyan", "waiting": "dim", "failed": "bold red", "stopped": "yellow"}
 
 
-def overview(results, pairs, console):
+def overview(results: PathLike, pairs: Sequence[tuple[str, str]], console: Console) -> None:
     """Read `pairs` from `results` and print their accuracy, perplexity, recovered share and state."""
     show(studies.read(results, pairs), console)
 
 
-def show(study, console):
+def show(study: studies.Study, console: Console) -> None:
     """Print the table of a `Study`.
 
     A terminal too narrow for the whole table gets one table per metric, with long names wrapped. A pipe or a file gets
@@ -24,7 +36,7 @@ def show(study, console):
     """
     from rich.measure import Measurement
 
-    def width_of(table):
+    def width_of(table: Table) -> Measurement:
         # rich caps a measurement at the console's width; a large max_width gives the width the table really needs
         return Measurement.get(console, console.options.update(max_width=10_000), table)
 
@@ -41,7 +53,7 @@ def show(study, console):
         console.print(part)
 
 
-def table(study, metrics, fold=False, with_state=True):
+def table(study: studies.Study, metrics: Sequence[Metric], fold: bool = False, with_state: bool = True) -> Table:
     """Return the `rich.table.Table` of a study's pairs; `fold` wraps long names over several lines."""
     from rich import box
     from rich.table import Table
@@ -71,7 +83,7 @@ def table(study, metrics, fold=False, with_state=True):
     return grid
 
 
-def _state(pair):
+def _state(pair: studies.Pair) -> Text:
     from rich.text import Text
 
     state = Text(pair.state, style=STYLES.get(pair.state, ""))
@@ -80,18 +92,18 @@ def _state(pair):
     return state
 
 
-def _caption(metrics):
+def _caption(metrics: Sequence[Metric]) -> str | None:
     names = " and ".join(printable(metric.label) for metric in metrics)
     return f"{names}: dense, pruned, fine-tuned, and the recovered share of what pruning lost" if names else None
 
 
-def _cells(pair, metric):
+def _cells(pair: studies.Pair, metric: Metric) -> list[str]:
     values = ["" if value is None else metric.shown(value) for value in pair.values(metric).values()]
     recovered = ((pair.measured(metric) or {}).get("recovered") or {}).get("value")
     return [*values, "" if recovered is None else f"{100 * recovered:.0f} %"]
 
 
-def tally(study):
+def tally(study: studies.Study) -> str:
     """Return one line that counts the pairs by state: done, running, waiting, failed, stopped."""
     states = [pair.state for pair in study.pairs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STYLES if state in states)
@@ -100,7 +112,7 @@ def tally(study):
     )
 
 
-def ablations(results):
+def ablations(results: PathLike) -> Iterator[str]:
     """Yield the lines that describe each ablation under `results`.
 
     The first line counts the jobs by state and names those that run and the report; one line for each failed or

@@ -3,15 +3,25 @@
 Each function draws into a figure and returns None, or returns a sentence that says why there is nothing to draw.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from coppice.render import formatting
 from coppice.render.plotting import elements
 from coppice.render.plotting.style import BLUE, INK, MARKERS, ORANGE, PURPLE, WIDTH
 from coppice.stats import metrics
 
 from . import drawing
+from .study_records import Study
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 
-def candidates(figure, study, frames):
+def candidates(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw every candidate of each model by two metrics, the Pareto front and the selected candidates."""
     frame = frames["candidates"]
     up, across = metrics.axes_of(frame.columns)
@@ -30,7 +40,7 @@ def candidates(figure, study, frames):
     return None
 
 
-def training(figure, study, frames):
+def training(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the training and validation loss of every pair, one panel per model."""
     names = [name for name in study.models if any(pair.history for pair in study.pairs_of(name))]
     if not names:
@@ -59,7 +69,7 @@ def training(figure, study, frames):
     return None
 
 
-def cost(figure, study, frames):
+def cost(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the time of every stage, summed over its jobs, and the peak memory of each job."""
     jobs = frames["jobs"]
     if jobs.empty:

@@ -5,9 +5,11 @@ Reads only records and samples of evaluations, pairs them item by item, and writ
 """
 
 import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from coppice.core import mirror, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.render import formatting
 from coppice.stats import metrics, paired_stats, pairing
@@ -21,13 +23,22 @@ DENSE, PRUNED, FINETUNED = range(3)
 FEW_WINDOWS = 20  # bootstrap intervals over fewer windows of text are not reliable
 
 
-def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=None):
+def compare(
+    identity: Record,
+    evaluations: Mapping[str, Path],
+    selection: PathLike,
+    finetuning: PathLike,
+    output: Mapping[str, PathLike],
+    seed: int = 0,
+    seeds: Mapping[int, Path] | None = None,
+) -> None:
     """Compare the three evaluations of one model and config, and write both files.
 
     Args:
         identity: {model, config}.
         evaluations: stage -> folder of its evaluation.
-        selection, finetuning: paths of the records of these stages.
+        selection: path of selection_info.json.
+        finetuning: path of finetuning_config.json.
         output: {record, report}, the files to write.
         seed: of the bootstrap.
         seeds: seed -> folder of the evaluation of the model fine-tuned with it, including the first seed; None if the
@@ -67,17 +78,17 @@ def compare(identity, evaluations, selection, finetuning, output, seed=0, seeds=
     logger.info("%s", output["report"])
 
 
-def _record_of(folder):
+def _record_of(folder: Path) -> Path:
     """Return the path of the record of the evaluation in `folder`."""
     return Path(folder) / "evaluation_results.json"
 
 
-def _again(*files):
+def _again(*files: Path) -> str:
     """Return the remedy that error messages end with: to make these records again."""
     return f"delete {formatting.listed(map(mirror.origin_of, files))} and run snakemake again"
 
 
-def check_alike(results: dict[str, dict], files: dict[str, Path]) -> None:
+def check_alike(results: Mapping[str, Record], files: Mapping[str, Path]) -> None:
     """Raise CoppiceError if evaluations differ in protocol, tasks or data.
 
     Args:
@@ -110,7 +121,9 @@ def check_alike(results: dict[str, dict], files: dict[str, Path]) -> None:
             raise CoppiceError(f"{where}the {stage} and the dense model were evaluated on different rows; {again}")
 
 
-def _check_models(identity, results, chosen, trained, files):
+def _check_models(
+    identity: Record, results: Mapping[str, Record], chosen: Record, trained: Record, files: Mapping[str, Path]
+) -> None:
     """Raise CoppiceError if a record is of another model or config, or of other weights or another adapter.
 
     files: the paths of all these records, for the messages.
@@ -129,15 +142,15 @@ def _check_models(identity, results, chosen, trained, files):
             f"{files['pruned']}: the model evaluated as pruned has the dense model's weights; check that candidate "
             f"{chosen['candidate']} is not the dense model, then {_again(files['pruned'])}"
         )
-    for what, record, found in (
+    for what, key, found in (
         ("evaluated as pruned", "pruned", weights["pruned"]),
         ("evaluated as finetuned", "finetuned", weights["finetuned"]),
         ("fine-tuned", "fine-tuning", trained["provenance"]["fingerprints"]["weights"]),
     ):
         if found != chosen["weights_fingerprint"]:
             raise CoppiceError(
-                f"{files[record]}: the checkpoint that was {what} is not the selected one ({chosen['candidate']}); "
-                f"{_again(files[record])}"
+                f"{files[key]}: the checkpoint that was {what} is not the selected one ({chosen['candidate']}); "
+                f"{_again(files[key])}"
             )
     if not prints["finetuned"]["adapter"]:
         raise CoppiceError(
@@ -151,10 +164,10 @@ def _check_models(identity, results, chosen, trained, files):
         )
 
 
-def _compared(results, folders, seed):
+def _compared(results: Mapping[str, Record], folders: Sequence[Path], seed: int) -> Record:
     """Return section -> what the record holds of its metrics: by data set, or of a mean, None if it is of nothing."""
     entries = [entry for entry in reversed(metrics.METRICS) if entry.section in results["dense"]]
-    sections = {entry.section: None if entry.mean_of else {} for entry in entries}
+    sections: Record = {entry.section: None if entry.mean_of else {} for entry in entries}
     drawn = {}  # (section, data set) -> bootstrap, which a mean over data sets uses again
     for metric in metrics.found_in(results["dense"], entries):
         if metric.mean_of:
@@ -173,13 +186,13 @@ def _compared(results, folders, seed):
     return sections
 
 
-def _part(metric, results, paired):
+def _part(metric: metrics.Metric, results: Mapping[str, Record], paired: paired_stats.Paired) -> Record:
     """Return the values of a metric at the three stages, its changes, and its recovered fraction if reports show it."""
     values = [float(value) for value in paired.values]
     if metric.log:  # an evaluation holds the value of the whole text, which rounds differently
         values = [metric.value(results[stage]) for stage in STAGES]
     change, higher = paired_stats.change(paired, PRUNED, FINETUNED), metric.higher_is_better
-    part = dict(zip(STAGES, values, strict=True))
+    part: Record = dict(zip(STAGES, values, strict=True))
     part |= {key: metric.part(results["dense"])[key] for key in metric.facts} | {"change": change}
     if metric.log:
         part["change_percent"] = 100 * change["value"] / values[PRUNED]
@@ -191,13 +204,13 @@ def _part(metric, results, paired):
     return part
 
 
-def _correct(tasks):
+def _correct(tasks: Collection[Record]) -> None:
     """Add the corrected p-value and the verdict to each task: with several tasks, some p-value is small by chance."""
     for task, p in zip(tasks, paired_stats.holm([task["p"] for task in tasks]), strict=True):
         task |= {"p_holm": p, "verdict": paired_stats.verdict(task["change"]["value"], p)}
 
 
-def _extremes(tasks):
+def _extremes(tasks: Mapping[str, Record] | None) -> dict[str, str] | None:
     """Return the tasks with the largest and the smallest signed change."""
     if not tasks:
         return None
@@ -205,7 +218,7 @@ def _extremes(tasks):
     return {"largest": ordered[-1], "smallest": ordered[0]}
 
 
-def _generations(results):
+def _generations(results: Mapping[str, Record]) -> list[dict[str, str]]:
     """Return [{prompt, dense, pruned, finetuned}] for the prompts that all three models answered."""
     answers = {
         stage: {one["prompt"]: one["text"] for one in result.get("generations") or []}
@@ -218,7 +231,7 @@ def _generations(results):
     ]
 
 
-def _over_seeds(results, dense, folders):
+def _over_seeds(results: Mapping[str, Record], dense: Path, folders: Mapping[int, Path]) -> Record:
     """Return mean and spread of every metric over repeated trainings, with the seed as a random factor.
 
     The result is {seeds, metrics}. `metrics` maps each metric to `paired_stats.over_seeds` of the fine-tuned models'
@@ -241,7 +254,7 @@ def _over_seeds(results, dense, folders):
     return {"seeds": list(folders), "metrics": found}
 
 
-def _cost(results, trained):
+def _cost(results: Mapping[str, Record], trained: Record) -> Record:
     """Return seconds, tokens and peak memory of the training and of the three evaluations."""
     return {
         "training_seconds": trained["seconds"],
@@ -253,7 +266,7 @@ def _cost(results, trained):
     }
 
 
-def _warnings(record, results, trained):
+def _warnings(record: Record, results: Mapping[str, Record], trained: Record) -> list[str]:
     """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
     shown = metrics.found_in(record, reversed(metrics.METRICS))

@@ -1,16 +1,25 @@
 """Render `comparison_report.txt` as plain text, from the record of a comparison."""
 
-import io
+from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from coppice.core.aliases import Estimate, Record
 from coppice.core.errors import printable
 from coppice.render import formatting
 from coppice.stats import metrics
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table
 
 WIDTH = 100
 STAGES = ("dense", "pruned", "finetuned")
 
 
-def render(record: dict) -> str:
+def render(record: Record) -> str:
     """Return the report as text, at most 100 columns wide."""
     from rich.console import Console
 
@@ -45,7 +54,7 @@ def render(record: dict) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def _subject(record):
+def _subject(record: Record) -> str:
     """Return the lines about what is compared: the candidate, how it was pruned and selected, and its size."""
     dense, pruned = record["parameters"]["dense"], record["parameters"]["pruned"]
     chosen = record["selection"]
@@ -62,16 +71,16 @@ def _subject(record):
     )
 
 
-def _indented(text):
+def _indented(text: str | None) -> str:
     """Return `text` as a line that continues the one above; nothing if there is no text."""
     return f"            {text}\n" if text else ""
 
 
-def _plain(value):
+def _plain(value: object) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _table(*columns):
+def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -82,18 +91,18 @@ def _table(*columns):
     return table
 
 
-def _by_interval(entries):
+def _by_interval(entries: Iterable[metrics.Metric]) -> str:
     """Return the words for the metrics whose verdict depends on an interval."""
     return formatting.listed([*(entry.kind for entry in entries if entry.reported and not entry.mean_of), "the mean"])
 
 
-def _changes(record, entry, mean):
+def _changes(record: Record, entry: metrics.Metric, mean: metrics.Metric | None) -> Table:
     """Return the table of a metric on every data set: its value at each stage and what fine-tuning changed.
 
     entry: of `METRICS`; mean: the entry of the mean over these data sets, which ends the table, or None.
     """
     shares, tested = entry.reported, entry.right_or_wrong
-    columns = [
+    columns: list[tuple[str, JustifyMethod, bool]] = [
         (entry.dataset, "left", True),
         ("metric", "left", "metric" in entry.facts),
         ("n", "right", "n" in entry.facts),
@@ -131,18 +140,18 @@ def _changes(record, entry, mean):
     return table
 
 
-def _probability(p):
+def _probability(p: float | None) -> str:
     return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
-def _notes(record, entry):
+def _notes(record: Record, entry: metrics.Metric) -> str:
     """Return why a recovered fraction is undefined or has no interval: the table has no room for the reason."""
     parts = {metric.name: metric.part(record) for metric in metrics.found_in(record, [entry]) if metric.reported}
     notes = {name: part["recovered"]["note"] for name, part in parts.items()}
     return "".join(f"recovered on {name}: {note}\n" for name, note in notes.items() if note)
 
 
-def _mean(record, entry):
+def _mean(record: Record, entry: metrics.Metric) -> str:
     """Return the lines below the table of a mean's parts: its recovered share, and the parts that changed most."""
     extremes, parts = record["extremes"], record[entry.mean_of]
     changes = {name: entry.shown(parts[name]["change"]["value"], "+") for name in extremes.values()}
@@ -153,21 +162,21 @@ def _mean(record, entry):
     )
 
 
-def _level(metric, value, sign="", digits=None):
+def _level(metric: metrics.Metric, value: float, sign: str = "", digits: int | None = None) -> str:
     """Return a value in its unit as text: a large one has no decimals."""
     value, digits = metric.scale * value, metric.digits if digits is None else digits
     return f"{value:{sign}.{digits if abs(value) < 1000 else 0}f}" if abs(value) < 1e6 else f"{value:{sign}.1e}"
 
 
-def _change(metric, change):
+def _change(metric: metrics.Metric, change: Estimate) -> str:
     """Return a change as text, with its interval if it has one."""
     value, bounds = _level(metric, change["value"], "+"), change["interval"]
     return f"{value} [{', '.join(_level(metric, bound, '+') for bound in bounds)}]" if bounds else value
 
 
-def _seeds(seeds):
+def _seeds(seeds: Record) -> Table:
     """Return the table of every metric by seed, with mean and standard deviation."""
-    columns = [(f"seed {seed}", "right") for seed in seeds["seeds"]]
+    columns: list[tuple[str, JustifyMethod]] = [(f"seed {seed}", "right") for seed in seeds["seeds"]]
     table = _table(("metric", "left"), *columns, ("mean", "right"), ("sd", "right"))
     for name, part in seeds["metrics"].items():
         metric = metrics.named(name)
@@ -178,7 +187,7 @@ def _seeds(seeds):
     return table
 
 
-def _share(recovered, noted=True):
+def _share(recovered: Estimate, noted: bool = True) -> str:
     note = f" ({recovered['note']})" if noted else ""
     if recovered["value"] is None:
         return f"undefined{note}"
@@ -188,7 +197,7 @@ def _share(recovered, noted=True):
     return f"{text} [{100 * recovered['interval'][0]:.0f}, {100 * recovered['interval'][1]:.0f}]"
 
 
-def _cost(cost):
+def _cost(cost: Record) -> str:
     evaluations = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["evaluation_seconds"].items())
     return (
         f"Cost        training: {cost['training_seconds']:.0f} s, {cost['training_tokens']:,} tokens, "

@@ -7,16 +7,19 @@ one computes only what is new, and if every part exists, the model is not loaded
 
 import logging
 import math
+from collections.abc import Mapping
 
 from coppice import data, models
 from coppice.core import fingerprints, records
+from coppice.core.aliases import Record
 from coppice.models import chat_clock, cost
 from coppice.stats import stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
 from . import generation, guards, perplexity, zero_shot
 from .evaluation_request import EvaluationRequest
-from .parts import Parts
+from .parts import Computed, Parts
+from .perplexity import Protocol
 from .subject import Subject
 
 __all__ = ["EVALUATORS", "Evaluate", "EvaluationRequest", "average", "evaluate", "summary"]
@@ -48,12 +51,12 @@ def evaluate(request: EvaluationRequest) -> None:
     logger.info("%s", summary(identity | record))
 
 
-def average(tasks):
+def average(tasks: Mapping[str, Record]) -> float | None:
     """Return the unweighted mean of the tasks' values, each under its own metric, or None if there is no task."""
     return math.fsum(result["value"] for result in tasks.values()) / len(tasks) if tasks else None
 
 
-def summary(record):
+def summary(record: Record) -> str:
     """Return one line with the evaluated model, its mean accuracy and its perplexities."""
     texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record.get("perplexity", {}).items())
     accuracy = f"mean accuracy {record['average_acc']:.4f}" if record.get("average_acc") is not None else "no tasks"
@@ -61,7 +64,7 @@ def summary(record):
     return f"{who}: {accuracy}; perplexity {texts or 'not measured'}"
 
 
-def _common(source, model_fingerprints):
+def _common(source: models.Source, model_fingerprints: Mapping[str, str | None]) -> Record:
     """Return the facts that decide the numbers of every part, for the keys of the parts."""
     versions = records.versions()
     return {
@@ -84,13 +87,15 @@ class _Evaluation:
         used: dataset -> fingerprint of the rows that were used.
     """
 
-    def __init__(self, request, parts):
+    def __init__(self, request: EvaluationRequest, parts: Parts) -> None:
         self.subject, self.parts, self.prompt = Subject(request.source, request.adapter), parts, request.prompt
         self.settings, self.datasets = request.settings, request.datasets
         self.purpose, self.seed = request.purpose, request.seed
-        self.losses, self.samples, self.used = {}, {}, {}
+        self.losses: Record = {}
+        self.samples: dict[str, list[Record]] = {}
+        self.used: dict[str, str] = {}
 
-    def run(self):
+    def run(self) -> Record:
         """Return the record, of all evaluators that apply to the kind of model."""
         sizes, _ = self.parts.part("sizes", "model", {}, lambda: (self.subject.sizes(), None))
         record = dict(sizes)
@@ -98,7 +103,7 @@ class _Evaluation:
             record = record | EVALUATORS[name](self)
         return record
 
-    def perplexity(self):
+    def perplexity(self) -> Record:
         """Return the perplexity of each text, under each protocol."""
         protocols = perplexity.protocols(self.settings.perplexity)
         first, *more = [self._texts(protocol, index) for index, protocol in enumerate(protocols)]
@@ -107,7 +112,7 @@ class _Evaluation:
         others = {name: _without_losses(texts) for name, texts in named.items()}
         return {"perplexity": _without_losses(first), "perplexity_more": others}
 
-    def _texts(self, protocol, index):
+    def _texts(self, protocol: Protocol, index: int) -> dict[str, Record]:
         """Return text -> result with `window_losses` under one protocol."""
         results = {}
         for name in self.settings.perplexity.datasets:
@@ -121,7 +126,7 @@ class _Evaluation:
             )
         return results
 
-    def _text(self, name, protocol, role, split):
+    def _text(self, name: str, protocol: Protocol, role: str, split: str) -> Computed:
         rows = data.texts(self.datasets[name], role)
         result, losses = perplexity.measure(
             self.subject.model, self.subject.tokenizer, rows, name, protocol, split=split
@@ -129,7 +134,7 @@ class _Evaluation:
         logger.info("perplexity on %s (%s): %.3f (%d tokens)", name, protocol.name, result["value"], result["tokens"])
         return result | {"window_losses": losses}, None
 
-    def zero_shot(self):
+    def zero_shot(self) -> Record:
         """Return the accuracies of tasks and their mean, and the other results.
 
         Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
@@ -143,7 +148,7 @@ class _Evaluation:
             logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
         return {"zero_shot": accuracies, "other_tasks": others, "average_acc": average(accuracies)}
 
-    def _task_facts(self, name):
+    def _task_facts(self, name: str) -> Record:
         """Return what decides a task's scores. The metric is not part of it, because every metric is stored."""
         choice, engine = self.settings.zero_shot, self.settings.engine
         rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
@@ -155,32 +160,32 @@ class _Evaluation:
         # The batch size changes the last digits of the harness's scores; the prefix tree does not use this setting.
         return facts | ({"batch_size": self.settings.batch_size} if engine == "lm-eval" else {})
 
-    def _task(self, name):
+    def _task(self, name: str) -> Computed:
         engine = self.settings.engine
         lm = self.subject.language_model(engine, self.settings.batch_size)
         facts, rows = zero_shot.measure(lm, name, self.datasets[name], self.purpose, self.settings.zero_shot, self.seed)
         return facts | {"engine": self.subject.engine_of(engine)}, rows
 
-    def generation(self):
+    def generation(self) -> Record:
         """Return the model's answers to the questions under `generation`, asked in its prompt format."""
         wanted, subject = self.settings.generation, self.subject
         if not wanted.prompts:
             return {"generations": []}
         facts = wanted.model_dump() | {"form": self.prompt}
 
-        def ask():
+        def ask() -> Computed:
             options = wanted.prompts, self.prompt, wanted.new_tokens
             return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
 
         return {"generations": self.parts.part("generation", "prompts", facts, ask)[0]["answers"]}
 
-    def merge(self):
+    def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
         if self.subject.adapter is None:
             return {"merge_drift": None}
         return {"merge_drift": self.parts.part("merge", "adapter", {}, lambda: (self.subject.merge(), None))[0]}
 
-    def cost(self):
+    def cost(self) -> Record:
         """Return what the merged model costs to run."""
         subject, wanted = self.subject, self.settings.cost
         if not wanted.enabled:
@@ -201,5 +206,5 @@ EVALUATORS = {
 }
 
 
-def _without_losses(texts):
+def _without_losses(texts: Mapping[str, Record]) -> dict[str, Record]:
     return {name: {k: v for k, v in result.items() if k != "window_losses"} for name, result in texts.items()}

@@ -1,16 +1,30 @@
 """Generate a model's answers to a few questions, to be read in the report; no number depends on them."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from coppice import models
+from coppice.core.aliases import Record
 from coppice.data import prompts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def answers(model, tokenizer, questions, prompt, new_tokens):
+    from coppice.models.kinds import LoadedModel
+
+
+def answers(
+    model: LoadedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], prompt: str, new_tokens: int
+) -> list[Record]:
     """Return [{prompt, text}] with the greedy continuation of each question.
 
     The text is None if the question leaves no room in the model's context.
 
     Args:
-        model, tokenizer: a causal language model and its tokenizer.
+        model: a causal language model.
+        tokenizer: its tokenizer.
         questions: list of strings.
         prompt: prompt format: alpaca, chat or none.
         new_tokens: largest number of tokens to generate per question.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from coppice import models
 from coppice.core import records
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
 # Methods that may leave the parameter count unchanged: an imported model may have been pruned in any way, and
@@ -11,7 +12,7 @@ from coppice.core.errors import CheckpointError
 SAME_SIZE = ("imported", "unstructured")
 
 
-def check_adapter(folder, weights):
+def check_adapter(folder: PathLike, weights: str | None) -> None:
     """Raise CheckpointError if an adapter's files (fingerprint `weights`) are not those that its training wrote."""
     record = Path(folder) / "finetuning_config.json"
     if not record.is_file():  # not trained by this workflow, so there is nothing to compare with
@@ -24,7 +25,7 @@ def check_adapter(folder, weights):
         )
 
 
-def check_pruned(folder, weights, candidate, dense):
+def check_pruned(folder: PathLike, weights: str | None, candidate: PathLike, dense: PathLike) -> None:
     """Raise CheckpointError if a pruned checkpoint is the dense model or not the expected candidate.
 
     A structurally pruned model must also have fewer parameters than the dense model.

@@ -8,9 +8,13 @@ result of another model, other data or another method is never reused, because i
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
+
+Computed = tuple[Record, list[Record] | None]  # the result of a part, and its samples: one record per item
 
 logger = logging.getLogger("coppice.evaluation")
 
@@ -28,17 +32,20 @@ class Parts:
         common: facts that go into every key.
     """
 
-    def __init__(self, folder, common):
+    def __init__(self, folder: PathLike, common: Record) -> None:
+        """Keep the parts in `folder`."""
         self.folder, self.common = Path(folder), common | {"parts_protocol": PROTOCOL}
-        self.used, self.runs = set(), []
+        self.used: set[str] = set()
+        self.runs: list[Record] = []
 
-    def part(self, kind, name, facts, compute):
+    def part(self, kind: str, name: str, facts: Record, compute: Callable[[], Computed]) -> Computed:
         """Return (result, samples) of a part, from its files if they exist, else from `compute()`, and store it.
 
         Args:
-            kind, name: what the part is, e.g. "task", "piqa".
+            kind: what the part is, such as "task".
+            name: which one it is, such as "piqa".
             facts: what decides its numbers, besides the common facts.
-            compute: returns (result, a JSON-able dict; samples, a list of one dict per item, or None).
+            compute: measures the part; called only if no file holds it.
         """
         identity = {"kind": kind, "name": name, "facts": facts}
         key = records.digest(self.common | identity)
@@ -53,7 +60,7 @@ class Parts:
         self.runs.append(content["run"])
         return content["result"], samples
 
-    def _write(self, key, content, samples):
+    def _write(self, key: str, content: Record, samples: list[Record] | None) -> Record:
         """Store a part and return its record, which is written last so that a part is never found half-written."""
         if samples is not None:
             import pandas
@@ -64,7 +71,7 @@ class Parts:
         records.write(self.folder / f"{key}.json", content)
         return content
 
-    def _read(self, key):
+    def _read(self, key: str) -> Computed | None:
         """Return (record, samples) of a finished part, or None if it does not exist or is damaged."""
         path = self.folder / f"{key}.json"
         if not path.is_file():
@@ -84,13 +91,13 @@ class Parts:
 
         return content, pandas.read_parquet(samples).to_dict("records")
 
-    def discard_unused(self):
+    def discard_unused(self) -> None:
         """Delete the parts that this evaluation did not use: those of other settings, weights or data."""
         for path in self.folder.glob("*"):
             if path.stem not in self.used and not path.is_dir():  # parts are files; a folder here is somebody else's
                 path.unlink()
 
-    def run(self):
+    def run(self) -> Record:
         """Return what the used parts took together: devices, most threads, summed seconds, peak bytes."""
         peaks = {}
         for run in self.runs:

@@ -16,17 +16,30 @@ word to the token that covers its last character. The unscored first tokens of w
 nor in the words and bytes.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from coppice import models
 from coppice.core import logs
+from coppice.core.aliases import Record
 from coppice.core.errors import DataError
 from coppice.models import kinds
 from coppice.study.settings.sections.evaluate import Perplexity
+from coppice.study.settings.sections.evaluate import Protocol as OwnProtocol
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from coppice.models.kinds import LoadedModel
+
+Span = tuple[int, int]  # (begin, end) of a token in the characters of the text
 
 logger = logging.getLogger("coppice.perplexity")
 
@@ -45,20 +58,20 @@ class Protocol:
     name: str
     seq_len: int
     stride: int
-    join: dict = field(default_factory=lambda: {"": "\n\n"})
-    role: dict = field(default_factory=lambda: {"": "report"})
+    join: dict[str, str] = field(default_factory=lambda: {"": "\n\n"})
+    role: dict[str, str] = field(default_factory=lambda: {"": "report"})
     bos: bool = False
 
-    def join_of(self, dataset):
+    def join_of(self, dataset: str) -> str:
         """Return the string between two rows of `dataset`."""
         return self.join.get(dataset, self.join[""])
 
-    def role_of(self, dataset, purpose):
+    def role_of(self, dataset: str, purpose: str) -> str:
         """Return the role of `dataset` to score: the protocol's own for the report, always another for selection."""
         report = self.role.get(dataset, self.role[""])
         return report if purpose == "report" else OTHER_ROLE[report]
 
-    def facts(self, dataset, purpose="report"):
+    def facts(self, dataset: str, purpose: str = "report") -> Record:
         """Return everything that decides what is scored of `dataset`, for the key of a part."""
         return {
             "protocol": self.name,
@@ -89,14 +102,14 @@ def protocols(settings: Perplexity) -> list[Protocol]:
     return [_protocol(name, settings.protocols.get(name), settings.bos) for name in found]
 
 
-def _protocol(name, own, bos):
+def _protocol(name: str, own: OwnProtocol | None, bos: bool) -> Protocol:
     if own is None:
         return replace(PROTOCOLS[name], bos=bos)
     begins = bos if own.bos is None else own.bos
     return Protocol(name, own.seq_len, own.stride or own.seq_len, {"": own.join}, {"": own.role}, begins)
 
 
-def encode(tokenizer, rows, join):
+def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[str], join: str) -> torch.Tensor:
     """Return the token ids [T] of `rows` joined by `join`, without special tokens: `windows` adds BOS if wanted."""
     import torch
 
@@ -107,12 +120,12 @@ def encode(tokenizer, rows, join):
 class Window(NamedTuple):
     """Input ids [L], the number of scored targets (the last ones), and the window's end in the tokens of the text."""
 
-    ids: object
+    ids: torch.Tensor
     scored: int
     end: int
 
 
-def windows(ids, seq_len, stride, bos=None):
+def windows(ids: torch.Tensor, seq_len: int, stride: int, bos: int | None = None) -> Iterator[Window]:
     """Yield windows (`Window`) of token ids [T].
 
     Each window scores the targets that no earlier window scored. A text shorter than one window gives one window.
@@ -138,11 +151,20 @@ def windows(ids, seq_len, stride, bos=None):
         yield Window(piece, scored, end)
 
 
-def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
+def measure(
+    model: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[str],
+    dataset: str,
+    protocol: Protocol,
+    bos: bool | None = None,
+    split: str | None = None,
+) -> tuple[Record, list[Record]]:
     """Measure the perplexity of `rows` under `protocol`.
 
     Args:
-        model, tokenizer: a causal language model and its tokenizer.
+        model: a causal language model.
+        tokenizer: its tokenizer.
         rows: list of strings.
         dataset: name of the dataset, for the protocol and messages.
         protocol: a `Protocol`.
@@ -164,7 +186,7 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
             "evaluate.perplexity.bos: is true, but the model's tokenizer has no BOS token. Set it to false."
         )
     join = protocol.join_of(dataset)
-    facts = {"name": protocol.name, "split": split, "join": join}
+    facts: Record = {"name": protocol.name, "split": split, "join": join}
     facts |= _geometry(protocol, models.context_length(model), bos, dataset)
     text = join.join(rows)
     ids, spans = _encode(tokenizer, text)
@@ -180,13 +202,13 @@ def measure(model, tokenizer, rows, dataset, protocol, bos=None, split=None):
     value = _exp(total / tokens) or math.inf
     if not math.isfinite(value):
         raise models.broken(model, f"the perplexity on {dataset} is {value}")
-    result = {"value": value, "nll_per_token": total / tokens, "tokens": tokens}
+    result: Record = {"value": value, "nll_per_token": total / tokens, "tokens": tokens}
     result |= {"windows": len(pieces)} | _normalised(total, text, spans, pieces) | {"protocol": facts}
     each = zip(losses, pieces, strict=True)
     return result, [{"nll_per_token": loss, "tokens": piece.scored} for loss, piece in each]
 
 
-def _geometry(protocol, context, bos, dataset):
+def _geometry(protocol: Protocol, context: int, bos: bool, dataset: str) -> Record:
     """Return {seq_len, stride, bos} as used, with `requested_seq_len` if the model's context is shorter.
 
     The stride shrinks in proportion to the length, so that windows overlap by the same share.
@@ -205,7 +227,7 @@ def _geometry(protocol, context, bos, dataset):
     return used | {"requested_seq_len": protocol.seq_len}
 
 
-def _encode(tokenizer, text):
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[torch.Tensor, list[Span] | None]:
     """Return the token ids [T] of a text and the (begin, end) characters of each token, or None for the latter."""
     import torch
 
@@ -214,7 +236,7 @@ def _encode(tokenizer, text):
     return torch.tensor(found["input_ids"], dtype=torch.long), found["offset_mapping"] if has_offsets else None
 
 
-def _normalised(total, text, spans, pieces):
+def _normalised(total: float, text: str, spans: list[Span] | None, pieces: Sequence[Window]) -> Record:
     """Return the summed loss `total` (nats) per word and per byte of the scored text (see the module docstring)."""
     keys = ("words", "bytes", "word_perplexity", "byte_perplexity", "bits_per_byte")
     if spans is None:
@@ -229,7 +251,7 @@ def _normalised(total, text, spans, pieces):
     }
 
 
-def scored_text(text, spans, pieces):
+def scored_text(text: str, spans: Sequence[Span], pieces: Sequence[Window]) -> tuple[int, int]:
     """Return the numbers of (words, UTF-8 bytes) in the scored part of `text`.
 
     Args:
@@ -252,12 +274,12 @@ def scored_text(text, spans, pieces):
     return int(scored[lasts].sum()), int(sizes[scored].sum())
 
 
-def _exp(value):
+def _exp(value: float) -> float | None:
     """Return exp of `value`, or None if it overflows."""
     return None if value >= LARGEST_EXPONENT else math.exp(value)
 
 
-def _window_losses(model, pieces, label):
+def _window_losses(model: LoadedModel, pieces: Sequence[Window], label: str) -> list[float]:
     """Return the mean negative log-likelihood, in nats, of the scored tokens of each window."""
     import torch
 
@@ -277,7 +299,7 @@ def _window_losses(model, pieces, label):
     return losses
 
 
-def _by_length(group):
+def _by_length(group: Iterable[Window]) -> list[list[Window]]:
     """Split consecutive windows into runs of equal length, which can be stacked; only the last can be shorter."""
     runs = []
     for piece in group:

@@ -1,11 +1,22 @@
 """The model under evaluation, loaded only when first needed, because finished parts need no model."""
 
+from __future__ import annotations
+
 import logging
 import math
+from typing import TYPE_CHECKING
 
 from coppice import models
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError
 from coppice.models import kinds
+
+if TYPE_CHECKING:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
+
+    from coppice.models.kinds import LoadedModel
 
 logger = logging.getLogger("coppice.evaluation")
 
@@ -13,13 +24,16 @@ logger = logging.getLogger("coppice.evaluation")
 class Subject:
     """A checkpoint (`models.Source`) with or without an adapter, as `model`, `tokenizer` and `language_model`."""
 
-    def __init__(self, source, adapter=None):
+    def __init__(self, source: models.Source, adapter: PathLike | None = None) -> None:
+        """Take the checkpoint and the folder of an adapter, without loading them yet."""
         self.source, self.adapter = source, adapter
-        self._model = self._tokenizer = self._lm = None
+        self._model: LoadedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._lm: HFLM | None = None
         self._merged = False
 
     @property
-    def model(self):
+    def model(self) -> LoadedModel:
         """The model with its adapter beside the weights, as in training. Loads it if it is missing or merged."""
         if self._model is None or self._merged:
             self._model, self._merged = models.load(self.source, self.adapter), False
@@ -27,13 +41,13 @@ class Subject:
         return self._model
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint."""
         if self._tokenizer is None:
             self._tokenizer = models.tokenizer_of(self.source)
         return self._tokenizer
 
-    def language_model(self, engine, batch_size):
+    def language_model(self, engine: str, batch_size: int) -> HFLM:
         """Return the model as lm-eval's tasks use it. May fall back to the harness's backend (see `engine_of`)."""
         if self._lm is None:
             from . import zero_shot
@@ -41,11 +55,11 @@ class Subject:
             self._lm = zero_shot.language_model(self.model, self.tokenizer, engine, batch_size)
         return self._lm
 
-    def engine_of(self, engine):
+    def engine_of(self, engine: str) -> str:
         """Return the engine that really scored: "lm-eval" if the model cannot take the prefix tree's mask."""
         return engine if getattr(self._lm, "shares_prefixes", True) else "lm-eval"
 
-    def sizes(self):
+    def sizes(self) -> Record:
         """Return {parameters, adapter_parameters, adapter_effect}.
 
         Raises:
@@ -66,7 +80,7 @@ class Subject:
             )
         return facts | {"adapter_effect": effect}
 
-    def merge(self):
+    def merge(self) -> Record:
         """Merge the adapter into the weights and return how far this moves the logits.
 
         Merging cannot be undone: a later use of `model` loads the checkpoint again.
@@ -84,13 +98,13 @@ class Subject:
         self._model, self._lm, self._merged = merged, None, True
         return self._difference(before, self._logits())
 
-    def merged_model(self):
+    def merged_model(self) -> tuple[LoadedModel, bool]:
         """Return (the plain model as it would be deployed, True if an adapter is merged into it)."""
         if self.adapter is not None and not self._merged:
             self.merge()
         return (self._model, True) if self._merged else (self.model, False)
 
-    def _logits(self):
+    def _logits(self) -> torch.Tensor:
         """Return the outputs [probes * tokens, width] of the model in its present state, float32 on the CPU."""
         import torch
 
@@ -101,12 +115,12 @@ class Subject:
             found = [kind.outputs(model, probe).float().cpu().flatten(0, -2) for probe in kind.probes(model)]
         return torch.cat(found)
 
-    def _logits_without_adapter(self):
+    def _logits_without_adapter(self) -> torch.Tensor:
         with self._model.disable_adapter():
             return self._logits()
 
     @staticmethod
-    def _difference(first, second):
+    def _difference(first: torch.Tensor, second: torch.Tensor) -> Record:
         difference = (first - second).abs()
         return {
             "max_logit_difference": float(difference.max()),

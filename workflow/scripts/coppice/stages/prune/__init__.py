@@ -30,6 +30,8 @@ from .grid import Plan, resolve
 if TYPE_CHECKING:
     import torch
 
+    from coppice.models.kinds import LoadedModel
+
 __all__ = ["Plan", "PruneResult", "check_grid", "prune", "resolve"]
 
 
@@ -73,7 +75,7 @@ def check_grid(model: str, config: str | Path, grid: dict[str, dict[str, Any]]) 
 
 
 def prune(
-    model,
+    model: LoadedModel,
     point: dict[str, Any],
     batches: Iterable[torch.Tensor],
     *,

@@ -9,11 +9,16 @@ tokens per batch, each with 8 states of width 4096 and 4 of width 14336); and 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from coppice.core.aliases import Record
 from coppice.models.towers import Tower
+
+# What a block returns: the hidden state [B, T, width], or a tuple that begins with it
+BlockOutput = torch.Tensor | tuple[Any, ...]
 
 
 def visit_gradients(
@@ -43,7 +48,7 @@ def visit_gradients(
 class _Recorded:
     """One batch: the input of every block, in host memory, and the loss gradient at the output of the next block."""
 
-    def __init__(self, tower, batch, targets):
+    def __init__(self, tower: Tower, batch: torch.Tensor, targets: int) -> None:
         self.inputs, self.options = {}, {}
         blocks = tower.blocks
         hooks = [b.register_forward_pre_hook(self._keep(i), with_kwargs=True) for i, b in enumerate(blocks)]
@@ -56,18 +61,18 @@ class _Recorded:
                 hook.remove()
         self.gradient = self._loss_gradient(tower, batch, targets)
 
-    def _keep(self, index):
-        def hook(_block, args, kwargs):
+    def _keep(self, index: int) -> Callable[..., None]:
+        def hook(_block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record) -> None:
             options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
             self.inputs[index] = (args[0] if args else kwargs["hidden_states"]).cpu()
             self.options[index] = options
 
         return hook
 
-    def _keep_last(self, _block, _args, output):
+    def _keep_last(self, _block: nn.Module, _args: tuple[torch.Tensor, ...], output: BlockOutput) -> None:
         self.last = _state(output)
 
-    def _loss_gradient(self, tower, batch, targets):
+    def _loss_gradient(self, tower: Tower, batch: torch.Tensor, targets: int) -> torch.Tensor:
         """Return the loss gradient at the last block's output."""
         with torch.enable_grad():
             last = self.last.detach().requires_grad_(True)
@@ -76,10 +81,12 @@ class _Recorded:
         return last.grad.cpu()
 
 
-def _block_gradients(block, index, tensors, recorded):
+def _block_gradients(
+    block: nn.Module, index: int, tensors: Sequence[nn.Parameter], recorded: Sequence[_Recorded]
+) -> dict[nn.Parameter, torch.Tensor]:
     gradients = {tensor: torch.zeros_like(tensor, dtype=wide_dtype(tensor)) for tensor in tensors}
 
-    def take(tensor):
+    def take(tensor: nn.Parameter) -> None:
         # Autograd would sum the batches in the tensor's own dtype, and in half precision small terms would be lost.
         # Move each gradient into the wide sum as soon as it exists.
         gradients[tensor].add_(tensor.grad)
@@ -100,7 +107,7 @@ def _block_gradients(block, index, tensors, recorded):
     return gradients
 
 
-def _state(output):
+def _state(output: BlockOutput) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 

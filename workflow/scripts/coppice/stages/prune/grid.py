@@ -6,12 +6,17 @@ This lets the workflow reject a point that a model cannot take before any job st
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from coppice.core.aliases import Json, Record
 from coppice.core.errors import CheckpointError, SettingsError, nearest
 from coppice.models import kinds
 from coppice.models.towers import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 KEYS = {
     "depth": {"ratio", "consecutive"},
@@ -48,7 +53,7 @@ class Plan:
         return self.settings.get("importance") != "magnitude"
 
 
-def resolve(point: dict[str, Any], config) -> Plan:
+def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
     """Return the plan of one grid point for a model with this configuration.
 
     Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels and
@@ -94,7 +99,7 @@ def resolve(point: dict[str, Any], config) -> Plan:
     return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, towers[0])
 
 
-def _depth(point, ratio: float, tower: Anatomy) -> Plan:
+def _depth(point: Record, ratio: float, tower: Anatomy) -> Plan:
     consecutive = point.get("consecutive", False)
     if not isinstance(consecutive, bool):
         raise SettingsError(f"prune point {point}: 'consecutive' is {consecutive!r}, but must be true or false")
@@ -109,7 +114,7 @@ def _depth(point, ratio: float, tower: Anatomy) -> Plan:
     return Plan("depth", settings, {"layers": count}, {tower.blocks_key: layers - count})
 
 
-def _width(point, ratio: float, tower: Anatomy) -> Plan:
+def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
     importance, parts = _one_of(point, "importance", "taylor", IMPORTANCES["width"]), point.get("parts", ["mlp"])
     ranking = _one_of(point, "ranking", "uniform", RANKINGS)
     if not isinstance(parts, list | tuple) or not parts or not set(parts) <= set(PARTS):
@@ -136,7 +141,7 @@ def _width(point, ratio: float, tower: Anatomy) -> Plan:
     return Plan("width", settings, remove, changes, warnings)
 
 
-def _unstructured(point, ratio: float, tower: Anatomy) -> Plan:
+def _unstructured(point: Record, ratio: float, tower: Anatomy) -> Plan:
     importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
     pattern = _one_of(point, "pattern", None, PATTERNS)
     if pattern == "2:4" and ratio != 0.5:
@@ -155,7 +160,7 @@ def _unstructured(point, ratio: float, tower: Anatomy) -> Plan:
     return Plan("unstructured", settings, {}, {})
 
 
-def _one_of(point, key, default, valid):
+def _one_of(point: Record, key: str, default: str | None, valid: Sequence[str | None]) -> Json:
     value = point.get(key, default)
     if value not in valid:
         raise SettingsError(
@@ -165,7 +170,7 @@ def _one_of(point, key, default, valid):
     return value
 
 
-def _check_removes(point, remove, tower):
+def _check_removes(point: Record, remove: Mapping[str, int], tower: Anatomy) -> None:
     if not any(remove.values()):
         raise SettingsError(
             f"prune point {point}: nothing would be removed (the model has {_sizes(tower)}), so the candidate would "
@@ -191,7 +196,7 @@ def _kept_channels(ratio: float, width: int) -> int:
     return max(align, round(max(1, width - round(ratio * width)) / align) * align)
 
 
-def _removed_groups(point, ratio: float, tower: Anatomy) -> int:
+def _removed_groups(point: Record, ratio: float, tower: Anatomy) -> int:
     groups, config = _size(tower, "attention"), tower.config
     # The tolerance corrects products that come out just below an integer.
     count = math.floor(ratio * groups + 1e-9)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
 from . import anatomy, blockwise
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 
 def magnitude(tower: Tower, parts: Sequence[str]) -> dict[str, list[torch.Tensor]]:
@@ -45,10 +50,10 @@ def taylor(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) 
     """
     scores: dict[str, list] = {part: [None] * len(tower.blocks) for part in parts}
 
-    def tensors_of(block):
+    def tensors_of(block: nn.Module) -> list[nn.Parameter]:
         return [coupling.tensor for part in parts for coupling in tower.parts[part].couplings(block)]
 
-    def visit(index, gradients):
+    def visit(index: int, gradients: dict[nn.Parameter, torch.Tensor]) -> None:
         for part in parts:
             sums = anatomy.structure_sums(
                 tower.blocks[index], tower.parts[part], lambda w: (_wide(w.detach()) * gradients[w]).abs()
@@ -83,7 +88,7 @@ def column_norms(
     """Return the L2 norm of each layer's input columns over all calibration tokens: layer -> float32 [in_features]."""
     sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
 
-    def add(linear, args):
+    def add(linear: nn.Linear, args: tuple[torch.Tensor, ...]) -> None:
         sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
 
     _run_hooked(tower, batches, [linear.register_forward_pre_hook(add) for linear in linears])
@@ -106,8 +111,10 @@ def block_distances(
     sums = torch.zeros(len(layers) - span + 1, dtype=torch.float64)
     inputs: deque[torch.Tensor] = deque(maxlen=span)
 
-    def hook_for(index):
-        def hook(_block, args, kwargs, output):
+    def hook_for(index: int) -> Callable[..., None]:
+        def hook(
+            _block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record, output: blockwise.BlockOutput
+        ) -> None:
             inputs.append(args[0] if args else kwargs["hidden_states"])
             output = output[0] if isinstance(output, tuple) else output
             if index >= span - 1:
@@ -123,7 +130,7 @@ def block_distances(
     return (sums / sum(batch.numel() for batch in batches)).float()
 
 
-def _run_hooked(tower, batches, hooks):
+def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[RemovableHandle]) -> None:
     """Run the tower on all batches, then remove the hooks."""
     try:
         with _calibrating(tower.model), torch.no_grad():
@@ -140,7 +147,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _calibrating(model) -> Iterator[None]:
+def _calibrating(model: nn.Module) -> Iterator[None]:
     """Turn off dropout and gradients inside the context, then restore both; no gradients are left on the model."""
     training = model.training
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}

@@ -10,12 +10,12 @@ from coppice.models import estimates
 from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("coppice.finetuning")
 
 
-def checkpoints_activations(model: nn.Module, settings: TrainingSettings) -> bool:
+def checkpoints_activations(model: PreTrainedModel, settings: TrainingSettings) -> bool:
     """Return whether to recompute activations in the backward pass.
 
     The setting `gradient_checkpointing` decides; if it is null, activations are recomputed if they would take more than

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from coppice import models
 from coppice.core.errors import CoppiceError
@@ -24,7 +24,12 @@ from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from coppice.models.kinds import LoadedModel
+
+Model = TypeVar("Model", bound="LoadedModel")  # the class of a prepared model
+Before = TypeVar("Before")  # what `check_acts` and `save` need to know about the untrained model
 
 # Operations per parameter and token: of a forward pass, and the same again for the gradients of layers' inputs, and for
 # the gradients of their weights.
@@ -39,7 +44,7 @@ class DoesNotFit(CoppiceError):
     """The weights that are trained, with their gradients and optimizer, take more memory than the device has."""
 
 
-class Trained(ABC):
+class Trained(ABC, Generic[Model, Before]):
     """Which weights of a model are trained, and how they are saved.
 
     Attributes:
@@ -53,12 +58,12 @@ class Trained(ABC):
     @abstractmethod
     def prepare(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         kind: ModelKind,
         source: models.Source,
         settings: TrainingSettings,
         train: Sequence[Example],
-    ):
+    ) -> Model:
         """Return the model with exactly those weights trainable.
 
         Args:
@@ -70,10 +75,10 @@ class Trained(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, kind: ModelKind, settings: TrainingSettings) -> int:
+    def predict(self, model: PreTrainedModel, kind: ModelKind, settings: TrainingSettings) -> int:
         """Return how many parameters would be trained, from a model without weights (`models.skeleton`)."""
 
-    def counts(self, model: nn.Module) -> tuple[int, int]:
+    def counts(self, model: Model) -> tuple[int, int]:
         """Return (trainable parameters, all parameters) of a prepared model; a tied one counts once."""
         return sum(p.numel() for p in model.parameters() if p.requires_grad), models.parameters(model)
 
@@ -87,20 +92,22 @@ class Trained(ABC):
 
     @abstractmethod
     def before_training(
-        self, model: nn.Module, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
-    ) -> Any:
+        self, model: Model, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
+    ) -> Before:
         """Return what `check_acts` and `save` need to know about the untrained model."""
 
     @abstractmethod
-    def check_acts(self, model: nn.Module, kind: ModelKind, example: Example, before: Any) -> None:
+    def check_acts(self, model: Model, kind: ModelKind, example: Example, before: Before) -> None:
         """Raise CoppiceError if training changed no output for a training example."""
 
     @abstractmethod
-    def restore(self, model: nn.Module, checkpoint: Path, device: torch.device) -> None:
+    def restore(self, model: Model, checkpoint: Path, device: torch.device) -> None:
         """Load the trained weights in the folder of a checkpoint of this training into the model."""
 
     @abstractmethod
-    def save(self, model: nn.Module, tokenizer: Any, output: Path, before: Any, source: models.Source) -> None:
+    def save(
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, output: Path, before: Before, source: models.Source
+    ) -> None:
         """Write the trained weights and the tokenizer to the folder `folder(output)`."""
 
     @abstractmethod
@@ -125,7 +132,7 @@ class Objective(ABC):
 class CrossEntropy(Objective):
     """The model's own loss: for text, the negative log-likelihood of the target tokens."""
 
-    def summed_loss(self, engine, micro):
+    def summed_loss(self, engine: Engine, micro: MicroBatch) -> torch.Tensor:
         """Return the engine's loss."""
         return engine.summed_loss(micro)
 
@@ -134,7 +141,7 @@ class CrossEntropy(Objective):
 class Recovery:
     """A way to recover a pruned checkpoint."""
 
-    trained: Trained
+    trained: Trained[Any, Any]
     """Which weights change, and how they are saved."""
     objective: Objective
     """The loss that they minimize."""
@@ -144,7 +151,7 @@ class Recovery:
         return self.trained.operations * parameters + self.objective.operations
 
 
-def outputs_of(model: nn.Module, kind: ModelKind, example: Example) -> torch.Tensor:
+def outputs_of(model: LoadedModel, kind: ModelKind, example: Example) -> torch.Tensor:
     """Return a model's output for an example, without dropout, on the CPU."""
     import torch
 

@@ -3,20 +3,38 @@
 How a row becomes text is decided in `coppice.data.prompts`, and how text becomes inputs and labels by the model's kind.
 """
 
+from __future__ import annotations
+
 import logging
 import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from coppice import data
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
 from coppice.data import prompts
-from coppice.models.kinds import Row
+from coppice.models.kinds import Example, ModelKind, Row
+from coppice.study.settings.sections.finetune import TrainingData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Pair = tuple[str, int]  # (name of a data set, index of a row in it)
 
 logger = logging.getLogger("coppice.finetuning")
 
 
-def prepare(datasets, settings, prompt, tokenizer, seed, kind):
+def prepare(
+    datasets: Mapping[str, PathLike],
+    settings: TrainingData,
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    kind: ModelKind,
+) -> tuple[list[Example], list[Example] | None, Record]:
     """Return the training examples, the validation examples (None if there are none), and facts about both.
 
     Args:
@@ -72,7 +90,7 @@ def prepare(datasets, settings, prompt, tokenizer, seed, kind):
     return train, validation or None, facts
 
 
-def weights_of(dataset):
+def weights_of(dataset: str | Mapping[str, float]) -> dict[str, float]:
     """Return name -> fraction of the examples; `dataset` is one name, or a mapping of names to weights."""
     if isinstance(dataset, str):
         return {dataset: 1.0}
@@ -83,12 +101,14 @@ def weights_of(dataset):
 class _Source:
     """The train rows of one data set and how they are formatted."""
 
-    def __init__(self, name, record, prompt, tokenizer, kinds):
+    def __init__(
+        self, name: str, record: PathLike, prompt: str, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str]
+    ) -> None:
         self.name, table = name, data.load(record, "train")
         self.rows = table.to_list()
         self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name, kinds), prompt, tokenizer)
 
-    def formatted(self, index) -> Row:
+    def formatted(self, index: int) -> Row:
         """Return one row as the model reads it."""
         row, form = self.rows[index], self.formatter
         try:
@@ -105,20 +125,20 @@ class _Source:
             ) from error
 
 
-def _mixture(weights, sizes, seed):
+def _mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> list[Pair]:
     """Return (name, row) pairs in the proportions `weights`: as many as possible without repeating a row."""
     total = min(sizes[name] / share for name, share in weights.items())
     chosen = []
     for name, share in weights.items():
         count = min(sizes[name], round(total * share))
-        picked = range(sizes[name])
+        picked: Sequence[int] = range(sizes[name])
         if count < sizes[name]:
             picked = sorted(random.Random(f"mixture {name} {seed}").sample(picked, count))
         chosen += [(name, index) for index in picked]
     return chosen
 
 
-def _split(chosen, val_size, seed):
+def _split(chosen: Sequence[Pair], val_size: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Return (training rows, validation rows); `val_size` is a number of rows, or below 1 a fraction of them."""
     count = round(val_size * len(chosen)) if 0 < val_size < 1 else int(val_size)
     if count >= len(chosen):
@@ -127,13 +147,19 @@ def _split(chosen, val_size, seed):
             f"{len(chosen)}. Lower it."
         )
     held = set(random.Random(f"validation {seed}").sample(range(len(chosen)), count))
-    parts = ([], [])
+    parts: tuple[list[Pair], list[Pair]] = ([], [])
     for place, pair in enumerate(chosen):
         parts[place in held].append(pair)
     return parts
 
 
-def _encode(pairs, sources, tokenizer, kind, settings):
+def _encode(
+    pairs: Sequence[Pair],
+    sources: Mapping[str, _Source],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: ModelKind,
+    settings: TrainingData,
+) -> tuple[list[Example], int]:
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
     rows = [sources[name].formatted(index) for name, index in pairs]
     found = kind.examples(rows, tokenizer, settings.cutoff_len, settings.train_on_inputs)

@@ -1,13 +1,19 @@
 """The two objects that the steps of a training pass to each other: the job, and the model that is to be trained."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from coppice.core.aliases import Record
 from coppice.models import kinds
 
 from .base import Recovery
 from .training_request import TrainingRequest, TrainingSettings
+
+if TYPE_CHECKING:
+    from coppice.models.kinds import LoadedModel
 
 EXAMPLE_LOSSES_FILE = "validation_losses.json"
 RUNG_LOSS_FILE = "reached.json"
@@ -25,7 +31,7 @@ class Job:
     request: TrainingRequest
     settings: TrainingSettings
     key: str
-    prints: dict[str, Any]
+    prints: Record
     resume: Path | None = None
     token_limit: int = 0
 
@@ -38,7 +44,7 @@ class Learner:
     worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters.
     """
 
-    model: object
+    model: LoadedModel
     kind: kinds.ModelKind
     recovery: Recovery
     settings: TrainingSettings

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coppice import models
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
 from coppice.models import estimates
-from coppice.models.kinds import ModelKind
+from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings.sections.finetune import Lora as Adapter
 
 from . import base
 from .activations import checkpoints_activations
+from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    import torch
+    from peft import LoraConfig, PeftModel
     from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -28,13 +33,20 @@ EVA_ROWS = 64
 EVA_BATCH = 4
 
 
-class Lora(base.Trained):
+class Lora(base.Trained["PeftModel", Path | None]):
     """Trains low-rank adapters beside the frozen weights."""
 
     adapter = True
     operations = base.FORWARD + base.GRADIENT_OF_INPUTS
 
-    def prepare(self, model, kind, source, settings, train):
+    def prepare(
+        self,
+        model: PreTrainedModel,
+        kind: ModelKind,
+        source: models.Source,
+        settings: TrainingSettings,
+        train: Sequence[Example],
+    ) -> PeftModel:
         """Return the model with a new adapter; see `base.Trained.prepare`."""
         from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -56,7 +68,7 @@ class Lora(base.Trained):
             _initialize_by_activations(model, kind, train)
         return model
 
-    def predict(self, model, kind, settings):
+    def predict(self, model: PreTrainedModel, kind: ModelKind, settings: TrainingSettings) -> int:
         """Return the number of the adapter's parameters, and of trained biases.
 
         Each adapted linear layer has r * (inputs + outputs) parameters, with DoRA one magnitude per output more.
@@ -68,21 +80,23 @@ class Lora(base.Trained):
         sizes = [adapter.r * (m.in_features + m.out_features) + adapter.use_dora * m.out_features for m in adapted]
         return sum(sizes) + _biases(model, adapted, adapter.bias)
 
-    def counts(self, model):
+    def counts(self, model: PeftModel) -> tuple[int, int]:
         """Return (trainable parameters, all parameters), both with those of the adapter."""
         return model.get_nb_trainable_parameters()  # knows the size of quantized weights, which are packed
 
-    def check_room(self, trainable):
+    def check_room(self, trainable: int) -> None:
         """Accept any number: the memory of an adapter is small beside that of a batch, which is cut to what fits."""
 
-    def memory(self, shape, settings):
+    def memory(self, shape: estimates.Shape, settings: TrainingSettings) -> estimates.TrainingMemory:
         """Return the memory of the adapter, and of what the adapted layers keep for the backward pass."""
         lora = settings.lora
         # the input of each adapted layer after dropout and the dropout mask, both in float32, the adapter's dtype
         kept = 4 * (2 if lora.dropout else 1) * estimates.adapted_inputs(shape, lora)
         return estimates.TrainingMemory(estimates.adapter_parameters(shape, lora), frozen=True, kept_bytes=kept)
 
-    def before_training(self, model, kind, example, settings, output):
+    def before_training(
+        self, model: PeftModel, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
+    ) -> Path | None:
         """Save the untrained adapter if `save` needs it to convert it to plain LoRA; return its folder, or None."""
         if not settings.lora.init.startswith(MUTATING):
             return None
@@ -94,7 +108,7 @@ class Lora(base.Trained):
         model.peft_config["default"].init_lora_weights = initial
         return folder
 
-    def check_acts(self, model, kind, example, before):
+    def check_acts(self, model: PeftModel, kind: ModelKind, example: Example, before: Path | None) -> None:
         """Raise CoppiceError if the adapter changes no output for an example, or if training did not change it.
 
         before: the folder of the untrained adapter, for initializations whose adapter is not zero before training.
@@ -108,13 +122,20 @@ class Lora(base.Trained):
                 "finetune.learning_rate."
             )
 
-    def restore(self, model, checkpoint, device):
+    def restore(self, model: PeftModel, checkpoint: Path, device: torch.device) -> None:
         """Load the adapter in the folder `checkpoint` into the model."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
 
-    def save(self, model, tokenizer, output, before, source):
+    def save(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        output: Path,
+        before: Path | None,
+        source: models.Source,
+    ) -> None:
         """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.
 
         before: the folder of the untrained adapter, if its initialization changed the base weights; peft then writes
@@ -126,12 +147,12 @@ class Lora(base.Trained):
         tokenizer.save_pretrained(partial)
         records.move_in(partial, output)
 
-    def folder(self, output):
+    def folder(self, output: Path) -> Path:
         """Return the training's own folder."""
         return output
 
 
-def linear_layers(model: nn.Module) -> list[str]:
+def linear_layers(model: PreTrainedModel) -> list[str]:
     """Return the dotted names of the linear layers of `model`, without the output layer."""
     import torch
 
@@ -139,7 +160,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
 
 
-def target_modules(model: nn.Module, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
+def target_modules(model: PreTrainedModel, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
     """Return `target_modules` as peft takes them: "all-linear", or module names that exist in `model`.
 
     wanted: "all-linear", a group that the kind of the model names (`attention`, `mlp`), a module name, or a list of
@@ -166,7 +187,7 @@ def matches(layer: str, name: str) -> bool:
     return layer == name or layer.endswith(f".{name}")
 
 
-def lora_config(model: nn.Module, kind: ModelKind, settings: Adapter) -> LoraConfig:
+def lora_config(model: PreTrainedModel, kind: ModelKind, settings: Adapter) -> LoraConfig:
     """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig
 
@@ -190,7 +211,7 @@ def lora_config(model: nn.Module, kind: ModelKind, settings: Adapter) -> LoraCon
     )
 
 
-def _sort_sets(config):
+def _sort_sets(config: LoraConfig) -> None:
     """Sort the values that peft keeps as sets, so that every process writes the same adapter_config.json.
 
     Sets of strings have another order in each process. The adapter's fingerprint, by which evaluations recognize it,
@@ -201,7 +222,7 @@ def _sort_sets(config):
             setattr(config, name, sorted(value))
 
 
-def _initialize_by_activations(model, kind, train):
+def _initialize_by_activations(model: PeftModel, kind: ModelKind, train: Sequence[Example]) -> None:
     """Initialize by EVA: along the directions in which the layers' inputs vary most on the training data."""
     from peft import initialize_lora_eva_weights
 
@@ -212,18 +233,18 @@ def _initialize_by_activations(model, kind, train):
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
 
 
-def _unchanged(model, initial):
+def _unchanged(model: PeftModel, initial: Path) -> bool:
     from peft import get_peft_model_state_dict, load_peft_weights
 
     before = load_peft_weights(str(initial), device="cpu")
     return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
 
 
-def _is_wanted(name, wanted):
+def _is_wanted(name: str, wanted: str | Sequence[str]) -> bool:
     return wanted == "all-linear" or any(matches(name, member) for member in wanted)
 
 
-def _biases(model, adapted, kind):
+def _biases(model: PreTrainedModel, adapted: Iterable[nn.Linear], kind: str) -> int:
     if kind == "lora_only":
         return sum(layer.bias.numel() for layer in adapted if layer.bias is not None)
     named = model.named_parameters() if kind == "all" else ()

@@ -1,10 +1,10 @@
 """Write the model card of an adapter: what it was made from, how it was trained, and how to load it."""
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
+from coppice.core.aliases import Record
 from coppice.core.records import atomic
 
 from .training_request import TrainingRequest, TrainingSettings
@@ -12,7 +12,7 @@ from .training_request import TrainingRequest, TrainingSettings
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
-def write(request: TrainingRequest, settings: TrainingSettings, outcome: dict[str, Any], weights: str) -> None:
+def write(request: TrainingRequest, settings: TrainingSettings, outcome: Record, weights: str) -> None:
     """Write `README.md` into the adapter's folder.
 
     Args:

@@ -1,11 +1,11 @@
 """The members of `base`: what can be trained, and on which objective."""
 
-from .base import CrossEntropy, Recovery
+from .base import CrossEntropy, Recovery, Trained
 from .full import AllWeights
 from .lora import Lora
 from .training_request import TrainingSettings
 
-TRAINED = {"lora": Lora(), "all": AllWeights()}
+TRAINED: dict[str, Trained] = {"lora": Lora(), "all": AllWeights()}
 
 
 def recovery_of(settings: TrainingSettings) -> Recovery:

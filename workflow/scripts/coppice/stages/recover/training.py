@@ -7,14 +7,20 @@ because Snakemake deletes outputs before a rerun. If settings and inputs have no
 newest complete checkpoint, or restores the result of a training that had finished.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from coppice import data, models
 from coppice.core import fingerprints, records
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, TransientError
 from coppice.models import chat_clock
+from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
 from . import examples, model_card
@@ -22,6 +28,11 @@ from .engine import checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
 from .training_request import TrainingRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .engine.trainer import StepTrainer
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -38,14 +49,14 @@ def finetune(request: TrainingRequest) -> None:
     """
     source, settings = request.source, request.settings
     request.output.mkdir(parents=True, exist_ok=True)
-    prints = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
+    prints: Record = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     sets = request.datasets.items()
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in sets}
     key = _key(settings.recorded(request.prompt), prints, request.seed, source)
     _run(Job(request, settings, key, prints))
 
 
-def _run(job):
+def _run(job: Job) -> None:
     """Train; if processes that share the weights run out of memory, restart all of them with half the token limit."""
     longest = job.settings.data.cutoff_len
     limit = None
@@ -68,7 +79,7 @@ def _run(job):
             logger.warning("%s: the processes start again with %d tokens at a time", error, limit)
 
 
-def _key(settings, prints, seed, source):
+def _key(settings: Record, prints: Record, seed: int, source: models.Source) -> str:
     """Return a digest of everything that affects what is learned; settings that only affect the output are left out."""
     compared = {name: value for name, value in settings.items() if name not in UNCOMPARED}
     # the preset is resolved already: the same adapter has the same key, whether a preset named it or not
@@ -79,7 +90,7 @@ def _key(settings, prints, seed, source):
     return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
-def _train(job):
+def _train(job: Job) -> None:
     """Train, in each of the processes; the first one writes the results."""
     import transformers
 
@@ -114,7 +125,7 @@ def _train(job):
     _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
 
 
-def _learner(job, kind, tokenizer, train):
+def _learner(job: Job, kind: ModelKind, tokenizer: PreTrainedTokenizerBase, train: Sequence[Example]) -> Learner:
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
@@ -136,12 +147,12 @@ def _learner(job, kind, tokenizer, train):
             f"finetune: {trainable} parameters are trainable, but the configuration implies {job.request.expected}. "
             "Check target_modules and bias under finetune.lora."
         )
-    counts = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
+    counts: dict[str, float] = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
     return Learner(model, kind, recovery, settings, sharded, counts)
 
 
-def _stop_at_rung(job, learner, trainer):
+def _stop_at_rung(job: Job, learner: Learner, trainer: StepTrainer) -> None:
     """Train up to the fraction `job.request.stop_share`, and write the validation loss there."""
     step = duration.rung(learner.settings, job.request.stop_share)
     loss = trainer.run_until(step, job.resume)
@@ -150,7 +161,7 @@ def _stop_at_rung(job, learner, trainer):
         records.write(job.request.output / RUNG_LOSS_FILE, job.request.identity | facts)
 
 
-def _trained(job, trainer, facts):
+def _trained(job: Job, trainer: StepTrainer, facts: Record) -> Record:
     """Train to the end, or restore a training that had finished; return `facts` and those about the training."""
     done = checkpoints.finished(job.request.output, job.key)
     if done:
@@ -164,7 +175,7 @@ def _trained(job, trainer, facts):
     return outcome
 
 
-def _save(job, learner, tokenizer, before, outcome):
+def _save(job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, before: object, outcome: Record) -> None:
     """Write the trained adapter or model, and with `merge` the merged checkpoint."""
     trained, request = learner.recovery.trained, job.request
     trained.save(learner.model, tokenizer, request.output, before, request.source)
@@ -176,7 +187,7 @@ def _save(job, learner, tokenizer, before, outcome):
         models.save(whole.merge_and_unload(), tokenizer, request.output / "merged")
 
 
-def _write(job, learner, outcome, history, provenance):
+def _write(job: Job, learner: Learner, outcome: Record, history: list[Record], provenance: Record) -> None:
     """Write the records of a training, and its warnings to the log."""
     output, identity = job.request.output, job.request.identity
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
@@ -188,6 +199,6 @@ def _write(job, learner, outcome, history, provenance):
         logger.warning("%s", warning)
 
 
-def trainable_share(trainable, every):
+def trainable_share(trainable: int, every: int) -> str:
     """Return the line that peft prints about trainable parameters, in the same format."""
     return f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}"

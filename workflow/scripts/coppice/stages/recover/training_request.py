@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from coppice import models
+from coppice.core.aliases import Record
 from coppice.study.settings.sections.finetune import Finetune
 from coppice.study.settings.sections.forms import Number
 from coppice.study.settings.sections.section import Section, setting
@@ -23,7 +24,7 @@ class TrainingSettings(Finetune):
     train: str = setting("lora", "What is trained: a key of `recoveries.TRAINED`.")
     budget: Budget | None = setting(None, "The length of the training, in place of epochs and max_steps.")
 
-    def recorded(self, prompt: str) -> dict[str, Any]:
+    def recorded(self, prompt: str) -> Record:
         """Return the settings as records have them: those that were given, and the prompt format."""
         return self.model_dump(exclude_unset=True) | {"prompt": prompt}
 

@@ -2,18 +2,22 @@
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coppice.core import records
+from coppice.core.aliases import PathLike, Record
 from coppice.stats.metrics import found_in
 
 from ..prune import candidates
 from . import ranking
 
+Folders = Mapping[str, tuple[PathLike, PathLike | None]]  # candidate -> (pruning.json, evaluation_results.json or None)
+
 logger = logging.getLogger("coppice.selection")
 
 
-def read_candidates(folders):
+def read_candidates(folders: Folders) -> dict[str, ranking.Entry]:
     """Read the records of candidates.
 
     Args:
@@ -42,7 +46,7 @@ def read_candidates(folders):
     return scored
 
 
-def select_best(identity, criterion, folders, output, seed=0):
+def select_best(identity: Record, criterion: Record, folders: Folders, output: PathLike, seed: int = 0) -> None:
     """Choose the best candidate, write `selection_info.json` and link the checkpoint beside it.
 
     Args:
@@ -81,13 +85,13 @@ def select_best(identity, criterion, folders, output, seed=0):
     logger.info("%s %s: %s (%s: %.4g)", identity["model"], identity["config"], name, criterion["words"], value)
 
 
-def _origin(entry, criterion):
+def _origin(entry: ranking.Entry, criterion: Record) -> str:
     """Return the origin of the numbers that rank a candidate: the user's table or scoring here."""
     given = all(ranking.is_given(entry["given"], metric) for metric in ranking.needed_metrics(criterion))
     return "the user's table" if given else "scored here"
 
 
-def _warnings(origin):
+def _warnings(origin: Mapping[str, str]) -> list[str]:
     if len(set(origin.values())) == 1:
         return []
     own = [name for name, where in origin.items() if where != "scored here"]
@@ -97,12 +101,12 @@ def _warnings(origin):
     ]
 
 
-def chosen(path):
+def chosen(path: PathLike) -> str:
     """Return the name of the candidate in a `selection_info.json`."""
     return records.read(path)["candidate"]
 
 
-def weights_of(path):
+def weights_of(path: PathLike) -> str | None:
     """Return the fingerprint of a candidate's weights from its `pruning.json`; None if it cannot be read."""
     try:
         return records.read(path)["weights_fingerprint"]
@@ -110,7 +114,9 @@ def weights_of(path):
         return None
 
 
-def _runner_up(scored, order, criterion, seed):
+def _runner_up(
+    scored: Mapping[str, ranking.Entry], order: Sequence[tuple[str, float]], criterion: Record, seed: int
+) -> Record | None:
     """Return the second best as {candidate, value, margin, interval, within_noise}, or None if there is none."""
     if len(order) < 2:
         return None

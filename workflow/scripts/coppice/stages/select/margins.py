@@ -9,14 +9,15 @@ from . import ranking
 logger = logging.getLogger("coppice.selection")
 
 
-def interval(first: dict, second: dict, metric: str, seed: int = 0) -> list[float] | None:
+def interval(first: ranking.Entry, second: ranking.Entry, metric: str, seed: int = 0) -> list[float] | None:
     """Return the bootstrap interval [low, high] of `metric` of `second` minus `first`, over the same items or windows.
 
     Returns None if the two cannot be paired: one of them was not scored here or has the user's own number, their
     windows differ (because their tokenizers do), or their evaluations do not hold the metric row by row.
 
     Args:
-        first, second: {evaluation: folder or None, measured, given}.
+        first: the candidate whose value is subtracted, as {evaluation: folder or None, measured, given}.
+        second: the other candidate, in the same form.
         metric: name of the metric.
         seed: seed of the bootstrap.
     """

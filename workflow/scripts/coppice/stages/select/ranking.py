@@ -6,14 +6,19 @@ A criterion is {metric, mode, where} or {pareto: knee, metrics, where}, as `sett
 
 import math
 import operator
+from collections.abc import Mapping
+from typing import Any
 
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError
 from coppice.stats import metrics as known
 from coppice.stats import pareto
 from coppice.study.settings.criteria import PARAMETERS, needed_metrics
 
+Entry = dict[str, Any]  # a candidate's records, folders and numbers, as `choice.read_candidates` returns them
 
-def metrics_of(evaluation: dict | None = None, given: dict | None = None) -> dict[str, float]:
+
+def metrics_of(evaluation: Record | None = None, given: Record | None = None) -> dict[str, float]:
     """Return a candidate's metrics by name, from its evaluation record and, with priority, its columns in the table.
 
     The column `acc` gives average_acc. The column `ppl` is used for every perplexity (see `value_of`).
@@ -31,7 +36,7 @@ def metrics_of(evaluation: dict | None = None, given: dict | None = None) -> dic
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def needs_scoring(candidate, criteria):
+def needs_scoring(candidate: Record, criteria: Mapping[str, Record]) -> bool:
     """Return True if a candidate (grid point or table row) lacks a metric that one of the `criteria` asks for."""
     if "path" not in candidate:  # a grid point, which comes without any metrics
         return True
@@ -46,12 +51,12 @@ def value_of(metrics: dict[str, float], metric: str) -> float | None:
     return metrics.get(wanted.alias if wanted.alias in metrics else wanted.key)
 
 
-def is_given(given, metric):
+def is_given(given: Record | None, metric: str) -> bool:
     """Return True if a candidate's value of `metric` comes from its columns in the user's table."""
     return value_of(metrics_of(given=given), metric) is not None
 
 
-def within_bounds(scored, where):
+def within_bounds(scored: Mapping[str, Entry], where: Mapping[str, Record]) -> tuple[list[str], dict[str, str]]:
     """Apply the bounds of a criterion.
 
     Args:
@@ -85,7 +90,7 @@ def within_bounds(scored, where):
     return left, outside
 
 
-def rank(scored, criterion):
+def rank(scored: Mapping[str, Entry], criterion: Record) -> list[tuple[str, float]]:
     """Return [(name, value)] from best to worst. Ties go to the candidate with fewer parameters, then to the name.
 
     For a knee, only candidates on the Pareto front are ranked, and the value is the distance from the line between the
@@ -106,7 +111,7 @@ def rank(scored, criterion):
     return [(name, values[name]) for name in order]
 
 
-def _usable(scored, name, metric):
+def _usable(scored: Mapping[str, Entry], name: str, metric: str) -> float:
     value = value_of(scored[name]["metrics"], metric)
     if value is None or not math.isfinite(value):
         raise CoppiceError(
@@ -116,7 +121,7 @@ def _usable(scored, name, metric):
     return value
 
 
-def _directed(scored, name, metric, mode, want):
+def _directed(scored: Mapping[str, Entry], name: str, metric: str, mode: str, want: str) -> float:
     """Return the metric with its sign changed if its `mode` is not `want`, so that better means what `want` says."""
     value = _usable(scored, name, metric)
     return value if mode == want else -value

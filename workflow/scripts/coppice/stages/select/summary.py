@@ -1,17 +1,25 @@
 """Show what was chosen from what: a table of all candidates, a page (`SUMMARY.md`) and one figure per model."""
 
+from __future__ import annotations
+
 import html
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.render import formatting
 from coppice.render.plotting import elements, style
 from coppice.stats import metrics
 from coppice.study import layout
 
-from .choice import read_candidates
+from .choice import Folders, read_candidates
+
+if TYPE_CHECKING:
+    import pandas
 
 FIGURES = "figures"
 INTRODUCTION = """\
@@ -23,7 +31,9 @@ difference is within noise if its 95 % interval includes 0. `candidates.tsv` hol
 """
 
 
-def summarize(folders_by_model, selections, table, page):
+def summarize(
+    folders_by_model: Mapping[str, Folders], selections: Iterable[PathLike], table: PathLike, page: PathLike
+) -> None:
     """Write `candidates.tsv`, `SUMMARY.md` and, beside it, `figures/{model}.svg` and `.png`.
 
     Args:
@@ -53,7 +63,7 @@ def summarize(folders_by_model, selections, table, page):
         file.write(_page(frame, chosen))
 
 
-def _page(frame, chosen):
+def _page(frame: pandas.DataFrame, chosen: Sequence[Record]) -> str:
     """Return the Markdown of SUMMARY.md."""
     lines = ["# Candidates and choices", "", INTRODUCTION]
     for model, rows in frame.groupby("model", sort=False):
@@ -67,7 +77,7 @@ def _page(frame, chosen):
     return "\n".join(lines)
 
 
-def _choice(info, chosen):
+def _choice(info: Record, chosen: Iterable[Record]) -> str:
     """Return a line on one config's choice; `chosen` are the choices of all configs of the model."""
     words = _escaped(info["criterion"]["words"])
     parts = [f"- **{info['config']}** ({words}) chose `{info['candidate']}` with {info['value']:.4g}"]
@@ -82,7 +92,7 @@ def _choice(info, chosen):
     return "; ".join(parts + [f"**note**: {warning}" for warning in info["warnings"]])
 
 
-def _draw(model, rows, configs, folder):
+def _draw(model: str, rows: pandas.DataFrame, configs: Sequence[str], folder: Path) -> None:
     """Draw a model's candidates by the two metrics of the trade-off, or a figure that says that one is missing."""
     up, across = metrics.axes_of(rows.columns)
     with style.styled("candidates"):
@@ -107,19 +117,19 @@ def _draw(model, rows, configs, folder):
         style.save(figure, folder, model)
 
 
-def _markdown(frame):
+def _markdown(frame: pandas.DataFrame) -> str:
     cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     head = [_cell(name) for name in frame.columns]
     rows = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _cell(value):
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else (f"{value:.0f}" if value.is_integer() and value > 1000 else f"{value:.4g}")
     return _escaped(value).replace("|", "\\|")
 
 
-def _escaped(text):
+def _escaped(text: object) -> str:
     """Escape HTML, which Markdown would pass on: a user's column or candidate may have any name."""
     return html.escape(str(text), quote=False)

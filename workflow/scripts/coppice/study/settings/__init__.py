@@ -8,18 +8,22 @@ Snakemake imports too. Jobs use parts of the package that need neither, so both 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from coppice.core.errors import SettingsError
 
 from . import arms, rerun_policy
+
+if TYPE_CHECKING:
+    from .study import Study, load
+    from .targets import check_targets
 
 __all__ = ["SettingsError", "Study", "arms", "check_targets", "load", "rerun_policy"]
 
 _PLACES = {"Study": "study", "load": "study", "check_targets": "targets"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what jobs do not need when it is first asked for."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,18 @@
 """Resolve and check the section `ablations`: arms, budgets, stages and metrics, before anything is trained."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
+from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
 from . import arms, checking, lora_presets, registry, rerun_policy
-from .sections.ablation import Arm, TuningStage
+from .sections import Config
+from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
+from .sections.evaluate import Evaluate
+from .sections.finetune import Finetune
 from .sources import absolute, check_held_out, check_name, check_paths
 
 STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
@@ -28,7 +33,7 @@ USUAL_ORDER = [
 ]
 
 
-def resolve(config, workdir, notices):
+def resolve(config: Config, workdir: str, notices: list[str]) -> dict[str, Record]:
     """Return {name: ablation} of the configuration. Ablations of models or configs outside the study get a notice.
 
     Returns:
@@ -50,7 +55,7 @@ def resolve(config, workdir, notices):
     return found
 
 
-def _in_study(key, start, config, notices):
+def _in_study(key: str, start: Start, config: Config, notices: list[str]) -> bool:
     """Return whether the model and config that an ablation starts from are in the study; add a notice if not."""
     for valid, wanted in ((config.models, start.model), (config.select.configs, start.config)):
         if wanted is not None and wanted not in valid:
@@ -60,7 +65,7 @@ def _in_study(key, start, config, notices):
     return True
 
 
-def _ablation(key, entry, config, workdir, notices):
+def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: list[str]) -> Record:
     base = _arm(entry.base, f"{key}.base")
     finetune = _section(key, entry, config.finetune)
     below = arms.merged(arms.flat(finetune), base)
@@ -89,7 +94,7 @@ def _ablation(key, entry, config, workdir, notices):
     }
 
 
-def _start(key, start, workdir):
+def _start(key: str, start: Record, workdir: str) -> Record:
     """Return the checkpoint to start from: {kind: dense | selection | checkpoint, ...}."""
     if ("model" in start) == ("checkpoint" in start):
         raise SettingsError(f"{key}.start: name either a model of the study or a checkpoint folder")
@@ -107,7 +112,7 @@ def _start(key, start, workdir):
     return {"kind": "selection" if chosen else "dense", "model": start["model"], "config": chosen}
 
 
-def _section(key, entry, finetune):
+def _section(key: str, entry: Ablation, finetune: Finetune) -> Record:
     """Return the section `finetune` that all arms share."""
     data = finetune.data.model_copy(update=entry.data.given())
     if not data.val_size and not data.validation:
@@ -118,19 +123,19 @@ def _section(key, entry, finetune):
     return finetune.model_copy(update={"data": data} | own).model_dump()
 
 
-def _stages(key, entry):
+def _stages(key: str, entry: Ablation) -> tuple[list[Record], dict[str, Record]]:
     """Return (stages, arms) from whichever of `KINDS` the ablation has."""
     given = [kind for kind in KINDS if getattr(entry, kind)]
     if len(given) != 1:
         raise SettingsError(f"{key}: found {', '.join(given) or 'none'} of {', '.join(KINDS)}; give exactly one")
     if given == ["staged"]:
-        return _staged(f"{key}.staged", USUAL_ORDER if entry.staged is True else entry.staged)
-    changes = _combinations(f"{key}.grid", entry.grid) if entry.grid else _listed(f"{key}.arms", entry.arms)
+        return _staged(f"{key}.staged", entry.staged if isinstance(entry.staged, list) else USUAL_ORDER)
+    changes = _combinations(f"{key}.grid", entry.grid) if entry.grid else _listed(f"{key}.arms", entry.arms or [])
     members = {name: {"stage": None, "changes": arm, "after": None, "report": True} for name, arm in changes.items()}
     return [], members
 
 
-def _listed(key, entries):
+def _listed(key: str, entries: Iterable[str | Arm]) -> dict[str, Record]:
     changes = {}
     for place, entry in enumerate(entries):
         arm = _arm(entry, f"{key}[{place}]")
@@ -142,7 +147,7 @@ def _listed(key, entries):
     return changes
 
 
-def _staged(key, entries):
+def _staged(key: str, entries: Iterable[TuningStage]) -> tuple[list[Record], dict[str, Record]]:
     stages, members, after = [], {}, None
     for place, entry in enumerate(entries):
         at, name = f"{key}[{place}]", entry.name
@@ -165,7 +170,7 @@ def _staged(key, entries):
     return stages, members
 
 
-def _combinations(key, values):
+def _combinations(key: str, values: Mapping[str, Iterable[object]]) -> dict[str, Record]:
     for name in values:
         valid = [one for one in Arm.model_fields if one not in (*arms.NAMED, "train")]
         if name not in valid:
@@ -181,7 +186,7 @@ def _combinations(key, values):
         raise SettingsError(f"{key}.{error}") from None
 
 
-def _arm(entry, key):
+def _arm(entry: str | Arm, key: str) -> Record:
     """Return an arm as a mapping. Text is the name of a preset or, if there is none of that name, of a scheme."""
     if not isinstance(entry, str):
         return _agreeing(entry.given(), key)
@@ -195,14 +200,14 @@ def _arm(entry, key):
     )
 
 
-def _checked(arm, key):
+def _checked(arm: Record, key: str) -> Record:
     """Return the keys that an arm sets. Raises SettingsError if a key or value is wrong."""
     values = checking.checked(Arm, arm, (key.removeprefix("config key "),)).given()
     # In the order of the file, which records of arms have
     return _agreeing({name: values[name] for name in arm}, key)
 
 
-def _agreeing(found, key):
+def _agreeing(found: Record, key: str) -> Record:
     """Return the keys that an arm sets. Raises SettingsError if they conflict."""
     if found.get("preset") and found.get("scheme"):
         raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
@@ -220,7 +225,7 @@ def _agreeing(found, key):
     return found
 
 
-def _budget(key, budget):
+def _budget(key: str, budget: Record) -> Record:
     given = [unit for unit in (STEPS, TOKENS, FLOPS) if unit in budget]
     if len(given) > 1:
         raise SettingsError(f"{key}.budget: found {' and '.join(given)}; keep one unit")
@@ -228,7 +233,7 @@ def _budget(key, budget):
     return {"unit": unit, "amount": budget.get(unit, DEFAULT_STEPS)}
 
 
-def _check_arms(key, members, below, budget):
+def _check_arms(key: str, members: Mapping[str, Record], below: Record, budget: Record) -> None:
     """Raise SettingsError if an arm repeats another, conflicts with `base`, or cannot train within the budget."""
     seen = {}
     for name, member in members.items():
@@ -256,7 +261,7 @@ def _check_arms(key, members, below, budget):
         raise SettingsError(f"{key}: has only one arm, '{next(iter(members))}'; add another to compare it with")
 
 
-def _check_budget(key, name, settings, below, budget):
+def _check_budget(key: str, name: str, settings: Record, below: Record, budget: Record) -> None:
     amount, size = budget["amount"], settings["batch_size"]
     if budget["unit"] == STEPS:
         if settings["warmup_steps"] >= amount:
@@ -276,7 +281,7 @@ def _check_budget(key, name, settings, below, budget):
         )
 
 
-def _metrics(key, chosen, evaluate, notices):
+def _metrics(key: str, chosen: ArmMetrics, evaluate: Evaluate, notices: list[str]) -> Record:
     """Return the section `evaluate` for the arms: the study's metrics or part of them, without answers and cost."""
     tasks, texts = evaluate.zero_shot, evaluate.perplexity
     valid = {"tasks": tasks.tasks, "perplexity": texts.datasets}
@@ -287,7 +292,7 @@ def _metrics(key, chosen, evaluate, notices):
     }
 
 
-def _measured(key, chosen, valid, notices):
+def _measured(key: str, chosen: list[str] | None, valid: list[str], notices: list[str]) -> list[str]:
     """Return the chosen names, all `valid` ones by default.
 
     A default task or text that this study does not evaluate is ignored with a notice, so that a shipped ablation works
@@ -303,7 +308,7 @@ def _measured(key, chosen, valid, notices):
     return valid if chosen is None else [name for name in chosen if name in valid]
 
 
-def _criterion(key, chosen, evaluate):
+def _criterion(key: str, chosen: ChooseBy, evaluate: Record) -> Record:
     valid = [LOSS.key, *(metric.key for metric in asked_in(evaluate))]
     if chosen.metric not in valid:
         raise SettingsError(
@@ -313,7 +318,7 @@ def _criterion(key, chosen, evaluate):
     return {"metric": chosen.metric, "mode": chosen.mode or named(chosen.metric).mode}
 
 
-def _reference(key, wanted, members, stages):
+def _reference(key: str, wanted: str | None, members: Mapping[str, Record], stages: Sequence[Record]) -> str:
     if wanted is None:
         return START if stages else next(iter(members))
     reported = [name for name, member in members.items() if member["report"]]
@@ -325,7 +330,7 @@ def _reference(key, wanted, members, stages):
     return wanted
 
 
-def _racing(key, racing, stages, budget):
+def _racing(key: str, racing: Racing | None, stages: Sequence[Record], budget: Record) -> Record | None:
     """Return {eta, rungs} of a race; rungs are rising shares of the budget. None if all arms train to the end."""
     if racing is None:
         return None

@@ -5,8 +5,10 @@ multiple of the rank such as "2r", because a later stage may still change the ra
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from itertools import product
 
+from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError
 from coppice.stats import metrics
 
@@ -19,26 +21,26 @@ ALL_WEIGHTS = "all"
 MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
 
-def flat(finetune):
+def flat(finetune: Record) -> Record:
     """Return the flat settings of an arm that changes nothing. finetune: the section, its adapter resolved."""
     own = {key: finetune["lora"][key] for key in lora_presets.DEFAULTS}
     return {"train": "lora", **own, **{key: finetune[key] for key in TRAINING}}
 
 
-def merged(below, arm):
+def merged(below: Record, arm: Record) -> Record:
     """Return the flat settings `below`, overridden by the arm's preset or scheme and then by the arm's own keys."""
     named = lora_presets.PRESETS.get(arm.get("preset"), {}) | lora_presets.SCHEMES.get(arm.get("scheme"), {})
     return below | named | {key: value for key, value in arm.items() if key not in NAMED}
 
 
-def resolved(settings):
+def resolved(settings: Record) -> Record:
     """Return flat settings with `alpha` as a number. If all weights are trained, the adapter's keys are dropped."""
     if settings["train"] == ALL_WEIGHTS:
         return {key: value for key, value in settings.items() if key not in lora_presets.DEFAULTS}
     return settings | {"alpha": scale(settings["alpha"], settings["r"])}
 
 
-def scale(alpha, rank):
+def scale(alpha: str | float, rank: int) -> float:
     """Return `alpha` as a number; "2r" means two times `rank`. Raises ValueError for any other text."""
     if not isinstance(alpha, str):
         return alpha
@@ -48,18 +50,18 @@ def scale(alpha, rank):
     return _whole(float(multiple[1] or 1) * rank)
 
 
-def _whole(number):
+def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def section(finetune, settings):
+def section(finetune: Record, settings: Record) -> Record:
     """Return the section `finetune` for one training. settings: flat, as `resolved` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
     whole = finetune | {key: settings[key] for key in TRAINING} | {"lora": adapter}
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
 
 
-def shared(finetune):
+def shared(finetune: Record) -> Record:
     """Return the part of the section `finetune` that all arms share.
 
     Each arm has its own adapter and training settings, and the ablation's budget replaces epochs and steps.
@@ -67,7 +69,7 @@ def shared(finetune):
     return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
-def chosen_by(ablation: dict) -> dict[str, dict[str, list[str]]]:
+def chosen_by(ablation: Record) -> dict[str, dict[str, list[str]]]:
     """Return section of `evaluate` -> key -> data sets, reduced to those that rank the arms; all empty for the loss."""
     ranking, chosen = metrics.named(ablation["choose_by"]["metric"]), {}
     for section, key in {entry.setting: None for entry in metrics.METRICS if entry.setting}:
@@ -76,7 +78,7 @@ def chosen_by(ablation: dict) -> dict[str, dict[str, list[str]]]:
     return chosen
 
 
-def combinations(values):
+def combinations(values: Mapping[str, Iterable[object]]) -> dict[str, Record]:
     """Return {name: arm} for every combination of values.
 
     Args:
@@ -95,7 +97,7 @@ def combinations(values):
     return named
 
 
-def name_of(arm):
+def name_of(arm: Record) -> str:
     """Return the name of an arm: its own, else one made from its preset or scheme and the keys it sets."""
     if arm.get("name"):
         return arm["name"]
@@ -106,7 +108,7 @@ def name_of(arm):
     return ".".join(parts) or "unchanged"
 
 
-def _text(value):
+def _text(value: object) -> str:
     """Return a value as it appears in an arm's name."""
     if isinstance(value, list):
         return "+".join(map(_text, value))

@@ -3,13 +3,16 @@
 import csv
 import math
 import os
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.stats import metrics
 
 from .. import layout
 from . import registry
+from .sections.candidates import GridPoint
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
@@ -26,7 +29,7 @@ REQUIRED = ("model", "candidate", "path")
 RANGES = {entry.alias: (entry.low, entry.high) for entry in metrics.METRICS if entry.alias}
 
 
-def grid(points, key):
+def grid(points: Iterable[GridPoint], key: str) -> dict[str, Record]:
     """Return {name: point} of a grid, points completed with names and defaults. key: the grid's, for messages."""
     candidates = {}
     for i, point in enumerate(points):
@@ -41,7 +44,7 @@ def grid(points, key):
     return candidates
 
 
-def _completed(point, where):
+def _completed(point: GridPoint, where: str) -> Record:
     """Return the point with all settings of its method. Raises SettingsError for a setting that the method lacks."""
     spec = point.model_dump(exclude_none=True)
     method = spec["method"]
@@ -59,7 +62,7 @@ def _completed(point, where):
     return {**spec, "name": spec.get("name") or _name(spec)}
 
 
-def _name(spec):
+def _name(spec: Record) -> str:
     words = [spec["method"], f"{spec['ratio']:g}"]
     if spec["method"] == "width":
         words.append(spec["importance"])
@@ -70,7 +73,7 @@ def _name(spec):
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 
-def table(path, workdir, measured):
+def table(path: str, workdir: str, measured: Collection[str]) -> tuple[list[str], list[Record]]:
     """Read and check the table of candidates.
 
     Args:
@@ -118,7 +121,7 @@ def table(path, workdir, measured):
     return header, rows
 
 
-def _header(path, cells, measured):
+def _header(path: str, cells: Iterable[str], measured: Collection[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     for column in REQUIRED:
         if column not in header:
@@ -141,7 +144,7 @@ def _header(path, cells, measured):
     return header
 
 
-def _row(header, cells, where, workdir, measured):
+def _row(header: Sequence[str], cells: Sequence[str], where: str, workdir: str, measured: Collection[str]) -> Record:
     if len(cells) != len(header):
         raise SettingsError(f"{where}: has {len(cells)} cells, but the header has {len(header)}; correct the row")
     values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
@@ -160,7 +163,7 @@ def _row(header, cells, where, workdir, measured):
     return {"model": model, "candidate": candidate, "path": path, **known, "given": given}
 
 
-def _checkpoint(text, where, workdir):
+def _checkpoint(text: str, where: str, workdir: str) -> str:
     path = Path(absolute(text, workdir))
     if path.suffix.lower() in PICKLES:
         raise SettingsError(
@@ -178,7 +181,7 @@ def _checkpoint(text, where, workdir):
     return str(path)
 
 
-def _quantity(column, measured):
+def _quantity(column: str, measured: Collection[str]) -> str:
     """Return the key of `RANGES` for the range in which a column's values must lie, else the column's name.
 
     Columns that are not measured metrics, and metrics of the user's own tasks, have no known range.
@@ -188,7 +191,7 @@ def _quantity(column, measured):
     return metrics.AVERAGE.alias if column in registry.TASKS else metrics.named(column).alias or column
 
 
-def _value(text, quantity, column, where):
+def _value(text: str, quantity: str, column: str, where: str) -> float | str:
     """Return the value of a cell: a number, checked if its `quantity` has a range, else a number or text."""
     if quantity not in RANGES:
         return _number_or_text(text)
@@ -200,7 +203,7 @@ def _value(text, quantity, column, where):
     return value
 
 
-def _number_or_text(text):
+def _number_or_text(text: str) -> float | str:
     try:
         value = float(text)
     except ValueError:

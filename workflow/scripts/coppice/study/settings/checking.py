@@ -4,9 +4,10 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from coppice.core.errors import SettingsError, nearest
 
@@ -28,7 +29,7 @@ Place = tuple[str | int, ...]
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def checked(model: type[AnySection], raw: Any, above: Place = ()) -> AnySection:
+def checked(model: type[AnySection], raw: object, above: Place = ()) -> AnySection:
     """Return a section with the values `raw` and the defaults of keys that are left out.
 
     Args:
@@ -54,7 +55,7 @@ def dotted(path: Sequence[str | int]) -> str:
     return text
 
 
-def _plain(value: Any, path: Place) -> Any:
+def _plain(value: object, path: Place) -> object:
     """Return a copy in dictionaries and lists; reject text that no file or report can hold."""
     if isinstance(value, Mapping):
         return {_name(key, path): _plain(item, (*path, key)) for key, item in value.items()}
@@ -65,7 +66,7 @@ def _plain(value: Any, path: Place) -> Any:
     return value
 
 
-def _name(key: Any, path: Place) -> str:
+def _name(key: object, path: Place) -> str:
     if not isinstance(key, str):
         raise SettingsError(f"config key {dotted((*path, str(key)))}: the name {key!r} is not text; put it in quotes")
     _check_text(key, (*path, key))
@@ -86,7 +87,7 @@ def _check_text(text: str, path: Place) -> None:
 class _Violation:
     """An error of Pydantic, with the key that it is about."""
 
-    def __init__(self, model: type[BaseModel], above: Place, error: Any) -> None:
+    def __init__(self, model: type[BaseModel], above: Place, error: ErrorDetails) -> None:
         self.kind, self.found, self.context = error["type"], error["input"], error.get("ctx", {})
         self.within, self.form, self.description, place = model, Form(section=model), "", []
         for part in error["loc"]:
@@ -144,7 +145,7 @@ class _Violation:
         return f"{key}: found {found}, but {wanted} is needed{'; put it in quotes' if quotes else ''}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, str):
         return f"'{value}'"
     if isinstance(value, bool) or value is None:

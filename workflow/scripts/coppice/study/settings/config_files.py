@@ -4,11 +4,16 @@ The module also rejects YAML that no configuration needs and that exhausts parse
 contain themselves or expand to huge structures.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError
+
+Parsed = TypeVar("Parsed")
 
 DEEPEST = 100  # levels of nesting: parsers recurse, and no configuration needs a tenth of that
 MOST = 1_000_000  # values; those behind an alias count each time it is used
@@ -24,7 +29,7 @@ def base() -> Path:
     return own if own.exists() else Path(__file__).resolve().parents[5] / own
 
 
-def check(path):
+def check(path: PathLike) -> None:
     """Check the YAML or JSON file `path`. Raises SettingsError, with key and lines, if a key is given twice."""
     root = _parsed(path, _root)
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -33,13 +38,13 @@ def check(path):
     _check_node(path, root, (), set())
 
 
-def read(path):
+def read(path: PathLike) -> Record:
     """Return the content of the configuration file `path`. Raises SettingsError if it is unreadable or invalid."""
     check(path)
     return _parsed(path, lambda text: yaml.load(text, Loader=LOADER)) or {}
 
 
-def _parsed(path, parse):
+def _parsed(path: PathLike, parse: Callable[[str], Parsed]) -> Parsed:
     try:
         return parse(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -52,7 +57,7 @@ def _parsed(path, parse):
         raise SettingsError(f"{path}: contains a value that cannot be read ({error}); correct or quote it") from error
 
 
-def _root(text):
+def _root(text: str) -> yaml.Node | None:
     """Return the root node. Depth is checked on the stream of events, because composing nodes recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
@@ -62,7 +67,7 @@ def _root(text):
     return yaml.compose(text, Loader=LOADER)
 
 
-def _size(path, node, sizes):
+def _size(path: PathLike, node: yaml.Node | None, sizes: dict[int, int | None]) -> int:
     """Count the values under `node`, aliases expanded. Raises SettingsError for too many or an endless structure."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
@@ -76,7 +81,7 @@ def _size(path, node, sizes):
     return sizes[id(node)]
 
 
-def _check_node(path, node, keys, seen):
+def _check_node(path: PathLike, node: yaml.Node | None, keys: tuple[str, ...], seen: set[int]) -> None:
     if node is None or id(node) in seen:  # an alias leads to a node that is already checked
         return
     seen.add(id(node))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.stats import metrics
 
@@ -15,7 +17,7 @@ PARAMETERS = "parameters"
 ENDS = (("min", "at least"), ("max", "at most"))
 
 
-def resolve(config: Config, rows: list[dict], columns: list[str]) -> dict[str, dict]:
+def resolve(config: Config, rows: list[Record], columns: list[str]) -> dict[str, Record]:
     """Return {name: {metric, mode, pareto, metrics, where, words}} of the criteria; `words` describes it in one line.
 
     Args:
@@ -36,13 +38,13 @@ def resolve(config: Config, rows: list[dict], columns: list[str]) -> dict[str, d
     return resolved
 
 
-def needed_metrics(criterion):
+def needed_metrics(criterion: Record) -> list[str]:
     """Return the metrics that a criterion needs of each candidate. The parameter count needs no measurement."""
     metrics = list(criterion["metrics"] or [criterion["metric"]])
     return list(dict.fromkeys([*metrics, *(name for name in criterion["where"] if name != PARAMETERS)]))
 
 
-def scored_texts(criteria, texts):
+def scored_texts(criteria: Iterable[Record], texts: Iterable[str]) -> list[str]:
     """Return the texts that candidates are scored on: those whose perplexity some criterion uses.
 
     If no criterion uses perplexity, return all, because candidates.tsv shows perplexity in any case.
@@ -56,17 +58,17 @@ def measured(evaluate: Evaluate) -> list[str]:
     return [metric.key for metric in metrics.asked_in(evaluate.model_dump())]
 
 
-def completed(config):
+def completed(config: Config) -> dict[str, Record]:
     """Return {name: criterion} with the metrics of each knee filled in. Raises SettingsError."""
     here = measured(config.evaluate)
     return {name: _completed(one.model_dump(), _key(name), here) for name, one in config.select.configs.items()}
 
 
-def _key(name):
+def _key(name: str) -> str:
     return f"config key select.configs.{name}"
 
 
-def _completed(criterion, key, here):
+def _completed(criterion: Record, key: str, here: Iterable[str]) -> Record:
     """Return the criterion with the metrics of a knee filled in; reject `pareto` together with metric or mode."""
     if not criterion["pareto"]:
         for part in ("metric", "mode"):
@@ -87,7 +89,7 @@ def _completed(criterion, key, here):
     return criterion | {"metrics": chosen}
 
 
-def _check_metric(metric, key, here, own):
+def _check_metric(metric: str, key: str, here: list[str], own: list[str]) -> None:
     valid = here + own
     if metric in valid:
         return
@@ -103,7 +105,7 @@ def _check_metric(metric, key, here, own):
     )
 
 
-def _check_column(metric, rows, name, table, may_be_empty):
+def _check_column(metric: str, rows: Iterable[Record], name: str, table: str | None, may_be_empty: bool) -> None:
     """Reject cells that a criterion cannot compare. may_be_empty: an empty cell is measured here instead."""
     for row in rows:
         value = row["given"].get(metric)
@@ -114,7 +116,7 @@ def _check_column(metric, rows, name, table, may_be_empty):
             )
 
 
-def _words(criterion):
+def _words(criterion: Record) -> str:
     """Describe a criterion in one line, e.g. `max average_acc, parameters at most 6e+09`. Records contain this text."""
     if criterion["pareto"]:
         words = f"knee of {' and '.join(f'{name} ({mode})' for name, mode in criterion['metrics'].items())}"

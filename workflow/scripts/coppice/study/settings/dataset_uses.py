@@ -1,6 +1,7 @@
 """Find the data sets that a study reads, and what it needs of each: the roles of its rows and its columns."""
 
 import itertools
+from collections.abc import Iterator
 
 from coppice.core.errors import SettingsError, nearest
 
@@ -10,6 +11,8 @@ from .sections import Config
 from .sections.data_sets import Dataset
 from .sections.finetune import TrainingData
 from .sources import resolve_dataset, with_roles
+
+Use = tuple[str, str, str]  # (data set, role, configuration key that needs it)
 
 
 def completed(name: str, entry: Dataset) -> Dataset:
@@ -26,7 +29,7 @@ def names_in(chosen: TrainingData) -> dict[str, str]:
     return dict.fromkeys(trained, "dataset") | validation
 
 
-def _uses(config):
+def _uses(config: Config) -> Iterator[Use]:
     """Yield (data set, role, configuration key that needs it) of everything the study reads."""
     for name, key in names_in(config.finetune.data).items():
         yield name, "train", f"finetune.data.{key}"
@@ -46,7 +49,7 @@ def _uses(config):
             yield task, "report", "evaluate.zero_shot.tasks"
 
 
-def _uses_of_protocols(config):
+def _uses_of_protocols(config: Config) -> Iterator[Use]:
     """Yield the same triples for texts whose perplexity protocol reads rows of another role than "report"."""
     perplexity, key = config.evaluate.perplexity, "evaluate.perplexity.protocol"
     names = [perplexity.protocol] if isinstance(perplexity.protocol, str) else perplexity.protocol
@@ -61,7 +64,7 @@ def _uses_of_protocols(config):
             yield text, "train", key
 
 
-def _scores_by(config, text):
+def _scores_by(config: Config, text: str) -> bool:
     """Return whether candidates that Coppice prunes are scored on a text."""
     here = config.candidates.table is None and config.select.split == "selection"
     texts = config.evaluate.perplexity.datasets
@@ -71,7 +74,7 @@ def _scores_by(config, text):
 TEXT_USES = ("evaluate.perplexity.datasets", "candidates.calibration.dataset", "miniature.corpus")
 
 
-def _purposes(config):
+def _purposes(config: Config) -> dict[str, set[str]]:
     """Return {data set: uses}; the uses "text" and "training" say which columns it needs besides those of a task."""
     found = {}
     for name, _, key in _uses(config):

@@ -1,6 +1,6 @@
 """List every key of the configuration with what its field says: the reference page, options and tests read it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -83,7 +83,7 @@ def _of_field(model: type[BaseModel], own: FieldInfo, path: tuple[str, ...]) -> 
     )
 
 
-def _bounds(marks: Any) -> tuple[tuple[str, float], ...]:
+def _bounds(marks: Iterable[object]) -> tuple[tuple[str, float], ...]:
     found = {type(mark): mark for mark in marks}
     return tuple((words, getattr(found[kind], name)) for kind, (name, words) in BOUNDS.items() if kind in found)
 
@@ -98,7 +98,7 @@ def _below(form: Form, path: tuple[str, ...]) -> Iterator[Key]:
         yield from every_key(items, (*path[:-1], path[-1] + "[]"))
 
 
-def _entries(annotation: Any, path: tuple[str, ...]) -> Iterator[Key]:
+def _entries(annotation: object, path: tuple[str, ...]) -> Iterator[Key]:
     """Yield the key of a mapping's entries, whose names the user chooses, and the keys below it."""
     form, path = form_of(annotation), (*path, "<name>")
     marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()

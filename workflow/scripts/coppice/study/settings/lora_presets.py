@@ -1,5 +1,7 @@
 """Presets, schemes and defaults of the LoRA adapter's settings."""
 
+from coppice.core.aliases import Record
+
 PRESETS = {
     "light": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
     "standard": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
@@ -31,7 +33,7 @@ DEFAULTS = {
 }
 
 
-def resolve(lora):
+def resolve(lora: Record) -> Record:
     """Return `finetune.lora` with every key filled: the configured value, else the preset's, else the default."""
     preset = PRESETS.get(lora["preset"], {})
     resolved = {key: preset.get(key, default) if lora[key] is None else lora[key] for key, default in DEFAULTS.items()}

@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from coppice.core.aliases import Json
+
 from .checking import dotted
 from .keys import Key, every_key, reruns
 from .sections import Config
@@ -92,7 +94,7 @@ def schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | whole, indent=1) + "\n"
 
 
-def _for_overlays(node: Any) -> Any:
+def _for_overlays(node: Json) -> Json:
     """Return a part of the schema as it holds for one file among several.
 
     A file may override another one: no key must be in it, and null drops an entry that the other one defines.

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from coppice.core.aliases import PathLike, Record
+
 FAMILIES = ("llama", "qwen", "mistral")
 # Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
@@ -51,7 +53,7 @@ DATASETS = {
 MINIATURE_DATASETS = (*DATASETS, *TASKS)
 
 
-def completed(name, entry):
+def completed(name: str, entry: Record) -> Record:
     """Return the configured `entry` of a data set, completed from the official data set of that name.
 
     The entry holds only the keys that are given, so that the official values win over defaults.
@@ -69,14 +71,18 @@ def completed(name, entry):
 
 
 class Tasks(NamedTuple):
-    """The content of a folder of lm-eval definitions: `files` maps each task to its YAML file, `groups` has the names
-    of groups and tags."""
+    """The content of a folder of lm-eval definitions.
 
-    files: dict
-    groups: frozenset
+    Attributes:
+        files: task -> its YAML file.
+        groups: the names of groups and tags.
+    """
+
+    files: dict[str, Path]
+    groups: frozenset[str]
 
 
-def harness_folder():
+def harness_folder() -> Path | None:
     """Return the folder of lm-eval's own task definitions; None if lm-eval is not installed."""
     found = find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
@@ -85,7 +91,7 @@ def harness_folder():
 
 
 @cache
-def tasks_in(folder):
+def tasks_in(folder: PathLike) -> Tasks:
     """Return the `Tasks` under `folder`. The files are read as text, because importing lm-eval's index takes 8 s."""
     files, groups = {}, set()
     for file in sorted(Path(folder).rglob("*.yaml"), key=lambda path: path.as_posix()):
@@ -100,7 +106,7 @@ def tasks_in(folder):
     return Tasks(files, frozenset(groups) - files.keys())
 
 
-def definition_file(task):
+def definition_file(task: str) -> Path | None:
     """Return the YAML file of one of lm-eval's own tasks; None if there is none."""
     folder = harness_folder()
     if folder and task in OFFICIAL:
@@ -109,7 +115,7 @@ def definition_file(task):
 
 
 @cache
-def harness_tasks():
+def harness_tasks() -> Tasks:
     """Return the `Tasks` of lm-eval itself; empty if it is not installed."""
     folder = harness_folder()
     return tasks_in(folder) if folder else Tasks({}, frozenset())

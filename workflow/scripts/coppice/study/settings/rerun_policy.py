@@ -3,6 +3,8 @@
 For every key, the `reruns` of its field name the stages that a change reruns; `keys.reruns` reads it.
 """
 
+from coppice.core.aliases import Record
+
 # section -> keys that decide how work is done; they change results only by rounding and by the random draws of dropout
 EXECUTION = {
     "models": ("device_map",),
@@ -20,17 +22,17 @@ EXECUTION = {
 EXTRA_OUTPUT = {"finetune": ("merge", "seeds")}
 
 
-def result_settings(section, values):
+def result_settings(section: str, values: Record) -> Record:
     """Return a section's `values` without the execution settings: those on which results depend."""
     return {key: value for key, value in values.items() if key not in EXECUTION[section]}
 
 
-def execution_settings(section, values):
+def execution_settings(section: str, values: Record) -> Record:
     """Return a section's execution settings, on which no result depends."""
     return {key: values[key] for key in EXECUTION[section]}
 
 
-def narrowed(evaluate, texts):
+def narrowed(evaluate: Record, texts: list[str]) -> Record:
     """Return the section `evaluate` for scoring candidates and arms.
 
     They are measured on `texts` under the first protocol only, without generated answers and cost. Unused protocols are

@@ -2,15 +2,19 @@
 
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.core.json_text import parsed
 
 from .. import layout, local_files
 from . import registry
 from .resolved import Source, StudyDataset, StudyModel
-from .sections.data_sets import Splits
+from .sections.data_sets import Dataset, Splits
+from .sections.finetune import TrainingData
+from .sections.models import Model
 
 LONGEST_NAME = 100  # a file name may contain two names and a few words, and file systems allow 255 bytes
 RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json", "model.json", "dataset.json")
@@ -20,7 +24,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
 
 
-def check_name(name, where):
+def check_name(name: str, where: str) -> None:
     """Raise SettingsError unless `name` can be part of a path: letters, digits and . _ + - only."""
     if not NAME.fullmatch(name) or ".." in name:
         raise SettingsError(
@@ -43,7 +47,7 @@ def check_name(name, where):
         )
 
 
-def check_paths(paths, where):
+def check_paths(paths: Iterable[str], where: str) -> None:
     """Raise SettingsError if a rule cannot name one of the `paths`: Snakemake has no way to escape a brace."""
     for path in paths:
         if any(mark in path for mark in "{}\n\t"):
@@ -52,7 +56,7 @@ def check_paths(paths, where):
             )
 
 
-def folder(text, key, workdir):
+def folder(text: str, key: str, workdir: str) -> str:
     """Return an output folder of the study as the rules name it: ~ expanded, without redundant dots and slashes.
 
     Raises SettingsError if it cannot be a folder.
@@ -70,17 +74,18 @@ def folder(text, key, workdir):
     return path
 
 
-def absolute(path, workdir):
+def absolute(path: str, workdir: str) -> str:
     """Return `path` as an absolute path: ~ expanded, relative paths resolved against `workdir`."""
     return os.path.abspath(os.path.join(workdir, os.path.expanduser(path)))
 
 
-def locate(text, key, workdir, miniatures, notices):
+def locate(text: str, key: str, workdir: str, miniatures: Sequence[str], notices: list[str]) -> Source:
     """Return {kind: hub|local|miniature, path} of a model's base or a data set's path.
 
     Args:
         text: the configured value.
         key: its configuration key, for messages.
+        workdir: the folder that relative paths resolve against.
         miniatures: the valid names after `miniature/`.
         notices: a list to which a notice is added if a folder has the name of the hub id.
 
@@ -107,7 +112,7 @@ def locate(text, key, workdir, miniatures, notices):
     return Source(kind="hub", path=text)
 
 
-def resolve_model(name, entry, workdir, notices):
+def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> StudyModel:
     """Return the model's settings with source, family and prompt filled in. Raises SettingsError if they conflict."""
     key = f"models.{name}"
     source = locate(entry.base, f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
@@ -129,7 +134,7 @@ def resolve_model(name, entry, workdir, notices):
     return StudyModel.model_validate(dict(entry) | resolved)
 
 
-def _check_miniature(key, entry, family, variant):
+def _check_miniature(key: str, entry: Model, family: str, variant: str) -> None:
     for setting, value in (("family", family), ("variant", variant)):
         given = getattr(entry, setting)
         if given not in (None, value):
@@ -138,11 +143,11 @@ def _check_miniature(key, entry, family, variant):
             )
 
 
-def _family_of(text):
+def _family_of(text: str) -> str | None:
     return next((family for family in registry.FAMILIES if family in text.lower()), None)
 
 
-def _local_config(folder, base, key):
+def _local_config(folder: str, base: str, key: str) -> Record:
     """Return the content of the checkpoint's config.json. Raises SettingsError if `folder` is not a checkpoint."""
     file = Path(folder, "config.json")
     if not os.path.isdir(folder):
@@ -162,7 +167,7 @@ def _local_config(folder, base, key):
     return content
 
 
-def resolve_dataset(name, entry, data_root, workdir, notices):
+def resolve_dataset(name: str, entry: Dataset, data_root: str | None, workdir: str, notices: list[str]) -> StudyDataset:
     """Return the data set's settings with source and absolute local paths. Raises SettingsError if it is missing."""
     key = f"datasets.{name}"
     if entry.path is None:
@@ -183,7 +188,7 @@ def resolve_dataset(name, entry, data_root, workdir, notices):
     return StudyDataset.model_validate(dict(entry) | {"path": source.path, "source": source})
 
 
-def with_roles(name, entry, needed):
+def with_roles(name: str, entry: StudyDataset, needed: Mapping[str, str]) -> StudyDataset:
     """Return the resolved data set with a split, or None, for each role.
 
     A single file gets exactly one role: the one that the study needs.
@@ -198,7 +203,7 @@ def with_roles(name, entry, needed):
     """
     key = f"config key datasets.{name}"
     splits = entry.splits.model_dump()
-    local = entry.source.kind == "local" and entry.format
+    local = entry.source.kind == "local" and entry.format is not None
     if local and os.path.isfile(entry.path):
         if len(needed) > 1:
             asked = ", ".join(f"{role} rows (for {by})" for role, by in needed.items())
@@ -225,7 +230,7 @@ def with_roles(name, entry, needed):
     return entry.model_copy(update={"splits": Splits.model_validate(splits)})
 
 
-def _files(key, entry, split, local):
+def _files(key: str, entry: StudyDataset, split: str, local: bool) -> list[Path] | list[str]:
     """Return a split's local files, or its name on the hub."""
     if not local:
         return [split]
@@ -235,7 +240,7 @@ def _files(key, entry, split, local):
         raise SettingsError(f"{key}: {error}") from None
 
 
-def _check_roles(key, splits):
+def _check_roles(key: str, splits: Mapping[str, str | None]) -> None:
     for role, split in splits.items():
         if split not in (None, *splits):
             raise SettingsError(
@@ -243,7 +248,7 @@ def _check_roles(key, splits):
             )
 
 
-def check_held_out(data, key):
+def check_held_out(data: TrainingData, key: str) -> None:
     """Reject a validation data set that is also trained on. data: the section `finetune.data`."""
     trained = [data.dataset] if isinstance(data.dataset, str) else data.dataset
     if data.validation in trained:
@@ -252,7 +257,7 @@ def check_held_out(data, key):
         )
 
 
-def _under_data_root(text, key, data_root, workdir):
+def _under_data_root(text: str, key: str, data_root: str | None, workdir: str) -> str:
     marker = "{data_root}"
     if text != marker and not text.startswith(marker + "/"):
         return text

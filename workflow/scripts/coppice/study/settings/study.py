@@ -1,17 +1,20 @@
 """Resolve the configuration into a `Study`: models, criteria, candidates, data sets and ablations that fit together."""
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
 from . import ablations, arms, candidate_lists, checking, criteria, dataset_uses, lora_presets, registry, task_metrics
 from . import config_files as strict
 from .resolved import StudyDataset, StudyModel
-from .sections import Config
-from .sections.finetune import Lora, TrainingData
+from .sections import Config, Only
+from .sections.evaluate import Evaluate, Perplexity
+from .sections.finetune import Finetune, Lora, TrainingData
 from .sources import (
     absolute,
     check_held_out,
@@ -33,12 +36,12 @@ class Study:
 
     config: Config
     models: dict[str, StudyModel]
-    configs: dict[str, dict]
+    configs: dict[str, Record]
     datasets: dict[str, StudyDataset]
     workdir: str
-    notices: list = field(default_factory=list)
-    _candidates: dict = field(default_factory=dict)
-    ablations: dict = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    _candidates: dict[str, dict[str, Record]] = field(default_factory=dict)
+    ablations: dict[str, Record] = field(default_factory=dict)
 
     results = property(lambda self: self.config.results)
     resources = property(lambda self: self.config.resources)
@@ -51,21 +54,21 @@ class Study:
     resources_per_job = property(lambda self: self.config.resources_per_job)
     threads_per_job = property(lambda self: self.config.threads_per_job)
 
-    def active_models(self):
+    def active_models(self) -> list[str]:
         """Return the names of the models to run: those of `only.models`, else all."""
         only = self.config.only.models
         return [name for name in self.models if only is None or name in only]
 
-    def active_configs(self):
+    def active_configs(self) -> list[str]:
         """Return the names of the criteria to run: those of `only.configs`, else all."""
         only = self.config.only.configs
         return [name for name in self.configs if only is None or name in only]
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[str, str]]:
         """Return (model, config) of every pair to run."""
         return [(model, config) for model in self.active_models() for config in self.active_configs()]
 
-    def candidates(self, model):
+    def candidates(self, model: str) -> dict[str, Record]:
         """Return the model's candidates by name: grid points (with `method`) or table rows (with `path`)."""
         return self._candidates[model]
 
@@ -74,50 +77,50 @@ class Study:
         names = {tuple(self.candidates(model)) for model in self.active_models()}
         return self.config.candidates.per_job == "all" and len(names) == 1
 
-    def ablated_by(self):
+    def ablated_by(self) -> set[str]:
         """Return the names of the texts and tasks whose selection rows rank the arms of some ablation."""
         chosen = [lists for one in self.ablations.values() for lists in arms.chosen_by(one).values()]
         return {name for lists in chosen for names in lists.values() for name in names}
 
-    def training_datasets(self, ablation=None):
+    def training_datasets(self, ablation: str | None = None) -> list[str]:
         """Return the names of the data sets that the study, or one of its ablations, trains and validates on."""
         data = self.finetune.data
         if ablation is not None:
             data = TrainingData.model_validate(self.ablations[ablation]["finetune"]["data"])
         return list(dataset_uses.names_in(data))
 
-    def training_seeds(self):
+    def training_seeds(self) -> list[int]:
         """Return the seeds that every training is repeated with. The first seed's files are at the usual paths."""
         return self.finetune.seeds or [self.seed]
 
-    def more_seeds(self):
+    def more_seeds(self) -> list[int]:
         """Return the seeds after the first."""
         return self.training_seeds()[1:]
 
     @staticmethod
-    def seed_folder(seed):
+    def seed_folder(seed: int) -> str:
         """Return the suffix that the paths of a training with this additional seed have."""
         return f"/seed-{seed}"
 
-    def seed_folders(self):
+    def seed_folders(self) -> str:
         """Return a regular expression that matches every such suffix and the empty string."""
         return "(?:{})?".format("|".join(map(self.seed_folder, self.more_seeds())) or "/seed-none")
 
-    def seed_in(self, folder):
+    def seed_in(self, folder: str) -> int:
         """Return the seed of a `seed_folder` suffix; an empty suffix means the first seed."""
         return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
 
-    def defines(self, task):
+    def defines(self, task: str) -> bool:
         """Return whether the user's own folder defines the task."""
         place = self.evaluate.zero_shot.include_path
         return place is not None and task in registry.tasks_in(place).files
 
-    def dataset(self, name):
+    def dataset(self, name: str) -> StudyDataset | None:
         """Return the resolved entry of a data set; None for a task without one, which uses its official data."""
         return self.datasets.get(name)
 
 
-def load(raw_config, configfiles=(), workdir=None):
+def load(raw_config: Record, configfiles: Iterable[PathLike] = (), workdir: PathLike | None = None) -> Study:
     """Check and complete a configuration and return its `Study`.
 
     Args:
@@ -153,7 +156,7 @@ def load(raw_config, configfiles=(), workdir=None):
     return study
 
 
-def _check_names(config):
+def _check_names(config: Config) -> None:
     for section, entries in (
         ("models", config.models),
         ("select.configs", config.select.configs),
@@ -167,7 +170,7 @@ def _check_names(config):
         raise SettingsError("the study has no config; add one under config key select.configs")
 
 
-def _restricted(config, raw, notices):
+def _restricted(config: Config, raw: Record, notices: list[str]) -> Only:
     """Return `only` with names in the study. Dropped names get a notice, unknown names raise SettingsError."""
     kept = {}
     raw_configs = (raw.get("select") or {}).get("configs") or {}
@@ -192,7 +195,7 @@ def _restricted(config, raw, notices):
     return config.only.model_copy(update=kept)
 
 
-def _check_training(finetune):
+def _check_training(finetune: Finetune) -> None:
     size = finetune.data.val_size
     if size >= 1 and size != int(size):
         raise SettingsError(
@@ -205,7 +208,7 @@ def _check_training(finetune):
         )
 
 
-def _with_tasks(evaluate, workdir, notices):
+def _with_tasks(evaluate: Evaluate, workdir: str, notices: list[str]) -> Evaluate:
     """Return the section `evaluate` with an absolute `include_path`, its tasks checked."""
     key, zero_shot = "config key evaluate.zero_shot.tasks", evaluate.zero_shot
     if zero_shot.include_path is not None:
@@ -237,7 +240,7 @@ def _with_tasks(evaluate, workdir, notices):
     return evaluate.model_copy(update={"zero_shot": zero_shot})
 
 
-def _check_metric(wanted, task, own):
+def _check_metric(wanted: str | None, task: str, own: Mapping[str, Path]) -> None:
     """Raise SettingsError if the task lacks its configured metric (or None), or the user's definition is broken."""
     if task in own:
         names = task_metrics.metrics(own[task], "config key evaluate.zero_shot.include_path")
@@ -251,7 +254,7 @@ def _check_metric(wanted, task, own):
         )
 
 
-def _included(given, place):
+def _included(given: str, place: str) -> registry.Tasks:
     """Return the tasks in the folder `place`, which the user gave as `given`."""
     key = "config key evaluate.zero_shot.include_path"
     if not os.path.isdir(place):
@@ -263,7 +266,7 @@ def _included(given, place):
     return found
 
 
-def _check_protocols(perplexity):
+def _check_protocols(perplexity: Perplexity) -> None:
     own, key = perplexity.protocols, "config key evaluate.perplexity"
     for name, protocol in own.items():
         check_name(name, f"{key}.protocols")
@@ -280,7 +283,9 @@ def _check_protocols(perplexity):
             raise SettingsError(f"{key}.protocol: found '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}")
 
 
-def _candidates(config, workdir, notices):
+def _candidates(
+    config: Config, workdir: str, notices: list[str]
+) -> tuple[dict[str, dict[str, Record]], list[Record], list[str]]:
     """Return (candidates by model, rows, columns); rows and columns are those of the table, empty without one."""
     settings, models = config.candidates, config.models
     if settings.table is None:
@@ -304,7 +309,7 @@ def _candidates(config, workdir, notices):
     return by_model, rows, columns
 
 
-def _check_candidates(study):
+def _check_candidates(study: Study) -> None:
     settings = study.config.candidates
     if settings.per_job == "all" and not study.shares_candidate_jobs():
         study.notices.append(
@@ -322,7 +327,7 @@ def _check_candidates(study):
         )
 
 
-def _notice_split(study):
+def _notice_split(study: Study) -> None:
     if study.select.split == "report":
         study.notices.append(
             "config key select.split: candidates are chosen on the rows that the reports use, so the reports are too "

@@ -3,11 +3,18 @@
 Without this check Snakemake would only report that no rule makes the file.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, NoReturn
 
 from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
+
+if TYPE_CHECKING:
+    from .study import Study
 
 CONFIG_FOLDERS = (layout.root("selection"), layout.root("pruned"))
 FINETUNED_FOLDERS = (layout.root("training"), layout.root("finetuned"))
@@ -16,9 +23,11 @@ FOLDERS = (*CONFIG_FOLDERS, *FINETUNED_FOLDERS, *CANDIDATE_FOLDERS, layout.root(
 ABLATIONS = "ablation"
 
 
-def check_targets(study, targets):
-    """Raise SettingsError if a target path under the results names a model, config, candidate, ablation or arm that is
-    not in the study."""
+def check_targets(study: Study, targets: Iterable[str]) -> None:
+    """Raise SettingsError if a target path under the results names something that is not in the study.
+
+    That is a model, a config, a candidate, an ablation or an arm.
+    """
     root = os.path.join(study.workdir, study.results)
     for target in targets:
         path = os.path.relpath(os.path.join(study.workdir, target), root)
@@ -29,13 +38,13 @@ def check_targets(study, targets):
             _check(study, target, folder, parts)
 
 
-def _is_for_whole_stage(study, parts):
+def _is_for_whole_stage(study: Study, parts: list[str]) -> bool:
     """Return whether a file covers all models or all candidates of a model, such as SUMMARY.md, figures, grid.json."""
     of_stage = (len(parts) == 1 and "." in parts[0]) or parts[:1] == ["figures"]
     return (of_stage and parts[0] not in study.models) or parts[1:] in (["released.json"], ["grid.json"])
 
 
-def _check(study, target, folder, parts):
+def _check(study: Study, target: str, folder: str, parts: list[str]) -> None:
     if not parts:
         return
     model = parts[0]
@@ -53,7 +62,7 @@ def _check(study, target, folder, parts):
             _reject(target, "fine-tuned config", parts[1], valid)
 
 
-def _check_ablation(study, target, parts):
+def _check_ablation(study: Study, target: str, parts: list[str]) -> None:
     name, configured = parts[0], study.config.ablations
     if name not in configured:
         _reject(target, "ablation", name, configured)
@@ -69,7 +78,7 @@ def _check_ablation(study, target, parts):
         _reject(target, f"arm of {name}", parts[1], arms)
 
 
-def _reject(target, kind, name, valid):
+def _reject(target: str, kind: str, name: str, valid: Collection[str]) -> NoReturn:
     listed = ", ".join(valid) or "none"
     raise SettingsError(
         f"target {target}: there is no {kind} '{name}' in the study; valid are {listed}{nearest(name, valid)}"

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import yaml
 
+from coppice.core.aliases import PathLike
 from coppice.core.errors import SettingsError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 8  # levels of `include`; the limit also ends files that include each other
 
 
-def metrics(file, key, depth=0):
+def metrics(file: PathLike, key: str, depth: int = 0) -> list[str] | None:
     """Return the metric names of the task defined in `file` or in a file that it includes; None if YAML does not say.
 
     Raises:
@@ -31,7 +32,7 @@ def metrics(file, key, depth=0):
     return next((names for names in reversed(found) if names), None)
 
 
-def _root(file, key):
+def _root(file: Path, key: str) -> dict[str, yaml.Node]:
     """Return {key: node} of the mapping in a YAML file."""
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=LOADER)
@@ -45,7 +46,7 @@ def _root(file, key):
     return {str(name.value): node for name, node in root.value}
 
 
-def _named(node):
+def _named(node: yaml.Node) -> list[str] | None:
     """Return the names in a `metric_list`; None if one is a function, whose metrics are unknown without running it."""
     entries = node.value if isinstance(node, yaml.SequenceNode) else []
     names = [value for entry in entries for name, value in _pairs(entry) if name.value == "metric"]
@@ -54,5 +55,5 @@ def _named(node):
     return [str(value.value) for value in names]
 
 
-def _pairs(node):
+def _pairs(node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
     return node.value if isinstance(node, yaml.MappingNode) else []

@@ -1,17 +1,28 @@
 """Zero-shot evaluation on lm-eval's official tasks."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from coppice.data.task_definitions import facts, official_source
 
 from .tasks import measure, result, task
 
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
+
+    from coppice.models.kinds import LoadedModel
+
 __all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
 
 
-def language_model(model, tokenizer, engine, batch_size):
+def language_model(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, engine: str, batch_size: int) -> HFLM:
     """Return the `lm_eval.api.model.LM` that scores `model`. No other function chooses the engine.
 
     Args:
-        model, tokenizer: a causal language model and its tokenizer.
+        model: a causal language model.
+        tokenizer: its tokenizer.
         engine: "prefix-tree" for this package's engine, "lm-eval" for the harness's HF backend.
         batch_size: batch size of the harness's backend and of generation.
     """

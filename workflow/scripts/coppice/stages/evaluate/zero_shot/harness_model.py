@@ -4,7 +4,12 @@ Tokenization, chat templates and generation are inherited from `HFLM`, so reques
 the computation of log-likelihoods differs. Importing this module registers the model with lm-eval as `coppice`.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from lm_eval import utils
@@ -13,8 +18,17 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 
 from coppice import models
+from coppice.core.aliases import Json
 from coppice.core.errors import DataError, SettingsError, nearest
 from coppice.models import kinds
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedTokenizerBase
+
+    from coppice.models.kinds import LoadedModel
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (its texts, context ids, continuation ids)
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -34,6 +48,33 @@ HARNESS_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How `PrefixTreeLM` loads the folder of a checkpoint: the options that lm-eval passes by these names."""
+
+    peft: str | None = None
+    """Folder of an adapter to put on the checkpoint."""
+    dtype: str | None = None
+    """Name of a torch dtype, or "auto" for the checkpoint's. None is bfloat16 on a GPU and float32 elsewhere."""
+    device: str | None = None
+    """Device to move the model to, if this machine has it."""
+    quantize: str | None = None
+    """How to quantize the weights: 8bit, 4bit, or None for not at all."""
+    trust_remote_code: bool = False
+    """Whether to run code that comes with the checkpoint."""
+    device_map: str | None = None
+    """Where transformers puts the parts of the model."""
+
+    def load(self, folder: str) -> LoadedModel:
+        """Return the model in `folder`."""
+        dtype = _dtype_name(folder, self.dtype)
+        source = models.Source(folder, dtype, self.quantize, self.trust_remote_code, self.device_map)
+        model = models.load(source, self.peft)
+        # A quantized or distributed model was placed on its devices when it was loaded and cannot be moved.
+        movable = _exists(self.device) and not (self.quantize or self.device_map)
+        return model.to(self.device) if movable else model
+
+
 @register_model("coppice")
 class PrefixTreeLM(HFLM):
     """A causal LM for lm-eval that scores all choices of all items as one prefix tree.
@@ -43,14 +84,9 @@ class PrefixTreeLM(HFLM):
     Args:
         pretrained: a loaded model, or the folder of a checkpoint.
         tokenizer: a tokenizer or its folder; by default the one in the checkpoint's folder.
-        peft: folder of an adapter to put on a checkpoint.
-        dtype: name of a torch dtype, or "auto" for the checkpoint's. Default: bfloat16 on a GPU, float32 elsewhere.
-        device: device to move a checkpoint's model to, if this machine has it.
-        quantize: "8bit" or "4bit".
-        trust_remote_code: True to run code that comes with the checkpoint.
-        device_map: as for transformers.
-        batch_size, max_batch_size: batch sizes of generation; scoring chooses its own.
-        options: options of HFLM, see `HARNESS_OPTIONS`.
+        batch_size: batch size of generation; scoring chooses its own.
+        max_batch_size: the largest batch size of generation, if batch_size is "auto".
+        options: the fields of `Loading`, and options of HFLM, see `HARNESS_OPTIONS`.
 
     Raises:
         SettingsError: an option is unknown.
@@ -58,18 +94,15 @@ class PrefixTreeLM(HFLM):
 
     def __init__(
         self,
-        pretrained,
-        tokenizer=None,
-        peft=None,
-        dtype=None,
-        device=None,
-        quantize=None,
-        trust_remote_code=False,
-        device_map=None,
-        batch_size=1,
-        max_batch_size=64,
-        **options,
-    ):
+        pretrained: str | LoadedModel,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int = 64,
+        **options: Json,
+    ) -> None:
+        """Take a model or load one, and find out whether it takes the prefix tree."""
+        given = {field.name: options.pop(field.name) for field in fields(Loading) if field.name in options}
+        loading = Loading(**given)
         for name in options:
             if name not in HARNESS_OPTIONS:
                 raise SettingsError(
@@ -78,14 +111,10 @@ class PrefixTreeLM(HFLM):
                 )
         if isinstance(pretrained, str):
             # Load the model here instead of in HFLM, so that odd-shaped checkpoints and adapters load as in a study.
-            source = models.Source(pretrained, _dtype_name(pretrained, dtype), quantize, trust_remote_code, device_map)
-            folder, pretrained = pretrained, models.load(source, peft)
-            # A quantized or distributed model was placed on its devices when it was loaded and cannot be moved.
-            if _exists(device) and not (quantize or device_map):
-                pretrained = pretrained.to(device)
-            tokenizer = tokenizer or folder
+            tokenizer = tokenizer or pretrained
+            pretrained = loading.load(pretrained)
         if isinstance(tokenizer, str):
-            tokenizer = models.load_tokenizer(tokenizer, trust_remote_code)
+            tokenizer = models.load_tokenizer(tokenizer, loading.trust_remote_code)
         self._encoded = {}
         super().__init__(
             pretrained=pretrained,
@@ -103,7 +132,7 @@ class PrefixTreeLM(HFLM):
                 type(self.model).__name__,
             )
 
-    def loglikelihood(self, requests, disable_tqdm=False):
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""
         # HFLM encodes each request by itself, through `tok_encode`. Encode all texts in one call first and let
         # `tok_encode` look them up; forget them afterwards, because they are only needed here.
@@ -113,13 +142,15 @@ class PrefixTreeLM(HFLM):
         finally:
             self._encoded = {}
 
-    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **options):
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **options: Json
+    ) -> list[int]:
         """Return the token ids of a text, from `_encoded` if the text was encoded with the same options."""
         if add_special_tokens is None and not left_truncate_len and string in self._encoded:
             return list(self._encoded[string])  # a copy: the harness may change the list
         return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
 
-    def _encode_together(self, texts):
+    def _encode_together(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Return text -> token ids, from one call of the tokenizer instead of several per request.
 
         Texts that already begin with the BOS token are left to `HFLM.tok_encode`, which then adds no second one.
@@ -132,7 +163,7 @@ class PrefixTreeLM(HFLM):
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         return dict(zip(texts, self.tokenizer(texts, verbose=False, **special)["input_ids"], strict=True))
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts over the harness's disjoint windows."""
         # HFLM scores a batch of windows at a time; collect all of them, so that they form one prefix tree.
         windows, counts = [], []
@@ -154,7 +185,9 @@ class PrefixTreeLM(HFLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         """Score (key, context ids, continuation ids) as a prefix tree. HFLM's other methods end up here."""
         # Check before the engines part ways, so that both reject the same requests.
         for request in requests:
@@ -177,7 +210,7 @@ class PrefixTreeLM(HFLM):
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
 
-    def _check(self, key, context, ending):
+    def _check(self, key: tuple[str, str] | None, context: list[int], ending: list[int]) -> None:
         """Raise DataError, naming the request, if it has no log-likelihood under this model."""
         if context and 0 < len(ending) <= self.max_length:
             return
@@ -197,13 +230,13 @@ class PrefixTreeLM(HFLM):
         )
 
 
-def _texts(context, continuation):
+def _texts(context: str, continuation: str) -> tuple[str, ...]:
     """Return the two texts that `TemplateLM._encode_pair` encodes: the context without trailing spaces, and both."""
     # For an empty context, HFLM encodes the continuation with other options, so encoding it here would be useless.
     return (context.rstrip(), context + continuation) if context else ()
 
 
-def _dtype_name(folder, dtype):
+def _dtype_name(folder: str, dtype: str | None) -> str | None:
     """Return the name of the dtype to load a checkpoint in, or None for the default of `coppice.models`."""
     if dtype != "auto":
         return dtype
@@ -214,6 +247,6 @@ def _dtype_name(folder, dtype):
     return None if found is None else str(found).removeprefix("torch.")
 
 
-def _exists(device):
+def _exists(device: str | None) -> bool:
     """Return True if a device is given and this machine has it: lm-eval's command line asks for cuda:0 by default."""
     return bool(device) and (torch.cuda.is_available() or not str(device).startswith("cuda"))

@@ -4,16 +4,27 @@ The harness supplies prompts, choices and metrics; the language model that it ca
 `measure` computes every metric of a task; `result` then picks the one that the study uses for the task.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coppice import data, models
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
 from coppice.data import lm_eval_compat, task_definitions
 from coppice.study.settings.sections.evaluate import ZeroShot
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -22,7 +33,7 @@ FEWSHOT = "coppice-fewshot"  # name of the split of few-shot examples; no defini
 METRIC = "metric:"  # prefix of the columns that hold an item's metrics
 
 
-def task(name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0):
+def task(name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0) -> ConfigurableTask:
     """Return the lm-eval task `name` over the rows of one role of a prepared dataset.
 
     Args:
@@ -65,7 +76,7 @@ def task(name: str, record: str | Path, role: str, choice: ZeroShot | None = Non
     return built
 
 
-def shots_of(name, config, choice):
+def shots_of(name: str, config: Record, choice: ZeroShot) -> int:
     """Return the number of examples in a prompt: the configured one, or else the definition's.
 
     As in lm-eval, a definition's explicit 0 always wins.
@@ -77,7 +88,7 @@ def shots_of(name, config, choice):
     return (defined if configured is None else configured) or 0
 
 
-def _examples(name, record, rows):
+def _examples(name: str, record: PathLike, rows: Dataset) -> Dataset:
     """Return the train rows that may serve as examples, without those that the task asks itself."""
     train = data.load(record, "train")
     asked = {data.row_text(row) for row in rows}
@@ -90,13 +101,15 @@ def _examples(name, record, rows):
     return train.select(kept)
 
 
-def _left(config, rows):
+def _left(config: Record, rows: Dataset) -> int:
     """Return the number of rows that are left by the definition's own filter."""
     process = config.get("process_docs")
     return len(process(rows) if process else rows)
 
 
-def measure(lm, name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0):
+def measure(
+    lm: HFLM, name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0
+) -> tuple[Record, list[Record]]:
     """Score one task under all of its metrics.
 
     Args:
@@ -152,7 +165,7 @@ def measure(lm, name: str, record: str | Path, role: str, choice: ZeroShot | Non
     return facts, rows
 
 
-def _check_answers(name, built, limit):
+def _check_answers(name: str, built: ConfigurableTask, limit: int | None) -> None:
     """Raise DataError if an item's right answer is not one of its choices.
 
     The harness would count the item as answered wrongly. Tasks that judge answers with their own code are not checked.
@@ -176,7 +189,7 @@ def _check_answers(name, built, limit):
             )
 
 
-def has_chat_template(tokenizer, name):
+def has_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
     """Return True if the tokenizer has a chat template; log a warning if not."""
     if getattr(tokenizer, "chat_template", None):
         return True
@@ -184,7 +197,7 @@ def has_chat_template(tokenizer, name):
     return False
 
 
-def _scores(results, chosen):
+def _scores(results: Record, chosen: str) -> dict[str, float]:
     """Return the numbers of one filter as metric -> value and <metric>_stderr -> standard error, without "N/A"."""
     found = {}
     for key, value in results.items():
@@ -194,7 +207,7 @@ def _scores(results, chosen):
     return found
 
 
-def _is_accuracy(built, metric, rows):
+def _is_accuracy(built: ConfigurableTask, metric: str, rows: Sequence[Record]) -> bool:
     """Return True if `metric` is a mean over items of values from 0 to 1 that should be high.
 
     Only such metrics can be paired item by item and averaged over tasks.
@@ -206,7 +219,7 @@ def _is_accuracy(built, metric, rows):
     return all(row.get(METRIC + metric) is not None and 0 <= row[METRIC + metric] <= 1 for row in rows)
 
 
-def _row(built, example):
+def _row(built: ConfigurableTask, example: Record) -> Record:
     """Return what is stored of an item: the target, the model's answer and every metric that is a number."""
     metrics = {METRIC + key: float(example[key]) for key in example["metrics"] if isinstance(example[key], int | float)}
     row = {key: example[key] for key in ("doc_id", "doc_hash")} | metrics
@@ -227,7 +240,7 @@ def _row(built, example):
     return row | {"target": target, "loglikelihoods": scores, "answer": answer, "characters": [], "bytes": []}
 
 
-def _gold(built, choices, doc, target):
+def _gold(built: ConfigurableTask, choices: Sequence[str], doc: Record, target: object) -> object:
     """Return the index of an item's right choice. `target` is that index or the text of the choice itself.
 
     If the choices differ in the context rather than the continuation (WinoGrande), lm-eval's definitions give the index
@@ -237,12 +250,15 @@ def _gold(built, choices, doc, target):
     return choices.index(target) if isinstance(target, str) and target in choices else target
 
 
-def result(name, facts, rows, metric=None):
+def result(
+    name: str, facts: Record, rows: Sequence[Record], metric: str | None = None
+) -> tuple[Record, list[Record], bool]:
     """Return a task's result under one metric, its samples, and whether the metric is an accuracy.
 
     Args:
         name: name of the task.
-        facts, rows: from `measure`.
+        facts: the first result of `measure`.
+        rows: its second result.
         metric: name of the metric; by default acc, else exact_match, else the task's first one.
 
     Returns:
@@ -266,7 +282,7 @@ def result(name, facts, rows, metric=None):
     return found, samples, metric in facts["accuracies"]
 
 
-def _sample(row, metric, output_type):
+def _sample(row: Record, metric: str, output_type: str) -> Record:
     """Return a row of `samples/{task}.parquet`: the item, the model's pick and the log-likelihood of each choice."""
     prediction = row["answer"]
     if output_type == "multiple_choice":

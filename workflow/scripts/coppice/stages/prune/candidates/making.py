@@ -1,15 +1,22 @@
 """Make one candidate by pruning, or import one of the user's, as a checkpoint folder with its `pruning.json`."""
 
+from __future__ import annotations
+
 import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coppice import data, models
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError, DataError
 from coppice.models import files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.candidates")
 
@@ -58,7 +65,9 @@ def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
     return result.facts, used
 
 
-def calibration_batches(tokenizer, calibration, context, seed):
+def calibration_batches(
+    tokenizer: PreTrainedTokenizerBase, calibration: Record, context: int, seed: int
+) -> tuple[list[torch.Tensor], str]:
     """Return calibration windows as a list of LongTensors [B, T], and the fingerprint of the data.
 
     Draws train rows in random order, joins them and cuts the text into up to `samples` windows of `length` tokens, or
@@ -87,7 +96,9 @@ def calibration_batches(tokenizer, calibration, context, seed):
     return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
 
 
-def import_checkpoint(identity, path, given, dense, output):
+def import_checkpoint(
+    identity: dict[str, str], path: PathLike, given: Record, dense: PathLike, output: PathLike
+) -> None:
     """Link the user's checkpoint folder as a candidate and write its `pruning.json`.
 
     Args:
@@ -116,7 +127,7 @@ def import_checkpoint(identity, path, given, dense, output):
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)
 
 
-def _is_dense(path, dense):
+def _is_dense(path: Path, dense: PathLike) -> bool:
     """Return True if the folder `path` holds the dense model's weights, even with another config.json or sharding."""
     if fingerprints.weights(path) == records.read(dense)["weights_fingerprint"]:
         return True
@@ -124,7 +135,7 @@ def _is_dense(path, dense):
     return Path(place).is_dir() and files.same_tensors(path, place)
 
 
-def _check_tokens(path, dense):
+def _check_tokens(path: Path, dense: PathLike) -> None:
     """Raise CheckpointError if the tokenizers in the folders `path` and `dense` differ."""
     tokenized = [_tokenized(folder) for folder in (path, dense)]
     if None in tokenized:
@@ -138,7 +149,7 @@ def _check_tokens(path, dense):
         )
 
 
-def _tokenized(folder):
+def _tokenized(folder: PathLike) -> tuple[list[int], dict[str, int]] | None:
     """Return (token ids of `PROBE`, vocabulary as token -> id) of a folder's tokenizer, or None if it does not load.
 
     A tokenizer that needs its own code does not load here; `_check_tokens` then checks nothing.
@@ -150,7 +161,7 @@ def _tokenized(folder):
     return tokenizer(PROBE)["input_ids"], tokenizer.get_vocab()
 
 
-def link(source, folder):
+def link(source: PathLike, folder: PathLike) -> None:
     """Fill `folder` with relative symbolic links to the files of `source`, after removing the links that it has.
 
     Leaves out subfolders, hidden files and `pruning.json`.
@@ -167,7 +178,15 @@ def link(source, folder):
             (folder / file.name).symlink_to(os.path.relpath(file, folder))
 
 
-def _write_record(facts, settings, output, source, clock, seed, calibration):
+def _write_record(
+    facts: Record,
+    settings: Record,
+    output: PathLike,
+    source: PathLike,
+    clock: records.Clock,
+    seed: int | None,
+    calibration: str | None,
+) -> None:
     output = Path(output)
     fingerprint = fingerprints.weights(output)
     dense = fingerprints.weights(source)

@@ -5,11 +5,13 @@ under `recipe` in its `pruning.json`, and checks that the fingerprint is the sam
 """
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from coppice import models
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError
 from coppice.study import layout
 
@@ -20,7 +22,7 @@ logger = logging.getLogger("coppice.candidates")
 LOCK = ".weights.lock"
 
 
-def checkpoint(selection):
+def checkpoint(selection: PathLike) -> str:
     """Return the folder of the chosen checkpoint, after restoring its weights if they are missing.
 
     Args:
@@ -35,12 +37,12 @@ def checkpoint(selection):
     return str(folder)
 
 
-def record_of(selection):
+def record_of(selection: PathLike | None) -> str | None:
     """Return the path of the chosen candidate's `pruning.json`. selection: path of `selection_info.json`, or None."""
     return selection and str(layout.chosen_folder(selection, records.read(selection)) / "pruning.json")
 
 
-def ensure(folder):
+def ensure(folder: PathLike) -> str:
     """Return the path of the candidate in `folder`, after restoring its weights if they are missing or changed.
 
     A candidate pruned here is pruned again. A user's own is linked again, for example after the results were moved. If
@@ -57,7 +59,7 @@ def ensure(folder):
     return str(folder)
 
 
-def release(model, folders, selections, output):
+def release(model: str, folders: Mapping[str, PathLike], selections: Sequence[PathLike], output: PathLike) -> None:
     """Delete the weights of a model's candidates that no config chose, and record which ones.
 
     Also keeps what other studies in the same results folder chose.
@@ -85,7 +87,7 @@ def release(model, folders, selections, output):
 
 
 @contextmanager
-def _locked(folder):
+def _locked(folder: PathLike) -> Iterator[None]:
     from filelock import FileLock
 
     lock = FileLock(Path(folder) / LOCK)
@@ -99,19 +101,19 @@ def _locked(folder):
         lock.release()
 
 
-def _has_weights(folder):
+def _has_weights(folder: Path) -> bool:
     try:
         return all(file.exists() for file in fingerprints.weights_files(folder))
     except CheckpointError:
         return False
 
 
-def _is_whole(folder):
+def _is_whole(folder: Path) -> bool:
     expected = records.read(folder / "pruning.json")["weights_fingerprint"]
     return _has_weights(folder) and fingerprints.weights(folder) == expected
 
 
-def _restore(folder):
+def _restore(folder: Path) -> None:
     record = records.read(folder / "pruning.json")
     if record.get("recipe"):
         _prune_again(folder, record["recipe"], record["weights_fingerprint"])
@@ -119,7 +121,7 @@ def _restore(folder):
         _link_again(folder, record)
 
 
-def _link_again(folder, record):
+def _link_again(folder: Path, record: Record) -> None:
     """Link a user's own candidate to its origin again and check that the origin still holds the imported weights."""
     if Path(record["origin"]).is_dir():
         making.link(record["origin"], folder)
@@ -131,7 +133,7 @@ def _link_again(folder, record):
     logger.info("%s: linked again to %s", folder, record["origin"])
 
 
-def _prune_again(folder, settings, expected):
+def _prune_again(folder: Path, settings: Record, expected: str) -> None:
     source = models.Source(**settings["source"])
     if not Path(source.path).is_dir():
         raise CheckpointError(

@@ -10,12 +10,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from coppice.core import fingerprints, records
+from coppice.core.aliases import PathLike, Record
 from coppice.core.json_text import parsed
 
 logger = logging.getLogger("coppice.finetuning")
@@ -27,7 +29,7 @@ BEST = "best"
 SUPERSEDED = "superseded"
 
 
-def to_resume(output, key):
+def to_resume(output: Path, key: str) -> Path | None:
     """Return the newest complete checkpoint of the training `key` in `output`, or None.
 
     Incomplete checkpoints are deleted; those of another training are moved aside.
@@ -50,7 +52,7 @@ def to_resume(output, key):
     return None
 
 
-def finish(output, key, checkpoint, outcome):
+def finish(output: Path, key: str, checkpoint: Path, outcome: Record) -> None:
     """Record that the training `key` is finished, with its best checkpoint and the facts for its record.
 
     The checkpoints of superseded settings are deleted now, as Snakemake replaces the outputs of old settings.
@@ -60,7 +62,7 @@ def finish(output, key, checkpoint, outcome):
         shutil.rmtree(aside)
 
 
-def finished(output, key):
+def finished(output: Path, key: str) -> tuple[Path, Record] | None:
     """Return (best checkpoint, outcome) if the training `key` is finished and that checkpoint complete, else None."""
     if not (output / FINISHED).is_file():
         return None
@@ -73,18 +75,18 @@ def finished(output, key):
     return (checkpoint, found["outcome"]) if found["key"] == key and is_whole(checkpoint) else None
 
 
-def step_of(folder):
+def step_of(folder: PathLike) -> int:
     """Return the optimizer step after which a checkpoint was written, or -1 for a folder of another name."""
     digits = Path(folder).name.rpartition("-")[2]
     return int(digits) if digits.isdigit() else -1
 
 
-def facts_of(folder):
+def facts_of(folder: Path) -> Record:
     """Return the facts that `Seal` stored with the checkpoint in addition to Trainer's state."""
     return records.read(folder / COMPLETE)["facts"]
 
 
-def is_whole(folder):
+def is_whole(folder: Path) -> bool:
     """Return whether every file of a checkpoint is unchanged since the checkpoint was completed."""
     try:
         digests = records.read(folder / COMPLETE)["sha256"]
@@ -102,23 +104,31 @@ class Seal(TrainerCallback):
     The link `best` points to the best checkpoint.
     """
 
-    def __init__(self, output, facts):
+    def __init__(self, output: PathLike, facts: Callable[[], Record]) -> None:
+        """Seal the checkpoints in `output`, each with what `facts` returns when it is written."""
         self.output, self.facts = Path(output), facts
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Save if the validation loss is the lowest so far, also between the steps of `save_steps`."""
         # this callback runs before Trainer updates `best_metric`, which still holds the best of the earlier losses
         if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
             control.should_save = True
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Complete the checkpoint of the current step, then delete older ones except the best."""
         _wait_for_all()  # every process writes its random state into the checkpoint, and all digests must be listed
         if state.is_world_process_zero:
             self._seal(state)
         _wait_for_all()
 
-    def _seal(self, state):
+    def _seal(self, state: TrainerState) -> None:
         folder = self.output / f"checkpoint-{state.global_step}"
         records.as_new_files(folder)  # safetensors creates files that only their owner can read
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
@@ -134,12 +144,12 @@ class Seal(TrainerCallback):
                 shutil.rmtree(old)
 
 
-def _wait_for_all():
+def _wait_for_all() -> None:
     if distributed.is_initialized():
         distributed.barrier()
 
 
-def _point(link, target):
+def _point(link: Path, target: str) -> None:
     """Point the symbolic link `link` to `target`, a name in the same folder."""
     # renaming a new link over the old one is atomic: there is no moment without `best`
     fresh = link.with_name(f".{link.name}.new")
@@ -148,18 +158,18 @@ def _point(link, target):
     os.replace(fresh, link)
 
 
-def _key_in(output):
+def _key_in(output: Path) -> str | None:
     try:
         return parsed((output / KEY).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # without a readable key, checkpoints are moved aside instead of continued
 
 
-def _aside(output, key):
+def _aside(output: Path, key: str | None) -> Path:
     return output / f"{SUPERSEDED}-{(key or 'unknown')[:8]}"
 
 
-def _move_aside(found, output, key):
+def _move_aside(found: Sequence[Path], output: Path, key: str | None) -> None:
     aside = _aside(output, key)
     logger.warning("moving %d checkpoints of other settings to %s until this training is finished", len(found), aside)
     aside.mkdir(exist_ok=True)
@@ -169,7 +179,7 @@ def _move_aside(found, output, key):
             _move(path, aside)
 
 
-def _bring_back(output, key):
+def _bring_back(output: Path, key: str) -> None:
     """Move the checkpoints of the training `key` back, because its settings apply again."""
     aside = _aside(output, key)
     if aside.is_dir():
@@ -179,7 +189,7 @@ def _bring_back(output, key):
         aside.rmdir()
 
 
-def _move(path, folder):
+def _move(path: Path, folder: Path) -> None:
     """Move a link or a folder into `folder`, replacing what has the same name."""
     there = folder / path.name
     # os.replace overwrites a link or an empty folder, but not a folder with files

@@ -1,6 +1,7 @@
 """Work out the length of a training that has a budget of steps, tokens or operations, before it begins."""
 
 import math
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 from coppice.core.errors import SettingsError
@@ -39,7 +40,7 @@ def steps(budget: Budget, lengths: list[int], batch_size: int, per_token: float,
             return step
 
 
-def _tokens(lengths, size, seed):
+def _tokens(lengths: Sequence[int], size: int, seed: int) -> Iterator[int]:
     """Yield the number of tokens of each step, without end."""
     # the sampler that the training uses: steps differ in length, so only the same order gives the exact count
     sampler = StepSampler(len(lengths), size, seed)

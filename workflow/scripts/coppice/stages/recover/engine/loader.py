@@ -5,9 +5,12 @@ token limit nor the number of processes changes which examples a step is trained
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
+
+from coppice.models.kinds import Example
 
 ORDERS = 1_000_003  # seed * ORDERS + epoch: seed 1, epoch 0 must not repeat the order of seed 0, epoch 1
 
@@ -15,17 +18,20 @@ ORDERS = 1_000_003  # seed * ORDERS + epoch: seed 1, epoch 0 must not repeat the
 class StepSampler:
     """Yields the indices of each optimizer step's examples, in a new order every epoch."""
 
-    def __init__(self, count, size, seed):
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        """Order `count` examples, `size` of them a step, by `seed` and epoch."""
         self.count, self.size, self.seed, self.epoch = count, size, seed, 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`, counted from 0."""
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch."""
         return math.ceil(self.count / self.size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each step of the chosen epoch."""
         # A separate generator: the order must not depend on how many random numbers dropout has drawn, or a resumed
         # training would see other examples than an uninterrupted one.
         generator = torch.Generator().manual_seed(self.seed * ORDERS + self.epoch)
@@ -37,11 +43,11 @@ class StepSampler:
 class StepLoader(DataLoader):
     """A DataLoader that passes the epoch on to its batch sampler."""
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`; Trainer calls this before each one."""
         self.batch_sampler.set_epoch(epoch)
 
 
-def together(examples):
+def together(examples: list[Example]) -> dict[str, list[Example]]:
     """Return a batch for Trainer: the examples as they are, because the engine pads and arranges them later."""
     return {"examples": examples}

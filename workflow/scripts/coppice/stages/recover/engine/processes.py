@@ -1,10 +1,17 @@
-"""Run one function in several processes that train together, with torch's launcher, and pass their errors back."""
+"""Run one function in several processes that train together, with torch's launcher, and pass their errors back.
+
+The processes sum their gradients here, too.
+"""
 
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import torch
+from torch import distributed, nn
 
 from coppice.core import logs
 from coppice.core.errors import CoppiceError, Stopped, TransientError, is_final
@@ -19,17 +26,29 @@ RANK, WORLD = "RANK", "WORLD_SIZE"
 KINDS = {kind.__name__: kind for kind in (OutOfMemory, Stopped, TransientError, CoppiceError)}
 
 
-def is_first():
+def is_first() -> bool:
     """Return whether this process writes the results: it is the only one, or the first of several."""
     return int(os.environ.get(RANK, 0)) == 0
 
 
-def count():
+def count() -> int:
     """Return the number of processes that train together."""
     return int(os.environ.get(WORLD, 1))
 
 
-def run(function, arguments, world):
+def sum_gradients(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    """Sum gradients and loss over all processes, and return that loss; a process without examples adds zeros."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+    # one all_reduce for everything, in float32 whatever the dtype of the parameters
+    flat = torch.cat([loss.float().reshape(1), *(part.float().reshape(-1) for part in parts)])
+    distributed.all_reduce(flat)
+    for p, part in zip(trained, flat[1:].split([p.numel() for p in trained]), strict=True):
+        p.grad = part.view_as(p).to(p.dtype)
+    return flat[0].clone()  # a view would keep all of `flat` in memory
+
+
+def run(function: Callable[..., None], arguments: Mapping[str, object], world: int) -> None:
     """Call `function(**arguments)` in this process, or in `world` new ones that form a torch process group.
 
     If a process fails with a CoppiceError, that error is raised here, as one of `KINDS`.
@@ -71,18 +90,16 @@ def run(function, arguments, world):
             ) from error
 
 
-def _log_file():
+def _log_file() -> str | None:
     files = [handler.baseFilename for handler in logging.getLogger().handlers if hasattr(handler, "baseFilename")]
     return files[0] if files else None
 
 
-def _worker(function, arguments, log, reason):
+def _worker(function: Callable[..., None], arguments: Mapping[str, object], log: str | None, reason: Path) -> None:
     """Run one of the processes, with the job's log file.
 
     A process that fails must exit: the launcher then ends the others, which would wait for its gradients forever.
     """
-    import torch
-
     # without this, all processes would use the first GPU
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -100,7 +117,7 @@ def _worker(function, arguments, log, reason):
         raise
 
 
-def _kind(error):
+def _kind(error: CoppiceError) -> str:
     """Return the name in `KINDS` under which an error is passed to the launching process."""
     # The class decides what happens next: after OutOfMemory the processes start again, after Stopped or TransientError
     # the job may be retried, and a plain CoppiceError is for the user to fix.

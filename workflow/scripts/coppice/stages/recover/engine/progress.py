@@ -4,13 +4,19 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from coppice.core.aliases import Record
 
 from ..base import Diverged
 
 logger = logging.getLogger("coppice.finetuning")
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal, as `signal.signal` returns it
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
@@ -21,22 +27,26 @@ class TrainingLog(TrainerCallback):
     `resumes` has (step, time) of every resume.
     """
 
-    def __init__(self, path, batch_size, before=None):
+    def __init__(self, path: Path, batch_size: int, before: Record | None = None) -> None:
+        """Log to the file `path` a training with `batch_size` examples per step."""
         before = before or {}
         self.path, self.batch_size, self.seconds_before = path, batch_size, before.get("seconds", 0.0)
-        self.resumes = list(before.get("resumes", ()))
-        self.began = None  # (time, step, tokens) at the start of this process: speed is measured from here
+        self.resumes: list[tuple[int, str]] = list(before.get("resumes", ()))
+        # (time, step, tokens) at the start of this process: speed is measured from here
+        self.began: tuple[float, int, int] | None = None
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Seconds of training so far, including those before a resume."""
         return self.seconds_before + (time.monotonic() - self.began[0] if self.began else 0.0)
 
-    def facts(self):
+    def facts(self) -> Record:
         """Return what a resumed training must know of the log: {seconds, resumes}."""
         return {"seconds": self.seconds, "resumes": self.resumes}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Start the log, with the history of the steps before a resume."""
         self.began = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
         if state.global_step:
@@ -45,7 +55,7 @@ class TrainingLog(TrainerCallback):
         if state.is_world_process_zero:
             self.write_history(state)
 
-    def write_history(self, state):
+    def write_history(self, state: TrainerState) -> None:
         """Rewrite the log from the losses and resumes, without speeds, which the state does not hold."""
         losses = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
         lines = [(entry.get("step", 0), self._line(state, entry)) for entry in losses]
@@ -55,7 +65,14 @@ class TrainingLog(TrainerCallback):
         lines.sort(key=lambda line: line[0])
         self.path.write_text("\n".join([HEAD, *(line for _, line in lines)]) + "\n", "utf-8")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Append a line for a training or validation loss."""
         # checked in every process, because each of them must end
         for key in ("loss", "eval_loss"):
@@ -71,7 +88,7 @@ class TrainingLog(TrainerCallback):
             file.write(line + "\n")
         logger.info("%s", line)
 
-    def _line(self, state, entry, timed=False):
+    def _line(self, state: TrainerState, entry: Record, timed: bool = False) -> str:
         loss = f"{entry['loss']:.4f}" if "loss" in entry else ""
         validation = f"{entry['eval_loss']:.4f}" if "eval_loss" in entry else ""
         rate = f"{entry['learning_rate']:.2e}" if "learning_rate" in entry else ""
@@ -90,7 +107,14 @@ class TrainingLog(TrainerCallback):
 class Patience(EarlyStoppingCallback):
     """transformers' early stopping, with a checkpoint at the step where it stops."""
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Count evaluations without improvement, and stop after too many."""
         super().on_evaluate(args, state, control, metrics, **kwargs)
         if control.should_training_stop:
@@ -98,7 +122,7 @@ class Patience(EarlyStoppingCallback):
             control.should_save = True
 
     @property
-    def exhausted(self):
+    def exhausted(self) -> bool:
         """Whether the patience is used up, so that the training is over."""
         return self.early_stopping_patience_counter >= self.early_stopping_patience
 
@@ -106,10 +130,13 @@ class Patience(EarlyStoppingCallback):
 class StopAt(TrainerCallback):
     """Stops a training after `step`, with a checkpoint to continue from."""
 
-    def __init__(self, step):
+    def __init__(self, step: int) -> None:
+        """Stop after the optimizer step `step`."""
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Save and stop at the step."""
         # Logging is due too: Trainer keeps the losses since the last log line in memory, not in the checkpoint. The
         # validation loss is what the arms of a race are compared by.
@@ -131,11 +158,15 @@ class StopOnSignal(TrainerCallback):
     a resumed training would then draw other dropout masks than an uninterrupted one.
     """
 
-    def __init__(self):
-        self.asked = self.stopped = False
-        self.agree, self._before, self._interrupted = None, {}, False
+    def __init__(self) -> None:
+        """Wait for signals from the beginning of the training on."""
+        self.asked = self.stopped = self._interrupted = False
+        self.agree: Callable[[bool], bool] | None = None
+        self._before: dict[signal.Signals, Handler] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Install the signal handlers, except for signals that are ignored."""
         # A shell starts background jobs with Ctrl-C ignored: it is meant for the job in the foreground only.
         heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
@@ -144,7 +175,9 @@ class StopOnSignal(TrainerCallback):
         except ValueError:  # Python installs signal handlers in the main thread only
             logger.debug("not the main thread: a signal ends the training without a checkpoint")
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Save and stop if a signal has arrived."""
         # only here, between two steps: `_stop` may run at any moment, in the middle of a step too
         self.stopped = self.agree(self.asked) if self.agree else self.asked
@@ -152,19 +185,21 @@ class StopOnSignal(TrainerCallback):
             # Trainer keeps the losses since the last log line in memory, not in the checkpoint: log them now
             control.should_log = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _stop(self, number, frame):
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted and self.agree is None:
             raise KeyboardInterrupt
         self.asked, self._interrupted = True, self._interrupted or number == signal.SIGINT
         logger.warning("%s received: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
 
-def warnings_of(first, best, best_step, steps):
+def warnings_of(first: float | None, best: float | None, best_step: int | None, steps: int) -> list[str]:
     """Return warnings about the validation losses of a training, which every report repeats.
 
     first, best: the first and the lowest validation loss, None if none was measured; best_step: the step of the lowest;
@@ -178,7 +213,7 @@ def warnings_of(first, best, best_step, steps):
     return []
 
 
-def warnings_of_rate(warmup_steps, steps, schedule):
+def warnings_of_rate(warmup_steps: int, steps: int, schedule: str) -> list[str]:
     """Return a warning if the training ended during the warm-up of its learning rate, as it does on little data."""
     if warmup_steps < steps or schedule == "constant":
         return []
@@ -188,7 +223,7 @@ def warnings_of_rate(warmup_steps, steps, schedule):
     ]
 
 
-def mean_loss(history):
+def mean_loss(history: Iterable[Record]) -> float | None:
     """Return the mean training loss over all steps, or None if none was logged."""
     # an entry is the mean since the entry before it, and the last one may cover fewer steps: weight by their number
     total, before = 0.0, 0

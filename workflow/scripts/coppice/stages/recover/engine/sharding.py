@@ -6,9 +6,13 @@ summed and checkpoints are written as in any training with several processes. Ga
 every process must run the same number of micro-batches.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
@@ -17,6 +21,10 @@ from coppice import models
 from coppice.core import fingerprints
 from coppice.core.errors import CoppiceError, SettingsError, TransientError
 from coppice.models import estimates, library_compat
+from coppice.models.kinds import MicroBatch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -28,7 +36,7 @@ class OutOfMemory(TransientError):
     """A process that shares a model's weights ran out of memory; the others cannot continue without it."""
 
 
-def wanted(setting, source, world):
+def wanted(setting: bool | None, source: models.Source, world: int) -> bool:
     """Return whether to shard the checkpoint `source`.
 
     `setting` (finetune.sharding) decides; if it is null, weights are sharded if they do not fit into one GPU.
@@ -45,7 +53,7 @@ def wanted(setting, source, world):
     return True
 
 
-def _too_large(source):
+def _too_large(source: models.Source) -> bool:
     if not torch.cuda.is_available():
         return False
     size = sum(file.stat().st_size for file in fingerprints.weights_files(source.path))
@@ -55,7 +63,7 @@ def _too_large(source):
 
 
 @contextmanager
-def one_after_another():
+def one_after_another() -> Iterator[None]:
     """Run the body of the `with` statement in one process at a time.
 
     Each process holds the whole model in the machine's memory while it loads it, and there may be room for one only.
@@ -70,7 +78,7 @@ def one_after_another():
         distributed.barrier()
 
 
-def shard(model):
+def shard(model: PeftModel) -> None:
     """Shard the frozen weights of `model` (a peft model on the CPU), and move it to this process's GPU."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -98,12 +106,12 @@ def shard(model):
     logger.info("sharded: each of %d processes holds %.2f GB of weights", mesh.size(), size / 1e9)
 
 
-def _local_bytes(parameter):
+def _local_bytes(parameter: torch.Tensor) -> int:
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local.numel() * local.element_size()
 
 
-def level(micro_batches, spare):
+def level(micro_batches: Sequence[MicroBatch], spare: MicroBatch) -> list[MicroBatch]:
     """Return `micro_batches`, filled up with empty ones to the largest number that any process has.
 
     spare: a micro-batch of any example, which is run without targets to take part in gathering the weights.

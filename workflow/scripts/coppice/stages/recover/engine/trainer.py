@@ -6,24 +6,30 @@ same steps as an uninterrupted one. Each of several processes takes a part of a 
 summed before the optimizer's step, so the step is the same as in one process.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
 import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
-from torch import distributed
-from transformers import PrinterCallback, Trainer, TrainerState
+from torch import distributed, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerState
 
 from coppice import models
 from coppice.core import records
+from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
+from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
-from ..base import Diverged
-from . import checkpoints, duration, progress, sharding
+from ..base import Diverged, Recovery
+from ..job import Job, Learner
+from . import checkpoints, duration, memory, processes, progress, sharding
 from .loader import StepLoader, StepSampler, together
 from .progress import Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
@@ -33,7 +39,13 @@ logger = logging.getLogger("coppice.finetuning")
 VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batches together
 
 
-def build(job, learner, tokenizer, train, validation):
+def build(
+    job: Job,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Example],
+    validation: Sequence[Example] | None,
+) -> StepTrainer:
     """Return a StepTrainer for the model of `learner` (a Learner) on the examples `train` and `validation`.
 
     With `job.request.stop_share` it stops after that fraction of the training.
@@ -94,20 +106,27 @@ def build(job, learner, tokenizer, train, validation):
 class StepTrainer(Trainer):
     """Trains on the examples of a `kind` of model with an engine of that kind, `batch_size` examples per step."""
 
-    def __init__(self, *, kind, recovery, engine, batch_size, **options):
+    # set by `build`
+    log_file: TrainingLog
+    stop: StopOnSignal
+    patience: Patience | None = None
+    sharded: bool = False
+
+    def __init__(
+        self, *, kind: ModelKind, recovery: Recovery, engine: Engine, batch_size: int, **options: object
+    ) -> None:
+        """Build a trainer; `options` are the arguments of `transformers.Trainer`."""
         self.kind, self.recovery, self.engine, self.batch_size = kind, recovery, engine, batch_size
-        self.log_file = self.stop = self.patience = None
-        self.sharded = False
         super().__init__(**options)
 
-    def create_accelerator_and_postprocess(self):
+    def create_accelerator_and_postprocess(self) -> None:
         """Set up accelerate as Trainer does, but leave the model unwrapped."""
         super().create_accelerator_and_postprocess()
         # DistributedDataParallel averages gradients in each backward pass, but processes have different numbers of
         # micro-batches and targets: `training_step` sums the gradients once, after the last micro-batch.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
-    def start_alike(self):
+    def start_alike(self) -> None:
         """Give every process the same trained parameters, but its own random numbers for dropout."""
         if self.args.world_size > 1:
             for parameter in self.model.parameters():
@@ -117,22 +136,24 @@ class StepTrainer(Trainer):
         # with one seed, the examples of all processes would have the same dropout masks
         torch.manual_seed(self.args.seed + self.args.process_index)
 
-    def _any_process(self, asked):
+    def _any_process(self, asked: bool) -> bool:
         # if one process was asked to stop, all must stop: the others would wait for its gradients in the next step
         flag = torch.tensor(float(asked), device=self.args.device)
         distributed.all_reduce(flag)
         return bool(flag)
 
-    def _wrap_model(self, model, training=True, dataloader=None):
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader | None = None) -> nn.Module:
         return model  # see `create_accelerator_and_postprocess`: Trainer wraps in both places
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> StepLoader:
         """Return a loader of the examples of one optimizer step at a time, the same in every process."""
         # not prepared by accelerate, which would give each process different batches: `_micro_batches` divides a batch
         sampler = StepSampler(len(self.train_dataset), self.batch_size, self.args.data_seed)
         return StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=together)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, list[Example]], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Compute the gradients of one optimizer step; return its mean loss per target token, over all processes."""
         model.train()
         examples = inputs["examples"]
@@ -141,28 +162,28 @@ class StepTrainer(Trainer):
         targets = self.kind.targets(examples)
         loss = self._gradients(model, examples, targets)
         if self.args.world_size > 1:
-            loss = self._sum_over_processes(model, loss)
+            loss = processes.sum_gradients(model, loss)
         self._check_finite(loss, examples)  # before the optimizer's step, so that no NaN gets into the weights
         # in Trainer's state, so that a resumed training goes on counting
         self.state.num_input_tokens_seen += sum(map(self.kind.length, examples))
         return loss  # the same in every process, because Trainer logs the mean over processes
 
-    def _gradients(self, model, examples, targets):
+    def _gradients(self, model: nn.Module, examples: list[Example], targets: int) -> torch.Tensor:
         """Run the backward passes of this process; if memory runs out, repeat them with half the token limit."""
         while True:
             # a repeated step starts from the same random state as if the lower limit had been set from the beginning
-            before = _random_state()
+            before = memory.random_state()
             try:
                 return self._backward(examples, targets)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
             # Outside of `except`, because the traceback of the error keeps the tensors alive that did not fit.
             self._halve(examples)
             model.zero_grad()  # drop the gradients of the micro-batches that did fit
-            _set_random_state(before)
+            memory.set_random_state(before)
 
-    def _halve(self, examples):
+    def _halve(self, examples: list[Example]) -> None:
         """Halve the token limit for the rest of the training; raise an error if that cannot help."""
         # Sharded processes gather weights together, so one cannot repeat a step alone: all must start again.
         if self.sharded:
@@ -182,7 +203,7 @@ class StepTrainer(Trainer):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _backward(self, examples, targets):
+    def _backward(self, examples: list[Example], targets: int) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for micro in self._micro_batches(examples):
             with self.accelerator.autocast():
@@ -191,10 +212,10 @@ class StepTrainer(Trainer):
             total += loss.detach().to(total.device)
         return total
 
-    def _loss(self, micro):
+    def _loss(self, micro: MicroBatch) -> torch.Tensor:
         return self.recovery.objective.summed_loss(self.engine, micro)
 
-    def _micro_batches(self, examples):
+    def _micro_batches(self, examples: list[Example]) -> Iterable[MicroBatch]:
         """Return the micro-batches of this process's part of the examples."""
         every = examples
         if self.args.world_size > 1:
@@ -207,18 +228,7 @@ class StepTrainer(Trainer):
         # even a process without examples needs a spare micro-batch, so it is made from the examples of all processes
         return sharding.level(list(own), spare=next(iter(self.engine.micro_batches(every[:1]))))
 
-    def _sum_over_processes(self, model, loss):
-        """Sum gradients and loss over all processes; a process without examples adds zeros."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
-        # one all_reduce for everything, in float32 whatever the dtype of the parameters
-        flat = torch.cat([loss.float().reshape(1), *(part.float().reshape(-1) for part in parts)])
-        distributed.all_reduce(flat)
-        for p, part in zip(trained, flat[1:].split([p.numel() for p in trained]), strict=True):
-            p.grad = part.view_as(p).to(p.dtype)
-        return flat[0].clone()  # a view would keep all of `flat` in memory
-
-    def _check_finite(self, loss, examples):
+    def _check_finite(self, loss: torch.Tensor, examples: list[Example]) -> None:
         if not math.isfinite(loss.item()):
             # the loss is a sum over all processes, so all of them raise this, and all examples are suspects
             rows = ", ".join(str(example.get("row", "?")) for example in examples[:16])
@@ -228,7 +238,12 @@ class StepTrainer(Trainer):
                 "or train in another dtype (models.X.dtype: float32)"
             )
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self,
+        eval_dataset: Sequence[Example] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Compute the mean loss per target token over the validation examples, independent of batches and padding."""
         # in an order that puts examples together which share work
         examples = sorted(eval_dataset or self.eval_dataset, key=self.kind.sort_key)
@@ -245,7 +260,7 @@ class StepTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _validation_loss(self, examples):
+    def _validation_loss(self, examples: list[Example]) -> float:
         self.model.eval()
         # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
@@ -255,7 +270,7 @@ class StepTrainer(Trainer):
             distributed.all_reduce(total)
         return total.item() / self.kind.targets(examples)
 
-    def _summed_loss(self, examples):
+    def _summed_loss(self, examples: list[Example]) -> torch.Tensor | float:
         while True:
             try:
                 total = 0.0
@@ -264,20 +279,20 @@ class StepTrainer(Trainer):
                         total += self._loss(micro).double().to(self.args.device)
                 return total
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
             self._halve(examples)
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs: dict[str, list[Example]]) -> float:
         """Return the operations of a batch, as the recovery counts them; Trainer's estimate needs tensors."""
         tokens = sum(map(self.kind.length, inputs["examples"]))
         return self.recovery.operations(self._parameters()) * tokens
 
     @functools.cache  # noqa: B019 - one trainer per process
-    def _parameters(self):
+    def _parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    def run(self, resume):
+    def run(self, resume: Path | None) -> tuple[Path, Record]:
         """Train to the end, and leave the best adapter (or weights) on the model.
 
         resume: the folder of the checkpoint to continue from, or None. Returns (best checkpoint, facts about the
@@ -296,12 +311,12 @@ class StepTrainer(Trainer):
             self.restore(self._best(newest))
         return self._best(newest), self._facts()
 
-    def _stopped(self):
+    def _stopped(self) -> Stopped:
         return Stopped(
             f"finetune: stopped at step {self.state.global_step} on request. Run the same command again to continue."
         )
 
-    def run_until(self, step, resume):
+    def run_until(self, step: int, resume: Path | None) -> float:
         """Train up to `step`, write a checkpoint, and return the validation loss there.
 
         A training that has passed that step already is not trained further. Raises Stopped after SIGTERM or Ctrl-C.
@@ -316,7 +331,7 @@ class StepTrainer(Trainer):
         return losses[step]
 
     @torch.no_grad()
-    def example_losses(self):
+    def example_losses(self) -> tuple[list[float], list[int]]:
         """Return (losses, target tokens) per validation example, in the order of the data; losses are sums in nats."""
         self.model.eval()
         losses = []
@@ -326,13 +341,13 @@ class StepTrainer(Trainer):
             losses.append(math.fsum(parts))
         return losses, [self.kind.targets([example]) for example in self.eval_dataset]
 
-    def _was_at_its_end(self, checkpoint):
+    def _was_at_its_end(self, checkpoint: Path) -> bool:
         """Return whether nothing is left to train after `checkpoint`."""
         # checked before `train`, because Trainer would run one more step before it notices
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return state.global_step >= state.max_steps or bool(self.patience and self.patience.exhausted)
 
-    def _best(self, newest):
+    def _best(self, newest: Path) -> Path:
         best = newest.with_name(f"checkpoint-{self.state.best_global_step or self.state.global_step}")
         if not checkpoints.is_whole(best):
             raise CoppiceError(
@@ -340,18 +355,18 @@ class StepTrainer(Trainer):
             )
         return best
 
-    def _take_state(self, checkpoint):
+    def _take_state(self, checkpoint: Path) -> None:
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.log_file.write_history(self.state)
 
-    def restore(self, checkpoint):
+    def restore(self, checkpoint: Path) -> None:
         """Load the weights in `checkpoint` into the model, and write the history of the newest one to the log."""
         self.recovery.trained.restore(self.model, checkpoint, self.args.device)
         # the history must include the last step, even if the best checkpoint is an earlier one
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
 
-    def _facts(self):
+    def _facts(self) -> Record:
         seconds = self.log_file.seconds
         losses = [(entry["eval_loss"], entry["step"]) for entry in self.state.log_history if "eval_loss" in entry]
         best, step = min(losses) if losses else (None, None)
@@ -377,20 +392,3 @@ class StepTrainer(Trainer):
                 ),
             ],
         }
-
-
-def _is_out_of_memory(error):
-    """Return whether a GPU or the CPU ran out of memory."""
-    # accelerate recognizes most messages, but not cuBLAS's
-    own = isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
-    return own or should_reduce_batch_size(error)
-
-
-def _random_state():
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-
-
-def _set_random_state(state):
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state_all(state[1])

@@ -7,10 +7,11 @@ Values are checked strictly; only text becomes a number, true, false or null if 
 import datetime
 import math
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -32,11 +33,12 @@ TAG = "\0"  # begins the part of an error's place that names a member of a union
 T = TypeVar("T")
 
 
-class Number:
+class NumberAsWritten:
     """A number that stays an integer if it is written as one: names and records show it as the user wrote it."""
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Accept an integer or a finite number."""
         kinds = [
             core_schema.int_schema(strict=True, ge=-LARGEST, le=LARGEST),
             core_schema.float_schema(strict=True, ge=-LARGEST, le=LARGEST, allow_inf_nan=False),
@@ -44,15 +46,26 @@ class Number:
         return core_schema.union_schema(kinds, custom_error_type="number_type", custom_error_message="number")
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe it as a number."""
         return {"type": "number"}
+
+
+# Pydantic has no such type, and for a type checker the values are plain numbers
+if TYPE_CHECKING:
+    Number = float
+else:
+    Number = NumberAsWritten
 
 
 @dataclass(frozen=True)
 class ByKind:
     """Marks a union: the kind of the value decides which member checks it, so that its error alone is reported."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Let the member check the value that takes values of its kind."""
         choices = {}
         for member in get_args(source):
             choices[TAG + form_of(member).kinds[0]] = handler.generate_schema(member)
@@ -65,16 +78,20 @@ class ByKind:
 class NotNull:
     """Marks a field that is None if its key is left out, but whose key cannot be set to null."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Reject null before the field's own checks."""
         return core_schema.no_info_before_validator_function(_reject_null, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the field as one without null."""
         whole = handler(schema["schema"])
         (member,) = [one for one in whole.pop("anyOf") if one != {"type": "null"}]
         return whole | member
 
 
-def _reject_null(value: Any) -> Any:
+def _reject_null(value: T) -> T:
     if value is None:
         raise PydanticCustomError("null_type", "null")
     return value
@@ -121,7 +138,7 @@ class Form:
     section: type[BaseModel] | None = None
 
 
-def form_of(annotation: Any) -> Form:
+def form_of(annotation: object) -> Form:
     """Return the `Form` of an annotation."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -145,7 +162,7 @@ def form_of_field(field: FieldInfo) -> Form:
     return _marked(form_of(field.annotation), field.metadata)
 
 
-def _marked(form: Form, marks: Any) -> Form:
+def _marked(form: Form, marks: Iterable[object]) -> Form:
     if any(isinstance(mark, NotNull) for mark in marks):
         given = [choice for choice in form.choices if choice is not None]
         return replace(form, kinds=tuple(kind for kind in form.kinds if kind != "null"), choices=tuple(given))
@@ -164,7 +181,7 @@ def _joined(forms: list[Form]) -> Form:
     )
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """Return the kind of a value, as unions tell their members apart: numbers of both kinds are a "number"."""
     if value is None:
         return "null"
@@ -174,7 +191,7 @@ def kind_of(value: Any) -> str:
     return "mapping" if isinstance(value, BaseModel) else kinds.get(type(value), "")
 
 
-def as_read(value: Any, form: Form) -> Any:
+def as_read(value: object, form: Form) -> object:
     """Return a value with text converted to what the form wants; other values and wrong text are left as they are."""
     if isinstance(value, list) and form.items:
         items = form_of(form.items)
@@ -191,12 +208,12 @@ def as_read(value: Any, form: Form) -> Any:
     return value
 
 
-def says_null(value: Any) -> bool:
+def says_null(value: object) -> bool:
     """Return whether a value is null, also as text."""
     return value is None or (isinstance(value, str) and value in NULLS)
 
 
-def _from_text(text: str, kinds: tuple[str, ...]) -> Any:
+def _from_text(text: str, kinds: tuple[str, ...]) -> str | float | bool | None:
     """Convert text such as "3" or "true" if another kind than text is wanted; return other text unchanged."""
     if "null" in kinds and text in NULLS:
         return None

@@ -5,14 +5,31 @@ the stages that a change reruns.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from .forms import Form, as_read, form_of_field, says_null
 
+AnySection = TypeVar("AnySection", bound="Section")
+OfKey = Any  # what a field holds: its annotation gives the type, as in Pydantic's own fields
 
-def setting(default: Any, description: str, *, reruns: Sequence[str] = (), unit: str = "", **bounds: Any) -> Any:
+
+class FieldOptions(TypedDict, total=False):
+    """Further options of a field, with the names of Pydantic's `Field`."""
+
+    alias: str
+    ge: float
+    gt: float
+    le: float
+    lt: float
+    min_length: int
+    pattern: str
+
+
+def setting(
+    default: object, description: str, *, reruns: Sequence[str] = (), unit: str = "", **more: Unpack[FieldOptions]
+) -> OfKey:
     """Return the field of a key.
 
     Args:
@@ -20,16 +37,16 @@ def setting(default: Any, description: str, *, reruns: Sequence[str] = (), unit:
         description: for messages, the reference page and the editor.
         reruns: stages that a change reruns; empty: those of the section.
         unit: of the value.
-        bounds: as Pydantic's `Field` takes them (ge, gt, le, lt, min_length, pattern).
+        more: the bounds and the alias, as Pydantic's `Field` takes them.
     """
-    more = {"reruns": list(reruns)} if reruns else {}
-    more |= {"unit": unit} if unit else {}
-    return Field(default, description=description, json_schema_extra=more or None, **bounds)
+    extra: dict[str, Any] = {"reruns": list(reruns)} if reruns else {}
+    extra |= {"unit": unit} if unit else {}
+    return Field(default, description=description, json_schema_extra=extra or None, **more)
 
 
-def section(model: type["Section"], description: str = "", *, reruns: Sequence[str] = ()) -> Any:
+def section(model: type[AnySection], description: str = "", *, reruns: Sequence[str] = ()) -> AnySection:
     """Return the field of a section, which has its defaults if it is left out. description: default: the model's."""
-    extra = {"reruns": list(reruns)} if reruns else None
+    extra: dict[str, Any] | None = {"reruns": list(reruns)} if reruns else None
     return Field(default_factory=model, description=description or described(model), json_schema_extra=extra)
 
 
@@ -47,7 +64,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, given: Any) -> Any:
+    def _read(cls, given: object) -> object:
         """Convert text to the types of the fields, and leave out sections that are null.
 
         A section whose keys are all commented out is null in YAML; it counts as left out.
