@@ -1,8 +1,10 @@
 """Fine-tuning: the examples it learns from, what it writes, what a second call does, and what it rejects."""
 
 import copy
+import datetime
 import json
 
+import jinja2
 import pytest
 import torch
 
@@ -61,8 +63,8 @@ def dataset(tmp_path_factory):
     return folder / "dataset.json"
 
 
-def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1):
-    identity, source = {"model": "M", "config": "c"}, models.Source(str(folder))
+def train(folder, dataset, output, settings=SETTINGS, prompt="none", world=1, chat_date=None):
+    identity, source = {"model": "M", "config": "c"}, models.Source(str(folder), chat_date=chat_date)
     how = recover.TrainingSettings.model_validate(settings)
     recover.finetune(
         recover.TrainingRequest(identity, source, {"mine": dataset}, how, prompt, output, seed=3, world=world)
@@ -179,6 +181,36 @@ def test_tokenizes_the_answer_together_with_its_prompt(tmp_path):
     assert example["input_ids"][:-1] == tokenizer("ask this\nsay that", add_special_tokens=False)["input_ids"]
     text = "".join(tokenizer.convert_ids_to_tokens(learned_tokens(example)[:-1]))
     assert text.replace("\u2581", " ").strip() == "say that"
+
+
+def test_a_chat_template_reads_the_fixed_day_and_not_the_clock(tiny_checkpoint, tmp_path):
+    """The template of the reference is rendered by Jinja itself."""
+    folder = tiny_checkpoint()
+    template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    fixed = models.tokenizer_of(models.Source(str(folder), chat_date="2024-07-26"))
+    turns = [{"role": "user", "content": "w9"}]
+    day = datetime.datetime(2024, 7, 26)
+    expected = jinja2.Template(template).render(messages=turns, strftime_now=day.strftime)
+    assert fixed.apply_chat_template(turns, tokenize=False) == expected
+    assert models.load_tokenizer(folder).apply_chat_template(turns, tokenize=False) != expected
+    assert copy.deepcopy(fixed).apply_chat_template(turns, tokenize=False) == expected
+
+
+def test_two_trainings_of_one_study_read_the_same_date(tiny_checkpoint, dataset, tmp_path):
+    """The template gives microseconds, so without a fixed day two trainings never see the same text."""
+    folder = tiny_checkpoint()
+    (folder / "chat_template.jinja").write_text(
+        "{% for c in strftime_now('%f') %}w{{ c | int + 10 }} {% endfor %}"
+        "{% for m in messages %}w4 {{ m['content'] }} w5 {% endfor %}"
+    )
+    found = {}
+    for name, day in (("one", "2024-07-26"), ("two", "2024-07-26"), ("clock", None)):
+        record = train(folder, dataset, tmp_path / name, prompt="chat", chat_date=day)
+        found[name] = adapter_of(tmp_path / name)
+        assert record.get("chat_date") == day
+    assert all(torch.equal(tensor, found["two"][name]) for name, tensor in found["one"].items())
+    assert not all(torch.equal(tensor, found["clock"][name]) for name, tensor in found["one"].items())
 
 
 def test_names_the_row_that_the_chat_template_rejects(tiny_tokenizer, tmp_path):

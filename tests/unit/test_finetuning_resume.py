@@ -102,6 +102,9 @@ def test_a_killed_training_resumes_to_the_identical_adapter(
     assert (f"continuing from {resumed_from}" in caplog.text) if resumed_from else "continuing" not in caplog.text
     assert same_adapter(tmp_path / "whole", tmp_path / "killed")
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "killed")
+    said = [line for line in (tmp_path / "killed/training_log.txt").read_text().splitlines() if "resumed" in line]
+    step = resumed_from and resumed_from.rpartition("-")[2]
+    assert [line.split("/")[0].strip() for line in said] == ([step] if step else [])
 
 
 @pytest.fixture

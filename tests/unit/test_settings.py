@@ -174,6 +174,7 @@ WRONG = {
     "null for a value": ({"finetune": {"epochs": None}}, "finetune.epochs: found null"),
     "an unknown choice": ({"candidates": {"keep": "selectd"}}, "did you mean 'selected'?"),
     "a duplicate in a list": ({"evaluate": {"zero_shot": {"tasks": ["piqa", "piqa"]}}}, "'piqa' is listed twice"),
+    "a day that no month has": ({"chat_date": "2026-02-31"}, "chat_date: found '2026-02-31'; The day that"),
     "a model without a base": ({"models": {"A": {"family": "llama"}}}, "models.A.base is missing"),
     "a name with a slash": ({"models": {"a/b": {"base": "a/b"}}}, "models: the name 'a/b' cannot be part of a path"),
     "a name with dots": ({"models": {"a..b": {"base": "a/b"}}}, "models: the name 'a..b'"),

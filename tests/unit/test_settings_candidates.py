@@ -69,6 +69,18 @@ def test_adding_a_row_above_a_candidate_does_not_change_it(tmp_path, table):
     assert load(table(HEADER + other + row), workdir=tmp_path).candidates("Llama")["wide"] == before
 
 
+def test_all_candidates_share_a_job_only_if_the_models_name_them_alike(tmp_path, table):
+    all_in_one = {"candidates": {"table": "mine.tsv", "per_job": "all"}, "models": {"Qwen": {"base": "miniature/qwen"}}}
+    rows = "Llama,wide,a,,,\nLlama,deep,b,,,\nQwen,wide,c,,,\n"
+    table(HEADER + rows)
+    study = load(all_in_one, workdir=tmp_path)
+    assert not study.shares_candidate_jobs()
+    assert "these differ; each candidate gets a job of its own" in "".join(study.notices)
+    table(HEADER + rows + "Qwen,deep,c,,,\n")
+    study = load(all_in_one, workdir=tmp_path)
+    assert study.shares_candidate_jobs() and not study.notices
+
+
 def test_leaves_out_rows_of_a_model_outside_the_study_with_a_notice(tmp_path, table):
     study = load(table(HEADER + "Llama,wide,a,,,\nLlamma,wide,b,,,\n"), workdir=tmp_path)
     assert study.notices == [

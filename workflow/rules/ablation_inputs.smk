@@ -48,8 +48,9 @@ def start_loading(wildcards):
             "dtype": start["dtype"],
             "quantize": None,
             "trust_remote_code": start["trust_remote_code"],
+            **dated(start["prompt"]),
         }
-    return loading(start["model"])
+    return reading(start["model"])
 
 
 @untracked

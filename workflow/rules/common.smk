@@ -29,7 +29,7 @@ from coppice.report import study_report
 from coppice.report.study_report import failures
 from coppice.stages import select
 from coppice.stages.select import scoring
-from coppice.study import layout, settings, shared_resources
+from coppice.study import chat_date, layout, settings, shared_resources
 
 jobs.run_from(SCRIPTS)
 MAIN_PROCESS = snakemake_compat.is_main_process(workflow)
@@ -53,6 +53,7 @@ if CLUSTER_JOB:
 gathered_inputs.plan_quickly()
 
 RESULTS, RESOURCES = study.results, study.resources
+CHAT_DATE = chat_date.of(study.config.chat_date, RESULTS)
 LOGS = "logs"
 
 # The record or the folder of each stage
@@ -104,6 +105,17 @@ def loading(model):
         key: getattr(study.models[model], key)
         for key in ("dtype", "quantize", "trust_remote_code")
     }
+
+
+def dated(form):
+    """Return {chat_date} if a chat template is used, else nothing: then nothing depends on the date."""
+    chats = form == "chat" or study.evaluate.zero_shot.chat_template
+    return {"chat_date": CHAT_DATE} if chats else {}
+
+
+def reading(model):
+    """Return the settings by which a model and its tokenizer are loaded where they read text."""
+    return loading(model) | dated(prompt(model))
 
 
 @untracked
@@ -210,7 +222,7 @@ def status(stage, *key):
 
 
 TASKS = study.evaluate.zero_shot.tasks
-SHARED = study.config.candidates.per_job == "all"
+SHARED = study.shares_candidate_jobs()
 PRUNES = study.config.candidates.table is None
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 # Weights are deleted only if all configs take part in the run: any other config could still choose any candidate

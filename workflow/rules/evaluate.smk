@@ -17,7 +17,7 @@ SAME_FOR_ALL_STAGES = {
     ),
     "execution": execution("evaluate"),
     "datasets": files.by_name(EVALUATED),
-    "loading": of_model(loading),
+    "loading": of_model(reading),
     "placement": placement,
     "prompt": of_model(prompt),
     "seed": study.seed,

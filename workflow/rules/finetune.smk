@@ -52,7 +52,7 @@ rule finetune_lora:
         datasets=files.by_name(study.training_datasets()),
         prompt=of_model(prompt),
         weights=weights,
-        loading=of_model(loading),
+        loading=of_model(reading),
         placement=placement,
         seed=inspected_once(lambda wildcards: study.seed_in(wildcards.seeded)),
         status=inspected_once(lambda wildcards: status("finetune", *wildcards)),

@@ -166,6 +166,11 @@ def _single_job_parsers(commands: Commands, words: Sequence[str]) -> None:
         "--prompt", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
     )
     tuned.add_argument("--seed", type=int, default=42, help="seed of the training (default: %(default)s)")
+    tuned.add_argument(
+        "--chat-date",
+        metavar="YYYY-MM-DD",
+        help="the day that a chat template reads as today (default: the day on which the training began)",
+    )
     tuned.add_argument("--gpus", type=int, default=1, help="GPUs to train on, if there are any (default: %(default)s)")
     tuned.add_argument("--threads", type=int, help="CPU threads (default: all)")
     for key in single_jobs.options():
@@ -216,7 +221,7 @@ def _finetune(arguments: argparse.Namespace) -> None:
     from coppice.cli import single_jobs
 
     given = {name: getattr(arguments, name) for name in (key.path[-1] for key in single_jobs.options())}
-    named = ("model", "output", "train", "prompt", "seed", "gpus", "threads")
+    named = ("model", "output", "train", "prompt", "seed", "gpus", "threads", "chat_date")
     options = {name: getattr(arguments, name) for name in named}
     job = single_jobs.Training(dataset=arguments.data, given=given, loading=_loading(arguments), **options)
     single_jobs.finetune(job)
@@ -314,11 +319,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from coppice.planning import plan
+    from coppice.study.settings import config_files
 
-    base = Path("config/config.yaml")
-    files = [*([str(base)] if base.is_file() else []), *arguments.configfile]
-    if not files:
-        raise CoppiceError("there is no config/config.yaml here; name the study's configuration with --configfile")
+    files = [str(config_files.base()), *arguments.configfile]
     study_records, on_gpu = _configured(files, arguments.config), not arguments.cpu
     shown, lines = plan.table(plan.plan(study_records, arguments.tflops, on_gpu), arguments.tflops, on_gpu)
     console = Console(highlight=False, markup=False, emoji=False)

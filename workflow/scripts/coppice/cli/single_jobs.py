@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coppice.core import records
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError
+from coppice.study import chat_date
 from coppice.study.settings import arms, checking, keys, lora_presets, registry
 from coppice.study.settings.sections.finetune import Finetune
 
@@ -73,6 +75,7 @@ class Training:
         loading: {dtype, quantize, trust_remote_code, device_map}.
         gpus: number of GPUs to train on.
         threads: CPU threads; None for all available ones.
+        chat_date: the day that a chat template reads; None for the day on which the training began.
     """
 
     model: str
@@ -85,6 +88,7 @@ class Training:
     loading: Record = field(default_factory=dict)
     gpus: int = 1
     threads: int | None = None
+    chat_date: str | None = None
 
 
 def finetune(job: Training) -> None:
@@ -103,14 +107,16 @@ def finetune(job: Training) -> None:
     threads = job.threads or len(os.sched_getaffinity(0))
     loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | job.loading
     record = _prepared(entry, output)
+    day = chat_date.of(job.chat_date, record.parent)
+    chat_date.keep(day, record.parent)
     with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": job.gpus}):
         from coppice import models
         from coppice.stages import recover
 
         request = recover.TrainingRequest(
             identity={"model": Path(source).name, "config": output.name},
-            source=models.Source(path=source, **loading),
-            datasets={DATA: record},
+            source=models.Source(path=source, chat_date=day, **loading),
+            datasets={DATA: str(record)},
             settings=recover.TrainingSettings.model_validate(section | {"data": section["data"] | {"dataset": DATA}}),
             prompt=job.prompt,
             output=output,
@@ -162,7 +168,7 @@ def _entry(dataset: str) -> Record:
     return plain | {"path": dataset}
 
 
-def _prepared(entry: Record, output: Path) -> str:
+def _prepared(entry: Record, output: Path) -> Path:
     """Prepare the data and return the path of dataset.json.
 
     The data are read again on every call, so that a resumed training notices if they changed.
@@ -171,7 +177,7 @@ def _prepared(entry: Record, output: Path) -> str:
 
     folder = output / ".data"
     data.prepare(DATA, entry, folder, needs_selection=False)
-    return str(folder / "dataset.json")
+    return folder / "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,12 @@ class Questions:
     loading: Record = field(default_factory=dict)
 
 
+def _trained_on(adapter: str | None) -> str | None:
+    """Return the day that the chat template read while an adapter was trained, or None."""
+    record = Path(adapter or "") / "finetuning_config.json"
+    return records.read(record).get("chat_date") if adapter and record.is_file() else None
+
+
 def generate(asked: Questions) -> list[Record]:
     """Return a model's answers to questions: [{prompt, text}]; text is None if a prompt fills the model's context."""
     from coppice.core import gpus, logs
@@ -219,9 +231,9 @@ def generate(asked: Questions) -> list[Record]:
 
         bars.disable_progress_bar()
 
-        place = models.Source(path=source, **asked.loading)
+        place = models.Source(path=source, chat_date=_trained_on(asked.adapter), **asked.loading)
         loaded = models.load(place, asked.adapter)
-        tokenizer = models.load_tokenizer(source, place.trust_remote_code)
+        tokenizer = models.tokenizer_of(place)
         if merges:
             loaded = loaded.merge_and_unload()
         if output:

@@ -24,6 +24,7 @@ from .loading import (
     parameters,
     save,
     skeleton,
+    tokenizer_of,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "parameters",
     "save",
     "skeleton",
+    "tokenizer_of",
 ]

@@ -20,7 +20,7 @@ from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
-from . import files, kinds, library_compat, pruned_shapes
+from . import chat_clock, files, kinds, library_compat, pruned_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ class Source:
     quantize: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+    chat_date: str | None = None  # the day that a chat template reads, YYYY-MM-DD; None leaves it the clock
 
     @classmethod
     def of_record(cls, record: PathLike, loading: Mapping[str, Any]) -> Source:
@@ -288,6 +289,11 @@ def load_tokenizer(path: PathLike, trust_remote_code: bool = False) -> PreTraine
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of `source`, whose chat templates read the day `source.chat_date`."""
+    return chat_clock.fix(load_tokenizer(source.path, source.trust_remote_code), source.chat_date)
 
 
 def check_vocabulary(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, path: PathLike) -> None:

@@ -106,7 +106,7 @@ def _ablation(name: str, study: Study, sizes: job_resources.Sizes, tflops: float
 def _jobs(study: Study, model: str) -> dict[str, int]:
     candidates, configs, seeds = len(study.candidates(model)), len(study.active_configs()), len(study.training_seeds())
     own = study.config.candidates.table is not None
-    made = 1 if study.config.candidates.per_job == "all" else candidates
+    made = 1 if study.shares_candidate_jobs() else candidates
     scored = sum(select.needs_scoring(one, study.configs) for one in study.candidates(model).values())
     return {
         "prune": 0 if own else made,
@@ -124,7 +124,7 @@ def _add(
     """Add `count` jobs of a model to a stage."""
     job = JOBS.get(stage.name, "evaluate")
     kind = STAGE.get(job, job)
-    candidates = [None] if study.config.candidates.per_job == "all" else list(study.candidates(model))
+    candidates = [None] if study.shares_candidate_jobs() else list(study.candidates(model))
     for candidate in candidates if job in ("prune", "score") else [None]:
         seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)
         share = count / len(candidates) if job in ("prune", "score") else count

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
-from coppice.models import cost
+from coppice.models import chat_clock, cost
 from coppice.stats import stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
@@ -40,7 +40,7 @@ def evaluate(request: EvaluationRequest) -> None:
         guards.check_pruned(source.path, model_fingerprints["weights"], request.candidate, request.dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
     job = _Evaluation(request, parts)
-    record = job.run()
+    record = job.run() | chat_clock.recorded(source)
     settings = request.settings.model_dump(exclude_unset=True) | {"purpose": request.purpose}
     provenance = clock.provenance(settings, request.seed, **model_fingerprints, datasets=job.used) | parts.run()
     record["samples"] = stored_samples.write_samples(output, job.samples)
@@ -71,6 +71,7 @@ def _common(source: models.Source, model_fingerprints: Mapping[str, str | None])
         **model_fingerprints,
         "tokenizer": fingerprints.tokenizer(source.path),
         "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
+        **chat_clock.recorded(source),
         **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
         "device": models.device_kind(),
         "versions": {name: version for name, version in versions.items() if name not in ("python", "coppice")},

@@ -44,7 +44,7 @@ class Subject:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint."""
         if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self.source.path, self.source.trust_remote_code)
+            self._tokenizer = models.tokenizer_of(self.source)
         return self._tokenizer
 
     def language_model(self, engine: str, batch_size: int) -> HFLM:

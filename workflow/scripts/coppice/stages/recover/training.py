@@ -19,6 +19,7 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, TransientError
+from coppice.models import chat_clock
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
@@ -85,6 +86,7 @@ def _key(settings: Record, prints: Record, seed: int, source: models.Source) -> 
     compared["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
     if source.trust_remote_code:
         compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
+    compared |= chat_clock.recorded(source)
     return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
 
 
@@ -96,7 +98,7 @@ def _train(job: Job) -> None:
 
     clock, request = records.Clock(), job.request
     transformers.set_seed(request.seed)
-    tokenizer = models.load_tokenizer(request.source.path, request.source.trust_remote_code)
+    tokenizer = models.tokenizer_of(request.source)
     kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
         request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind
@@ -190,6 +192,7 @@ def _write(job: Job, learner: Learner, outcome: Record, history: list[Record], p
     output, identity = job.request.output, job.request.identity
     records.write(output / "training_state.json", identity | {"history": history, **outcome})
     facts = {"settings": learner.settings.recorded(job.request.prompt), **outcome}
+    facts |= chat_clock.recorded(job.request.source)
     facts["trained_fingerprint"] = fingerprints.weights(learner.recovery.trained.folder(output))
     records.write(output / "finetuning_config.json", identity | facts | {"provenance": provenance})
     for warning in outcome["warnings"]:

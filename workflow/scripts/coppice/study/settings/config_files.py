@@ -20,6 +20,15 @@ MOST = 1_000_000  # values; those behind an alias count each time it is used
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def base() -> Path:
+    """Return the file that every configuration starts from, as the Snakefile does.
+
+    It is `config/config.yaml` of the working directory or, where there is none, of the checkout.
+    """
+    own = Path("config/config.yaml")
+    return own if own.exists() else Path(__file__).resolve().parents[5] / own
+
+
 def check(path: PathLike) -> None:
     """Check the YAML or JSON file `path`. Raises SettingsError, with key and lines, if a key is given twice."""
     root = _parsed(path, _root)

@@ -72,6 +72,11 @@ class Study:
         """Return the model's candidates by name: grid points (with `method`) or table rows (with `path`)."""
         return self._candidates[model]
 
+    def shares_candidate_jobs(self) -> bool:
+        """Return whether one job handles all candidates of a model. Then all models must name them alike."""
+        names = {tuple(self.candidates(model)) for model in self.active_models()}
+        return self.config.candidates.per_job == "all" and len(names) == 1
+
     def ablated_by(self) -> set[str]:
         """Return the names of the texts and tasks whose selection rows rank the arms of some ablation."""
         chosen = [lists for one in self.ablations.values() for lists in arms.chosen_by(one).values()]
@@ -306,11 +311,10 @@ def _candidates(
 
 def _check_candidates(study: Study) -> None:
     settings = study.config.candidates
-    grids = {tuple(study.candidates(name)) for name in study.active_models()}
-    if settings.per_job == "all" and len(grids) > 1:
-        raise SettingsError(
-            "config key candidates.per_job: 'all' needs the same candidates for every model; set it to 'one', or "
-            "remove models.*.prune"
+    if settings.per_job == "all" and not study.shares_candidate_jobs():
+        study.notices.append(
+            "config key candidates.per_job: 'all' needs candidates of the same names for every model, and these "
+            "differ; each candidate gets a job of its own, as with 'one'"
         )
     for name in study.active_models():
         if study.candidates(name):

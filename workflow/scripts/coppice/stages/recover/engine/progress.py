@@ -23,12 +23,15 @@ HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  tim
 class TrainingLog(TrainerCallback):
     """Writes step, losses, learning rate, speed and time left to `training_log.txt`; raises Diverged for a NaN loss.
 
-    seconds_before: how long the training took before it was resumed; the property `seconds` includes that.
+    before: the `facts` at the checkpoint from which a training is resumed. `seconds` includes the time until then;
+    `resumes` has (step, time) of every resume.
     """
 
-    def __init__(self, path: Path, batch_size: int, seconds_before: float = 0.0) -> None:
+    def __init__(self, path: Path, batch_size: int, before: Record | None = None) -> None:
         """Log to the file `path` a training with `batch_size` examples per step."""
-        self.path, self.batch_size, self.seconds_before = path, batch_size, seconds_before
+        before = before or {}
+        self.path, self.batch_size, self.seconds_before = path, batch_size, before.get("seconds", 0.0)
+        self.resumes: list[tuple[int, str]] = list(before.get("resumes", ()))
         # (time, step, tokens) at the start of this process: speed is measured from here
         self.began: tuple[float, int, int] | None = None
 
@@ -37,19 +40,30 @@ class TrainingLog(TrainerCallback):
         """Seconds of training so far, including those before a resume."""
         return self.seconds_before + (time.monotonic() - self.began[0] if self.began else 0.0)
 
+    def facts(self) -> Record:
+        """Return what a resumed training must know of the log: {seconds, resumes}."""
+        return {"seconds": self.seconds, "resumes": self.resumes}
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the log, with the history of the steps before a resume."""
         self.began = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
+        if state.global_step:
+            self.resumes.append((state.global_step, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())))
         # rewritten, not continued: a killed training has logged steps beyond its last checkpoint, which are run again
         if state.is_world_process_zero:
             self.write_history(state)
 
     def write_history(self, state: TrainerState) -> None:
-        """Rewrite the log from the losses in `state`, without speeds, which the state does not hold."""
-        entries = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
-        self.path.write_text("\n".join([HEAD, *(self._line(state, entry) for entry in entries)]) + "\n", "utf-8")
+        """Rewrite the log from the losses and resumes, without speeds, which the state does not hold."""
+        losses = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
+        lines = [(entry.get("step", 0), self._line(state, entry)) for entry in losses]
+        lines += [
+            (step, f"{f'{step}/{state.max_steps}':>9}  resumed from here on {when}") for step, when in self.resumes
+        ]
+        lines.sort(key=lambda line: line[0])
+        self.path.write_text("\n".join([HEAD, *(line for _, line in lines)]) + "\n", "utf-8")
 
     def on_log(
         self,

@@ -53,7 +53,7 @@ def build(
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
     engine = learner.kind.engine(learner.model, job.token_limit, settings.arrangement)
-    log = TrainingLog(job.request.output / "training_log.txt", settings.batch_size, before.get("seconds", 0.0))
+    log = TrainingLog(job.request.output / "training_log.txt", settings.batch_size, before)
     patience = Patience(settings.early_stopping) if settings.early_stopping and validation else None
     if patience:
         # Trainer does not restore this count, so early stopping would count from zero after every resume
@@ -61,7 +61,7 @@ def build(
     seal = checkpoints.Seal(
         job.request.output,
         lambda: {
-            "seconds": log.seconds,
+            **log.facts(),
             "budget": engine.token_limit,  # the limit when the checkpoint is written: it may have been halved
             "evaluations_in_vain": patience.early_stopping_patience_counter if patience else 0,
         },

@@ -10,7 +10,7 @@ from .candidates import Candidates
 from .data_sets import Dataset, Miniature
 from .evaluate import Evaluate
 from .finetune import Finetune
-from .forms import Named, Seed, Text, Unique
+from .forms import Day, Named, Seed, Text, Unique
 from .models import Model
 from .per_job import Gpus, ResourcesPerJob, ThreadsPerJob
 from .section import Section, section, setting
@@ -34,6 +34,12 @@ class Config(Section):
         reruns=["prune", "evaluate", "ablation"],
     )
     seed: Seed = setting(42, "Seed of all random draws.", reruns=["everything"])
+    chat_date: Day | None = setting(
+        None,
+        "The day that chat templates read as today, in quotes, such as '2026-01-31'. Null means the day on which the "
+        "study began, which `{results}/chat_date.json` keeps.",
+        reruns=["finetune", "evaluate", "score", "ablation"],
+    )
     data_root: str | None = setting(
         None, "Folder that replaces `{data_root}` at the start of a data set's path.", reruns=["data"]
     )

@@ -70,7 +70,8 @@ class Candidates(Section):
     per_job: Literal["one", "all"] = setting(
         "one",
         "Whether one job prunes or scores one candidate, or all candidates of a model. `all` suits models so "
-        "small that starting a job takes longer than pruning; it needs the same grid for all models.",
+        "small that starting a job takes longer than pruning. If the models' candidates have different names, each "
+        "has a job of its own.",
     )
     keep: Literal["selected", "all"] = setting(
         "selected",

@@ -4,6 +4,7 @@ Values are checked strictly; only text becomes a number, true, false or null if 
 `--config` and YAML (1e-4) give text.
 """
 
+import datetime
 import math
 import types
 from collections.abc import Iterable
@@ -103,6 +104,14 @@ def _check_unique(values: list[Any]) -> list[Any]:
     return values
 
 
+def _check_day(text: str) -> str:
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise PydanticCustomError("string_pattern_mismatch", "no day") from None
+
+
+Day = Annotated[str, AfterValidator(_check_day), Field(json_schema_extra={"format": "date"})]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Text = Annotated[str, Field(min_length=1)]
 Unique = Annotated[list[T], AfterValidator(_check_unique), Field(json_schema_extra={"uniqueItems": True})]
