@@ -19,17 +19,21 @@ from coppice.stages.recover import training
 from coppice.stages.recover.engine import duration
 from coppice.stages.recover.full import AllWeights
 from coppice.stages.recover.lora import Lora
-from coppice.stages.recover.training_request import Budget
 from coppice.stats import metrics
 from coppice.study.settings import arms, lora_presets
+from coppice.study.settings.resolved import ArmComparison, Budget, StudyArm
+from coppice.study.settings.sections.ablation import ChooseBy
+from coppice.study.settings.sections.evaluate import Evaluate
+from coppice.study.settings.sections.finetune import Finetune
 
-STEPS = {"unit": "max_steps", "amount": 6}
-LOSS = {"metric": "validation_loss", "mode": "min"}
+STEPS = Budget(unit="max_steps", amount=6)
+LOSS = ChooseBy(metric="validation_loss", mode="min")
+FINETUNE = Finetune.model_validate(SETTINGS)
 EVERY = [*({"preset": name} for name in lora_presets.PRESETS), *({"scheme": name} for name in lora_presets.SCHEMES)]
 
 
-def section(arm, below=SETTINGS):
-    whole = arms.section(below, arms.resolved(arms.merged(arms.flat(below), arm)))
+def section(arm):
+    whole = arms.section(FINETUNE, arms.resolved(arms.merged(arms.flat(FINETUNE), arm)))
     return recover.TrainingSettings.model_validate(whole)
 
 
@@ -112,13 +116,14 @@ def test_rejects_a_budget_smaller_than_the_first_step():
         duration.steps(Budget(unit="tokens", amount=19), [10] * 8, 2, 4000, seed=0)
 
 
-PLAN = {"budget": STEPS, "eval_steps": 2, "evaluate": {}, "choose_by": LOSS, "evaluation_datasets": {}}
+SHARED = {"base": arms.flat(FINETUNE), "finetune": FINETUNE, "evaluate": Evaluate(), "evaluation_datasets": {}}
 
 
 def run_arm(folder, dataset, output, name="r-4", changes=None, after=None, seed=3, **more):
     """Train an arm on the tiny model and return the path of its record."""
-    plan = PLAN | {"base": arms.flat(SETTINGS), "finetune": SETTINGS, "training_datasets": {"mine": dataset}}
-    member = {"stage": None, "changes": changes or {}, "report": False}
+    rows = {"mine": dataset}
+    plan = arms_of.ArmPlan(budget=STEPS, eval_steps=2, choose_by=LOSS, training_datasets=rows, **SHARED)
+    member = StudyArm(changes=changes or {}, report=False)
     start = arms_of.Start("tiny", models.Source(str(folder)), "none")
     path = output / name / f"seed-{seed}" / "arm.json"
     identity = {"ablation": "mine", "arm": name}
@@ -181,7 +186,7 @@ def test_names_how_an_arm_was_trained_differently(two_arms, changes, expected):
 def test_reports_an_arm_that_was_trained_differently(two_arms, tmp_path):
     first, second = two_arms
     change_record(second, steps=7)
-    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "r-4", "stages": [], "racing": None}
+    ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="r-4", stages=[])
     report.write("mine", ablation, "tiny", {"r-4": [first], "r-8": [second]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert (
@@ -255,7 +260,7 @@ def test_a_staged_ablation_finds_the_planted_best(tmp_path):
     def planted(settings):
         return 1 + abs(settings["r"] - 16) / 100 + abs(settings["alpha"] / settings["r"] - 4) / 50
 
-    base, after, chosen = arms.flat(SETTINGS), None, []
+    base, after, chosen = arms.flat(FINETUNE), None, []
     for stage, values in (("rank", [{"r": r, "alpha": "2r"} for r in (8, 16, 32)]), ("alpha", ["r", "2r", "4r"])):
         paths = {}
         for value in values:
@@ -301,7 +306,7 @@ def test_recommends_the_best_arm_or_the_cheapest_within_noise(tmp_path, losses, 
 
 def test_lists_the_arms_from_best_to_worst_in_the_chosen_direction(tmp_path):
     arms_found = synthetic_arms(tmp_path, {"a": 1.0, "b": 1.2, "c": 1.3}, (100, 100, 100))
-    highest = recommendation.recommend(arms_found, {"metric": "validation_loss", "mode": "max"}, arms_found[2])
+    highest = recommendation.recommend(arms_found, ChooseBy(metric="validation_loss", mode="max"), arms_found[2])
     assert [line.split()[0] for line in highest["evidence"][:2]] == ["b", "a"]
 
 
@@ -329,7 +334,7 @@ def test_counts_rows_that_several_seeds_hold_out_once(tmp_path):
 def test_reports_an_ablation_in_which_no_arm_was_trained(tmp_path):
     whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "start": "tiny", "unfit": "the loss is nan"}
     records.write(tmp_path / "all/arm.json", whole | {"settings": {"train": "all", "learning_rate": 1.0}})
-    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "all", "stages": []}
+    ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="all", stages=[])
     report.write("mine", ablation, "tiny", {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()
     assert "not trained: the loss is nan" in page and "No recommendation" in page
@@ -385,7 +390,7 @@ def test_the_report_escapes_names_and_lists_arms_that_did_not_fit(tmp_path):
     paths = {name: synthetic(tmp_path, f"arm{i}", loss) for i, (name, loss) in enumerate(names.items())}
     whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "settings": {"train": "all"}}
     records.write(tmp_path / "all/arm.json", whole | {"unfit": "takes 104 GiB", "start": "tiny"})
-    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "b", "stages": [], "racing": None}
+    ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="b", stages=[])
     lora_settings = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
     lora_settings |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
     for path in [path for several in paths.values() for path in several]:

@@ -4,6 +4,7 @@ import pytest
 from test_settings import file, load, message
 
 from coppice.study.settings import arms
+from coppice.study.settings.resolved import Budget
 
 START = {"start": {"model": "Llama", "config": "best_acc"}}
 PRESETS = START | {"arms": ["light", "standard"]}
@@ -18,34 +19,34 @@ def error_of(entry):
 
 
 def settings_of(one, arm):
-    return arms.resolved(arms.merged(one["base"], one["arms"][arm]["changes"]))
+    return arms.resolved(arms.merged(one.base, one.arms[arm].changes))
 
 
 def test_presets_schemes_and_overridden_presets_are_arms():
     wide = {"preset": "full", "r": 24, "alpha": 48, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
     one = ablated({"arms": ["light", "balanced", {"scheme": "aggressive"}, wide, {"train": "all"}]})
-    assert list(one["arms"])[:3] == ["light", "balanced", "scheme-aggressive"]
-    assert list(one["arms"])[-1] == "all-weights" and "r" not in settings_of(one, "all-weights")
-    named = settings_of(one, list(one["arms"])[3])
+    assert list(one.arms)[:3] == ["light", "balanced", "scheme-aggressive"]
+    assert list(one.arms)[-1] == "all-weights" and "r" not in settings_of(one, "all-weights")
+    named = settings_of(one, list(one.arms)[3])
     assert (named["r"], named["alpha"], named["dropout"]) == (24, 48, 0.1)
     assert settings_of(one, "balanced")["bias"] == "lora_only" and settings_of(one, "light")["dropout"] == 0.1
-    assert one["reference"] == "light" and one["budget"] == {"unit": "max_steps", "amount": 5000}
+    assert one.reference == "light" and one.budget == Budget(unit="max_steps", amount=5000)
 
 
 def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank():
     one = ablated({"grid": {"r": [8, "16"], "learning_rate": ["1e-4", 3e-4]}, "base": {"alpha": "2r"}})
-    assert next(iter(one["arms"])) == "r-8.learning_rate-0.0001" and len(one["arms"]) == 4
+    assert next(iter(one.arms)) == "r-8.learning_rate-0.0001" and len(one.arms) == 4
     assert settings_of(one, "r-16.learning_rate-0.0003")["alpha"] == 32
 
 
 def test_staged_true_gives_six_stages_and_a_comparison_on_unseen_data():
     one = ablated({"staged": True})
-    assert [stage["name"] for stage in one["stages"]] == ["rank", "alpha", "dropout", "bias", "targets", "variants"]
-    assert [stage["after"] for stage in one["stages"]] == [None, "rank", "alpha", "dropout", "bias", "targets"]
-    assert one["stages"][0]["arms"] == [f"rank.{r}" for r in (8, 16, 32, 64, 128)]
+    assert [stage.name for stage in one.stages] == ["rank", "alpha", "dropout", "bias", "targets", "variants"]
+    assert [stage.after for stage in one.stages] == [None, "rank", "alpha", "dropout", "bias", "targets"]
+    assert one.stages[0].arms == [f"rank.{r}" for r in (8, 16, 32, 64, 128)]
     assert settings_of(one, "rank.64")["alpha"] == 128
-    assert [name for name, arm in one["arms"].items() if arm["report"]] == ["start", "combination"]
-    assert one["arms"]["combination"]["after"] == "variants" and one["reference"] == "start"
+    assert [name for name, arm in one.arms.items() if arm.report] == ["start", "combination"]
+    assert one.arms["combination"].after == "variants" and one.reference == "start"
 
 
 def test_leaves_out_an_ablation_of_an_unknown_model_with_a_notice():

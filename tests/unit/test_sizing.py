@@ -226,7 +226,7 @@ def test_an_arm_of_all_weights_requests_memory_for_its_optimizer(study):
     ablations = {"one": {"start": {"model": "Big"}, "budget": {"max_steps": 500}, "arms": ["light", {"train": "all"}]}}
     loaded = study(parameters=10**9, ablations=ablations)
     sizes = job_resources.Sizes(loaded)
-    light, everything = (sizes.arm("one", name, True) for name in loaded.ablations["one"]["arms"])
+    light, everything = (sizes.arm("one", name, True) for name in loaded.ablations["one"].arms)
     parameters = sizes.shape("Big").parameters
     assert 13 * parameters < everything.gpu - light.gpu < 16 * parameters  # 16 bytes a weight for 2
     assert everything.operations > light.operations and everything.disk > light.disk + 20 * parameters

@@ -32,7 +32,7 @@ rule ablation_arm:
             **wildcards,
             rung=range(
                 1,
-                len((ablation_of(wildcards)["racing"] or {"rungs": []})["rungs"]) + 1,
+                number_of_rungs(wildcards) + 1,
             ),
         ),
     output:
@@ -54,7 +54,7 @@ rule ablation_arm:
         runtime=asked_by_arm("runtime"),
     params:
         plan=ablation_plan,
-        member=lambda wildcards: ablation_of(wildcards)["arms"][wildcards.arm],
+        member=lambda wildcards: arm_of(wildcards).model_dump(),
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
@@ -84,12 +84,12 @@ use rule ablation_arm as ablation_rung with:
         f"{LOGS}/ablation/{{ablation}}.{{arm}}.{{seed}}.{{rung}}.benchmark.tsv"
     params:
         plan=ablation_plan,
-        member=lambda wildcards: ablation_of(wildcards)["arms"][wildcards.arm],
+        member=lambda wildcards: arm_of(wildcards).model_dump(),
         start=start_facts,
         loading=start_loading,
         placement=start_placement,
         execution=arm_execution,
-        share=lambda wildcards: ablation_of(wildcards)["racing"]["rungs"][
+        share=lambda wildcards: ablation_of(wildcards).racing.rungs[
             int(wildcards.rung) - 1
         ],
         status=lambda wildcards: status("ablation", *wildcards),
@@ -110,8 +110,8 @@ rule ablation_winner:
         "../../envs/coppice.yaml"
     params:
         arms=arm_records,
-        choose_by=lambda wildcards: ablation_of(wildcards)["choose_by"],
-        budget=lambda wildcards: ablation_of(wildcards)["budget"],
+        choose_by=lambda wildcards: ablation_of(wildcards).choose_by.model_dump(),
+        budget=lambda wildcards: ablation_of(wildcards).budget.model_dump(),
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
     script:
@@ -130,7 +130,7 @@ use rule ablation_winner as ablation_cut with:
         f"{LOGS}/ablation/{{ablation}}.rung-{{rung}}.log",
     params:
         arms=rung_records,
-        eta=lambda wildcards: ablation_of(wildcards)["racing"]["eta"],
+        eta=lambda wildcards: ablation_of(wildcards).racing.eta,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,
 
@@ -143,7 +143,7 @@ rule ablation_report:
         winners=lambda wildcards: expand(
             WINNER,
             ablation=wildcards.ablation,
-            stage=[stage["name"] for stage in ablation_of(wildcards)["stages"]],
+            stage=[stage.name for stage in ablation_of(wildcards).stages],
         ),
         survivors=lambda wildcards: rung_before(wildcards, last=True),
     output:
@@ -166,10 +166,9 @@ rule ablation_report:
         "../../envs/coppice.yaml"
     params:
         arms=arm_records,
-        ablation=lambda wildcards: {
-            key: ablation_of(wildcards)[key]
-            for key in ("budget", "choose_by", "reference", "stages")
-        },
+        ablation=lambda wildcards: ablation_of(wildcards).model_dump(
+            include={"budget", "choose_by", "reference", "stages"}
+        ),
         start=start_facts,
         status=lambda wildcards: status("ablation", *wildcards),
         protocol=1,

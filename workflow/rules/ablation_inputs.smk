@@ -16,7 +16,7 @@ SURVIVORS = f"{ABLATION}/rung-{{rung}}.json"
 wildcard_constraints:
     ablation="|".join(map(re.escape, study.ablations)) or "(?!)",
     arm="|".join(
-        {re.escape(arm) for one in study.ablations.values() for arm in one["arms"]}
+        {re.escape(arm) for one in study.ablations.values() for arm in one.arms}
     )
     or "(?!)",
     seed=r"\d+",
@@ -28,78 +28,86 @@ def ablation_of(wildcards):
     return study.ablations[wildcards.ablation]
 
 
+def arm_of(wildcards):
+    return ablation_of(wildcards).arms[wildcards.arm]
+
+
+def number_of_rungs(wildcards):
+    racing = ablation_of(wildcards).racing
+    return len(racing.rungs) if racing else 0
+
+
 def start_inputs(wildcards):
     """Return the records, or the user's files, that define the checkpoint an ablation starts from."""
-    start = ablation_of(wildcards)["start"]
-    if start["kind"] == "checkpoint":
-        return {"checkpoint": layout.files_below(start["path"])}
-    dense = {"dense": files.model(start["model"])}
-    if start["kind"] == "dense":
+    start = ablation_of(wildcards).start
+    if start.kind == "checkpoint":
+        return {"checkpoint": layout.files_below(start.path)}
+    dense = {"dense": files.model(start.model)}
+    if start.config is None:
         return dense
-    chosen = SELECTION.format(model=start["model"], config=start["config"])
+    chosen = SELECTION.format(model=start.model, config=start.config)
     return dense | {"selection": chosen}
 
 
 def start_loading(wildcards):
     """Return the settings by which that checkpoint is loaded, as a rule parameter."""
-    start = ablation_of(wildcards)["start"]
-    if start["kind"] == "checkpoint":
+    start = ablation_of(wildcards).start
+    if start.kind == "checkpoint":
         return {
-            "dtype": start["dtype"],
+            "dtype": start.dtype,
             "quantize": None,
-            "trust_remote_code": start["trust_remote_code"],
-            **dated(start["prompt"]),
+            "trust_remote_code": start.trust_remote_code,
+            **dated(start.prompt),
         }
-    return reading(start["model"])
+    return reading(start.model)
 
 
 @untracked
 def start_placement(wildcards):
     """Return the device placement of that checkpoint, as a rule parameter whose change reruns nothing."""
-    start = ablation_of(wildcards)["start"]
-    if start["kind"] == "checkpoint":
+    start = ablation_of(wildcards).start
+    if start.kind == "checkpoint":
         return settings.rerun_policy.execution_settings("models", {"device_map": None})
     return settings.rerun_policy.execution_settings(
-        "models", study.models[start["model"]].model_dump()
+        "models", study.models[start.model].model_dump()
     )
 
 
 def start_facts(wildcards):
-    start = ablation_of(wildcards)["start"]
-    if start["kind"] == "checkpoint":
+    start = ablation_of(wildcards).start
+    if start.kind == "checkpoint":
         return {
-            "name": Path(start["path"]).name,
-            "path": start["path"],
-            "prompt": start["prompt"],
+            "name": Path(start.path).name,
+            "path": start.path,
+            "prompt": start.prompt,
         }
-    name = " ".join(filter(None, (start["model"], start["config"])))
+    name = " ".join(filter(None, (start.model, start.config)))
     return {
         "name": name,
         "path": None,
-        "prompt": study.models[start["model"]].prompt,
+        "prompt": study.models[start.model].prompt,
     }
 
 
 def winner_before(wildcards, stage=None):
     """Return the winner's record of the stage before an arm's or before `stage`; none for the first stage."""
-    one = ablation_of(wildcards)
     if stage is None:
-        after = one["arms"][wildcards.arm]["after"]
+        after = arm_of(wildcards).after
     else:
-        after = next(each["after"] for each in one["stages"] if each["name"] == stage)
+        stages = ablation_of(wildcards).stages
+        after = next(each.after for each in stages if each.name == stage)
     return [WINNER.format(ablation=wildcards.ablation, stage=after)] if after else []
 
 
 def rung_before(wildcards, last=False):
     """Return the record of the arms that survived the rung before this one or, with `last`, the last rung."""
-    racing = ablation_of(wildcards)["racing"]
-    rung = (len(racing["rungs"]) if racing else 0) if last else int(wildcards.rung) - 1
+    rung = number_of_rungs(wildcards) if last else int(wildcards.rung) - 1
     return [SURVIVORS.format(ablation=wildcards.ablation, rung=rung)] if rung else []
 
 
 def of_arms(pattern, wildcards, arms, **more):
     """Return {arm: `pattern` for each of its seeds}."""
-    seeds = ablation_of(wildcards)["seeds"]
+    seeds = ablation_of(wildcards).seeds
     return {
         arm: expand(pattern, ablation=wildcards.ablation, arm=arm, seed=seeds, **more)
         for arm in arms
@@ -110,8 +118,8 @@ def arms_of(wildcards):
     """Return the arms of the wildcards' stage or, without a stage, of the whole ablation."""
     one, stage = ablation_of(wildcards), wildcards.get("stage")
     return next(
-        (each["arms"] for each in one["stages"] if each["name"] == stage),
-        list(one["arms"]),
+        (each.arms for each in one.stages if each.name == stage),
+        list(one.arms),
     )
 
 
@@ -126,10 +134,13 @@ def rung_records(wildcards):
 def ablation_plan(wildcards):
     """Return the settings that all arms share, as a rule parameter."""
     one = ablation_of(wildcards)
-    plan = {key: one[key] for key in ("base", "budget", "eval_steps", "choose_by")}
-    return plan | {
+    return {
+        "base": one.base,
+        "budget": one.budget.model_dump(),
+        "eval_steps": one.eval_steps,
+        "choose_by": one.choose_by.model_dump(),
         "finetune": settings.arms.shared(
-            settings.rerun_policy.result_settings("finetune", one["finetune"])
+            settings.rerun_policy.result_settings("finetune", one.finetune.model_dump())
         ),
         "evaluate": measured(wildcards),
         "training_datasets": files.by_name(study.training_datasets(wildcards.ablation)),
@@ -139,9 +150,9 @@ def ablation_plan(wildcards):
 
 def measured(wildcards):
     """Return the evaluation settings of the arms, without those that cannot change results."""
-    return settings.rerun_policy.result_settings(
-        "evaluate", ablation_of(wildcards)["evaluate"]
-    )
+    # without the keys of the parts that are switched off, whose change reruns nothing
+    given = ablation_of(wildcards).evaluate.model_dump(exclude_unset=True)
+    return settings.rerun_policy.result_settings("evaluate", given)
 
 
 @untracked
@@ -150,7 +161,7 @@ def arm_execution(wildcards):
 
     `epochs` and `max_steps` are passed here too: they complete the section `finetune`, and the budget overrides them.
     """
-    training = ablation_of(wildcards)["finetune"]
+    training = ablation_of(wildcards).finetune.model_dump()
     lasting = {key: training[key] for key in settings.arms.LASTING}
     return {
         "finetune": settings.rerun_policy.execution_settings("finetune", training)
@@ -163,11 +174,9 @@ def arm_execution(wildcards):
 
 def ablation_datasets(wildcards):
     """Return the names of the texts and tasks that arms are measured on."""
-    measured = ablation_of(wildcards)["evaluate"]
+    measured = ablation_of(wildcards).evaluate
     return list(
-        dict.fromkeys(
-            [*measured["perplexity"]["datasets"], *measured["zero_shot"]["tasks"]]
-        )
+        dict.fromkeys([*measured.perplexity.datasets, *measured.zero_shot.tasks])
     )
 
 

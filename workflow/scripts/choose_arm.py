@@ -6,6 +6,8 @@ with logs.job(
     snakemake.log[0], snakemake.threads, snakemake.params.status, " ".join(["ablation", *snakemake.wildcards])
 ):
     from coppice.ablation import races, stages
+    from coppice.study.settings.resolved import Budget
+    from coppice.study.settings.sections.ablation import ChooseBy
 
     params, before = snakemake.params, next(iter(snakemake.input.before), None)
     if params.get("eta"):
@@ -15,8 +17,8 @@ with logs.job(
             ablation=snakemake.wildcards.ablation,
             stage=snakemake.wildcards.stage,
             arms=params.arms,
-            choose_by=params.choose_by,
-            budget=params.budget,
+            choose_by=ChooseBy.model_validate(params.choose_by),
+            budget=Budget.model_validate(params.budget),
             output=snakemake.output[0],
             before=before,
         )

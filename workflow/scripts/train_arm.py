@@ -27,8 +27,8 @@ if __name__ == "__main__":
         request = arms.ArmRequest(
             identity={"ablation": name, "arm": arm},
             start=arms.Start(params.start["name"], source, params.start["prompt"], dense, candidates.record_of(chosen)),
-            plan=params.plan | {part: params.plan[part] | more for part, more in params.execution.items()},
-            member=params.member,
+            plan=arms.ArmPlan.of(params.plan, params.execution),
+            member=arms.StudyArm.model_validate(params.member),
             seed=int(seed),
             output=Path(snakemake.output.record),
             share=params.get("share"),

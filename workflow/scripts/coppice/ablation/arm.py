@@ -8,6 +8,7 @@ its newest checkpoint, and an evaluation keeps its finished parts.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from coppice import models
 from coppice.core import mirror, records
@@ -16,6 +17,11 @@ from coppice.stages import evaluate, recover
 from coppice.stages.recover.base import Trained
 from coppice.stats.metrics import LOSS
 from coppice.study.settings import arms
+from coppice.study.settings.resolved import Budget, StudyArm
+from coppice.study.settings.sections.ablation import ChooseBy
+from coppice.study.settings.sections.evaluate import Evaluate
+from coppice.study.settings.sections.finetune import Finetune
+from coppice.study.settings.sections.section import Section, setting
 
 logger = logging.getLogger("coppice.ablation")
 
@@ -57,6 +63,24 @@ class Start:
     """For a pruned checkpoint, the candidate's pruning.json; evaluations check the identity by it."""
 
 
+class ArmPlan(Section):
+    """What all arms of an ablation share."""
+
+    base: Record = setting(..., "The flat settings that arms change.")
+    budget: Budget = setting(..., "The length of the training.")
+    eval_steps: int | None = setting(..., "Steps between two validation losses. None means the value in `finetune`.")
+    choose_by: ChooseBy = setting(..., "The metric that ranks the arms.")
+    finetune: Finetune = setting(..., "The section `finetune`; each arm has its own adapter and training settings.")
+    evaluate: Evaluate = setting(..., "The section `evaluate` for the metrics of the report.")
+    training_datasets: dict[str, str | Path] = setting(..., "Name -> path of dataset.json, to train and validate on.")
+    evaluation_datasets: dict[str, str] = setting(..., "Name -> path of dataset.json, for the texts and tasks.")
+
+    @classmethod
+    def of(cls, plan: Record, execution: Record) -> Self:
+        """Return the plan from the parameters of a rule: `execution` completes the sections that it names."""
+        return cls.model_validate(plan | {section: plan[section] | more for section, more in execution.items()})
+
+
 @dataclass(frozen=True)
 class ArmRequest:
     """One arm with one seed: what to train, how far, and where to write it."""
@@ -65,10 +89,10 @@ class ArmRequest:
     """{ablation, arm}, written to every record."""
     start: Start
     """The checkpoint that all arms start from."""
-    plan: Record
-    """{base, finetune, budget, eval_steps, evaluate, choose_by, training_datasets, evaluation_datasets} of all arms."""
-    member: Record
-    """{stage, changes, report} of this arm."""
+    plan: ArmPlan
+    """What all arms share."""
+    member: StudyArm
+    """What this arm changes, and how it is measured."""
     seed: int
     """Seed of the training."""
     output: Path
@@ -98,11 +122,11 @@ def train(request: ArmRequest) -> None:
         CoppiceError: The number of trainable parameters is not the predicted one.
     """
     clock, output, member, start = records.Clock(), request.output, request.member, request.start
-    flat = flat_of(request.plan["base"], member["changes"], request.after)
+    flat = flat_of(request.plan.base, member.changes, request.after)
     settings = arms.resolved(flat)
     content: Record = request.identity | {
         "seed": request.seed,
-        "stage": member["stage"],
+        "stage": member.stage,
         "settings": settings,
         "flat": flat,
     }
@@ -159,10 +183,10 @@ def flat_of(base: Record, changes: Record, after: PathLike | None = None) -> Rec
     return arms.merged(records.read(after)["flat"] if after else base, changes)
 
 
-def section_of(plan: Record, settings: Record) -> Record:
+def section_of(plan: ArmPlan, settings: Record) -> Record:
     """Return the section `finetune` for the engine, with the budget that all arms share."""
-    whole = arms.section(plan["finetune"], settings)
-    return whole | {"budget": plan["budget"], "eval_steps": plan["eval_steps"] or whole["eval_steps"]}
+    whole = arms.section(plan.finetune, settings)
+    return whole | {"budget": plan.budget.model_dump(), "eval_steps": plan.eval_steps or whole["eval_steps"]}
 
 
 def _train(request: ArmRequest, how: recover.TrainingSettings, reused: Path | None, expected: int | None) -> None:
@@ -178,7 +202,7 @@ def _train(request: ArmRequest, how: recover.TrainingSettings, reused: Path | No
     training = recover.TrainingRequest(
         identity=named,
         source=start.source,
-        datasets=request.plan["training_datasets"],
+        datasets=request.plan.training_datasets,
         settings=how,
         prompt=start.prompt,
         output=output,
@@ -203,14 +227,14 @@ def _evaluate(request: ArmRequest, trained: Trained) -> list[str]:
     """Evaluate the arm and return on which rows: "selection" if arms are ranked by a metric, "report" if asked for."""
     plan, start, output, whole = request.plan, request.start, request.folder, not trained.adapter
     path = str(trained.folder(output)) if whole else start.source.path
-    wanted = [plan["choose_by"]["metric"] != LOSS.key, request.member["report"]]
+    wanted = [plan.choose_by.metric != LOSS.key, request.member.report]
     measured = [part for part, asked in zip(PARTS, wanted, strict=True) if asked]
     for part in measured:
         evaluation = evaluate.EvaluationRequest(
             identity={"model": start.name, "config": request.identity["arm"], "stage": "finetuned"},
             source=models.Source(**vars(start.source) | {"path": path}),
-            settings=evaluate.Evaluate.model_validate(plan["evaluate"] if part == "report" else _ranking(plan)),
-            datasets=plan["evaluation_datasets"],
+            settings=plan.evaluate if part == "report" else _ranking(plan),
+            datasets=plan.evaluation_datasets,
             output=output / part,
             adapter=None if whole else output,
             purpose=part,
@@ -223,7 +247,8 @@ def _evaluate(request: ArmRequest, trained: Trained) -> list[str]:
     return measured
 
 
-def _ranking(plan: Record) -> Record:
+def _ranking(plan: ArmPlan) -> Evaluate:
     """Return the section `evaluate` reduced to the data sets of the metric that ranks the arms."""
-    whole = plan["evaluate"]
-    return whole | {section: whole[section] | lists for section, lists in arms.chosen_by(plan).items()}
+    chosen = arms.chosen_by(plan.choose_by, plan.evaluate)
+    parts = {name: getattr(plan.evaluate, name).model_copy(update=lists) for name, lists in chosen.items()}
+    return plan.evaluate.model_copy(update=parts)

@@ -5,6 +5,7 @@ import math
 from coppice.core.aliases import Record
 from coppice.render import formatting
 from coppice.stats import metrics as known
+from coppice.study.settings.resolved import Budget
 
 from .reading import Arm
 
@@ -63,10 +64,10 @@ def memory(arm: Arm) -> tuple[int, str]:
     return max(peak[kind] for peak in peaks), kind.replace("gpu", "GPU")
 
 
-def budget(wanted: Record) -> str:
+def budget(wanted: Budget) -> str:
     """Return a budget as "60 steps", "2e+06 tokens" or "1e+15 floating-point operations"."""
-    unit = {"max_steps": "steps", "tokens": "tokens", "flops": "floating-point operations"}[wanted["unit"]]
-    return f"{wanted['amount']:,} {unit}" if isinstance(wanted["amount"], int) else f"{wanted['amount']:g} {unit}"
+    unit = {"max_steps": "steps", "tokens": "tokens", "flops": "floating-point operations"}[wanted.unit]
+    return f"{wanted.amount:,} {unit}" if isinstance(wanted.amount, int) else f"{wanted.amount:g} {unit}"
 
 
 def settings(arm: Arm) -> str:

@@ -9,6 +9,8 @@ from coppice.core import records
 from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.stats.metrics import LOSS, Metric, named
+from coppice.study.settings.resolved import Budget
+from coppice.study.settings.sections.ablation import ChooseBy
 
 # What must be the same in all arms, seed by seed, and how a difference is reported
 ALIKE = (
@@ -28,9 +30,9 @@ SPENT = {
 }
 
 
-def ranking_metric(choose_by: dict) -> Metric:
-    """Return the `Metric` that ranks the arms, in the chosen direction. choose_by: {metric, mode}."""
-    return replace(named(choose_by["metric"]), higher_is_better=choose_by["mode"] == "max")
+def ranking_metric(choose_by: ChooseBy) -> Metric:
+    """Return the `Metric` that ranks the arms, in the chosen direction."""
+    return replace(named(choose_by.metric), higher_is_better=choose_by.mode == "max")
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def arm(name: str, paths: Iterable[PathLike]) -> Arm:
     return Arm(name, {s: run for s, (run, _) in runs.items()}, {s: folder for s, (_, folder) in runs.items()})
 
 
-def unequal(arms: Sequence[Arm], budget: Record) -> dict[str, list[str]]:
+def unequal(arms: Sequence[Arm], budget: Budget) -> dict[str, list[str]]:
     """Return arm -> sentences on why it cannot be compared: different data, start or budget.
 
-    budget: {unit, amount}. Arms are compared with what most of them agree on. An arm is left out with all its seeds,
+    Arms are compared with what most of them agree on. An arm is left out with all its seeds,
     even if only one seed was trained differently.
     """
     trained = [one for one in arms if one.trained]
@@ -132,20 +134,20 @@ def unequal(arms: Sequence[Arm], budget: Record) -> dict[str, list[str]]:
     return beyond | min(found, key=len, default={})
 
 
-def _off_budget(arm: Arm, budget: Record) -> list[str]:
+def _off_budget(arm: Arm, budget: Budget) -> list[str]:
     """Return one sentence per seed whose training did not spend the budget."""
-    key, words = SPENT[budget["unit"]][0]
+    key, words = SPENT[budget.unit][0]
     found = []
     for seed, run in arm.runs.items():
-        spent, amount = _spent(run, key), budget["amount"]
+        spent, amount = _spent(run, key), budget.amount
         # a training ends with the step that reaches the budget, and steps differ in size
-        room = 0 if budget["unit"] == "max_steps" else 3 * spent / run["steps"]
+        room = 0 if budget.unit == "max_steps" else 3 * spent / run["steps"]
         if not amount <= spent <= amount + room:
             found.append(f"{arm.name}: seed {seed} was trained for {spent:.6g} {words}, but the budget is {amount:.6g}")
     return found
 
 
-def _against(first: Arm, trained: Sequence[Arm], budget: Record) -> dict[str, list[str]]:
+def _against(first: Arm, trained: Sequence[Arm], budget: Budget) -> dict[str, list[str]]:
     """Return arm -> sentences on how it differs from `first`."""
     found = {}
     for one in trained:
@@ -159,7 +161,7 @@ def _against(first: Arm, trained: Sequence[Arm], budget: Record) -> dict[str, li
     return found
 
 
-def check_equal(ablation: str, arms: Sequence[Arm], budget: Record) -> None:
+def check_equal(ablation: str, arms: Sequence[Arm], budget: Budget) -> None:
     """Raise CoppiceError if an arm cannot be compared with the others."""
     for sentences in unequal(arms, budget).values():
         raise CoppiceError(
@@ -173,13 +175,13 @@ def _seeds(first: Arm, second: Arm) -> Iterator[str]:
         yield f"it was trained with other seeds ({', '.join(map(str, second.runs))})"
 
 
-def _differences(first: Record, second: Record, budget: Record, where: str) -> Iterator[str]:
+def _differences(first: Record, second: Record, budget: Budget, where: str) -> Iterator[str]:
     for keys, words in ALIKE:
         if _at(first, keys) != _at(second, keys):
             yield f"{where} was trained with {words}"
-    for key, words in SPENT[budget["unit"]]:
+    for key, words in SPENT[budget.unit]:
         a, b = _spent(first, key), _spent(second, key)
-        if abs(a - b) > _slack(first, second, key, budget["unit"]):
+        if abs(a - b) > _slack(first, second, key, budget.unit):
             yield f"{where} was trained for {b:.6g} {words} instead of {a:.6g}, a different budget"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from coppice.core.aliases import Estimate
 from coppice.stats.metrics import Metric
+from coppice.study.settings.sections.ablation import ChooseBy
 
 from . import formats, measuring
 from .reading import Arm, ranking_metric
@@ -17,10 +18,10 @@ def main_metric(arms: Sequence[Arm]) -> Metric | None:
     return next((metric for metric in formats.metrics(measured) if metric.reported), None) if measured else None
 
 
-def recommend(arms: Sequence[Arm], choose_by: dict, reference: Arm) -> dict:
+def recommend(arms: Sequence[Arm], choose_by: ChooseBy, reference: Arm) -> dict:
     """Return {verdict, sentence, evidence}: which of several comparable arms to take.
 
-    choose_by: {metric, mode}, how the arms are ranked; reference: the arm that the best one is compared with in the
+    choose_by: how the arms are ranked; reference: the arm that the best one is compared with in the
     metrics of the report.
     """
     metric = ranking_metric(choose_by)

@@ -11,6 +11,8 @@ from coppice.core import records
 from coppice.core.aliases import PathLike, Record
 from coppice.render import html
 from coppice.stats.metrics import Metric
+from coppice.study.settings.resolved import ArmComparison, StudyStage
+from coppice.study.settings.sections.ablation import ChooseBy
 
 from . import figures, formats, reading, recommendation, tables
 from .reading import Arm
@@ -23,7 +25,7 @@ PAGES = ("ablation_report.html", "ablation_report.md")
 
 def write(
     name: str,
-    ablation: Record,
+    ablation: ArmComparison,
     start: str,
     arms: Mapping[str, Sequence[PathLike]],
     winners: Iterable[PathLike],
@@ -36,7 +38,7 @@ def write(
 
     Args:
         name: the name of the ablation.
-        ablation: its {budget, choose_by, reference, stages}.
+        ablation: how its arms are compared.
         start: the name of the starting checkpoint.
         arms: name -> paths of its arm.json, one per seed.
         winners: paths of the stages' records, in order.
@@ -47,13 +49,13 @@ def write(
     found = [reading.arm(arm, paths) for arm, paths in arms.items()]
     compared = _Compared(
         found=found,
-        problems=reading.unequal(found, ablation["budget"]),
+        problems=reading.unequal(found, ablation.budget),
         won=[records.read(path) for path in winners],
         race=records.read(survivors) if survivors else None,
     )
     for sentences in compared.problems.values():
         logger.error("%s", "; ".join(sentences))
-    drawn = figures.draw(compared.fair, _axes(compared.fair, ablation["choose_by"]), output / "figures")
+    drawn = figures.draw(compared.fair, _axes(compared.fair, ablation.choose_by), output / "figures")
     content = _content(name, ablation, start, compared)
     for page in PAGES:
         text = html.render(TEMPLATES, f"{page}.j2", content | {"svg": drawn})
@@ -83,7 +85,7 @@ class _Compared:
         return [arm for arm in self.found if arm.trained and arm.name not in self.problems]
 
 
-def _axes(fair: Sequence[Arm], choose_by: Record) -> list[tuple[Metric, str]]:
+def _axes(fair: Sequence[Arm], choose_by: ChooseBy) -> list[tuple[Metric, str]]:
     """Return (metric, part) of the quality figure: the metric that ranks the arms, and the report's main one."""
     rows = [(reading.ranking_metric(choose_by), "selection")]
     main = recommendation.main_metric(fair)
@@ -92,22 +94,22 @@ def _axes(fair: Sequence[Arm], choose_by: Record) -> list[tuple[Metric, str]]:
     return rows
 
 
-def _content(name: str, ablation: Record, start: str, compared: _Compared) -> Record:
+def _content(name: str, ablation: ArmComparison, start: str, compared: _Compared) -> Record:
     found, fair, problems, won = compared.found, compared.fair, compared.problems, compared.won
     by_name = {arm.name: arm for arm in fair}
-    reference = by_name.get(ablation["reference"]) or next(iter(fair), None)
+    reference = by_name.get(ablation.reference) or next(iter(fair), None)
     return {
         "name": name,
         "start": start,
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "budget": formats.budget(ablation["budget"]),
+        "budget": formats.budget(ablation.budget),
         "seeds": [str(seed) for seed in found[0].runs],
-        "choose_by": formats.label(reading.ranking_metric(ablation["choose_by"]), "selection"),
-        "reference": _named(reference, ablation["reference"]),
+        "choose_by": formats.label(reading.ranking_metric(ablation.choose_by), "selection"),
+        "reference": _named(reference, ablation.reference),
         "problems": [sentence for sentences in problems.values() for sentence in sentences],
         "answer": _answer(ablation, by_name, reference, won),
         "arms": tables.arms(found, problems),
-        "differences": _differences(fair, reference, ablation["stages"]),
+        "differences": _differences(fair, reference, ablation.stages),
         "stages": tables.stages(won) if won else None,
         "sides": tables.sides(fair),
         "race": _race(compared.race, found) if compared.race else None,
@@ -123,19 +125,21 @@ def _named(reference: Arm | None, wanted: str) -> str:
     return f"{reference.name} (instead of {wanted}, which cannot be compared)"
 
 
-def _differences(fair: Sequence[Arm], reference: Arm | None, stages: Sequence[Record]) -> tables.Table | None:
+def _differences(fair: Sequence[Arm], reference: Arm | None, stages: Sequence[StudyStage]) -> tables.Table | None:
     return tables.differences(fair, reference, losses=not stages) if len(fair) > 1 else None
 
 
-def _answer(ablation: Record, by_name: Mapping[str, Arm], reference: Arm | None, won: Sequence[Record]) -> Record:
-    if ablation["stages"] and {"start", "combination"} <= by_name.keys():
+def _answer(
+    ablation: ArmComparison, by_name: Mapping[str, Arm], reference: Arm | None, won: Sequence[Record]
+) -> Record:
+    if ablation.stages and {"start", "combination"} <= by_name.keys():
         answer = recommendation.validated(by_name["start"], by_name["combination"])
         chosen = [f"stage {winner['stage']}: {winner['winner']}" for winner in won]
         combined = f"the combination is {formats.settings(by_name['combination'])}"
         return answer | {"evidence": [*answer["evidence"], *chosen, combined]}
-    if not ablation["stages"] and len(by_name) > 1:
+    if not ablation.stages and len(by_name) > 1:
         arms = list(by_name.values())
-        return recommendation.recommend(arms, ablation["choose_by"], reference)
+        return recommendation.recommend(arms, ablation.choose_by, reference)
     return {
         "verdict": "none",
         "sentence": "No recommendation: fewer than two arms can be compared.",

@@ -6,6 +6,8 @@ from coppice.core import records
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.stats.metrics import Metric
+from coppice.study.settings.resolved import Budget
+from coppice.study.settings.sections.ablation import ChooseBy
 
 from . import measuring, reading
 from .reading import Arm
@@ -15,8 +17,8 @@ def decide(
     ablation: str,
     stage: str,
     arms: Mapping[str, Sequence[PathLike]],
-    choose_by: Record,
-    budget: Record,
+    choose_by: ChooseBy,
+    budget: Budget,
     output: PathLike,
     before: PathLike | None = None,
 ) -> None:
@@ -28,8 +30,8 @@ def decide(
         ablation: its name.
         stage: its name.
         arms: name -> paths of its arm.json, one per seed; among equal arms the one listed first wins.
-        choose_by: {metric, mode}, how arms are ranked.
-        budget: {unit, amount}, what every arm may spend.
+        choose_by: how arms are ranked.
+        budget: what every arm may spend.
         output: the file to write.
         before: the record of the previous stage, or None.
 
@@ -48,7 +50,7 @@ def decide(
     winner = by_name[order[0]]
     content: Record = {"ablation": ablation, "stage": stage, "winner": winner.name, "settings": winner.settings}
     content |= {"flat": winner.first["flat"]}
-    content |= {"choose_by": choose_by, "values": values, "runner_up": None}
+    content |= {"choose_by": choose_by.model_dump(), "values": values, "runner_up": None}
     if len(order) > 1:
         content["runner_up"] = _margin(winner, by_name[order[1]], metric)
     trained = [{"arm": arm.name, "settings": arm.settings} for arm in found if arm.trained]

@@ -23,7 +23,7 @@ from coppice.study.settings.sections.finetune import Finetune
 
 if TYPE_CHECKING:
     from coppice.study.settings import Study
-    from coppice.study.settings.resolved import StudyModel
+    from coppice.study.settings.resolved import Budget, StudyModel
 
 MB = 10**6
 UNKNOWN = 10**9  # parameters assumed for a model whose size is not known yet
@@ -110,7 +110,7 @@ class Sizes:
             # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
             operations = 6 * study.calibration.samples * study.calibration.length * len(points) * shape.parameters
         elif stage == "finetune":
-            settings = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+            settings = recover.TrainingSettings.of(study.finetune)
             recovery = recover.recovery_of(settings)
             memory = recovery.trained.memory(shape, settings)
             peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
@@ -139,22 +139,22 @@ class Sizes:
     def arm(self, ablation: str, name: str, on_gpu: bool) -> Need:
         """Return the Need of an ablation's arm. An arm of a later stage is estimated as if it belonged to the first."""
         one = self.study.ablations[ablation]
-        start, changes = one["start"], one["arms"][name]["changes"]
-        if start["kind"] == "checkpoint":
-            shape = estimates.shape_of(os.path.join(start["path"], "config.json"))
-            loaded = {"dtype": start["dtype"], "quantize": None, "device_map": None}
+        start = one.start
+        if start.kind == "checkpoint":
+            shape = estimates.shape_of(os.path.join(start.path, "config.json"))
+            loaded = {"dtype": start.dtype, "quantize": None, "device_map": None}
         else:
-            shape, loaded = self.shape(start["model"]), self.study.models[start["model"]].model_dump()
+            shape, loaded = self.shape(start.model), self.study.models[start.model].model_dump()
         shape = shape or estimates.shape_like(UNKNOWN)
-        settings = arms.resolved(arms.merged(one["base"], changes))
-        section = arms.section(one["finetune"], settings)
+        settings = arms.resolved(arms.merged(one.base, one.arms[name].changes))
+        section = arms.section(one.finetune, settings)
         typed = recover.TrainingSettings.model_validate(section)
         recovery = recover.recovery_of(typed)
         memory = recovery.trained.memory(shape, typed)
         trained = estimates.finetune(shape, loaded, typed, self.machine("finetune", on_gpu), memory)
         measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
-        operations = _budgeted(one["budget"], typed, recovery.operations(shape.parameters))
-        operations += 2 * shape.parameters * evaluated_tokens(Evaluate.model_validate(one["evaluate"]))
+        operations = _budgeted(one.budget, typed, recovery.operations(shape.parameters))
+        operations += 2 * shape.parameters * evaluated_tokens(one.evaluate)
         host, gpu = (max(pair) for pair in zip(trained, measured, strict=True))
         return Need(host, gpu, TRAINED_BYTES * memory.parameters + SPARE_DISK, operations)
 
@@ -200,12 +200,12 @@ class Sizes:
         return asked
 
 
-def _budgeted(budget: Record, settings: Finetune, per_token: float) -> float:
-    """Return the operations of a training from its budget {unit: max_steps, tokens or flops, amount}."""
-    if budget["unit"] == "flops":
-        return budget["amount"]
-    tokens = budget["amount"]
-    if budget["unit"] == "max_steps":
+def _budgeted(budget: Budget, settings: Finetune, per_token: float) -> float:
+    """Return the operations of a training from its budget."""
+    if budget.unit == "flops":
+        return budget.amount
+    tokens = budget.amount
+    if budget.unit == "max_steps":
         tokens *= settings.batch_size * row_tokens(settings)
     return per_token * tokens
 

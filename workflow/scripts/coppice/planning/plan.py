@@ -92,14 +92,14 @@ def plan(study: Study, tflops: float, on_gpu: bool = True) -> Plan:
 def _ablation(name: str, study: Study, sizes: job_resources.Sizes, tflops: float, on_gpu: bool) -> Stage:
     """Return the Stage of an ablation's arms, each trained and measured once per seed."""
     stage, one = Stage(f"ablation {name}"), study.ablations[name]
-    for arm in one["arms"]:
-        stage.jobs += len(one["seeds"])
-        if one["start"].get("model") in sizes.unknown():
+    for arm in one.arms:
+        stage.jobs += len(one.seeds)
+        if one.start.kind == "model" and one.start.model in sizes.unknown():
             continue
         need = sizes.arm(name, arm, on_gpu)
         seconds = sizes.seconds("finetune", need, on_gpu, tflops * 10**12)
         gpus = max(1, sizes.machine("finetune", on_gpu).gpus)
-        _count(stage, len(one["seeds"]), seconds, gpus, sizes.granted("finetune", need, on_gpu=on_gpu))
+        _count(stage, len(one.seeds), seconds, gpus, sizes.granted("finetune", need, on_gpu=on_gpu))
     return stage
 
 
@@ -150,7 +150,7 @@ def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, mo
         disk["candidates, all"] += int(sum(kept))
         disk["candidates, chosen"] += int(sum(chosen))
     trainings = configs * len(study.training_seeds())
-    settings = recover.TrainingSettings.model_validate(study.finetune.model_dump())
+    settings = recover.TrainingSettings.of(study.finetune)
     trained = recover.recovery_of(settings).trained.memory(shape, settings).parameters
     merged = whole if study.finetune.merge else 0
     disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * trained + merged)

@@ -9,6 +9,7 @@ parsing a configuration needs it.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from coppice.core.aliases import Json, Record
 
@@ -114,7 +115,7 @@ class Metric:
         return found.get("value") if isinstance(found, dict) else found
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Literal["max", "min"]:
         """Its direction, as criteria spell it."""
         return "max" if self.higher_is_better else "min"
 
@@ -208,12 +209,12 @@ def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Me
     return found
 
 
-def asked_in(evaluate: Record) -> list[Metric]:
-    """Return the metrics of an evaluation with the settings `evaluate`: those that reports show, then the details."""
+def asked_in(evaluate: object) -> list[Metric]:
+    """Return the metrics of an evaluation by the section `evaluate`: those that reports show, then the details."""
     found = []
     for entry in sorted((one for one in METRICS if one.setting), key=lambda one: not one.reported):
         section, key = entry.setting
-        names = evaluate[section][key]
+        names = getattr(getattr(evaluate, section), key)
         found += [entry.on(*names)] * bool(names) if entry.mean_of else [entry.on(name) for name in names]
     return found
 

@@ -2,20 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
 from coppice import models
 from coppice.core.aliases import Record
+from coppice.study.settings.resolved import Budget
 from coppice.study.settings.sections.finetune import Finetune
-from coppice.study.settings.sections.forms import Number
-from coppice.study.settings.sections.section import Section, setting
-
-
-class Budget(Section):
-    """A length of training that all arms of an ablation share."""
-
-    unit: Literal["max_steps", "tokens", "flops"] = setting(..., "Steps, tokens or floating-point operations.")
-    amount: Number = setting(..., "How many.", gt=0)
+from coppice.study.settings.sections.section import setting
 
 
 class TrainingSettings(Finetune):
@@ -23,6 +16,11 @@ class TrainingSettings(Finetune):
 
     train: str = setting("lora", "What is trained: a key of `recoveries.TRAINED`.")
     budget: Budget | None = setting(None, "The length of the training, in place of epochs and max_steps.")
+
+    @classmethod
+    def of(cls, finetune: Finetune) -> Self:
+        """Return the settings of a training by the section `finetune`, which is checked already."""
+        return cls.model_construct(**dict(finetune))
 
     def recorded(self, prompt: str) -> Record:
         """Return the settings as records have them: those that were given, and the prompt format."""

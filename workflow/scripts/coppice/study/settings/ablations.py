@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
@@ -9,13 +10,16 @@ from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
 from . import arms, checking, lora_presets, registry, rerun_policy
+from .resolved import Budget, CheckpointStart, ModelStart, Race, StudyAblation, StudyArm, StudyStage, Unit
 from .sections import Config
 from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
 from .sections.evaluate import Evaluate
 from .sections.finetune import Finetune
 from .sources import absolute, check_held_out, check_name, check_paths
 
-STEPS, TOKENS, FLOPS = "max_steps", "tokens", "flops"
+STEPS: Final = "max_steps"
+TOKENS: Final = "tokens"
+UNITS: tuple[Unit, ...] = (STEPS, TOKENS, "flops")
 DEFAULT_STEPS = 5000
 KINDS = ("arms", "grid", "staged")
 START, COMBINATION, VALIDATION = "start", "combination", "validation"
@@ -33,14 +37,8 @@ USUAL_ORDER = [
 ]
 
 
-def resolve(config: Config, workdir: str, notices: list[str]) -> dict[str, Record]:
+def resolve(config: Config, workdir: str, notices: list[str]) -> dict[str, StudyAblation]:
     """Return {name: ablation} of the configuration. Ablations of models or configs outside the study get a notice.
-
-    Returns:
-        Each ablation is {start, finetune, base, budget: {unit, amount}, seeds, eval_steps, evaluate, choose_by, stages,
-        arms, reference, racing}. `stages` is a list of {name, arms, after} and `arms` maps a name to {stage, changes,
-        after, report}. `after` is the stage whose winner the changes are applied to; `report` says whether the arm is
-        measured by the report's metrics.
 
     Raises:
         SettingsError: the message names the key.
@@ -65,7 +63,7 @@ def _in_study(key: str, start: Start, config: Config, notices: list[str]) -> boo
     return True
 
 
-def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: list[str]) -> Record:
+def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: list[str]) -> StudyAblation:
     base = _arm(entry.base, f"{key}.base")
     finetune = _section(key, entry, config.finetune)
     below = arms.merged(arms.flat(finetune), base)
@@ -73,29 +71,28 @@ def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: 
     budget = _budget(key, entry.budget.given())
     metrics = _metrics(key, entry.metrics, config.evaluate, notices)
     _check_arms(key, members, below, budget)
-    if stages and not (metrics["zero_shot"]["tasks"] or metrics["perplexity"]["datasets"]):
+    if stages and not (metrics.zero_shot.tasks or metrics.perplexity.datasets):
         raise SettingsError(
             f"{key}.metrics: a staged ablation ends with a comparison on data that no stage used, and none is given; "
             "name a task or a text"
         )
-    return {
-        "start": _start(key, entry.start.given(), workdir),
-        "finetune": finetune,
-        "base": below,
-        "budget": budget,
-        "seeds": entry.seeds or [config.seed],
-        "eval_steps": entry.eval_steps,
-        "evaluate": metrics,
-        "choose_by": _criterion(key, entry.choose_by, metrics),
-        "stages": stages,
-        "arms": members,
-        "reference": _reference(key, entry.reference, members, stages),
-        "racing": _racing(key, entry.racing, stages, budget),
-    }
+    return StudyAblation(
+        start=_start(key, entry.start.given(), workdir),
+        finetune=finetune,
+        base=below,
+        budget=budget,
+        seeds=entry.seeds or [config.seed],
+        eval_steps=entry.eval_steps,
+        evaluate=metrics,
+        choose_by=_criterion(key, entry.choose_by, metrics),
+        stages=stages,
+        arms=members,
+        reference=_reference(key, entry.reference, members, stages),
+        racing=_racing(key, entry.racing, stages, budget),
+    )
 
 
-def _start(key: str, start: Record, workdir: str) -> Record:
-    """Return the checkpoint to start from: {kind: dense | selection | checkpoint, ...}."""
+def _start(key: str, start: Record, workdir: str) -> ModelStart | CheckpointStart:
     if ("model" in start) == ("checkpoint" in start):
         raise SettingsError(f"{key}.start: name either a model of the study or a checkpoint folder")
     of_checkpoint = [name for name in ("prompt", "dtype", "trust_remote_code") if name in start]
@@ -105,14 +102,13 @@ def _start(key: str, start: Record, workdir: str) -> Record:
         path = absolute(start["checkpoint"], workdir)
         check_paths(layout.files_below(path), f"{key}.start.checkpoint")
         loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
-        return {"kind": "checkpoint", "path": path, "prompt": start.get("prompt", "alpaca"), **loading}
+        return CheckpointStart(path=path, prompt=start.get("prompt", "alpaca"), **loading)
     if of_checkpoint:
         raise SettingsError(f"{key}.start.{of_checkpoint[0]}: needs a checkpoint; for a model, set it under models")
-    chosen = start.get("config")
-    return {"kind": "selection" if chosen else "dense", "model": start["model"], "config": chosen}
+    return ModelStart(model=start["model"], config=start.get("config"))
 
 
-def _section(key: str, entry: Ablation, finetune: Finetune) -> Record:
+def _section(key: str, entry: Ablation, finetune: Finetune) -> Finetune:
     """Return the section `finetune` that all arms share."""
     data = finetune.data.model_copy(update=entry.data.given())
     if not data.val_size and not data.validation:
@@ -120,10 +116,10 @@ def _section(key: str, entry: Ablation, finetune: Finetune) -> Record:
     check_held_out(data, f"{key}.data")
     # Early stopping is off because all arms must spend the same budget, which also replaces max_steps
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
-    return finetune.model_copy(update={"data": data} | own).model_dump()
+    return finetune.model_copy(update={"data": data} | own)
 
 
-def _stages(key: str, entry: Ablation) -> tuple[list[Record], dict[str, Record]]:
+def _stages(key: str, entry: Ablation) -> tuple[list[StudyStage], dict[str, StudyArm]]:
     """Return (stages, arms) from whichever of `KINDS` the ablation has."""
     given = [kind for kind in KINDS if getattr(entry, kind)]
     if len(given) != 1:
@@ -131,8 +127,7 @@ def _stages(key: str, entry: Ablation) -> tuple[list[Record], dict[str, Record]]
     if given == ["staged"]:
         return _staged(f"{key}.staged", entry.staged if isinstance(entry.staged, list) else USUAL_ORDER)
     changes = _combinations(f"{key}.grid", entry.grid) if entry.grid else _listed(f"{key}.arms", entry.arms or [])
-    members = {name: {"stage": None, "changes": arm, "after": None, "report": True} for name, arm in changes.items()}
-    return [], members
+    return [], {name: StudyArm(changes=arm) for name, arm in changes.items()}
 
 
 def _listed(key: str, entries: Iterable[str | Arm]) -> dict[str, Record]:
@@ -147,12 +142,14 @@ def _listed(key: str, entries: Iterable[str | Arm]) -> dict[str, Record]:
     return changes
 
 
-def _staged(key: str, entries: Iterable[TuningStage]) -> tuple[list[Record], dict[str, Record]]:
-    stages, members, after = [], {}, None
+def _staged(key: str, entries: Iterable[TuningStage]) -> tuple[list[StudyStage], dict[str, StudyArm]]:
+    stages: list[StudyStage] = []
+    members: dict[str, StudyArm] = {}
+    after = None
     for place, entry in enumerate(entries):
         at, name = f"{key}[{place}]", entry.name
         check_name(name, f"{at}.name")
-        if name in (START, COMBINATION, VALIDATION) or name in [stage["name"] for stage in stages]:
+        if name in (START, COMBINATION, VALIDATION) or name in [stage.name for stage in stages]:
             raise SettingsError(f"{at}.name: '{name}' is already taken; give the stage another name")
         both = next((one for one in entry.with_ if one in entry.vary), None)
         if both:
@@ -162,12 +159,11 @@ def _staged(key: str, entries: Iterable[TuningStage]) -> tuple[list[Record], dic
         if len(changes) < 2:
             raise SettingsError(f"{at}.vary: has only one value, so there is nothing to choose; name at least two")
         own = {f"{name}.{arm}": arm_changes for arm, arm_changes in changes.items()}
-        members |= {arm: {"stage": name, "changes": one, "after": after, "report": False} for arm, one in own.items()}
-        stages.append({"name": name, "arms": list(own), "after": after})
+        members |= {arm: StudyArm(stage=name, changes=one, after=after, report=False) for arm, one in own.items()}
+        stages.append(StudyStage(name=name, arms=list(own), after=after))
         after = name
-    final = {"stage": VALIDATION, "changes": {}, "report": True}
-    members |= {START: final | {"after": None}, COMBINATION: final | {"after": after}}
-    return stages, members
+    final = {START: None, COMBINATION: after}
+    return stages, members | {arm: StudyArm(stage=VALIDATION, changes={}, after=last) for arm, last in final.items()}
 
 
 def _combinations(key: str, values: Mapping[str, Iterable[object]]) -> dict[str, Record]:
@@ -225,20 +221,20 @@ def _agreeing(found: Record, key: str) -> Record:
     return found
 
 
-def _budget(key: str, budget: Record) -> Record:
-    given = [unit for unit in (STEPS, TOKENS, FLOPS) if unit in budget]
+def _budget(key: str, budget: Record) -> Budget:
+    given = [unit for unit in UNITS if unit in budget]
     if len(given) > 1:
         raise SettingsError(f"{key}.budget: found {' and '.join(given)}; keep one unit")
     unit = given[0] if given else STEPS
-    return {"unit": unit, "amount": budget.get(unit, DEFAULT_STEPS)}
+    return Budget(unit=unit, amount=budget.get(unit, DEFAULT_STEPS))
 
 
-def _check_arms(key: str, members: Mapping[str, Record], below: Record, budget: Record) -> None:
+def _check_arms(key: str, members: Mapping[str, StudyArm], below: Record, budget: Budget) -> None:
     """Raise SettingsError if an arm repeats another, conflicts with `base`, or cannot train within the budget."""
     seen = {}
     for name, member in members.items():
-        whole = arms.merged(below, member["changes"])
-        adapter = next((one for one in member["changes"] if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
+        whole = arms.merged(below, member.changes)
+        adapter = next((one for one in member.changes if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
         if whole["train"] == arms.ALL_WEIGHTS and adapter:
             raise SettingsError(
                 f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or remove train "
@@ -249,11 +245,11 @@ def _check_arms(key: str, members: Mapping[str, Record], below: Record, budget: 
         except ValueError:
             raise SettingsError(f"{key}.base.alpha: found '{whole['alpha']}'; give a number, r or 2r") from None
         _check_budget(key, name, settings, below, budget)
-        if member["stage"] == VALIDATION:
+        if member.stage == VALIDATION:
             continue
         # Arms of a later stage are compared by their changes alone, because the settings depend on earlier winners
-        of = sorted(settings.items()) if member["after"] is None else sorted(member["changes"].items())
-        same = repr([member["after"], member["stage"], of])
+        of = sorted(settings.items()) if member.after is None else sorted(member.changes.items())
+        same = repr([member.after, member.stage, of])
         if same in seen:
             raise SettingsError(f"{key}: the arms '{seen[same]}' and '{name}' are the same training; remove one")
         seen[same] = name
@@ -261,9 +257,9 @@ def _check_arms(key: str, members: Mapping[str, Record], below: Record, budget: 
         raise SettingsError(f"{key}: has only one arm, '{next(iter(members))}'; add another to compare it with")
 
 
-def _check_budget(key: str, name: str, settings: Record, below: Record, budget: Record) -> None:
-    amount, size = budget["amount"], settings["batch_size"]
-    if budget["unit"] == STEPS:
+def _check_budget(key: str, name: str, settings: Record, below: Record, budget: Budget) -> None:
+    amount, size = budget.amount, settings["batch_size"]
+    if budget.unit == STEPS:
         if settings["warmup_steps"] >= amount:
             raise SettingsError(
                 f"{key}.budget.max_steps: found {amount}, but arm '{name}' warms up for {settings['warmup_steps']} "
@@ -274,22 +270,22 @@ def _check_budget(key: str, name: str, settings: Record, below: Record, budget: 
                 f"{key}: arm '{name}' has batch_size {size}, others {below['batch_size']}; with a budget of steps they "
                 "would train on different numbers of examples; set budget.tokens instead"
             )
-    if budget["unit"] == TOKENS and amount < 2 * size:
+    if budget.unit == TOKENS and amount < 2 * size:
         raise SettingsError(
             f"{key}.budget.tokens: found {amount:g}, but arm '{name}' spends more than that in its first step of "
             f"{size} examples; raise the budget"
         )
 
 
-def _metrics(key: str, chosen: ArmMetrics, evaluate: Evaluate, notices: list[str]) -> Record:
+def _metrics(key: str, chosen: ArmMetrics, evaluate: Evaluate, notices: list[str]) -> Evaluate:
     """Return the section `evaluate` for the arms: the study's metrics or part of them, without answers and cost."""
     tasks, texts = evaluate.zero_shot, evaluate.perplexity
     valid = {"tasks": tasks.tasks, "perplexity": texts.datasets}
     measured = {name: _measured(f"{key}.metrics.{name}", getattr(chosen, name), valid[name], notices) for name in valid}
     limit = tasks.limit if chosen.limit is None else chosen.limit
-    return rerun_policy.narrowed(evaluate.model_dump(), measured["perplexity"]) | {
-        "zero_shot": tasks.model_dump() | {"tasks": measured["tasks"], "limit": limit}
-    }
+    zero_shot = tasks.model_dump() | {"tasks": measured["tasks"], "limit": limit}
+    narrowed = rerun_policy.narrowed(evaluate.model_dump(), measured["perplexity"])
+    return Evaluate.model_validate(narrowed | {"zero_shot": zero_shot})
 
 
 def _measured(key: str, chosen: list[str] | None, valid: list[str], notices: list[str]) -> list[str]:
@@ -308,20 +304,21 @@ def _measured(key: str, chosen: list[str] | None, valid: list[str], notices: lis
     return valid if chosen is None else [name for name in chosen if name in valid]
 
 
-def _criterion(key: str, chosen: ChooseBy, evaluate: Record) -> Record:
+def _criterion(key: str, chosen: ChooseBy, evaluate: Evaluate) -> ChooseBy:
+    """Return the metric that ranks the arms, with its direction."""
     valid = [LOSS.key, *(metric.key for metric in asked_in(evaluate))]
     if chosen.metric not in valid:
         raise SettingsError(
             f"{key}.choose_by.metric: found '{chosen.metric}'; valid are {', '.join(valid)}"
             f"{nearest(chosen.metric, valid)}"
         )
-    return {"metric": chosen.metric, "mode": chosen.mode or named(chosen.metric).mode}
+    return ChooseBy(metric=chosen.metric, mode=chosen.mode or named(chosen.metric).mode)
 
 
-def _reference(key: str, wanted: str | None, members: Mapping[str, Record], stages: Sequence[Record]) -> str:
+def _reference(key: str, wanted: str | None, members: Mapping[str, StudyArm], stages: Sequence[StudyStage]) -> str:
     if wanted is None:
         return START if stages else next(iter(members))
-    reported = [name for name, member in members.items() if member["report"]]
+    reported = [name for name, member in members.items() if member.report]
     if wanted not in reported:
         raise SettingsError(
             f"{key}.reference: there is no arm '{wanted}' to compare with; valid are {', '.join(reported)}"
@@ -330,16 +327,16 @@ def _reference(key: str, wanted: str | None, members: Mapping[str, Record], stag
     return wanted
 
 
-def _racing(key: str, racing: Racing | None, stages: Sequence[Record], budget: Record) -> Record | None:
-    """Return {eta, rungs} of a race; rungs are rising shares of the budget. None if all arms train to the end."""
+def _racing(key: str, racing: Racing | None, stages: Sequence[StudyStage], budget: Budget) -> Race | None:
+    """Return the race, or None if all arms train to the end."""
     if racing is None:
         return None
     if stages:
         raise SettingsError(f"{key}.racing: a staged ablation cannot race; remove racing, or use arms or grid")
     rungs = [racing.eta ** -(racing.rungs - place) for place in range(racing.rungs)]
-    if budget["unit"] == STEPS and budget["amount"] * rungs[0] < 1:
+    if budget.unit == STEPS and budget.amount * rungs[0] < 1:
         raise SettingsError(
-            f"{key}.racing: the first of {racing.rungs} rungs comes before the first of {budget['amount']} steps; "
+            f"{key}.racing: the first of {racing.rungs} rungs comes before the first of {budget.amount} steps; "
             "lower rungs or eta, or raise the budget"
         )
-    return {"eta": racing.eta, "rungs": rungs}
+    return Race(eta=racing.eta, rungs=rungs)

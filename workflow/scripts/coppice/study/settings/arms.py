@@ -13,6 +13,9 @@ from coppice.core.errors import SettingsError
 from coppice.stats import metrics
 
 from . import lora_presets
+from .sections.ablation import ChooseBy
+from .sections.evaluate import Evaluate
+from .sections.finetune import Finetune
 
 TRAINING = ("learning_rate", "schedule", "weight_decay", "batch_size", "warmup_steps")
 LASTING = ("epochs", "max_steps")
@@ -21,10 +24,10 @@ ALL_WEIGHTS = "all"
 MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
 
-def flat(finetune: Record) -> Record:
+def flat(finetune: Finetune) -> Record:
     """Return the flat settings of an arm that changes nothing. finetune: the section, its adapter resolved."""
-    own = {key: finetune["lora"][key] for key in lora_presets.DEFAULTS}
-    return {"train": "lora", **own, **{key: finetune[key] for key in TRAINING}}
+    own = {key: getattr(finetune.lora, key) for key in lora_presets.DEFAULTS}
+    return {"train": "lora", **own, **{key: getattr(finetune, key) for key in TRAINING}}
 
 
 def merged(below: Record, arm: Record) -> Record:
@@ -54,10 +57,10 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def section(finetune: Record, settings: Record) -> Record:
+def section(finetune: Finetune, settings: Record) -> Record:
     """Return the section `finetune` for one training. settings: flat, as `resolved` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
-    whole = finetune | {key: settings[key] for key in TRAINING} | {"lora": adapter}
+    whole = finetune.model_dump() | {key: settings[key] for key in TRAINING} | {"lora": adapter}
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
 
 
@@ -69,11 +72,11 @@ def shared(finetune: Record) -> Record:
     return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
 
 
-def chosen_by(ablation: Record) -> dict[str, dict[str, list[str]]]:
+def chosen_by(choose_by: ChooseBy, evaluate: Evaluate) -> dict[str, dict[str, list[str]]]:
     """Return section of `evaluate` -> key -> data sets, reduced to those that rank the arms; all empty for the loss."""
-    ranking, chosen = metrics.named(ablation["choose_by"]["metric"]), {}
+    ranking, chosen = metrics.named(choose_by.metric), {}
     for section, key in {entry.setting: None for entry in metrics.METRICS if entry.setting}:
-        names = ablation["evaluate"][section][key] if (section, key) == ranking.setting else []
+        names = getattr(getattr(evaluate, section), key) if (section, key) == ranking.setting else []
         chosen[section] = {key: [name for name in names if ranking.mean_of or name in ranking.names]}
     return chosen
 

@@ -55,7 +55,7 @@ def scored_texts(criteria: Iterable[Record], texts: Iterable[str]) -> list[str]:
 
 def measured(evaluate: Evaluate) -> list[str]:
     """Return the names of the metrics that scoring a candidate gives. evaluate: the section of that name."""
-    return [metric.key for metric in metrics.asked_in(evaluate.model_dump())]
+    return [metric.key for metric in metrics.asked_in(evaluate)]
 
 
 def completed(config: Config) -> dict[str, Record]:

@@ -11,10 +11,10 @@ from coppice.core.errors import SettingsError, nearest
 from .. import layout
 from . import ablations, arms, candidate_lists, checking, criteria, dataset_uses, lora_presets, registry, task_metrics
 from . import config_files as strict
-from .resolved import StudyDataset, StudyModel
+from .resolved import StudyAblation, StudyDataset, StudyModel
 from .sections import Config, Only
 from .sections.evaluate import Evaluate, Perplexity
-from .sections.finetune import Finetune, Lora, TrainingData
+from .sections.finetune import Finetune, Lora
 from .sources import (
     absolute,
     check_held_out,
@@ -29,7 +29,7 @@ from .sources import (
 class Study:
     """A resolved configuration, as `load` returns it. Every mapping keeps the order of the configuration.
 
-    The sections, models and data sets are frozen models. Criteria (`configs`), candidates and ablations are plain
+    The sections, models, data sets and ablations are frozen models. Criteria (`configs`) and candidates are plain
     dictionaries: jobs get them as they are, and records hold them. `notices` are messages to the user about entries
     that are ignored.
     """
@@ -41,7 +41,7 @@ class Study:
     workdir: str
     notices: list[str] = field(default_factory=list)
     _candidates: dict[str, dict[str, Record]] = field(default_factory=dict)
-    ablations: dict[str, Record] = field(default_factory=dict)
+    ablations: dict[str, StudyAblation] = field(default_factory=dict)
 
     results = property(lambda self: self.config.results)
     resources = property(lambda self: self.config.resources)
@@ -79,15 +79,15 @@ class Study:
 
     def ablated_by(self) -> set[str]:
         """Return the names of the texts and tasks whose selection rows rank the arms of some ablation."""
-        chosen = [lists for one in self.ablations.values() for lists in arms.chosen_by(one).values()]
+        chosen = [
+            lists for one in self.ablations.values() for lists in arms.chosen_by(one.choose_by, one.evaluate).values()
+        ]
         return {name for lists in chosen for names in lists.values() for name in names}
 
     def training_datasets(self, ablation: str | None = None) -> list[str]:
         """Return the names of the data sets that the study, or one of its ablations, trains and validates on."""
-        data = self.finetune.data
-        if ablation is not None:
-            data = TrainingData.model_validate(self.ablations[ablation]["finetune"]["data"])
-        return list(dataset_uses.names_in(data))
+        finetune = self.finetune if ablation is None else self.ablations[ablation].finetune
+        return list(dataset_uses.names_in(finetune.data))
 
     def training_seeds(self) -> list[int]:
         """Return the seeds that every training is repeated with. The first seed's files are at the usual paths."""

@@ -73,7 +73,7 @@ def _check_ablation(study: Study, target: str, parts: list[str]) -> None:
             f"target {target}: the ablation starts from {begin}, which is not in the study; the study has the models "
             f"{', '.join(study.models)} and the configs {', '.join(study.configs)}"
         )
-    arms = study.ablations[name]["arms"]
+    arms = study.ablations[name].arms
     if len(parts) > 2 and parts[1] != "figures" and parts[1] not in arms:
         _reject(target, f"arm of {name}", parts[1], arms)
 

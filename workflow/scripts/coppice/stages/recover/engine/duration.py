@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from coppice.core.errors import SettingsError
+from coppice.study.settings.resolved import Budget
 
-from ..training_request import Budget, TrainingSettings
+from ..training_request import TrainingSettings
 from .loader import StepSampler
 
 VALIDATIONS = 10  # at least so many validations per training
