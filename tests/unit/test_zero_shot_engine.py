@@ -205,7 +205,8 @@ def test_leaves_a_model_that_ignores_the_mask_to_lm_eval(tiny_tokenizer, caplog)
     model = MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
     engine = PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer, max_length=200)
     assert not engine.shares_prefixes
-    assert "harness's own backend" in caplog.text
+    assert "lm-eval's own backend" in caplog.text
+    assert "carries a state" in caplog.text
     pairs = multiple_choice(items=3)
     expected = HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1, max_length=200)
     assert engine.loglikelihood(instances(pairs)) == expected.loglikelihood(instances(pairs))

@@ -73,7 +73,7 @@ class CausalLM(ModelKind):
         return example["input_ids"]
 
     def engine(self, model, token_limit, arrangement=None):
-        """Return the engine that shares prefixes if the model supports that, and sorts by length if not."""
+        """Return the engine that shares prefixes if that is exact for the model, and sorts by length if not."""
         from . import packing
 
         return packing.Engine(model, token_limit, arrangement)
@@ -95,12 +95,12 @@ class CausalLM(ModelKind):
         return output_head.token_losses_of(model)
 
     def scorer(self, model, dtype):
-        """Return a scorer that shares prefixes, if the model supports that."""
+        """Return a scorer that shares prefixes if that is exact for the model, or why it is not."""
         from . import tree_scoring
 
+        # Some models ignore the mask or the positions without an error and would give wrong scores.
         packer = tree_scoring.Packer(model, dtype)
-        # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
-        return packer if packer.usable() else None
+        return packer.fallback() or packer
 
     def probes(self, model):
         """Return sequences of random tokens."""

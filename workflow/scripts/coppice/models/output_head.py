@@ -44,7 +44,8 @@ def parts(model):
         expected = model(input_ids=ids, use_cache=False).logits
         found = head(body(input_ids=ids, use_cache=False).last_hidden_state)
     model.train(training)
-    if not torch.allclose(expected.float(), found.float(), rtol=1e-3, atol=1e-3):
+    # The same products, so any difference is a change of the logits; a cap changes small logits by very little.
+    if not torch.allclose(expected.float(), found.float(), rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
         logger.warning("%s changes its logits after the output layer: computing full logits", type(causal).__name__)
         return None, None
     return body, head

@@ -38,7 +38,10 @@ HARNESS_OPTIONS = (
 class PrefixTreeLM(HFLM):
     """A causal LM for lm-eval that scores all choices of all items as one prefix tree.
 
-    `shares_prefixes` is True if the model takes the prefix tree; if not, HFLM scores it.
+    Attributes:
+        shares_prefixes: True if the prefix tree is exact for the model; if not, HFLM scores it.
+        fallback: why it does not, or None.
+        warnings: what a reader of the scores must know, in sentences.
 
     Args:
         pretrained: a loaded model, or the folder of a checkpoint.
@@ -86,7 +89,7 @@ class PrefixTreeLM(HFLM):
             tokenizer = tokenizer or folder
         if isinstance(tokenizer, str):
             tokenizer = models.load_tokenizer(tokenizer, trust_remote_code)
-        self._encoded = {}
+        self._encoded, self.warnings = {}, []
         super().__init__(
             pretrained=pretrained,
             backend="causal",  # the prefix tree serves decoder-only models, so HFLM need not guess
@@ -95,13 +98,20 @@ class PrefixTreeLM(HFLM):
             max_batch_size=max_batch_size,
             **options,
         )
-        self._scorer = kinds.of(self.model.config).scorer(self.model, self.mixed_precision_dtype)
-        self.shares_prefixes = self._scorer is not None
-        if not self.shares_prefixes:
-            logger.warning(
-                "%s does not support the attention mask of a prefix tree: scoring with the harness's own backend",
-                type(self.model).__name__,
-            )
+        found = kinds.of(self.model.config).scorer(self.model, self.mixed_precision_dtype)
+        self.fallback = found if isinstance(found, kinds.Fallback) else None
+        self.shares_prefixes = self.fallback is None
+        if self.fallback:
+            self._warn_of(self.fallback)
+        else:
+            self._scorer = found
+        if (self.fallback or found).alone:
+            self.batch_size_per_gpu = 1  # of generation, and of scoring by the harness's backend
+
+    def _warn_of(self, fallback):
+        one = ", one text at a time" if fallback.alone else ""
+        self.warnings.append(f"lm-eval's own backend scored the tasks{one}, not the prefix tree: {fallback.reason}")
+        logger.warning("%s: %s", type(self.model).__name__, self.warnings[-1])
 
     def loglikelihood(self, requests, disable_tqdm=False):
         """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""
@@ -159,6 +169,8 @@ class PrefixTreeLM(HFLM):
         # Check before the engines part ways, so that both reject the same requests.
         for request in requests:
             self._check(*request)
+        if not self.shares_prefixes:
+            self.fallback.forget()
         if not self.shares_prefixes or not requests:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         # As in HFLM: keep the last `longest + 1` tokens, the last of which is predicted but is not an input.
