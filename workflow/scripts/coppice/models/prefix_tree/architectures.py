@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig
 
 # `model_type` of architectures with softmax attention that take any 4D mask, and whose positions (RoPE or a learned
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 EXACT = frozenset(
     {
         *("apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3"),
-        *("ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "gpt2"),
+        *("ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2"),
         *("gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "llama", "ministral"),
         *("mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3"),
         *("phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"),
@@ -81,9 +82,11 @@ class Knowledge:
     context: int | None
 
 
-def knowledge(config: PretrainedConfig) -> Knowledge:
-    """Return what is known of the models that have the configuration `config`, of the whole model or of its text."""
-    text = config.get_text_config()
+def knowledge(model: nn.Module) -> Knowledge:
+    """Return what is known of a model, without an adapter's wrapper, from its class and its configuration."""
+    text = model.config.get_text_config()
+    # code that comes with a checkpoint may name any architecture
+    native = type(model).__module__.startswith("transformers.models.")
     ropes = list(_ropes(getattr(text, "rope_parameters", None)))
     kinds = {str(rope.get("rope_type", "default")) for rope in ropes}
     dynamic = any("dynamic" in kind for kind in kinds)
@@ -94,10 +97,10 @@ def knowledge(config: PretrainedConfig) -> Knowledge:
     }
     understood = all(kind in (*FIXED_ROPE, "longrope") for kind in kinds) and len(boundaries) <= 1
     boundary = max(boundaries, default=None)
-    # GPT-2's config.json and its like have no RoPE and still may hold a long list of numbers, so only names decide
-    limits = {number for name, number in _numbers(text.to_dict()) if any(word in name for word in LIMITING)}
+    settings = {name: value for name, value in text.to_dict().items() if not (understood and name.startswith("rope_"))}
+    limits = {number for name, number in _numbers(settings) if any(word in name for word in LIMITING)}
     return Knowledge(
-        listed=text.model_type in EXACT and understood,
+        listed=native and understood and text.model_type in EXACT,
         obstacle=_obstacle(text, dynamic),
         boundary=boundary,
         dynamic=dynamic,

@@ -37,7 +37,7 @@ class TreeForward:
         self.device = model.get_input_embeddings().weight.device
         self.body, self.head = output_head.parts(model)
         self.masks = TreeMasks(model)
-        self.known = architectures.knowledge(self.masks.config)
+        self.known = architectures.knowledge(output_head.causal_lm(model))
         self.crossover = _crossover(model, self.masks.config)
         self.longest_row = LONGEST_ROW.get(self.masks.attention, 0)
         self.tokens_run = 0
