@@ -17,6 +17,7 @@ from coppice.models import packing
 from coppice.models.prefix_tree import TreeForward
 from coppice.models.prefix_tree import architectures as known_kinds
 from coppice.models.text_examples import IGNORED
+from coppice.stages.evaluate import zero_shot
 from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
 
 DEEP = {"num_hidden_layers": 32, "hidden_size": 128, "initializer_range": 0.6}  # rounding grows with the depth
@@ -79,7 +80,7 @@ def test_the_tree_gives_the_numbers_of_the_harness(name, tiny_tokenizer):
     assert engine.shares_prefixes
     assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
     summed, plain, training = losses(model, examples(LONGEST))
-    assert (training.arrangement, training.fallback) == ("tree", None)
+    assert (training.arrangement, training.warnings) == ("tree", [])
     assert summed == pytest.approx(plain, rel=TOLERANCE)
 
 
@@ -92,8 +93,15 @@ def test_a_fallback_gives_the_numbers_of_the_harness_and_its_reason(name, tiny_t
     assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
     summed, plain, training = losses(model, examples(LONGEST))
     assert training.arrangement in ("sorted", "alone")
-    assert reason in training.fallback.reason
+    assert reason in training.warnings[0]
     assert summed == pytest.approx(plain, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "llama-dynamic"])
+def test_the_harnesss_own_backend_also_runs_such_texts_one_by_one(name, tiny_tokenizer):
+    lm = zero_shot.language_model(tiny.build(name), tiny_tokenizer, "lm-eval", 8)
+    assert lm.batch_size == 1
+    assert "one text at a time" in lm.warnings[0]
 
 
 def test_code_of_a_checkpoint_is_not_trusted_by_the_name_of_its_architecture():
@@ -130,4 +138,4 @@ def test_a_probe_alone_finds_a_fault_in_bfloat16(name, monkeypatch):
     """Without the table of known architectures, the probe must still see the fault below the rounding of bfloat16."""
     monkeypatch.setattr(known_kinds, "INEXACT", {})
     model = copy.deepcopy(tiny.build(name)).bfloat16()
-    assert packing.Engine(model, 400).fallback
+    assert packing.Engine(model, 400).warnings

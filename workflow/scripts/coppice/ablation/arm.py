@@ -11,6 +11,7 @@ from pathlib import Path
 
 from coppice import models
 from coppice.core import mirror, records
+from coppice.render import formatting
 from coppice.stages import evaluate, recover
 from coppice.stats.metrics import LOSS
 from coppice.study.settings import arms
@@ -108,6 +109,7 @@ def train(identity, start, plan, member, seed, output, share=None, after=None, s
     measured = _evaluate(identity, start, plan, member, trained, seed, output.parent)
     content |= _facts(output.parent, recover.recovery_of(how), predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
+    content["warnings"] = [*content["warnings"], *_warnings_of_evaluations(output.parent, measured)]
     prints = content.pop("fingerprints")
     records.write(output, content | {"provenance": clock.provenance(section, seed, **prints)})
 
@@ -194,6 +196,12 @@ def _evaluate(identity, start, plan, member, trained, seed, output):
         )
         evaluate.evaluate(request)
     return measured
+
+
+def _warnings_of_evaluations(output: Path, measured: list[str]) -> list[str]:
+    """Return what the evaluations of an arm, in the folder `output`, warn of."""
+    found = {f"{part} rows": records.read(output / part / "evaluation_results.json")["warnings"] for part in measured}
+    return formatting.warned(found)
 
 
 def _ranking(plan):

@@ -1,5 +1,6 @@
 """Build the tables of an ablation's report: cells for the page, and a pandas frame for the CSV file."""
 
+from coppice.render import formatting
 from coppice.stats import paired_stats
 from coppice.stats.metrics import LOSS, named
 
@@ -70,6 +71,7 @@ def _notes(arm, problems):
         overfits = formats.overfitting(arm)
         if overfits:
             yield overfits
+        yield from formatting.warned({f"seed {seed}": run.get("warnings") or [] for seed, run in arm.runs.items()})
         if arm.first.get("reused_from"):
             yield f"the same training as {arm.first['reused_from']}, reused"
 

@@ -102,6 +102,13 @@ class CausalLM(ModelKind):
         packer = tree_scoring.Packer(model, dtype)
         return packer.fallback() or packer
 
+    def lengths_interact(self, model):
+        """Return what is known of the model's RoPE."""
+        from . import output_head
+        from .prefix_tree import architectures
+
+        return architectures.knowledge(output_head.causal_lm(model)).by_length
+
     def probes(self, model):
         """Return sequences of random tokens."""
         import torch

@@ -113,14 +113,14 @@ class Engine(Protocol):
     Attributes:
         forward: runs the engine's model.
         arrangement: how examples are arranged, for the record.
-        fallback: why examples do not share prefixes although nobody asked for that; None if they do.
+        warnings: what a reader of the training's record must know about the arrangement, in sentences.
         token_limit: the most tokens in a micro-batch; an example that is longer runs alone. It may be lowered at any
             time.
     """
 
     forward: Forward
     arrangement: str
-    fallback: Fallback | None
+    warnings: Sequence[str]
     token_limit: int
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
@@ -246,6 +246,13 @@ class ModelKind(ABC):
         dtype: of mixed precision, or None for the model's own.
         """
         return Fallback(f"there is no scorer for {self.noun}", alone=False, forget=lambda: None)
+
+    def lengths_interact(self, model: nn.Module) -> str:
+        """Return why texts of different lengths in one batch change each other's numbers; "" if they do not.
+
+        What is known from the configuration, without a pass of the model.
+        """
+        return ""
 
     # Checks by fixed inputs
 

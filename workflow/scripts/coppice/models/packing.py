@@ -52,9 +52,10 @@ class Engine:
                 f"{obstacle.reason}. Set it to sorted."
             )
         self.arrangement = _arrangement(arrangement, obstacle)
-        self.fallback = obstacle if arrangement is None or self.arrangement != arrangement else None
-        if self.fallback:
-            logger.warning("%s", fallback_warning(self.fallback, self.arrangement))
+        self.warnings = []
+        if obstacle and self.arrangement != arrangement:
+            self.warnings.append(_fallback_warning(obstacle, self.arrangement))
+            logger.warning("%s: %s", type(model).__name__, self.warnings[-1])
         self.device = self.forward.device
         on_cpu = self.device.type == "cpu"
         self.token_limit = min(token_limit, CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
@@ -136,8 +137,8 @@ def _arrangement(asked, obstacle):
     return "alone" if obstacle.alone else "sorted"
 
 
-def fallback_warning(fallback: Fallback, arrangement: str) -> str:
-    """Return the sentence that a record and every report say about a training without a prefix tree."""
+def _fallback_warning(fallback: Fallback, arrangement: str) -> str:
+    """Return the sentence that the record and every report give about a training without a prefix tree."""
     how = {"alone": "one by one", "sorted": "sorted by length"}[arrangement]
     return f"training computed the examples {how}, not as a prefix tree: {fallback.reason}"
 

@@ -1,7 +1,7 @@
 """Write numbers for readers: points, shares, ratios, p-values and their intervals, and short sentences with them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.stats.metrics import Metric
@@ -34,6 +34,15 @@ def listed(items):
     """Join items as "a, b and c"."""
     items = [str(item) for item in items]
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def warned(by_name: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each warning once, led by the names that it concerns unless it concerns all of `by_name`."""
+    found: dict[str, list[str]] = {}
+    for name, warnings in by_name.items():
+        for warning in dict.fromkeys(warnings):
+            found.setdefault(warning, []).append(name)
+    return [text if len(names) == len(by_name) else f"{listed(names)}: {text}" for text, names in found.items()]
 
 
 def percent(value):

@@ -55,6 +55,7 @@ MASKED_LAYERS = ("full_attention", "sliding_attention")
 # RoPE with the same frequencies in every pass.
 FIXED_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 DYNAMIC_ROPE = "its RoPE (dynamic NTK) takes its frequencies from the longest text that it has seen"
+LONGROPE = "its RoPE (longrope) takes its frequencies from the longest text of the batch"
 
 # Words in the names of settings whose number may limit what a token sees, or change how positions are treated.
 LIMITING = ("window", "chunk", "original_max", "local", "topk", "block", "span", "stride", "floor_scale", "dense_len")
@@ -80,6 +81,11 @@ class Knowledge:
     dynamic: bool
     limits: tuple[int, ...]
     context: int | None
+
+    @property
+    def by_length(self) -> str:
+        """Why the numbers of a text depend on the lengths of others in its batch; "" if they do not."""
+        return DYNAMIC_ROPE if self.dynamic else LONGROPE if self.boundary else ""
 
 
 def knowledge(model: nn.Module) -> Knowledge:

@@ -256,6 +256,7 @@ def _cost(results, trained):
 def _warnings(record, results, trained):
     """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
+    found += formatting.warned({stage: results[stage].get("warnings") or [] for stage in STAGES})
     shown = metrics.found_in(record, reversed(metrics.METRICS))
     for metric in shown:
         part = metric.part(record)

@@ -14,7 +14,7 @@ from coppice.core import fingerprints, records
 
 logger = logging.getLogger("coppice.evaluation")
 
-PROTOCOL = 1  # increase it if a change of method makes finished parts obsolete
+PROTOCOL = 2  # increase it if a change of method makes finished parts obsolete
 
 
 class Parts:

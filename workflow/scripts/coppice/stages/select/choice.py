@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from coppice.core import records
+from coppice.render import formatting
 from coppice.stats.metrics import found_in
 
 from ..prune import candidates
@@ -21,7 +22,7 @@ def read_candidates(folders):
 
     Returns:
         name -> {folder, pruning (record), evaluation (folder or None), measured (key -> `Metric` in the evaluation),
-        metrics (key -> value), parameters, given}.
+        metrics (key -> value), parameters, warnings (of the evaluation), given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -38,6 +39,7 @@ def read_candidates(folders):
             "given": pruning.get("given") or {},
             "metrics": ranking.metrics_of(evaluation, pruning.get("given")),
             "parameters": parameters,
+            "warnings": (evaluation or {}).get("warnings") or [],
         }
     return scored
 
@@ -66,7 +68,7 @@ def select_best(identity, criterion, folders, output, seed=0):
         "value": value,
         "metrics": best["metrics"],
         "metrics_from": origin[name],
-        "warnings": _warnings(origin),
+        "warnings": _warnings(origin) + formatting.warned({n: scored[n]["warnings"] for n, _ in order}),
         "parameters": best["parameters"],
         "runner_up": _runner_up(scored, order, criterion, seed),
         "candidates_considered": [considered for considered, _ in order],

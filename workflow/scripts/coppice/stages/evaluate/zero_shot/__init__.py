@@ -1,8 +1,12 @@
 """Zero-shot evaluation on lm-eval's official tasks."""
 
+import logging
+
 from coppice.data.task_definitions import facts, official_source
 
 from .tasks import measure, result, task
+
+logger = logging.getLogger("coppice.zero_shot")
 
 __all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
 
@@ -19,6 +23,13 @@ def language_model(model, tokenizer, engine, batch_size):
         from .harness_model import PrefixTreeLM
 
         return PrefixTreeLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    from lm_eval.models.huggingface import HFLM
+    from coppice.models import kinds
 
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    from .merged_tokens import CheckedLM
+
+    reason = kinds.of(model.config).lengths_interact(model)
+    lm = CheckedLM(pretrained=model, tokenizer=tokenizer, batch_size=1 if reason else batch_size)
+    if reason and batch_size > 1:
+        lm.warnings.append(f"lm-eval's backend scored the tasks one text at a time: {reason}")
+        logger.warning("%s", lm.warnings[-1])
+    return lm

@@ -1,7 +1,8 @@
 """The zero-shot engine as an lm-eval model: the harness's HF backend with log-likelihoods from a prefix tree.
 
-Tokenization, chat templates and generation are inherited from `HFLM`, so requests are the same token for token. Only
-the computation of log-likelihoods differs. Importing this module registers the model with lm-eval as `coppice`.
+Tokenization, chat templates and generation are inherited from `HFLM`, so requests are the same token for token (see
+`merged_tokens` for the one exception, which a study must ask for). Only the computation of log-likelihoods differs.
+Importing this module registers the model with lm-eval as `coppice`.
 """
 
 import logging
@@ -9,12 +10,12 @@ import logging
 import torch
 from lm_eval import utils
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
 
 from coppice import models
-from coppice.core.errors import DataError, SettingsError, nearest
+from coppice.core.errors import SettingsError, nearest
 from coppice.models import kinds
+
+from .merged_tokens import CheckedLM
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -35,13 +36,13 @@ HARNESS_OPTIONS = (
 
 
 @register_model("coppice")
-class PrefixTreeLM(HFLM):
+class PrefixTreeLM(CheckedLM):
     """A causal LM for lm-eval that scores all choices of all items as one prefix tree.
 
     Attributes:
         shares_prefixes: True if the prefix tree is exact for the model; if not, HFLM scores it.
         fallback: why it does not, or None.
-        warnings: what a reader of the scores must know, in sentences.
+        on_merged_tokens, merged, warnings: as in `CheckedLM`.
 
     Args:
         pretrained: a loaded model, or the folder of a checkpoint.
@@ -89,7 +90,6 @@ class PrefixTreeLM(HFLM):
             tokenizer = tokenizer or folder
         if isinstance(tokenizer, str):
             tokenizer = models.load_tokenizer(tokenizer, trust_remote_code)
-        self._encoded, self.warnings = {}, []
         super().__init__(
             pretrained=pretrained,
             backend="causal",  # the prefix tree serves decoder-only models, so HFLM need not guess
@@ -112,35 +112,6 @@ class PrefixTreeLM(HFLM):
         one = ", one text at a time" if fallback.alone else ""
         self.warnings.append(f"lm-eval's own backend scored the tasks{one}, not the prefix tree: {fallback.reason}")
         logger.warning("%s: %s", type(self.model).__name__, self.warnings[-1])
-
-    def loglikelihood(self, requests, disable_tqdm=False):
-        """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""
-        # HFLM encodes each request by itself, through `tok_encode`. Encode all texts in one call first and let
-        # `tok_encode` look them up; forget them afterwards, because they are only needed here.
-        self._encoded = self._encode_together({text for request in requests for text in _texts(*request.args)})
-        try:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        finally:
-            self._encoded = {}
-
-    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **options):
-        """Return the token ids of a text, from `_encoded` if the text was encoded with the same options."""
-        if add_special_tokens is None and not left_truncate_len and string in self._encoded:
-            return list(self._encoded[string])  # a copy: the harness may change the list
-        return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
-
-    def _encode_together(self, texts):
-        """Return text -> token ids, from one call of the tokenizer instead of several per request.
-
-        Texts that already begin with the BOS token are left to `HFLM.tok_encode`, which then adds no second one.
-        """
-        prefix = self.tokenizer.decode(self.prefix_token_id)
-        texts = sorted(text for text in texts if text and not has_bos_prefix(text, prefix))
-        if not texts or not self.tokenizer.is_fast:  # a slow tokenizer encodes one text at a time in any case
-            return {}
-        # As in HFLM: unless the option is set, the tokenizer decides about special tokens.
-        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        return dict(zip(texts, self.tokenizer(texts, verbose=False, **special)["input_ids"], strict=True))
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Return the log-likelihood of whole texts over the harness's disjoint windows."""
@@ -166,13 +137,12 @@ class PrefixTreeLM(HFLM):
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         """Score (key, context ids, continuation ids) as a prefix tree. HFLM's other methods end up here."""
-        # Check before the engines part ways, so that both reject the same requests.
-        for request in requests:
-            self._check(*request)
         if not self.shares_prefixes:
             self.fallback.forget()
         if not self.shares_prefixes or not requests:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        for request in requests:
+            self._check(*request)
         # As in HFLM: keep the last `longest + 1` tokens, the last of which is predicted but is not an input.
         longest = self.max_length
         cut = [((context + ending)[-(longest + 1) :][:-1], ending) for _, context, ending in requests]
@@ -188,31 +158,6 @@ class PrefixTreeLM(HFLM):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
-
-    def _check(self, key, context, ending):
-        """Raise DataError, naming the request, if it has no log-likelihood under this model."""
-        if context and 0 < len(ending) <= self.max_length:
-            return
-        text = repr(key[1] if key else ending)[:80]
-        if not ending:
-            raise DataError(
-                f"the continuation {text} has no tokens after its context. Correct the choices in the task's rows."
-            )
-        if not context:
-            raise DataError(
-                f"the continuation {text} has no context, and the tokenizer adds no token to begin with. Give the item "
-                "a context."
-            )
-        raise DataError(
-            f"the continuation {text} has {len(ending)} tokens, but the model's context is {self.max_length}. Shorten "
-            "it or leave the row out."
-        )
-
-
-def _texts(context, continuation):
-    """Return the two texts that `TemplateLM._encode_pair` encodes: the context without trailing spaces, and both."""
-    # For an empty context, HFLM encodes the continuation with other options, so encoding it here would be useless.
-    return (context.rstrip(), context + continuation) if context else ()
 
 
 def _dtype_name(folder, dtype):
