@@ -218,6 +218,10 @@ def test_reuses_an_arm_that_an_earlier_stage_trained(trained_arms, monkeypatch):
     assert records.read(again)["validation_loss"] == winner["values"][winner["winner"]]
 
 
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
+LORA |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
+
+
 def synthetic(folder, name, loss, settings=None, seeds=(1, 2, 3), more=None, flat=None):
     """Write the records of an arm with mean validation loss `loss` and noise in each example; return their paths."""
     paths = []
@@ -385,16 +389,23 @@ def test_does_not_train_an_arm_that_a_race_stopped(tiny_checkpoint, dataset, tmp
     assert not arm.trained and arm.raced_out["step"] == 4 and not (path.parent / "finetuning_config.json").exists()
 
 
+def test_the_report_notes_the_warnings_of_an_arm(tmp_path):
+    warned = {"warnings": ["training computed the examples one by one, not as a prefix tree: a reason"]}
+    paths = {"a": synthetic(tmp_path, "a", 1.0, LORA, more=warned), "b": synthetic(tmp_path, "b", 1.2, LORA)}
+    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "b", "stages": [], "racing": None}
+    report.write("mine", ablation, "tiny", paths, [], None, tmp_path)
+    for page in ("ablation_report.html", "ablation_report.md"):
+        assert "not as a prefix tree: a reason" in (tmp_path / page).read_text()
+
+
 def test_the_report_escapes_names_and_lists_arms_that_did_not_fit(tmp_path):
     names = {"<b>a</b>": 1.0, "b": 1.2}
     paths = {name: synthetic(tmp_path, f"arm{i}", loss) for i, (name, loss) in enumerate(names.items())}
     whole = {"ablation": "mine", "arm": "all", "seed": 1, "stage": None, "settings": {"train": "all"}}
     records.write(tmp_path / "all/arm.json", whole | {"unfit": "takes 104 GiB", "start": "tiny"})
     ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="b", stages=[])
-    lora_settings = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
-    lora_settings |= {"use_rslora": False, "use_dora": False, "init": "default", "learning_rate": 1e-3, "train": "lora"}
     for path in [path for several in paths.values() for path in several]:
-        change_record(path, settings=lora_settings)
+        change_record(path, settings=LORA)
     change_record(tmp_path / "all/arm.json", settings={"train": "all", "learning_rate": 1e-3})
     report.write("mine", ablation, "tiny", paths | {"all": [tmp_path / "all/arm.json"]}, [], None, tmp_path)
     page = (tmp_path / "ablation_report.html").read_text()

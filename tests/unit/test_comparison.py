@@ -230,6 +230,22 @@ def test_the_report_repeats_the_warnings_of_the_training(study):
     assert "WARNING: the validation loss never fell" in _report(study)
 
 
+def test_the_report_repeats_the_warnings_of_the_evaluations(study):
+    def fell_back(record):
+        record["warnings"] = ["lm-eval's own backend scored the tasks"]
+
+    def merged(record):
+        record["warnings"].append("piqa: 2 of 30 items were left out")
+
+    for stage in ("dense", "pruned", "finetuned"):
+        _edit(study.folder(stage, "Llama", "best_acc") / "evaluation_results.json", fell_back)
+    _edit(study.folder("dense", "Llama") / "evaluation_results.json", merged)
+    study.compare("Llama", "best_acc")
+    text = " ".join(_report(study).split())
+    assert text.count("WARNING: lm-eval's own backend scored the tasks") == 1
+    assert "WARNING: dense: piqa: 2 of 30 items were left out" in text
+
+
 def test_warns_of_stages_evaluated_with_different_versions(study):
     """As after an update of packages in the middle of a study."""
 

@@ -93,6 +93,16 @@ def test_both_engines_give_the_same_result(tiny_checkpoint, datasets, tmp_path):
             assert left == pytest.approx(right, abs=1e-3)
 
 
+def test_the_record_says_why_the_harness_scored_instead_of_the_prefix_tree(tiny_checkpoint, datasets, tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    record = evaluated(tiny_checkpoint("llama", rope_parameters=rope), datasets, tmp_path)
+    assert {task["engine"] for task in record["zero_shot"].values()} == {"lm-eval"}
+    [warning] = record["warnings"]  # once, not once for each task
+    assert "one text at a time" in warning
+    assert "dynamic NTK" in warning
+    assert evaluated(tiny_checkpoint("llama"), datasets, tmp_path / "other")["warnings"] == []
+
+
 def test_selection_uses_the_selection_rows(tiny_checkpoint, datasets, tmp_path):
     record = evaluated(tiny_checkpoint("llama"), datasets, tmp_path, purpose="selection")
     assert (

@@ -232,6 +232,18 @@ def test_the_summary_lists_every_candidate_and_what_was_chosen(two_candidates, t
     assert "**best**" in (tmp_path / "SUMMARY.md").read_text()
 
 
+def test_the_summary_repeats_the_warnings_of_the_scores(two_candidates, tmp_path):
+    for name in two_candidates:
+        scores = {"warnings": ["lm-eval's own backend scored the tasks"] if name == "good" else [], "parameters": 5}
+        records.write(tmp_path / name / "evaluation_results.json", scores)
+        two_candidates[name] = (two_candidates[name][0], tmp_path / name / "evaluation_results.json")
+    identity = {"model": "M", "config": "best"}
+    select.select_best(identity, by("average_acc", "max"), two_candidates, tmp_path / "best")
+    chosen = [tmp_path / "best/selection_info.json"]
+    select.summarize({"M": two_candidates}, chosen, tmp_path / "candidates.tsv", tmp_path / "SUMMARY.md")
+    assert "**note**: good: lm-eval's own backend scored the tasks" in (tmp_path / "SUMMARY.md").read_text()
+
+
 def test_a_column_of_the_table_does_not_replace_what_this_study_computes(two_candidates, tmp_path):
     """As when a `candidates.tsv` of another study is used as the table, with a column of paths added."""
     for pruning, _ in two_candidates.values():

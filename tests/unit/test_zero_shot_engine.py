@@ -15,6 +15,7 @@ from coppice.models import output_head
 from coppice.models.prefix_tree import TreeForward, trie
 from coppice.stages.evaluate import zero_shot
 from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
+from coppice.stages.evaluate.zero_shot.merged_tokens import CheckedLM
 
 TOLERANCE = 1e-3
 
@@ -205,7 +206,8 @@ def test_leaves_a_model_that_ignores_the_mask_to_lm_eval(tiny_tokenizer, caplog)
     model = MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
     engine = PrefixTreeLM(pretrained=model, tokenizer=tiny_tokenizer, max_length=200)
     assert not engine.shares_prefixes
-    assert "harness's own backend" in caplog.text
+    assert "lm-eval's own backend" in caplog.text
+    assert "carries a state" in caplog.text
     pairs = multiple_choice(items=3)
     expected = HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1, max_length=200)
     assert engine.loglikelihood(instances(pairs)) == expected.loglikelihood(instances(pairs))
@@ -264,7 +266,8 @@ def test_loads_an_adapter_folder_onto_the_checkpoint(tiny_checkpoint, tiny_model
 def test_the_setting_chooses_the_engine(tiny_model, tiny_tokenizer):
     model = tiny_model("llama")
     assert isinstance(zero_shot.language_model(model, tiny_tokenizer, "prefix-tree", 4), PrefixTreeLM)
-    assert type(zero_shot.language_model(model, tiny_tokenizer, "lm-eval", 4)) is HFLM
+    own = zero_shot.language_model(model, tiny_tokenizer, "lm-eval", 4)
+    assert (type(own), own.batch_size, own.warnings) == (CheckedLM, 4, [])
 
 
 def test_stores_answers_in_the_cache_of_lm_eval(tiny_model, tiny_tokenizer):

@@ -13,6 +13,7 @@ from typing import Self
 from coppice import models
 from coppice.core import mirror, records
 from coppice.core.aliases import PathLike, Record
+from coppice.render import formatting
 from coppice.stages import evaluate, recover
 from coppice.stages.recover.base import Trained
 from coppice.stats.metrics import LOSS
@@ -157,6 +158,7 @@ def train(request: ArmRequest) -> None:
     measured = _evaluate(request, trained)
     content |= _facts(request.folder, recover.recovery_of(how), predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
+    content["warnings"] = [*content["warnings"], *_warnings_of_evaluations(output.parent, measured)]
     prints = content.pop("fingerprints")
     records.write(output, content | {"provenance": clock.provenance(section, request.seed, **prints)})
 
@@ -245,6 +247,12 @@ def _evaluate(request: ArmRequest, trained: Trained) -> list[str]:
         )
         evaluate.evaluate(evaluation)
     return measured
+
+
+def _warnings_of_evaluations(output: Path, measured: list[str]) -> list[str]:
+    """Return what the evaluations of an arm, in the folder `output`, warn of."""
+    found = {f"{part} rows": records.read(output / part / "evaluation_results.json")["warnings"] for part in measured}
+    return formatting.warned(found)
 
 
 def _ranking(plan: ArmPlan) -> Evaluate:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Json, Record
+from coppice.render import formatting
 from coppice.stats import paired_stats
 from coppice.stats.metrics import LOSS, Metric, named
 
@@ -83,6 +84,7 @@ def _notes(arm: Arm, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
         overfits = formats.overfitting(arm)
         if overfits:
             yield overfits
+        yield from formatting.warned({f"seed {seed}": run.get("warnings") or [] for seed, run in arm.runs.items()})
         if arm.first.get("reused_from"):
             yield f"the same training as {arm.first['reused_from']}, reused"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from .kinds import Engine, Example, Inputs, LoadedModel, Row, Scorer
+    from .kinds import Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LINEARS = {
@@ -87,7 +87,7 @@ class CausalLM(ModelKind):
         return example["input_ids"]
 
     def engine(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> Engine:
-        """Return the engine that shares prefixes if the model supports that, and sorts by length if not."""
+        """Return the engine that shares prefixes if that is exact for the model, and sorts by length if not."""
         from . import packing
 
         return packing.Engine(model, token_limit, arrangement)
@@ -108,13 +108,20 @@ class CausalLM(ModelKind):
 
         return output_head.token_losses_of(model)
 
-    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | None:
-        """Return a scorer that shares prefixes, if the model supports that."""
+    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | Fallback:
+        """Return a scorer that shares prefixes if that is exact for the model, or why it is not."""
         from . import tree_scoring
 
+        # Some models ignore the mask or the positions without an error and would give wrong scores.
         packer = tree_scoring.Packer(model, dtype)
-        # Some models ignore the mask or the positions without an error and would give wrong scores: probe once.
-        return packer if packer.usable() else None
+        return packer.fallback() or packer
+
+    def lengths_interact(self, model: LoadedModel) -> str:
+        """Return what is known of the model's RoPE."""
+        from . import output_head
+        from .prefix_tree import architectures
+
+        return architectures.knowledge(output_head.causal_lm(model)).by_length
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""

@@ -89,6 +89,22 @@ class MicroBatch:
         return MicroBatch(lambda forward: self.run(forward)[:0], self.targets[:0], self.tokens)
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """Why an accelerator is not used for a model, and how the model must then be run.
+
+    Attributes:
+        reason: why the accelerator would not be exact; a clause such as "its local attention is cut by ...".
+        alone: True if each text must have a pass of its own, because texts of different lengths in one batch change
+            each other's numbers.
+        forget: makes the model forget what it keeps from earlier passes; called before a series of passes.
+    """
+
+    reason: str
+    alone: bool
+    forget: Callable[[], None]
+
+
 class Engine(Protocol):
     """Computes the summed loss of the examples of one optimizer step, micro-batch by micro-batch.
 
@@ -99,12 +115,14 @@ class Engine(Protocol):
     Attributes:
         forward: runs the engine's model.
         arrangement: how examples are arranged, for the record.
+        warnings: what a reader of the training's record must know about the arrangement, in sentences.
         token_limit: the most tokens in a micro-batch; an example that is longer runs alone. It may be lowered at any
             time.
     """
 
     forward: Forward
     arrangement: str
+    warnings: Sequence[str]
     token_limit: int
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
@@ -115,7 +133,14 @@ class Engine(Protocol):
 
 
 class Scorer(Protocol):
-    """Scores continuations of contexts."""
+    """Scores continuations of contexts.
+
+    Attributes:
+        alone: True if texts of different lengths in one batch change each other's numbers. The scorer heeds that by
+            itself; whoever runs other batches must too.
+    """
+
+    alone: bool
 
     def score(
         self, requests: Sequence[tuple[list[int], list[int]]], label: str = "", quiet: bool = False
@@ -217,12 +242,19 @@ class ModelKind(ABC):
         """
         raise NotImplementedError(f"{self.noun} has no perplexity")
 
-    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | None:
-        """Return a fast and exact scorer of continuations for the evaluator `zero_shot`, or None.
+    def scorer(self, model: LoadedModel, dtype: torch.dtype | None) -> Scorer | Fallback:
+        """Return a fast and exact scorer of continuations for the evaluator `zero_shot`, or why there is none.
 
         dtype: of mixed precision, or None for the model's own.
         """
-        return None
+        return Fallback(f"there is no scorer for {self.noun}", alone=False, forget=lambda: None)
+
+    def lengths_interact(self, model: LoadedModel) -> str:
+        """Return why texts of different lengths in one batch change each other's numbers; "" if they do not.
+
+        What is known from the configuration, without a pass of the model.
+        """
+        return ""
 
     # Checks by fixed inputs
 

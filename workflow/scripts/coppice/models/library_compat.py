@@ -29,6 +29,27 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
+def text_config(model: nn.Module) -> PretrainedConfig:
+    """Return the configuration of a model's text part, also of a model with an adapter."""
+    return model.config.get_text_config()
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Make a model's dynamic NTK RoPE forget the longest text that it has seen, which sets its frequencies.
+
+    transformers raises the frequencies' scale for a text that is longer than all before it, and then keeps it for all
+    texts beyond the original context: the numbers of a text would depend on those before it.
+    """
+    for module in model.modules():
+        if not hasattr(module, "max_seq_len_cached") or "dynamic" not in str(getattr(module, "rope_type", "")):
+            continue
+        for name in [name for name, _ in module.named_buffers(recurse=False)]:
+            prefix, found, _ = name.partition("original_inv_freq")
+            if found:
+                module.register_buffer(f"{prefix}inv_freq", getattr(module, name).clone(), persistent=False)
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
 def keep_4_bit_layers_unpacked(model: nn.Module) -> None:
     """Make bitsandbytes compute with 4-bit layers in the same way on every CPU.
 

@@ -2,7 +2,8 @@
 
 `tree`: examples that begin alike (with the preamble of a prompt) share those tokens. The prefix tree is cut into rows
 of about equal length, so that little is padded. `sorted`: examples are sorted by length and padded to the longest of
-their micro-batch; this needs no attention mask. In both cases the output layer is applied at target positions only, and
+their micro-batch; this needs no attention mask. `alone`: each example runs by itself, for models in which the length
+of one example changes the numbers of another. In all cases the output layer is applied at target positions only, and
 the gradient is that of the examples run one by one: the loss is summed over target tokens and divided by the number of
 target tokens in the whole step.
 
@@ -22,7 +23,7 @@ import torch
 from coppice.core.errors import CoppiceError
 
 from . import estimates, output_head
-from .kinds import Example, Forward, MicroBatch
+from .kinds import Example, Fallback, Forward, MicroBatch
 from .prefix_tree import Row, TreeForward, batches, build
 from .text_examples import IGNORED
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("coppice.finetuning")
 
-ARRANGEMENTS = ("tree", "sorted")
 CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
 
 
@@ -47,28 +47,31 @@ class Engine:
     def __init__(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> None:
         """Find out whether the model takes a prefix tree, and fit the limit to the device."""
         training = model.training
-        model.eval()  # the probes compare two forward passes, which dropout would make different
+        model.eval()  # `TreeForward` compares two forward passes, which dropout would make different
         with torch.no_grad():
             self.forward = TreeForward(model)
-            # A wrong tree mask raises no error, it only changes the numbers: run a small tree and compare.
-            usable = arrangement != "sorted" and self.forward.usable()
+            # A wrong tree raises no error, it only changes the numbers.
+            obstacle = self.forward.fallback()
         model.train(training)
-        if arrangement == "tree" and not usable:
+        if arrangement == "tree" and obstacle:
             raise CoppiceError(
-                f"finetune.arrangement: {type(model).__name__} does not support the attention mask of a prefix tree. "
-                "Set it to sorted."
+                f"finetune.arrangement: a prefix tree would change the numbers of {type(model).__name__}: "
+                f"{obstacle.reason}. Set it to sorted."
             )
-        self.arrangement = "tree" if usable else "sorted"
-        if arrangement is None and not usable:
-            logger.info("%s supports no prefix tree: sorting examples by length", type(model).__name__)
+        self.arrangement = _arrangement(arrangement, obstacle)
+        self.warnings = []
+        if obstacle and self.arrangement != arrangement:
+            self.warnings.append(_fallback_warning(obstacle, self.arrangement))
+            logger.warning("%s: %s", type(model).__name__, self.warnings[-1])
         self.device = self.forward.device
         on_cpu = self.device.type == "cpu"
         self.token_limit = min(token_limit, CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """Yield micro-batches of examples {input_ids, labels}; each target token is in exactly one of them."""
-        arrange = self._tree if self.arrangement == "tree" else self._sorted
-        return arrange(examples)
+        arrange = self._tree if self.arrangement == "tree" else self._padded
+        for members, reach in self.forward.groups([len(example["input_ids"]) for example in examples]):
+            yield from arrange([examples[index] for index in members], reach)
 
     def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
         """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
@@ -81,7 +84,7 @@ class Engine:
         states = states.to(head.weight.device)
         return output_head.summed_loss(head, states, micro.targets.to(states.device))
 
-    def _tree(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
+    def _tree(self, examples: Sequence[Example], reach: int) -> Iterator[MicroBatch]:
         # The last token of an example predicts nothing, and the label of the first one has nothing to predict it from:
         # dropping both shifts the labels by one, so that `labels[i]` is the target at `input_ids[i]`.
         trie, paths = build([example["input_ids"][:-1] for example in examples])
@@ -107,21 +110,23 @@ class Engine:
                 [nodes[part] - row.start + row.lead for row, part in zip(batch, parts, strict=True)]
             )
             wanted = numpy.concatenate([targets[part] for part in parts])
-            tokens = len(batch) * max(map(len, batch))
+            tokens = len(batch) * (max(map(len, batch)) + bool(reach))
             # `batch` is bound as a default, because several micro-batches may be collected before the first one runs.
             # `forward` passes mask and positions together: either one without the other is silently wrong.
-            yield _micro_batch(lambda forward, batch=batch: forward(trie, batch), line, place, wanted, tokens)
+            yield _micro_batch(lambda forward, batch=batch: forward(trie, batch, reach), line, place, wanted, tokens)
 
-    def _sorted(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
-        for group in _by_length(examples, self.token_limit):
-            length = len(group[-1]["input_ids"]) - 1
+    def _padded(self, examples: Sequence[Example], reach: int) -> Iterator[MicroBatch]:
+        alone = self.arrangement == "alone"
+        for group in _by_length(examples, 0 if alone else self.token_limit):
+            # The last token of an example predicts nothing. It counts if the length of a text sets its RoPE.
+            length = len(group[-1]["input_ids"]) - (0 if alone or reach else 1)
             # Padding is to the right of an example, where causal attention never looks, and has no target: any token
             # will do, and no attention mask is needed.
             ids = numpy.zeros((len(group), length), dtype=numpy.int64)
             labels = numpy.full((len(group), length), IGNORED)
             for line, example in enumerate(group):
-                own = len(example["input_ids"]) - 1
-                ids[line, :own], labels[line, :own] = example["input_ids"][:-1], example["labels"][1:]
+                given, own = example["input_ids"][:length], len(example["input_ids"]) - 1
+                ids[line, : len(given)], labels[line, :own] = given, example["labels"][1:]
             line, place = (labels != IGNORED).nonzero()
             yield _micro_batch(
                 lambda forward, ids=ids: forward.run(torch.from_numpy(ids).to(forward.device)),
@@ -130,6 +135,19 @@ class Engine:
                 labels[line, place],
                 ids.size,
             )
+
+
+def _arrangement(asked: str | None, obstacle: Fallback | None) -> str:
+    """Return the arrangement to use; `asked` is that of the settings, or None."""
+    if obstacle is None:
+        return asked or "tree"
+    return "alone" if obstacle.alone else "sorted"
+
+
+def _fallback_warning(fallback: Fallback, arrangement: str) -> str:
+    """Return the sentence that the record and every report give about a training without a prefix tree."""
+    how = {"alone": "one by one", "sorted": "sorted by length"}[arrangement]
+    return f"training computed the examples {how}, not as a prefix tree: {fallback.reason}"
 
 
 def _micro_batch(

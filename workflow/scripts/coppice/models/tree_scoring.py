@@ -21,6 +21,7 @@ from coppice.core import logs
 from coppice.core.errors import TransientError
 
 from . import estimates, output_head
+from .kinds import Fallback
 from .prefix_tree import Row, TreeForward, Trie, batches, build
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Packer:
         self.autocast_dtype = autocast_dtype
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.tree = TreeForward(model)
+        self.alone = self.tree.known.boundary is not None
         self.head = self.tree.head
         self.token_limit = self._fitting_tokens()
 
-    def usable(self) -> bool:
-        """Return True if the model computes a prefix tree correctly (it may ignore masks or positions)."""
-        with self._inference():
-            return self.tree.usable()
+    def fallback(self) -> Fallback | None:
+        """Return why the prefix tree would not be exact for the model, or None if it is; some passes find out."""
+        return self.tree.fallback()
 
     def score(
         self, requests: Sequence[tuple[list[int], list[int]]], label: str = "zero-shot scoring", quiet: bool = False
@@ -72,11 +73,22 @@ class Packer:
             quiet: show no progress.
         """
         # The last token of a continuation is predicted but predicts nothing, so it is not part of the tree.
+        answers = [None] * len(requests)
+        for members, reach in self.tree.groups([len(inputs) for inputs, _ in requests]):
+            own = [requests[index] for index in members]
+            for index, answer in zip(members, self._score_together(own, reach, label, quiet), strict=True):
+                answers[index] = answer
+        return answers
+
+    def _score_together(
+        self, requests: Sequence[tuple[list[int], list[int]]], reach: int, label: str, quiet: bool
+    ) -> list[tuple[float, bool]]:
+        """Score requests that may share passes, each of which must have `reach` positions."""
         trie, paths = build([inputs for inputs, _ in requests])
         wanted = _Wanted(paths, [continuation for _, continuation in requests])
         rows = self.tree.rows(trie)
         with self._inference():
-            done = self._run(trie, rows, wanted)
+            done = self._run(trie, rows, wanted, reach)
             # After an out-of-memory error rows are cut, and their number may then exceed the total of the progress bar.
             for _ in done if quiet else logs.progress(done, label, total=len(rows), unit="row"):
                 pass
@@ -94,17 +106,17 @@ class Packer:
             limit = min(GPU_TOKENS, CPU_TOKENS * torch.get_num_threads())
         else:
             free, _ = torch.cuda.mem_get_info(self.device)
-            config = self.tree.masks.config
-            wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+            hidden = self.model.get_input_embeddings().weight.shape[1]
+            wide = getattr(self.tree.masks.config, "intermediate_size", None) or 4 * hidden
             # Use half of the free memory for one layer's activations, at 4 bytes per value. If that is too much after
             # all, `_smaller` halves the limit.
-            limit = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(config.hidden_size, wide)))
+            limit = min(GPU_TOKENS, free // 2 // (4 * estimates.kept_values(hidden, wide)))
         if self.head is None:
             # The model returns logits for every token instead of hidden states, and they dominate the memory.
-            limit = min(limit, LOGITS_BYTES // (4 * self.tree.masks.config.vocab_size))
+            limit = min(limit, LOGITS_BYTES // (4 * self.model.get_input_embeddings().weight.shape[0]))
         return max(1, int(limit))
 
-    def _run(self, trie: Trie, rows: Sequence[Row], wanted: _Wanted) -> Iterator[Row]:
+    def _run(self, trie: Trie, rows: Sequence[Row], wanted: _Wanted, reach: int) -> Iterator[Row]:
         """Score all pairs in `wanted` that lie in `rows`, and yield each row when its forward pass is done."""
         # `pop` takes the last batch, so reverse the order: the longest rows run first, and a lack of memory shows at
         # the start instead of near the end.
@@ -112,7 +124,7 @@ class Packer:
         states, slices = [], []
         while pending:
             batch = pending.pop()
-            hidden = self._wanted_states(trie, batch, wanted)
+            hidden = self._wanted_states(trie, batch, wanted, reach)
             if hidden is None:
                 # Out of memory. Batch all that is left under the smaller limit: the next batches would fail as well.
                 smaller = self._smaller(trie, batch)
@@ -142,14 +154,14 @@ class Packer:
         logger.warning("out of memory: continuing with %d tokens per batch", self.token_limit)
         return cut
 
-    def _wanted_states(self, trie: Trie, batch: Sequence[Row], wanted: _Wanted) -> torch.Tensor | None:
+    def _wanted_states(self, trie: Trie, batch: Sequence[Row], wanted: _Wanted, reach: int) -> torch.Tensor | None:
         """Return the model's outputs at the wanted nodes of a batch [N, width], or None if it ran out of memory."""
         nodes = [wanted.nodes[wanted.slice_of(row)] for row in batch]
         line = numpy.repeat(numpy.arange(len(batch)), [len(found) for found in nodes])
         # A row begins with the `lead` ancestors of its first node, so node i is at position i - start + lead.
         place = numpy.concatenate([found - row.start + row.lead for row, found in zip(batch, nodes, strict=True)])
         try:
-            outputs = self.tree(trie, batch)
+            outputs = self.tree(trie, batch, reach)
         except torch.OutOfMemoryError:
             # Retry outside this block: until it ends, the exception's traceback keeps the failed batch's tensors alive.
             return None

@@ -44,6 +44,15 @@ def listed(items: Iterable[object]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def warned(by_name: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each warning once, led by the names that it concerns unless it concerns all of `by_name`."""
+    found: dict[str, list[str]] = {}
+    for name, warnings in by_name.items():
+        for warning in dict.fromkeys(warnings):
+            found.setdefault(warning, []).append(name)
+    return [text if len(names) == len(by_name) else f"{listed(names)}: {text}" for text, names in found.items()]
+
+
 def percent(value: float) -> str:
     """Return a share as a percentage: "62 %"."""
     return f"{100 * value:.0f} %"

@@ -10,6 +10,8 @@ import numpy
 import torch
 
 from .. import library_compat, output_head
+from ..kinds import Fallback
+from . import architectures, probe
 from . import trie as tries
 from .trie import Row, Trie
 
@@ -35,6 +37,7 @@ class TreeForward:
         crossover: the row length at which attention takes as long as the linear layers.
         longest_row: the most nodes that a row may hold.
         tokens_run: tokens of all forward passes so far, padding included.
+        known: what is known of the model from its configuration.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -43,13 +46,17 @@ class TreeForward:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.body, self.head = output_head.parts(model)
         self.masks = TreeMasks(model)
+        self.known = architectures.knowledge(output_head.causal_lm(model))
         self.crossover = _crossover(model, self.masks.config)
         self.longest_row = LONGEST_ROW.get(self.masks.attention, 0)
         self.tokens_run = 0
 
-    def __call__(self, trie: Trie, batch: Sequence[Row]) -> torch.Tensor:
-        """Return [B, T, width] for the `batch` (rows of `trie`), padded to its longest row."""
-        tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in _arrays(trie, batch))
+    def __call__(self, trie: Trie, batch: Sequence[Row], reach: int = 0) -> torch.Tensor:
+        """Return [B, T, width] for the `batch` (rows of `trie`), padded to its longest row.
+
+        reach: the least number of positions in the pass, from `groups`.
+        """
+        tokens, depth, end = (torch.from_numpy(array).to(self.device) for array in _arrays(trie, batch, reach))
         self.tokens_run += tokens.numel()
         # Positions are depths, not places in the row: a token then has the position that it has in its own sequence.
         # Without them, or without the mask, the results are wrong and no error is raised.
@@ -57,36 +64,56 @@ class TreeForward:
 
     def run(self, ids: torch.Tensor, **options: torch.Tensor | dict[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, T, width] for token ids [B, T]; without a mask, each token sees all tokens left of it."""
+        if self.known.dynamic:
+            library_compat.forget_lengths(self.model)
         # nothing is generated after these tokens, so a KV cache would only take memory
         if self.head is None:
             return self.model(input_ids=ids, use_cache=False, **options).logits
         # only the body: the full logits would be by far the largest tensor, and few of them are needed
         return self.body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
-    def usable(self) -> bool:
-        """Return whether a small tree gives the same as its paths one by one, and no branch sees another's tokens.
+    def alone(self, text: list[int]) -> torch.Tensor:
+        """Return [T, width] for one text in a pass of its own."""
+        return self.run(torch.tensor([text], device=self.device))[0]
 
-        A model that ignores the mask or the positions raises no error, so its results are compared.
+    def states(self, texts: list[list[int]]) -> list[torch.Tensor]:
+        """Return [T, width] for each text, from a prefix tree in a single row for each group of texts."""
+        found: list[torch.Tensor | None] = [None] * len(texts)
+        for members, reach in self.groups([len(text) for text in texts]):
+            trie, paths = tries.build([texts[index] for index in members])
+            outputs = self(trie, [tries.Row(0, len(trie), 0)], reach)[0]  # the whole tree, without leading ancestors
+            for index, path in zip(members, paths, strict=True):
+                found[index] = outputs[torch.from_numpy(path).to(outputs.device)]
+        return found
+
+    def groups(self, lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+        """Return the groups of texts that may share a pass, as (indices into `lengths`, reach of the passes).
+
+        longrope has one set of frequencies for texts up to a number of tokens and another for longer ones, and takes
+        it from the largest position of the pass. So a pass of long texts must hold a position beyond that number, even
+        if the row was cut before it: `reach` is the number of positions that it must have.
         """
-        if not self.masks.known:
-            return False
-        exact = all(p.element_size() >= 4 for p in self.model.parameters())  # neither half precision nor quantized
-        # in half precision, two forward passes of different shapes already differ by rounding
-        tolerance = 1e-4 if exact else 3e-2
-        top = min(self.model.get_input_embeddings().weight.shape[0], 9)  # keeps the ids below inside a tiny vocabulary
-        stem = [3, 1, 4, 1, 5, 2]
-        before = [[t % top for t in path] for path in ([*stem, 7, 2, 6], [*stem, 8, 7], [6, 5, 3, 5, 8])]
-        # only the first branch changes, so the states of the others must stay the same
-        after = [[t % top for t in [*stem, 7, 6, 2]], *before[1:]]
-        try:
-            first, second = self._states(before), self._states(after)
-            plain = [self.run(torch.tensor([path], device=self.device))[0] for path in before]
-        # architectures that cannot take a 4D mask or these positions raise different errors
-        except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-            logger.info("the model does not accept the attention mask of a prefix tree: %r", error)
-            return False
-        pairs = [*zip(first, plain, strict=True), *zip(first[1:], second[1:], strict=True)]
-        return all(_distance(found, expected) <= tolerance for found, expected in pairs)
+        boundary = self.known.boundary
+        if boundary is None:
+            return [(list(range(len(lengths))), 0)] if lengths else []
+        short = [index for index, length in enumerate(lengths) if length <= boundary]
+        long = [index for index, length in enumerate(lengths) if length > boundary]
+        return [group for group in ((short, 0), (long, boundary + 1)) if group[0]]
+
+    def fallback(self) -> Fallback | None:
+        """Return why the tree is not exact for this model, or None if it is. Some passes find out, so ask once.
+
+        If it is exact, no row may exceed what was probed.
+        """
+        training = self.model.training
+        self.model.eval()  # two passes are compared, which dropout would make different
+        found = probe.judge(self, self.known)
+        self.model.train(training)
+        if found.obstacle:
+            return Fallback(found.obstacle, found.alone, lambda: library_compat.forget_lengths(self.model))
+        if found.longest_row:
+            self.longest_row = min(self.longest_row, found.longest_row)
+        return None
 
     def rows(self, trie: Trie, first: int = 0, last: int | None = None, limit: int | None = None) -> list[Row]:
         """Cut nodes `first` to `last` of `trie` into the rows of lowest cost; see `trie.rows`.
@@ -95,18 +122,14 @@ class TreeForward:
         """
         return tries.rows(trie, min(limit or self.longest_row, self.longest_row), self.crossover, first, last)
 
-    def _states(self, paths: Sequence[list[int]]) -> list[torch.Tensor]:
-        trie, nodes = tries.build(paths)
-        outputs = self(trie, [tries.Row(0, len(trie), 0)])[0]  # the whole tree in one row, without leading ancestors
-        return [outputs[path] for path in nodes]
 
-
-def _arrays(trie: Trie, batch: Sequence[Row]) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+def _arrays(trie: Trie, batch: Sequence[Row], reach: int = 0) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """Return (token, depth, local end) of each place in the rows of a batch, int64 [B, T].
 
-    The local end of a place is the place right after its last descendant in the row.
+    The local end of a place is the place right after its last descendant in the row. With a `reach`, one more place at
+    the end of each row has the depth `reach` - 1.
     """
-    shape = (len(batch), max(map(len, batch)))
+    shape = (len(batch), max(map(len, batch)) + bool(reach))
     tokens, depth = numpy.zeros(shape, dtype=numpy.int64), numpy.zeros(shape, dtype=numpy.int64)
     # a padding token attends only to itself: attention over no token at all may give NaN
     end = numpy.broadcast_to(numpy.arange(1, shape[1] + 1), shape).copy()  # a broadcast view is read-only
@@ -116,6 +139,8 @@ def _arrays(trie: Trie, batch: Sequence[Row]) -> tuple[numpy.ndarray, numpy.ndar
         tokens[line, : len(nodes)], depth[line, : len(nodes)] = trie.token[nodes], trie.depth[nodes]
         # from node to place: node `row.start` lies at place `row.lead`; subtrees may go on beyond the row
         end[line, : len(nodes)] = numpy.minimum(trie.end[nodes], row.stop) - row.start + row.lead
+    if reach:
+        depth[:, -1] = reach - 1
     return tokens, depth, end
 
 
@@ -123,7 +148,8 @@ class TreeMasks:
     """Make attention masks of prefix trees in the form that a model takes.
 
     The form is bool for sdpa and additive for eager attention. A model that mixes full and sliding-window attention
-    gets one mask for each kind of layer. `known` is False if a kind of layer or of attention is not supported.
+    gets one mask for each kind of layer. `obstacle` says which kind of layer or attention is not supported; it is "" if
+    all are.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -134,12 +160,17 @@ class TreeMasks:
             logger.info("%s attention takes no tree mask: using sdpa", library_compat.attention(self.config))
             causal.set_attn_implementation("sdpa")
         self.attention = library_compat.attention(self.config)
-        window = getattr(self.config, "sliding_window", None)
+        window = getattr(self.config, "sliding_window", None) or None
         # without `layer_types`, all layers are alike: Mistral's have a window, Llama's have none
         default = ["sliding_attention" if window else "full_attention"]
         self.kinds = sorted(set(getattr(self.config, "layer_types", None) or default))
-        self.windows = {"full_attention": None, "sliding_attention": window}
-        self.known = all(kind in self.windows for kind in self.kinds) and self.attention in LONGEST_ROW
+        self.windows = {kind: window if kind == "sliding_attention" else None for kind in self.kinds}
+        other = sorted(set(self.kinds) - set(architectures.MASKED_LAYERS))
+        self.obstacle = ""
+        if other:
+            self.obstacle = f"no mask of a prefix tree is known for its layers of the kind {', '.join(other)}"
+        elif self.attention not in LONGEST_ROW:
+            self.obstacle = f"{self.attention} attention takes no mask of a prefix tree"
         self.dtype = model.get_input_embeddings().weight.dtype
 
     def __call__(self, depth: torch.Tensor, end: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -170,9 +201,7 @@ def _crossover(model: LoadedModel, config: PretrainedConfig) -> float:
     A token takes 2 P operations in linear layers with P weights, and 4 T width in the attention of each layer.
     """
     weights = sum(p.numel() for p in output_head.causal_lm(model).base_model.parameters())
-    weights -= model.get_input_embeddings().weight.numel()  # looking up an embedding multiplies nothing
-    return max(1.0, ATTENTION_RATE * weights / (2 * config.num_hidden_layers * config.hidden_size))
-
-
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+    embedding = model.get_input_embeddings().weight
+    weights -= embedding.numel()  # looking up an embedding multiplies nothing
+    layers = getattr(config, "num_hidden_layers", None) or 1
+    return max(1.0, ATTENTION_RATE * weights / (2 * layers * embedding.shape[1]))

@@ -269,6 +269,7 @@ def _cost(results: Mapping[str, Record], trained: Record) -> Record:
 def _warnings(record: Record, results: Mapping[str, Record], trained: Record) -> list[str]:
     """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
+    found += formatting.warned({stage: results[stage].get("warnings") or [] for stage in STAGES})
     shown = metrics.found_in(record, reversed(metrics.METRICS))
     for metric in shown:
         part = metric.part(record)

@@ -5,6 +5,7 @@ which is stored as soon as it is finished (see `parts`). A killed evaluation con
 one computes only what is new, and if every part exists, the model is not loaded.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -140,13 +141,15 @@ class _Evaluation:
         Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
         """
         choice = self.settings.zero_shot
-        accuracies, others, metrics = {}, {}, choice.metric.model_dump()
+        accuracies, others, metrics, warnings = {}, {}, choice.metric.model_dump(), {}
         for name in choice.tasks:
             facts, rows = self.parts.part("task", name, self._task_facts(name), lambda n=name: self._task(n))
             found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, metrics.get(name))
             (accuracies if is_accuracy else others)[name] = found | {"engine": facts["engine"]}
+            warnings[name] = facts["warnings"]
             logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
-        return {"zero_shot": accuracies, "other_tasks": others, "average_acc": average(accuracies)}
+        scores = {"zero_shot": accuracies, "other_tasks": others, "average_acc": average(accuracies)}
+        return scores | {"warnings": list(dict.fromkeys(itertools.chain(*warnings.values())))}
 
     def _task_facts(self, name: str) -> Record:
         """Return what decides a task's scores. The metric is not part of it, because every metric is stored."""
@@ -154,7 +157,8 @@ class _Evaluation:
         rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         self.used[name] = rows
         facts = zero_shot.facts(name, choice.include_path) | {"rows": rows, "engine": engine}
-        facts |= {key: getattr(choice, key) for key in ("limit", "num_fewshot", "chat_template")}
+        chosen = ("limit", "num_fewshot", "chat_template", "on_merged_tokens")
+        facts |= {key: getattr(choice, key) for key in chosen}
         if facts["shots"] or facts["num_fewshot"]:  # examples in prompts are drawn from the train rows with the seed
             facts |= {"train": data.fingerprint(self.datasets[name], "train"), "seed": self.seed}
         # The batch size changes the last digits of the harness's scores; the prefix tree does not use this setting.
@@ -164,7 +168,8 @@ class _Evaluation:
         engine = self.settings.engine
         lm = self.subject.language_model(engine, self.settings.batch_size)
         facts, rows = zero_shot.measure(lm, name, self.datasets[name], self.purpose, self.settings.zero_shot, self.seed)
-        return facts | {"engine": self.subject.engine_of(engine)}, rows
+        warnings = [*lm.warnings, *facts["warnings"]]
+        return facts | {"engine": self.subject.engine_of(engine), "warnings": warnings}, rows
 
     def generation(self) -> Record:
         """Return the model's answers to the questions under `generation`, asked in its prompt format."""

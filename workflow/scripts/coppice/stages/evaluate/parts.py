@@ -18,7 +18,7 @@ Computed = tuple[Record, list[Record] | None]  # the result of a part, and its s
 
 logger = logging.getLogger("coppice.evaluation")
 
-PROTOCOL = 1  # increase it if a change of method makes finished parts obsolete
+PROTOCOL = 2  # increase it if a change of method makes finished parts obsolete
 
 
 class Parts:

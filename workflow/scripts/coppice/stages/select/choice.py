@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coppice.core import records
 from coppice.core.aliases import PathLike, Record
+from coppice.render import formatting
 from coppice.stats.metrics import found_in
 
 from ..prune import candidates
@@ -25,7 +26,7 @@ def read_candidates(folders: Folders) -> dict[str, ranking.Entry]:
 
     Returns:
         name -> {folder, pruning (record), evaluation (folder or None), measured (key -> `Metric` in the evaluation),
-        metrics (key -> value), parameters, given}.
+        metrics (key -> value), parameters, warnings (of the evaluation), given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -42,6 +43,7 @@ def read_candidates(folders: Folders) -> dict[str, ranking.Entry]:
             "given": pruning.get("given") or {},
             "metrics": ranking.metrics_of(evaluation, pruning.get("given")),
             "parameters": parameters,
+            "warnings": (evaluation or {}).get("warnings") or [],
         }
     return scored
 
@@ -70,7 +72,7 @@ def select_best(identity: Record, criterion: Record, folders: Folders, output: P
         "value": value,
         "metrics": best["metrics"],
         "metrics_from": origin[name],
-        "warnings": _warnings(origin),
+        "warnings": _warnings(origin) + formatting.warned({n: scored[n]["warnings"] for n, _ in order}),
         "parameters": best["parameters"],
         "runner_up": _runner_up(scored, order, criterion, seed),
         "candidates_considered": [considered for considered, _ in order],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from coppice.data.task_definitions import facts, official_source
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from coppice.models.kinds import LoadedModel
+logger = logging.getLogger("coppice.zero_shot")
 
 __all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
 
@@ -30,6 +32,13 @@ def language_model(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, engin
         from .harness_model import PrefixTreeLM
 
         return PrefixTreeLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    from lm_eval.models.huggingface import HFLM
+    from coppice.models import kinds
 
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    from .merged_tokens import CheckedLM
+
+    reason = kinds.of(model.config).lengths_interact(model)
+    lm = CheckedLM(pretrained=model, tokenizer=tokenizer, batch_size=1 if reason else batch_size)
+    if reason and batch_size > 1:
+        lm.warnings.append(f"lm-eval's backend scored the tasks one text at a time: {reason}")
+        logger.warning("%s", lm.warnings[-1])
+    return lm

@@ -1,32 +1,31 @@
 """The zero-shot engine as an lm-eval model: the harness's HF backend with log-likelihoods from a prefix tree.
 
-Tokenization, chat templates and generation are inherited from `HFLM`, so requests are the same token for token. Only
-the computation of log-likelihoods differs. Importing this module registers the model with lm-eval as `coppice`.
+Tokenization, chat templates and generation are inherited from `HFLM`, so requests are the same token for token (see
+`merged_tokens` for the one exception, which a study must ask for). Only the computation of log-likelihoods differs.
+Importing this module registers the model with lm-eval as `coppice`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from lm_eval import utils
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
 
 from coppice import models
-from coppice.core.aliases import Json
-from coppice.core.errors import DataError, SettingsError, nearest
+from coppice.core.errors import SettingsError, nearest
 from coppice.models import kinds
+
+from .merged_tokens import CheckedLM
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
-    from coppice.models.kinds import LoadedModel
+    from coppice.models.kinds import Fallback, LoadedModel
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (its texts, context ids, continuation ids)
 
@@ -76,10 +75,13 @@ class Loading:
 
 
 @register_model("coppice")
-class PrefixTreeLM(HFLM):
+class PrefixTreeLM(CheckedLM):
     """A causal LM for lm-eval that scores all choices of all items as one prefix tree.
 
-    `shares_prefixes` is True if the model takes the prefix tree; if not, HFLM scores it.
+    Attributes:
+        shares_prefixes: True if the prefix tree is exact for the model; if not, HFLM scores it.
+        fallback: why it does not, or None.
+        on_merged_tokens, merged, warnings: as in `CheckedLM`.
 
     Args:
         pretrained: a loaded model, or the folder of a checkpoint.
@@ -98,7 +100,7 @@ class PrefixTreeLM(HFLM):
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         batch_size: int | str = 1,
         max_batch_size: int = 64,
-        **options: Json,
+        **options: object,
     ) -> None:
         """Take a model or load one, and find out whether it takes the prefix tree."""
         given = {field.name: options.pop(field.name) for field in fields(Loading) if field.name in options}
@@ -115,7 +117,6 @@ class PrefixTreeLM(HFLM):
             pretrained = loading.load(pretrained)
         if isinstance(tokenizer, str):
             tokenizer = models.load_tokenizer(tokenizer, loading.trust_remote_code)
-        self._encoded = {}
         super().__init__(
             pretrained=pretrained,
             backend="causal",  # the prefix tree serves decoder-only models, so HFLM need not guess
@@ -124,44 +125,20 @@ class PrefixTreeLM(HFLM):
             max_batch_size=max_batch_size,
             **options,
         )
-        self._scorer = kinds.of(self.model.config).scorer(self.model, self.mixed_precision_dtype)
-        self.shares_prefixes = self._scorer is not None
-        if not self.shares_prefixes:
-            logger.warning(
-                "%s does not support the attention mask of a prefix tree: scoring with the harness's own backend",
-                type(self.model).__name__,
-            )
+        found = kinds.of(self.model.config).scorer(self.model, self.mixed_precision_dtype)
+        self.fallback = found if isinstance(found, kinds.Fallback) else None
+        self.shares_prefixes = self.fallback is None
+        if self.fallback:
+            self._warn_of(self.fallback)
+        else:
+            self._scorer = found
+        if (self.fallback or found).alone:
+            self.batch_size_per_gpu = 1  # of generation, and of scoring by the harness's backend
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""
-        # HFLM encodes each request by itself, through `tok_encode`. Encode all texts in one call first and let
-        # `tok_encode` look them up; forget them afterwards, because they are only needed here.
-        self._encoded = self._encode_together({text for request in requests for text in _texts(*request.args)})
-        try:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        finally:
-            self._encoded = {}
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **options: Json
-    ) -> list[int]:
-        """Return the token ids of a text, from `_encoded` if the text was encoded with the same options."""
-        if add_special_tokens is None and not left_truncate_len and string in self._encoded:
-            return list(self._encoded[string])  # a copy: the harness may change the list
-        return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
-
-    def _encode_together(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Return text -> token ids, from one call of the tokenizer instead of several per request.
-
-        Texts that already begin with the BOS token are left to `HFLM.tok_encode`, which then adds no second one.
-        """
-        prefix = self.tokenizer.decode(self.prefix_token_id)
-        texts = sorted(text for text in texts if text and not has_bos_prefix(text, prefix))
-        if not texts or not self.tokenizer.is_fast:  # a slow tokenizer encodes one text at a time in any case
-            return {}
-        # As in HFLM: unless the option is set, the tokenizer decides about special tokens.
-        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        return dict(zip(texts, self.tokenizer(texts, verbose=False, **special)["input_ids"], strict=True))
+    def _warn_of(self, fallback: Fallback) -> None:
+        one = ", one text at a time" if fallback.alone else ""
+        self.warnings.append(f"lm-eval's own backend scored the tasks{one}, not the prefix tree: {fallback.reason}")
+        logger.warning("%s: %s", type(self.model).__name__, self.warnings[-1])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts over the harness's disjoint windows."""
@@ -189,11 +166,12 @@ class PrefixTreeLM(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Score (key, context ids, continuation ids) as a prefix tree. HFLM's other methods end up here."""
-        # Check before the engines part ways, so that both reject the same requests.
-        for request in requests:
-            self._check(*request)
+        if not self.shares_prefixes:
+            self.fallback.forget()
         if not self.shares_prefixes or not requests:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        for request in requests:
+            self._check(*request)
         # As in HFLM: keep the last `longest + 1` tokens, the last of which is predicted but is not an input.
         longest = self.max_length
         cut = [((context + ending)[-(longest + 1) :][:-1], ending) for _, context, ending in requests]
@@ -209,31 +187,6 @@ class PrefixTreeLM(HFLM):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
-
-    def _check(self, key: tuple[str, str] | None, context: list[int], ending: list[int]) -> None:
-        """Raise DataError, naming the request, if it has no log-likelihood under this model."""
-        if context and 0 < len(ending) <= self.max_length:
-            return
-        text = repr(key[1] if key else ending)[:80]
-        if not ending:
-            raise DataError(
-                f"the continuation {text} has no tokens after its context. Correct the choices in the task's rows."
-            )
-        if not context:
-            raise DataError(
-                f"the continuation {text} has no context, and the tokenizer adds no token to begin with. Give the item "
-                "a context."
-            )
-        raise DataError(
-            f"the continuation {text} has {len(ending)} tokens, but the model's context is {self.max_length}. Shorten "
-            "it or leave the row out."
-        )
-
-
-def _texts(context: str, continuation: str) -> tuple[str, ...]:
-    """Return the two texts that `TemplateLM._encode_pair` encodes: the context without trailing spaces, and both."""
-    # For an empty context, HFLM encodes the continuation with other options, so encoding it here would be useless.
-    return (context.rstrip(), context + continuation) if context else ()
 
 
 def _dtype_name(folder: str, dtype: str | None) -> str | None:

@@ -7,6 +7,7 @@ The harness supplies prompts, choices and metrics; the language model that it ca
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 import math
@@ -23,8 +24,9 @@ from coppice.study.settings.sections.evaluate import ZeroShot
 if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerBase
+
+    from .merged_tokens import CheckedLM
 
 logger = logging.getLogger("coppice.zero_shot")
 
@@ -108,7 +110,7 @@ def _left(config: Record, rows: Dataset) -> int:
 
 
 def measure(
-    lm: HFLM, name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0
+    lm: CheckedLM, name: str, record: str | Path, role: str, choice: ZeroShot | None = None, seed: int = 0
 ) -> tuple[Record, list[Record]]:
     """Score one task under all of its metrics.
 
@@ -122,13 +124,13 @@ def measure(
 
     Returns:
         The facts {scores (metric and metric_stderr -> value), accuracies (see `_is_accuracy`), n, version, output_type,
-        num_fewshot, chat_template}, and a list with one dict per item.
+        num_fewshot, chat_template, merged_items, warnings}, and a list with one dict per item.
 
     Raises:
         DataError: the task has no items, or an item does not fit its definition.
         CheckpointError: a log-likelihood is NaN.
     """
-    from lm_eval.evaluator import evaluate
+    from . import merged_tokens  # imports torch, which a finished evaluation does not need
 
     choice = choice or ZeroShot()
     lm_eval_compat.compile_templates_once()
@@ -137,15 +139,14 @@ def measure(
         raise DataError(f"dataset {name}: the task has no items for {role}. Name a split with items.")
     _check_answers(name, built, choice.limit)
     chat = choice.chat_template and has_chat_template(lm.tokenizer, name)
-    output = evaluate(
-        lm,
-        {"tasks": {name: built}},
-        limit=choice.limit,
-        bootstrap_iters=1000,
-        log_samples=True,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-    )
+    asked = min(len(built.eval_docs), choice.limit or len(built.eval_docs))
+    lm.on_merged_tokens, lm.merged = choice.on_merged_tokens, set()
+    try:
+        output, dropped = _evaluated(lm, {name: built}, chat, limit=choice.limit), 0
+    except merged_tokens.Unscorable as error:
+        build = functools.partial(task, name, record, role, choice, seed)
+        output, dropped = _without(error.items, lm, build, asked, chat)
+    merged = dropped + len(lm.merged)
     # A definition may list several filters of the model's answers. Each gives its own scores; use the first filter's.
     first = output["samples"][name][0]["filter"]
     examples = [example for example in output["samples"][name] if example["filter"] == first]
@@ -161,8 +162,54 @@ def measure(
         "output_type": built.OUTPUT_TYPE,
         "num_fewshot": built.config.num_fewshot,
         "chat_template": chat,
+        "merged_items": merged,
+        "warnings": [merged_tokens.warning_of(choice.on_merged_tokens, name, merged, asked)] if merged else [],
     }
+    for warning in facts["warnings"]:
+        logger.warning("%s", warning)
     return facts, rows
+
+
+def _evaluated(lm: CheckedLM, tasks: Record, chat: bool, **items: object) -> Record:
+    """Return lm-eval's output for `tasks`; `items` are lm-eval's options that choose the items."""
+    from lm_eval.evaluator import evaluate
+
+    how = {"bootstrap_iters": 1000, "log_samples": True, "apply_chat_template": chat, "fewshot_as_multiturn": chat}
+    return evaluate(lm, {"tasks": tasks}, **how, **items)
+
+
+def _without(
+    rejected: set[int], lm: CheckedLM, build: functools.partial[ConfigurableTask], asked: int, chat: bool
+) -> tuple[Record, int]:
+    """Return lm-eval's output without items that `lm` rejects as unscorable, and how many these are.
+
+    Args:
+        rejected: places of the items that it has rejected already.
+        lm: the language model.
+        build: builds the task, which the harness changes.
+        asked: number of items to score if none is rejected.
+        chat: whether prompts use the chat template.
+
+    Raises:
+        DataError: no item is left.
+    """
+    from . import merged_tokens
+
+    kept, name = list(range(asked)), build.args[0]
+    # Without an item, the harness draws other examples for those after it, and other tokens may merge: try again.
+    while rejected:
+        kept = [item for place, item in enumerate(kept) if place not in rejected]
+        if not kept:
+            raise DataError(
+                f"task {name}: evaluate.zero_shot.on_merged_tokens: drop leaves no item, because the tokenizer merges "
+                "the end of every prompt with its answer. Set it to score-whole, or let the answers begin with a space "
+                "(target_delimiter in the task's definition)."
+            )
+        try:
+            output, rejected = _evaluated(lm, {name: build()}, chat, samples={name: kept}), set()
+        except merged_tokens.Unscorable as error:
+            rejected = error.items
+    return output, asked - len(kept)
 
 
 def _check_answers(name: str, built: ConfigurableTask, limit: int | None) -> None:
@@ -277,7 +324,7 @@ def result(
             f"{', '.join(metrics)}."
         )
     found = {"metric": metric, "value": scores[metric], "stderr": scores.get(f"{metric}_stderr")}
-    found |= {key: facts[key] for key in ("n", "version", "num_fewshot", "chat_template")} | scores
+    found |= {key: facts[key] for key in ("n", "version", "num_fewshot", "chat_template", "merged_items")} | scores
     samples = [_sample(row, metric, facts["output_type"]) for row in rows]
     return found, samples, metric in facts["accuracies"]
 

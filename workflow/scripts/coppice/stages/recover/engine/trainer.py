@@ -386,6 +386,7 @@ class StepTrainer(Trainer):
             "sharded": self.sharded,
             "peak_memory_bytes": records.peak_memory(),
             "warnings": [
+                *self.engine.warnings,
                 *progress.warnings_of(first, best, step, self.state.global_step),
                 *progress.warnings_of_rate(
                     self.args.warmup_steps, self.state.global_step, self.args.lr_scheduler_type.value

@@ -83,6 +83,12 @@ class ZeroShot(Section):
         ge=0,
         le=10_000,
     )
+    on_merged_tokens: Literal["error", "drop", "score-whole"] = setting(
+        "error",
+        "What to do if the tokenizer merges the end of a prompt with the beginning of its answer. error stops if no "
+        "token of the answer is left to score; otherwise the answer loses its first characters, as in lm-eval. drop "
+        "leaves such items out, score-whole scores the merged token with the answer. The results count these items.",
+    )
     chat_template: bool = setting(
         False,
         "Whether to prompt models with their tokenizer's chat template. Models without one get plain prompts. "
