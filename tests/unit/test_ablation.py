@@ -392,7 +392,7 @@ def test_does_not_train_an_arm_that_a_race_stopped(tiny_checkpoint, dataset, tmp
 def test_the_report_notes_the_warnings_of_an_arm(tmp_path):
     warned = {"warnings": ["training computed the examples one by one, not as a prefix tree: a reason"]}
     paths = {"a": synthetic(tmp_path, "a", 1.0, LORA, more=warned), "b": synthetic(tmp_path, "b", 1.2, LORA)}
-    ablation = {"budget": STEPS, "choose_by": LOSS, "reference": "b", "stages": [], "racing": None}
+    ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="b", stages=[])
     report.write("mine", ablation, "tiny", paths, [], None, tmp_path)
     for page in ("ablation_report.html", "ablation_report.md"):
         assert "not as a prefix tree: a reason" in (tmp_path / page).read_text()
