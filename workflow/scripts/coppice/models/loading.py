@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coppice.core import disks, fingerprints, gpus, records
-from coppice.core.errors import CheckpointError
+from coppice.core.errors import CheckpointError, described
 
-from . import files, kinds, library_compat, pruned_shapes
+from . import adapters, files, kinds, library_compat, pruned_shapes
 
 logger = logging.getLogger("coppice.models")
 
@@ -107,6 +107,8 @@ def load(source, adapter=None, train=False, on=None):
 
     path, noun = Path(source.path), "a model"
     files.check(path)
+    if adapter is not None:
+        adapters.check_origin(adapter, path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         kind = kinds.of(config)
@@ -115,9 +117,9 @@ def load(source, adapter=None, train=False, on=None):
     except CheckpointError:
         raise
     except Exception as error:  # with unusual configuration values, transformers raises any kind of error
-        raise CheckpointError(f"{path}: does not load as {noun}: {_described(error)}") from error
+        raise CheckpointError(f"{path}: does not load as {noun}: {described(error)}") from error
     if adapter is not None:
-        model = load_adapter(model, adapter, train)
+        model = adapters.load_adapter(model, adapter, train)
     return model.train(train)
 
 
@@ -143,11 +145,6 @@ def skeleton(source):
 
         building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
     return model
-
-
-def _described(error):
-    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _load_regular(source, kind, on):
@@ -210,23 +207,6 @@ def _check_complete(path, model, info):
             )
 
 
-def load_adapter(model, folder, train=False):
-    """Put the LoRA adapter in `folder` on `model`; raise CheckpointError if it does not fit or changes nothing."""
-    from peft import PeftModel
-
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder}: is not an adapter folder, because it has no adapter_config.json")
-    try:
-        model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
-    if not _adapter_acts(model):
-        raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
-    model.adapter_folder = str(folder)
-    return model
-
-
 def broken(model, found):
     """Return the CheckpointError for a loaded model that gives no valid numbers; `found` says which."""
     folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
@@ -239,10 +219,6 @@ def broken(model, found):
         f"{folder}: {found}. Fetch or prune the model again, or leave it out of the study (a candidate: out of "
         "candidates.table or candidates.prune). If models.X.dtype is float16, try bfloat16."
     )
-
-
-def _adapter_acts(model):
-    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
 
 
 def save(model, tokenizer, folder):
@@ -266,7 +242,7 @@ def load_tokenizer(path, trust_remote_code=False):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # tokenizers do not check their files either
-        raise CheckpointError(f"{path}: its tokenizer does not load: {_described(error)}") from error
+        raise CheckpointError(f"{path}: its tokenizer does not load: {described(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

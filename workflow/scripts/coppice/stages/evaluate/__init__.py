@@ -10,7 +10,7 @@ import math
 
 from coppice import data, models
 from coppice.core import fingerprints, records
-from coppice.models import cost
+from coppice.models import adapters, cost
 from coppice.stats import stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
@@ -32,7 +32,7 @@ def evaluate(request: EvaluationRequest) -> None:
         "adapter": fingerprints.weights(request.adapter) if request.adapter else None,
     }
     if request.adapter:
-        guards.check_adapter(request.adapter, model_fingerprints["adapter"])
+        adapters.check_origin(request.adapter, source.path)
     if request.dense and request.candidate:
         guards.check_pruned(source.path, model_fingerprints["weights"], request.candidate, request.dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))

@@ -11,19 +11,6 @@ from coppice.core.errors import CheckpointError
 SAME_SIZE = ("imported", "unstructured")
 
 
-def check_adapter(folder, weights):
-    """Raise CheckpointError if an adapter's files (fingerprint `weights`) are not those that its training wrote."""
-    record = Path(folder) / "finetuning_config.json"
-    if not record.is_file():  # not trained by this workflow, so there is nothing to compare with
-        return
-    if records.read(record)["trained_fingerprint"] != weights:
-        raise CheckpointError(
-            f"{folder}: adapter_model.safetensors or adapter_config.json was changed after training (the fingerprint "
-            f"differs). Run: snakemake --forcerun finetune_lora {record} (if the training was finished, this restores "
-            "the adapter from its checkpoint)"
-        )
-
-
 def check_pruned(folder, weights, candidate, dense):
     """Raise CheckpointError if a pruned checkpoint is the dense model or not the expected candidate.
 

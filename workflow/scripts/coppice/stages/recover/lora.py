@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import estimates
+from coppice.models import adapters, estimates
 from coppice.models.kinds import ModelKind
 from coppice.study.settings.sections.finetune import Lora as Adapter
 
@@ -110,9 +110,7 @@ class Lora(base.Trained):
 
     def restore(self, model, checkpoint, device):
         """Load the adapter in the folder `checkpoint` into the model."""
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
+        adapters.fill(model, adapters.read(checkpoint), checkpoint)
 
     def save(self, model, tokenizer, output, before, source):
         """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.

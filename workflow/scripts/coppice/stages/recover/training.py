@@ -170,7 +170,10 @@ def _save(job, learner, tokenizer, before, outcome):
         model_card.write(request, learner.settings, outcome, job.prints["weights"])
     if learner.settings.merge:
         # a sharded process holds only a part of the base weights, so it loads the whole model to merge
-        whole = models.load(request.source, adapter=request.output, on="cpu") if learner.sharded else learner.model
+        # (and without `models.load`'s look at the record beside the adapter, which is not written yet)
+        whole = learner.model
+        if learner.sharded:
+            whole = models.load_adapter(models.load(request.source, on="cpu"), request.output)
         models.save(whole.merge_and_unload(), tokenizer, request.output / "merged")
 
 
