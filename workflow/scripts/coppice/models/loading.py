@@ -6,9 +6,7 @@ tensor raises an error that lists the tensors. Models are loaded only from folde
 
 import importlib.metadata
 import logging
-import math
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,27 +260,3 @@ def check_vocabulary(model, tokenizer, path):
 def context_length(model):
     """Return the number of tokens that `model` was made for."""
     return kinds.of(model.config).context_length(model.config)
-
-
-def parameters(model):
-    """Return the number of parameters; a tied one counts once."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def count_parameters(folder):
-    """Return the number of parameters in a checkpoint, from safetensors headers or the tensors of `.bin` files."""
-    shapes = pruned_shapes.tensor_shapes(folder)
-    if shapes is None:
-        return sum(_count_in_bin(path) for path in fingerprints.weights_files(folder))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _count_in_bin(path):
-    import torch
-
-    try:
-        # reads no weight: on the meta device, and memory-mapped if the file is in torch's zip format
-        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
-    except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error

@@ -31,8 +31,10 @@ def check_pruned(folder, weights, candidate, dense):
     method = pruned["settings"]["method"]
     if method in SAME_SIZE:
         return
-    pruned_size, dense_size = models.count_parameters(folder), models.count_parameters(dense_folder)
-    if pruned_size is not None and dense_size is not None and pruned_size >= dense_size:
+    # the weights are those of the records, so the sizes are, too; records of earlier versions may lack the dense one
+    pruned_size = pruned["parameters"]["after"]
+    dense_size = dense_record.get("parameters") or models.count_parameters(dense_folder)
+    if pruned_size >= dense_size:
         raise CheckpointError(
             f"{folder}: the model was pruned by {method}, but has {pruned_size} parameters, no fewer than the dense "
             f"model's {dense_size}. {remedy}"

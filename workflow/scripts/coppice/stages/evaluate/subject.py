@@ -5,7 +5,7 @@ import math
 
 from coppice import models
 from coppice.core.errors import CheckpointError
-from coppice.models import kinds
+from coppice.models import adapters, kinds
 
 logger = logging.getLogger("coppice.evaluation")
 
@@ -51,9 +51,9 @@ class Subject:
         Raises:
             CheckpointError: the adapter changes no logit, or a logit is not finite.
         """
-        total = models.parameters(self.model)
-        base = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
-        facts = {"parameters": base, "adapter_parameters": total - base, "adapter_effect": None}
+        added = adapters.parameters(self.model)
+        base = models.parameters(self.model) - added
+        facts = {"parameters": base, "adapter_parameters": added, "adapter_effect": None}
         if self.adapter is None:
             return facts
         effect = self._difference(self._logits(), self._logits_without_adapter())

@@ -120,8 +120,7 @@ def _learner(job, kind, tokenizer, train):
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
-        # quantized weights are packed, so the tensors of the loaded model do not give their number
-        base = models.parameters(models.skeleton(source) if source.quantize else model)
+        base = models.parameters(model)
         lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
         settings = duration.resolved(job.settings, lengths, per_token, job.request.seed)
         model = trained.prepare(model, kind, source, settings, train)

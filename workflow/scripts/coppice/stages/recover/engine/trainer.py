@@ -275,7 +275,7 @@ class StepTrainer(Trainer):
 
     @functools.cache  # noqa: B019 - one trainer per process
     def _parameters(self):
-        return sum(p.numel() for p in self.model.parameters())
+        return models.parameters(self.model)
 
     def run(self, resume):
         """Train to the end, and leave the best adapter (or weights) on the model.
