@@ -80,6 +80,12 @@ def check_origin(folder: PathLike, base: PathLike) -> None:
         )
 
 
+def recorded_settings(folder: PathLike) -> dict[str, Any]:
+    """Return the settings of an adapter's training from its record; {} if it was not trained here."""
+    path = Path(folder) / RECORD
+    return records.read(path).get("settings", {}) if path.is_file() else {}
+
+
 def load_adapter(model: nn.Module, folder: PathLike, train: bool = False) -> nn.Module:
     """Put the LoRA adapter in `folder` on `model`.
 

@@ -5,7 +5,7 @@ import math
 
 from coppice import models
 from coppice.core.errors import CheckpointError
-from coppice.models import adapters, kinds
+from coppice.models import adapters, kinds, sparsity
 
 logger = logging.getLogger("coppice.evaluation")
 
@@ -33,6 +33,11 @@ class Subject:
             self._tokenizer = models.load_tokenizer(self.source.path, self.source.trust_remote_code)
         return self._tokenizer
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether merging the adapter keeps the zeros of pruned weights: unless its training says `off`."""
+        return adapters.recorded_settings(self.adapter).get("keep_sparsity", "mask") != "off"
+
     def language_model(self, engine, batch_size):
         """Return the model as lm-eval's tasks use it. May fall back to the harness's backend (see `engine_of`)."""
         if self._lm is None:
@@ -46,7 +51,7 @@ class Subject:
         return engine if getattr(self._lm, "shares_prefixes", True) else "lm-eval"
 
     def sizes(self):
-        """Return {parameters, adapter_parameters, adapter_effect}.
+        """Return {parameters, adapter_parameters, adapter_effect, sparsity (of the weights, without the adapter)}.
 
         Raises:
             CheckpointError: the adapter changes no logit, or a logit is not finite.
@@ -54,6 +59,7 @@ class Subject:
         added = adapters.parameters(self.model)
         base = models.parameters(self.model) - added
         facts = {"parameters": base, "adapter_parameters": added, "adapter_effect": None}
+        facts["sparsity"] = sparsity.measure(self.model)
         if self.adapter is None:
             return facts
         effect = self._difference(self._logits(), self._logits_without_adapter())
@@ -76,7 +82,7 @@ class Subject:
         """
         before, merged = self._logits(), None
         try:
-            merged = self.model.merge_and_unload()
+            merged = sparsity.merge(self.model, self.keeps_zeros)
         except (NotImplementedError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             logger.warning("%s: the adapter cannot be merged into this base: %s", self.adapter, error)
             self._model = self._lm = None  # some layers may already be merged, so the model must not be used again

@@ -85,6 +85,9 @@ class Trained(ABC):
     def memory(self, shape: Shape, settings: TrainingSettings) -> TrainingMemory:
         """Return what decides the memory of a training, from the sizes of the model alone."""
 
+    def after_step(self, model: nn.Module) -> None:  # noqa: B027 - most recoveries have nothing to correct
+        """Correct the trained weights after an optimizer step; by default nothing."""
+
     @abstractmethod
     def before_training(
         self, model: nn.Module, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path

@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -12,6 +13,17 @@ from ..base import Diverged
 logger = logging.getLogger("coppice.finetuning")
 
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
+
+
+class AfterStep(TrainerCallback):
+    """Calls `act` after each optimizer step, before gradients are cleared."""
+
+    def __init__(self, act: Callable[[], None]):
+        self.act = act
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """Call it."""
+        self.act()
 
 
 class TrainingLog(TrainerCallback):
