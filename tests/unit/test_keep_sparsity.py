@@ -5,10 +5,12 @@ import torch
 from safetensors.torch import load_file
 from test_finetuning import SETTINGS, adapter_of, dataset, train  # noqa: F401 - `dataset` is a fixture
 
-from coppice import models
+from coppice import data, models
 from coppice.cli import single_jobs
+from coppice.core import records
 from coppice.core.errors import CheckpointError, SettingsError
 from coppice.models import sparsity
+from coppice.stages import evaluate
 from coppice.stages.recover import MODEL
 from coppice.stages.recover.full import AllWeights
 
@@ -179,14 +181,14 @@ def test_nothing_changes_for_a_dense_checkpoint(tiny_checkpoint, dataset, tmp_pa
         (SETTINGS | {"merge": True}, "merged/model.safetensors"),
     ):
         outputs = [tmp_path / f"{settings.get('train')}-{mode}" for mode in ("mask", "merge-refused", "off")]
-        records = [
+        found = [
             train(folder, dataset, out, settings | {"keep_sparsity": out.name.split("-", 1)[1]}) for out in outputs
         ]
         assert all(same(load_file(outputs[0] / file), load_file(out / file)) for out in outputs[1:])
         assert all(
-            record["sparsity"]["before"]["zeros"] == 0 and record["sparsity"]["mask_loss"] is None for record in records
+            record["sparsity"]["before"]["zeros"] == 0 and record["sparsity"]["mask_loss"] is None for record in found
         )
-        assert not any("zeros" in warning for record in records for warning in record["warnings"])
+        assert not any("zeros" in warning for record in found for warning in record["warnings"])
 
 
 def test_generate_merges_with_the_zeros_or_names_the_folder_dense(start, dataset, tmp_path, monkeypatch):  # noqa: F811
@@ -202,6 +204,48 @@ def test_generate_merges_with_the_zeros_or_names_the_folder_dense(start, dataset
     with pytest.raises(CheckpointError, match=r"0\.0 % zeros, but it was pruned to .*put 'dense' in the folder's name"):
         merged("wanda-tuned", "off")
     assert not any(mask.any() for mask in merged("wanda-tuned-dense", "off").values())
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rows = [{"text": " ".join(f"w{3 + (7 * i + j) % 120}" for j in range(40))} for i in range(8)]
+    data.write("ptb", dict.fromkeys(data.ROLES, rows), tmp_path / "ptb")
+    return {"ptb": str(tmp_path / "ptb/dataset.json")}
+
+
+def evaluated(folder, texts, output, adapter=None):
+    wanted = {"perplexity": {"datasets": ["ptb"]}, "zero_shot": {"tasks": []}, "cost": {"enabled": False}}
+    identity = {"model": "M", "config": "c", "stage": "finetuned"}
+    settings = evaluate.Evaluate.model_validate(wanted)
+    request = evaluate.EvaluationRequest(identity, models.Source(str(folder)), settings, texts, output, adapter)
+    evaluate.evaluate(request)
+    return records.read(output / "evaluation_results.json")
+
+
+@pytest.mark.parametrize("mode", ["mask", "off"])
+def test_an_evaluation_counts_zeros_and_measures_the_merge_that_keeps_them(start, dataset, texts, tmp_path, mode):  # noqa: F811
+    train(start, dataset, tmp_path / "tuned", SETTINGS | {"merge": True, "keep_sparsity": mode})
+    record = evaluated(start, texts, tmp_path / "beside", tmp_path / "tuned")
+    assert record["sparsity"] == sparsity.measure(models.load(models.Source(str(start))))
+    if mode == "off":
+        assert record["masked_merge"] is None and record["merge_drift"]["max_logit_difference"] < 1e-3
+        return
+    merged = evaluated(tmp_path / "tuned/merged", texts, tmp_path / "merged")
+    assert merged["sparsity"]["zeros"] == record["sparsity"]["zeros"] and merged["masked_merge"] is None
+    expected = merged["perplexity"]["ptb"]["value"]
+    assert record["masked_merge"]["perplexity"]["ptb"] == pytest.approx(expected, rel=1e-5)
+    assert record["perplexity"]["ptb"]["value"] != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_pruned_candidate_records_its_zeros(tiny_model):
+    from coppice.stages import prune
+
+    model = tiny_model("llama")
+    point = {"method": "unstructured", "importance": "magnitude", "ratio": 0.5, "pattern": "2:4"}
+    facts = prune.prune(model, point, []).facts
+    assert facts["sparsity"] == sparsity.measure(model)
+    linears = [p for name, p in model.named_parameters() if is_pruned(name)]
+    assert facts["sparsity"]["zeros"] == sum(p.numel() for p in linears) // 2 and facts["sparsity"]["pattern"] == "2:4"
 
 
 @pytest.mark.slow

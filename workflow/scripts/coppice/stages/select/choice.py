@@ -21,7 +21,7 @@ def read_candidates(folders):
 
     Returns:
         name -> {folder, pruning (record), evaluation (folder or None), measured (key -> `Metric` in the evaluation),
-        metrics (key -> value), parameters, given}.
+        metrics (key -> value), parameters, sparsity (as from `sparsity.measure`, or None), given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -38,6 +38,7 @@ def read_candidates(folders):
             "given": pruning.get("given") or {},
             "metrics": ranking.metrics_of(evaluation, pruning.get("given")),
             "parameters": parameters,
+            "sparsity": (evaluation or pruning).get("sparsity"),
         }
     return scored
 
