@@ -289,3 +289,13 @@ def test_reports_the_spread_over_seeds(study):
     assert seeds["metrics"]["average_acc"]["sd"] == pytest.approx(numpy.std(values, ddof=1))
     assert seeds["metrics"]["ppl.ptb"]["sd"] == 0
     assert "seed 43" in _report(study)
+
+
+def test_the_report_names_the_zeros_of_a_sparse_candidate_and_the_price_of_keeping_them(record):
+    assert "Zeros" not in report_text.render(record)
+    text = next(iter(record["perplexity"]))
+    zeros = {"weights": 1000, "zeros": 500, "share": 0.5, "pattern": "2:4"}
+    record |= {"sparsity": {"pruned": zeros}, "masked_merge": {"perplexity": {text: 41.5}}}
+    shown = report_text.render(record)
+    assert "Zeros       500 of 1,000 weights (50.0 % zeros (2:4))" in shown
+    assert f"perplexity on {text}: 41.5 with the adapter merged" in " ".join(shown.split())

@@ -323,9 +323,15 @@ def pruned_records(tmp_path, folder, fingerprint, dense, method="depth"):
 
     records.write(
         tmp_path / "pruning.json",
-        {"candidate": "c", "weights_fingerprint": fingerprint, "settings": {"method": method}},
+        {
+            "candidate": "c",
+            "weights_fingerprint": fingerprint,
+            "settings": {"method": method},
+            "parameters": {"after": models.count_parameters(folder)},
+        },
     )
-    records.write(tmp_path / "model.json", {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)})
+    facts = {"path": str(dense), "weights_fingerprint": fingerprints.weights(dense)}
+    records.write(tmp_path / "model.json", facts | {"parameters": models.count_parameters(dense)})
     return {"candidate": tmp_path / "pruning.json", "dense": tmp_path / "model.json"}
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coppice.core import gpus
+from coppice.core import gpus, records
 from coppice.models import estimates
 from coppice.planning import job_resources
 from coppice.stages.recover.lora import Lora
@@ -49,6 +49,13 @@ def requested(loaded, job="finetune", **options):
 def test_the_models_configuration_overrides_the_configured_number(study):
     loaded = study(parameters=10**9, config=LLAMA_8B)
     assert job_resources.Sizes(loaded).shape("Big").parameters == 8_030_261_248
+
+
+def test_the_record_of_a_fetched_model_has_its_exact_number(study, tmp_path):
+    sizes = job_resources.Sizes(study(config=LLAMA_8B | {"model_type": "gpt_neox"}))
+    assert sizes.shape("Big").parameters != 7_000_000_000
+    records.write(tmp_path / "resources/models/Big/model.json", {"parameters": 7_000_000_000})
+    assert sizes.shape("Big").parameters == 7_000_000_000
 
 
 def test_the_configured_number_counts_before_the_models_configuration_is_fetched(study):

@@ -187,6 +187,12 @@ def _single_job_parsers(commands: Commands, words: Sequence[str]) -> None:
     tried.add_argument("--adapter", metavar="FOLDER", help="the adapter to load onto it")
     tried.add_argument("--merge", action="store_true", help="merge the adapter into the weights first")
     tried.add_argument("--output", metavar="FOLDER", help="with --merge: folder to write the merged checkpoint to")
+    tried.add_argument(
+        "--keep-sparsity",
+        choices=("mask", "off"),
+        default="mask",
+        help="with --merge: whether zeros of pruned weights stay zero (default: %(default)s)",
+    )
     tried.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="a question; may be repeated")
     tried.add_argument(
         "--form", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
@@ -234,6 +240,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     asked = single_jobs.Questions(
         model=arguments.model,
         adapter=arguments.adapter,
+        keep_sparsity=arguments.keep_sparsity,
         questions=arguments.prompt,
         merge=arguments.merge,
         prompt=arguments.form,

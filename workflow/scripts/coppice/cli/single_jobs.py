@@ -193,6 +193,7 @@ class Questions:
         new_tokens: largest number of tokens of an answer.
         output: folder to write the merged checkpoint to, or None.
         loading: as for `Training`.
+        keep_sparsity: mask or off: whether the zeros of pruned weights stay zero when the adapter is merged.
     """
 
     model: str
@@ -203,6 +204,7 @@ class Questions:
     new_tokens: int = 128
     output: str | None = None
     loading: Record = field(default_factory=dict)
+    keep_sparsity: str = "mask"
 
 
 def _trained_on(adapter: str | None) -> str | None:
@@ -227,6 +229,7 @@ def generate(asked: Questions) -> list[Record]:
         from transformers.utils import logging as bars
 
         from coppice import models
+        from coppice.models import sparsity
         from coppice.stages.evaluate import generation
 
         bars.disable_progress_bar()
@@ -235,7 +238,9 @@ def generate(asked: Questions) -> list[Record]:
         loaded = models.load(place, asked.adapter)
         tokenizer = models.tokenizer_of(place)
         if merges:
-            loaded = loaded.merge_and_unload()
+            before = sparsity.measure(loaded)
+            loaded = sparsity.merge(loaded, keep_zeros=asked.keep_sparsity == "mask")
         if output:
+            sparsity.check_name(output, before, sparsity.measure(loaded))
             models.save(loaded, tokenizer, output)
         return generation.answers(loaded, tokenizer, asked.questions, asked.prompt, asked.new_tokens)

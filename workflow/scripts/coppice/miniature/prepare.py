@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from coppice import data
+from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
 
@@ -66,6 +66,6 @@ def prepare_model(
     records.write(
         record,
         {"model": name, "source": source, "path": str(folder), "training": facts}
-        | {"weights_fingerprint": fingerprints.weights(folder)}
+        | {"parameters": models.count_parameters(folder), "weights_fingerprint": fingerprints.weights(folder)}
         | {"provenance": clock.provenance({"steps": steps, "context": context}, seed)},
     )

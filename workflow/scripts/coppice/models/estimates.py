@@ -109,6 +109,7 @@ class Shape:
     tied: bool
     biases: int  # of the attention of one layer
     norms: int  # weights of the norms of one layer
+    counted: int | None = None  # the parameters of the model itself, which may be built a little differently
 
     @property
     def layer(self) -> int:
@@ -119,6 +120,8 @@ class Shape:
     @property
     def parameters(self) -> int:
         """The number of all parameters; tied ones count once."""
+        if self.counted:
+            return self.counted
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer + self.hidden
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import math
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.aliases import PathLike
-from coppice.core.errors import CheckpointError
+from coppice.core.errors import CheckpointError, described
 
-from . import chat_clock, files, kinds, library_compat, pruned_shapes
+from . import adapters, chat_clock, files, kinds, library_compat, pruned_shapes
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
-    from torch import nn
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from .kinds import LoadedModel
@@ -124,6 +120,8 @@ def load(
 
     path, noun = Path(source.path), "a model"
     files.check(path)
+    if adapter is not None:
+        adapters.check_origin(adapter, path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code, local_files_only=True)
         kind = kinds.of(config)
@@ -132,9 +130,9 @@ def load(
     except CheckpointError:
         raise
     except Exception as error:  # with unusual configuration values, transformers raises any kind of error
-        raise CheckpointError(f"{path}: does not load as {noun}: {_described(error)}") from error
+        raise CheckpointError(f"{path}: does not load as {noun}: {described(error)}") from error
     if adapter is not None:
-        model = load_adapter(model, adapter, train)
+        model = adapters.load_adapter(model, adapter, train)
     return model.train(train)
 
 
@@ -160,11 +158,6 @@ def skeleton(source: Source) -> PreTrainedModel:
 
         building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
     return model
-
-
-def _described(error: Exception) -> str:
-    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _load_regular(source: Source, kind: kinds.ModelKind, on: torch.device | str | None) -> PreTrainedModel:
@@ -229,23 +222,6 @@ def _check_complete(path: str, model: PreTrainedModel, info: Mapping[str, Any]) 
             )
 
 
-def load_adapter(model: PreTrainedModel, folder: PathLike, train: bool = False) -> PeftModel:
-    """Put the LoRA adapter in `folder` on `model`; raise CheckpointError if it does not fit or changes nothing."""
-    from peft import PeftModel
-
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder}: is not an adapter folder, because it has no adapter_config.json")
-    try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
-    except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
-    if not _adapter_acts(adapted):
-        raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
-    adapted.adapter_folder = str(folder)
-    return adapted
-
-
 def broken(model: LoadedModel, found: str) -> CheckpointError:
     """Return the CheckpointError for a loaded model that gives no valid numbers; `found` says which."""
     folder, adapter = model.config.name_or_path, getattr(model, "adapter_folder", None)
@@ -258,10 +234,6 @@ def broken(model: LoadedModel, found: str) -> CheckpointError:
         f"{folder}: {found}. Fetch or prune the model again, or leave it out of the study (a candidate: out of "
         "candidates.table or candidates.prune). If models.X.dtype is float16, try bfloat16."
     )
-
-
-def _adapter_acts(model: PeftModel) -> bool:
-    return any(bool(p.detach().any()) for name, p in model.named_parameters() if "lora_B" in name)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: PathLike) -> None:
@@ -285,7 +257,7 @@ def load_tokenizer(path: PathLike, trust_remote_code: bool = False) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # tokenizers do not check their files either
-        raise CheckpointError(f"{path}: its tokenizer does not load: {_described(error)}") from error
+        raise CheckpointError(f"{path}: its tokenizer does not load: {described(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -310,27 +282,3 @@ def check_vocabulary(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, pat
 def context_length(model: LoadedModel) -> int:
     """Return the number of tokens that `model` was made for."""
     return kinds.of(model.config).context_length(model.config)
-
-
-def parameters(model: nn.Module) -> int:
-    """Return the number of parameters; a tied one counts once."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def count_parameters(folder: PathLike) -> int:
-    """Return the number of parameters in a checkpoint, from safetensors headers or the tensors of `.bin` files."""
-    shapes = pruned_shapes.tensor_shapes(folder)
-    if shapes is None:
-        return sum(_count_in_bin(path) for path in fingerprints.weights_files(folder))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _count_in_bin(path: Path) -> int:
-    import torch
-
-    try:
-        # reads no weight: on the meta device, and memory-mapped if the file is in torch's zip format
-        tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
-    except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error

@@ -1,17 +1,19 @@
 """Compute what each job requests: memory, GPU memory, disk and minutes, as configured or else from the model's size.
 
 The size comes from the model's config.json, fetched or local; before it is there, from `models.X.parameters`, or from
-the definition of a miniature. A job requests its estimate (`models.estimates`) plus a margin. Each retry requests more:
-half of the first request again of memory and disk, and the whole of it again of time.
+the definition of a miniature. Once the model is fetched, its record has the exact number of parameters. A job requests
+its estimate (`models.estimates`) plus a margin. Each retry requests more: half of the first request again of memory and
+disk, and the whole of it again of time.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from coppice.core import records
 from coppice.core.aliases import Record
 from coppice.miniature import tiny_models
 from coppice.models import estimates
@@ -73,7 +75,19 @@ class Sizes:
             if found is None:
                 return self._expected(self.study.models[model])
             self._shapes[model] = found
+        if self._shapes[model].counted is None:
+            self._shapes[model] = replace(self._shapes[model], counted=self._counted(model))
         return self._shapes[model]
+
+    def _counted(self, model: str) -> int | None:
+        """Return the number of parameters in the record of a model that has been fetched, else None."""
+        record = layout.Files(self.study).model(model)
+        if not os.path.isfile(record):
+            return None
+        try:
+            return records.read(record).get("parameters")
+        except records.RecordError:
+            return None  # the jobs that need the model report it
 
     @staticmethod
     def _expected(model: StudyModel) -> estimates.Shape | None:

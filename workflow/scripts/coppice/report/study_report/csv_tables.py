@@ -36,6 +36,7 @@ def comparisons(study: Study) -> pandas.DataFrame:
         row |= {"state": pair.state, "candidate": pair.candidate, "selected_by": _criterion(pair)}
         for stage in ("dense", "pruned"):
             row[f"parameters_{stage}"] = (getattr(pair, stage) or {}).get("parameters")
+            row[f"zeros_{stage}"] = ((getattr(pair, stage) or {}).get("sparsity") or {}).get("share")
         for metric in study.metrics:
             row |= {f"{metric.key}_{stage}": value for stage, value in pair.values(metric).items()}
             compared = pair.measured(metric) or {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Estimate, Record
+from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.stats import metrics
 
@@ -216,7 +217,27 @@ def _training(pair: Pair) -> list[tuple[str, str]]:
             ("validation loss", f"{losses[0]:.4f} at the start, {losses[1]:.4f} at best (step {record['best_step']})")
         )
     rows.append(("trainable parameters", f"{record['trainable_parameters']:,} of {record['all_parameters']:,}"))
+    kept = record.get("sparsity")
+    if kept and sparsity.is_sparse(kept["before"]):
+        rows.append(("zeros", _zeros(kept, (pair.finetuned or {}).get("masked_merge"))))
     return rows
+
+
+def _zeros(kept: Record, masked: Record | None) -> str:
+    """Return what became of the zeros of a sparse start. kept: a training's `sparsity`; masked: `masked_merge`."""
+    parts = [f"{sparsity.described(kept['before'])} before training (keep_sparsity: {kept['mode']})"]
+    if kept["after"]:
+        merged = ", adapter merged" if kept["adapter"] else ""
+        parts.append(f"{sparsity.described(kept['after'])} after it{merged}")
+    if kept["mask_loss"]:
+        losses = kept["mask_loss"]
+        parts.append(
+            f"loss {losses['masked']:.4f} merged with the zeros kept, {losses['adapter']:.4f} with the adapter beside"
+        )
+    parts += [
+        f"perplexity on {text} {value:.4g} merged" for text, value in ((masked or {}).get("perplexity") or {}).items()
+    ]
+    return "; ".join(parts)
 
 
 def _cost(pair: Pair) -> list[tuple[str, str]]:

@@ -62,6 +62,8 @@ def compare(
         "pruning": chosen["pruning"],
         "selection": {key: chosen[key] for key in ("criterion", "value", "runner_up", "metrics_from")},
         "parameters": {stage: results[stage]["parameters"] for stage in STAGES},
+        "sparsity": {stage: results[stage].get("sparsity") for stage in STAGES},
+        "masked_merge": results["finetuned"].get("masked_merge"),
         **compared,
         "extremes": _extremes(compared[metrics.AVERAGE.mean_of]),
         "cost": _cost(results, trained),

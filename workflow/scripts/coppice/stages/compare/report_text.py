@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Estimate, Record
 from coppice.core.errors import printable
+from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.stats import metrics
 
@@ -68,7 +69,23 @@ def _subject(record: Record) -> str:
         f"{_indented(chosen['runner_up'] and formatting.margin(chosen['runner_up']))}"
         f"{_indented(record['reused_from'] and formatting.reused(record['reused_from']))}"
         f"Parameters  {pruned:,} of {dense:,} ({100 * pruned / dense:.1f} % of the dense model)"
+        f"{_zeros(record)}"
     )
+
+
+def _zeros(record: Record) -> str:
+    """Return the lines about weights that pruning set to zero; nothing if there are none."""
+    found = (record.get("sparsity") or {}).get("pruned")
+    if not sparsity.is_sparse(found):
+        return ""
+    lines = [f"\nZeros       {found['zeros']:,} of {found['weights']:,} weights ({sparsity.described(found)})"]
+    for text, value in ((record.get("masked_merge") or {}).get("perplexity") or {}).items():
+        beside = record["perplexity"][text]["finetuned"]
+        lines.append(
+            f"            perplexity on {text}: {value:.4g} with the adapter merged and these zeros kept, {beside:.4g} "
+            "with it beside the weights"
+        )
+    return "\n".join(lines)
 
 
 def _indented(text: str | None) -> str:

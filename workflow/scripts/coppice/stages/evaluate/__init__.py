@@ -5,15 +5,18 @@ which is stored as soon as it is finished (see `parts`). A killed evaluation con
 one computes only what is new, and if every part exists, the model is not loaded.
 """
 
+from __future__ import annotations
+
 import itertools
 import logging
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
-from coppice.models import chat_clock, cost
+from coppice.models import adapters, chat_clock, cost, sparsity
 from coppice.stats import stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
@@ -22,6 +25,9 @@ from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
 from .subject import Subject
+
+if TYPE_CHECKING:
+    from coppice.models.kinds import LoadedModel
 
 __all__ = ["EVALUATORS", "Evaluate", "EvaluationRequest", "average", "evaluate", "summary"]
 
@@ -36,7 +42,7 @@ def evaluate(request: EvaluationRequest) -> None:
         "adapter": fingerprints.weights(request.adapter) if request.adapter else None,
     }
     if request.adapter:
-        guards.check_adapter(request.adapter, model_fingerprints["adapter"])
+        adapters.check_origin(request.adapter, source.path)
     if request.dense and request.candidate:
         guards.check_pruned(source.path, model_fingerprints["weights"], request.candidate, request.dense)
     parts = Parts(output / ".parts", _common(source, model_fingerprints))
@@ -92,14 +98,15 @@ class _Evaluation:
         self.subject, self.parts, self.prompt = Subject(request.source, request.adapter), parts, request.prompt
         self.settings, self.datasets = request.settings, request.datasets
         self.purpose, self.seed = request.purpose, request.seed
+        self.sizes: Record = {}
         self.losses: Record = {}
         self.samples: dict[str, list[Record]] = {}
         self.used: dict[str, str] = {}
 
     def run(self) -> Record:
         """Return the record, of all evaluators that apply to the kind of model."""
-        sizes, _ = self.parts.part("sizes", "model", {}, lambda: (self.subject.sizes(), None))
-        record = dict(sizes)
+        self.sizes, _ = self.parts.part("sizes", "model", {"zeros": "counted"}, lambda: (self.subject.sizes(), None))
+        record = dict(self.sizes)
         for name in models.kind_of(self.subject.source).evaluators:
             record = record | EVALUATORS[name](self)
         return record
@@ -117,21 +124,25 @@ class _Evaluation:
         """Return text -> result with `window_losses` under one protocol."""
         results = {}
         for name in self.settings.perplexity.datasets:
-            role = protocol.role_of(name, self.purpose)
-            rows = data.facts(self.datasets[name], role)
+            facts = self._text_facts(name, protocol)
             # A further protocol may score other rows of the same dataset, so its entry names the protocol too.
-            self.used[name if not index else f"{name} ({protocol.name})"] = rows["fingerprint"]
-            facts = protocol.facts(name, self.purpose) | {"rows": rows["fingerprint"], "split": rows["split"]}
+            self.used[name if not index else f"{name} ({protocol.name})"] = facts["rows"]
             results[name], _ = self.parts.part(
-                "perplexity", name, facts, lambda n=name, r=role, s=rows["split"]: self._text(n, protocol, r, s)
+                "perplexity",
+                name,
+                facts,
+                lambda n=name, s=facts["split"]: self._text(self.subject.model, n, protocol, s),
             )
         return results
 
-    def _text(self, name: str, protocol: Protocol, role: str, split: str) -> Computed:
-        rows = data.texts(self.datasets[name], role)
-        result, losses = perplexity.measure(
-            self.subject.model, self.subject.tokenizer, rows, name, protocol, split=split
-        )
+    def _text_facts(self, name: str, protocol: Protocol) -> Record:
+        """Return what decides a text's losses."""
+        rows = data.facts(self.datasets[name], protocol.role_of(name, self.purpose))
+        return protocol.facts(name, self.purpose) | {"rows": rows["fingerprint"], "split": rows["split"]}
+
+    def _text(self, model: LoadedModel, name: str, protocol: Protocol, split: str) -> Computed:
+        rows = data.texts(self.datasets[name], protocol.role_of(name, self.purpose))
+        result, losses = perplexity.measure(model, self.subject.tokenizer, rows, name, protocol, split=split)
         logger.info("perplexity on %s (%s): %.3f (%d tokens)", name, protocol.name, result["value"], result["tokens"])
         return result | {"window_losses": losses}, None
 
@@ -186,9 +197,31 @@ class _Evaluation:
 
     def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
-        if self.subject.adapter is None:
-            return {"merge_drift": None}
-        return {"merge_drift": self.parts.part("merge", "adapter", {}, lambda: (self.subject.merge(), None))[0]}
+        subject = self.subject
+        if subject.adapter is None:
+            return {"merge_drift": None, "masked_merge": None}
+        drift, _ = self.parts.part("merge", "adapter", self._merging(), lambda: (subject.merge(), None))
+        masked = subject.keeps_zeros and sparsity.is_sparse(self.sizes["sparsity"]) and "unsupported" not in drift
+        return {"merge_drift": drift, "masked_merge": self._masked_merge() if masked else None}
+
+    def _merging(self) -> dict[str, str]:
+        """Return the fact that decides what is merged, besides the adapter: its training may give up zeros."""
+        return {} if self.subject.adapter is None or self.subject.keeps_zeros else {"keep_sparsity": "off"}
+
+    def _masked_merge(self) -> Record:
+        """Return {perplexity: text -> value} of the adapter merged into sparse weights whose zeros were kept.
+
+        All other numbers are measured with the adapter beside the weights, where it also acts on pruned ones.
+        """
+        protocol, found = perplexity.protocols(self.settings.perplexity)[0], {}
+        for name in self.settings.perplexity.datasets:
+            facts = self._text_facts(name, protocol)
+
+            def measure(name: str = name, split: str = facts["split"]) -> tuple[Record, None]:
+                return self._text(self.subject.merged_model()[0], name, protocol, split)
+
+            found[name] = self.parts.part("masked perplexity", name, facts, measure)[0]["value"]
+        return {"perplexity": found}
 
     def cost(self) -> Record:
         """Return what the merged model costs to run."""
@@ -196,7 +229,10 @@ class _Evaluation:
         if not wanted.enabled:
             return {"cost": None}
         measured = self.parts.part(
-            "cost", "model", wanted.model_dump(), lambda: (cost.measure(*subject.merged_model(), wanted), None)
+            "cost",
+            "model",
+            wanted.model_dump() | self._merging(),
+            lambda: (cost.measure(*subject.merged_model(), wanted), None),
         )
         return {"cost": measured[0]}
 

@@ -12,19 +12,6 @@ from coppice.core.errors import CheckpointError
 SAME_SIZE = ("imported", "unstructured")
 
 
-def check_adapter(folder: PathLike, weights: str | None) -> None:
-    """Raise CheckpointError if an adapter's files (fingerprint `weights`) are not those that its training wrote."""
-    record = Path(folder) / "finetuning_config.json"
-    if not record.is_file():  # not trained by this workflow, so there is nothing to compare with
-        return
-    if records.read(record)["trained_fingerprint"] != weights:
-        raise CheckpointError(
-            f"{folder}: adapter_model.safetensors or adapter_config.json was changed after training (the fingerprint "
-            f"differs). Run: snakemake --forcerun finetune_lora {record} (if the training was finished, this restores "
-            "the adapter from its checkpoint)"
-        )
-
-
 def check_pruned(folder: PathLike, weights: str | None, candidate: PathLike, dense: PathLike) -> None:
     """Raise CheckpointError if a pruned checkpoint is the dense model or not the expected candidate.
 
@@ -45,8 +32,10 @@ def check_pruned(folder: PathLike, weights: str | None, candidate: PathLike, den
     method = pruned["settings"]["method"]
     if method in SAME_SIZE:
         return
-    pruned_size, dense_size = models.count_parameters(folder), models.count_parameters(dense_folder)
-    if pruned_size is not None and dense_size is not None and pruned_size >= dense_size:
+    # the weights are those of the records, so the sizes are, too; records of earlier versions may lack the dense one
+    pruned_size = pruned["parameters"]["after"]
+    dense_size = dense_record.get("parameters") or models.count_parameters(dense_folder)
+    if pruned_size >= dense_size:
         raise CheckpointError(
             f"{folder}: the model was pruned by {method}, but has {pruned_size} parameters, no fewer than the dense "
             f"model's {dense_size}. {remedy}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError
-from coppice.models import kinds
+from coppice.models import adapters, kinds, sparsity
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,11 @@ class Subject:
             self._tokenizer = models.tokenizer_of(self.source)
         return self._tokenizer
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether merging the adapter keeps the zeros of pruned weights: unless its training says `off`."""
+        return adapters.recorded_settings(self.adapter).get("keep_sparsity", "mask") != "off"
+
     def language_model(self, engine: str, batch_size: int) -> HFLM:
         """Return the model as lm-eval's tasks use it. May fall back to the harness's backend (see `engine_of`)."""
         if self._lm is None:
@@ -60,14 +65,15 @@ class Subject:
         return engine if getattr(self._lm, "shares_prefixes", True) else "lm-eval"
 
     def sizes(self) -> Record:
-        """Return {parameters, adapter_parameters, adapter_effect}.
+        """Return {parameters, adapter_parameters, adapter_effect, sparsity (of the weights, without the adapter)}.
 
         Raises:
             CheckpointError: the adapter changes no logit, or a logit is not finite.
         """
-        total = models.parameters(self.model)
-        base = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
-        facts = {"parameters": base, "adapter_parameters": total - base, "adapter_effect": None}
+        added = adapters.parameters(self.model)
+        base = models.parameters(self.model) - added
+        facts = {"parameters": base, "adapter_parameters": added, "adapter_effect": None}
+        facts["sparsity"] = sparsity.measure(self.model)
         if self.adapter is None:
             return facts
         effect = self._difference(self._logits(), self._logits_without_adapter())
@@ -90,7 +96,7 @@ class Subject:
         """
         before, merged = self._logits(), None
         try:
-            merged = self.model.merge_and_unload()
+            merged = sparsity.merge(self.model, self.keeps_zeros)
         except (NotImplementedError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             logger.warning("%s: the adapter cannot be merged into this base: %s", self.adapter, error)
             self._model = self._lm = None  # some layers may already be merged, so the model must not be used again

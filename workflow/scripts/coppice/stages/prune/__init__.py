@@ -97,7 +97,7 @@ def prune(
 
     The model is unchanged if the error comes before `apply`.
     """
-    from coppice.models import footprint, kinds
+    from coppice.models import footprint, kinds, sparsity
 
     # These modules import torch. `resolve` runs when Snakemake parses the workflow, so this package must not.
     from . import anatomy, measures, methods
@@ -119,6 +119,7 @@ def prune(
         "removed": removed,
         "per_layer_shapes": measures.per_layer_shapes(tower),
         **measures.facts_of_sizes(before, after),
+        "sparsity": sparsity.measure(model),
         "importance": method.summary(importance),
         "calibration": {"sequences": sum(len(b) for b in batches), "tokens": sum(b.numel() for b in batches)},
         "warnings": plan.warnings,

@@ -90,6 +90,9 @@ class Trained(ABC, Generic[Model, Before]):
     def memory(self, shape: Shape, settings: TrainingSettings) -> TrainingMemory:
         """Return what decides the memory of a training, from the sizes of the model alone."""
 
+    def after_step(self, model: LoadedModel) -> None:
+        """Correct the trained weights after an optimizer step; by default nothing."""
+
     @abstractmethod
     def before_training(
         self, model: Model, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path

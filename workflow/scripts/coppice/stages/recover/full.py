@@ -6,6 +6,7 @@ updates away.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core import fingerprints
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import estimates
+from coppice.models import estimates, sparsity
 from coppice.models.kinds import Example, ModelKind
 
-from . import base
+from . import base, zeros
 from .activations import checkpoints_activations
 from .training_request import TrainingSettings
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 MODEL = "model"  # the folder of the trained checkpoint
+KEPT = "kept_zeros_of_"  # with a parameter's name: the buffer that says which of its entries stay zero
 BYTES = estimates.ADAPTER_BYTES  # per parameter: its float32 value, its gradient and Adam's two moments
 
 
@@ -55,7 +61,10 @@ class AllWeights(base.Trained["PreTrainedModel", "torch.Tensor"]):
         self.check_room(models.parameters(model))
         if checkpoints_activations(model, settings):
             model.gradient_checkpointing_enable()
-        return model.float().requires_grad_(True)
+        model = model.float().requires_grad_(True)
+        if settings.keep_sparsity == zeros.MASK:
+            _mask_gradients(model)
+        return model
 
     def predict(self, model: PreTrainedModel, kind: ModelKind, settings: TrainingSettings) -> int:
         """Return the number of all parameters."""
@@ -74,6 +83,14 @@ class AllWeights(base.Trained["PreTrainedModel", "torch.Tensor"]):
     def memory(self, shape: estimates.Shape, settings: TrainingSettings) -> estimates.TrainingMemory:
         """Return the memory of all weights."""
         return estimates.TrainingMemory(shape.parameters, frozen=False)
+
+    def after_step(self, model: PreTrainedModel) -> None:
+        """Set the weights to zero that were zero at the start, if they are kept (`finetune.keep_sparsity`)."""
+        # an optimizer that mixes the entries of a gradient, such as Muon, also moves weights without a gradient
+        for name, mask in model.named_buffers():
+            owner, _, buffer = name.rpartition(".")
+            if buffer.startswith(KEPT):
+                model.get_submodule(owner).get_parameter(buffer.removeprefix(KEPT)).data.masked_fill_(mask, 0)
 
     def before_training(
         self, model: PreTrainedModel, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
@@ -111,3 +128,16 @@ class AllWeights(base.Trained["PreTrainedModel", "torch.Tensor"]):
     def folder(self, output: Path) -> Path:
         """Return the folder of the checkpoint."""
         return output / MODEL
+
+
+def _mask_gradients(model: nn.Module) -> None:
+    """Give pruned matrices a mask of their zeros, and give these no gradient: clipping would count it."""
+    for name, mask in sparsity.masks(model).items():
+        owner, _, own = name.rpartition(".")
+        # not persistent: it is no part of a checkpoint, and a resumed training computes it again
+        model.get_submodule(owner).register_buffer(f"{KEPT}{own}", mask, persistent=False)
+        model.get_parameter(name).register_hook(functools.partial(_without, mask))
+
+
+def _without(mask: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.masked_fill(mask, 0)

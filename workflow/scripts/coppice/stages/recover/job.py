@@ -41,7 +41,8 @@ class Learner:
     """A model that is ready to be trained.
 
     kind: the kind of the model; recovery: what is done with it; settings: those of the job, with the training length
-    worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters.
+    worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters;
+    zeros: those of the checkpoint, as from `sparsity.measure`.
     """
 
     model: LoadedModel
@@ -50,3 +51,4 @@ class Learner:
     settings: TrainingSettings
     sharded: bool
     counts: dict[str, float]
+    zeros: Record | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core import disks, records
 from coppice.core.errors import CoppiceError, SettingsError
-from coppice.models import estimates
+from coppice.models import adapters, estimates
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings.sections.finetune import Lora as Adapter
 
@@ -124,9 +124,7 @@ class Lora(base.Trained["PeftModel", Path | None]):
 
     def restore(self, model: PeftModel, checkpoint: Path, device: torch.device) -> None:
         """Load the adapter in the folder `checkpoint` into the model."""
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(device)))
+        adapters.fill(model, adapters.read(checkpoint), checkpoint)
 
     def save(
         self,

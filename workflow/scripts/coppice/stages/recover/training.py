@@ -19,11 +19,11 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, TransientError
-from coppice.models import chat_clock
+from coppice.models import chat_clock, sparsity
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
-from . import examples, model_card
+from . import examples, model_card, zeros
 from .engine import checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
@@ -52,7 +52,10 @@ def finetune(request: TrainingRequest) -> None:
     prints: Record = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     sets = request.datasets.items()
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in sets}
-    key = _key(settings.recorded(request.prompt), prints, request.seed, source)
+    learned = settings.recorded(request.prompt)
+    if recovery_of(settings).trained.adapter:
+        learned.pop("keep_sparsity", None)  # an adapter is trained in the same way, whatever is merged later
+    key = _key(learned, prints, request.seed, source)
     _run(Job(request, settings, key, prints))
 
 
@@ -119,7 +122,7 @@ def _train(job: Job) -> None:
         rows = [str(example["row"]) for example in validation]
         facts = {"rows": rows, "losses": losses[0], "tokens": losses[1]}
         records.write(request.output / EXAMPLE_LOSSES_FILE, request.identity | facts)
-    _save(job, learner, tokenizer, before, outcome)
+    outcome = _save(job, learner, tokenizer, before, outcome, (validation or train)[: zeros.EXAMPLES])
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     settings = learner.settings.recorded(request.prompt)
     _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
@@ -133,8 +136,8 @@ def _learner(job: Job, kind: ModelKind, tokenizer: PreTrainedTokenizerBase, trai
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, tokenizer, source.path)
-        # quantized weights are packed, so the tensors of the loaded model do not give their number
-        base = models.parameters(models.skeleton(source) if source.quantize else model)
+        base, start = models.parameters(model), sparsity.measure(model)
+        zeros.check(start, job.settings, trained.adapter)
         lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
         settings = duration.resolved(job.settings, lengths, per_token, job.request.seed)
         model = trained.prepare(model, kind, source, settings, train)
@@ -149,7 +152,7 @@ def _learner(job: Job, kind: ModelKind, tokenizer: PreTrainedTokenizerBase, trai
         )
     counts: dict[str, float] = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
-    return Learner(model, kind, recovery, settings, sharded, counts)
+    return Learner(model, kind, recovery, settings, sharded, counts, start)
 
 
 def _stop_at_rung(job: Job, learner: Learner, trainer: StepTrainer) -> None:
@@ -175,16 +178,58 @@ def _trained(job: Job, trainer: StepTrainer, facts: Record) -> Record:
     return outcome
 
 
-def _save(job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, before: object, outcome: Record) -> None:
-    """Write the trained adapter or model, and with `merge` the merged checkpoint."""
+def _save(
+    job: Job,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    before: object,
+    outcome: Record,
+    examples: list[Example],
+) -> Record:
+    """Write the trained adapter or model, and with `merge` the merged checkpoint.
+
+    Returns `outcome` with the facts about zeros, which are measured on `examples`.
+    """
     trained, request = learner.recovery.trained, job.request
     trained.save(learner.model, tokenizer, request.output, before, request.source)
     if trained.adapter:
         model_card.write(request, learner.settings, outcome, job.prints["weights"])
-    if learner.settings.merge:
-        # a sharded process holds only a part of the base weights, so it loads the whole model to merge
-        whole = models.load(request.source, adapter=request.output, on="cpu") if learner.sharded else learner.model
-        models.save(whole.merge_and_unload(), tokenizer, request.output / "merged")
+    found = _kept(job, learner, tokenizer, examples)
+    return outcome | {"sparsity": found, "warnings": [*outcome["warnings"], *zeros.warnings(found)]}
+
+
+def _kept(job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> Record | None:
+    """Merge the adapter if that is asked for, and return what became of the zeros of a sparse checkpoint.
+
+    Returns:
+        {mode, adapter, before, after, mask_loss}; None for a quantized checkpoint. `after` is the trained or merged
+        model, and None if the adapter stays beside the weights and was not merged to look. mask_loss: {adapter,
+        masked}, the mean losses with the adapter beside the weights and merged with the zeros kept.
+    """
+    settings, start, adapter = learner.settings, learner.zeros, learner.recovery.trained.adapter
+    sparse, mode = sparsity.is_sparse(start), settings.keep_sparsity
+    facts = {"mode": mode, "adapter": adapter, "before": start, "after": None, "mask_loss": None}
+    if not adapter:
+        return facts | {"after": sparsity.measure(learner.model)}
+    looks = sparse and mode != zeros.REFUSED and not learner.sharded
+    if not (settings.merge or looks):
+        return facts if start else None
+    whole, losses = learner.model, None
+    if learner.sharded:
+        # A sharded process holds only a part of the base weights, so it loads the whole model to merge. The record that
+        # `models.load` compares with is not written yet.
+        whole = models.load_adapter(models.load(job.request.source, on="cpu"), job.request.output)
+    elif looks and mode == zeros.MASK:
+        losses = {"adapter": zeros.mean_loss(whole, learner.kind, examples, job.token_limit)}
+    merged = sparsity.merge(whole, keep_zeros=mode == zeros.MASK)
+    if losses:
+        losses["masked"] = zeros.mean_loss(merged, learner.kind, examples, job.token_limit)
+    after = sparsity.measure(merged)
+    if settings.merge:
+        folder = zeros.merged_folder(job.request.output, start, settings)
+        sparsity.check_name(folder, start, after)
+        models.save(merged, tokenizer, folder)
+    return facts | {"after": after, "mask_loss": losses} if start else None
 
 
 def _write(job: Job, learner: Learner, outcome: Record, history: list[Record], provenance: Record) -> None:

@@ -26,7 +26,8 @@ def read_candidates(folders: Folders) -> dict[str, ranking.Entry]:
 
     Returns:
         name -> {folder, pruning (record), evaluation (folder or None), measured (key -> `Metric` in the evaluation),
-        metrics (key -> value), parameters, warnings (of the evaluation), given}.
+        metrics (key -> value), parameters, sparsity (as from `sparsity.measure`, or None), warnings (of
+        the evaluation), given}.
     """
     scored = {}
     for name, (pruning_path, evaluation_path) in folders.items():
@@ -44,6 +45,7 @@ def read_candidates(folders: Folders) -> dict[str, ranking.Entry]:
             "metrics": ranking.metrics_of(evaluation, pruning.get("given")),
             "parameters": parameters,
             "warnings": (evaluation or {}).get("warnings") or [],
+            "sparsity": (evaluation or pruning).get("sparsity"),
         }
     return scored
 

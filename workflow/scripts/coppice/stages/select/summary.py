@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
+from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.render.plotting import elements, style
 from coppice.stats import metrics
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     import pandas
 
 FIGURES = "figures"
+ZEROS = "zeros"  # the column of the share of weights that single-weight pruning set to zero
 INTRODUCTION = """\
 Each table lists a model's candidates with the metrics that were measured for selection or given in the user's table.
 Accuracies are shares of right answers (higher is better), `ppl` is perplexity (lower is better), and an empty cell was
-not measured. `chosen_as` names the configs that chose a candidate. Below each table, one line per config gives its
-criterion, the chosen candidate with the value that was compared, and how far the next candidate is behind. That
-difference is within noise if its 95 % interval includes 0. `candidates.tsv` holds the same tables with all digits.
+not measured. `zeros` is the share of weights that pruning set to zero without removing them. `chosen_as` names the
+configs that chose a candidate. Below each table, one line per config gives its criterion, the chosen candidate with the
+value that was compared, and how far the next candidate is behind. That difference is within noise if its 95 % interval
+includes 0. `candidates.tsv` holds the same tables with all digits.
 """
 
 
@@ -50,6 +53,8 @@ def summarize(
         for name, entry in read_candidates(folders).items():
             configs = [info["config"] for info in chosen if (info["model"], info["candidate"]) == (model, name)]
             own = {"model": model, "candidate": name, "parameters": entry["parameters"]}
+            if sparsity.is_sparse(entry["sparsity"]):
+                own[ZEROS] = round(entry["sparsity"]["share"], 4)
             # `own` comes first for the order of columns, and again because a user's column may have the same name.
             rows.append(own | entry["metrics"] | own | {"chosen_as": ",".join(configs)})
     frame = pandas.DataFrame(rows)

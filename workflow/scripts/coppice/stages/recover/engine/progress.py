@@ -20,6 +20,20 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal,
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
+class AfterStep(TrainerCallback):
+    """Calls `act` after each optimizer step, before gradients are cleared."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        """Take what to call."""
+        self.act = act
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Call it."""
+        self.act()
+
+
 class TrainingLog(TrainerCallback):
     """Writes step, losses, learning rate, speed and time left to `training_log.txt`; raises Diverged for a NaN loss.
 

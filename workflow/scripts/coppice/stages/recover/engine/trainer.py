@@ -31,7 +31,7 @@ from ..base import Diverged, Recovery
 from ..job import Job, Learner
 from . import checkpoints, duration, memory, processes, progress, sharding
 from .loader import StepLoader, StepSampler, together
-from .progress import Patience, StopAt, StopOnSignal, TrainingLog
+from .progress import AfterStep, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
@@ -67,7 +67,8 @@ def build(
         },
     )
     stop = StopOnSignal()
-    callbacks = [log, seal, stop, *([patience] if patience else [])]
+    corrected = AfterStep(lambda: learner.recovery.trained.after_step(learner.model))
+    callbacks = [corrected, log, seal, stop, *([patience] if patience else [])]
     if job.request.stop_share:
         callbacks.append(StopAt(duration.rung(settings, job.request.stop_share)))
     # transformers takes the folder of TensorBoard's files from the environment only
@@ -290,7 +291,7 @@ class StepTrainer(Trainer):
 
     @functools.cache  # noqa: B019 - one trainer per process
     def _parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        return models.parameters(self.model)
 
     def run(self, resume: Path | None) -> tuple[Path, Record]:
         """Train to the end, and leave the best adapter (or weights) on the model.

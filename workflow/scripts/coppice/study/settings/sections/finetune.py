@@ -164,6 +164,15 @@ class Finetune(Section):
     merge: bool = setting(
         False, "Whether to also write a checkpoint with the adapter merged into the weights.", reruns=["finetune"]
     )
+    keep_sparsity: Literal["mask", "merge-refused", "off"] = setting(
+        "mask",
+        "What happens to the zeros of a checkpoint that was pruned in single weights (unstructured, 2:4; at least 1 % "
+        "zeros in its linear layers). mask keeps them: all weights are trained under a mask, and merging an adapter "
+        "leaves zeros zero. merge-refused: no training may fill them, and no adapter is merged. off: they are lost, "
+        "and a merged checkpoint is written to `merged-dense`. Dense checkpoints are trained in the same way under "
+        "all three.",
+        reruns=["finetune"],
+    )
     seeds: Annotated[Unique[Seed], Field(min_length=1)] | None = setting(
         None,
         "Seeds with which fine-tuning is repeated. The first seed's files have the usual paths, those of the "
