@@ -152,7 +152,7 @@ class _Probe:
         tolerance = min(max(usual, ROUNDING_FACTOR * rounding), most)
         leak = _largest(second[1:], first[1:])
         error = _largest(first, plain)
-        # the numbers go to the log alone: a sentence that is the same for all models of a study appears once in a report
+        # the numbers go to the log alone, so that the reason is the same for all models and a report gives it once
         logger.info(
             "prefix tree: error %.1e, leak %.1e, rounding %.1e, tolerance %.1e", error, leak, rounding, tolerance
         )
