@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from coppice.models import packing
-from coppice.models.prefix_tree import TreeForward
+from coppice.models.prefix_tree import TreeForward, probe
 from coppice.models.prefix_tree import architectures as known_kinds
 from coppice.models.text_examples import IGNORED
 from coppice.stages.evaluate import zero_shot
@@ -102,6 +102,20 @@ def test_the_harnesss_own_backend_also_runs_such_texts_one_by_one(name, tiny_tok
     lm = zero_shot.language_model(tiny.build(name), tiny_tokenizer, "lm-eval", 8)
     assert lm.batch_size == 1
     assert "one text at a time" in lm.warnings[0]
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(5000, "too long to probe"), (100_000, "")])
+def test_an_architecture_that_is_not_listed_must_be_probed_beyond_its_limits(limit, reason, monkeypatch):
+    """A limit that no text can reach does not matter."""
+    monkeypatch.setattr(known_kinds, "EXACT", frozenset())
+    model = copy.deepcopy(tiny.build("llama"))
+    model.config.max_position_embeddings = 8192
+    model.config.unknown_window = limit
+    forward = TreeForward(model)
+    found = probe.judge(forward, forward.known)
+    assert reason in found.obstacle
+    assert bool(found.obstacle) == found.alone == bool(reason)
+    assert found.longest_row is not None  # no row of the engine is longer than the probe's
 
 
 def test_code_of_a_checkpoint_is_not_trusted_by_the_name_of_its_architecture():

@@ -33,6 +33,25 @@ def test_hooks_of_torch_and_of_accelerate_are_noticed():
     assert all(map(library_compat.is_hooked, (before, after, moved)))
 
 
+def test_finds_the_configuration_of_the_text_part_behind_an_adapter(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("llama")
+    assert library_compat.text_config(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) is model.config
+
+
+def test_a_model_with_dynamic_rope_forgets_the_longest_text(tiny_model):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model = tiny_model("llama", max_position_embeddings=16, rope_parameters=rope)
+    short, long = torch.arange(3, 23)[None], torch.arange(3, 63)[None]
+    with torch.no_grad():
+        fresh = model(short).logits
+        model(long)
+        assert not torch.allclose(model(short).logits, fresh)  # or there would be nothing to forget
+        library_compat.forget_lengths(model)
+        assert torch.equal(model(short).logits, fresh)
+
+
 def test_4_bit_layers_have_the_switch_for_packing_and_it_is_turned_off():
     from bitsandbytes.nn import Linear4bit
 
