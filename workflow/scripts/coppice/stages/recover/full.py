@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from coppice import models
 from coppice.core import fingerprints
-from coppice.core.errors import CoppiceError, SettingsError
+from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import estimates, sparsity
 
 from . import base, zeros
@@ -95,7 +95,15 @@ class AllWeights(base.Trained):
         state = {}
         for path in fingerprints.weights_files(checkpoint):
             state |= load_file(path, device=str(device))
-        model.load_state_dict(state, strict=False)  # tied weights are stored once: one of their two names is missing
+        found = model.load_state_dict(state, strict=False)
+        # tied weights are stored once: one of their two names is missing
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if name not in tied)]
+        if wrong:
+            raise CheckpointError(
+                f"{checkpoint}: does not fit the model that is trained; tensors without a counterpart: "
+                f"{', '.join(wrong[:4])}. Delete it to continue from the one before it."
+            )
 
     def save(self, model, tokenizer, output, before, source):
         """Write the trained checkpoint, in the dtype that it was loaded in."""

@@ -4,26 +4,35 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from pathlib import Path
 
+from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from ..base import Diverged
+from ..base import Diverged, Trained
 
 logger = logging.getLogger("coppice.finetuning")
 
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
-class AfterStep(TrainerCallback):
-    """Calls `act` after each optimizer step, before gradients are cleared."""
+class Corrections(TrainerCallback):
+    """Lets a recovery check what a resumed training starts from, and correct weights after each optimizer step.
 
-    def __init__(self, act: Callable[[], None]):
-        self.act = act
+    resume: the checkpoint to resume from, or None.
+    """
+
+    def __init__(self, trained: Trained, model: nn.Module, resume: Path | None):
+        self.trained, self.model, self.resume = trained, model, resume
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Load the checkpoint's weights again: Trainer has done so, but only logs a tensor that did not arrive."""
+        if self.resume:
+            self.trained.restore(self.model, self.resume, args.device)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """Call it."""
-        self.act()
+        """Correct the weights."""
+        self.trained.after_step(self.model)
 
 
 class TrainingLog(TrainerCallback):

@@ -25,7 +25,7 @@ from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientE
 from ..base import Diverged
 from . import checkpoints, duration, progress, sharding
 from .loader import StepLoader, StepSampler, together
-from .progress import AfterStep, Patience, StopAt, StopOnSignal, TrainingLog
+from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
@@ -55,8 +55,8 @@ def build(job, learner, tokenizer, train, validation):
         },
     )
     stop = StopOnSignal()
-    corrected = AfterStep(lambda: learner.recovery.trained.after_step(learner.model))
-    callbacks = [corrected, log, seal, stop, *([patience] if patience else [])]
+    corrections = Corrections(learner.recovery.trained, learner.model, resume)
+    callbacks = [corrections, log, seal, stop, *([patience] if patience else [])]
     if job.request.stop_share:
         callbacks.append(StopAt(duration.rung(settings, job.request.stop_share)))
     # transformers takes the folder of TensorBoard's files from the environment only
