@@ -64,6 +64,18 @@ def test_full_training_keeps_the_zeros(start, dataset, tmp_path):  # noqa: F811
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_a_stopped_full_training_resumes_under_the_mask(start, dataset, tmp_path):  # noqa: F811
+    train(start, dataset, tmp_path / "whole", FULL)
+    output = tmp_path / "resumed"
+    train(start, dataset, output, FULL)
+    newest = output / "checkpoint-6"
+    (newest / "model.safetensors").write_bytes(b"torn")  # so that it goes on from the one before
+    (output / ".finished.json").unlink()
+    train(start, dataset, output, FULL)
+    whole, resumed = (load_file(folder / MODEL / "model.safetensors") for folder in (tmp_path / "whole", output))
+    assert same(whole, resumed) and same(zeros_of(output / MODEL), zeros_of(start))
+
+
 def test_full_training_learns_as_if_the_zeros_were_no_weights(start, dataset, tmp_path):  # noqa: F811
     """Compared with a loop in float64 that takes the gradients of zeros out before it clips the others."""
     train(
@@ -149,6 +161,30 @@ def test_a_merged_adapter_keeps_the_zeros_and_the_record_says_what_the_mask_cost
     assert losses["adapter"] == pytest.approx(record["validation_loss"], rel=1e-4)
     assert losses["masked"] != pytest.approx(losses["adapter"], rel=1e-4)
     assert any("merged with the zeros kept" in warning for warning in record["warnings"])
+
+
+@pytest.mark.parametrize("changes", [{"init": "pissa"}, {"use_dora": True}], ids=["PiSSA", "DoRA"])
+def test_every_kind_of_adapter_merges_under_the_mask(start, dataset, tmp_path, changes):  # noqa: F811
+    """PiSSA takes its first adapter out of the weights, so that these are dense while they are trained."""
+    train(start, dataset, tmp_path, SETTINGS | {"merge": True, "lora": SETTINGS["lora"] | changes})
+    assert same(zeros_of(tmp_path / "merged"), zeros_of(start))
+    assert "stay zero only if the adapter is merged under their mask" in (tmp_path / "README.md").read_text()
+
+
+def test_a_pruned_output_layer_that_is_trained_whole_keeps_its_zeros(start):
+    from peft import LoraConfig, get_peft_model
+
+    model = models.load(models.Source(str(start)))
+    with torch.no_grad():
+        model.lm_head.weight[:, ::2] = 0
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+    merged = sparsity.merge(adapted, keep_zeros=True)
+    assert torch.equal(merged.lm_head.weight == 0, model.lm_head.weight == 0) and not merged.lm_head.weight[:, 0].any()
+    assert sparsity.measure(merged)["pattern"] == "2:4" and merged.lm_head.weight[:, 1].any()
 
 
 def test_a_dense_merge_has_dense_in_its_name(start, dataset, tmp_path):  # noqa: F811

@@ -19,7 +19,6 @@ from test_zero_shot_engine import harness, instances, multiple_choice, words
 
 from coppice import data
 from coppice.core import gpus
-from coppice.models import packing
 from coppice.stages.evaluate.zero_shot.harness_model import PrefixTreeLM
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +61,7 @@ def test_bfloat16_scores_are_as_close_to_exact_ones_as_those_of_lm_eval(
     assert ours.mean() <= 1.5 * theirs.mean() and ours.max() <= 2 * theirs.max()
 
 
-@pytest.mark.parametrize("how", packing.ARRANGEMENTS)
+@pytest.mark.parametrize("how", ["tree", "sorted"])
 @pytest.mark.parametrize(("architecture", "overrides"), ARCHITECTURES)
 def test_gradients_equal_those_of_padded_batches_on_a_cpu(tiny_model, architecture, overrides, how):
     model, examples = adapted(tiny_model(architecture, **overrides)), some_examples()

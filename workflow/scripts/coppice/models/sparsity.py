@@ -66,12 +66,29 @@ def merge(model: nn.Module, keep_zeros: bool) -> nn.Module:
         model: a peft model. It cannot be used afterwards.
         keep_zeros: whether the zeros of pruned layers stay zero; what the adapter adds there is lost.
     """
-    zeros = masks(model) if keep_zeros else {}
-    merged = model.merge_and_unload()
-    weights = dict(merged.named_parameters())
-    for name, mask in zeros.items():
-        weights[_without_wrappers(name)].data.masked_fill_(mask, 0)
-    return merged
+    if keep_zeros:
+        _merge_under_masks(model)
+    return model.merge_and_unload()  # takes the layers off that are merged already, and merges the others
+
+
+def _merge_under_masks(model: nn.Module) -> None:
+    """Merge the adapted layers that were pruned, one by one, so that there is a mask of one layer at a time."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in list(model.modules()):
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        base = module.get_base_layer()
+        if zeros := masks(base):
+            module.merge()
+            for name, mask in zeros.items():
+                base.get_parameter(name).data.masked_fill_(mask, 0)
+    # a module that was trained whole replaces its original
+    parameters = dict(model.named_parameters())
+    for name, mask in masks(model).items():
+        trained = parameters.get(name.replace(".original_module.", ".modules_to_save.default."))
+        if ".original_module." in name and trained is not None:
+            trained.data.masked_fill_(mask, 0)
 
 
 def check_name(folder: str | Path, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
@@ -91,13 +108,6 @@ def check_name(folder: str | Path, before: dict[str, Any] | None, after: dict[st
         f"{folder}: the model to be written has {described(after)}, but it was pruned to {described(before)}. Keep the "
         f"zeros (keep_sparsity: mask), or put '{DENSE}' in the folder's name."
     )
-
-
-def _without_wrappers(name: str) -> str:
-    """Return the name that a parameter of a peft model has in the plain model."""
-    for wrapper in (".base_layer.", ".original_module."):
-        name = name.replace(wrapper, ".")
-    return name.removeprefix("base_model.model.")
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

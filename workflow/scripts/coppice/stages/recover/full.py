@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from coppice import models
 from coppice.core import fingerprints
-from coppice.core.errors import CoppiceError, SettingsError
+from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import estimates, sparsity
 from coppice.models.kinds import Example, ModelKind
 
@@ -112,7 +112,15 @@ class AllWeights(base.Trained["PreTrainedModel", "torch.Tensor"]):
         state = {}
         for path in fingerprints.weights_files(checkpoint):
             state |= load_file(path, device=str(device))
-        model.load_state_dict(state, strict=False)  # tied weights are stored once: one of their two names is missing
+        found = model.load_state_dict(state, strict=False)
+        # tied weights are stored once: one of their two names is missing
+        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+        wrong = [*found.unexpected_keys, *(name for name in found.missing_keys if name not in tied)]
+        if wrong:
+            raise CheckpointError(
+                f"{checkpoint}: does not fit the model that is trained; tensors without a counterpart: "
+                f"{', '.join(wrong[:4])}. Delete it to continue from the one before it."
+            )
 
     def save(
         self,

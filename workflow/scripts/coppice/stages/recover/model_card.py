@@ -6,6 +6,7 @@ import jinja2
 
 from coppice.core.aliases import Record
 from coppice.core.records import atomic
+from coppice.models import sparsity
 
 from .training_request import TrainingRequest, TrainingSettings
 
@@ -22,6 +23,7 @@ def write(request: TrainingRequest, settings: TrainingSettings, outcome: Record,
         weights: fingerprint of the checkpoint's weights.
     """
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    found = (outcome.get("sparsity") or {}).get("before")
     text = card.render(
         model=request.identity["model"],
         name=request.identity.get("candidate") or request.identity["config"],
@@ -31,6 +33,7 @@ def write(request: TrainingRequest, settings: TrainingSettings, outcome: Record,
         source=request.source.path,
         literal=repr(request.source.path),  # as a Python literal, because the path may contain quotes
         weights=weights,
+        sparse=sparsity.described(found) if sparsity.is_sparse(found) else None,
     )
     with atomic(request.output / "README.md") as file:
         file.write(text)

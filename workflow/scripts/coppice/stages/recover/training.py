@@ -192,13 +192,16 @@ def _save(
     """
     trained, request = learner.recovery.trained, job.request
     trained.save(learner.model, tokenizer, request.output, before, request.source)
+    found = _kept(job, learner, tokenizer, examples, outcome["tokens_at_a_time"])
+    outcome = outcome | {"sparsity": found, "warnings": [*outcome["warnings"], *zeros.warnings(found)]}
     if trained.adapter:
         model_card.write(request, learner.settings, outcome, job.prints["weights"])
-    found = _kept(job, learner, tokenizer, examples)
-    return outcome | {"sparsity": found, "warnings": [*outcome["warnings"], *zeros.warnings(found)]}
+    return outcome
 
 
-def _kept(job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> Record | None:
+def _kept(
+    job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, examples: list[Example], token_limit: int
+) -> Record | None:
     """Merge the adapter if that is asked for, and return what became of the zeros of a sparse checkpoint.
 
     Returns:
@@ -211,19 +214,21 @@ def _kept(job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, exampl
     facts = {"mode": mode, "adapter": adapter, "before": start, "after": None, "mask_loss": None}
     if not adapter:
         return facts | {"after": sparsity.measure(learner.model)}
-    looks = sparse and mode != zeros.REFUSED and not learner.sharded
+    # A sharded process holds only a part of the base weights, and some initializations (PiSSA) took the adapter out of
+    # the base: then the model is loaded again, but only if a merged checkpoint is asked for.
+    whole, losses = learner.model, None
+    again = learner.sharded or (sparse and sparsity.measure(whole) != start)
+    looks = sparse and mode != zeros.REFUSED and not again
     if not (settings.merge or looks):
         return facts if start else None
-    whole, losses = learner.model, None
-    if learner.sharded:
-        # A sharded process holds only a part of the base weights, so it loads the whole model to merge. The record that
-        # `models.load` compares with is not written yet.
+    if again:
+        # not with `models.load` alone: the record that it compares with is not written yet
         whole = models.load_adapter(models.load(job.request.source, on="cpu"), job.request.output)
     elif looks and mode == zeros.MASK:
-        losses = {"adapter": zeros.mean_loss(whole, learner.kind, examples, job.token_limit)}
+        losses = {"adapter": zeros.mean_loss(whole, learner.kind, examples, token_limit)}
     merged = sparsity.merge(whole, keep_zeros=mode == zeros.MASK)
     if losses:
-        losses["masked"] = zeros.mean_loss(merged, learner.kind, examples, job.token_limit)
+        losses["masked"] = zeros.mean_loss(merged, learner.kind, examples, token_limit)
     after = sparsity.measure(merged)
     if settings.merge:
         folder = zeros.merged_folder(job.request.output, start, settings)

@@ -4,18 +4,23 @@ An arm is a flat mapping with adapter keys and training keys side by side. While
 multiple of the rank such as "2r", because a later stage may still change the rank; `resolved` makes it a number.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
+from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError
 from coppice.stats import metrics
 
 from . import lora_presets
-from .sections.ablation import ChooseBy
-from .sections.evaluate import Evaluate
-from .sections.finetune import Finetune
+
+if TYPE_CHECKING:
+    from .sections.ablation import ChooseBy
+    from .sections.evaluate import Evaluate
+    from .sections.finetune import Finetune
 
 TRAINING = ("learning_rate", "schedule", "weight_decay", "batch_size", "warmup_steps")
 LASTING = ("epochs", "max_steps")

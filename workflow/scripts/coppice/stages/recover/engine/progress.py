@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
+from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from coppice.core.aliases import Record
 
-from ..base import Diverged
+from ..base import Diverged, Trained
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -20,18 +21,28 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal,
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
-class AfterStep(TrainerCallback):
-    """Calls `act` after each optimizer step, before gradients are cleared."""
+class Corrections(TrainerCallback):
+    """Lets a recovery check what a resumed training starts from, and correct weights after each optimizer step.
 
-    def __init__(self, act: Callable[[], None]) -> None:
-        """Take what to call."""
-        self.act = act
+    resume: the checkpoint to resume from, or None.
+    """
+
+    def __init__(self, trained: Trained, model: nn.Module, resume: Path | None) -> None:
+        """Take what is trained, and the checkpoint to resume from."""
+        self.trained, self.model, self.resume = trained, model, resume
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Load the checkpoint's weights again: Trainer has done so, but only logs a tensor that did not arrive."""
+        if self.resume:
+            self.trained.restore(self.model, self.resume, args.device)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Call it."""
-        self.act()
+        """Correct the weights."""
+        self.trained.after_step(self.model)
 
 
 class TrainingLog(TrainerCallback):

@@ -31,7 +31,7 @@ from ..base import Diverged, Recovery
 from ..job import Job, Learner
 from . import checkpoints, duration, memory, processes, progress, sharding
 from .loader import StepLoader, StepSampler, together
-from .progress import AfterStep, Patience, StopAt, StopOnSignal, TrainingLog
+from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
@@ -67,8 +67,8 @@ def build(
         },
     )
     stop = StopOnSignal()
-    corrected = AfterStep(lambda: learner.recovery.trained.after_step(learner.model))
-    callbacks = [corrected, log, seal, stop, *([patience] if patience else [])]
+    corrections = Corrections(learner.recovery.trained, learner.model, resume)
+    callbacks = [corrections, log, seal, stop, *([patience] if patience else [])]
     if job.request.stop_share:
         callbacks.append(StopAt(duration.rung(settings, job.request.stop_share)))
     # transformers takes the folder of TensorBoard's files from the environment only
