@@ -4,6 +4,7 @@ from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
     from coppice.data import fetching
+    from coppice.models import intake
 
     fetching.fetch_model(
         snakemake.wildcards.model,
@@ -11,4 +12,5 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
         snakemake.params.revision,
         snakemake.output[0],
         snakemake.params.prompt,
+        intake.Needs(**snakemake.params.needs),
     )

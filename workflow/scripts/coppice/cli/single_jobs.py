@@ -221,7 +221,7 @@ def generate(asked: Questions) -> list[Record]:
 
         place = models.Source(path=source, **asked.loading)
         loaded = models.load(place, asked.adapter)
-        tokenizer = models.load_tokenizer(source, place.trust_remote_code)
+        tokenizer = place.tokenizer()
         if merges:
             loaded = loaded.merge_and_unload()
         if output:

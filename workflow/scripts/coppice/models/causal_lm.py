@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import dimensions
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
@@ -39,12 +40,12 @@ class CausalLM(ModelKind):
         return AutoModelForCausalLM
 
     def context_length(self, config):
-        """Return the number of positions."""
-        return int(config.max_position_embeddings)
+        """Return the number of positions, or None if the configuration does not state it."""
+        return dimensions.of(config).context_length
 
     def anatomies(self, config):
         """Return the decoder of the architectures in `prunable`, which are built alike."""
-        if config.model_type not in self.prunable:
+        if getattr(config, "model_type", None) not in self.prunable:
             return ()
         return (Anatomy("text", config, "num_hidden_layers", {"mlp": MLP, "attention": ATTENTION}),)
 
@@ -107,7 +108,7 @@ class CausalLM(ModelKind):
         import torch
 
         embeddings = model.get_input_embeddings().weight
-        length = min(PROBE_TOKENS, self.context_length(model.config))
+        length = min(PROBE_TOKENS, self.context_length(model.config) or PROBE_TOKENS)
         ids = torch.randint(embeddings.shape[0], (PROBES, length), generator=torch.Generator().manual_seed(0))
         return [{"input_ids": row[None]} for row in ids.to(embeddings.device)]
 

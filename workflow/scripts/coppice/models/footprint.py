@@ -17,7 +17,8 @@ def measure(model, context_length=None):
     even if it is tied, because its product is computed. attention_macs: see `attention_macs`. context_length is the
     number of keys that a token attends to, by default 2048 or the model's own length if that is shorter.
     """
-    context = context_length or min(DEFAULT_CONTEXT, models.context_length(model))
+    known = models.known_context_length(model) or DEFAULT_CONTEXT
+    context = context_length or min(DEFAULT_CONTEXT, known)
     return {
         "parameters": models.parameters(model),
         "linear_macs": sum(_weights(module) for module in model.modules() if isinstance(module, nn.Linear)),

@@ -151,12 +151,20 @@ class ModelKind(ABC):
         """Return the auto class of transformers that loads a checkpoint and builds a model from a configuration."""
 
     @abstractmethod
-    def context_length(self, config: PretrainedConfig) -> int:
-        """Return the number of tokens that a model with this configuration was made for."""
+    def context_length(self, config: PretrainedConfig) -> int | None:
+        """Return the number of tokens that a model with this configuration was made for; None if it does not say."""
 
     @abstractmethod
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the towers of blocks that can be pruned; none if the architecture is not supported."""
+
+    def cannot_prune(self, model_type: str) -> str:
+        """Return the message that models of this type cannot be pruned here, with what can be done instead."""
+        return (
+            f"Coppice cannot prune models of type '{model_type}' (it prunes {', '.join(self.prunable)}). Prune it with "
+            "another tool and list the checkpoints in candidates.table: Coppice then scores, fine-tunes, evaluates and "
+            "compares them."
+        )
 
     @abstractmethod
     def towers(self, model: nn.Module) -> list[Tower]:

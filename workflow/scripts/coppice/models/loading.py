@@ -4,6 +4,8 @@ transformers re-initializes tensors that a checkpoint lacks, and only logs it. H
 tensor raises an error that lists the tensors. Models are loaded only from folders: only the fetch rules use the hub.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import logging
 import math
@@ -11,15 +13,26 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from coppice.core import disks, fingerprints, gpus, records
-from coppice.core.errors import CheckpointError
+from coppice.core.errors import CheckpointError, SettingsError
 
 from . import files, kinds, library_compat, pruned_shapes
+from .library_errors import described
+from .tokenizing import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("coppice.models")
 
 SHOWN = 8  # tensors that an error names
+NO_LENGTH = (
+    "{}: its config.json does not say how many tokens the model takes. Set models.X.context_length to the length of "
+    "the texts that it was trained on, which its model card states."
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,17 @@ class Source:
     quantize: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+    context_length: int | None = None
+    eos_token: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what the user says about the model in place of its files: {context_length, eos_token}, if set."""
+        named = {"context_length": self.context_length, "eos_token": self.eos_token}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the model."""
+        return load_tokenizer(self.path, self.trust_remote_code, self.eos_token)
 
     @classmethod
     def of_record(cls, record, loading):
@@ -115,7 +139,9 @@ def load(source, adapter=None, train=False, on=None):
     except CheckpointError:
         raise
     except Exception as error:  # with unusual configuration values, transformers raises any kind of error
-        raise CheckpointError(f"{path}: does not load as {noun}: {_described(error)}") from error
+        raise CheckpointError(f"{path}: does not load as {noun}: {described(error)}") from error
+    if source.context_length is not None:
+        model.given_context_length = source.context_length
     if adapter is not None:
         model = load_adapter(model, adapter, train)
     return model.train(train)
@@ -143,11 +169,6 @@ def skeleton(source):
 
         building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
     return model
-
-
-def _described(error):
-    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _load_regular(source, kind, on):
@@ -220,7 +241,7 @@ def load_adapter(model, folder, train=False):
     try:
         model = PeftModel.from_pretrained(model, folder, is_trainable=train, local_files_only=True)
     except Exception as error:  # peft does not check its files, so a damaged one raises any kind of error
-        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {_described(error)}") from error
+        raise CheckpointError(f"{folder}: the adapter does not fit its base model: {described(error)}") from error
     if not _adapter_acts(model):
         raise CheckpointError(f"{folder}: the adapter changes nothing, because all its B matrices are zero or missing")
     model.adapter_folder = str(folder)
@@ -259,33 +280,22 @@ def save(model, tokenizer, folder):
     records.move_in(partial, folder)
 
 
-def load_tokenizer(path, trust_remote_code=False):
-    """Load the tokenizer in a checkpoint folder; it pads with its end-of-sequence token if it has no padding token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # tokenizers do not check their files either
-        raise CheckpointError(f"{path}: its tokenizer does not load: {_described(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_vocabulary(model, tokenizer, path):
-    """Reject a tokenizer with ids for which `model` has no embedding row; more rows than tokens are normal."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    top = max(tokenizer.get_vocab().values())
-    if top >= rows:
-        raise CheckpointError(
-            f"{path}: its tokenizer has ids up to {top}, but its embedding only {rows} rows. Use the tokenizer that "
-            "belongs to these weights."
-        )
-
-
 def context_length(model):
-    """Return the number of tokens that `model` was made for."""
-    return kinds.of(model.config).context_length(model.config)
+    """Return the most tokens that `model` takes: as the user says, else as its configuration says.
+
+    Raises:
+        SettingsError: neither says it.
+    """
+    found = known_context_length(model)
+    if found is None:
+        raise SettingsError(NO_LENGTH.format(model.config.name_or_path or model.config.model_type))
+    return found
+
+
+def known_context_length(model: nn.Module) -> int | None:
+    """Return the same as `context_length`, or None if it is not known."""
+    given = getattr(model, "given_context_length", None)
+    return given or kinds.of(model.config).context_length(model.config)
 
 
 def parameters(model):
@@ -309,4 +319,6 @@ def _count_in_bin(path):
         tensors = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
         return sum(tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values())
     except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint's tensors ({described(error)}). Copy it again."
+        ) from error

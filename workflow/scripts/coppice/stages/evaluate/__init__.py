@@ -67,7 +67,7 @@ def _common(source, model_fingerprints):
     return {
         **model_fingerprints,
         "tokenizer": fingerprints.tokenizer(source.path),
-        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
+        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")} | source.given(),
         **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
         "device": models.device_kind(),
         "versions": {name: version for name, version in versions.items() if name not in ("python", "coppice")},

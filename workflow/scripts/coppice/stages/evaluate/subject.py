@@ -30,7 +30,7 @@ class Subject:
     def tokenizer(self):
         """The tokenizer of the checkpoint."""
         if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self.source.path, self.source.trust_remote_code)
+            self._tokenizer = self.source.tokenizer()
         return self._tokenizer
 
     def language_model(self, engine, batch_size):

@@ -74,7 +74,9 @@ def _key(settings, prints, seed, source):
     compared["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
     if source.trust_remote_code:
         compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
-    return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
+    loading = {name: getattr(source, name) for name in ("dtype", "quantize")}
+    loading |= {"eos_token": source.eos_token} if source.eos_token is not None else {}
+    return records.digest([compared, prints, seed, loading])
 
 
 def _train(job):
@@ -85,7 +87,7 @@ def _train(job):
 
     clock, request = records.Clock(), job.request
     transformers.set_seed(request.seed)
-    tokenizer = models.load_tokenizer(request.source.path, request.source.trust_remote_code)
+    tokenizer = request.source.tokenizer()
     kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
         request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind
