@@ -41,6 +41,8 @@ rule fetch_model:
         # These are only checked and do not change what is fetched.
         prompt=untracked(lambda wildcards: prompt(wildcards.model)),
         needs=untracked(lambda wildcards: needs(wildcards.model)),
+        loading=untracked(lambda wildcards: loading(wildcards.model)),
+        training=untracked(lambda wildcards: study.finetune.model_dump()),
     script:
         "../scripts/fetch_model.py"
 

@@ -5,17 +5,21 @@ Its accelerators are `packing` for training, and `tree_scoring` and `output_head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import dimensions
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
+if TYPE_CHECKING:
+    from torch import nn
+
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
-LINEARS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
-}
+LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
+# A fused kernel of these models reads the weight of the layer itself, so that peft refuses an adapter on it
+READ_DIRECTLY = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), ("out_proj", "conv1d"))
 
 
 class CausalLM(ModelKind):
@@ -26,7 +30,7 @@ class CausalLM(ModelKind):
     row_kinds = ("chat", "instruction", "completion", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")
-    adapter_groups = LINEARS
+    adapter_groups = LAYERS
     evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
 
     def fits(self, config):
@@ -52,6 +56,16 @@ class CausalLM(ModelKind):
     def towers(self, model):
         """Return the decoder."""
         return [Decoder(model, anatomy) for anatomy in self.anatomies(model.config)]
+
+    def adaptable(self, model: nn.Module, layers: Sequence[str]) -> list[str]:
+        """Return the layers of the part that reads text, because no image or sound trains the others."""
+        inside = {id(module) for module in model.get_decoder().modules()}
+        without = READ_DIRECTLY.get(model.config.model_type, ())
+        return [
+            name
+            for name in layers
+            if id(model.get_submodule(name)) in inside and name.rpartition(".")[2] not in without
+        ]
 
     def examples(self, rows, tokenizer, cutoff, train_on_inputs):
         """Return token ids and labels of prompts and responses."""

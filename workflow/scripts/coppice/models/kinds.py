@@ -130,7 +130,8 @@ class ModelKind(ABC):
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
         task_type: peft's task type.
         prunable: the values of `model_type` in a configuration whose towers it knows.
-        adapter_groups: what `finetune.lora.target_modules` may name -> the names of linear layers that are meant.
+        adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
+            path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
     """
 
@@ -171,6 +172,10 @@ class ModelKind(ABC):
         """Return the towers of a loaded model, in the order of `anatomies`."""
 
     # Training
+
+    def adaptable(self, model: nn.Module, layers: Sequence[str]) -> list[str]:
+        """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
+        return list(layers)
 
     @abstractmethod
     def examples(

@@ -65,7 +65,8 @@ class Lora(base.Trained):
         wanted = target_modules(model, kind, adapter.target_modules)
         layers = {name: model.get_submodule(name) for name in linear_layers(model)}
         adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-        sizes = [adapter.r * (m.in_features + m.out_features) + adapter.use_dora * m.out_features for m in adapted]
+        widths = [_widths(layer) for layer in adapted]
+        sizes = [adapter.r * (into + out) + adapter.use_dora * out for into, out in widths]
         return sum(sizes) + _biases(model, adapted, adapter.bias)
 
     def counts(self, model):
@@ -132,11 +133,15 @@ class Lora(base.Trained):
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Return the dotted names of the linear layers of `model`, without the output layer."""
+    """Return the dotted names of the linear layers of `model`, without the output layer.
+
+    Those of GPT-2 are `Conv1D`, which stores its weight transposed.
+    """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
 
 
 def target_modules(model: nn.Module, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
@@ -145,20 +150,45 @@ def target_modules(model: nn.Module, kind: ModelKind, wanted: str | Sequence[str
     wanted: "all-linear", a group that the kind of the model names (`attention`, `mlp`), a module name, or a list of
         groups and names.
     """
+    every = linear_layers(model)
+    able = kind.adaptable(model, every)
     if wanted == "all-linear":
-        return wanted
-    layers, groups = linear_layers(model), kind.adapter_groups
-    found = []
+        return wanted if able == every else able
+    found: dict[str, None] = {}
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        matching = [member for member in groups.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
-        if not matching:
-            available = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+        words = kind.adapter_groups.get(name)
+        chosen = [layer for layer in able if (_lies_in(layer, words) if words else matches(layer, name))]
+        if not chosen:
+            available = sorted({layer.rsplit(".", 1)[-1] for layer in able})
             raise SettingsError(
-                f"finetune.lora.target_modules: '{name}' matches no linear layer of the model. Choose from "
-                f"{', '.join(available)}."
+                f"finetune.lora.target_modules: '{name}' matches no linear layer of a {type(model).__name__} that an "
+                f"adapter can take. Set it to all-linear, or choose from {', '.join(available)}."
             )
-        found += [member for member in matching if member not in found]
+        found |= dict.fromkeys(_short_names(chosen, every, name))
+    return list(found)
+
+
+def _lies_in(layer: str, words: Sequence[str]) -> bool:
+    """Return whether a layer lies in a group. The layer that chooses among experts is no part of an MLP."""
+    *_, last = path = layer.split(".")
+    return any(word in part for part in path for word in words) and not last.endswith(("gate", "router"))
+
+
+def _short_names(chosen: Sequence[str], every: Sequence[str], wanted: str) -> list[str]:
+    """Return names by which peft finds exactly the `chosen` of all layers: `wanted` itself, or the shortest ones."""
+    inside, found = set(chosen), []
+    for layer in chosen:
+        parts = layer.split(".")
+        names = [wanted, parts[-1], ".".join(parts[-2:]), layer]
+        found.append(next(n for n in names if matches(layer, n) and all(o in inside for o in every if matches(o, n))))
     return found
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of a linear layer; those of a `Conv1D` are called otherwise."""
+    from transformers.pytorch_utils import Conv1D
+
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
 
 
 def matches(layer: str, name: str) -> bool:
@@ -169,9 +199,12 @@ def matches(layer: str, name: str) -> bool:
 def lora_config(model: nn.Module, kind: ModelKind, settings: Adapter) -> LoraConfig:
     """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     init = settings.init
     more = {}
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        more["fan_in_fan_out"] = True
     if init == "eva":
         more["eva_config"] = EvaConfig()
     if init == "loftq":
