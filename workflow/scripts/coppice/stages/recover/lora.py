@@ -16,7 +16,7 @@ from . import base
 from .activations import checkpoints_activations
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from torch import nn
 
 logger = logging.getLogger("coppice.finetuning")
@@ -36,7 +36,7 @@ class Lora(base.Trained):
 
     def prepare(self, model, kind, source, settings, train):
         """Return the model with a new adapter; see `base.Trained.prepare`."""
-        from peft import get_peft_model, prepare_model_for_kbit_training
+        from peft import prepare_model_for_kbit_training
 
         checkpointing = checkpoints_activations(model, settings)
         if source.quantize:
@@ -46,28 +46,17 @@ class Lora(base.Trained):
             # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
             # reentrant checkpointing would cut the gradient off there.
             model.enable_input_require_grads()
-        lora = settings.lora
-        try:
-            model = get_peft_model(model, lora_config(model, kind, lora))
-        except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
-            raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+        model = _with_adapter(model, kind, settings.lora)
         _sort_sets(model.peft_config["default"])
-        if lora.init == "eva":
+        if settings.lora.init == "eva":
             _initialize_by_activations(model, kind, train)
         return model
 
     def predict(self, model, kind, settings):
-        """Return the number of the adapter's parameters, and of trained biases.
-
-        Each adapted linear layer has r * (inputs + outputs) parameters, with DoRA one magnitude per output more.
-        """
-        adapter = settings.lora
-        wanted = target_modules(model, kind, adapter.target_modules)
-        layers = {name: model.get_submodule(name) for name in linear_layers(model)}
-        adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-        widths = [_widths(layer) for layer in adapted]
-        sizes = [adapter.r * (into + out) + adapter.use_dora * out for into, out in widths]
-        return sum(sizes) + _biases(model, adapted, adapter.bias)
+        """Return the number of the adapter's parameters, and of trained biases; the model gets an adapter."""
+        # Initializations that read weights have none to read here, and all give adapters of the same sizes
+        adapter = settings.lora.model_copy(update={"init": "default"})
+        return _with_adapter(model, kind, adapter).get_nb_trainable_parameters()[0]
 
     def counts(self, model):
         """Return (trainable parameters, all parameters), both with those of the adapter."""
@@ -132,6 +121,21 @@ class Lora(base.Trained):
         return output
 
 
+def _with_adapter(model: nn.Module, kind: ModelKind, settings: Adapter) -> PeftModel:
+    """Return the model with a new adapter; settings: the section `finetune.lora`, with its preset resolved."""
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, lora_config(model, kind, settings))
+    except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
+        if settings.dropout and "lora_dropout" in str(error):
+            raise SettingsError(
+                "finetune.lora.dropout: the experts of this model are one tensor, and peft has no dropout for an "
+                "adapter on such a tensor. Set it to 0, or set finetune.lora.target_modules to attention."
+            ) from error
+        raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+
+
 def linear_layers(model: nn.Module) -> list[str]:
     """Return the dotted names of the linear layers of `model`, without the output layer.
 
@@ -182,13 +186,6 @@ def _short_names(chosen: Sequence[str], every: Sequence[str], wanted: str) -> li
         names = [wanted, parts[-1], ".".join(parts[-2:]), layer]
         found.append(next(n for n in names if matches(layer, n) and all(o in inside for o in every if matches(o, n))))
     return found
-
-
-def _widths(layer: nn.Module) -> tuple[int, int]:
-    """Return the numbers of inputs and outputs of a linear layer; those of a `Conv1D` are called otherwise."""
-    from transformers.pytorch_utils import Conv1D
-
-    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
 
 
 def matches(layer: str, name: str) -> bool:
@@ -250,14 +247,3 @@ def _unchanged(model, initial):
 
     before = load_peft_weights(str(initial), device="cpu")
     return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
-
-
-def _is_wanted(name, wanted):
-    return wanted == "all-linear" or any(matches(name, member) for member in wanted)
-
-
-def _biases(model, adapted, kind):
-    if kind == "lora_only":
-        return sum(layer.bias.numel() for layer in adapted if layer.bias is not None)
-    named = model.named_parameters() if kind == "all" else ()
-    return sum(parameter.numel() for name, parameter in named if "bias" in name)
