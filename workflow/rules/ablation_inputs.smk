@@ -44,11 +44,15 @@ def start_loading(wildcards):
     """Return the settings by which that checkpoint is loaded, as a rule parameter."""
     start = ablation_of(wildcards)["start"]
     if start["kind"] == "checkpoint":
-        return {
+        always = {
             "dtype": start["dtype"],
             "quantize": None,
             "trust_remote_code": start["trust_remote_code"],
         }
+        given = {
+            key: start[key] for key in ("context_length", "eos_token") if key in start
+        }
+        return always | given
     return loading(start["model"])
 
 

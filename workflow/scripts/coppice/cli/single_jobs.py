@@ -70,7 +70,7 @@ class Training:
         train: lora or all.
         prompt: prompt format.
         seed: of the training.
-        loading: {dtype, quantize, trust_remote_code, device_map}.
+        loading: {dtype, quantize, trust_remote_code, device_map, context_length, eos_token}.
         gpus: number of GPUs to train on.
         threads: CPU threads; None for all available ones.
     """
