@@ -188,7 +188,7 @@ def test_a_chat_template_reads_the_fixed_day_and_not_the_clock(tiny_checkpoint, 
     folder = tiny_checkpoint()
     template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
-    fixed = models.tokenizer_of(models.Source(str(folder), chat_date="2024-07-26"))
+    fixed = models.Source(str(folder), chat_date="2024-07-26").tokenizer()
     turns = [{"role": "user", "content": "w9"}]
     day = datetime.datetime(2024, 7, 26)
     expected = jinja2.Template(template).render(messages=turns, strftime_now=day.strftime)

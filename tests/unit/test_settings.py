@@ -190,7 +190,10 @@ WRONG = {
     "no such miniature": ({"models": {"A": {"base": "miniature/lama"}}}, "did you mean 'llama'?"),
     "a miniature of another family": ({"models": {"Llama": {"family": "qwen"}}}, "but miniature/llama is 'llama'"),
     "a bare model id": ({"models": {"A": {"base": "gpt2"}}}, "models.A.base: 'gpt2' is neither a hub id"),
-    "an unknown family": ({"models": {"A": {"base": "me/thing"}}}, "models.A.family: the base 'me/thing'"),
+    "a context of no token": (
+        {"models": {"A": {"base": "a/b", "context_length": 0}}},
+        "context_length: found 0, must be",
+    ),
     "an unknown model in only": ({"only": {"models": ["Lama"]}}, "only.models: 'Lama' is not in the study"),
     "an unknown config in only": ({"only": {"configs": ["best_ac"]}}, "did you mean 'best_acc'?"),
     "an unknown task": ({"evaluate": {"zero_shot": {"tasks": ["pica"]}}}, "lm-eval has no task 'pica'; did you mean"),
@@ -260,6 +263,40 @@ WRONG = {
 def test_rejects_a_wrong_configuration_in_one_message(wrong, expected):
     error = message(wrong)
     assert expected in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("base", "family"),
+    [
+        ("meta-llama/Llama-3.1-8B", "llama"),
+        ("org/Meta-Llama-3-8B", "llama"),
+        ("Qwen/Qwen2.5-7B", "qwen"),
+        ("google/gemma-3-1b-pt", "gemma"),
+        ("EleutherAI/pythia-160m", "pythia"),
+        ("openai-community/gpt2", "gpt"),
+        ("me/7", "7"),
+    ],
+)
+def test_takes_the_family_of_a_hub_model_from_its_name(base, family):
+    assert load({"models": {"A": {"base": base}}}).models["A"].family == family
+    assert load({"models": {"A": {"base": base, "family": "My own"}}}).models["A"].family == "My own"
+
+
+@pytest.mark.parametrize(("model_type", "family"), [("qwen2", "qwen"), ("gpt_neox", "gpt_neox"), ("gemma3", "gemma3")])
+def test_takes_the_family_of_a_local_model_from_its_type(checkpoint, model_type, family):
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
+    table = checkpoint.parent / "t.tsv"
+    table.write_text(f"model\tcandidate\tpath\nMine\tx\t{checkpoint}\n")
+    local = {"models": {"Mine": {"base": str(checkpoint)}}, "candidates": {"table": str(table)}}
+    assert load(local | {"only": {"models": ["Mine"]}}).models["Mine"].family == family
+
+
+def test_says_before_any_job_that_an_architecture_cannot_be_pruned(checkpoint):
+    (checkpoint / "config.json").write_text('{"model_type": "gpt2"}')
+    local = {"models": {"Mine": {"base": str(checkpoint)}}}
+    assert "models.Mine.base: Coppice cannot prune models of type 'gpt2'" in message(local)
+    assert "candidates.table" in message(local)
+    assert load(local | {"only": {"models": ["Llama"]}}).active_models() == ["Llama"]
 
 
 def test_rejects_a_model_folder_that_is_not_a_checkpoint(tmp_path, checkpoint):

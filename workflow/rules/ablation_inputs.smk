@@ -53,11 +53,15 @@ def start_loading(wildcards):
     """Return the settings by which that checkpoint is loaded, as a rule parameter."""
     start = ablation_of(wildcards).start
     if start.kind == "checkpoint":
-        return {
+        always = {
             "dtype": start.dtype,
             "quantize": None,
             "trust_remote_code": start.trust_remote_code,
             **dated(start.prompt),
+        }
+        given = {key: getattr(start, key) for key in ("context_length", "eos_token")}
+        return always | {
+            key: value for key, value in given.items() if value is not None
         }
     return reading(start.model)
 

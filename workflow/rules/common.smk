@@ -101,9 +101,22 @@ def pairs(pattern, **more):
 
 def loading(model):
     """Return the settings by which a model and all its pruned checkpoints are loaded."""
-    return {
-        key: getattr(study.models[model], key)
-        for key in ("dtype", "quantize", "trust_remote_code")
+    chosen = study.models[model]
+    always = {
+        key: getattr(chosen, key) for key in ("dtype", "quantize", "trust_remote_code")
+    }
+    # only if they are set, so that models without them keep the results of earlier versions
+    given = {key: getattr(chosen, key) for key in ("context_length", "eos_token")}
+    return always | {key: value for key, value in given.items() if value is not None}
+
+
+def needs(model):
+    """Return what the study asks of a model, which is checked when the model is taken in."""
+    chosen = study.models[model]
+    named = ("context_length", "eos_token", "trust_remote_code", "prompt")
+    measured = study.evaluate.perplexity
+    return {key: getattr(chosen, key) for key in named} | {
+        "bos": bool(measured.datasets) and measured.bos
     }
 
 

@@ -38,8 +38,11 @@ rule fetch_model:
     params:
         source=lambda wildcards: study.models[wildcards.model].source.model_dump(),
         revision=lambda wildcards: study.models[wildcards.model].revision,
-        # The prompt is only checked and does not change what is fetched.
+        # These are only checked and do not change what is fetched.
         prompt=untracked(lambda wildcards: prompt(wildcards.model)),
+        needs=untracked(lambda wildcards: needs(wildcards.model)),
+        loading=untracked(lambda wildcards: loading(wildcards.model)),
+        training=untracked(lambda wildcards: study.finetune.model_dump()),
     script:
         "../scripts/fetch_model.py"
 

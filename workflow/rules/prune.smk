@@ -70,6 +70,8 @@ else:
             "../../envs/coppice.yaml"
         params:
             row=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
+            # These are only checked and do not change what is imported.
+            needs=untracked(lambda wildcards: needs(wildcards.model)),
             status=status("prune", CANDIDATE_JOB),
             protocol=1,
         script:

@@ -3,7 +3,10 @@
 from coppice.core import logs
 
 with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
+    from coppice import models
     from coppice.data import fetching
+    from coppice.models import intake
+    from coppice.stages import recover
 
     fetching.fetch_model(
         snakemake.wildcards.model,
@@ -11,4 +14,10 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
         snakemake.params.revision,
         snakemake.output[0],
         snakemake.params.prompt,
+        intake.Needs(**snakemake.params.needs),
     )
+    # A name under finetune.lora.target_modules that this architecture lacks is an error before anything computes
+    source = models.Source(models.folder_of(snakemake.output[0]), **snakemake.params.loading)
+    settings = recover.TrainingSettings.model_validate(snakemake.params.training)
+    with intake.told_of(snakemake.wildcards.model):
+        recover.trainable_parameters(source, settings)

@@ -6,6 +6,7 @@ from coppice.core import logs
 
 model, candidate = snakemake.wildcards.model, snakemake.wildcards.candidate
 with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"import {model} {candidate}"):
+    from coppice.models import intake
     from coppice.stages.prune import candidates
 
     candidates.import_checkpoint(
@@ -14,4 +15,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"im
         given=snakemake.params.row["given"],
         dense=snakemake.input.model,
         output=Path(snakemake.output[0]).parent,
+        needs=intake.Needs(**snakemake.params.needs),
     )

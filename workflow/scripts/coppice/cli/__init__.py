@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+# The options that say how a model is loaded, as `models.Source` takes them
+LOADING = ("dtype", "quantize", "trust_remote_code", "device_map", "context_length", "eos_token")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status. A `CoppiceError`, a full disk and Ctrl-C print one line each."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -210,6 +214,13 @@ def _single_job_parsers(commands: Commands, words: Sequence[str]) -> None:
         parser.add_argument("--quantize", choices=("4bit", "8bit"), help="load the base model quantized")
         parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
         parser.add_argument("--device-map", metavar="MAP", help="auto: spread the model over several GPUs")
+        parser.add_argument(
+            "--context-length",
+            type=int,
+            metavar="N",
+            help="tokens that the model takes (default: as its config.json says)",
+        )
+        parser.add_argument("--eos-token", metavar="TOKEN", help="end of texts (default: the tokenizer's)")
 
 
 def _taken(kinds: tuple[str, ...]) -> Record:
@@ -220,7 +231,7 @@ def _taken(kinds: tuple[str, ...]) -> Record:
 
 
 def _loading(arguments: argparse.Namespace) -> Record:
-    return {key: getattr(arguments, key) for key in ("dtype", "quantize", "trust_remote_code", "device_map")}
+    return {key: getattr(arguments, key) for key in LOADING}
 
 
 def _finetune(arguments: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ class Training:
         train: lora or all.
         prompt: prompt format.
         seed: of the training.
-        loading: {dtype, quantize, trust_remote_code, device_map}.
+        loading: {dtype, quantize, trust_remote_code, device_map, context_length, eos_token}.
         gpus: number of GPUs to train on.
         threads: CPU threads; None for all available ones.
         chat_date: the day that a chat template reads; None for the day on which the training began.
@@ -236,7 +236,7 @@ def generate(asked: Questions) -> list[Record]:
 
         place = models.Source(path=source, chat_date=_trained_on(asked.adapter), **asked.loading)
         loaded = models.load(place, asked.adapter)
-        tokenizer = models.tokenizer_of(place)
+        tokenizer = place.tokenizer()
         if merges:
             before = sparsity.measure(loaded)
             loaded = sparsity.merge(loaded, keep_zeros=asked.keep_sparsity == "mask")

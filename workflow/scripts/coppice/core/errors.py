@@ -73,11 +73,6 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else " " if c == "\t" else ascii(c)[1:-1] for c in line)
 
 
-def described(error: BaseException) -> str:
-    """Return the text of a library's error, with its type unless that is OSError or ValueError, which say little."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-
-
 def is_final(error: BaseException) -> bool:
     """Return whether another attempt at the same job would fail in the same way.
 

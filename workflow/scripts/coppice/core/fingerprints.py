@@ -18,6 +18,7 @@ from .records import atomic, digest
 DigestOf = Callable[[Path], str | None]  # returns the hash of a file, or None if it does not know it
 
 WEIGHTS = ("*.safetensors", "*.bin")
+NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what trainers write beside `.bin` weights
 TOKENIZER = (
     "tokenizer*",
     "*.model",
@@ -77,7 +78,8 @@ def _cache() -> Path:
 def weights_files(folder: PathLike) -> list[Path]:
     """Return the weight files of a checkpoint or adapter folder, sorted: safetensors if it has any, else `.bin`."""
     for pattern in WEIGHTS:
-        if files := sorted(path for path in Path(folder).glob(pattern) if path.is_file()):
+        found = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
+        if files := [path for path in found if path.name not in NO_WEIGHTS]:
             return files
     raise CheckpointError(f"{folder}: holds no weights ({' or '.join(WEIGHTS)})")
 

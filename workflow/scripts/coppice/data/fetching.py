@@ -12,7 +12,7 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError, SettingsError
-from coppice.models import files
+from coppice.models import files, intake
 
 from . import hub
 
@@ -22,7 +22,14 @@ logger = logging.getLogger("coppice.fetching")
 FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")
 
 
-def fetch_model(name: str, source: Record, revision: str | None, record: PathLike, prompt: str | None = None) -> None:
+def fetch_model(
+    name: str,
+    source: Record,
+    revision: str | None,
+    record: PathLike,
+    prompt: str | None = None,
+    needs: intake.Needs | None = None,
+) -> None:
     """Fetch a model from the hub, or register a local one, and write its model.json.
 
     The record holds the folder, the fingerprint and, for a model from the hub, the commit and the SHA-256 of each file.
@@ -33,6 +40,7 @@ def fetch_model(name: str, source: Record, revision: str | None, record: PathLik
         revision: branch, tag or commit on the hub, or None.
         record: path of the model.json to write.
         prompt: prompt format in which the model will be asked: alpaca, chat or none.
+        needs: what else the study asks of the model; None checks nothing of it.
 
     Raises:
         CheckpointError: the model's files are incomplete or damaged.
@@ -55,6 +63,8 @@ def fetch_model(name: str, source: Record, revision: str | None, record: PathLik
         files.check_tokenizer(folder)
     except CheckpointError as error:
         raise CheckpointError(f"models.{name}.base: {error}") from error
+    with intake.told_of(name):
+        facts |= intake.check(folder, needs) if needs else {}
     if prompt == "chat" and files.has_chat_template(folder) is False:
         raise SettingsError(
             f"config key models.{name}.prompt: is chat (the default for an instruct model), but the tokenizer in "

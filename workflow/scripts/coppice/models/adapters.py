@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike
-from coppice.core.errors import CheckpointError, described
+from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 
 from . import files, kinds, pruned_shapes
+from .library_errors import described
 
 if TYPE_CHECKING:
     import torch

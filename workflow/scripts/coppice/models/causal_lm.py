@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import dimensions
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from .kinds import Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
-LINEARS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"),
-}
+LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
+# A fused kernel of these models reads the weight of the layer itself, so that peft refuses an adapter on it
+READ_DIRECTLY = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), ("out_proj", "conv1d"))
 
 
 class CausalLM(ModelKind):
@@ -37,7 +37,7 @@ class CausalLM(ModelKind):
     row_kinds = ("chat", "instruction", "completion", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")
-    adapter_groups = LINEARS
+    adapter_groups = LAYERS
     evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -50,19 +50,29 @@ class CausalLM(ModelKind):
 
         return AutoModelForCausalLM
 
-    def context_length(self, config: PretrainedConfig) -> int:
-        """Return the number of positions."""
-        return int(config.max_position_embeddings)
+    def context_length(self, config: PretrainedConfig) -> int | None:
+        """Return the number of positions, or None if the configuration does not state it."""
+        return dimensions.of(config).context_length
 
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the decoder of the architectures in `prunable`, which are built alike."""
-        if config.model_type not in self.prunable:
+        if getattr(config, "model_type", None) not in self.prunable:
             return ()
         return (Anatomy("text", config, "num_hidden_layers", {"mlp": MLP, "attention": ATTENTION}),)
 
     def towers(self, model: LoadedModel) -> list[Tower]:
         """Return the decoder."""
         return [Decoder(model, anatomy) for anatomy in self.anatomies(model.config)]
+
+    def adaptable(self, model: nn.Module, layers: Sequence[str]) -> list[str]:
+        """Return the layers of the part that reads text, because no image or sound trains the others."""
+        inside = {id(module) for module in model.get_decoder().modules()}
+        without = READ_DIRECTLY.get(model.config.model_type, ())
+        return [
+            name
+            for name in layers
+            if id(model.get_submodule(name)) in inside and name.rpartition(".")[2] not in without
+        ]
 
     def examples(
         self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
@@ -128,7 +138,7 @@ class CausalLM(ModelKind):
         import torch
 
         embeddings = model.get_input_embeddings().weight
-        length = min(PROBE_TOKENS, self.context_length(model.config))
+        length = min(PROBE_TOKENS, self.context_length(model.config) or PROBE_TOKENS)
         ids = torch.randint(embeddings.shape[0], (PROBES, length), generator=torch.Generator().manual_seed(0))
         return [{"input_ids": row[None]} for row in ids.to(embeddings.device)]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("coppice.cost")
 
 REPETITIONS = 3  # after one to warm up; the median is reported
+CACHES = ("past_key_values", "cache_params")  # of attention, and of state-space models such as Mamba
 SECONDS = 30.0  # no new repetition starts after this time
 
 Result = TypeVar("Result")
@@ -117,8 +118,8 @@ def _once(model: LoadedModel, ids: torch.Tensor, new: int) -> tuple[float, list[
     prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
     steps = []
     for _ in range(new):
-        token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-        seconds, output = _timed(ids, lambda t=token, c=cache: model(input_ids=t, past_key_values=c, use_cache=True))
+        token, cache = output.logits[:, -1:].argmax(-1), {name: output[name] for name in CACHES if name in output}
+        seconds, output = _timed(ids, lambda t=token, c=cache: model(input_ids=t, use_cache=True, **c))
         steps.append(seconds)
     return prefill, steps
 

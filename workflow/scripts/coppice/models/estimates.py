@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 from coppice.core.aliases import PathLike, Record
 from coppice.core.json_text import parsed
 
+from . import dimensions
+
 MB = 10**6
 PROCESS = 540 * MB  # Python, torch, transformers and peft, before any model; measured on a CPU
 TRAINING = 200 * MB  # in a training besides the model: examples, trainer, optimizer, fragmented memory
@@ -34,6 +36,7 @@ BLOCK_BACKWARD = 2.5  # the same for a single layer whose weights have gradients
 SORTING_BYTES = 28  # per weight of the largest matrix, while its scores are ranked
 USUAL_GPU = 80 * 10**9  # bytes of memory of a GPU that is not known yet
 ROOM_FOR_WEIGHTS = 0.7  # of a GPU; the rest is for activations, the adapter and its optimizer
+WIDER = 4
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 ADAPTER_BYTES = 16  # per trained parameter: itself in float32, its gradient and Adam's two moments
 
@@ -137,14 +140,16 @@ def shape_of(path: PathLike) -> Shape | None:
 def shape_in(config: Record) -> Shape | None:
     """Return the Shape in the content of a config.json; None for another kind of model, such as one with experts."""
     try:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        found, config = dimensions.of(config), config.get("text_config") or config
+        hidden, heads = found.hidden, found.heads
         kv_heads = config.get("num_key_value_heads") or heads
         head = config.get("head_dim") or hidden // heads
-        sizes = config["num_hidden_layers"], hidden, config["intermediate_size"], heads, kv_heads, head
+        # GPT-2 and its like have MLPs of four times the width unless they say otherwise
+        sizes = found.layers, hidden, found.inner or WIDER * hidden, heads, kv_heads, head
         vocabulary, kind = config["vocab_size"], config["model_type"]
-        if any((config.get(name) or 0) > 1 for name in EXPERTS):
+        if None in sizes or any((config.get(name) or 0) > 1 for name in EXPERTS):
             return None
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
         return None
     # Qwen2 has biases on queries, keys and values without a key for them in its configuration
     biases = head * (heads + 2 * kv_heads) if kind == "qwen2" else 0

@@ -18,7 +18,7 @@ from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 
-from . import pruned_shapes
+from . import pickles, pruned_shapes
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -54,11 +54,32 @@ def check(folder: PathLike) -> None:
     for name, content in found.items():
         if name.endswith(".index.json") and name.endswith(_index_of(folder)):
             _check_index(folder / name, content)
+    _check_pickles(folder)
     shapes, config = pruned_shapes.tensor_shapes(folder), found["config.json"]
     if not isinstance(config.get("model_type", ""), str):
         raise CheckpointError(f"{folder / 'config.json'}: model_type is {config['model_type']!r}, but must be a name")
     if shapes and config.get("model_type") in pruned_shapes.FAMILIES and not config.get("quantization_config"):
         _check_sizes(folder / "config.json", config, shapes)
+
+
+def _check_pickles(folder: Path) -> None:
+    """Reject weights that are pickled objects, and weights under names that nothing reads."""
+    if any(folder.glob("*.safetensors")):
+        return
+    try:
+        weights = fingerprints.weights_files(folder)
+    except CheckpointError:
+        weights = sorted(path for path in folder.iterdir() if path.suffix.lower() in pickles.SUFFIXES)
+        for path in weights:
+            pickles.check(path)
+        if weights:
+            raise CheckpointError(
+                f"{folder}: has neither safetensors weights nor a pytorch_model.bin, but {weights[0].name}. Load the "
+                "model with your own code and write it with save_pretrained."
+            ) from None
+        raise
+    for path in weights:
+        pickles.check(path)
 
 
 def _index_of(folder: Path) -> str:

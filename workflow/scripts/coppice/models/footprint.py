@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from coppice import models
 from coppice.core.aliases import Record
 
+from .estimates import EXPERTS
 from .output_head import causal_lm
 from .pruned_shapes.building import NoAttention
 
@@ -21,22 +23,37 @@ DEFAULT_CONTEXT = 2048
 def measure(model: LoadedModel, context_length: int | None = None) -> Record:
     """Return {parameters, linear_macs, attention_macs, context_length} of a model.
 
-    parameters counts a tied tensor once. linear_macs is the number of weights of all linear layers, `lm_head` included
-    even if it is tied, because its product is computed. attention_macs: see `attention_macs`. context_length is the
-    number of keys that a token attends to, by default 2048 or the model's own length if that is shorter.
+    parameters counts a tied tensor once. linear_macs is the number of weights that one token uses in all linear layers
+    and experts, `lm_head` included even if it is tied, because its product is computed. attention_macs: see
+    `attention_macs`. context_length is the number of keys that a token attends to, by default 2048 or the model's own
+    length if that is shorter.
     """
-    context = context_length or min(DEFAULT_CONTEXT, models.context_length(model))
+    known = models.known_context_length(model) or DEFAULT_CONTEXT
+    context = context_length or min(DEFAULT_CONTEXT, known)
     return {
         "parameters": models.parameters(model),
-        "linear_macs": sum(_weights(module) for module in model.modules() if isinstance(module, nn.Linear)),
+        "linear_macs": sum(map(_weights, model.modules())) + _macs_of_experts(model),
         "attention_macs": attention_macs(model, context),
         "context_length": context,
     }
 
 
-def _weights(linear: nn.Linear) -> int:
+def _weights(module: nn.Module) -> int:
+    """Return the number of weights of a linear layer (GPT-2's are `Conv1D`); 0 for other modules."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return 0
     # quantized weights are packed: the size of their tensor is not the number of weights
-    return linear.weight.numel() if linear.weight.is_floating_point() else linear.in_features * linear.out_features
+    return module.weight.numel() if module.weight.is_floating_point() else module.in_features * module.out_features
+
+
+def _macs_of_experts(model: nn.Module) -> int:
+    """Return the weights of experts that one token uses; the weights of all experts are one tensor [experts, ., .]."""
+    config = causal_lm(model).config.get_text_config()
+    every = next((count for name in EXPERTS if (count := getattr(config, name, None))), None)
+    if not every:
+        return 0
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 3 and p.shape[0] == every)
+    return weights * config.num_experts_per_tok // every
 
 
 def attention_macs(model: LoadedModel, context: int) -> int | None:

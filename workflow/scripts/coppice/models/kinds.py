@@ -157,7 +157,8 @@ class ModelKind(ABC):
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
         task_type: peft's task type.
         prunable: the values of `model_type` in a configuration whose towers it knows.
-        adapter_groups: what `finetune.lora.target_modules` may name -> the names of linear layers that are meant.
+        adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
+            path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
     """
 
@@ -178,18 +179,30 @@ class ModelKind(ABC):
         """Return the auto class of transformers that loads a checkpoint and builds a model from a configuration."""
 
     @abstractmethod
-    def context_length(self, config: PretrainedConfig) -> int:
-        """Return the number of tokens that a model with this configuration was made for."""
+    def context_length(self, config: PretrainedConfig) -> int | None:
+        """Return the number of tokens that a model with this configuration was made for; None if it does not say."""
 
     @abstractmethod
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the towers of blocks that can be pruned; none if the architecture is not supported."""
+
+    def cannot_prune(self, model_type: str) -> str:
+        """Return the message that models of this type cannot be pruned here, with what can be done instead."""
+        return (
+            f"Coppice cannot prune models of type '{model_type}' (it prunes {', '.join(self.prunable)}). Prune it with "
+            "another tool and list the checkpoints in candidates.table: Coppice then scores, fine-tunes, evaluates and "
+            "compares them."
+        )
 
     @abstractmethod
     def towers(self, model: LoadedModel) -> list[Tower]:
         """Return the towers of a loaded model, in the order of `anatomies`."""
 
     # Training
+
+    def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
+        """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
+        return list(layers)
 
     @abstractmethod
     def examples(

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.aliases import PathLike
-from coppice.core.errors import CheckpointError, described
+from coppice.core.errors import CheckpointError, SettingsError
 
 from . import adapters, chat_clock, files, kinds, library_compat, pruned_shapes
+from .library_errors import described
+from .tokenizing import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("coppice.models")
 
 SHOWN = 8  # tensors that an error names
+NO_LENGTH = (
+    "{}: its config.json does not say how many tokens the model takes. Set models.X.context_length to the length of "
+    "the texts that it was trained on, which its model card states."
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,18 @@ class Source:
     quantize: str | None = None
     trust_remote_code: bool = False
     device_map: str | None = None
+    context_length: int | None = None
+    eos_token: str | None = None
     chat_date: str | None = None  # the day that a chat template reads, YYYY-MM-DD; None leaves it the clock
+
+    def given(self) -> dict[str, Any]:
+        """Return what the user says about the model in place of its files: {context_length, eos_token}, if set."""
+        named = {"context_length": self.context_length, "eos_token": self.eos_token}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the model. Its chat templates read the day `chat_date`."""
+        return chat_clock.fix(load_tokenizer(self.path, self.trust_remote_code, self.eos_token), self.chat_date)
 
     @classmethod
     def of_record(cls, record: PathLike, loading: Mapping[str, Any]) -> Source:
@@ -131,6 +148,8 @@ def load(
         raise
     except Exception as error:  # with unusual configuration values, transformers raises any kind of error
         raise CheckpointError(f"{path}: does not load as {noun}: {described(error)}") from error
+    if source.context_length is not None:
+        model.given_context_length = source.context_length
     if adapter is not None:
         model = adapters.load_adapter(model, adapter, train)
     return model.train(train)
@@ -250,35 +269,19 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     records.move_in(partial, folder)
 
 
-def load_tokenizer(path: PathLike, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in a checkpoint folder; it pads with its end-of-sequence token if it has no padding token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # tokenizers do not check their files either
-        raise CheckpointError(f"{path}: its tokenizer does not load: {described(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of `source`, whose chat templates read the day `source.chat_date`."""
-    return chat_clock.fix(load_tokenizer(source.path, source.trust_remote_code), source.chat_date)
-
-
-def check_vocabulary(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, path: PathLike) -> None:
-    """Reject a tokenizer with ids for which `model` has no embedding row; more rows than tokens are normal."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    top = max(tokenizer.get_vocab().values())
-    if top >= rows:
-        raise CheckpointError(
-            f"{path}: its tokenizer has ids up to {top}, but its embedding only {rows} rows. Use the tokenizer that "
-            "belongs to these weights."
-        )
-
-
 def context_length(model: LoadedModel) -> int:
-    """Return the number of tokens that `model` was made for."""
-    return kinds.of(model.config).context_length(model.config)
+    """Return the most tokens that `model` takes: as the user says, else as its configuration says.
+
+    Raises:
+        SettingsError: neither says it.
+    """
+    found = known_context_length(model)
+    if found is None:
+        raise SettingsError(NO_LENGTH.format(model.config.name_or_path or model.config.model_type))
+    return found
+
+
+def known_context_length(model: LoadedModel) -> int | None:
+    """Return the same as `context_length`, or None if it is not known."""
+    given = getattr(model, "given_context_length", None)
+    return given or kinds.of(model.config).context_length(model.config)

@@ -10,6 +10,7 @@ import numpy
 from coppice.core.errors import SettingsError
 
 from .kinds import Example, Row, Segment
+from .tokenizing import check_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,13 +30,15 @@ def examples(
         train_on_inputs: whether prompts are learned, too.
 
     Raises:
-        SettingsError: The tokenizer is not a fast one.
+        SettingsError: The tokenizer is not a fast one, or it has no end-of-sequence token and rows need it.
     """
     if not tokenizer.is_fast:  # only fast tokenizers return the character offsets that prompts are masked by
         raise SettingsError(
             "the model's tokenizer is not a fast one, so it does not report character offsets. Put its fast version "
             "(tokenizer.json) into the model's folder."
         )
+    if any(row.ends for row in rows):
+        check_end(tokenizer, "the model")
     tokens = _Tokens(tokenizer)
     for row in rows:
         tokens.add(row.segments, row.special_tokens)

@@ -77,7 +77,7 @@ def _common(source: models.Source, model_fingerprints: Mapping[str, str | None])
     return {
         **model_fingerprints,
         "tokenizer": fingerprints.tokenizer(source.path),
-        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")},
+        "loading": {key: getattr(source, key) for key in ("dtype", "quantize", "trust_remote_code")} | source.given(),
         **chat_clock.recorded(source),
         **({"code": fingerprints.code(source.path)} if source.trust_remote_code else {}),
         "device": models.device_kind(),

@@ -20,7 +20,7 @@ def answers(
 ) -> list[Record]:
     """Return [{prompt, text}] with the greedy continuation of each question.
 
-    The text is None if the question leaves no room in the model's context.
+    The text is None if the question leaves no room in the model's context, or has no token for the tokenizer.
 
     Args:
         model: a causal language model.
@@ -36,7 +36,7 @@ def answers(
         text, special = prompts.format_question(question, prompt, tokenizer)
         ids = tokenizer(text, add_special_tokens=special, return_tensors="pt").input_ids
         room = min(new_tokens, models.context_length(model) - ids.shape[1])
-        if room < 1:
+        if room < 1 or not ids.shape[1]:
             found.append({"prompt": question, "text": None})
             continue
         ids = ids.to(model.get_input_embeddings().weight.device)

@@ -44,7 +44,7 @@ class Subject:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint."""
         if self._tokenizer is None:
-            self._tokenizer = models.tokenizer_of(self.source)
+            self._tokenizer = self.source.tokenizer()
         return self._tokenizer
 
     @property

@@ -91,11 +91,7 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
     kind = kinds.of(config)
     towers = kind.anatomies(config)
     if not towers:
-        raise CheckpointError(
-            f"{config.name_or_path or type(config).__name__}: model type '{config.model_type}' is not supported for "
-            f"pruning (supported: {', '.join(kind.prunable)}). Prune it with another tool and list the result in "
-            "candidates.table."
-        )
+        raise CheckpointError(f"{config.name_or_path or type(config).__name__}: {kind.cannot_prune(config.model_type)}")
     return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, towers[0])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ class Lora(base.Trained["PeftModel", Path | None]):
         train: Sequence[Example],
     ) -> PeftModel:
         """Return the model with a new adapter; see `base.Trained.prepare`."""
-        from peft import get_peft_model, prepare_model_for_kbit_training
+        from peft import prepare_model_for_kbit_training
 
         checkpointing = checkpoints_activations(model, settings)
         if source.quantize:
@@ -58,27 +58,17 @@ class Lora(base.Trained["PeftModel", Path | None]):
             # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
             # reentrant checkpointing would cut the gradient off there.
             model.enable_input_require_grads()
-        lora = settings.lora
-        try:
-            model = get_peft_model(model, lora_config(model, kind, lora))
-        except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
-            raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+        model = _with_adapter(model, kind, settings.lora)
         _sort_sets(model.peft_config["default"])
-        if lora.init == "eva":
+        if settings.lora.init == "eva":
             _initialize_by_activations(model, kind, train)
         return model
 
     def predict(self, model: PreTrainedModel, kind: ModelKind, settings: TrainingSettings) -> int:
-        """Return the number of the adapter's parameters, and of trained biases.
-
-        Each adapted linear layer has r * (inputs + outputs) parameters, with DoRA one magnitude per output more.
-        """
-        adapter = settings.lora
-        wanted = target_modules(model, kind, adapter.target_modules)
-        layers = {name: model.get_submodule(name) for name in linear_layers(model)}
-        adapted = [layer for name, layer in layers.items() if _is_wanted(name, wanted)]
-        sizes = [adapter.r * (m.in_features + m.out_features) + adapter.use_dora * m.out_features for m in adapted]
-        return sum(sizes) + _biases(model, adapted, adapter.bias)
+        """Return the number of the adapter's parameters, and of trained biases; the model gets an adapter."""
+        # Initializations that read weights have none to read here, and all give adapters of the same sizes
+        adapter = settings.lora.model_copy(update={"init": "default"})
+        return _with_adapter(model, kind, adapter).get_nb_trainable_parameters()[0]
 
     def counts(self, model: PeftModel) -> tuple[int, int]:
         """Return (trainable parameters, all parameters), both with those of the adapter."""
@@ -150,12 +140,31 @@ class Lora(base.Trained["PeftModel", Path | None]):
         return output
 
 
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the dotted names of the linear layers of `model`, without the output layer."""
+def _with_adapter(model: nn.Module, kind: ModelKind, settings: Adapter) -> PeftModel:
+    """Return the model with a new adapter; settings: the section `finetune.lora`, with its preset resolved."""
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, lora_config(model, kind, settings))
+    except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
+        if settings.dropout and "lora_dropout" in str(error):
+            raise SettingsError(
+                "finetune.lora.dropout: the experts of this model are one tensor, and peft has no dropout for an "
+                "adapter on such a tensor. Set it to 0, or set finetune.lora.target_modules to attention."
+            ) from error
+        raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Return the dotted names of the linear layers of `model`, without the output layer.
+
+    Those of GPT-2 are `Conv1D`, which stores its weight transposed.
+    """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
 
 
 def target_modules(model: PreTrainedModel, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
@@ -164,19 +173,37 @@ def target_modules(model: PreTrainedModel, kind: ModelKind, wanted: str | Sequen
     wanted: "all-linear", a group that the kind of the model names (`attention`, `mlp`), a module name, or a list of
         groups and names.
     """
+    every = linear_layers(model)
+    able = kind.adaptable(model, every)
     if wanted == "all-linear":
-        return wanted
-    layers, groups = linear_layers(model), kind.adapter_groups
-    found = []
+        return wanted if able == every else able
+    found: dict[str, None] = {}
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        matching = [member for member in groups.get(name, (name,)) if any(matches(layer, member) for layer in layers)]
-        if not matching:
-            available = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+        words = kind.adapter_groups.get(name)
+        chosen = [layer for layer in able if (_lies_in(layer, words) if words else matches(layer, name))]
+        if not chosen:
+            available = sorted({layer.rsplit(".", 1)[-1] for layer in able})
             raise SettingsError(
-                f"finetune.lora.target_modules: '{name}' matches no linear layer of the model. Choose from "
-                f"{', '.join(available)}."
+                f"finetune.lora.target_modules: '{name}' matches no linear layer of a {type(model).__name__} that an "
+                f"adapter can take. Set it to all-linear, or choose from {', '.join(available)}."
             )
-        found += [member for member in matching if member not in found]
+        found |= dict.fromkeys(_short_names(chosen, every, name))
+    return list(found)
+
+
+def _lies_in(layer: str, words: Sequence[str]) -> bool:
+    """Return whether a layer lies in a group. The layer that chooses among experts is no part of an MLP."""
+    *_, last = path = layer.split(".")
+    return any(word in part for part in path for word in words) and not last.endswith(("gate", "router"))
+
+
+def _short_names(chosen: Sequence[str], every: Sequence[str], wanted: str) -> list[str]:
+    """Return names by which peft finds exactly the `chosen` of all layers: `wanted` itself, or the shortest ones."""
+    inside, found = set(chosen), []
+    for layer in chosen:
+        parts = layer.split(".")
+        names = [wanted, parts[-1], ".".join(parts[-2:]), layer]
+        found.append(next(n for n in names if matches(layer, n) and all(o in inside for o in every if matches(o, n))))
     return found
 
 
@@ -188,9 +215,12 @@ def matches(layer: str, name: str) -> bool:
 def lora_config(model: PreTrainedModel, kind: ModelKind, settings: Adapter) -> LoraConfig:
     """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import EvaConfig, LoftQConfig, LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     init = settings.init
     more = {}
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        more["fan_in_fan_out"] = True
     if init == "eva":
         more["eva_config"] = EvaConfig()
     if init == "loftq":
@@ -236,14 +266,3 @@ def _unchanged(model: PeftModel, initial: Path) -> bool:
 
     before = load_peft_weights(str(initial), device="cpu")
     return all(before[name].equal(tensor.cpu()) for name, tensor in get_peft_model_state_dict(model).items())
-
-
-def _is_wanted(name: str, wanted: str | Sequence[str]) -> bool:
-    return wanted == "all-linear" or any(matches(name, member) for member in wanted)
-
-
-def _biases(model: PreTrainedModel, adapted: Iterable[nn.Linear], kind: str) -> int:
-    if kind == "lora_only":
-        return sum(layer.bias.numel() for layer in adapted if layer.bias is not None)
-    named = model.named_parameters() if kind == "all" else ()
-    return sum(parameter.numel() for name, parameter in named if "bias" in name)

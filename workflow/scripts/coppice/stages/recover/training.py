@@ -90,7 +90,9 @@ def _key(settings: Record, prints: Record, seed: int, source: models.Source) -> 
     if source.trust_remote_code:
         compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
     compared |= chat_clock.recorded(source)
-    return records.digest([compared, prints, seed, {name: getattr(source, name) for name in ("dtype", "quantize")}])
+    loading = {name: getattr(source, name) for name in ("dtype", "quantize")}
+    loading |= {"eos_token": source.eos_token} if source.eos_token is not None else {}
+    return records.digest([compared, prints, seed, loading])
 
 
 def _train(job: Job) -> None:
@@ -101,7 +103,7 @@ def _train(job: Job) -> None:
 
     clock, request = records.Clock(), job.request
     transformers.set_seed(request.seed)
-    tokenizer = models.tokenizer_of(request.source)
+    tokenizer = request.source.tokenizer()
     kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
         request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind

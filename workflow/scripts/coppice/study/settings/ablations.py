@@ -21,6 +21,7 @@ STEPS: Final = "max_steps"
 TOKENS: Final = "tokens"
 UNITS: tuple[Unit, ...] = (STEPS, TOKENS, "flops")
 DEFAULT_STEPS = 5000
+OF_CHECKPOINT = ("prompt", "dtype", "trust_remote_code", "context_length", "eos_token")  # for a model: under models
 KINDS = ("arms", "grid", "staged")
 START, COMBINATION, VALIDATION = "start", "combination", "validation"
 # The order in which practitioners tune LoRA: the most important setting first, each stage from the best one so far
@@ -95,13 +96,14 @@ def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: 
 def _start(key: str, start: Record, workdir: str) -> ModelStart | CheckpointStart:
     if ("model" in start) == ("checkpoint" in start):
         raise SettingsError(f"{key}.start: name either a model of the study or a checkpoint folder")
-    of_checkpoint = [name for name in ("prompt", "dtype", "trust_remote_code") if name in start]
+    of_checkpoint = [name for name in OF_CHECKPOINT if name in start]
     if "checkpoint" in start:
         if "config" in start:
             raise SettingsError(f"{key}.start.config: needs a model of the study; remove config, or name a model")
         path = absolute(start["checkpoint"], workdir)
         check_paths(layout.files_below(path), f"{key}.start.checkpoint")
         loading = {"dtype": start.get("dtype"), "trust_remote_code": start.get("trust_remote_code", False)}
+        loading |= {name: start.get(name) for name in ("context_length", "eos_token")}
         return CheckpointStart(path=path, prompt=start.get("prompt", "alpaca"), **loading)
     if of_checkpoint:
         raise SettingsError(f"{key}.start.{of_checkpoint[0]}: needs a checkpoint; for a model, set it under models")

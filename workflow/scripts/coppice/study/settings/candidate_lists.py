@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
+from coppice.models import pickles
 from coppice.stats import metrics
 
 from .. import layout
@@ -23,8 +24,6 @@ OF_METHOD = {
     "unstructured": {"importance": "wanda", "pattern": None},
 }
 IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
-CONVERT = "python contrib/import_pickle/import_pickle.py {} OUT --i-trust-this-file"
 REQUIRED = ("model", "candidate", "path")
 RANGES = {entry.alias: (entry.low, entry.high) for entry in metrics.METRICS if entry.alias}
 
@@ -165,14 +164,26 @@ def _row(header: Sequence[str], cells: Sequence[str], where: str, workdir: str, 
 
 def _checkpoint(text: str, where: str, workdir: str) -> str:
     path = Path(absolute(text, workdir))
-    if path.suffix.lower() in PICKLES:
+    if path.suffix.lower() in pickles.SUFFIXES and not path.is_dir():
+        found = pickles.read(path) if path.is_file() else None
+        if found is not None and not found.objects:
+            raise SettingsError(
+                f"{where}: {text} is a file of tensors; name the folder that it lies in, with its config.json"
+            )
         raise SettingsError(
             f"{where}: {text} is a pickle, and Coppice does not load pickles because they can run any code; "
-            f"convert it to a checkpoint folder first: {CONVERT.format(text)}"
+            f"convert it to a checkpoint folder first: {pickles.CONVERT.format(text)}"
         )
     if not os.path.exists(path):  # not Path.exists, which raises OSError if the text is too long for a path
         raise SettingsError(f"{where}: there is no folder {text} (looked at {path})")
     if not os.path.isfile(path / "config.json"):
+        pickled = pickles.found_in(path) if path.is_dir() else None
+        if pickled is not None:
+            raise SettingsError(
+                f"{where}: {text} is not a checkpoint folder, but holds the pickle {pickled.name}, and Coppice does "
+                "not load pickles because they can run any code; convert it to a checkpoint folder first: "
+                f"{pickles.CONVERT.format(os.path.join(text, pickled.name))}"
+            )
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, because it has no config.json ({path})")
     try:
         check_paths([str(path), *layout.candidate_files(path)], where)

@@ -25,10 +25,14 @@ class Source(Section):
 
 
 class StudyModel(Model):
-    """A model of the study. Its grid is resolved apart from it, as the candidates of the model."""
+    """A model of the study. Its grid is resolved apart from it, as the candidates of the model.
+
+    `model_type` is that of a local folder's config.json; None for other models, whose config.json comes later.
+    """
 
     prune: None = Field(None, exclude=True)
     source: Source
+    model_type: str | None = Field(None, exclude=True)
 
 
 class StudyDataset(Dataset):
@@ -61,6 +65,8 @@ class CheckpointStart(Section):
     prompt: Prompt
     dtype: Dtype | None
     trust_remote_code: bool
+    context_length: int | None = None
+    eos_token: str | None = None
 
 
 class StudyArm(Section):

@@ -21,6 +21,7 @@ RESERVED = ("figures", "grid.json", "released.json", "SUMMARY.md", "config.json"
 FOLDERS_OF_RUNS = ("seed-", "checkpoint-", "superseded-", "rung-", "winner-")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LETTERS = re.compile(r"[^\W\d_]+|.+")  # the first word of a name, or, without letters, the whole name
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zst", ".bz2", ".xz")
 
 
@@ -119,18 +120,18 @@ def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> 
     if source.kind == "miniature":
         family, _, suffix = source.path.partition("-")
         _check_miniature(key, entry, family, suffix or "base")
+        model_type = None
     elif source.kind == "local":
-        family = _family_of(_local_config(source.path, entry.base, f"{key}.base").get("model_type", ""))
+        model_type = _local_config(source.path, entry.base, f"{key}.base").get("model_type")
+        family = _family_of(model_type or "") or model_type
         check_paths(layout.local_files(source), f"config key {key}.base")
     else:
-        family = _family_of(source.path)
-    if (entry.family or family) is None:
-        raise SettingsError(
-            f"config key {key}.family: the base '{entry.base}' does not name a family; "
-            f"set it to {', '.join(registry.FAMILIES[:-1])} or {registry.FAMILIES[-1]}"
-        )
+        # the config.json of a hub model is fetched later, and the family must not change with that
+        model_type = None
+        family = _family_of(source.path) or LETTERS.search(source.path.rpartition("/")[2])[0].lower()
     prompt = entry.prompt or {"base": "alpaca", "instruct": "chat"}[entry.variant]
     resolved = {"source": source, "prompt": prompt, "family": entry.family or family, "prune": None}
+    resolved["model_type"] = model_type
     return StudyModel.model_validate(dict(entry) | resolved)
 
 

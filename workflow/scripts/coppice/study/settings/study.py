@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError, nearest
+from coppice.models import kinds
 
 from .. import layout
 from . import ablations, arms, candidate_lists, checking, criteria, dataset_uses, lora_presets, registry, task_metrics
@@ -318,6 +320,8 @@ def _check_candidates(study: Study) -> None:
         )
     for name in study.active_models():
         if study.candidates(name):
+            if settings.table is None:
+                _check_prunable(name, study.models[name])
             continue
         if settings.table is None:
             key = "candidates.prune" if study.config.models[name].prune is None else f"models.{name}.prune"
@@ -325,6 +329,15 @@ def _check_candidates(study: Study) -> None:
         raise SettingsError(
             f"{settings.table}: has no row for model '{name}'; add one, or exclude the model with only.models"
         )
+
+
+def _check_prunable(name: str, model: StudyModel) -> None:
+    """Reject a grid for a local model whose architecture cannot be pruned here; others are checked when fetched."""
+    if model.model_type is None:
+        return
+    kind = kinds.of(SimpleNamespace(model_type=model.model_type))
+    if model.model_type not in kind.prunable:
+        raise SettingsError(f"config key models.{name}.base: {kind.cannot_prune(model.model_type)}")
 
 
 def _notice_split(study: Study) -> None:

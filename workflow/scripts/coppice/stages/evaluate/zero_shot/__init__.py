@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from coppice import models
 from coppice.data.task_definitions import facts, official_source
 
 from .tasks import measure, result, task
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from coppice.models.kinds import LoadedModel
+
 logger = logging.getLogger("coppice.zero_shot")
 
 __all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
@@ -28,16 +30,20 @@ def language_model(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, engin
         engine: "prefix-tree" for this package's engine, "lm-eval" for the harness's HF backend.
         batch_size: batch size of the harness's backend and of generation.
     """
+    # lm-eval would assume 2048 tokens for a model whose configuration does not say it
+    options = {"batch_size": batch_size, "max_length": models.context_length(model)}
     if engine == "prefix-tree":
         from .harness_model import PrefixTreeLM
 
-        return PrefixTreeLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        return PrefixTreeLM(pretrained=model, tokenizer=tokenizer, **options)
     from coppice.models import kinds
 
     from .merged_tokens import CheckedLM
 
     reason = kinds.of(model.config).lengths_interact(model)
-    lm = CheckedLM(pretrained=model, tokenizer=tokenizer, batch_size=1 if reason else batch_size)
+    if reason:
+        options = options | {"batch_size": 1}
+    lm = CheckedLM(pretrained=model, tokenizer=tokenizer, **options)
     if reason and batch_size > 1:
         lm.warnings.append(f"lm-eval's backend scored the tasks one text at a time: {reason}")
         logger.warning("%s", lm.warnings[-1])

@@ -12,7 +12,7 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CheckpointError, DataError
-from coppice.models import files
+from coppice.models import files, intake
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
 
     source = request.source
     model = models.load(source)
-    tokenizer = models.load_tokenizer(source.path, source.trust_remote_code)
+    tokenizer = source.tokenizer()
     context = models.context_length(model)
     batches, used = calibration_batches(tokenizer, request.calibration, context, request.seed)
     device = models.device()
@@ -97,7 +97,12 @@ def calibration_batches(
 
 
 def import_checkpoint(
-    identity: dict[str, str], path: PathLike, given: Record, dense: PathLike, output: PathLike
+    identity: dict[str, str],
+    path: PathLike,
+    given: Record,
+    dense: PathLike,
+    output: PathLike,
+    needs: intake.Needs | None = None,
 ) -> None:
     """Link the user's checkpoint folder as a candidate and write its `pruning.json`.
 
@@ -107,6 +112,7 @@ def import_checkpoint(
         given: column -> value of the candidate's row in the table.
         dense: path of the dense model's `model.json`.
         output: folder to write.
+        needs: what the study asks of the model (`intake.Needs`); None checks nothing of it.
 
     Raises:
         CheckpointError: the folder is not a usable checkpoint, or is the dense model itself, or its tokenizer differs
@@ -116,12 +122,14 @@ def import_checkpoint(
     path, output = Path(path).expanduser().absolute(), Path(output)
     files.check(path)
     files.check_tokenizer(path)
+    with intake.told_of(identity["model"]):
+        told = intake.check(path, needs) if needs else {}
     if _is_dense(path, dense):
         raise CheckpointError(
             f"{path}: candidate {identity['candidate']} of model {identity['model']} is the dense model itself (its "
             "weights are the same). Remove its row from candidates.table."
         )
-    facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)}
+    facts = identity | {"origin": str(path), "given": given, "parameters": models.count_parameters(path)} | told
     _check_tokens(path, models.folder_of(dense))
     link(path, output)
     _write_record(facts, {"method": "imported"}, output, path, clock, None, None)

@@ -30,6 +30,10 @@ class Start(Partial):
     trust_remote_code: Inherited[bool] = setting(
         None, "Whether to run Python code that comes with the checkpoint, by default false."
     )
+    context_length: Inherited[int] = setting(
+        None, "The most tokens that the checkpoint takes, as in models.", unit="tokens", ge=2, le=100_000_000
+    )
+    eos_token: Inherited[Text] = setting(None, "The token that ends a text, as in models.")
 
 
 class Arm(Partial):

@@ -23,8 +23,11 @@ class Model(Section):
         "Whether the model was tuned to follow instructions. Reports compare base and instruct models.",
         reruns=["finetune", "evaluate", "ablation"],
     )
-    family: Literal["llama", "qwen", "mistral"] | None = setting(
-        None, "Architecture family; reports compare families. Null takes it from the base.", reruns=["report"]
+    family: Text | None = setting(
+        None,
+        "Architecture family, any name; reports compare families. Null takes it from the base: the `model_type` of a "
+        "local folder, the beginning of a hub model's name.",
+        reruns=["report"],
     )
     prompt: Prompt | None = setting(
         None,
@@ -57,6 +60,20 @@ class Model(Section):
         "single device (cpu, cuda:N or N). Null means one device.",
         reruns=["nothing"],
         pattern="^(auto|balanced|balanced_low_0|sequential|cpu|(cuda:)?[0-9]{1,4})$",
+    )
+    context_length: int | None = setting(
+        None,
+        "The most tokens that the model takes. Null means as its `config.json` says; some architectures do not say it "
+        "(Mamba, BLOOM) and need this key.",
+        unit="tokens",
+        reruns=["prune", "evaluate", "ablation"],
+        ge=2,
+        le=100_000_000,
+    )
+    eos_token: Text | None = setting(
+        None,
+        "The token that ends a text, in place of the tokenizer's own. A tokenizer without one needs this key.",
+        reruns=["prune", "finetune", "evaluate", "ablation"],
     )
     parameters: int | None = setting(
         None,
