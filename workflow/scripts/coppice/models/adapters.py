@@ -137,9 +137,9 @@ def read(folder: PathLike) -> dict[str, torch.Tensor]:
         tensors = {current_name(name): tensor for name, tensor in found.items()}
         readable = all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
     except Exception as error:  # a damaged file can fail in safetensors, in zipfile or in the restricted unpickler
-        # torch's own text advises to load a pickle without any protection, so it is not repeated
-        reason = described(error) if path.suffix == ".safetensors" else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as an adapter's tensors ({reason}). Copy it again.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as an adapter's tensors ({described(error)}). Copy it again."
+        ) from error
     if not tensors or not readable:
         raise CheckpointError(f"{path}: holds no adapter, only {len(found)} entries. Copy it again.")
     return tensors
