@@ -82,7 +82,7 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
     if without:
         more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
         notices.append(
-            f"these special tokens have no row in the embedding ({rows} rows), which is harmless because no text "
+            f"these special tokens have no row in the embedding ({rows} rows), which is harmless as long as no text "
             f"contains them: {', '.join(without[:SHOWN])}{more}"
         )
     for notice in notices:

@@ -81,8 +81,8 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> str:
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
     """Reject a tokenizer whose texts have ids for which `model` has no embedding row.
 
-    More rows than tokens are normal. A special token without a row is accepted, because no text contains it; if it is
-    the padding token, the tokenizer pads with its end-of-sequence token instead.
+    More rows than tokens are normal. A special token without a row is accepted, because hardly any text contains it; if
+    it is the padding token, the tokenizer pads with its end-of-sequence token instead.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     check_rows(tokenizer, rows, path)
