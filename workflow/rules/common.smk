@@ -22,7 +22,12 @@ sys.path.insert(0, SCRIPTS)
 from coppice import miniature
 from coppice.core import disks, gpus, jobs
 from coppice.core.errors import CoppiceError
-from coppice.planning import gathered_inputs, job_resources, snakemake_compat
+from coppice.planning import (
+    calibrated,
+    gathered_inputs,
+    job_resources,
+    snakemake_compat,
+)
 from coppice.planning.gathered_inputs import of_model
 from coppice.planning.snakemake_compat import inspected_once, untracked
 from coppice.report import study_report
