@@ -492,6 +492,19 @@ def test_a_failed_run_ends_with_each_job_its_reason_its_log_and_the_command(tmp_
     assert "  snakemake --cores 2 --config 'results=my study'" in lines and "of an earlier run" not in text
 
 
+def test_a_job_that_was_stopped_on_purpose_is_not_listed_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("COPPICE_RUN", "this")
+    stopped = _job(tmp_path, "A", state="stopped", reason="stopped at step 5; checkpoint-5 is written")
+    text = failures.summary([stopped], ["--cores", "2"])
+    assert text.splitlines()[:2] == [
+        "1 job stopped before the end:",
+        "  finetune A: stopped at step 5; checkpoint-5 is written",
+    ]
+    assert "failed" not in text and "Fix the cause" not in text and "snakemake --cores 2" in text
+    both = failures.summary([stopped, _job(tmp_path, "B", state="failed", reason="NaN")], []).splitlines()
+    assert both[0] == "1 job failed:" and both[1] == "  finetune B: NaN" and "1 job stopped before the end:" in both
+
+
 def test_a_stopped_run_says_how_to_go_on():
     assert "snakemake --cores 2" in failures.summary([], ["--cores", "2"])
 
