@@ -206,6 +206,33 @@ def test_compares_three_configs_two_by_two(tmp_path):
     assert page.count("chosen by") == 6
 
 
+def test_answers_carry_the_warnings_of_the_numbers_that_they_quote(study_copy, no_figures):
+    path = study_copy.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+    records.write(path, records.read(path) | {"warnings": ["the validation loss never fell"]})
+    found = _answers(study_copy)
+    for key in ("start", "recovery", "tradeoff", "families", "variants"):
+        assert "Llama / best_acc: the validation loss never fell" in found[key].warnings, key
+        assert any(text.startswith("11 of 12 pairs: fewer than 100 items") for text in found[key].warnings), key
+    page, text = _render(study_copy)
+    assert all(
+        document.partition("All models")[0].count("validation loss never fell") == 5 for document in (page, text)
+    )
+    others = [pair for pair in study_copy.pairs if pair[0] != "Llama"]
+    assert "never fell" not in str(_answers(study_copy, others))
+
+
+def test_answers_say_that_models_were_measured_differently(study_copy):
+    path = study_copy.folder("dense", "Qwen") / "evaluation_results.json"
+    record = records.read(path)
+    record["perplexity"]["wikitext2"]["protocol"]["seq_len"] = 1024
+    record["zero_shot"]["piqa"]["engine"] = "prefix-tree"
+    records.write(path, record)
+    warnings = " ".join(_answers(study_copy)["tradeoff"].warnings)
+    assert "different seq_len in different models (2048 and 1024)" in warnings
+    assert "piqa: measured with different engine in different models (lm-eval and prefix-tree)" in warnings
+    assert "different" not in " ".join(_answers(study_copy, [("Llama", "best_acc")])["tradeoff"].warnings)
+
+
 def test_leaves_a_model_without_its_partner_out_of_the_last_question(study_copy):
     models = {name: facts for name, facts in SIX.items() if name != "Qwen"}
     pairs = [(model, config) for model in models for config in study_copy.configs]

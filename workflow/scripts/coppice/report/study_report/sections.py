@@ -31,7 +31,8 @@ CAPTIONS = {
     ),
     "task_changes": (
         "Change in each task",
-        "Accuracy of the fine-tuned model minus accuracy of the pruned one, in percentage points.",
+        "Accuracy of the fine-tuned model minus accuracy of the pruned one, in percentage points. The color is the "
+        "verdict, not the size of the change: only a change beyond the noise, marked by *, counts as better or worse.",
     ),
     "candidates": (
         "Candidates and selection",
@@ -41,7 +42,7 @@ CAPTIONS = {
     "ranks": (
         "Rank before and after fine-tuning",
         "Rank 1 is the best. Kendall's tau is 1 if fine-tuning keeps the order of the pruned models, and 0 if the two "
-        "orders are unrelated.",
+        "orders are unrelated. It is left out for fewer than four pairs.",
     ),
     "size": ("{leading} against size", "Dense, pruned and fine-tuned models; adapter weights are not counted."),
     "training": (
