@@ -69,6 +69,7 @@ FINETUNED = layout.folder(RESULTS, "training")
 DENSE = layout.folder(RESULTS, "dense")
 PRUNED = layout.folder(RESULTS, "pruned")
 REPORTED = layout.folder(RESULTS, "finetuned")
+LATENCY = layout.record(RESULTS, "latency")
 # The same for each seed: {seeded} is `/seed-<n>` for an additional seed and empty for the first one
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
@@ -213,6 +214,12 @@ def weights(wildcards):
     also rerun them if the same weights are made again, because the record holds times.
     """
     return select.weights_of(CANDIDATE.format(**wildcards))
+
+
+def latencies():
+    """Return the latency record of every model of the run, if the study measures them."""
+    models = study.active_models() if study.evaluate.cost.enabled else []
+    return expand(LATENCY, model=models)
 
 
 def released():

@@ -6,7 +6,7 @@ Each function draws into a figure and returns None, or returns a sentence that s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Estimate, Record
@@ -15,7 +15,7 @@ from coppice.render.plotting import elements
 from coppice.render.plotting.style import FAINT, MARKERS, PAPER, WIDTH
 from coppice.stats.metrics import AVERAGE, Metric
 
-from . import drawing
+from . import drawing, speeds
 from .drawing import LABELLED
 from .study_records import Pair, Study
 
@@ -28,6 +28,7 @@ FEWEST_RANKS = 4  # of three pairs, one order in six agrees with another by chan
 # Pale enough for the black numbers in the cells, whether the page is light or dark
 VERDICT_COLOURS = {"worse": "#f1a35f", "no clear change": "#e3e4e6", "better": "#7fb2d9"}
 Points = dict[str, tuple[float, float]]  # stage -> (x, y)
+Reader = Callable[[Pair, str], float | None]  # of a pair and a stage
 Ranked = tuple[Pair, float, float]  # a pair, its rank before and its rank after fine-tuning
 
 
@@ -271,9 +272,9 @@ def _ranked(study: Study, metric: Metric) -> list[Ranked]:
 
 
 def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
-    """Draw the leading metric against the number of parameters, and against latency if the study measured it."""
-    panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
-    if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
+    """Draw the leading metric against the number of parameters, and against latency if it differs clearly."""
+    panels: list[tuple[str, Reader]] = [("parameters (millions)", _millions)]
+    if any(map(speeds.of_pair, study.pairs)):
         panels.append(("measured latency (ms per new token)", _latency))
     up, _ = study.axes
     rows = [pair for pair in study.pairs if pair.values(up)["pruned"] is not None]
@@ -283,7 +284,7 @@ def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -
     for axes, (label, read) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         groups = {}
         for pair in rows:
-            places = {stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(up).items()}
+            places = {stage: (read(pair, stage), value) for stage, value in pair.values(up).items()}
             points = {stage: (x, up.scale * y) for stage, (x, y) in places.items() if None not in (x, y)}
             marker = MARKERS[study.configs.index(pair.config) % len(MARKERS)]
             groups.setdefault((colour[pair.model], marker), []).append(points)
@@ -298,11 +299,10 @@ def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -
     return None
 
 
-def _millions(count: float | None) -> float | None:
+def _millions(pair: Pair, stage: str) -> float | None:
+    count = (getattr(pair, stage) or {}).get("parameters")
     return None if count is None else count / 1e6
 
 
-def _latency(record: Record) -> float | None:
-    """Return the milliseconds per new token at the first measured batch size, or None."""
-    speed = (record.get("cost") or {}).get("speed")
-    return 1000 * speed[0]["decode_seconds_per_token"] if speed else None
+def _latency(pair: Pair, stage: str) -> float | None:
+    return (speeds.of_pair(pair) or {}).get(stage)
