@@ -5,6 +5,7 @@ import json
 from safetensors.numpy import load_file
 
 # Keys that differ between two runs of the same study: times, memory, and what is computed from them
+MEASURED = ("cost", "architectures")  # sections that hold times
 TIMED = {
     "checksum",
     "started",
@@ -58,7 +59,7 @@ def without_times(content):
     """Return a record's content without the keys that differ from run to run."""
     if isinstance(content, dict):
         return {
-            key: "a time" if key == "cost" and value else without_times(value)
+            key: "a time" if key in MEASURED and value else without_times(value)
             for key, value in content.items()
             if key not in TIMED
         }

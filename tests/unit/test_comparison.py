@@ -246,6 +246,13 @@ def test_the_report_repeats_the_warnings_of_the_evaluations(study):
     assert "WARNING: dense: piqa: 2 of 30 items were left out" in text
 
 
+def test_the_report_repeats_the_warnings_of_the_selected_candidate(study):
+    path = study.folder("selected", "Llama", "best_acc") / "selection_info.json"
+    _edit(path, lambda record: record.update(warnings=["its ratio was rounded to whole blocks"]))
+    study.compare("Llama", "best_acc")
+    assert "WARNING: its ratio was rounded to whole blocks" in _report(study)
+
+
 def test_warns_of_stages_evaluated_with_different_versions(study):
     """As after an update of packages in the middle of a study."""
 
@@ -265,6 +272,7 @@ def test_warns_of_few_windows(tmp_path):
     assert record["perplexity"]["ptb"]["change"]["interval"] is None
     assert record["perplexity"]["ptb"]["verdict"] == "no clear change"
     assert any("fewer than 20 windows of text (1)" in warning for warning in record["warnings"])
+    assert any("fewer than 100 items" in text and "boolq (30), piqa (30)" in text for text in record["warnings"])
     assert json.loads(json.dumps(record, allow_nan=False))
 
 

@@ -290,9 +290,7 @@ def test_measures_the_cost_and_sizes_of_the_merged_model(evaluated, checkpoint, 
     assert cost["weight_bytes"] == 4 * cost["parameters"] >= 4 * cost["nonzero_parameters"] > 0
     # 4 layers of q, o 32x32, k, v 32x16, three MLP matrices 32x48, and the output layer 128x32
     assert cost["macs_per_token"]["linear"] == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 128 * 32
-    assert [speed["batch_size"] for speed in cost["speed"]] == [1, 2]
-    for speed in cost["speed"]:
-        assert speed["prefill_tokens_per_second"] > 0 and 0 < speed["decode_seconds_per_token"] < 1
+    assert "speed" not in cost  # other jobs run beside an evaluation, see tests/unit/test_latency.py
     assert cost["peak_memory_bytes"]["host"] > 0
 
 

@@ -206,6 +206,33 @@ def test_compares_three_configs_two_by_two(tmp_path):
     assert page.count("chosen by") == 6
 
 
+def test_answers_carry_the_warnings_of_the_numbers_that_they_quote(study_copy, no_figures):
+    path = study_copy.folder("finetuned", "Llama", "best_acc") / "comparison.json"
+    records.write(path, records.read(path) | {"warnings": ["the validation loss never fell"]})
+    found = _answers(study_copy)
+    for key in ("start", "recovery", "tradeoff", "families", "variants"):
+        assert "Llama / best_acc: the validation loss never fell" in found[key].warnings, key
+        assert any(text.startswith("11 of 12 pairs: fewer than 100 items") for text in found[key].warnings), key
+    page, text = _render(study_copy)
+    assert all(
+        document.partition("All models")[0].count("validation loss never fell") == 5 for document in (page, text)
+    )
+    others = [pair for pair in study_copy.pairs if pair[0] != "Llama"]
+    assert "never fell" not in str(_answers(study_copy, others))
+
+
+def test_answers_say_that_models_were_measured_differently(study_copy):
+    path = study_copy.folder("dense", "Qwen") / "evaluation_results.json"
+    record = records.read(path)
+    record["perplexity"]["wikitext2"]["protocol"]["seq_len"] = 1024
+    record["zero_shot"]["piqa"]["engine"] = "prefix-tree"
+    records.write(path, record)
+    warnings = " ".join(_answers(study_copy)["tradeoff"].warnings)
+    assert "different seq_len in different models (2048 and 1024)" in warnings
+    assert "piqa: measured with different engine in different models (lm-eval and prefix-tree)" in warnings
+    assert "different" not in " ".join(_answers(study_copy, [("Llama", "best_acc")])["tradeoff"].warnings)
+
+
 def test_leaves_a_model_without_its_partner_out_of_the_last_question(study_copy):
     models = {name: facts for name, facts in SIX.items() if name != "Qwen"}
     pairs = [(model, config) for model in models for config in study_copy.configs]
@@ -327,7 +354,8 @@ def test_shows_generations_and_cost_if_the_records_have_them(study_copy, no_figu
     evaluated = study_copy.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
     records.write(evaluated, records.read(evaluated) | {"cost": COST})
     page, _ = _render(study_copy)
-    assert "Once &amp; once" in page and "12.5 ms" in page
+    assert "Once &amp; once" in page and "90 of 100 parameters nonzero" in page
+    assert "12.5 ms" not in page  # an earlier version timed each model in its own evaluation, beside other jobs
 
 
 @pytest.mark.slow
@@ -490,6 +518,19 @@ def test_a_failed_run_ends_with_each_job_its_reason_its_log_and_the_command(tmp_
     assert "  finetune_lora C: KeyError: 'c'" in lines
     assert any(line.startswith("  finetune_lora D: no reason") for line in lines)
     assert "  snakemake --cores 2 --config 'results=my study'" in lines and "of an earlier run" not in text
+
+
+def test_a_job_that_was_stopped_on_purpose_is_not_listed_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("COPPICE_RUN", "this")
+    stopped = _job(tmp_path, "A", state="stopped", reason="stopped at step 5; checkpoint-5 is written")
+    text = failures.summary([stopped], ["--cores", "2"])
+    assert text.splitlines()[:2] == [
+        "1 job stopped before the end:",
+        "  finetune A: stopped at step 5; checkpoint-5 is written",
+    ]
+    assert "failed" not in text and "Fix the cause" not in text and "snakemake --cores 2" in text
+    both = failures.summary([stopped, _job(tmp_path, "B", state="failed", reason="NaN")], []).splitlines()
+    assert both[0] == "1 job failed:" and both[1] == "  finetune B: NaN" and "1 job stopped before the end:" in both
 
 
 def test_a_stopped_run_says_how_to_go_on():

@@ -79,6 +79,7 @@ STAGE = {
     "release": "select",
     "finetune": "finetune",
     "evaluate": "evaluate",
+    "measure": "evaluate",
     "compare": "compare",
     "summarize": "report",
     "write": "report",

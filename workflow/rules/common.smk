@@ -22,7 +22,12 @@ sys.path.insert(0, SCRIPTS)
 from coppice import miniature
 from coppice.core import disks, gpus, jobs
 from coppice.core.errors import CoppiceError
-from coppice.planning import gathered_inputs, job_resources, snakemake_compat
+from coppice.planning import (
+    calibrated,
+    gathered_inputs,
+    job_resources,
+    snakemake_compat,
+)
 from coppice.planning.gathered_inputs import of_model
 from coppice.planning.snakemake_compat import inspected_once, untracked
 from coppice.report import study_report
@@ -64,6 +69,7 @@ FINETUNED = layout.folder(RESULTS, "training")
 DENSE = layout.folder(RESULTS, "dense")
 PRUNED = layout.folder(RESULTS, "pruned")
 REPORTED = layout.folder(RESULTS, "finetuned")
+LATENCY = layout.record(RESULTS, "latency")
 # The same for each seed: {seeded} is `/seed-<n>` for an additional seed and empty for the first one
 SEEDED = f"{FINETUNED}{{seeded}}"
 REPORTED_SEED = f"{REPORTED}{{seeded}}"
@@ -221,6 +227,12 @@ def weights(wildcards):
     also rerun them if the same weights are made again, because the record holds times.
     """
     return select.weights_of(CANDIDATE.format(**wildcards))
+
+
+def latencies():
+    """Return the latency record of every model of the run, if the study measures them."""
+    models = study.active_models() if study.evaluate.cost.enabled else []
+    return expand(LATENCY, model=models)
 
 
 def released():

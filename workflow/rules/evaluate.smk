@@ -4,7 +4,8 @@ Input: a model's record, a candidate's record or a fine-tuning, and the report r
 Output: `evaluation_results.json` and `ppl_results.json` in `dense_evaluation/{model}/` and in
 `by_candidate/{model}/{candidate}/{pruned,finetuned}_evaluation/`. Undeclared files lie beside them:
 `samples/{task}.parquet`, whose digests are in the first record and are checked by every reader, and `.parts/`, the
-finished parts from which a killed or extended evaluation continues.
+finished parts from which a killed or extended evaluation continues. `latency/{model}/latency.json` holds the latencies of
+a dense model and its chosen candidates, which one job measures in turns.
 
 `pruned_evaluation/{model}/{config}/` and `finetuned_evaluation/{model}/{config}_finetuned/` show the evaluations of the
 candidate that the config chose: the samples are links, and the records name the config.
@@ -31,6 +32,7 @@ rule evaluate:
         pairs(f"{PRUNED}/evaluation_results.json"),
         pairs(f"{REPORTED}/evaluation_results.json"),
         of_more_seeds(f"{REPORTED_SEED}/evaluation_results.json"),
+        latencies(),
 
 
 rule evaluate_dense:
@@ -131,3 +133,34 @@ use rule link_training as link_finetuned with:
     params:
         status=inspected_once(lambda wildcards: status("link", "finetuned", *wildcards)),
         protocol=1,
+
+
+rule measure_latency:
+    input:
+        dense=of_model(files.model),
+        selections=lambda wildcards: expand(
+            SELECTION, model=wildcards.model, config=study.active_configs()
+        ),
+    output:
+        LATENCY,
+    log:
+        f"{LOGS}/evaluate/latency.{{model}}.log",
+    conda:
+        "../../envs/coppice.yaml"
+    threads: study.threads_per_job.evaluate
+    resources:
+        gpu=study.resources_per_job.evaluate.gpu,
+        gpu_model=gpu_model("evaluate"),
+        cpus_per_task=study.threads_per_job.evaluate,
+        mem_mb=requested("evaluate", "mem_mb"),
+        gpu_mem_mb=requested("evaluate", "gpu_mem_mb"),
+        disk_mb=requested("evaluate", "disk_mb"),
+        runtime=requested("evaluate", "runtime"),
+    params:
+        cost=study.evaluate.cost.model_dump(),
+        loading=of_model(loading),
+        placement=placement,
+        status=status("latency", "{model}"),
+        protocol=1,
+    script:
+        "../scripts/measure_latency.py"

@@ -3,6 +3,8 @@
 Input: the dense model's record, and calibration text or the user's checkpoint folder.
 Output: `{results}/candidates/{model}/{candidate}/pruning.json`, beside the checkpoint, which is not declared.
 
+A change of the report or selection rows of the calibration data prunes nothing again: candidates depend on its train rows.
+
 That every point of the grid fits the model is checked by `fetch_config`, before the weights are here, and again by each
 job that prunes, because points may be added later.
 """
@@ -19,10 +21,40 @@ rule candidates:
 
 if PRUNES:
 
+    @inspected_once
+    def calibration_rows(wildcards):
+        """Return the record of the calibration data, as an ancient input if its rows made these candidates."""
+        record, rows = (
+            files.dataset(study.calibration.dataset),
+            calibration_fingerprint(),
+        )
+        same = {
+            "source": loading(wildcards.model),
+            "calibration": study.calibration.model_dump() | {"record": record},
+            "seed": study.seed,
+        }
+        points = job_candidates(wildcards)
+        kept = rows and all(
+            calibrated.made_from(
+                CANDIDATE.format(model=wildcards.model, candidate=name),
+                same | {"point": point},
+                rows,
+            )
+            for name, point in points.items()
+        )
+        return ancient(record) if kept else record
+
+    @functools.cache
+    def calibration_fingerprint():
+        """Return the fingerprint of the calibration rows, or None if this run may change them."""
+        name = study.calibration.dataset
+        entry = study.dataset(name)
+        return entry and calibrated.train_rows(files.dataset(name), entry)
+
     rule prune_candidate:
         input:
             model=of_model(files.model),
-            calibration=files.dataset(study.calibration.dataset),
+            calibration=calibration_rows,
             configuration=of_model(files.checked_configuration),
         output:
             produced(CANDIDATE),

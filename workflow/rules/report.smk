@@ -1,6 +1,6 @@
 """The study's report: answers, tables and figures, rendered from records alone.
 
-Input: every comparison and the table of candidates.
+Input: every comparison, the latencies and the table of candidates.
 Output: `report/study_report.{html,md}`, `*.csv` and `figures/`.
 """
 
@@ -15,6 +15,7 @@ rule write_report:
         pairs(f"{REPORTED}/comparison.json"),
         table=f"{RESULTS}/candidates.tsv",
         summary=f"{RESULTS}/for_finetuning/SUMMARY.md",
+        latencies=latencies(),
     output:
         html=report(
             f"{REPORT}/study_report.html",

@@ -34,6 +34,7 @@ RECORDS = {
     "dense": ("dense_evaluation/{model}", EVALUATION),
     "pruned": ("pruned_evaluation/{model}/{config}", EVALUATION),
     "finetuned": (f"finetuned_evaluation/{{model}}/{{config}}{TUNED}", EVALUATION),
+    "latency": ("latency/{model}", "latency.json"),
 }
 
 

@@ -8,13 +8,14 @@ The study's leading metric decides the answers, and its other metrics support th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from coppice.render import formatting
 from coppice.stats import metrics, paired_stats
 
-from . import group_answers
+from . import caveats, group_answers
 from .evidence import (
     ALPHA,
     CLEAR,
@@ -39,7 +40,8 @@ Comparison = dict[str, Any]  # of two configs: {configs, metric, lead, ahead, mo
 def answers(study: Study, measurements: Measurements) -> list[Answer]:
     """Return the five `Answer`s of a `Study` with its `Measurements`, in the order of the questions."""
     questions = (_start, _recovery, _tradeoff, group_answers.families, group_answers.variants)
-    return [answer(study, measurements) for answer in questions]
+    found = [answer(study, measurements) for answer in questions]
+    return [replace(answer, warnings=caveats.warnings(study, measurements, answer)) for answer in found]
 
 
 def _start(study: Study, measurements: Measurements) -> Answer:

@@ -20,13 +20,23 @@ ALPHA = 1 - LEVEL
 
 @dataclass
 class Answer:
-    """One answer; `verdict` is `CLEAR`, `UNDECIDED` or `ABSENT`, `support` holds sentences with further numbers."""
+    """One answer.
+
+    Attributes:
+        key: its name.
+        question: as the report asks it.
+        verdict: `CLEAR`, `UNDECIDED` or `ABSENT`.
+        sentence: the answer itself.
+        support: sentences with further numbers.
+        warnings: what a reader must know before quoting the numbers.
+    """
 
     key: str
     question: str
     verdict: str
     sentence: str
     support: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def not_applicable(key: str, question: str, why: str) -> Answer:

@@ -1,7 +1,7 @@
-"""The closing lines of a failed run: each failed job with its reason and log, and the command that continues the run.
+"""The closing lines of an incomplete run: each failed job with its reason and log, and the command that continues it.
 
 Reasons come from the status files that jobs write (see `logs.job`). For a job without one, the last line of its log
-is the reason.
+is the reason. To Snakemake a job that a user or a scheduler stopped failed; here it is listed as stopped.
 """
 
 import os
@@ -43,18 +43,22 @@ def summary(failed: Iterable[FailedJob], command: Sequence[str]) -> str:
         failed: the failed jobs.
         command: the words after `snakemake` on the command line.
     """
-    found = [(*_explained(job), job.logs) for job in failed]
+    jobs = {"failed": [], "stopped before the end": []}
+    for job in failed:
+        title, reason, is_stopped = _explained(job)
+        lines = [f"  {title}: {reason}", *(f"    log: {path}" for path in job.logs)]
+        jobs["stopped before the end" if is_stopped else "failed"].append(lines)
+    summed = []
+    for outcome, found in jobs.items():
+        summed += [f"{count(len(found), 'job')} {outcome}:"] if found else []
+        summed += [line for lines in sorted(found) for line in lines]
+    remedy = "Fix the cause and run" if jobs["failed"] else "Run" if summed else "The run stopped early. Run"
     again = f"  snakemake {redacted(shlex.join(command))}".rstrip()
-    if not found:
-        return f"The run stopped early. Run the same command again to continue; finished jobs are kept:\n{again}"
-    lines = [f"{count(len(found), 'job')} failed:"]
-    for title, reason, paths in sorted(found):
-        lines += [f"  {title}: {reason}", *(f"    log: {path}" for path in paths)]
-    return "\n".join([*lines, "Fix the cause and run the same command again; finished jobs are kept:", again])
+    return "\n".join([*summed, f"{remedy} the same command again to continue; finished jobs are kept:", again])
 
 
-def _explained(job: FailedJob) -> tuple[str, str]:
-    """Return (title, reason) of a failed job."""
+def _explained(job: FailedJob) -> tuple[str, str, bool]:
+    """Return (title, reason, whether it was stopped on purpose) of a job that did not finish."""
     status = job.status or (job.logs and logs.status_beside(job.logs[0]))
     try:
         facts = parsed(Path(status).read_text(encoding="utf-8"))
@@ -63,10 +67,11 @@ def _explained(job: FailedJob) -> tuple[str, str]:
     except (OSError, ValueError, KeyError, TypeError):  # the job died before it wrote one, or its rule writes none
         of_this_run = False
     if not of_this_run:
-        return job.title, _last_line(job.logs) or UNKNOWN
+        return job.title, _last_line(job.logs) or UNKNOWN, False
     # A job that fails writes its reason; one that still says "running" was killed before it could.
     reason = KILLED if facts["state"] == "running" else facts.get("reason")
-    return printable(facts.get("title") or job.title), printable(reason or _last_line(job.logs) or UNKNOWN)
+    title, reason = facts.get("title") or job.title, reason or _last_line(job.logs) or UNKNOWN
+    return printable(title), printable(reason), facts["state"] == "stopped"
 
 
 def _last_line(paths: Iterable[str]) -> str | None:

@@ -6,16 +6,16 @@ Each function draws into a figure and returns None, or returns a sentence that s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Estimate, Record
 from coppice.render import formatting
 from coppice.render.plotting import elements
-from coppice.render.plotting.style import FAINT, MARKERS, WIDTH
+from coppice.render.plotting.style import FAINT, MARKERS, PAPER, WIDTH
 from coppice.stats.metrics import AVERAGE, Metric
 
-from . import drawing
+from . import drawing, speeds
 from .drawing import LABELLED
 from .study_records import Pair, Study
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEWEST_RANKS = 4  # of three pairs, one order in six agrees with another by chance
+# Pale enough for the black numbers in the cells, whether the page is light or dark
+VERDICT_COLOURS = {"worse": "#f1a35f", "no clear change": "#e3e4e6", "better": "#7fb2d9"}
 Points = dict[str, tuple[float, float]]  # stage -> (x, y)
+Reader = Callable[[Pair, str], float | None]  # of a pair and a stage
 Ranked = tuple[Pair, float, float]  # a pair, its rank before and its rank after fine-tuning
 
 
@@ -145,21 +149,26 @@ def _intervals(axes: Axes, rows: Sequence[tuple[int, Estimate]], place: int, cou
 
 
 def task_changes(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
-    """Draw the change of every task in every pair as a heat map, in percentage points."""
+    """Draw the verdict on every task in every pair as a heat map, with the change in percentage points in its cells."""
     import numpy
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
     names, pairs = study.task_names, [pair for pair in study.compared if pair.tasks]
     if not pairs:
         return "No zero-shot task has been compared yet."
     columns = [*names, "mean"]
     parts = [[*map(pair.tasks.get, names), pair.measured(AVERAGE)] for pair in pairs]
-    changes = [[numpy.nan if part is None else part["change"]["value"] for part in row] for row in parts]
-    cells = AVERAGE.scale * numpy.array(changes, dtype=float)
+    verdicts = list(VERDICT_COLOURS)
+    cells = numpy.array(
+        [[numpy.nan if part is None else verdicts.index(part["verdict"]) for part in row] for row in parts]
+    )
     labelled = len(pairs) <= LABELLED
     figure.set_size_inches(WIDTH, 1.5 + (0.28 if labelled else 0.14) * len(pairs))
     axes = figure.subplots()
-    limit = max(1.0, float(numpy.nanmax(numpy.abs(cells))))
-    image = axes.pcolormesh(cells, cmap="PuOr", vmin=-limit, vmax=limit, edgecolors="none", rasterized=not labelled)
+    colours = ListedColormap(list(VERDICT_COLOURS.values()))
+    edges = {"edgecolors": PAPER, "linewidth": 1.0} if labelled else {"edgecolors": "none", "rasterized": True}
+    axes.pcolormesh(cells, cmap=colours, vmin=-0.5, vmax=len(verdicts) - 0.5, **edges)
     axes.invert_yaxis()
     axes.set_xticks(
         [place + 0.5 for place in range(len(columns))], columns, rotation=30, ha="left", rotation_mode="anchor"
@@ -171,30 +180,27 @@ def task_changes(figure: Figure, study: Study, frames: Mapping[str, pandas.DataF
     axes.grid(False)
     axes.spines[:].set_visible(False)
     if labelled:
-        for (row, column), value in numpy.ndenumerate(cells):
-            _cell(axes, row, column, value, limit, parts[row][column])
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.03 if labelled else 0.005)
-    stars = "; *: a clear change" if labelled else ""
-    bar.set_label(f"change by fine-tuning (percentage points of {AVERAGE.kind}){stars}")
-    bar.outline.set_visible(False)
+        for row, column in numpy.ndindex(*cells.shape):
+            _cell(axes, row, column, parts[row][column])
+    handles = [Patch(facecolor=colour, label=verdict) for verdict, colour in VERDICT_COLOURS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return None
 
 
-def _cell(axes: Axes, row: int, column: int, value: float, limit: float, part: Record | None) -> None:
-    """Write a value into its cell of the heat map, with a star if the change is clear."""
-    if part is None:  # the value is NaN then
-        axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center", color=FAINT)
+def _cell(axes: Axes, row: int, column: int, part: Record | None) -> None:
+    """Write a change into its cell of the heat map, with a star if it is clear."""
+    place = {"ha": "center", "va": "center"}
+    if part is None:
+        axes.text(column + 0.5, row + 0.5, "–", color=FAINT, **place)
         return
     star = "" if part["verdict"] == "no clear change" else "*"
-    # The color map is dark at both ends and pale in the middle, whether the page is light or dark.
-    colour = "#ffffff" if abs(value) > 0.62 * limit else "#000000"
-    axes.text(column + 0.5, row + 0.5, f"{value:+.1f}{star}", ha="center", va="center", color=colour, fontsize=7.5)
+    text = f"{AVERAGE.scale * part['change']['value']:+.1f}{star}"
+    # The colors of the cells are those of paper in the light, whatever the page's are
+    axes.text(column + 0.5, row + 0.5, text, color="#000000", fontsize=7.5, **place)
 
 
 def ranks(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the rank of the pairs before and after fine-tuning, with Kendall's tau between the two orders."""
-    from scipy.stats import kendalltau
-
     metrics = [(metric, _ranked(study, metric)) for metric in study.metrics[:2]]
     metrics = [(metric, ranked) for metric, ranked in metrics if len(ranked) > 1]
     if not metrics:
@@ -204,9 +210,7 @@ def ranks(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) 
     figure.set_size_inches(WIDTH, 1.6 + 0.24 * count if labelled else 5.0)
     for axes, (metric, ranked) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         before, after = zip(*((b, a) for _, b, a in ranked), strict=True)
-        found = kendalltau(before, after)
-        p = "" if math.isnan(found.pvalue) else f", {formatting.probability(found.pvalue)}"
-        axes.set_title(f"{metric.label}\nKendall's tau {found.statistic:.2f}{p}")
+        axes.set_title("\n".join([metric.label, *_rank_correlation(before, after)]))
         (_slopes if labelled else _rank_scatter)(axes, study, ranked)
         axes.invert_yaxis()
     handles = [
@@ -214,6 +218,17 @@ def ranks(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) 
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
     return None
+
+
+def _rank_correlation(before: Sequence[float], after: Sequence[float]) -> list[str]:
+    """Return [Kendall's tau of two rankings with its p-value], or [] if there are too few for it to mean anything."""
+    from scipy.stats import kendalltau
+
+    found = kendalltau(before, after) if len(before) >= FEWEST_RANKS else None
+    if found is None or math.isnan(found.statistic):
+        return []
+    p = "" if math.isnan(found.pvalue) else f", {formatting.probability(found.pvalue)}"
+    return [f"Kendall's tau {found.statistic:.2f}{p}"]
 
 
 def _slopes(axes: Axes, study: Study, ranked: Sequence[Ranked]) -> None:
@@ -257,9 +272,9 @@ def _ranked(study: Study, metric: Metric) -> list[Ranked]:
 
 
 def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
-    """Draw the leading metric against the number of parameters, and against latency if the study measured it."""
-    panels = [("parameters (millions)", lambda record: _millions(record.get("parameters")))]
-    if any(_latency(record) for pair in study.pairs for record in (pair.dense, pair.pruned, pair.finetuned) if record):
+    """Draw the leading metric against the number of parameters, and against latency if it differs clearly."""
+    panels: list[tuple[str, Reader]] = [("parameters (millions)", _millions)]
+    if any(map(speeds.of_pair, study.pairs)):
         panels.append(("measured latency (ms per new token)", _latency))
     up, _ = study.axes
     rows = [pair for pair in study.pairs if pair.values(up)["pruned"] is not None]
@@ -269,7 +284,7 @@ def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -
     for axes, (label, read) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         groups = {}
         for pair in rows:
-            places = {stage: (read(getattr(pair, stage) or {}), value) for stage, value in pair.values(up).items()}
+            places = {stage: (read(pair, stage), value) for stage, value in pair.values(up).items()}
             points = {stage: (x, up.scale * y) for stage, (x, y) in places.items() if None not in (x, y)}
             marker = MARKERS[study.configs.index(pair.config) % len(MARKERS)]
             groups.setdefault((colour[pair.model], marker), []).append(points)
@@ -284,11 +299,10 @@ def size(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -
     return None
 
 
-def _millions(count: float | None) -> float | None:
+def _millions(pair: Pair, stage: str) -> float | None:
+    count = (getattr(pair, stage) or {}).get("parameters")
     return None if count is None else count / 1e6
 
 
-def _latency(record: Record) -> float | None:
-    """Return the milliseconds per new token at the first measured batch size, or None."""
-    speed = (record.get("cost") or {}).get("speed")
-    return 1000 * speed[0]["decode_seconds_per_token"] if speed else None
+def _latency(pair: Pair, stage: str) -> float | None:
+    return (speeds.of_pair(pair) or {}).get(stage)

@@ -13,6 +13,7 @@ from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.stats import metrics
 
+from . import speeds
 from .study_records import STAGE_LABELS, STAGES, Pair, Study
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ CAPTIONS = {
     ),
     "task_changes": (
         "Change in each task",
-        "Accuracy of the fine-tuned model minus accuracy of the pruned one, in percentage points.",
+        "Accuracy of the fine-tuned model minus accuracy of the pruned one, in percentage points. The color is the "
+        "verdict, not the size of the change: only a change beyond the noise, marked by *, counts as better or worse.",
     ),
     "candidates": (
         "Candidates and selection",
@@ -42,9 +44,13 @@ CAPTIONS = {
     "ranks": (
         "Rank before and after fine-tuning",
         "Rank 1 is the best. Kendall's tau is 1 if fine-tuning keeps the order of the pruned models, and 0 if the two "
-        "orders are unrelated.",
+        "orders are unrelated. It is left out for fewer than four pairs.",
     ),
-    "size": ("{leading} against size", "Dense, pruned and fine-tuned models; adapter weights are not counted."),
+    "size": (
+        "{leading} against size",
+        "Dense, pruned and fine-tuned models; adapter weights are not counted. Latencies were measured in turns; pairs "
+        "whose dense and pruned models differ by no more than the spread of the measurement are left out.",
+    ),
     "training": (
         "Training curves",
         "Validation loss (line with markers) and training loss (plain line) of every training.",
@@ -252,22 +258,17 @@ def _cost(pair: Pair) -> list[tuple[str, str]]:
     for stage in STAGES:
         if measured := (getattr(pair, stage) or {}).get("cost"):
             rows.append((f"measured on the {STAGE_LABELS[stage]} model", _measured(measured)))
-    return rows
+    return rows + speeds.rows(pair)
 
 
 def _measured(cost: Record) -> str:
-    """Return the size and speed of one model as text."""
-    times = [
-        f"at batch size {speed['batch_size']}: {speed['prefill_tokens_per_second']:,.0f} prompt tokens/s, "
-        f"{1000 * speed['decode_seconds_per_token']:.1f} ms per new token"
-        for speed in cost["speed"]
-    ]
-    sizes = (
+    """Return the size of one model as text."""
+    nonzero = cost["nonzero_parameters"]  # None if quantized
+    return (
         f"{cost['macs_per_token']['linear']:,} MACs per token in linear layers, "
-        f"{cost['nonzero_parameters']:,} of {cost['parameters']:,} parameters nonzero, "
+        f"{'an unknown number' if nonzero is None else f'{nonzero:,}'} of {cost['parameters']:,} parameters nonzero, "
         f"{cost['weight_bytes'] / 2**20:,.1f} MiB of weights"
     )
-    return "; ".join([sizes, *times])
 
 
 def _seeds(seeds: Record | None) -> Record | None:

@@ -38,6 +38,7 @@ class Pair:
     training: Record | None = None
     history: list[Record] | None = None
     comparison: Record | None = None
+    latency: Record | None = None
     state: str = "waiting"
     detail: str = ""
 
@@ -143,6 +144,11 @@ def read(results: PathLike, pairs: Sequence[tuple[str, str]], models: Mapping[st
     dense = {name: _take(study, f"{name}: dense evaluation", Path(pattern.format(model=name))) for name in names}
     for model, config in pairs:
         study.pairs.append(_read_pair(study, model, config, dense[model]))
+    for model in names:
+        path = Path(layout.record(results, "latency").format(model=model))
+        latency = _take(study, f"{model}: latency", path) if path.is_file() else None  # a study may measure none
+        for pair in study.pairs_of(model):
+            pair.latency = latency
     return study
 
 

@@ -5,7 +5,7 @@ Reads only records and samples of evaluations, pairs them item by item, and writ
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from coppice.core import mirror, records
@@ -21,6 +21,7 @@ logger = logging.getLogger("coppice.comparison")
 STAGES = ("dense", "pruned", "finetuned")
 DENSE, PRUNED, FINETUNED = range(3)
 FEW_WINDOWS = 20  # bootstrap intervals over fewer windows of text are not reliable
+FEW_ITEMS = 100  # the interval of an accuracy over fewer items can be wider than 20 points
 
 
 def compare(
@@ -71,7 +72,7 @@ def compare(
     }
     if seeds:
         record["seeds"] = _over_seeds(results, files["dense"], seeds)
-    record["warnings"] = _warnings(record, results, trained)
+    record["warnings"] = [*chosen.get("warnings", []), *_warnings(record, results, trained)]
     inputs = {stage: results[stage]["provenance"]["fingerprints"] for stage in STAGES}
     record["provenance"] = clock.provenance({"level": paired_stats.LEVEL}, seed, **inputs)
     records.write(output["record"], record)
@@ -288,6 +289,7 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
                 f"{metric.label}: windows of {facts['seq_len']}, the model's context, "
                 f"not {facts['requested_seq_len']}: do not compare it with other models' published values"
             )
+    found += _few_items(record, shown)
     for metric in shown:
         engines = {(metric.part(results[stage]) or {}).get("engine") for stage in STAGES if not metric.mean_of}
         if len(engines) > 1:
@@ -303,3 +305,10 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
     if len({results[stage]["provenance"]["device"] for stage in STAGES}) > 1:
         found.append("the stages were evaluated on different devices, whose rounding differs a little")
     return found
+
+
+def _few_items(record: Record, shown: Iterable[metrics.Metric]) -> list[str]:
+    """Return a warning that lists the tasks with too few items, [] if there are none."""
+    counts = {metric.name: metric.part(record)["n"] for metric in shown if metric.right_or_wrong}
+    few = formatting.listed(f"{name} ({n})" for name, n in counts.items() if n < FEW_ITEMS)
+    return [f"fewer than {FEW_ITEMS} items, too few to see any but large changes: {few}"] if few else []

@@ -113,9 +113,9 @@ class Generation(Section):
 
 
 class Cost(Section):
-    """Size and speed of each model, measured at the end of its evaluation."""
+    """Sizes, measured at the end of each evaluation, and latencies, which one job for each model measures in turns."""
 
-    enabled: bool = setting(True, "Whether size and speed are measured.")
+    enabled: bool = setting(True, "Whether sizes and latencies are measured.")
     batch_sizes: Annotated[Unique[Annotated[int, Field(ge=1)]], Field(min_length=1)] = setting(
         [1], "Batch sizes (sequences at a time); each is timed separately."
     )
