@@ -248,7 +248,7 @@ def test_warns_of_few_windows(tmp_path):
     record = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
     assert record["perplexity"]["ptb"]["change"]["interval"] is None
     assert record["perplexity"]["ptb"]["verdict"] == "no clear change"
-    assert any("fewer than 20 windows of text (1)" in warning for warning in record["warnings"])
+    assert any("fewer than 20 windows (1)" in warning for warning in record["warnings"])
     assert json.loads(json.dumps(record, allow_nan=False))
 
 

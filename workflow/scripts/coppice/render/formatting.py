@@ -25,7 +25,8 @@ def margin(second: Record) -> str:
         return text
     low, high = second["interval"]
     noise = "within noise" if second["within_noise"] else "beyond noise"
-    return f"{text} ({noise}: difference {low:.4g} to {high:.4g})"
+    caveat = (second.get("resampled") or {}).get("note")  # records of earlier versions have no `resampled`
+    return f"{text} ({noise}: difference {low:.4g} to {high:.4g}{f'; {caveat}' if caveat else ''})"
 
 
 def reused(config: str) -> str:
