@@ -123,7 +123,7 @@ def test_a_margin_is_computed_on_the_items_that_both_were_scored_on(tmp_path):
     mean = sum(losses) / 30
     first = write_evaluation(tmp_path / "first", base, losses)
     steady = write_evaluation(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [loss + 0.1 for loss in losses])
-    erratic = write_evaluation(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, [1.0, 4.2, 2.6] * 10)
+    erratic = write_evaluation(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, losses[::-1])
     low, high = _interval(first, steady, "average_acc")
     assert low < -0.1 < high < 0
     low, high = _interval(first, erratic, "average_acc")
