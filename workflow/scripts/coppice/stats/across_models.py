@@ -48,7 +48,7 @@ class Stratum:
         unit: what they are, as in `stored_samples`: items, documents or windows.
         places: the columns [c] whose means these units are part of.
         influence: [c, units], what a unit adds to the deviation of each of these means; sums to zero over the units.
-        shares: [units], how much a unit counts in the means; sums to one.
+        shares: [c, units], how much a unit counts in each of these means; each row sums to one.
         note: what a reader must know about the choice of units, or None.
     """
 
@@ -58,25 +58,35 @@ class Stratum:
     shares: numpy.ndarray
     note: str | None = None
 
+    @property
+    def count(self) -> int:
+        """The number of units that count."""
+        return int(numpy.count_nonzero(self.shares[0]))
+
+    def used(self, vectors: numpy.ndarray) -> numpy.ndarray:
+        """Return which of its columns linear combinations [v, k] of all columns use."""
+        return numpy.flatnonzero(vectors[:, self.places].any(axis=0))
+
     def series(self, vectors: numpy.ndarray) -> numpy.ndarray:
         """Return what each unit adds to linear combinations [v, k] of all columns, as [v, units]."""
-        local = vectors[:, self.places]
-        used = numpy.flatnonzero(local.any(axis=0))
-        return local[:, used] @ self.influence[used]
+        used = self.used(vectors)
+        return vectors[:, self.places[used]] @ self.influence[used]
 
-    def covariance(self, series: numpy.ndarray) -> tuple[numpy.ndarray, float]:
-        """Return the covariance [v, v] of combinations with the `series` [v, units], and its degrees of freedom.
+    def covariance(self, vectors: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+        """Return the covariance [v, v] of linear combinations [v, k], and the degrees of freedom of the last one.
 
-        The last combination decides the length of blocks.
+        The last one also decides the length of blocks.
         """
-        if len(self.shares) < 2:
+        series, units = self.series(vectors), self.shares.shape[1]
+        if units < 2:
             return numpy.full((len(series), len(series)), numpy.nan), numpy.nan
         if self.unit == WINDOWS:
             drawn = blocks.blocks_of(series[-1])
             if drawn.length > 1:
-                return blocks.covariance(series, drawn), blocks.freedom(len(self.shares), drawn)
-        without = series / (1 - self.shares)  # how far the combination moves if the unit is left out
-        concentration = float(self.shares @ self.shares)
+                return blocks.covariance(series, drawn), blocks.freedom(units, drawn)
+        shares = self.shares[self.used(vectors)].mean(axis=0)
+        without = series / (1 - shares)  # how far the combination moves if the unit is left out
+        concentration = float(shares @ shares)
         return without @ without.T * (1 - concentration), 1 / concentration - 1
 
 
@@ -117,7 +127,7 @@ class Means:
         for stratum in self.strata:
             if not rows[:, stratum.places].any():
                 continue
-            part, freedom = stratum.covariance(stratum.series(rows))
+            part, freedom = stratum.covariance(rows)
             total += part
             spent += part[-1, -1] ** 2 / freedom if part[-1, -1] else 0.0
         return total, float(total[-1, -1] ** 2 / spent) if spent else numpy.inf
@@ -175,7 +185,7 @@ class Means:
         if ratio["value"] is None:
             note = "pruning lost nothing"
         elif ratio["interval"] is None:
-            single = any(len(stratum.shares) < 2 for stratum in self.strata)
+            single = any(stratum.count < 2 for stratum in self.strata)
             note = "a single item has no interval" if single else "what pruning lost is within noise"
         return ratio | {"note": note}
 
@@ -188,7 +198,7 @@ class Means:
         vector = self.weights(terms)[None]
         found = [stratum for stratum in self.strata if vector[:, stratum.places].any()]
         lengths = [blocks.blocks_of(one.series(vector)[-1]).length for one in found if one.unit == WINDOWS]
-        counts = [int(numpy.count_nonzero(one.shares)) for one in found]
+        counts = [stratum.count for stratum in found]
         few = min(counts, default=0)
         unit = " and ".join(dict.fromkeys(stratum.unit for stratum in found))
         notes = [stratum.note for stratum in found if stratum.note]
@@ -224,11 +234,11 @@ def means(
     samples = numpy.asarray(samples, dtype=float)
     if not samples.size:
         raise ValueError("there is no item to compare")
-    weights = numpy.ones(samples.shape) if weights is None else numpy.asarray(weights, dtype=float)
-    shares = numpy.broadcast_to(weights, samples.shape) / weights.sum(axis=-1, keepdims=True)
+    weights = numpy.ones(samples.shape[1]) if weights is None else numpy.asarray(weights, dtype=float)
+    shares = numpy.broadcast_to(weights / weights.sum(axis=-1, keepdims=True), samples.shape)
     values = (samples * shares).sum(axis=1)
     influence = (samples - values[:, None]) * shares
-    stratum = Stratum(unit, numpy.arange(len(values)), influence, shares.mean(axis=0), note)
+    stratum = Stratum(unit, numpy.arange(len(values)), influence, shares, note)
     return Means(tuple(names), values, (stratum,))
 
 

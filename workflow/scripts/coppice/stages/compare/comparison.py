@@ -186,10 +186,7 @@ def _compared(results: Mapping[str, Record], folders: Sequence[Path]) -> Record:
 
 
 def _part(metric: metrics.Metric, results: Mapping[str, Record], means: across_models.Means) -> Record:
-    """Return the values of a metric at the three stages, its changes, and its recovered fraction if reports show it.
-
-    The verdict on a metric that is compared by ratios is that of the ratio.
-    """
+    """Return the values of a metric at the three stages, its changes, and its recovered fraction if reports show it."""
     step, shown = {FINETUNED: 1, PRUNED: -1}, means.exp() if metric.log else means
     values = dict(zip(STAGES, map(float, shown.values), strict=True))
     if metric.log:  # an evaluation holds the value of the whole text, which rounds differently
@@ -204,8 +201,7 @@ def _part(metric: metrics.Metric, results: Mapping[str, Record], means: across_m
     if metric.reported:
         part["recovered"] = shown.recovered(DENSE, PRUNED, FINETUNED, higher)
     if not metric.right_or_wrong:
-        tested = means.contrast(step)["interval"]
-        part["verdict"] = paired_stats.verdict_of_interval(tested, higher)
+        part["verdict"] = paired_stats.verdict_of_interval(change["interval"], higher)
     return part
 
 
