@@ -86,7 +86,7 @@ class Synthetic:
             tasks[task] = self._samples(folder, task, correct, choices)
         texts, losses = {}, {}
         for place, text in enumerate(TEXTS):
-            texts[text], losses[text] = self._perplexity(2.4 + 0.3 * place + 0.9 * (1 - skill))
+            texts[text], losses[text] = self._perplexity(2.4 + 0.3 * place + 0.9 * (1 - skill), documents=not place)
         provenance = self._provenance(self._prints(identity))
         evaluation = identity | {
             "perplexity": texts,
@@ -98,7 +98,7 @@ class Synthetic:
             "provenance": provenance,
         }
         records.write(folder / "evaluation_results.json", evaluation)
-        with_losses = {text: texts[text] | {"window_losses": losses[text]} for text in TEXTS}
+        with_losses = {text: texts[text] | losses[text] for text in TEXTS}
         records.write(folder / "ppl_results.json", identity | {"perplexity": with_losses, "provenance": provenance})
 
     def _prints(self, identity):
@@ -135,7 +135,8 @@ class Synthetic:
             metric: mean,
         }
 
-    def _perplexity(self, level):
+    def _perplexity(self, level, documents):
+        """Return the result and the losses of a text, each window of which is a document if it has `documents`."""
         windows = level + 0.2 * numpy.random.default_rng(7).normal(size=self.windows)
         windows = windows + self.random.normal(0, 0.02, self.windows)
         nll = float(windows.mean())
@@ -149,7 +150,8 @@ class Synthetic:
         }
         result = {"value": float(numpy.exp(nll)), "nll_per_token": nll, "tokens": 2047 * self.windows}
         losses = [{"nll_per_token": float(loss), "tokens": 2047} for loss in windows]
-        return result | {"windows": self.windows, "protocol": protocol}, losses
+        result |= {"windows": self.windows, "documents": self.windows if documents else 1, "protocol": protocol}
+        return result, {"window_losses": losses, "document_losses": losses if documents else None}
 
     def _provenance(self, prints, settings=None):
         return {

@@ -271,9 +271,38 @@ def test_warns_of_few_windows(tmp_path):
     record = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
     assert record["perplexity"]["ptb"]["change"]["interval"] is None
     assert record["perplexity"]["ptb"]["verdict"] == "no clear change"
-    assert any("fewer than 20 windows of text (1)" in warning for warning in record["warnings"])
+    assert any("fewer than 20 windows (1)" in warning for warning in record["warnings"])
     assert any("fewer than 100 items" in text and "boolq (30), piqa (30)" in text for text in record["warnings"])
     assert json.loads(json.dumps(record, allow_nan=False))
+
+
+def test_says_what_each_interval_resamples(record):
+    count = SIZE["items"]
+    assert record["zero_shot"]["piqa"]["resampled"] == {"unit": "items", "count": count, "block": None, "note": None}
+    assert record["average_acc"]["resampled"]["count"] == 7 * count
+    assert record["perplexity"]["wikitext2"]["resampled"]["unit"] == "documents"
+    ptb = record["perplexity"]["ptb"]["resampled"]
+    assert ptb == {"unit": "windows", "count": 25, "block": 5, "note": None}
+
+
+def test_the_report_says_what_the_intervals_of_perplexity_resample(study, record):
+    text = _report(study)
+    assert "intervals on wikitext2: over 25 documents" in text
+    assert "intervals on ptb: over 25 windows in blocks of 5" in text
+
+
+def test_compares_windows_if_an_evaluation_did_not_record_documents(study, record):
+    def forget(losses):
+        del losses["perplexity"]["wikitext2"]["document_losses"]
+
+    _edit(study.folder("pruned", "Llama", "best_acc") / "ppl_results.json", forget)
+    study.compare("Llama", "best_acc")
+    again = records.read(study.folder("finetuned", "Llama", "best_acc") / "comparison.json")
+    text = again["perplexity"]["wikitext2"]
+    assert text["resampled"]["unit"] == "windows"
+    assert text["change"]["value"] == record["perplexity"]["wikitext2"]["change"]["value"]
+    assert any("before documents were recorded" in warning for warning in again["warnings"])
+    assert "before documents were recorded" in _report(study)
 
 
 def test_reports_the_spread_over_seeds(study):

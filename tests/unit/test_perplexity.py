@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from coppice import data
 from coppice.core.errors import DataError
 from coppice.models import output_head
-from coppice.stages.evaluate import perplexity
+from coppice.stages.evaluate import documents, perplexity
 from coppice.study.settings.sections.evaluate import Perplexity
 
 
@@ -38,11 +39,11 @@ ROWS = [" ".join(f"w{3 + (7 * i + j * j) % 125}" for j in range(40)) for i in ra
 @pytest.mark.parametrize("bos", [False, True])
 def test_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture, bos):
     protocol = perplexity.Protocol("test", 64, 64, join={"": " "})
-    result, windows = perplexity.measure(tiny_model(architecture), tiny_tokenizer, ROWS, "x", protocol, bos)
+    result, losses = perplexity.measure(tiny_model(architecture), tiny_tokenizer, ROWS, "x", protocol, bos)
     ids = tiny_tokenizer(" ".join(ROWS), add_special_tokens=False)["input_ids"]
     value, tokens = reference(tiny_model(architecture), ids, 64, 1 if bos else None)
     assert result["value"] == pytest.approx(value, rel=1e-5)
-    assert result["tokens"] == tokens == sum(window["tokens"] for window in windows)
+    assert result["tokens"] == tokens == sum(window["tokens"] for window in losses["window_losses"])
 
 
 def overlapping_reference(model, ids, seq_len, stride):
@@ -65,6 +66,65 @@ def test_overlapping_windows_agree_with_a_float64_loop(tiny_model, tiny_tokenize
     losses = overlapping_reference(tiny_model("qwen2"), ids, 64, stride)
     assert result["tokens"] == len(losses)
     assert result["value"] == pytest.approx(math.exp(math.fsum(losses.values()) / len(losses)), rel=1e-5)
+
+
+ARTICLES = [
+    "",
+    " = One = ",
+    "",
+    "w5 w66 w7 w120",
+    " = = Part = = ",
+    "",
+    "w9 w10",
+    "",
+    " = Two ( w5 ) = ",
+    "",
+    "w11 w12",
+]
+
+
+def test_a_document_begins_with_a_title_between_blank_rows():
+    assert documents.first_rows(ARTICLES) == [0, 8]
+    assert documents.first_rows(["w1 w2", *ARTICLES[1:]]) == [0, 8], "a title between text is a formula"
+    assert documents.first_rows(["w1", "", " = Two = "]) == [0, 2]
+    assert documents.first_rows(["w1 w2", "w3 w4"]) == [0]
+    for row in (" = = Part = = ", " = 1 henry and C = 2 ", " = ", " = = "):
+        assert documents.first_rows(["w1", "", row, ""]) == [0], row
+
+
+@pytest.mark.parametrize(("stride", "bos"), [(8, None), (3, None), (7, 1)])
+def test_losses_by_document_agree_with_a_float64_loop(tiny_model, tiny_tokenizer, stride, bos):
+    """The loss of a token counts for the document that its text is in, whatever window scored it."""
+    rows = ["", " = w3 = ", "", "w5 w66 w7 w120 w8 w9 w9", "", " = w4 w5 = ", "", "w9 w10 w11 w12 w13 w14"] * 2
+    model, protocol = tiny_model("llama"), perplexity.Protocol("test", 8, stride, join={"": "\n"})
+    result, losses = perplexity.measure(model, tiny_tokenizer, rows, "x", protocol, bos=bool(bos))
+    tokens = tiny_tokenizer("\n".join(rows), add_special_tokens=False, return_offsets_mapping=True)
+    text, model = "\n".join(rows), model.double()
+    heads = [text.index(" = w3"), text.index(" = w4")]
+    heads += [text.index(" = w3", heads[1]), text.index(" = w4", heads[1] + 1)]
+    expected, seen = [[], [], [], []], set()
+    width = 8 - bool(bos)
+    for start in range(0, len(tokens["input_ids"]) - width + 1, stride):
+        window = [bos] * bool(bos) + tokens["input_ids"][start : start + width]
+        logits = model(input_ids=torch.tensor([window])).logits[0].log_softmax(-1)
+        for place in range(1, 8):
+            token = start + place - bool(bos)
+            if token not in seen:
+                begin = tokens["offset_mapping"][token][0]
+                document = max(sum(head <= begin for head in heads) - 1, 0)
+                expected[document].append(-logits[place - 1, window[place]].item())
+                seen.add(token)
+    found = losses["document_losses"]
+    assert [one["tokens"] for one in found] == [len(each) for each in expected]
+    assert result["documents"] == sum(map(bool, expected))
+    means = [sum(each) / len(each) if each else 0.0 for each in expected]
+    assert [one["nll_per_token"] for one in found] == pytest.approx(means, rel=1e-5)
+
+
+def test_a_text_without_titles_is_one_document(tiny_model, tiny_tokenizer):
+    protocol = perplexity.Protocol("test", 64, 64, join={"": " "})
+    result, losses = perplexity.measure(tiny_model("llama"), tiny_tokenizer, ROWS, "x", protocol)
+    assert result["documents"] == 1 and losses["document_losses"] is None
 
 
 def test_word_and_byte_perplexity_divide_the_same_loss_by_the_scored_text(tiny_model, tiny_tokenizer):
@@ -197,9 +257,14 @@ def test_real_texts_give_the_windows_that_the_protocols_define(letters, monkeypa
     assert split == Path(file).name and join.join(rows) == expected
 
     count = len(expected) // length
-    monkeypatch.setattr(perplexity, "_window_losses", lambda model, pieces, label: [1.0] * len(pieces))
+    monkeypatch.setattr(
+        perplexity, "_token_losses", lambda model, pieces, label: [numpy.ones(piece.scored) for piece in pieces]
+    )
     monkeypatch.setattr(perplexity.models, "context_length", lambda model: 8192)
-    result, _ = perplexity.measure(None, letters, rows, dataset, protocol, split=split)
+    result, losses = perplexity.measure(None, letters, rows, dataset, protocol, split=split)
+    assert result["documents"] == (60 if dataset == "wikitext2" else 1)  # the articles of WikiText-2's test split
+    if dataset == "wikitext2":
+        assert sum(document["tokens"] for document in losses["document_losses"]) == result["tokens"]
     assert (result["windows"], result["tokens"]) == (count, count * (length - 1))
     assert result["protocol"] == {
         "name": name,
@@ -226,10 +291,10 @@ def test_a_shorter_context_shortens_the_windows_and_is_recorded(tiny_model, tiny
 
 
 def test_a_text_shorter_than_a_window_is_one_window(tiny_model, tiny_tokenizer):
-    result, windows = perplexity.measure(
+    result, losses = perplexity.measure(
         tiny_model("llama"), tiny_tokenizer, ["w5 w6 w7"], "x", perplexity.PROTOCOLS["gptq-2048"]
     )
-    assert result["tokens"] == 2 and len(windows) == 1
+    assert result["tokens"] == 2 and len(losses["window_losses"]) == 1
 
 
 def test_rejects_an_empty_text(tiny_model, tiny_tokenizer):

@@ -25,6 +25,7 @@ from coppice.render import html as templates
 from coppice.report import study_report
 from coppice.report.study_report import answers, csv_tables, evidence, failures, group_answers, measurements
 from coppice.report.study_report import study_records as studies
+from coppice.stats import across_models
 
 SMALL = {"items": 40, "windows": 20}
 EVIL = "<script>alert(1)</script>"
@@ -142,12 +143,50 @@ def test_the_tables_hold_the_numbers_of_the_records(whole):
 def test_answers_find_the_planted_effects(tmp_path):
     study = Synthetic(tmp_path, items=200, windows=20).build()  # best_ppl was made the worse start
     found = _answers(study)
-    assert found["start"].verdict == evidence.CLEAR
+    assert found["start"].verdict == evidence.GENERAL
     assert found["start"].sentence.startswith("best_acc is a better start")
-    assert found["recovery"].verdict == evidence.CLEAR
+    assert found["recovery"].verdict == evidence.GENERAL
     share = re.search(r"(\d+) %", found["recovery"].sentence)
     assert 45 < int(share[1]) < 75  # skill 0.35 to 0.75, of 1.0, less for best_ppl
     assert found["variants"].verdict in (evidence.CLEAR, evidence.UNDECIDED)
+
+
+def test_the_report_gives_the_intervals_of_the_comparisons(whole):
+    """The same quantity has the same interval in both, although the report takes all models together."""
+    study = studies.read(whole.results, whole.pairs, whole.models)
+    measured = measurements.gather(study)
+    for pair in study.compared[::5]:
+        _, pruned, finetuned = evidence.columns(pair)
+        for metric, means in measured.means.items():
+            part = pair.measured(metric)
+            change = means.contrast({finetuned: 1, pruned: -1})
+            change = across_models.ratio_of(change) if metric.log else change
+            recorded = part["ratio" if metric.log else "change"]
+            assert change["interval"] == pytest.approx(recorded["interval"], rel=1e-9), metric
+            shown = means.exp() if metric.log else means
+            share = shown.ratio(*evidence.shares(metric, [pair]))
+            assert share["interval"] == pytest.approx(part["recovered"]["interval"], rel=1e-9), metric
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict", "words"),
+    [
+        ([1, 2], evidence.CLEAR, "too few models that differ .* 2, and it takes 5"),
+        ([1, 2, 3, 4, 0, 0], evidence.CLEAR, "too few models that differ .* 4, and it takes 5"),
+        ([1, 2, 3, 4, 5], evidence.CLEAR, "differ too much"),  # 2 of 2^5 signs are as far from zero: p = .0625
+        ([1, 2, 3, 4, 5, 6], evidence.GENERAL, "agree enough"),
+        ([1, -2, 3, 4, 5, 6], evidence.CLEAR, "differ too much"),
+    ],
+)
+def test_a_clear_answer_is_general_only_if_the_test_over_models_says_so(differences, verdict, words):
+    found, sentence = evidence.beyond("differ", differences)
+    assert found == verdict and re.search(words, sentence)
+
+
+def test_an_answer_about_two_models_is_not_general(tmp_path):
+    found = _answers(Synthetic(tmp_path, dict(list(SIX.items())[:2]), items=200, windows=20).build())["start"]
+    assert found.verdict == "clear for these models"
+    assert "too few models that differ to say anything about other models: 2" in " ".join(found.support)
 
 
 @pytest.mark.slow

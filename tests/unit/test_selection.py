@@ -15,7 +15,7 @@ from coppice.core.errors import CheckpointError, CoppiceError
 from coppice.stages import select
 from coppice.stages.prune import candidates
 from coppice.stages.select import margins, ranking
-from coppice.stats import metrics, pareto
+from coppice.stats import metrics, pareto, stored_samples
 
 
 def scored(**values):
@@ -112,25 +112,37 @@ def test_a_given_perplexity_applies_to_every_text_and_acc_to_the_average():
     assert ranking.value_of(given, "ppl.wikitext2") == 12.0 and ranking.value_of(given, "acc") == 0.5
 
 
+def _interval(first, second, metric):
+    return margins.of(first, second, metric)["interval"]
+
+
 def test_a_margin_is_computed_on_the_items_that_both_were_scored_on(tmp_path):
     """Both lose 0.1 of accuracy: one loses ten of a hundred items, the other gains 40 and loses 50."""
     base = [1.0] * 60 + [0.0] * 40
-    first = write_evaluation(tmp_path / "first", base, [2.0, 3.0, 2.5] * 10)
-    steady = write_evaluation(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [2.1, 3.1, 2.6] * 10)
-    erratic = write_evaluation(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, [1.0, 4.2, 2.6] * 10)
-    low, high = margins.interval(first, steady, "average_acc")
+    losses = [2 + 7 * i * i % 31 / 31 for i in range(30)]
+    mean = sum(losses) / 30
+    first = write_evaluation(tmp_path / "first", base, losses)
+    steady = write_evaluation(tmp_path / "steady", [1.0] * 50 + [0.0] * 50, [loss + 0.1 for loss in losses])
+    erratic = write_evaluation(tmp_path / "erratic", [0.0] * 50 + [1.0] * 10 + [1.0] * 40, losses[::-1])
+    low, high = _interval(first, steady, "average_acc")
     assert low < -0.1 < high < 0
-    low, high = margins.interval(first, erratic, "average_acc")
+    low, high = _interval(first, erratic, "average_acc")
     assert low < 0 < high
-    low, high = margins.interval(first, steady, "ppl.wikitext2")
-    assert 0 < low <= math.exp(2.6) - math.exp(2.5) <= high
-    low, high = margins.interval(first, erratic, "ppl.wikitext2")
+    low, high = _interval(first, steady, "ppl.wikitext2")
+    assert 0 < low < math.exp(mean + 0.1) - math.exp(mean) < high
+    assert margins.of(first, steady, "ppl.wikitext2")["resampled"] == {
+        "unit": "windows",
+        "count": 30,
+        "block": 6,
+        "note": stored_samples.OLD,
+    }
+    low, high = _interval(first, erratic, "ppl.wikitext2")
     assert low < 0 < high
-    assert margins.interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
-    assert margins.interval(first, steady | {"evaluation": None, "measured": {}}, "piqa") is None
+    assert _interval(first, steady | {"given": {"acc": 0.4}}, "average_acc") is None
+    assert _interval(first, steady | {"evaluation": None, "measured": {}}, "piqa") is None
     other = write_evaluation(tmp_path / "other", base, [2.0] * 7)  # another tokenizer gives other windows
-    assert margins.interval(first, other, "ppl.wikitext2") is None
-    assert margins.interval(first, steady, "lambada_openai") is None
+    assert _interval(first, other, "ppl.wikitext2") is None
+    assert _interval(first, steady, "lambada_openai") is None
 
 
 def test_a_row_with_all_metrics_needs_no_scoring():

@@ -37,6 +37,6 @@ rule compare_stages:
         seed=study.seed,
         seeds=study.training_seeds(),
         status=status("compare", "{model}", "{config}"),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/compare_stages.py"

@@ -1,4 +1,4 @@
-"""Compare arms on the same examples, items and windows: differences with intervals and corrected p-values.
+"""Compare arms on the same examples, items and texts: differences with intervals and corrected p-values.
 
 The values of several arms are one `across_models.Means`: validation losses weighted by target tokens, accuracies as the
 mean over tasks, log-perplexities weighted by tokens. If arms were trained with several seeds, the value of an item is
@@ -63,9 +63,9 @@ def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) 
     if not others:
         return {}
     means = joint(arms, metric, part)
-    found = {arm.name: means.contrast({arm.name: 1, reference.name: -1}) for arm in others}
+    steps = {arm.name: {arm.name: 1, reference.name: -1} for arm in others}
     seeds = {arm.name: _by_seed(arm, reference, metric, part) for arm in others}
-    found = {name: _with_seeds(one, list(seeds.values()), len(seeds[name])) for name, one in found.items()}
+    found = {name: _with_seeds(means, step, list(seeds.values())) for name, step in steps.items()}
     corrected = paired_stats.holm([1.0 if one["p"] is None else one["p"] for one in found.values()])
     sign = 1 if metric.higher_is_better else -1
     for arm, p in zip(others, corrected, strict=True):
@@ -75,20 +75,18 @@ def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) 
     return found
 
 
-def _with_seeds(estimate: Estimate, by_seed: Sequence[Sequence[float]], count: int) -> Estimate:
-    """Return {value, interval, p} of a difference, with the variance between seeds included."""
-    if count < 2 or estimate["interval"] is None:
-        return estimate
-    from scipy.stats import norm, t
+def _with_seeds(means: across_models.Means, step: across_models.Terms, by_seed: Sequence[Sequence[float]]) -> Estimate:
+    """Return {value, interval, p} of a difference, with the variance between seeds included.
 
-    over_items = (estimate["interval"][1] - estimate["interval"][0]) / 2 / norm.ppf(0.5 + paired_stats.LEVEL / 2)
+    step: the difference, as name -> weight; by_seed: the differences of every arm by seed.
+    """
+    found, count = means.contrast(step), len(by_seed[0])
+    if count < 2 or found["interval"] is None:
+        return found
+    over_items, _ = means.error(step)
     between = numpy.mean([numpy.var(values, ddof=1) for values in by_seed]) / count
-    error, freedom = float(numpy.hypot(over_items, numpy.sqrt(between))), (count - 1) * len(by_seed)
-    if not error:
-        return estimate
-    half = error * t.ppf(0.5 + paired_stats.LEVEL / 2, freedom)
-    p = float(2 * t.sf(abs(estimate["value"]) / error, freedom))
-    return {"value": estimate["value"], "interval": [estimate["value"] - half, estimate["value"] + half], "p": p}
+    error = float(numpy.hypot(over_items, numpy.sqrt(between)))
+    return across_models.estimate(found["value"], error, (count - 1) * len(by_seed))
 
 
 def _by_seed(arm: Arm, reference: Arm, metric: Metric, part: str) -> list[float]:

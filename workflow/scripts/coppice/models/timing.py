@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .kinds import LoadedModel
 
+CACHES = ("past_key_values", "cache_params")  # of attention, and of state-space models such as Mamba
 REPETITIONS = 3  # after one to warm up; the median is returned
 SECONDS = 10.0  # no new repetition starts after this time
 
@@ -65,10 +66,8 @@ def run(model: LoadedModel, batch: int, prompt: int, new: int) -> tuple[float, l
         prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
         steps = []
         for _ in range(new):
-            token, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-            seconds, output = _timed(
-                ids, lambda t=token, c=cache: model(input_ids=t, past_key_values=c, use_cache=True)
-            )
+            token, cache = output.logits[:, -1:].argmax(-1), {name: output[name] for name in CACHES if name in output}
+            seconds, output = _timed(ids, lambda t=token, c=cache: model(input_ids=t, use_cache=True, **c))
             steps.append(seconds)
     return prefill, steps
 

@@ -25,7 +25,14 @@ def margin(second: Record) -> str:
         return text
     low, high = second["interval"]
     noise = "within noise" if second["within_noise"] else "beyond noise"
-    return f"{text} ({noise}: difference {low:.4g} to {high:.4g})"
+    caveat = (second.get("resampled") or {}).get("note")  # records of earlier versions have no `resampled`
+    return f"{text} ({noise}: difference {low:.4g} to {high:.4g}{f'; {caveat}' if caveat else ''})"
+
+
+def units(resampled: Record) -> str:
+    """Return what an interval resamples: "60 documents", "45 windows in blocks of 9"."""
+    blocks = f" in blocks of {resampled['block']}" if resampled["block"] else ""
+    return f"{resampled['count']} {resampled['unit']}{blocks}"
 
 
 def reused(config: str) -> str:
@@ -134,10 +141,13 @@ def probability(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def beyond(p: float | None, noun: str) -> str:
-    """Return a sentence on whether other models can be expected to do the same, from a permutation test over models."""
+def beyond(p: float | None, noun: str, found: int, needed: int) -> str:
+    """Return a sentence on whether other models can be expected to do the same, from a permutation test over models.
+
+    p: of the test, None if there are too few models. found, needed: numbers of models; noun: what they are.
+    """
     if p is None:
-        return f"There are too few {noun} to say anything about other models."
+        return f"There are too few {noun} to say anything about other models: {found}, and it takes {needed}."
     agree = "agree enough" if p < 0.05 else "differ too much"
     return f"The models {agree} to expect the same of similar models (permutation test over models, {probability(p)})."
 

@@ -1,44 +1,102 @@
-"""Compare models and configs by means over the same items and the covariance of those means.
+"""Compare models and configs by means over the same units, and by what each unit adds to those means.
 
-Every model answers the same items, so two means are correlated, and the variance of their difference is that of the
-item-by-item differences. A `Means` holds the means of any number of columns (model, config, stage) with the covariance
-of these means; differences and recovered fractions of any groups follow from it.
+Every model answers the same items and reads the same text, so two means are correlated, and the variance of their
+difference is that of the unit-by-unit differences. A `Means` holds the means of any number of columns (model, config,
+stage); differences, recovered fractions and their intervals follow from it, for the comparison of one pair as for the
+answers of a whole study. What is resampled is independent: an item of a task; a document of a text, or blocks of its
+windows if it has no documents.
 
 Formulas and sources:
 
-- stratified mean over tasks: variance of the mean of independent strata (Cochran 1977, Sampling Techniques, ch. 5);
-- mean weighted by tokens: ratio estimator, linearized (Cochran 1977, ch. 6);
+- independent units of unequal weight: jackknife that deletes a unit at a time (Efron & Tibshirani 1993, ch. 11), with
+  Student's t for Kish's effective number of units (Kish 1965) minus one;
+- ordered units that depend on their neighbors: circular block bootstrap in closed form, see `blocks`;
+- several strata (tasks) are independent: their variances add (Cochran 1977, Sampling Techniques, ch. 5), and the
+  degrees of freedom are those of Satterthwaite 1946;
 - ratio of two means: Fieller's interval (Fieller 1954), which is unbounded, here None, if the denominator cannot be
   distinguished from zero;
-- difference of two ratios: delta method.
-
-All intervals assume normally distributed means, because each mean is taken over thousands of items.
+- difference of two ratios, and perplexity as exp of a mean: delta method.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy
 from numpy.typing import ArrayLike
 
-from coppice.core.aliases import Estimate
+from coppice.core.aliases import Estimate, Record
 
+from . import blocks
 from .paired_stats import LEVEL
+from .stored_samples import ITEMS, WINDOWS
 
 Terms = dict[Any, float]  # a linear combination: name of a column -> weight
 
 ROUNDING = 1e-9  # differences and standard errors below this are rounding errors
+FEW_UNITS = 20  # an interval over fewer units is not reliable
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Units that are sampled together and independently of those of all other strata.
+
+    Attributes:
+        unit: what they are, as in `stored_samples`: items, documents or windows.
+        places: the columns [c] whose means these units are part of.
+        influence: [c, units], what a unit adds to the deviation of each of these means; sums to zero over the units.
+        shares: [c, units], how much a unit counts in each of these means; each row sums to one.
+        note: what a reader must know about the choice of units, or None.
+    """
+
+    unit: str
+    places: numpy.ndarray
+    influence: numpy.ndarray
+    shares: numpy.ndarray
+    note: str | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of units that count."""
+        return int(numpy.count_nonzero(self.shares[0]))
+
+    def used(self, vectors: numpy.ndarray) -> numpy.ndarray:
+        """Return which of its columns linear combinations [v, k] of all columns use."""
+        return numpy.flatnonzero(vectors[:, self.places].any(axis=0))
+
+    def series(self, vectors: numpy.ndarray) -> numpy.ndarray:
+        """Return what each unit adds to linear combinations [v, k] of all columns, as [v, units]."""
+        used = self.used(vectors)
+        return vectors[:, self.places[used]] @ self.influence[used]
+
+    def covariance(self, vectors: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+        """Return the covariance [v, v] of linear combinations [v, k], and the degrees of freedom of the last one.
+
+        The last one also decides the length of blocks.
+        """
+        series, units = self.series(vectors), self.shares.shape[1]
+        if units < 2:
+            return numpy.full((len(series), len(series)), numpy.nan), numpy.nan
+        if self.unit == WINDOWS:
+            drawn = blocks.blocks_of(series[-1])
+            if drawn.length > 1:
+                return blocks.covariance(series, drawn), blocks.freedom(units, drawn)
+        shares = self.shares[self.used(vectors)].mean(axis=0)
+        without = series / (1 - shares)  # how far the combination moves if the unit is left out
+        concentration = float(shares @ shares)
+        return without @ without.T * (1 - concentration), 1 / concentration - 1
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means `values` [k] of the columns `names` (hashable, in order), and their `covariance` [k, k]."""
+    """Means `values` [k] of the columns `names` (hashable, in order), with the `strata` that they are taken over."""
 
     names: tuple[Hashable, ...]
     values: numpy.ndarray
-    covariance: numpy.ndarray
+    strata: tuple[Stratum, ...]
 
     @cached_property
     def places(self) -> dict[Hashable, int]:
@@ -56,15 +114,34 @@ class Means:
             vector[self.places[name]] += weight
         return vector
 
+    def exp(self) -> Means:
+        """Return the exponentials of these means, such as perplexities of mean losses."""
+        values = numpy.exp(self.values)
+        strata = (replace(one, influence=one.influence * values[one.places, None]) for one in self.strata)
+        return Means(self.names, values, tuple(strata))
+
+    def _covariance(self, *vectors: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+        """Return the covariance [v, v] of linear combinations [k], and the degrees of freedom of the last one's."""
+        rows = numpy.stack(vectors)
+        total, spent = numpy.zeros((len(rows), len(rows))), 0.0
+        for stratum in self.strata:
+            if not rows[:, stratum.places].any():
+                continue
+            part, freedom = stratum.covariance(rows)
+            total += part
+            spent += part[-1, -1] ** 2 / freedom if part[-1, -1] else 0.0
+        return total, float(total[-1, -1] ** 2 / spent) if spent else numpy.inf
+
+    def error(self, terms: Terms | numpy.ndarray) -> tuple[float, float]:
+        """Return the standard error and the degrees of freedom of a linear combination; NaN of a single unit."""
+        vector = self.weights(terms) if isinstance(terms, dict) else terms
+        covariance, freedom = self._covariance(vector)
+        return float(numpy.sqrt(covariance[-1, -1])), freedom
+
     def contrast(self, terms: Terms | numpy.ndarray) -> Estimate:
         """Return {value, interval, p} of the linear combination `terms` (name -> weight, or a vector [k])."""
         vector = self.weights(terms) if isinstance(terms, dict) else terms
-        return _estimate(float(vector @ self.values), self._form(vector, vector))
-
-    def _form(self, x: numpy.ndarray, y: numpy.ndarray) -> float:
-        """Return x' covariance y over the columns that x or y uses, because the covariance of others may be NaN."""
-        used = numpy.flatnonzero((x != 0) | (y != 0))
-        return float(x[used] @ self.covariance[numpy.ix_(used, used)] @ y[used])
+        return estimate(float(vector @ self.values), *self.error(vector))
 
     def ratio(self, numerator: Terms, denominator: Terms) -> Estimate:
         """Return {value, interval} of the ratio of two linear combinations (name -> weight), with Fieller's interval.
@@ -74,15 +151,15 @@ class Means:
         """
         up, down = self.weights(numerator), self.weights(denominator)
         a, b = float(up @ self.values), float(down @ self.values)
-        vaa, vab, vbb = (self._form(x, y) for x, y in ((up, up), (up, down), (down, down)))
-        z2 = _z() ** 2
         if b <= 0:
             return {"value": None, "interval": None}
-        lead = b * b - z2 * vbb
-        if not lead > 0:  # not `lead <= 0`, which misses the NaN of a single item
+        covariance, freedom = self._covariance(up, down, up - a / b * down)
+        z2 = quantile(freedom) ** 2
+        lead = b * b - z2 * covariance[1, 1]
+        if not lead > 0:  # not `lead <= 0`, which misses the NaN of a single unit
             return {"value": a / b, "interval": None}
-        middle = a * b - z2 * vab
-        spread = numpy.sqrt(max(middle**2 - lead * (a * a - z2 * vaa), 0.0))
+        middle = a * b - z2 * covariance[0, 1]
+        spread = numpy.sqrt(max(middle**2 - lead * (a * a - z2 * covariance[0, 0]), 0.0))
         return {"value": a / b, "interval": [float((middle - spread) / lead), float((middle + spread) / lead)]}
 
     def ratio_difference(self, first: tuple[Terms, Terms], second: tuple[Terms, Terms]) -> Estimate | None:
@@ -95,55 +172,117 @@ class Means:
             up, down = self.weights(numerator), self.weights(denominator)
             vector += sign * (up - ratio["value"] * down) / (down @ self.values)
             value += sign * ratio["value"]
-        return _estimate(value, self._form(vector, vector))
+        return estimate(value, *self.error(vector))
+
+    def recovered(self, dense: Hashable, pruned: Hashable, finetuned: Hashable, higher_is_better: bool) -> Estimate:
+        """Return (finetuned - pruned) / (dense - pruned) of three columns as {value, interval, note}.
+
+        The value is None if pruning lost nothing.
+        """
+        sign = 1 if higher_is_better else -1
+        ratio = self.ratio({finetuned: sign, pruned: -sign}, {dense: sign, pruned: -sign})
+        note = None
+        if ratio["value"] is None:
+            note = "pruning lost nothing"
+        elif ratio["interval"] is None:
+            single = any(stratum.count < 2 for stratum in self.strata)
+            note = "a single item has no interval" if single else "what pruning lost is within noise"
+        return ratio | {"note": note}
+
+    def resampled(self, terms: Terms) -> Record:
+        """Return what the interval of a linear combination resamples, as {unit, count, block, note}.
+
+        count: of units, over all strata. block: length of the blocks that units are drawn in, None if one by one.
+        note: what a reader must know before relying on the interval, or None.
+        """
+        vector = self.weights(terms)[None]
+        found = [stratum for stratum in self.strata if vector[:, stratum.places].any()]
+        lengths = [blocks.blocks_of(one.series(vector)[-1]).length for one in found if one.unit == WINDOWS]
+        counts = [stratum.count for stratum in found]
+        few = min(counts, default=0)
+        unit = " and ".join(dict.fromkeys(stratum.unit for stratum in found))
+        notes = [stratum.note for stratum in found if stratum.note]
+        notes += [f"fewer than {FEW_UNITS} {unit} ({few}) give no reliable interval"] if few < FEW_UNITS else []
+        return {
+            "unit": unit,
+            "count": sum(counts),
+            "block": max(lengths, default=None),
+            "note": "; ".join(dict.fromkeys(notes)) or None,
+        }
 
 
-def means(names: Iterable[Hashable], samples: ArrayLike, weights: ArrayLike | None = None) -> Means:
-    """Return the Means of `samples` [k, items], weighted by `weights` [items] if given."""
+def means(
+    names: Iterable[Hashable],
+    samples: ArrayLike,
+    weights: ArrayLike | None = None,
+    unit: str = ITEMS,
+    note: str | None = None,
+) -> Means:
+    """Return the Means of `samples` [k, units] over one stratum.
+
+    Args:
+        names: the columns.
+        samples: a value for each column and unit.
+        weights: [units], or [k, units] if a unit counts differently in each column, such as the tokens that different
+            tokenizers make of a document; None for equal weights.
+        unit: what the units are; `WINDOWS` are in the order of the text.
+        note: what a reader must know about the choice of units.
+
+    Raises:
+        ValueError: if there is no unit.
+    """
     samples = numpy.asarray(samples, dtype=float)
-    count = samples.shape[1]
-    weights = numpy.ones(count) if weights is None else numpy.asarray(weights, dtype=float)
-    values = samples @ weights / weights.sum()
-    if count < 2:
-        return Means(tuple(names), values, numpy.full((len(values), len(values)), numpy.nan))
-    residuals = (samples - values[:, None]) * weights
-    covariance = residuals @ residuals.T / weights.sum() ** 2 * count / (count - 1)
-    return Means(tuple(names), values, covariance)
+    if not samples.size:
+        raise ValueError("there is no item to compare")
+    weights = numpy.ones(samples.shape[1]) if weights is None else numpy.asarray(weights, dtype=float)
+    shares = numpy.broadcast_to(weights / weights.sum(axis=-1, keepdims=True), samples.shape)
+    values = (samples * shares).sum(axis=1)
+    influence = (samples - values[:, None]) * shares
+    stratum = Stratum(unit, numpy.arange(len(values)), influence, shares, note)
+    return Means(tuple(names), values, (stratum,))
 
 
 def mean_of(strata: Sequence[Means]) -> Means:
     """Return the unweighted mean of several Means with the same names, over independent strata (tasks)."""
     count = len(strata)
-    values = sum(part.values for part in strata) / count
-    return Means(strata[0].names, values, sum(part.covariance for part in strata) / count**2)
+    parts = (replace(one, influence=one.influence / count) for part in strata for one in part.strata)
+    return Means(strata[0].names, sum(part.values for part in strata) / count, tuple(parts))
 
 
-def side_by_side(blocks: Sequence[Means]) -> Means:
-    """Join independent Means (of different models' text windows) into one, with no covariance between them."""
-    from scipy.linalg import block_diag
-
-    names = tuple(name for block in blocks for name in block.names)
-    return Means(
-        names,
-        numpy.concatenate([block.values for block in blocks]),
-        block_diag(*(block.covariance for block in blocks)),
-    )
+def side_by_side(groups: Sequence[Means]) -> Means:
+    """Join independent Means (such as of different models' text windows) into one."""
+    parts, start = [], 0
+    for group in groups:
+        parts += [replace(one, places=one.places + start) for one in group.strata]
+        start += len(group.names)
+    names = tuple(name for group in groups for name in group.names)
+    return Means(names, numpy.concatenate([group.values for group in groups]), tuple(parts))
 
 
-def _z() -> float:
-    from scipy.stats import norm
+def ratio_of(difference: Estimate) -> Estimate:
+    """Return {value, interval} of a ratio, from the difference of two logarithms."""
+    bounds = difference["interval"]
+    return {
+        "value": float(numpy.exp(difference["value"])),
+        "interval": bounds and [float(bound) for bound in numpy.exp(bounds)],
+    }
 
-    return float(norm.ppf(0.5 + LEVEL / 2))
+
+def quantile(freedom: float) -> float:
+    """Return the half width of an interval in standard errors, by Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + LEVEL / 2, freedom))
 
 
-def _estimate(value: float, variance: float) -> Estimate:
-    from scipy.stats import norm
+def estimate(value: float, error: float, freedom: float) -> Estimate:
+    """Return {value, interval, p} of an estimate with a standard error; interval and p are None if the error is NaN."""
+    from scipy.stats import t
 
-    if not numpy.isfinite(variance):
+    if not numpy.isfinite(error):
         return {"value": value, "interval": None, "p": None}
-    if variance < ROUNDING**2:  # every item differs by the same amount
+    if error < ROUNDING:  # every unit differs by the same amount
         return {"value": value, "interval": [value, value], "p": 1.0 if abs(value) < ROUNDING else 0.0}
-    error = numpy.sqrt(variance)
-    half = _z() * error
-    p = float(2 * norm.sf(abs(value) / error))
+    half = quantile(freedom) * error
+    p = float(2 * t.sf(abs(value) / error, freedom))
     return {"value": value, "interval": [float(value - half), float(value + half)], "p": p}

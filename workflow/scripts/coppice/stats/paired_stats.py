@@ -1,21 +1,18 @@
-"""Test and estimate changes from pairs, item by item or window by window, never from two independent percentages.
+"""Test changes from pairs, item by item, never from two independent percentages; call them better, worse or unclear.
 
 Formulas and sources:
 
 - exact McNemar test (McNemar 1947; exact form: binomial test of the discordant pairs, Fagerland et al. 2013,
   doi:10.1186/1471-2288-13-91), with `statsmodels`;
-- paired bootstrap percentile intervals (Efron & Tibshirani 1993, ch. 13), with `scipy.stats.bootstrap`: items (or
-  windows) are resampled jointly for all stages, and each task separately, as a stratum;
 - Holm's step-down correction (Holm 1979), with `statsmodels`;
-- recovered fraction = (finetuned - pruned) / (dense - pruned), undefined if pruning lost nothing.
+- permutation tests over models (Fisher 1935, Manly 2007), with `scipy.stats`.
 
-Comparisons of several models (which start is better, do families differ) are in `coppice.stats.across_models`.
+Means, their differences and recovered fractions, with intervals, are in `coppice.stats.across_models`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy
 from numpy.typing import ArrayLike
@@ -23,101 +20,6 @@ from numpy.typing import ArrayLike
 from coppice.core.aliases import Estimate, Record
 
 LEVEL = 0.95
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Point values [stages] of one quantity and their joint bootstrap distribution [stages, resamples]."""
-
-    values: numpy.ndarray
-    distribution: numpy.ndarray
-
-    def map(self, function: Callable[[numpy.ndarray], numpy.ndarray]) -> Paired:
-        """Return the same quantity on another scale, such as exp of a mean loss."""
-        return Paired(function(self.values), function(self.distribution))
-
-
-def paired_means(samples: ArrayLike, seed: int = 0, weights: ArrayLike | None = None) -> Paired:
-    """Return the means of `samples` [stages, items], with a bootstrap that draws the same items for every stage.
-
-    `weights` [items], such as the tokens of each window, make the means weighted. A single item cannot be resampled:
-    its distribution is NaN, and every interval made from it is None.
-
-    Raises:
-        ValueError: if there is no item.
-    """
-    from scipy.stats import bootstrap
-
-    samples = numpy.asarray(samples, dtype=float)
-    if not samples.size:
-        raise ValueError("there is no item to compare")
-    weights = numpy.ones(samples.shape[1]) if weights is None else numpy.asarray(weights, dtype=float)
-    values = samples @ weights / weights.sum()
-    if samples.shape[1] < 2:
-        return Paired(values, numpy.full((len(samples), RESAMPLES), numpy.nan))
-
-    def means(*columns: numpy.ndarray, axis: int) -> numpy.ndarray:
-        *stages, weight = columns
-        return numpy.stack([(stage * weight).sum(axis) / weight.sum(axis) for stage in stages])
-
-    drawn = bootstrap(
-        (*samples, weights),  # a drawn item brings its weight with it
-        means,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=200,
-        method="percentile",
-        rng=numpy.random.default_rng(seed),
-    )
-    return Paired(values, drawn.bootstrap_distribution)
-
-
-def mean_of(parts: Sequence[Paired]) -> Paired:
-    """Return the unweighted mean of several quantities (tasks), each resampled separately as a stratum."""
-    return Paired(
-        numpy.mean([part.values for part in parts], axis=0), numpy.mean([part.distribution for part in parts], axis=0)
-    )
-
-
-def interval(draws: numpy.ndarray, level: float = LEVEL) -> list[float] | None:
-    """Return the percentile interval [low, high] of bootstrap draws; None if any of them is not finite."""
-    if not numpy.isfinite(draws).all():
-        return None
-    tail = (1 - level) / 2
-    low, high = numpy.quantile(draws, [tail, 1 - tail])
-    return [float(low), float(high)]
-
-
-def change(paired: Paired, before: int, after: int) -> Estimate:
-    """Return {value, interval} of stage `after` minus stage `before` (indices of stages)."""
-    draws = paired.distribution[after] - paired.distribution[before]
-    return {"value": float(paired.values[after] - paired.values[before]), "interval": interval(draws)}
-
-
-def recovered_fraction(
-    paired: Paired, dense: int, pruned: int, finetuned: int, higher_is_better: bool = True
-) -> Estimate:
-    """Return (finetuned - pruned) / (dense - pruned) as {value, interval, note}; value None if pruning lost nothing.
-
-    dense, pruned, finetuned: indices of stages. The interval is None if pruning lost nothing in more than one of forty
-    resamples. The denominator then cannot be distinguished from zero, and the interval would be unbounded (Fieller
-    1954).
-    """
-    sign = 1 if higher_is_better else -1
-    lost = sign * (paired.values[dense] - paired.values[pruned])
-    if lost <= 0:
-        return {"value": None, "interval": None, "note": "pruning lost nothing"}
-    value = float(sign * (paired.values[finetuned] - paired.values[pruned]) / lost)
-    losses = sign * (paired.distribution[dense] - paired.distribution[pruned])
-    if not numpy.isfinite(losses).all():
-        return {"value": value, "interval": None, "note": "a single item has no interval"}
-    if (losses <= 0).mean() > (1 - LEVEL) / 2:
-        return {"value": value, "interval": None, "note": "what pruning lost is within noise"}
-    gains = sign * (paired.distribution[finetuned] - paired.distribution[pruned])
-    kept = losses > 0
-    return {"value": value, "interval": interval(gains[kept] / losses[kept]), "note": None}
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> dict[str, float]:

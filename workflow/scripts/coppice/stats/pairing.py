@@ -2,14 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 
-from . import across_models, paired_stats, stored_samples
+from . import across_models, stored_samples
 from .metrics import WINDOWS, Metric, parts_of
 
 
-def values(metric: Metric, folders: Sequence[Path], remedy: str) -> Iterator[tuple]:
+class Sample(NamedTuple):
+    """Paired `values` [evaluations, units] of a data set, with the arguments of `across_models.means` for them."""
+
+    values: list
+    weights: list | None
+    unit: str
+    note: str | None
+
+
+def values(metric: Metric, folders: Sequence[Path], remedy: str) -> Iterator[Sample]:
     """Yield the paired values of each data set that `metric` is measured on.
 
     Args:
@@ -18,24 +28,18 @@ def values(metric: Metric, folders: Sequence[Path], remedy: str) -> Iterator[tup
         remedy: how an error message ends.
 
     Yields:
-        (values [evaluations, rows or windows], weights [rows or windows] or None). Values under a metric that is
-        compared by ratios are logarithms.
+        a `Sample`. Values under a metric that is compared by ratios are logarithms.
 
     Raises:
-        NotPaired: The evaluations have different rows or windows.
+        NotPaired: The evaluations have different rows, documents or windows.
     """
     for part in parts_of(metric):
         if part.pairing == WINDOWS:
-            yield stored_samples.window_losses(folders, part.name, remedy)
+            texts = [stored_samples.losses(folder)["perplexity"][part.name] for folder in folders]
+            yield Sample(*stored_samples.text_losses(texts, part.name, remedy))
         else:
-            yield stored_samples.row_values(folders, part.name, part.values, remedy), None
-
-
-def resampled(metric: Metric, found: Sequence[tuple], seed: int = 0) -> paired_stats.Paired:
-    """Return the point values of `metric` and their joint bootstrap, from all that `values` yielded."""
-    parts = [paired_stats.paired_means(rows, seed, weights) for rows, weights in found]
-    mean = paired_stats.mean_of(parts)
-    return mean.map(numpy.exp) if metric.log else mean
+            rows = stored_samples.row_values(folders, part.name, part.values, remedy)
+            yield Sample(rows, None, stored_samples.ITEMS, None)
 
 
 def means(metric: Metric, names: Sequence, by_seed: Sequence[Sequence[Path]], remedy: str) -> across_models.Means:
@@ -49,5 +53,6 @@ def means(metric: Metric, names: Sequence, by_seed: Sequence[Sequence[Path]], re
     """
     strata = []
     for each in zip(*(values(metric, folders, remedy) for folders in by_seed), strict=True):
-        strata.append(across_models.means(names, numpy.mean([rows for rows, _ in each], axis=0), each[0][1]))
+        rows = numpy.mean([one.values for one in each], axis=0)
+        strata.append(across_models.means(names, rows, each[0].weights, each[0].unit, each[0].note))
     return across_models.mean_of(strata)

@@ -6,9 +6,9 @@ hashes, because it is the only file that the workflow tracks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coppice.core import fingerprints, mirror, records
 from coppice.core.aliases import PathLike, Record
@@ -16,6 +16,9 @@ from coppice.core.errors import CoppiceError
 
 if TYPE_CHECKING:
     import pyarrow
+
+ITEMS, DOCUMENTS, WINDOWS = "items", "documents", "windows"  # what is resampled; windows are in order, and in blocks
+OLD = "evaluated before documents were recorded, so blocks of windows are resampled"
 
 
 class NotPaired(CoppiceError):
@@ -102,10 +105,37 @@ def losses(folder: PathLike) -> Record:
     return found
 
 
-def window_losses(folders: Iterable[PathLike], text: str, remedy: str) -> tuple[list[list[float]], list[int]]:
-    """Return (losses [models, windows] in nats per token, tokens [windows]) on a text; NotPaired as above."""
-    texts = [losses(folder)["perplexity"][text]["window_losses"] for folder in folders]
-    counts = [[window["tokens"] for window in windows] for windows in texts]
-    if any(count != counts[0] for count in counts):
-        raise NotPaired(f"perplexity on {text}: the models were measured over different windows; {remedy}")
-    return [[window["nll_per_token"] for window in windows] for windows in texts], counts[0]
+class TextLosses(NamedTuple):
+    """Losses [models, units] of several models on a text, in nats per token, over units that are resampled.
+
+    tokens: [models, units]. A document may have no scored token: windows that no tokenizer fills are left out.
+    note: why the units are windows although the text may have documents, or None.
+    """
+
+    losses: list[list[float]]
+    tokens: list[list[int]]
+    unit: str
+    note: str | None
+
+
+def text_losses(texts: Sequence[Record], name: str, remedy: str) -> TextLosses:
+    """Return the losses of several models on a text, over its documents if it has several, else over its windows.
+
+    Args:
+        texts: what each model's `losses` hold of the text.
+        name: of the text, for messages.
+        remedy: how an error message ends.
+
+    Raises:
+        NotPaired: The models were measured over different windows or documents.
+    """
+    by_document = [text.get("document_losses") for text in texts]
+    old = any("document_losses" not in text for text in texts)
+    if all(by_document) and len({len(found) for found in by_document}) == 1:
+        units, unit = by_document, DOCUMENTS
+    else:
+        units, unit = [text["window_losses"] for text in texts], WINDOWS
+    tokens = [[one["tokens"] for one in found] for found in units]
+    if any(count != tokens[0] for count in tokens):
+        raise NotPaired(f"perplexity on {name}: the models were measured over different {unit}; {remedy}")
+    return TextLosses([[one["nll_per_token"] for one in found] for found in units], tokens, unit, OLD if old else None)

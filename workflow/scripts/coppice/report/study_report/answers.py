@@ -1,8 +1,9 @@
 """Answer the study's five questions, each in a sentence computed from the data, with supporting numbers.
 
-An answer is about the models of the study: its interval covers the items that they were tested on. Whether it holds
-for other models (of a family, other instruct models) depends on how much the study's models agree, so answers that
-compare groups add a permutation test over models. If an interval contains zero, there is "not enough evidence".
+An answer is about the models of the study: its interval covers the items and texts that they were tested on. Whether
+it holds for other models depends on how much the study's models agree, so each clear answer adds a permutation test
+over models, and its verdict says which of the two it is about. If an interval contains zero, there is "not enough
+evidence".
 
 The study's leading metric decides the answers, and its other metrics support them (see `stats.metrics`).
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from coppice.render import formatting
 from coppice.stats import metrics, paired_stats
+from coppice.stats.across_models import Means
 
 from . import caveats, group_answers
 from .evidence import (
@@ -21,6 +23,7 @@ from .evidence import (
     CLEAR,
     UNDECIDED,
     Answer,
+    beyond,
     columns,
     complete,
     lost_of,
@@ -66,7 +69,8 @@ def _start(study: Study, measurements: Measurements) -> Answer:
     lines = closest["lines"] + [
         line for entry in compared if entry is not closest for line in (_start_sentence(entry), *entry["lines"])
     ]
-    return Answer("start", question, CLEAR if closest["clear"] else UNDECIDED, _start_sentence(closest), lines)
+    verdict = closest["verdict"] if closest["clear"] else UNDECIDED
+    return Answer("start", question, verdict, _start_sentence(closest), lines)
 
 
 def _closest_rival(compared: Sequence[Comparison]) -> Comparison:
@@ -106,9 +110,11 @@ def _two_starts(
     if same:
         lines.append(f"Left out, because both configs chose the same candidate: {formatting.listed(same)}.")
     lines += _other_leads(measurements, first, second, models)
-    lines.append(formatting.beyond(paired_stats.sign_flip(each), "models"))
+    verdict, line = beyond("differ", each)
+    lines.append(line)
     lead = leads["finetuned"]
     entry = {"configs": (first, second), "metric": metric, "lead": lead, "ahead": sign * lead["value"]}
+    entry["verdict"] = verdict  # if the lead is clear
     return entry | {"models": len(models), "lines": lines}
 
 
@@ -175,7 +181,17 @@ def _recovery(study: Study, measurements: Measurements) -> Answer:
             f"{formatting.share(ratio)}."
         )
         return Answer("recovery", question, UNDECIDED, sentence, lines)
-    return Answer("recovery", question, CLEAR, sentence, lines)
+    verdict, line = beyond("change", _gains(metric, means, pairs))
+    return Answer("recovery", question, verdict, sentence, [*lines, line])
+
+
+def _gains(metric: metrics.Metric, means: Means, pairs: Sequence[Pair]) -> list[float]:
+    """Return what fine-tuning gained in each model, on average over its pairs."""
+    gains = {}
+    for pair in pairs:
+        gained, _ = shares(metric, [pair])
+        gains.setdefault(pair.model, []).append(means.contrast(gained)["value"])
+    return [sum(values) / len(values) for values in gains.values()]
 
 
 def _recovery_of_others(study: Study, measurements: Measurements, question: str) -> Answer:
@@ -232,12 +248,16 @@ def _tradeoff(study: Study, measurements: Measurements) -> Answer:
     if any(ratio["interval"] is None for ratio in recovered):
         why = f"what pruning lost in {first.kind} or {second.kind} is within the noise"
         return undecided("tradeoff", question, why, lines)
-    each = [[of.ratio(*shares(m, [pair]))["value"] for m, of in zip(both, means, strict=True)] for pair in pairs]
-    further = [by_second > by_first for by_first, by_second in each if None not in (by_first, by_second)]
-    if further:
+    further: dict[str, list[float]] = {}
+    for pair in pairs:
+        by_first, by_second = (of.ratio(*shares(m, [pair]))["value"] for m, of in zip(both, means, strict=True))
+        if None not in (by_first, by_second):
+            further.setdefault(pair.model, []).append(by_second - by_first)
+    leads = [lead for found in further.values() for lead in found]
+    if leads:
         lines.append(
-            f"{second.heading} recovers further than {first.kind} in {sum(further)} of "
-            f"{formatting.count(len(further), 'pair')}."
+            f"{second.heading} recovers further than {first.kind} in {sum(lead > 0 for lead in leads)} of "
+            f"{formatting.count(len(leads), 'pair')}."
         )
     # The two shares come from different data sets, so their errors are independent.
     apart = paired_stats.apart(recovered[1], recovered[0])
@@ -249,7 +269,8 @@ def _tradeoff(study: Study, measurements: Measurements) -> Answer:
     )
     if apart["p"] < ALPHA:
         sentence = f"It moves towards {more}: {facts}, so {more} recovers further than {less}."
-        return Answer("tradeoff", question, CLEAR, sentence, lines)
+        verdict, line = beyond("differ", [sum(found) / len(found) for found in further.values()])
+        return Answer("tradeoff", question, verdict, sentence, [*lines, line])
     sentence = f"Not enough evidence that it moves: {facts}, and the difference is within the noise."
     return Answer("tradeoff", question, UNDECIDED, sentence, lines)
 

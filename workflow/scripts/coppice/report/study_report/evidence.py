@@ -1,10 +1,11 @@
 """What all answers share: their form, the pairs that can be compared, and the terms of recovered shares."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coppice.core.aliases import Estimate
 from coppice.render import formatting
+from coppice.stats import paired_stats
 from coppice.stats.across_models import Means, Terms
 from coppice.stats.metrics import Metric
 from coppice.stats.paired_stats import LEVEL
@@ -13,9 +14,11 @@ from .measurements import Column, Measurements, column
 from .study_records import Pair, Study
 
 UNDECIDED = "not enough evidence"
-CLEAR = "clear"
+CLEAR = "clear for these models"
+GENERAL = "general"
 ABSENT = "not applicable"
 ALPHA = 1 - LEVEL
+FEWEST_MODELS = 5  # a claim about models in general needs so many that differ
 
 
 @dataclass
@@ -25,7 +28,8 @@ class Answer:
     Attributes:
         key: its name.
         question: as the report asks it.
-        verdict: `CLEAR`, `UNDECIDED` or `ABSENT`.
+        verdict: `ABSENT`, `UNDECIDED`, `CLEAR` (the units that these models were tested on settle it, for these models)
+            or `GENERAL` (and a test over models says to expect the same of other models).
         sentence: the answer itself.
         support: sentences with further numbers.
         warnings: what a reader must know before quoting the numbers.
@@ -37,6 +41,22 @@ class Answer:
     sentence: str
     support: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+def beyond(key: str, differences: Sequence[float]) -> tuple[str, str]:
+    """Return the verdict of a clear answer and a sentence on other models, from one difference for each model.
+
+    key: what a model that counts does, for the sentence, such as "differ". A model without any difference does not
+    count: a claim about other models needs `FEWEST_MODELS` that do.
+    """
+    return reach(paired_stats.sign_flip(differences), sum(value != 0 for value in differences), key)
+
+
+def reach(p: float | None, models: int, key: str) -> tuple[str, str]:
+    """Return the same from the p-value of a test over models, and the number of models that count."""
+    enough = p is not None and models >= FEWEST_MODELS
+    sentence = formatting.beyond(p if enough else None, f"models that {key}", models, FEWEST_MODELS)
+    return GENERAL if enough and p < ALPHA else CLEAR, sentence
 
 
 def not_applicable(key: str, question: str, why: str) -> Answer:

@@ -8,10 +8,22 @@ from coppice.stats import paired_stats
 from coppice.stats.across_models import Means
 from coppice.stats.metrics import Metric
 
-from .evidence import ALPHA, CLEAR, Answer, not_applicable, once_per_candidate, share_of, shares, undecided, usable
+from .evidence import (
+    ALPHA,
+    CLEAR,
+    Answer,
+    not_applicable,
+    once_per_candidate,
+    reach,
+    share_of,
+    shares,
+    undecided,
+    usable,
+)
 from .measurements import Measurements
 from .study_records import Pair, Study, family_of
 
+ONE_MODEL = "A group of one model says nothing about other models."
 NAMED = 3  # an answer spells out at most this many differences between groups
 
 
@@ -45,7 +57,10 @@ def _groups_differ(key: str, question: str, measurements: Measurements, groups: 
         if found and found["p"] is not None:
             tests.append((first, second, found))
     by_model = [_by_model(metric, means, pairs) for pairs in groups.values()]
-    lines.append(formatting.beyond(paired_stats.groups_differ(by_model), "models in a group"))
+    enough = min(map(len, by_model)) > 1
+    p, count = paired_stats.groups_differ(by_model), sum(map(len, by_model))
+    verdict, line = reach(p, count, "recover a share") if enough else (CLEAR, ONE_MODEL)
+    lines.append(line)
     corrected = paired_stats.holm([found["p"] for *_, found in tests])
     clear = [test for test, p in zip(tests, corrected, strict=True) if p < ALPHA]
     if not clear:
@@ -60,12 +75,12 @@ def _groups_differ(key: str, question: str, measurements: Measurements, groups: 
             f"Yes, in these models: {len(clear)} of {len(tests)} pairs of groups differ, with recovered shares from "
             f"{least} to {most}."
         )
-        return Answer(key, question, CLEAR, sentence, lines)
+        return Answer(key, question, verdict, sentence, lines)
     named = []
     for first, second, found in clear:
         more, less = (first, second) if found["value"] > 0 else (second, first)
         named.append(f"{more} recovers {formatting.share_points(found)} more than {less}")
-    return Answer(key, question, CLEAR, f"Yes, in these models: {formatting.listed(named)}.", lines)
+    return Answer(key, question, verdict, f"Yes, in these models: {formatting.listed(named)}.", lines)
 
 
 def _by_model(metric: Metric, means: Means, found: Sequence[Pair]) -> list[float]:

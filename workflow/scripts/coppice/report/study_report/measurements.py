@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,9 @@ import numpy
 
 from coppice.core import records
 from coppice.core.aliases import Record
+from coppice.render import formatting
 from coppice.stats import across_models, metrics, stored_samples
+from coppice.stats.stored_samples import TextLosses
 
 from .study_records import STAGES, Study
 
@@ -57,7 +59,7 @@ def gather(study: Study) -> Measurements:
     """Return the `Measurements` of all compared pairs of a `Study`."""
     measurements = Measurements()
     for metric in study.metrics:
-        gathered = _over_windows if metric.pairing == metrics.WINDOWS else _over_rows
+        gathered = _over_texts if metric.pairing == metrics.WINDOWS else _over_rows
         found = gathered(study, metric, measurements)
         if found is not None:
             measurements.means[metric] = found
@@ -113,7 +115,7 @@ def _rows(
                     f"{' '.join(name)}: {metric.name} was scored on different items than in the first model"
                 )
                 continue
-            found[name] = table[metric.values].to_numpy().astype(numpy.float32)
+            found[name] = table[metric.values].to_numpy().astype(float)
             tables[stage] = table
         if metric.right_or_wrong and {"pruned", "finetuned"} <= tables.keys():
             items = _changed(tables["pruned"], tables["finetuned"], metric.values)
@@ -142,35 +144,53 @@ def _items(before: pyarrow.Table, after: pyarrow.Table, places: numpy.ndarray) -
     ]
 
 
-def _over_windows(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
-    """Return the `Means` over windows of text, in which different models are independent; None if no model has any."""
-    found = (_losses(study, model, metric, measurements) for model in study.models)
-    blocks = [block for block in found if block is not None]
+def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
+    """Return the `Means` over a text, or None if no model has any.
+
+    Models that were measured over the same documents share them. Windows are a model's own, because other tokenizers
+    cut the text elsewhere.
+    """
+    groups: dict[Hashable, list[tuple[list[Column], TextLosses]]] = {}
+    for model in study.models:
+        found = _losses(study, model, metric, measurements)
+        if found is None:
+            continue
+        rows, losses = found[2], found[1]
+        shared = losses.unit == stored_samples.DOCUMENTS
+        groups.setdefault((rows, len(losses.losses[0])) if shared else model, []).append(found[:2])
+    blocks = []
+    for group in groups.values():
+        names = [name for columns, _ in group for name in columns]
+        losses = [row for _, found in group for row in found.losses]
+        tokens = [row for _, found in group for row in found.tokens]
+        _, first = group[0]
+        blocks.append(across_models.means(names, losses, tokens, first.unit, first.note))
+        note = blocks[-1].resampled({names[0]: 1})["note"]
+        if note:
+            who = formatting.listed(dict.fromkeys(model for model, *_ in names))
+            measurements.notes.append(f"{who}: {metric.label}: {note}")
     return across_models.side_by_side(blocks) if blocks else None
 
 
-def _losses(study: Study, model: str, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
-    """Return the `Means` of one model's losses on a text, weighted by tokens, or None if it has none."""
-    rows, weights = {}, None
+def _losses(
+    study: Study, model: str, metric: metrics.Metric, measurements: Measurements
+) -> tuple[list[Column], TextLosses, str | None] | None:
+    """Return the columns of one model, their losses on a text and the fingerprint of its rows, or None without any."""
+    texts: dict[Column, Record] = {}
+    losses, rows = None, None
     for pair in study.compared:
         if pair.model != model:
             continue
         for stage in STAGES:
             name = column(model, pair.config, stage)
-            if name in rows:
+            if name in texts:
                 continue
-            windows = _windows(pair.folders[stage], metric.name)
-            if windows is None or (weights is not None and [w["tokens"] for w in windows] != weights):
+            try:
+                record = stored_samples.losses(pair.folders[stage])
+                texts[name] = record["perplexity"][metric.name]
+                losses = stored_samples.text_losses(list(texts.values()), metric.name, "they are left out")
+                rows = record["provenance"]["fingerprints"].get("datasets", {}).get(metric.name)
+            except (records.RecordError, stored_samples.NotPaired, ValueError, KeyError):
+                texts.pop(name, None)
                 measurements.notes.append(f"{' '.join(name)}: no usable window losses on {metric.name}")
-                continue
-            weights = [window["tokens"] for window in windows]
-            rows[name] = [window["nll_per_token"] for window in windows]
-    return across_models.means(list(rows), list(rows.values()), weights) if rows else None
-
-
-def _windows(folder: Path, text: str) -> list[Record] | None:
-    """Return the window losses of an evaluation on a text, or None if they are missing or damaged."""
-    try:
-        return stored_samples.losses(folder)["perplexity"][text]["window_losses"]
-    except (records.RecordError, ValueError, KeyError):
-        return None
+    return (list(texts), losses, rows) if losses else None

@@ -9,18 +9,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from coppice.core import mirror, records
-from coppice.core.aliases import PathLike, Record
+from coppice.core.aliases import Estimate, PathLike, Record
 from coppice.core.errors import CoppiceError
 from coppice.render import formatting
-from coppice.stats import metrics, paired_stats, pairing
+from coppice.stats import across_models, metrics, paired_stats, pairing
 
 from .report_text import render
 
 logger = logging.getLogger("coppice.comparison")
 
 STAGES = ("dense", "pruned", "finetuned")
-DENSE, PRUNED, FINETUNED = range(3)
-FEW_WINDOWS = 20  # bootstrap intervals over fewer windows of text are not reliable
+DENSE, PRUNED, FINETUNED = STAGES
 FEW_ITEMS = 100  # the interval of an accuracy over fewer items can be wider than 20 points
 
 
@@ -41,7 +40,7 @@ def compare(
         selection: path of selection_info.json.
         finetuning: path of finetuning_config.json.
         output: {record, report}, the files to write.
-        seed: of the bootstrap.
+        seed: the study's, for the record.
         seeds: seed -> folder of the evaluation of the model fine-tuned with it, including the first seed; None if the
             training was not repeated.
 
@@ -56,7 +55,7 @@ def compare(
     check_alike(results, files)
     files |= {"selection": Path(selection), "fine-tuning": Path(finetuning)}
     _check_models(identity, results, chosen, trained, files)
-    compared = _compared(results, folders, seed)
+    compared = _compared(results, folders)
     record = identity | {
         "candidate": chosen["candidate"],
         "reused_from": results["finetuned"].get("reused_from"),
@@ -167,21 +166,21 @@ def _check_models(
         )
 
 
-def _compared(results: Mapping[str, Record], folders: Sequence[Path], seed: int) -> Record:
+def _compared(results: Mapping[str, Record], folders: Sequence[Path]) -> Record:
     """Return section -> what the record holds of its metrics: by data set, or of a mean, None if it is of nothing."""
     entries = [entry for entry in reversed(metrics.METRICS) if entry.section in results["dense"]]
     sections: Record = {entry.section: None if entry.mean_of else {} for entry in entries}
-    drawn = {}  # (section, data set) -> bootstrap, which a mean over data sets uses again
+    known = {}  # (section, data set) -> means, which a mean over data sets uses again
     for metric in metrics.found_in(results["dense"], entries):
         if metric.mean_of:
-            paired = paired_stats.mean_of([drawn[metric.mean_of, name] for name in metric.names])
-            sections[metric.section] = _part(metric, results, paired)
+            means = across_models.mean_of([known[metric.mean_of, name] for name in metric.names])
+            sections[metric.section] = _part(metric, results, means)
             continue
-        found = list(pairing.values(metric, folders, _again(*map(_record_of, folders))))
-        paired = drawn[metric.section, metric.name] = pairing.resampled(metric, found, seed)
-        part = sections[metric.section][metric.name] = _part(metric, results, paired)
+        [found] = pairing.values(metric, folders, _again(*map(_record_of, folders)))
+        means = known[metric.section, metric.name] = across_models.means(STAGES, *found)
+        part = sections[metric.section][metric.name] = _part(metric, results, means)
         if metric.right_or_wrong:
-            values, _ = found[0]
+            values = dict(zip(STAGES, found.values, strict=True))
             part |= paired_stats.mcnemar(values[PRUNED] > 0.5, values[FINETUNED] > 0.5)
     for entry in entries:
         if entry.right_or_wrong:
@@ -189,22 +188,29 @@ def _compared(results: Mapping[str, Record], folders: Sequence[Path], seed: int)
     return sections
 
 
-def _part(metric: metrics.Metric, results: Mapping[str, Record], paired: paired_stats.Paired) -> Record:
+def _part(metric: metrics.Metric, results: Mapping[str, Record], means: across_models.Means) -> Record:
     """Return the values of a metric at the three stages, its changes, and its recovered fraction if reports show it."""
-    values = [float(value) for value in paired.values]
+    step, shown = {FINETUNED: 1, PRUNED: -1}, means.exp() if metric.log else means
+    values = dict(zip(STAGES, map(float, shown.values), strict=True))
     if metric.log:  # an evaluation holds the value of the whole text, which rounds differently
-        values = [metric.value(results[stage]) for stage in STAGES]
-    change, higher = paired_stats.change(paired, PRUNED, FINETUNED), metric.higher_is_better
-    part: Record = dict(zip(STAGES, values, strict=True))
-    part |= {key: metric.part(results["dense"])[key] for key in metric.facts} | {"change": change}
+        values = {stage: metric.value(results[stage]) for stage in STAGES}
+    change, higher = _interval(shown.contrast(step)), metric.higher_is_better
+    part: Record = values | {key: metric.part(results["dense"])[key] for key in metric.facts} | {"change": change}
     if metric.log:
         part["change_percent"] = 100 * change["value"] / values[PRUNED]
-    part["lost"] = paired_stats.change(paired, DENSE, PRUNED)
+        part["ratio"] = across_models.ratio_of(means.contrast(step))
+    part["lost"] = _interval(shown.contrast({PRUNED: 1, DENSE: -1}))
+    part["resampled"] = means.resampled(step)
     if metric.reported:
-        part["recovered"] = paired_stats.recovered_fraction(paired, DENSE, PRUNED, FINETUNED, higher)
+        part["recovered"] = shown.recovered(DENSE, PRUNED, FINETUNED, higher)
     if not metric.right_or_wrong:
         part["verdict"] = paired_stats.verdict_of_interval(change["interval"], higher)
     return part
+
+
+def _interval(estimate: Estimate) -> Estimate:
+    """Return {value, interval} of an estimate: its p-value would compete with that of the exact test."""
+    return {key: estimate[key] for key in ("value", "interval")}
 
 
 def _correct(tasks: Collection[Record]) -> None:
@@ -278,11 +284,8 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
         part = metric.part(record)
         if metric.reported and part["verdict"] == "worse":
             found.append(f"fine-tuning made the {metric.spoken} worse")
-        if part.get("windows", FEW_WINDOWS) < FEW_WINDOWS:
-            found.append(
-                f"{metric.label}: fewer than {FEW_WINDOWS} windows of text ({part['windows']}), too few for its "
-                "interval to be relied on"
-            )
+        if part["resampled"]["note"]:
+            found.append(f"{metric.label}: {part['resampled']['note']}")
         facts = part.get("protocol", {})
         if "requested_seq_len" in facts:
             found.append(

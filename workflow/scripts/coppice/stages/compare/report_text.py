@@ -46,7 +46,7 @@ def render(record: Record) -> str:
     for warning in record["warnings"]:
         console.print(f"WARNING: {printable(warning)}")
     console.print(
-        "\nBrackets hold 95 % paired bootstrap intervals.\n"
+        "\nBrackets hold 95 % paired intervals over items, documents, or blocks of windows.\n"
         "p is from an exact McNemar test, with Holm's correction over the tasks.\n"
         f'"no clear change" means p >= 0.05; for {_by_interval(entries)}, that the interval includes 0.\n'
         "recovered = (tuned - pruned) / (dense - pruned).\n"
@@ -162,10 +162,11 @@ def _probability(p: float | None) -> str:
 
 
 def _notes(record: Record, entry: metrics.Metric) -> str:
-    """Return why a recovered fraction is undefined or has no interval: the table has no room for the reason."""
+    """Return what intervals resample, and why a recovered fraction has none: the table has no room for it."""
     parts = {metric.name: metric.part(record) for metric in metrics.found_in(record, [entry]) if metric.reported}
+    lines = [f"intervals on {name}: over {formatting.units(part['resampled'])}\n" for name, part in parts.items()]
     notes = {name: part["recovered"]["note"] for name, part in parts.items()}
-    return "".join(f"recovered on {name}: {note}\n" for name, note in notes.items() if note)
+    return "".join(lines + [f"recovered on {name}: {note}\n" for name, note in notes.items() if note])
 
 
 def _mean(record: Record, entry: metrics.Metric) -> str:

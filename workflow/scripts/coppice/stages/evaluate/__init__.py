@@ -121,7 +121,7 @@ class _Evaluation:
         return {"perplexity": _without_losses(first), "perplexity_more": others}
 
     def _texts(self, protocol: Protocol, index: int) -> dict[str, Record]:
-        """Return text -> result with `window_losses` under one protocol."""
+        """Return text -> result with its losses by window and by document, under one protocol."""
         results = {}
         for name in self.settings.perplexity.datasets:
             facts = self._text_facts(name, protocol)
@@ -144,7 +144,7 @@ class _Evaluation:
         rows = data.texts(self.datasets[name], protocol.role_of(name, self.purpose))
         result, losses = perplexity.measure(model, self.subject.tokenizer, rows, name, protocol, split=split)
         logger.info("perplexity on %s (%s): %.3f (%d tokens)", name, protocol.name, result["value"], result["tokens"])
-        return result | {"window_losses": losses}, None
+        return result | losses, None
 
     def zero_shot(self) -> Record:
         """Return the accuracies of tasks and their mean, and the other results.
@@ -248,4 +248,5 @@ EVALUATORS = {
 
 
 def _without_losses(texts: Mapping[str, Record]) -> dict[str, Record]:
-    return {name: {k: v for k, v in result.items() if k != "window_losses"} for name, result in texts.items()}
+    losses = ("window_losses", "document_losses")
+    return {name: {k: v for k, v in result.items() if k not in losses} for name, result in texts.items()}

@@ -14,6 +14,8 @@ These divide the same summed loss by the number of words (runs of non-space, as 
 the *scored* text. A character belongs to the token that covers it (a space between two tokens, to the later one) and a
 word to the token that covers its last character. The unscored first tokens of windows thus count neither in the loss
 nor in the words and bytes.
+
+The loss of each document is recorded too (see `documents`), because intervals resample documents.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from coppice.study.settings.sections.evaluate import Perplexity
 from coppice.study.settings.sections.evaluate import Protocol as OwnProtocol
 
 if TYPE_CHECKING:
+    import numpy
     import torch
     from transformers import PreTrainedTokenizerBase
 
@@ -80,6 +83,7 @@ class Protocol:
             "join": self.join_of(dataset),
             "role": self.role_of(dataset, purpose),
             "bos": self.bos,
+            "by_document": True,  # parts that were stored before losses were recorded by document lack them
         }
 
 
@@ -154,18 +158,18 @@ def windows(ids: torch.Tensor, seq_len: int, stride: int, bos: int | None = None
 def measure(
     model: LoadedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[str],
+    rows: Sequence[str],
     dataset: str,
     protocol: Protocol,
     bos: bool | None = None,
     split: str | None = None,
-) -> tuple[Record, list[Record]]:
+) -> tuple[Record, Record]:
     """Measure the perplexity of `rows` under `protocol`.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        rows: list of strings.
+        rows: sequence of strings.
         dataset: name of the dataset, for the protocol and messages.
         protocol: a `Protocol`.
         bos: overrides the protocol's own if not None.
@@ -173,8 +177,9 @@ def measure(
 
     Returns:
         The result, {value, nll_per_token (nats), tokens (scored), windows, words and bytes (of the scored text),
-        word_perplexity, byte_perplexity, bits_per_byte, protocol}, and a list of {nll_per_token, tokens} per window.
-        The values per word and byte are None if the tokenizer does not give the positions of its tokens in the text.
+        word_perplexity, byte_perplexity, bits_per_byte, documents, protocol}, and {window_losses, document_losses},
+        lists of {nll_per_token, tokens}. The values per word and byte and the documents are None if the tokenizer does
+        not give the positions of its tokens in the text; document_losses is also None for a text of one document.
 
     Raises:
         DataError: the text has too few tokens, or the tokenizer has no BOS token and needs one.
@@ -196,16 +201,44 @@ def measure(
         )
     first = tokenizer.bos_token_id if bos else None
     pieces = list(windows(ids, facts["seq_len"], facts["stride"], first))
-    losses = _window_losses(model, pieces, f"perplexity {dataset}")
+    scored = _token_losses(model, pieces, f"perplexity {dataset}")
+    losses = [float(window.mean()) for window in scored]
     tokens = sum(piece.scored for piece in pieces)
     total = math.fsum(loss * piece.scored for loss, piece in zip(losses, pieces, strict=True))
     value = _exp(total / tokens) or math.inf
     if not math.isfinite(value):
         raise models.broken(model, f"the perplexity on {dataset} is {value}")
+    count, by_document = _documents(rows, join, spans, pieces, scored)
     result: Record = {"value": value, "nll_per_token": total / tokens, "tokens": tokens}
-    result |= {"windows": len(pieces)} | _normalised(total, text, spans, pieces) | {"protocol": facts}
+    result |= {"windows": len(pieces), "documents": count}
+    result |= _normalised(total, text, spans, pieces) | {"protocol": facts}
     each = zip(losses, pieces, strict=True)
-    return result, [{"nll_per_token": loss, "tokens": piece.scored} for loss, piece in each]
+    by_window = [{"nll_per_token": loss, "tokens": piece.scored} for loss, piece in each]
+    return result, {"window_losses": by_window, "document_losses": by_document}
+
+
+def _documents(
+    rows: Sequence[str],
+    join: str,
+    spans: list[Span] | None,
+    pieces: Sequence[Window],
+    scored: Sequence[numpy.ndarray],
+) -> tuple[int | None, list[Record] | None]:
+    """Return the number of documents with scored tokens, and the losses by document if there are several."""
+    import numpy
+
+    from . import documents
+
+    if spans is None:
+        return None, None
+    starts = documents.starts(rows, join)
+    if len(starts) == 1:
+        return 1, None
+    lasts = numpy.maximum.accumulate([end for _, end in spans]) - 1  # a token belongs to where its last character is
+    owner = numpy.searchsorted(starts, numpy.maximum(lasts, 0), side="right") - 1
+    places = [owner[piece.end - piece.scored : piece.end] for piece in pieces]
+    found = documents.losses(scored, places, len(starts))
+    return sum(one["tokens"] > 0 for one in found), found
 
 
 def _geometry(protocol: Protocol, context: int, bos: bool, dataset: str) -> Record:
@@ -279,8 +312,8 @@ def _exp(value: float) -> float | None:
     return None if value >= LARGEST_EXPONENT else math.exp(value)
 
 
-def _window_losses(model: LoadedModel, pieces: Sequence[Window], label: str) -> list[float]:
-    """Return the mean negative log-likelihood, in nats, of the scored tokens of each window."""
+def _token_losses(model: LoadedModel, pieces: Sequence[Window], label: str) -> list[numpy.ndarray]:
+    """Return the negative log-likelihoods, in nats, of the scored tokens of each window, as float64."""
     import torch
 
     losses_of = kinds.of(model.config).token_losses(model)
@@ -293,7 +326,7 @@ def _window_losses(model: LoadedModel, pieces: Sequence[Window], label: str) -> 
             for rows in _by_length(group):
                 ids = torch.stack([piece.ids for piece in rows]).to(device)
                 losses.extend(
-                    row[len(row) - piece.scored :].double().mean().item()
+                    row[len(row) - piece.scored :].double().cpu().numpy()
                     for row, piece in zip(losses_of(ids), rows, strict=True)
                 )
     return losses

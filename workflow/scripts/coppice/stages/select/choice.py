@@ -58,7 +58,7 @@ def select_best(identity: Record, criterion: Record, folders: Folders, output: P
         criterion: as resolved by `settings`, with `split`.
         folders: as for `read_candidates`.
         output: folder to write.
-        seed: seed of the bootstrap.
+        seed: the study's, for the record.
     """
     scored = read_candidates(folders)
     left, outside = ranking.within_bounds(scored, criterion["where"])
@@ -76,7 +76,7 @@ def select_best(identity: Record, criterion: Record, folders: Folders, output: P
         "metrics_from": origin[name],
         "warnings": _warnings(origin) + formatting.warned({n: scored[n]["warnings"] for n, _ in order}),
         "parameters": best["parameters"],
-        "runner_up": _runner_up(scored, order, criterion, seed),
+        "runner_up": _runner_up(scored, order, criterion),
         "candidates_considered": [considered for considered, _ in order],
         "passed_over": outside,
         "source_path": os.path.relpath(best["folder"]),
@@ -119,16 +119,17 @@ def weights_of(path: PathLike) -> str | None:
 
 
 def _runner_up(
-    scored: Mapping[str, ranking.Entry], order: Sequence[tuple[str, float]], criterion: Record, seed: int
+    scored: Mapping[str, ranking.Entry], order: Sequence[tuple[str, float]], criterion: Record
 ) -> Record | None:
-    """Return the second best as {candidate, value, margin, interval, within_noise}, or None if there is none."""
+    """Return the second best as {candidate, value, margin, interval, resampled, within_noise}, or None without one."""
     if len(order) < 2:
         return None
     (best, value), (name, second) = order[:2]
     found = {"candidate": name, "value": second, "margin": abs(value - second)}
-    bounds = None
+    margin = {"interval": None, "resampled": None}
     if not criterion["pareto"]:
         from . import margins  # imports numpy, which parsing the workflow does not need
 
-        bounds = margins.interval(scored[best], scored[name], criterion["metric"], seed)
-    return found | {"interval": bounds, "within_noise": None if bounds is None else bounds[0] <= 0 <= bounds[1]}
+        margin = margins.of(scored[best], scored[name], criterion["metric"])
+    bounds = margin["interval"]
+    return found | margin | {"within_noise": None if bounds is None else bounds[0] <= 0 <= bounds[1]}
