@@ -121,6 +121,7 @@ FALLBACK = {
     "falcon-alibi": ("falcon", SIZES | {"alibi": True}, "ALiBi"),
     "llama4": ("llama4_text", GROUPED | LOCAL_EXPERTS | {"attention_chunk_size": WINDOW, "head_dim": 8}, "chunked"),
     "doge": ("doge", GROUPED, "chosen"),
+    "deepseek_v32": ("deepseek_v32", DEEPSEEK | {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 8}, "chosen"),
     "mamba": (
         "mamba",
         {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},

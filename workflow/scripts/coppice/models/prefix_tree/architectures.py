@@ -84,8 +84,13 @@ class Knowledge:
 
     @property
     def by_length(self) -> str:
-        """Why the numbers of a text depend on the lengths of others in its batch; "" if they do not."""
-        return DYNAMIC_ROPE if self.dynamic else LONGROPE if self.boundary else ""
+        """Why the numbers of a text may depend on the lengths of others in its batch; "" if they do not."""
+        return LONGROPE if self.boundary else self.obstacle if self.mixes_lengths else ""
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether the numbers of a text may depend on what else is in its batch, on padding too."""
+        return self.dynamic or self.obstacle == CHOSEN_KEYS
 
 
 def knowledge(model: nn.Module) -> Knowledge:

@@ -73,7 +73,7 @@ def judge(forward: TreeForward, known: Knowledge) -> Verdict:
         obstacle = obstacle or probe.obstacle(float32)
         if known.listed and not obstacle:  # tests prove that what else is in the pass does not matter to it
             return Verdict("", alone=False)
-        alone = known.dynamic or bool(probe.unproved) or not probe.padding_is_exact(float32)
+        alone = known.mixes_lengths or bool(probe.unproved) or not probe.padding_is_exact(float32)
     if alone and not obstacle:  # the rows of a tree are padded too
         obstacle = "texts of different lengths in one batch change each other's numbers"
     # only the tree keeps texts on the two sides of a boundary apart
@@ -150,8 +150,8 @@ class _Probe:
         usual = FLOAT32_TOLERANCE if float32 else HALF_TOLERANCE
         most = MOST if self.known.listed else max(usual, UNLISTED_MOST)
         tolerance = min(max(usual, ROUNDING_FACTOR * rounding), most)
-        leak = _largest(second[1:], first[1:])
-        error = _largest(first, plain)
+        leak = self._largest(second[1:], first[1:])
+        error = self._largest(first, plain)
         # the numbers go to the log alone, so that the reason is the same for all models and a report gives it once
         logger.info(
             "prefix tree: error %.1e, leak %.1e, rounding %.1e, tolerance %.1e", error, leak, rounding, tolerance
@@ -176,7 +176,7 @@ class _Probe:
         except ERRORS as error:
             logger.info("the model does not accept the texts of the probe: %r", error)
             return False
-        return _largest(found, plain) <= min(max(FLOAT32_TOLERANCE, ROUNDING_FACTOR * rounding), MOST)
+        return self._largest(found, plain) <= min(max(FLOAT32_TOLERANCE, ROUNDING_FACTOR * rounding), MOST)
 
     def _rounding(self, texts: list[list[int]], plain: list[torch.Tensor], float32: bool) -> float:
         """Return how far rounding moves the states `plain` of texts.
@@ -195,7 +195,18 @@ class _Probe:
             moved = [self.forward.alone(text) for text in texts]
         finally:
             hook.remove()
-        return _largest(moved, plain)
+        return self._largest(moved, plain)
+
+    def _largest(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+        """Return the largest difference between the states of texts, [T, width] each, relative to those expected.
+
+        A fault shows in all of the last tokens of a text, which see the most, and rounding may move single ones far.
+        So the median of the last ones counts for a listed architecture. For another one, every token counts.
+        """
+        each = [_differences(one, other) for one, other in zip(found, expected, strict=True)]
+        if not all(bool(one.isfinite().all()) for one in each):
+            return math.inf
+        return max(float(one[-TAIL:].median() if self.known.listed else one.max()) for one in each)
 
 
 def ordinary_tokens(model: nn.Module) -> list[int]:
@@ -257,16 +268,6 @@ def _in_float32(model: nn.Module) -> Iterator[bool]:
             p.data = data
 
 
-def _largest(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """Return the largest difference of texts' last states [T, width], relative to the expected states.
-
-    A fault shows in all of the last tokens of a text, which see the most; rounding may move single ones far.
-    """
-    return max(
-        _distance(one[-TAIL:].float(), other[-TAIL:].float()) for one, other in zip(found, expected, strict=True)
-    )
-
-
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    differences = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return float(differences.median()) if differences.isfinite().all() else math.inf
+def _differences(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Return the difference of each state [T, width], relative to the expected state: [T]."""
+    return (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
