@@ -120,7 +120,9 @@ def _read_bin(path: Path, place: str) -> dict[str, Any]:
         content = torch.load(path, map_location=place, weights_only=True, mmap=zipfile.is_zipfile(path))
         return dict(content.items())
     except Exception as error:  # a damaged file can fail in torch, in zipfile or in the restricted unpickler
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint's tensors ({error}). Copy it again.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint's tensors ({described(error)}). Copy it again."
+        ) from error
 
 
 def _config(folder: PathLike) -> dict[str, Any]:
