@@ -61,9 +61,8 @@ def check_origin(folder: PathLike, base: PathLike) -> None:
         CheckpointError: the adapter's files were changed, or it was trained on another base.
     """
     folder = Path(folder)
-    named = _config(folder).get("base_model_name_or_path")
     if not (folder / RECORD).is_file():
-        _check_path(folder, named, base)
+        _check_path(folder, _config(folder).get("base_model_name_or_path"), base)
         return
     record = records.read(folder / RECORD)
     if record["trained_fingerprint"] != fingerprints.weights(folder):
@@ -72,6 +71,7 @@ def check_origin(folder: PathLike, base: PathLike) -> None:
             f"differs). Run: snakemake --forcerun finetune_lora {folder / RECORD} (if the training was finished, this "
             "restores the adapter from its checkpoint)"
         )
+    named = _config(folder).get("base_model_name_or_path")
     trained_on = record["provenance"]["fingerprints"]["weights"]
     if trained_on != fingerprints.weights(base) and not _holds_same_tensors(named, base):
         raise CheckpointError(
