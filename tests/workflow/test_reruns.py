@@ -253,6 +253,8 @@ MODEL = {
     "quantize": ("Hub", "8bit"),
     "trust_remote_code": ("Hub", True),
     "device_map": ("Hub", "auto"),
+    "context_length": ("Hub", 128),
+    "eos_token": ("Hub", "</s>"),
     "parameters": ("Hub", 2000000),
     "prune": ("Hub", of_point(ratio=0.4)),
 }
@@ -287,6 +289,8 @@ ABLATION = {
     "start.prompt": {"staged": {"start": {"prompt": "none"}}},
     "start.dtype": {"staged": {"start": {"dtype": "bfloat16"}}},
     "start.trust_remote_code": {"staged": {"start": {"trust_remote_code": True}}},
+    "start.context_length": {"staged": {"start": {"context_length": 128}}},
+    "start.eos_token": {"staged": {"start": {"eos_token": "</s>"}}},
     "arms": {"listed": {"arms": ["light", of_arm()[1]]}},
     "grid": {"raced": {"grid": {"dropout": [0.0, 0.1]}}},
     "grid.<name>": {"raced": {"grid": {"r": [4, 16]}}},

@@ -73,7 +73,7 @@ class Model(Section):
     eos_token: Text | None = setting(
         None,
         "The token that ends a text, in place of the tokenizer's own. A tokenizer without one needs this key.",
-        reruns=["prune", "finetune", "evaluate", "ablation"],
+        reruns=["prune", "evaluate", "ablation"],
     )
     parameters: int | None = setting(
         None,
