@@ -79,7 +79,7 @@ def covered(make: Callable[..., Sample], arguments: tuple, unit: str, repeats: i
 def main() -> None:
     """Print one JSON line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     for count in WINDOWS:
