@@ -8,19 +8,25 @@ and the width of the interval relative to that of a known standard error.
 
     python benchmarks/coverage.py                 # the table in docs/explanation/statistics.md, minutes
     python benchmarks/coverage.py --repeats 500
+    python benchmarks/coverage.py --wikitext DIR  # DIR/test.jsonl, and other *.jsonl with `text` to count n-grams in
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import numpy
 from common import ROOT  # noqa: F401  puts the package on sys.path
 from scipy.signal import lfilter
 from scipy.stats import norm
 
+from coppice.stages.evaluate import documents as documents_of
 from coppice.stats import across_models, stored_samples
 
 Z = norm.ppf(0.975)
@@ -76,12 +82,50 @@ def covered(make: Callable[..., Sample], arguments: tuple, unit: str, repeats: i
     }
 
 
+def real(folder: Path) -> Iterator[dict[str, float]]:
+    """Yield the standard errors of the difference of two n-gram models on a real text, by the length of windows."""
+    rows = {path.stem: [json.loads(line)["text"] for line in path.open()] for path in sorted(folder.glob("*.jsonl"))}
+    test = rows.pop("test")
+    known = " \n ".join(" \n ".join(other) for other in rows.values()).split(" ")
+    single, double = Counter(known), Counter(pairwise(known))
+    starts = [*documents_of.first_rows(test), len(test)]
+    words = [[word for row in test[start:end] for word in row.split(" ")] for start, end in pairwise(starts)]
+    owner = numpy.repeat(numpy.arange(len(words)), [len(each) for each in words])[1:]
+
+    def loss(before: str, word: str, share: float) -> float:
+        alone = (single[word] + 0.5) / (len(known) + 0.5 * (len(single) + 1e5))
+        return -math.log((1 - share) * alone + share * double[before, word] / max(single[before], 1))
+
+    told = list(pairwise(word for each in words for word in each))
+    losses = numpy.array([[loss(*pair, share) for pair in told] for share in (0.0, 0.3)])
+    tokens = numpy.bincount(owner)
+    by_document = numpy.stack([numpy.bincount(owner, weights=row) / tokens for row in losses])
+    step = {0: -1, 1: 1}
+    whole, _ = across_models.means((0, 1), by_document, tokens, stored_samples.DOCUMENTS).error(step)
+    for size in (128, 512, 2048):
+        cut = losses[:, : losses.shape[1] // size * size].reshape(2, -1, size).mean(axis=2)
+        effect = cut[1] - cut[0]
+        yield {
+            "windows": len(effect),
+            "words": size,
+            "correlation": float(numpy.corrcoef(effect[1:], effect[:-1])[0, 1]),
+            "one by one": across_models.means((0, 1), cut).error(step)[0],
+            "blocks": across_models.means((0, 1), cut, unit=stored_samples.WINDOWS).error(step)[0],
+            "documents": whole,
+        }
+
+
 def main() -> None:
     """Print one JSON line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--wikitext", type=Path)
     asked = parser.parse_args()
+    if asked.wikitext:
+        for found in real(asked.wikitext):
+            print(json.dumps(found))
+        return
     for count in WINDOWS:
         for text, effect in MEMORY:
             found = covered(windows, (count, text, effect), stored_samples.WINDOWS, asked.repeats, asked.seed)

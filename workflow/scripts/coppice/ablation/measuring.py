@@ -52,7 +52,7 @@ def _losses(arms: Sequence[Arm], names: Sequence[str]) -> across_models.Means:
 
 
 def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) -> dict[str, dict]:
-    """Return arm -> {value, interval, p, p_holm, by_seed, verdict}: its difference to `reference`, one of `arms`.
+    """Return arm -> {value, interval, p, p_holm, by_seed, verdict, resampled}: its difference to `reference`.
 
     Of a metric that is compared by ratios, they are differences of logarithms. With several seeds,
     the variance between seeds (pooled over the arms) is added to the variance over items, with Student's t for the
@@ -72,6 +72,7 @@ def differences(arms: Sequence[Arm], reference: Arm, metric: Metric, part: str) 
         agree = len({numpy.sign(value) for value in seeds[arm.name]} - {0}) == 1
         verdict = paired_stats.verdict(sign * found[arm.name]["value"], p) if agree else "no clear change"
         found[arm.name] |= {"p_holm": p, "by_seed": seeds[arm.name], "verdict": verdict}
+        found[arm.name]["resampled"] = means.resampled(steps[arm.name])
     return found
 
 

@@ -59,6 +59,6 @@ def decide(
 
 
 def _margin(winner: Arm, second: Arm, metric: Metric) -> Record:
-    """Return {arm, value, interval, p, verdict}: the runner-up minus the winner, paired over the same rows."""
+    """Return {arm, value, interval, p, verdict, resampled}: the runner-up minus the winner, over the same rows."""
     found = measuring.differences([winner, second], winner, metric, "selection")[second.name]
-    return {"arm": second.name, **{key: found[key] for key in ("value", "interval", "p", "verdict")}}
+    return {"arm": second.name, **{key: found[key] for key in ("value", "interval", "p", "verdict", "resampled")}}

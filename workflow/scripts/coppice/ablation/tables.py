@@ -111,7 +111,9 @@ def _of(metric: Metric, compared: Sequence[Arm], reference: Arm) -> Iterator[lis
     for name, one in part.items():
         seeds = [formats.difference(metric, {"value": value, "interval": None}) for value in one["by_seed"]]
         difference = formats.difference(metric, one)
-        yield [name, formats.label(metric), difference, f"{one['p_holm']:.2g}", ", ".join(seeds), one["verdict"]]
+        note = one["resampled"]["note"]
+        verdict = f"{one['verdict']} ({note})" if note else one["verdict"]
+        yield [name, formats.label(metric), difference, f"{one['p_holm']:.2g}", ", ".join(seeds), verdict]
 
 
 def stages(winners: Iterable[Record]) -> Table:
