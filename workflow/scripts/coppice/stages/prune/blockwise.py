@@ -1,14 +1,20 @@
-"""Loss gradients, computed block by block: the result of one backward pass, in the memory of one block.
+"""Run a model block by block, in the memory of one block: forwards while it is pruned, or backwards for gradients.
 
-The hidden states before each block are kept in host memory. Then, from the last block to the first, each block runs
-again with an autograd graph of its own. A device therefore holds the weights, one block's activations and one block's
-gradients, however deep the model is. For an 8B Llama in bfloat16 these are, by calculation: 16 GB; under 1 GB (4096
-tokens per batch, each with 8 states of width 4096 and 4 of width 14336); and 0.9 GB (218M weights in float32).
+Forwards, only the hidden states before the current block are kept, in host memory. Each block runs on what the blocks
+before it make of the calibration data after they were pruned.
+
+Backwards, the hidden states before each block are kept in host memory. Then, from the last block to the first, each
+block runs again with an autograd graph of its own. A device therefore holds the weights, one block's activations and
+one block's gradients, however deep the model is. For an 8B Llama in bfloat16 these are, by calculation: 16 GB; under
+1 GB (4096 tokens per batch, each with 8 states of width 4096 and 4 of width 14336); and 0.9 GB (218M weights in
+float32).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +23,54 @@ from torch import nn
 from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
+Passes = Sequence[Callable[[], Any]]
 # What a block returns: the hidden state [B, T, width], or a tuple that begins with it
 BlockOutput = torch.Tensor | tuple[Any, ...]
+
+
+@torch.no_grad()
+def visit_forwards(tower: Tower, batches: Sequence[torch.Tensor], visit: Callable[[int, Passes], None]) -> None:
+    """Call `visit(index, passes)` for each block, from the first to the last; it may change the block's weights.
+
+    Each of `passes` runs the block on one batch, as the blocks before it make it after their visits.
+
+    Args:
+        tower: of a model in evaluation mode.
+        batches: token ids, each LongTensor [B, T].
+        visit: called once per block.
+    """
+    inputs = [_BlockInputs(tower, batch) for batch in batches]
+    for index, block in enumerate(tower.blocks):
+        visit(index, [partial(batch.output_of, block, index) for batch in inputs])
+        for batch in inputs if index + 1 < len(tower.blocks) else ():
+            batch.state = batch.output_of(block, index)
+
+
+class _BlockInputs:
+    """One batch: the hidden state before the current block, in host memory, and the other arguments of every block."""
+
+    def __init__(self, tower: Tower, batch: torch.Tensor) -> None:
+        self.options: dict[int, Record] = {}
+        own = [block.__dict__.get("forward") for block in tower.blocks]  # accelerate replaces it to move inputs
+        for index, block in enumerate(tower.blocks):
+            block.forward = partial(self._pass_on, index)  # the blocks' arguments are known without running them
+        try:
+            tower.run(batch)
+        finally:
+            for block, forward in zip(tower.blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
+
+    def _pass_on(self, index: int, hidden_states: torch.Tensor, **options: object) -> torch.Tensor:
+        self.state = hidden_states.cpu()
+        self.options[index] = options
+        return hidden_states
+
+    def output_of(self, block: nn.Module, index: int) -> torch.Tensor:
+        """Return the block's output, in host memory."""
+        device = next(block.parameters()).device
+        return _state(block(self.state.to(device), **self.options[index])).cpu()
 
 
 def visit_gradients(
@@ -114,3 +166,20 @@ def _state(output: BlockOutput) -> torch.Tensor:
 def wide_dtype(tensor: torch.Tensor) -> torch.dtype:
     """Return float32, or the tensor's dtype if that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Turn off dropout and gradients inside the context, then restore both; no gradients are left on the model."""
+    training = model.training
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval()
+    model.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, value in required.items():
+            parameter.requires_grad_(value)
+        model.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ This lets the workflow reject a point that a model cannot take before any job st
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ KEYS = {
     "width": {"ratio", "importance", "parts", "ranking"},
     "unstructured": {"ratio", "importance", "pattern"},
 }
-IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
+IMPORTANCES = {
+    "width": ("taylor", "activation", "magnitude"),
+    "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
+}
 RANKINGS = ("uniform", "global")
-PATTERNS = (None, "2:4")
 PARTS = ("mlp", "attention")
 # MLPs at least this wide keep a width that is a multiple of 8, because GPU matrix units are slower on other widths.
 ALIGN_FROM, ALIGN_TO = 1024, 8
@@ -66,8 +69,8 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
             `{"method": "depth", "ratio": 0.25, "consecutive": false}`
             `{"method": "width", "ratio": 0.5, "importance": "taylor" | "activation" | "magnitude",
             "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}`, default: taylor, mlp only, uniform
-            `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "magnitude", "pattern": null | "2:4"}`,
-            default: wanda without a pattern
+            `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "wanda-one-shot" | "sparsegpt" |
+            "magnitude", "pattern": null | "n:m"}`, default: wanda without a pattern
         config: the model's transformers configuration.
 
     Raises:
@@ -143,21 +146,38 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
 
 def _unstructured(point: Record, ratio: float, tower: Anatomy) -> Plan:
     importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
-    pattern = _one_of(point, "pattern", None, PATTERNS)
-    if pattern == "2:4" and ratio != 0.5:
-        raise SettingsError(
-            f"prune point {point}: 'ratio' is {ratio}, but pattern 2:4 always removes half of the weights. "
-            "Set 'ratio' to 0.5."
-        )
-    config = tower.config
-    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % 4]
-    if pattern == "2:4" and odd:
-        raise SettingsError(
-            f"prune point {point}: pattern 2:4 needs a {odd[0]} that is a multiple of 4, but this model's is "
-            f"{getattr(config, odd[0])}. Set 'pattern' to null."
-        )
+    pattern = point.get("pattern")
+    if pattern is not None:
+        _check_pattern(point, pattern, ratio, tower)
     settings = {"method": "unstructured", "ratio": ratio, "importance": importance, "pattern": pattern}
     return Plan("unstructured", settings, {}, {})
+
+
+def numbers_of(pattern: str) -> tuple[int, int]:
+    """Return (n, m) of a pattern "n:m", which keeps n of every m weights."""
+    kept, of = pattern.split(":")
+    return int(kept), int(of)
+
+
+def _check_pattern(point: Record, pattern: Json, ratio: float, tower: Anatomy) -> None:
+    """Raise SettingsError unless the pattern is one, agrees with the ratio and fits the widths of all layers."""
+    if not isinstance(pattern, str) or not re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", pattern):
+        raise SettingsError(
+            f"prune point {point}: 'pattern' is {pattern!r}, but must be null or 'n:m', such as '2:4' or '4:8'"
+        )
+    kept, of = numbers_of(pattern)
+    if abs(1 - kept / of - ratio) > 1e-6:
+        raise SettingsError(
+            f"prune point {point}: 'ratio' is {ratio}, but pattern {pattern} keeps {kept} of every {of} weights. "
+            f"Set 'ratio' to {1 - kept / of:.7g}."
+        )
+    config = tower.config
+    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % of]
+    if odd:
+        raise SettingsError(
+            f"prune point {point}: pattern {pattern} needs a {odd[0]} that is a multiple of {of}, but this model's is "
+            f"{getattr(config, odd[0])}. Set 'pattern' to null."
+        )
 
 
 def _one_of(point: Record, key: str, default: str | None, valid: Sequence[str | None]) -> Json:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
-from . import anatomy, blockwise
+from . import anatomy, blockwise, layer_inputs
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -60,7 +60,7 @@ def taylor(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) 
             )
             scores[part][index] = sums.cpu()
 
-    with _calibrating(tower.model):
+    with blockwise.calibrating(tower.model):
         blockwise.visit_gradients(tower, batches, tensors_of, visit)
     return scores
 
@@ -72,27 +72,16 @@ def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tenso
     et al. 2023, arXiv:2306.11695), summed over the weights that a structure feeds, as FLAP's authors do for Wanda-sp.
     """
     lasts = {part: [tower.parts[part].linears_of(block)[-1] for block in tower.blocks] for part in parts}
-    norms = column_norms(tower, [linear for part in parts for linear in lasts[part]], batches)
+    passes = [partial(tower.run, batch) for batch in batches]
+    with blockwise.calibrating(tower.model), torch.no_grad():
+        sums = layer_inputs.square_sums([linear for part in parts for linear in lasts[part]], passes)
     scores: dict[str, list[torch.Tensor]] = {}
     for part in parts:
         scores[part] = []
         for block, linear in zip(tower.blocks, lasts[part], strict=True):
-            columns = (_wide(linear.weight.detach()).abs() * norms[linear].to(linear.weight.device)).sum(0)
+            columns = (_wide(linear.weight.detach()).abs() * sums[linear].sqrt().float()).sum(0)
             scores[part].append(columns.view(anatomy.count(block, tower.parts[part]), -1).sum(1).cpu())
     return scores
-
-
-def column_norms(
-    tower: Tower, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]
-) -> dict[nn.Linear, torch.Tensor]:
-    """Return the L2 norm of each layer's input columns over all calibration tokens: layer -> float32 [in_features]."""
-    sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
-
-    def add(linear: nn.Linear, args: tuple[torch.Tensor, ...]) -> None:
-        sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
-
-    _run_hooked(tower, batches, [linear.register_forward_pre_hook(add) for linear in linears])
-    return {linear: total.sqrt().float() for linear, total in sums.items()}
 
 
 def block_distances(
@@ -133,7 +122,7 @@ def block_distances(
 def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[RemovableHandle]) -> None:
     """Run the tower on all batches, then remove the hooks."""
     try:
-        with _calibrating(tower.model), torch.no_grad():
+        with blockwise.calibrating(tower.model), torch.no_grad():
             for batch in batches:
                 tower.run(batch)
     finally:
@@ -144,20 +133,3 @@ def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[R
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float32, or in its own dtype if that is wider."""
     return tensor.to(blockwise.wide_dtype(tensor))
-
-
-@contextmanager
-def _calibrating(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout and gradients inside the context, then restore both; no gradients are left on the model."""
-    training = model.training
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
-    model.requires_grad_(False)
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter, value in required.items():
-            parameter.requires_grad_(value)
-        model.zero_grad(set_to_none=True)

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import nn
 
+from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
-from . import anatomy, grid
+from . import anatomy, grid, measures, unstructured
 from .grid import Plan
-from .importance import activation, block_distances, column_norms, magnitude, taylor
+from .importance import activation, block_distances, magnitude, taylor
 
-# What `Method.score` returns: name -> one tensor of scores per layer (or one tensor for the whole model).
+# What `Structured.score` returns: name -> one tensor of scores per layer (or one tensor for the whole model).
 Importance = dict[str, list[torch.Tensor]]
 
 
 class Method(ABC):
-    """A way to prune. Removes the least important structures first and, of equally important ones, the lowest index."""
+    """A way to prune."""
 
     def __init__(self, plan: Plan) -> None:
         """Prune a model as `plan` says."""
         self.plan = plan
 
     @abstractmethod
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Prune in place; return what is removed and a summary of the importance, for the record."""
+
+
+class Structured(Method):
+    """Removes the least important structures first and, of equally important ones, the lowest index."""
+
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Score the structures, and remove the least important ones."""
+        importance = self.score(tower, batches)
+        measures.check_finite(importance)
+        removed = self.choose(importance)
+        self.apply(tower, importance)
+        return removed, self.summary(importance)
+
+    @abstractmethod
     def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
         """Return the importance of each structure without changing the model."""
 
     @abstractmethod
-    def choose(self, importance: Importance) -> dict[str, Any]:
+    def choose(self, importance: Importance) -> Record:
         """Return the indices of what to remove, in the unpruned model's numbering."""
 
     @abstractmethod
@@ -39,11 +54,11 @@ class Method(ABC):
         """Remove in place what `choose` returns, and update the model's configuration."""
 
     @abstractmethod
-    def summary(self, importance: Importance) -> dict[str, Any]:
+    def summary(self, importance: Importance) -> Record:
         """Return the importance in a few numbers, for the record."""
 
 
-class Depth(Method):
+class Depth(Structured):
     """Removes whole blocks: those of lowest influence or, with `consecutive`, the run that moves the state least."""
 
     def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
@@ -54,7 +69,7 @@ class Depth(Method):
             distances = block_distances(tower, batches)
         return {"layers": [distances]}
 
-    def choose(self, importance: Importance) -> dict[str, Any]:
+    def choose(self, importance: Importance) -> Record:
         """Return the indices of the removed blocks."""
         (scores,), count = importance["layers"], self.plan.remove["layers"]
         if self.plan.settings["consecutive"]:
@@ -68,13 +83,13 @@ class Depth(Method):
         tower.keep_blocks([index for index in range(len(tower.blocks)) if index not in removed])
         _configure(tower, self.plan)
 
-    def summary(self, importance: Importance) -> dict[str, Any]:
+    def summary(self, importance: Importance) -> Record:
         """Return the scores themselves: there is only one for each block."""
         kind = "angular_distance" if self.plan.settings["consecutive"] else "block_influence"
         return {kind: importance["layers"][0].tolist()}
 
 
-class Width(Method):
+class Width(Structured):
     """Removes the least important MLP channels and KV groups.
 
     Every layer loses as many or, with the ranking `global`, they are the least important of the whole model.
@@ -85,7 +100,7 @@ class Width(Method):
         measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
         return magnitude(tower, parts) if measure == "magnitude" else BY_DATA[measure](tower, parts, batches)
 
-    def choose(self, importance: Importance) -> dict[str, Any]:
+    def choose(self, importance: Importance) -> Record:
         """Return, for each part and layer, the indices of the removed structures."""
         return {
             part: [_lowest(scores, count) for scores, count in zip(layers, self._counts(part, layers), strict=True)]
@@ -118,7 +133,7 @@ class Width(Method):
                 anatomy.keep(block, part, kept.nonzero().flatten())
         _configure(tower, self.plan)
 
-    def summary(self, importance: Importance) -> dict[str, Any]:
+    def summary(self, importance: Importance) -> Record:
         """Return the range of each layer's scores and the share of them that is removed."""
         return {
             part: [
@@ -129,55 +144,16 @@ class Width(Method):
 
 
 class Unstructured(Method):
-    """Sets single weights of the linear layers to zero: a share of each layer's, or two in every four."""
+    """Sets single weights of the linear layers to zero (see `unstructured`)."""
 
-    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
-        """Return the norm of each linear layer's inputs, by which its weights are ranked."""
-        linears = _linears(tower)
-        if self.plan.settings["importance"] == "magnitude":
-            norms = dict.fromkeys(linears, torch.ones(()))  # magnitude ignores the inputs
-        else:
-            norms = column_norms(tower, linears, batches)
-        return {"norms": [norms[linear] for linear in linears]}
-
-    def choose(self, importance: Importance) -> dict[str, Any]:
-        """Return the pattern or the share of the weights; their indices would fill the record."""
-        return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}
-
-    @torch.no_grad()
-    def apply(self, tower: Tower, importance: Importance) -> None:
-        """Set the weights to zero."""
-        for linear, norms in zip(_linears(tower), importance["norms"], strict=True):
-            scores = linear.weight.abs().float() * norms.to(linear.weight.device)
-            linear.weight[self._zeroed(scores)] = 0
-
-    def _zeroed(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return a bool mask [rows, columns] of the weights to zero.
-
-        Wanda zeroes the lowest scores of each row, magnitude those of the whole matrix, and the pattern 2:4 the two
-        lowest of every four in a row.
-        """
-        rows, columns = scores.shape
-        if self.plan.settings["pattern"] == "2:4":
-            lowest = scores.view(rows, columns // 4, 4).argsort(dim=-1, stable=True)[..., :2]
-            return torch.zeros(rows, columns // 4, 4, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view_as(scores)
-        if self.plan.settings["importance"] == "magnitude":
-            scores = scores.view(1, -1)
-        lowest = scores.argsort(dim=-1, stable=True)[:, : round(self.plan.settings["ratio"] * scores.shape[1])]
-        return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view(rows, columns)
-
-    def summary(self, importance: Importance) -> dict[str, Any]:
-        """Return nothing: norms of inputs say little by themselves."""
-        return {}
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Set the weights to zero; the record has the pattern or the share, since their indices would fill it."""
+        unstructured.prune(tower, self.plan, batches)
+        return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}, {}
 
 
 METHODS: dict[str, type[Method]] = {"depth": Depth, "width": Width, "unstructured": Unstructured}
 BY_DATA = {"taylor": taylor, "activation": activation}
-
-
-def _linears(tower: Tower) -> list[nn.Linear]:
-    """Return the linear layers of the blocks, whose single weights are pruned."""
-    return [module for module in tower.blocks.modules() if isinstance(module, nn.Linear)]
 
 
 def _global_counts(layers: Sequence[torch.Tensor], total: int, align: int) -> list[int]:

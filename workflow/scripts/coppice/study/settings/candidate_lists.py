@@ -22,7 +22,10 @@ OF_METHOD = {
     "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform"},
     "unstructured": {"importance": "wanda", "pattern": None},
 }
-IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
+IMPORTANCES = {
+    "width": ("taylor", "activation", "magnitude"),
+    "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
+}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
 CONVERT = "python contrib/import_pickle/import_pickle.py {} OUT --i-trust-this-file"
 REQUIRED = ("model", "candidate", "path")
@@ -55,8 +58,12 @@ def _completed(point: GridPoint, where: str) -> Record:
     valid = IMPORTANCES.get(method, ())
     if valid and spec["importance"] not in valid:
         raise SettingsError(f"{where}.importance: found {spec['importance']}; method {method} takes {', '.join(valid)}")
-    if spec.get("pattern") == "2:4" and spec["ratio"] != 0.5:
-        raise SettingsError(f"{where}.ratio: found {spec['ratio']}; the pattern 2:4 needs 0.5")
+    if spec.get("pattern"):
+        kept, of = map(int, spec["pattern"].split(":"))
+        if abs(1 - kept / of - spec["ratio"]) > 1e-6:
+            raise SettingsError(
+                f"{where}.ratio: found {spec['ratio']}; the pattern {kept}:{of} needs {1 - kept / of:.7g}"
+            )
     if "parts" in spec:
         spec["parts"] = [part for part in PARTS if part in spec["parts"]]
     return {**spec, "name": spec.get("name") or _name(spec)}
@@ -69,7 +76,7 @@ def _name(spec: Record) -> str:
         words += [] if spec["parts"] == list(PARTS) else spec["parts"]
         words += ["global"] * (spec["ranking"] == "global")
     if spec["method"] == "unstructured":
-        words += [spec["importance"], *(["2-4"] if spec["pattern"] else [])]
+        words += [spec["importance"], *([spec["pattern"].replace(":", "-")] if spec["pattern"] else [])]
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 

@@ -19,10 +19,11 @@ class GridPoint(Section):
         "single weights to zero.",
     )
     ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
-    importance: Literal["taylor", "activation", "wanda", "magnitude"] | None = setting(
+    importance: Literal["taylor", "activation", "wanda", "wanda-one-shot", "sparsegpt", "magnitude"] | None = setting(
         None,
         "Importance measure that decides what is removed. For width: taylor (the default), activation or "
-        "magnitude. For unstructured: wanda (the default) or magnitude.",
+        "magnitude. For unstructured: wanda (the default), wanda-one-shot (which measures all inputs on the dense "
+        "model), sparsegpt (which also updates the weights that stay) or magnitude.",
     )
     parts: Annotated[Unique[Literal["mlp", "attention"]], Field(min_length=1)] | None = setting(
         None, "The parts that are narrowed (width only; by default both)."
@@ -32,8 +33,11 @@ class GridPoint(Section):
         "uniform (the default) removes the same share from every layer. global removes the least important "
         "parts of the whole model, so that layers differ in width (width only).",
     )
-    pattern: Literal["2:4"] | None = setting(
-        None, "Pattern of zeros that GPUs can exploit, two in every four weights (unstructured only, with ratio 0.5)."
+    pattern: str | None = setting(
+        None,
+        "Pattern n:m, such as 2:4 or 4:8: of every m weights in a row, n stay (unstructured only; the ratio must be "
+        "1 - n/m). GPUs can exploit 2:4.",
+        pattern="^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$",
     )
     consecutive: bool | None = setting(
         None, "Whether the removed layers form one block (depth only; by default false)."
