@@ -153,6 +153,7 @@ VALUES = {
     "candidates.calibration.dataset": "ptb",
     "candidates.calibration.samples": 64,
     "candidates.calibration.length": 256,
+    "candidates.calibration.windows": "within-rows",
     "candidates.prune": [{"method": "depth", "ratio": 0.34}, {"method": "depth", "ratio": 0.5}, *of_point()[1:]],
     "select.split": "report",
     "finetune.data.dataset": "alpaca",

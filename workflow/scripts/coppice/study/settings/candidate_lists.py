@@ -12,7 +12,7 @@ from coppice.stats import metrics
 
 from .. import layout
 from . import registry
-from .sections.candidates import GridPoint
+from .sections.candidates import Calibration, GridPoint
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
@@ -78,6 +78,12 @@ def _name(spec: Record) -> str:
     if spec["method"] == "unstructured":
         words += [spec["importance"], *([spec["pattern"].replace(":", "-")] if spec["pattern"] else [])]
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
+
+
+def calibration(section: Calibration) -> Calibration:
+    """Return the section with the windows that suit its data set, if none are given."""
+    usual = "within-rows" if section.dataset in registry.DOCUMENTS else "running"
+    return section.model_copy(update={"windows": section.windows or usual})
 
 
 def table(path: str, workdir: str, measured: Collection[str]) -> tuple[list[str], list[Record]]:

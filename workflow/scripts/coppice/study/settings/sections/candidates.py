@@ -55,6 +55,12 @@ class Calibration(Section):
     dataset: str = setting("wikitext2", "Name of the data set; its train part is used.")
     samples: int = setting(128, "Number of sequences.", unit="sequences", ge=1, le=10_000_000)
     length: int = setting(512, "Tokens per sequence.", unit="tokens", ge=2, le=10_000_000)
+    windows: Literal["running", "within-rows"] | None = setting(
+        None,
+        "How sequences are cut out of the rows. `running` begins at any place and goes on over the ends of rows, for "
+        "rows that follow each other in one text. `within-rows` takes a part of one row, for rows that are documents "
+        "of their own. Null means within-rows for c4 and running for all others.",
+    )
 
 
 class Candidates(Section):
