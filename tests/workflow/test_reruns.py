@@ -239,6 +239,9 @@ POINT = {
     "parts": of_point(parts=["attention"]),
     "ranking": of_point(ranking="global"),
     "pattern": of_sparse(pattern="2:4"),
+    "keep_blocks.first": of_point(keep_blocks={"first": 1}),
+    "keep_blocks.last": of_point(keep_blocks={"last": 1}),
+    "steps": of_point(steps=2),
     "consecutive": [{"method": "depth", "ratio": 0.34, "consecutive": True, "name": "depth-0.34"}, *of_point()[1:]],
     "name": of_point(name="other"),
 }

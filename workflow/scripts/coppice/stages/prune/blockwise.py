@@ -15,13 +15,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from coppice.core.aliases import Record
 from coppice.models.towers import Tower
+
+
+class Gradients(NamedTuple):
+    """Gradients of a block's tensors, in float32 or wider.
+
+    Attributes:
+        mean: of the mean loss over all targets of all batches.
+        squared: the mean over all batches of the squared gradient of a batch's own mean loss; empty unless asked for.
+    """
+
+    mean: dict[nn.Parameter, torch.Tensor]
+    squared: dict[nn.Parameter, torch.Tensor]
+
 
 Passes = Sequence[Callable[[], Any]]
 # What a block returns: the hidden state [B, T, width], or a tuple that begins with it
@@ -44,6 +57,25 @@ def visit_forwards(tower: Tower, batches: Sequence[torch.Tensor], visit: Callabl
         visit(index, [partial(batch.output_of, block, index) for batch in inputs])
         for batch in inputs if index + 1 < len(tower.blocks) else ():
             batch.state = batch.output_of(block, index)
+
+
+@torch.no_grad()
+def losses_without(tower: Tower, batch: torch.Tensor) -> torch.Tensor:
+    """Return the summed loss of a batch without each block in turn: float64 [blocks].
+
+    What runs before the missing block is the same for all of them and runs once.
+    """
+    blocks, inputs, befores = tower.blocks, _BlockInputs(tower, batch), []
+    for index, block in enumerate(blocks):
+        befores.append(inputs.state)
+        inputs.state = inputs.output_of(block, index)
+    device, losses = next(blocks[-1].parameters()).device, []
+    for missing, before in enumerate(befores):
+        inputs.state = before
+        for index in range(missing + 1, len(blocks)):
+            inputs.state = inputs.output_of(blocks[index], index)
+        losses.append(float(tower.summed_loss(inputs.state.to(device), batch)))
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 class _BlockInputs:
@@ -77,24 +109,23 @@ def visit_gradients(
     tower: Tower,
     batches: Sequence[torch.Tensor],
     tensors_of: Callable[[nn.Module], list[nn.Parameter]],
-    visit: Callable[[int, dict[nn.Parameter, torch.Tensor]], None],
+    visit: Callable[[int, Gradients], None],
+    squares: bool = False,
 ) -> None:
-    """Call `visit(index, gradients)` for each block, from the last to the first.
-
-    `gradients` maps each tensor to the gradient of the mean loss over all targets of all batches, in float32 or wider.
-    It is freed after the visit.
+    """Call `visit(index, gradients)` for each block, from the last to the first. The gradients are freed after it.
 
     Args:
         tower: of a model in evaluation mode in which no parameter requires a gradient.
         batches: token ids, each LongTensor [B, T].
         tensors_of: returns the parameters of a block whose gradients are wanted.
         visit: called once per block.
+        squares: whether the squared gradients are wanted, too; each batch then counts as one example.
     """
     targets = sum(tower.targets(batch) for batch in batches)
     recorded = [_Recorded(tower, batch, targets) for batch in batches]
     blocks = tower.blocks
     for index in range(len(blocks) - 1, -1, -1):
-        visit(index, _block_gradients(blocks[index], index, tensors_of(blocks[index]), recorded))
+        visit(index, _block_gradients(blocks[index], index, tensors_of(blocks[index]), recorded, squares))
 
 
 class _Recorded:
@@ -111,6 +142,7 @@ class _Recorded:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.share = tower.targets(batch) / targets
         self.gradient = self._loss_gradient(tower, batch, targets)
 
     def _keep(self, index: int) -> Callable[..., None]:
@@ -134,19 +166,24 @@ class _Recorded:
 
 
 def _block_gradients(
-    block: nn.Module, index: int, tensors: Sequence[nn.Parameter], recorded: Sequence[_Recorded]
-) -> dict[nn.Parameter, torch.Tensor]:
-    gradients = {tensor: torch.zeros_like(tensor, dtype=wide_dtype(tensor)) for tensor in tensors}
+    block: nn.Module, index: int, tensors: Sequence[nn.Parameter], recorded: Sequence[_Recorded], squares: bool
+) -> Gradients:
+    mean = {tensor: torch.zeros_like(tensor, dtype=wide_dtype(tensor)) for tensor in tensors}
+    squared = {tensor: torch.zeros_like(total) for tensor, total in mean.items()} if squares else {}
+    share = 1.0  # of all targets, in the current batch
 
     def take(tensor: nn.Parameter) -> None:
         # Autograd would sum the batches in the tensor's own dtype, and in half precision small terms would be lost.
         # Move each gradient into the wide sum as soon as it exists.
-        gradients[tensor].add_(tensor.grad)
+        mean[tensor].add_(tensor.grad)
+        if squares:
+            squared[tensor].add_((tensor.grad.to(mean[tensor].dtype) / share).square_(), alpha=1 / len(recorded))
         tensor.grad = None
 
     hooks = [tensor.requires_grad_(True).register_post_accumulate_grad_hook(take) for tensor in tensors]
     try:
         for batch in recorded:
+            share = batch.share
             with torch.enable_grad():
                 state = batch.inputs.pop(index).to(tensors[0].device).requires_grad_(True)
                 output = _state(block(state, **batch.options.pop(index)))
@@ -156,7 +193,7 @@ def _block_gradients(
         for hook, tensor in zip(hooks, tensors, strict=True):
             hook.remove()
             tensor.requires_grad_(False)
-    return gradients
+    return Gradients(mean, squared)
 
 
 def _state(output: BlockOutput) -> torch.Tensor:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 KEYS = {
-    "depth": {"ratio", "consecutive"},
-    "width": {"ratio", "importance", "parts", "ranking"},
+    "depth": {"ratio", "importance", "consecutive", "keep_blocks", "steps"},
+    "width": {"ratio", "importance", "parts", "ranking", "keep_blocks", "steps"},
     "unstructured": {"ratio", "importance", "pattern"},
 }
 IMPORTANCES = {
-    "width": ("taylor", "activation", "magnitude"),
+    "depth": ("block-influence", "perplexity", "taylor"),
+    "width": ("taylor", "taylor-second", "taylor-mixed", "activation", "magnitude"),
     "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
 }
 RANKINGS = ("uniform", "global")
@@ -52,7 +53,7 @@ class Plan:
 
     @property
     def needs_batches(self) -> bool:
-        """True if importance is measured on calibration data, as it always is for depth (which has no such key)."""
+        """True if importance is measured on calibration data."""
         return self.settings.get("importance") != "magnitude"
 
 
@@ -62,13 +63,16 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
     Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels and
     floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer; from a width of
     1024 on, the kept width is rounded to a multiple of 8. With `ranking: global`, width removes the same shares of all
-    layers' structures together, so that the layers differ (an odd-shaped checkpoint).
+    layers' structures together, so that the layers differ (an odd-shaped checkpoint). The blocks of `keep_blocks` are
+    not pruned; for width, the ratio is that of the other blocks. With `steps`, an equal share is removed at a time.
 
     Args:
         point: one of these; its `name` is ignored.
-            `{"method": "depth", "ratio": 0.25, "consecutive": false}`
-            `{"method": "width", "ratio": 0.5, "importance": "taylor" | "activation" | "magnitude",
-            "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}`, default: taylor, mlp only, uniform
+            `{"method": "depth", "ratio": 0.25, "importance": "block-influence" | "perplexity" | "taylor",
+            "consecutive": false, "keep_blocks": {"first": 4, "last": 2}, "steps": 1}`
+            `{"method": "width", "ratio": 0.5, "importance": "taylor" | "taylor-second" | "taylor-mixed" | "activation"
+            | "magnitude", "parts": ["mlp", "attention"], "ranking": "uniform" | "global", "keep_blocks": ...,
+            "steps": 1}`, default: taylor, mlp only, uniform
             `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "wanda-one-shot" | "sparsegpt" |
             "magnitude", "pattern": null | "n:m"}`, default: wanda without a pattern
         config: the model's transformers configuration.
@@ -106,15 +110,46 @@ def _depth(point: Record, ratio: float, tower: Anatomy) -> Plan:
     consecutive = point.get("consecutive", False)
     if not isinstance(consecutive, bool):
         raise SettingsError(f"prune point {point}: 'consecutive' is {consecutive!r}, but must be true or false")
-    layers = tower.blocks
-    count = max(1, round(ratio * layers))
-    if count >= layers:
+    importance = _one_of(point, "importance", "block-influence", IMPORTANCES["depth"])
+    keep, steps = _kept_blocks(point, tower), _steps(point)
+    if consecutive and (importance != "block-influence" or steps > 1):
         raise SettingsError(
-            f"prune point {point}: removing {count} of {layers} layers would leave none. Lower 'ratio' so that at "
+            f"prune point {point}: 'consecutive' takes no other importance and no 'steps', because the whole run is "
+            "chosen at once by its angular distance. Remove one of them."
+        )
+    layers = tower.blocks
+    count, free = max(1, round(ratio * layers)), layers - keep["first"] - keep["last"]
+    if count >= layers or count > free:
+        raise SettingsError(
+            f"prune point {point}: removing {count} of {layers} layers would leave none"
+            f"{f' but those of keep_blocks, and {free} are free' if free < layers else ''}. Lower 'ratio' so that at "
             "least one layer stays."
         )
-    settings = {"method": "depth", "ratio": ratio, "consecutive": consecutive}
+    settings = {"method": "depth", "ratio": ratio, "importance": importance, "consecutive": consecutive}
+    settings |= {"keep_blocks": keep, "steps": steps}
     return Plan("depth", settings, {"layers": count}, {tower.blocks_key: layers - count})
+
+
+def _kept_blocks(point: Record, tower: Anatomy) -> dict[str, int]:
+    """Return {first, last}: how many blocks at the beginning and at the end are not pruned."""
+    given = point.get("keep_blocks", {})
+    if not isinstance(given, dict) or not {*given} <= {"first", "last"}:
+        raise SettingsError(f"prune point {point}: 'keep_blocks' must be a mapping such as {{first: 4, last: 2}}")
+    keep = {"first": 0, "last": 0} | given
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in keep.values()):
+        raise SettingsError(f"prune point {point}: 'keep_blocks' must hold whole numbers of at least 0")
+    if sum(keep.values()) >= tower.blocks:
+        raise SettingsError(
+            f"prune point {point}: 'keep_blocks' keeps all {tower.blocks} layers of this model. Lower its numbers."
+        )
+    return keep
+
+
+def _steps(point: Record) -> int:
+    steps = point.get("steps", 1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SettingsError(f"prune point {point}: 'steps' is {steps!r}, but must be a whole number of at least 1")
+    return steps
 
 
 def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
@@ -123,11 +158,19 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
     if not isinstance(parts, list | tuple) or not parts or not set(parts) <= set(PARTS):
         raise SettingsError(f"prune point {point}: 'parts' is {parts!r}, but must list some of {list(PARTS)}")
     parts = [part for part in PARTS if part in parts]
+    keep = _kept_blocks(point, tower)
     settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
-    if ranking == "global":
+    settings |= {"keep_blocks": keep, "steps": _steps(point)}
+    if ranking == "global" or any(keep.values()):
         # The layers then differ in width, so the configuration keeps the dense model's numbers.
         sizes = {part: tower.parts[part].count(tower.config) for part in parts}
-        remove = {part: math.floor(ratio * size * tower.blocks + 1e-9) for part, size in sizes.items()}
+        if ranking == "global":
+            free = tower.blocks - sum(keep.values())
+            remove = {part: math.floor(ratio * size * free + 1e-9) for part, size in sizes.items()}
+        else:
+            remove = {part: math.floor(ratio * size + 1e-9) for part, size in sizes.items()}
+            if "mlp" in parts:
+                remove["mlp"] = sizes["mlp"] - _kept_channels(ratio, sizes["mlp"])
         _check_removes(point, remove, tower)
         return Plan("width", settings, remove, {})
     remove, changes, warnings = {}, {}, []

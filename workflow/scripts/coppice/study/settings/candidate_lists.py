@@ -16,14 +16,16 @@ from .sections.candidates import Calibration, GridPoint
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
+WHICH_AND_WHEN: Record = {"keep_blocks": {"first": 0, "last": 0}, "steps": 1}
 # method -> its settings besides `ratio`, with their defaults
 OF_METHOD = {
-    "depth": {"consecutive": False},
-    "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform"},
+    "depth": {"importance": "block-influence", "consecutive": False, **WHICH_AND_WHEN},
+    "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform", **WHICH_AND_WHEN},
     "unstructured": {"importance": "wanda", "pattern": None},
 }
 IMPORTANCES = {
-    "width": ("taylor", "activation", "magnitude"),
+    "depth": ("block-influence", "perplexity", "taylor"),
+    "width": ("taylor", "taylor-second", "taylor-mixed", "activation", "magnitude"),
     "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
 }
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -77,6 +79,11 @@ def _name(spec: Record) -> str:
         words += ["global"] * (spec["ranking"] == "global")
     if spec["method"] == "unstructured":
         words += [spec["importance"], *([spec["pattern"].replace(":", "-")] if spec["pattern"] else [])]
+    if spec["method"] == "depth" and spec["importance"] != "block-influence":
+        words.append(spec["importance"])
+    keep = spec.get("keep_blocks", {})
+    words += ["keep", *(str(keep[end]) for end in ("first", "last"))] if any(keep.values()) else []
+    words += ["steps", str(spec["steps"])] if spec.get("steps", 1) > 1 else []
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
 
 

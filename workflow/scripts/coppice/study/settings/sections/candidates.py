@@ -7,6 +7,26 @@ from pydantic import ConfigDict, Field
 from .forms import Number, Unique
 from .section import Section, section, setting
 
+Importance = Literal[
+    "block-influence",
+    "perplexity",
+    "taylor",
+    "taylor-second",
+    "taylor-mixed",
+    "activation",
+    "wanda",
+    "wanda-one-shot",
+    "sparsegpt",
+    "magnitude",
+]
+
+
+class KeepBlocks(Section):
+    """Blocks that are not pruned (depth and width). For width, the ratio is that of the other blocks."""
+
+    first: int = setting(0, "Number of blocks at the beginning.", ge=0, le=10_000)
+    last: int = setting(0, "Number of blocks at the end.", ge=0, le=10_000)
+
 
 class GridPoint(Section):
     """One way to prune."""
@@ -19,10 +39,12 @@ class GridPoint(Section):
         "single weights to zero.",
     )
     ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
-    importance: Literal["taylor", "activation", "wanda", "wanda-one-shot", "sparsegpt", "magnitude"] | None = setting(
+    importance: Importance | None = setting(
         None,
-        "Importance measure that decides what is removed. For width: taylor (the default), activation or "
-        "magnitude. For unstructured: wanda (the default), wanda-one-shot (which measures all inputs on the dense "
+        "Importance measure that decides what is removed. For depth: block-influence (the default), perplexity (of "
+        "the calibration text without the block) or taylor. For width: taylor (the default; LLM-Pruner's "
+        "param_first), taylor-second (param_second), taylor-mixed (param_mix), activation or magnitude. For "
+        "unstructured: wanda (the default), wanda-one-shot (which measures all inputs on the dense "
         "model), sparsegpt (which also updates the weights that stay) or magnitude.",
     )
     parts: Annotated[Unique[Literal["mlp", "attention"]], Field(min_length=1)] | None = setting(
@@ -41,6 +63,16 @@ class GridPoint(Section):
     )
     consecutive: bool | None = setting(
         None, "Whether the removed layers form one block (depth only; by default false)."
+    )
+    keep_blocks: KeepBlocks | None = setting(
+        None, "Blocks that are not pruned (depth and width). For width, the ratio is that of the other blocks."
+    )
+    steps: int | None = setting(
+        None,
+        "Number of steps in which the share is removed; the importance is measured again before each (depth and width; "
+        "by default 1).",
+        ge=1,
+        le=1000,
     )
     name: str | None = setting(
         None,
