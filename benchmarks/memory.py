@@ -42,6 +42,7 @@ POINTS = {
     "activation": {"method": "width", "ratio": 0.25, "importance": "activation", "parts": ["mlp"]},
     "magnitude": {"method": "width", "ratio": 0.25, "importance": "magnitude", "parts": ["mlp"]},
     "unstructured": {"method": "unstructured", "ratio": 0.5, "importance": "wanda"},
+    "sparsegpt": {"method": "unstructured", "ratio": 0.5, "importance": "sparsegpt"},
 }
 JOBS = ("finetune", "evaluate", *POINTS)
 DEFAULT = ("llama-11m", "mistral-39m", "llama-240m")

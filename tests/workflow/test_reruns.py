@@ -154,6 +154,7 @@ VALUES = {
     "candidates.calibration.dataset": "ptb",
     "candidates.calibration.samples": 64,
     "candidates.calibration.length": 256,
+    "candidates.calibration.windows": "within-rows",
     "candidates.prune": [{"method": "depth", "ratio": 0.34}, {"method": "depth", "ratio": 0.5}, *of_point()[1:]],
     "select.split": "report",
     "finetune.data.dataset": "alpaca",
@@ -239,6 +240,9 @@ POINT = {
     "parts": of_point(parts=["attention"]),
     "ranking": of_point(ranking="global"),
     "pattern": of_sparse(pattern="2:4"),
+    "keep_blocks.first": of_point(keep_blocks={"first": 1}),
+    "keep_blocks.last": of_point(keep_blocks={"last": 1}),
+    "steps": of_point(steps=2),
     "consecutive": [{"method": "depth", "ratio": 0.34, "consecutive": True, "name": "depth-0.34"}, *of_point()[1:]],
     "name": of_point(name="other"),
 }

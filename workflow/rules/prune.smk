@@ -82,7 +82,7 @@ if PRUNES:
             placement=placement,
             seed=study.seed,
             status=status("prune", CANDIDATE_JOB),
-            protocol=1,
+            protocol=2,
         script:
             "../scripts/prune_candidate.py"
 

@@ -110,7 +110,7 @@ def _read(name: str, entry: Record, split: str, files: Sequence[Path], scratch: 
     if not entry.get("format"):
         try:
             revision = entry.get("commit") or entry.get("revision")
-            options = {"revision": revision} | (entry.get("options") or {}) | {"split": split}
+            options = {"revision": revision} | (entry.get("options") or {}) | _choice(split)
             return datasets.load_dataset(entry["path"], entry.get("name"), **options)
         except ValueError as error:
             if "Unknown split" in str(error):
@@ -141,6 +141,11 @@ def _read(name: str, entry: Record, split: str, files: Sequence[Path], scratch: 
     if entry["format"] == "text":  # some editors begin a file with a byte order mark, which is not part of the text
         return table.map(lambda row: {"text": row["text"].removeprefix("\ufeff").strip()})
     return table
+
+
+def _choice(split: str) -> Record:
+    """Return the options of `load_dataset` for a split of a dataset on the hub: a name with a slash is a file."""
+    return {"data_files": {"rows": split}, "split": "rows"} if "/" in split else {"split": split}
 
 
 def _has_unnamed_cells(table: Dataset, files: Iterable[Path]) -> bool:

@@ -308,6 +308,14 @@ def prune(
     return _placed(_spread(whole, model, machine) + device, whole, max(host, whole), model, machine)
 
 
+def pruning_operations(shape: Shape, points: Sequence[Record]) -> int:
+    """Return the operations of pruning at all `points`, per token of the calibration text."""
+    # 2 per parameter for the forward pass and 4 for the gradient of every weight. For perplexity, half of the model
+    # runs as often as it has blocks.
+    each = [6 if point.get("importance") != "perplexity" else 2 + shape.layers for point in points]
+    return shape.parameters * sum(n * point.get("steps", 1) for n, point in zip(each, points, strict=True))
+
+
 def _spread(whole: int, model: Record, machine: Machine) -> float:
     """Return the bytes of weights on one device if one process holds all of them."""
     return whole / machine.gpus if model["device_map"] and machine.gpus else whole
@@ -319,12 +327,30 @@ def _pruning(shape: Shape, point: Record, calibration: Mapping[str, int], width:
     tokens = min(CALIBRATED_TOKENS, calibrated)
     forwards = tokens * kept_values(shape.hidden, shape.inner) * width
     if point["method"] == "unstructured":
-        return max(forwards, SORTING_BYTES * shape.hidden * max(shape.inner, shape.head * shape.heads)), 0
-    if point.get("importance") != "taylor":
+        return _zeroing(shape, point, forwards), shape.hidden * calibrated * width if _walks(point) else 0
+    if point.get("importance") == "perplexity":
+        return forwards + _chunk(shape, tokens, width), shape.layers * tokens * shape.hidden * width
+    if not point.get("importance", "").startswith("taylor"):
         return forwards, 0
-    # the host keeps the states before each block, and the gradients of one block are summed in float32
-    block = BLOCK_BACKWARD * forwards + shape.layer * (4 + width)
+    # the host keeps the states before each block, and the gradients of one block are summed in float32, those of second
+    # order as squares, too
+    block = BLOCK_BACKWARD * forwards + shape.layer * (4 + width + 4 * (point["importance"] != "taylor"))
     return block + _chunk(shape, tokens, width), shape.layers * calibrated * shape.hidden * width
+
+
+def _walks(point: Record) -> bool:
+    """Return whether a point of the method unstructured goes block by block, with the states before it on the host."""
+    return point.get("importance", "wanda") in ("wanda", "sparsegpt")
+
+
+def _zeroing(shape: Shape, point: Record, forwards: float) -> float:
+    """Return the bytes on the device that zeroing single weights takes besides the weights."""
+    widest = max(shape.inner, shape.head * shape.heads)
+    if point.get("importance") != "sparsegpt":
+        return max(forwards, SORTING_BYTES * shape.hidden * widest)
+    # the Hessians of a block's four different inputs in float32, with the two factors of one of them, and a matrix
+    hessians = 4 * (3 * shape.hidden**2 + 3 * widest**2)
+    return hessians + max(forwards, SORTING_BYTES * shape.hidden * min(widest, 128) + 8 * shape.hidden * widest)
 
 
 def _placed(

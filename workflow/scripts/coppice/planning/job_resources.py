@@ -121,8 +121,8 @@ class Sizes:
         if stage == "prune":
             peak = estimates.prune(shape, loaded, points, study.calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
-            # 2 operations per parameter and token for the forward pass and 4 for the gradient of every weight
-            operations = 6 * study.calibration.samples * study.calibration.length * len(points) * shape.parameters
+            tokens = study.calibration.samples * study.calibration.length
+            operations = tokens * estimates.pruning_operations(shape, points)
         elif stage == "finetune":
             settings = recover.TrainingSettings.of(study.finetune)
             recovery = recover.recovery_of(settings)
@@ -231,7 +231,8 @@ def kept(point: Record) -> float:
     """
     if "method" not in point:  # a row of the user's table: Coppice writes no weights for it
         return 0.0
-    return 1.0 if point["method"] == "unstructured" else 1 - 0.7 * point["ratio"]
+    keeps_blocks = point["method"] == "width" and any(point.get("keep_blocks", {}).values())
+    return 1.0 if point["method"] == "unstructured" or keeps_blocks else 1 - 0.7 * point["ratio"]
 
 
 def row_tokens(settings: Finetune) -> int:

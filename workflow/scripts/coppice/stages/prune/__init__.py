@@ -9,7 +9,8 @@
 The kind of the model says which tower of blocks is pruned, and which tensors belong to one structure (see
 `models.towers`). `grid` checks a grid point against a model's configuration alone (without torch); `anatomy` cuts
 structures out of blocks; `importance` scores structures, with gradients from `blockwise`; `methods` decides what to
-remove and removes it; `measures` describes shapes and sizes.
+remove and removes it; `unstructured` prunes single weights, by sums from `layer_inputs` and with `sparsegpt`;
+`measures` describes shapes and sizes.
 
 This package does not use Torch-Pruning. These families need only two kinds of coupled structures, a few lines each,
 whereas Torch-Pruning traces a forward and backward pass through the whole model and so needs all of it in memory at
@@ -95,7 +96,8 @@ def prune(
         DataError: the batches cannot be used.
         CheckpointError: the model cannot be pruned here.
 
-    The model is unchanged if the error comes before `apply`.
+    If the weights or the importance are not finite, an error of `depth` and `width` leaves the model unchanged; Wanda
+    and SparseGPT find out only when the blocks before are pruned.
     """
     from coppice.models import footprint, kinds, sparsity
 
@@ -108,10 +110,7 @@ def prune(
     batches = measures.checked_batches(batches, required=plan.needs_batches)
     before = footprint.measure(model, context_length)
     method = methods.METHODS[plan.method](plan)
-    importance = method.score(tower, batches)
-    measures.check_finite(importance)
-    removed = method.choose(importance)
-    method.apply(tower, importance)
+    removed, importance = method.prune(tower, batches)
     after = footprint.measure(model, before["context_length"])
     facts = {
         "method": plan.method,
@@ -120,7 +119,7 @@ def prune(
         "per_layer_shapes": measures.per_layer_shapes(tower),
         **measures.facts_of_sizes(before, after),
         "sparsity": sparsity.measure(model),
-        "importance": method.summary(importance),
+        "importance": importance,
         "calibration": {"sequences": sum(len(b) for b in batches), "tokens": sum(b.numel() for b in batches)},
         "warnings": plan.warnings,
     }

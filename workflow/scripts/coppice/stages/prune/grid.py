@@ -6,6 +6,7 @@ This lets the workflow reject a point that a model cannot take before any job st
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 KEYS = {
-    "depth": {"ratio", "consecutive"},
-    "width": {"ratio", "importance", "parts", "ranking"},
+    "depth": {"ratio", "importance", "consecutive", "keep_blocks", "steps"},
+    "width": {"ratio", "importance", "parts", "ranking", "keep_blocks", "steps"},
     "unstructured": {"ratio", "importance", "pattern"},
 }
-IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
+IMPORTANCES = {
+    "depth": ("block-influence", "perplexity", "taylor"),
+    "width": ("taylor", "taylor-second", "taylor-mixed", "activation", "magnitude"),
+    "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
+}
 RANKINGS = ("uniform", "global")
-PATTERNS = (None, "2:4")
 PARTS = ("mlp", "attention")
 # MLPs at least this wide keep a width that is a multiple of 8, because GPU matrix units are slower on other widths.
 ALIGN_FROM, ALIGN_TO = 1024, 8
@@ -49,7 +53,7 @@ class Plan:
 
     @property
     def needs_batches(self) -> bool:
-        """True if importance is measured on calibration data, as it always is for depth (which has no such key)."""
+        """True if importance is measured on calibration data."""
         return self.settings.get("importance") != "magnitude"
 
 
@@ -59,15 +63,18 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
     Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels and
     floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer; from a width of
     1024 on, the kept width is rounded to a multiple of 8. With `ranking: global`, width removes the same shares of all
-    layers' structures together, so that the layers differ (an odd-shaped checkpoint).
+    layers' structures together, so that the layers differ (an odd-shaped checkpoint). The blocks of `keep_blocks` are
+    not pruned; for width, the ratio is that of the other blocks. With `steps`, an equal share is removed at a time.
 
     Args:
         point: one of these; its `name` is ignored.
-            `{"method": "depth", "ratio": 0.25, "consecutive": false}`
-            `{"method": "width", "ratio": 0.5, "importance": "taylor" | "activation" | "magnitude",
-            "parts": ["mlp", "attention"], "ranking": "uniform" | "global"}`, default: taylor, mlp only, uniform
-            `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "magnitude", "pattern": null | "2:4"}`,
-            default: wanda without a pattern
+            `{"method": "depth", "ratio": 0.25, "importance": "block-influence" | "perplexity" | "taylor",
+            "consecutive": false, "keep_blocks": {"first": 4, "last": 2}, "steps": 1}`
+            `{"method": "width", "ratio": 0.5, "importance": "taylor" | "taylor-second" | "taylor-mixed" | "activation"
+            | "magnitude", "parts": ["mlp", "attention"], "ranking": "uniform" | "global", "keep_blocks": ...,
+            "steps": 1}`, default: taylor, mlp only, uniform
+            `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "wanda-one-shot" | "sparsegpt" |
+            "magnitude", "pattern": null | "n:m"}`, default: wanda without a pattern
         config: the model's transformers configuration.
 
     Raises:
@@ -99,15 +106,46 @@ def _depth(point: Record, ratio: float, tower: Anatomy) -> Plan:
     consecutive = point.get("consecutive", False)
     if not isinstance(consecutive, bool):
         raise SettingsError(f"prune point {point}: 'consecutive' is {consecutive!r}, but must be true or false")
-    layers = tower.blocks
-    count = max(1, round(ratio * layers))
-    if count >= layers:
+    importance = _one_of(point, "importance", "block-influence", IMPORTANCES["depth"])
+    keep, steps = _kept_blocks(point, tower), _steps(point)
+    if consecutive and (importance != "block-influence" or steps > 1):
         raise SettingsError(
-            f"prune point {point}: removing {count} of {layers} layers would leave none. Lower 'ratio' so that at "
+            f"prune point {point}: 'consecutive' takes no other importance and no 'steps', because the whole run is "
+            "chosen at once by its angular distance. Remove one of them."
+        )
+    layers = tower.blocks
+    count, free = max(1, round(ratio * layers)), layers - keep["first"] - keep["last"]
+    if count >= layers or count > free:
+        raise SettingsError(
+            f"prune point {point}: removing {count} of {layers} layers would leave none"
+            f"{f' but those of keep_blocks, and {free} are free' if free < layers else ''}. Lower 'ratio' so that at "
             "least one layer stays."
         )
-    settings = {"method": "depth", "ratio": ratio, "consecutive": consecutive}
+    settings = {"method": "depth", "ratio": ratio, "importance": importance, "consecutive": consecutive}
+    settings |= {"keep_blocks": keep, "steps": steps}
     return Plan("depth", settings, {"layers": count}, {tower.blocks_key: layers - count})
+
+
+def _kept_blocks(point: Record, tower: Anatomy) -> dict[str, int]:
+    """Return {first, last}: how many blocks at the beginning and at the end are not pruned."""
+    given = point.get("keep_blocks", {})
+    if not isinstance(given, dict) or not {*given} <= {"first", "last"}:
+        raise SettingsError(f"prune point {point}: 'keep_blocks' must be a mapping such as {{first: 4, last: 2}}")
+    keep = {"first": 0, "last": 0} | given
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in keep.values()):
+        raise SettingsError(f"prune point {point}: 'keep_blocks' must hold whole numbers of at least 0")
+    if sum(keep.values()) >= tower.blocks:
+        raise SettingsError(
+            f"prune point {point}: 'keep_blocks' keeps all {tower.blocks} layers of this model. Lower its numbers."
+        )
+    return keep
+
+
+def _steps(point: Record) -> int:
+    steps = point.get("steps", 1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SettingsError(f"prune point {point}: 'steps' is {steps!r}, but must be a whole number of at least 1")
+    return steps
 
 
 def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
@@ -116,11 +154,19 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
     if not isinstance(parts, list | tuple) or not parts or not set(parts) <= set(PARTS):
         raise SettingsError(f"prune point {point}: 'parts' is {parts!r}, but must list some of {list(PARTS)}")
     parts = [part for part in PARTS if part in parts]
+    keep = _kept_blocks(point, tower)
     settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
-    if ranking == "global":
+    settings |= {"keep_blocks": keep, "steps": _steps(point)}
+    if ranking == "global" or any(keep.values()):
         # The layers then differ in width, so the configuration keeps the dense model's numbers.
         sizes = {part: tower.parts[part].count(tower.config) for part in parts}
-        remove = {part: math.floor(ratio * size * tower.blocks + 1e-9) for part, size in sizes.items()}
+        if ranking == "global":
+            free = tower.blocks - sum(keep.values())
+            remove = {part: math.floor(ratio * size * free + 1e-9) for part, size in sizes.items()}
+        else:
+            remove = {part: math.floor(ratio * size + 1e-9) for part, size in sizes.items()}
+            if "mlp" in parts:
+                remove["mlp"] = sizes["mlp"] - _kept_channels(ratio, sizes["mlp"])
         _check_removes(point, remove, tower)
         return Plan("width", settings, remove, {})
     remove, changes, warnings = {}, {}, []
@@ -139,21 +185,38 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
 
 def _unstructured(point: Record, ratio: float, tower: Anatomy) -> Plan:
     importance = _one_of(point, "importance", "wanda", IMPORTANCES["unstructured"])
-    pattern = _one_of(point, "pattern", None, PATTERNS)
-    if pattern == "2:4" and ratio != 0.5:
-        raise SettingsError(
-            f"prune point {point}: 'ratio' is {ratio}, but pattern 2:4 always removes half of the weights. "
-            "Set 'ratio' to 0.5."
-        )
-    config = tower.config
-    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % 4]
-    if pattern == "2:4" and odd:
-        raise SettingsError(
-            f"prune point {point}: pattern 2:4 needs a {odd[0]} that is a multiple of 4, but this model's is "
-            f"{getattr(config, odd[0])}. Set 'pattern' to null."
-        )
+    pattern = point.get("pattern")
+    if pattern is not None:
+        _check_pattern(point, pattern, ratio, tower)
     settings = {"method": "unstructured", "ratio": ratio, "importance": importance, "pattern": pattern}
     return Plan("unstructured", settings, {}, {})
+
+
+def numbers_of(pattern: str) -> tuple[int, int]:
+    """Return (n, m) of a pattern "n:m", which keeps n of every m weights."""
+    kept, of = pattern.split(":")
+    return int(kept), int(of)
+
+
+def _check_pattern(point: Record, pattern: Json, ratio: float, tower: Anatomy) -> None:
+    """Raise SettingsError unless the pattern is one, agrees with the ratio and fits the widths of all layers."""
+    if not isinstance(pattern, str) or not re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", pattern):
+        raise SettingsError(
+            f"prune point {point}: 'pattern' is {pattern!r}, but must be null or 'n:m', such as '2:4' or '4:8'"
+        )
+    kept, of = numbers_of(pattern)
+    if abs(1 - kept / of - ratio) > 1e-6:
+        raise SettingsError(
+            f"prune point {point}: 'ratio' is {ratio}, but pattern {pattern} keeps {kept} of every {of} weights. "
+            f"Set 'ratio' to {1 - kept / of:.7g}."
+        )
+    config = tower.config
+    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % of]
+    if odd:
+        raise SettingsError(
+            f"prune point {point}: pattern {pattern} needs a {odd[0]} that is a multiple of {of}, but this model's is "
+            f"{getattr(config, odd[0])}. Set 'pattern' to null."
+        )
 
 
 def _one_of(point: Record, key: str, default: str | None, valid: Sequence[str | None]) -> Json:

@@ -1,4 +1,4 @@
-"""Importance of structures: magnitude, first-order Taylor, activation, block influence, angular distance.
+"""Importance of structures: magnitude, Taylor and activation; and of blocks: influence, distance, perplexity, Taylor.
 
 All scores are float32 or wider, lie on the CPU and depend on nothing but the model and the batches (LongTensor [B, T],
 no padding).
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
-from . import anatomy, blockwise
+from . import anatomy, blockwise, layer_inputs
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -38,31 +38,75 @@ def magnitude(tower: Tower, parts: Sequence[str]) -> dict[str, list[torch.Tensor
     }
 
 
-def taylor(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """Sum |w * dL/dw| over each structure's entries: part -> one tensor [structures] per layer.
+def taylor(
+    tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor], form: str = "taylor"
+) -> dict[str, list[torch.Tensor]]:
+    """Sum the Taylor estimate of each entry over each structure: part -> one tensor [structures] per layer.
 
     L is the mean next-token loss over all calibration tokens, so the division into batches does not matter. Each term
-    estimates how much L changes if that entry becomes 0. This is LLM-Pruner's element-wise first-order importance (Ma
-    et al. 2023, arXiv:2305.11627, equation 5 without the Hessian term; `param_first` in its code), summed over the
-    entries of a group.
+    estimates how much L changes if that entry w becomes 0. This is LLM-Pruner's element-wise importance (Ma et al.
+    2023, arXiv:2305.11627, equation 5), summed over the entries of a group:
+
+    - "taylor": |w g|, with g = dL/dw; `param_first` in its code.
+    - "taylor-second": |w^2 h|, with h the mean over the sequences of their squared gradients; `param_second`.
+    - "taylor-mixed": |w g - w^2 h / 2|; `param_mix`, the default of its code.
 
     Only one block's gradients exist at a time (see `blockwise`), and none are left on the model.
     """
     scores: dict[str, list] = {part: [None] * len(tower.blocks) for part in parts}
+    squares = form != "taylor"
 
     def tensors_of(block: nn.Module) -> list[nn.Parameter]:
         return [coupling.tensor for part in parts for coupling in tower.parts[part].couplings(block)]
 
-    def visit(index: int, gradients: dict[nn.Parameter, torch.Tensor]) -> None:
+    def visit(index: int, gradients: blockwise.Gradients) -> None:
         for part in parts:
             sums = anatomy.structure_sums(
-                tower.blocks[index], tower.parts[part], lambda w: (_wide(w.detach()) * gradients[w]).abs()
+                tower.blocks[index], tower.parts[part], lambda w: _estimate(w, gradients, form)
             )
             scores[part][index] = sums.cpu()
 
-    with _calibrating(tower.model):
-        blockwise.visit_gradients(tower, batches, tensors_of, visit)
+    examples = [row[None] for batch in batches for row in batch] if squares else batches
+    with blockwise.calibrating(tower.model):
+        blockwise.visit_gradients(tower, examples, tensors_of, visit, squares)
     return scores
+
+
+def _estimate(weight: nn.Parameter, gradients: blockwise.Gradients, form: str) -> torch.Tensor:
+    """Return the estimates of all entries of a weight."""
+    wide = _wide(weight.detach())
+    if form == "taylor":
+        return (wide * gradients.mean[weight]).abs()
+    second = wide.square() * gradients.squared[weight]
+    return second if form == "taylor-second" else (wide * gradients.mean[weight] - second / 2).abs()
+
+
+def block_taylor(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum |w * dL/dw| over all weights of each block, those of norms included: [layers].
+
+    This is the Taylor criterion of Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834).
+    """
+    scores = torch.zeros(len(tower.blocks), dtype=torch.float64)
+
+    def tensors_of(block: nn.Module) -> list[nn.Parameter]:
+        return [tensor for name, tensor in block.named_parameters() if name.endswith("weight")]
+
+    def visit(index: int, gradients: blockwise.Gradients) -> None:
+        scores[index] = sum(_estimate(w, gradients, "taylor").sum(dtype=torch.float64).cpu() for w in gradients.mean)
+
+    with blockwise.calibrating(tower.model):
+        blockwise.visit_gradients(tower, batches, tensors_of, visit)
+    return scores.float()
+
+
+def block_perplexities(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the perplexity of the calibration text without each block in turn: [layers].
+
+    This is the perplexity criterion of Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834).
+    """
+    with blockwise.calibrating(tower.model):
+        losses = sum(blockwise.losses_without(tower, batch) for batch in batches)
+    return (losses / sum(tower.targets(batch) for batch in batches)).exp()
 
 
 def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -72,27 +116,16 @@ def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tenso
     et al. 2023, arXiv:2306.11695), summed over the weights that a structure feeds, as FLAP's authors do for Wanda-sp.
     """
     lasts = {part: [tower.parts[part].linears_of(block)[-1] for block in tower.blocks] for part in parts}
-    norms = column_norms(tower, [linear for part in parts for linear in lasts[part]], batches)
+    passes = [partial(tower.run, batch) for batch in batches]
+    with blockwise.calibrating(tower.model), torch.no_grad():
+        sums = layer_inputs.square_sums([linear for part in parts for linear in lasts[part]], passes)
     scores: dict[str, list[torch.Tensor]] = {}
     for part in parts:
         scores[part] = []
         for block, linear in zip(tower.blocks, lasts[part], strict=True):
-            columns = (_wide(linear.weight.detach()).abs() * norms[linear].to(linear.weight.device)).sum(0)
+            columns = (_wide(linear.weight.detach()).abs() * sums[linear].sqrt().float()).sum(0)
             scores[part].append(columns.view(anatomy.count(block, tower.parts[part]), -1).sum(1).cpu())
     return scores
-
-
-def column_norms(
-    tower: Tower, linears: Sequence[nn.Linear], batches: Sequence[torch.Tensor]
-) -> dict[nn.Linear, torch.Tensor]:
-    """Return the L2 norm of each layer's input columns over all calibration tokens: layer -> float32 [in_features]."""
-    sums = {linear: torch.zeros(linear.in_features, dtype=torch.float64) for linear in linears}
-
-    def add(linear: nn.Linear, args: tuple[torch.Tensor, ...]) -> None:
-        sums[linear] += _wide(args[0]).flatten(0, -2).square().sum(0).double().cpu()
-
-    _run_hooked(tower, batches, [linear.register_forward_pre_hook(add) for linear in linears])
-    return {linear: total.sqrt().float() for linear, total in sums.items()}
 
 
 def block_distances(
@@ -133,7 +166,7 @@ def block_distances(
 def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[RemovableHandle]) -> None:
     """Run the tower on all batches, then remove the hooks."""
     try:
-        with _calibrating(tower.model), torch.no_grad():
+        with blockwise.calibrating(tower.model), torch.no_grad():
             for batch in batches:
                 tower.run(batch)
     finally:
@@ -144,20 +177,3 @@ def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[R
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float32, or in its own dtype if that is wider."""
     return tensor.to(blockwise.wide_dtype(tensor))
-
-
-@contextmanager
-def _calibrating(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout and gradients inside the context, then restore both; no gradients are left on the model."""
-    training = model.training
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
-    model.requires_grad_(False)
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter, value in required.items():
-            parameter.requires_grad_(value)
-        model.zero_grad(set_to_none=True)

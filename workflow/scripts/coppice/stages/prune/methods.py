@@ -4,99 +4,137 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import nn
 
+from coppice.core.aliases import Record
 from coppice.models.towers import Tower
 
-from . import anatomy, grid
+from . import anatomy, grid, measures, unstructured
 from .grid import Plan
-from .importance import activation, block_distances, column_norms, magnitude, taylor
+from .importance import activation, block_distances, block_perplexities, block_taylor, magnitude, taylor
 
-# What `Method.score` returns: name -> one tensor of scores per layer (or one tensor for the whole model).
+# part -> one tensor of scores per layer
 Importance = dict[str, list[torch.Tensor]]
 
 
 class Method(ABC):
-    """A way to prune. Removes the least important structures first and, of equally important ones, the lowest index."""
+    """A way to prune."""
 
     def __init__(self, plan: Plan) -> None:
         """Prune a model as `plan` says."""
         self.plan = plan
 
     @abstractmethod
-    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
-        """Return the importance of each structure without changing the model."""
-
-    @abstractmethod
-    def choose(self, importance: Importance) -> dict[str, Any]:
-        """Return the indices of what to remove, in the unpruned model's numbering."""
-
-    @abstractmethod
-    def apply(self, tower: Tower, importance: Importance) -> None:
-        """Remove in place what `choose` returns, and update the model's configuration."""
-
-    @abstractmethod
-    def summary(self, importance: Importance) -> dict[str, Any]:
-        """Return the importance in a few numbers, for the record."""
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Prune in place; return what is removed and a summary of the importance, for the record."""
 
 
 class Depth(Method):
-    """Removes whole blocks: those of lowest influence or, with `consecutive`, the run that moves the state least."""
+    """Removes whole blocks: the least important ones or, with `consecutive`, the run that moves the state least.
 
-    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
-        """Return how far each block, or each run of as many blocks as are removed, moves the hidden state."""
-        if self.plan.settings["consecutive"]:
-            distances = block_distances(tower, batches, span=self.plan.remove["layers"], angular=True)
-        else:
-            distances = block_distances(tower, batches)
-        return {"layers": [distances]}
+    Of equally important blocks, the first goes. With `steps`, an equal share goes at a time, and the importance is
+    measured again on what is left.
+    """
 
-    def choose(self, importance: Importance) -> dict[str, Any]:
-        """Return the indices of the removed blocks."""
-        (scores,), count = importance["layers"], self.plan.remove["layers"]
-        if self.plan.settings["consecutive"]:
-            (first,) = _lowest(scores, 1)
-            return {"layers": list(range(first, first + count))}
-        return {"layers": _lowest(scores, count)}
-
-    def apply(self, tower: Tower, importance: Importance) -> None:
-        """Remove the blocks."""
-        removed = set(self.choose(importance)["layers"])
-        tower.keep_blocks([index for index in range(len(tower.blocks)) if index not in removed])
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Remove the blocks; the record has the scores of the dense model's blocks, or runs of blocks."""
+        layers, summary = list(range(len(tower.blocks))), {}
+        dense, steps = len(layers), self.plan.settings["steps"]
+        for step in range(1, steps + 1):
+            count = self.plan.remove["layers"] * step // steps - (dense - len(layers))
+            if not count:
+                continue
+            scores = self._scores(tower, batches)
+            measures.check_finite({"layers": [scores]})
+            summary = summary or {self._measure(): scores.tolist()}
+            gone = self._lowest(scores, count, layers, dense)
+            kept = [place for place in range(len(layers)) if place not in gone]
+            tower.keep_blocks(kept)
+            layers = [layers[place] for place in kept]
         _configure(tower, self.plan)
+        return {"layers": [index for index in range(dense) if index not in layers]}, summary
 
-    def summary(self, importance: Importance) -> dict[str, Any]:
-        """Return the scores themselves: there is only one for each block."""
-        kind = "angular_distance" if self.plan.settings["consecutive"] else "block_influence"
-        return {kind: importance["layers"][0].tolist()}
+    def _measure(self) -> str:
+        return "angular_distance" if self.plan.settings["consecutive"] else BLOCK_MEASURES[self._importance][0]
+
+    @property
+    def _importance(self) -> str:
+        return self.plan.settings["importance"]
+
+    def _scores(self, tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the importance of each block, or of each run of as many blocks as are removed, by its first block."""
+        if self.plan.settings["consecutive"]:
+            return block_distances(tower, batches, span=self.plan.remove["layers"], angular=True)
+        return BLOCK_MEASURES[self._importance][1](tower, batches)
+
+    def _lowest(self, scores: torch.Tensor, count: int, layers: Sequence[int], dense: int) -> set[int]:
+        """Return the places of the blocks to remove next; `layers` are the dense model's indices of all blocks."""
+        span = count if self.plan.settings["consecutive"] else 1
+        keep = self.plan.settings["keep_blocks"]
+        free = [
+            i for i in range(len(scores)) if layers[i] >= keep["first"] and layers[i] + span <= dense - keep["last"]
+        ]
+        chosen = _lowest(scores[free], count // span)
+        return {free[i] + offset for i in chosen for offset in range(span)}
 
 
 class Width(Method):
-    """Removes the least important MLP channels and KV groups.
+    """Removes the least important MLP channels and KV groups, and of equally important ones, those of lower index.
 
-    Every layer loses as many or, with the ranking `global`, they are the least important of the whole model.
+    Every layer loses as many or, with the ranking `global`, they are the least important of all layers. The layers of
+    `keep_blocks` lose none. With `steps`, an equal share goes at a time, and the importance is measured again.
     """
 
-    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Cut the structures out of the blocks; the record has a summary of the dense model's importance."""
+        parts, steps, summary = self.plan.settings["parts"], self.plan.settings["steps"], {}
+        left = {part: [list(range(anatomy.count(b, tower.parts[part]))) for b in tower.blocks] for part in parts}
+        dense = {part: [list(layer) for layer in layers] for part, layers in left.items()}
+        for step in range(1, steps + 1):
+            importance = self._importance(tower, batches)
+            measures.check_finite(importance)
+            counts = {part: self._counts(part, scores, dense[part], step) for part, scores in importance.items()}
+            summary = summary or {
+                part: [_layer_summary(*layer) for layer in zip(scores, counts[part], strict=True)]
+                for part, scores in importance.items()
+            }
+            for part, layers in importance.items():
+                for index, (scores, count) in enumerate(zip(layers, counts[part], strict=True)):
+                    gone = set(_lowest(scores, count))
+                    kept = [place for place in range(len(scores)) if place not in gone]
+                    anatomy.keep(tower.blocks[index], tower.parts[part], torch.tensor(kept))
+                    left[part][index] = [left[part][index][place] for place in kept]
+        _configure(tower, self.plan)
+        removed = {
+            part: [sorted({*layer} - {*stays}) for layer, stays in zip(dense[part], left[part], strict=True)]
+            for part in parts
+        }
+        return removed, summary
+
+    def _importance(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
         """Return the importance of each channel and KV group, by the measure of the grid point."""
         measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
-        return magnitude(tower, parts) if measure == "magnitude" else BY_DATA[measure](tower, parts, batches)
+        if measure == "magnitude":
+            return magnitude(tower, parts)
+        return activation(tower, parts, batches) if measure == "activation" else taylor(tower, parts, batches, measure)
 
-    def choose(self, importance: Importance) -> dict[str, Any]:
-        """Return, for each part and layer, the indices of the removed structures."""
-        return {
-            part: [_lowest(scores, count) for scores, count in zip(layers, self._counts(part, layers), strict=True)]
-            for part, layers in importance.items()
-        }
-
-    def _counts(self, part: str, layers: list[torch.Tensor]) -> list[int]:
-        """Return the number of structures that each layer loses."""
+    def _counts(self, part: str, layers: list[torch.Tensor], dense: list[list[int]], step: int) -> list[int]:
+        """Return the number of structures that each layer loses in a step."""
+        keep, steps = self.plan.settings["keep_blocks"], self.plan.settings["steps"]
+        free = range(keep["first"], len(layers) - keep["last"])
+        due = self.plan.remove[part] * step // steps
+        counts = [0] * len(layers)
         if self.plan.settings["ranking"] == "uniform":
-            return [self.plan.remove[part]] * len(layers)
-        return _global_counts(self._comparable(layers), self.plan.remove[part], grid.alignment(len(layers[0])))
+            for index in free:
+                counts[index] = due - (len(dense[index]) - len(layers[index]))
+            return counts
+        gone = sum(len(dense[index]) - len(layers[index]) for index in free)
+        align = grid.alignment(len(dense[0])) if step == steps else 1
+        found = _global_counts(self._comparable([layers[index] for index in free]), due - gone, align)
+        for index, count in zip(free, found, strict=True):
+            counts[index] = count
+        return counts
 
     def _comparable(self, layers: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return scores on one scale for all layers.
@@ -104,80 +142,27 @@ class Width(Method):
         Taylor scores already are, because each estimates a change of the same loss. Other scores depend on the scale of
         their layer, so they are divided by the layer's mean.
         """
-        if self.plan.settings["importance"] == "taylor":
+        if self.plan.settings["importance"].startswith("taylor"):
             return layers
         return [scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny) for scores in layers]
 
-    def apply(self, tower: Tower, importance: Importance) -> None:
-        """Cut the structures out of the blocks."""
-        for name, layers in self.choose(importance).items():
-            part = tower.parts[name]
-            for block, removed in zip(tower.blocks, layers, strict=True):
-                kept = torch.ones(anatomy.count(block, part), dtype=torch.bool)
-                kept[removed] = False
-                anatomy.keep(block, part, kept.nonzero().flatten())
-        _configure(tower, self.plan)
-
-    def summary(self, importance: Importance) -> dict[str, Any]:
-        """Return the range of each layer's scores and the share of them that is removed."""
-        return {
-            part: [
-                _layer_summary(scores, count) for scores, count in zip(layers, self._counts(part, layers), strict=True)
-            ]
-            for part, layers in importance.items()
-        }
-
 
 class Unstructured(Method):
-    """Sets single weights of the linear layers to zero: a share of each layer's, or two in every four."""
+    """Sets single weights of the linear layers to zero (see `unstructured`)."""
 
-    def score(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
-        """Return the norm of each linear layer's inputs, by which its weights are ranked."""
-        linears = _linears(tower)
-        if self.plan.settings["importance"] == "magnitude":
-            norms = dict.fromkeys(linears, torch.ones(()))  # magnitude ignores the inputs
-        else:
-            norms = column_norms(tower, linears, batches)
-        return {"norms": [norms[linear] for linear in linears]}
-
-    def choose(self, importance: Importance) -> dict[str, Any]:
-        """Return the pattern or the share of the weights; their indices would fill the record."""
-        return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}
-
-    @torch.no_grad()
-    def apply(self, tower: Tower, importance: Importance) -> None:
-        """Set the weights to zero."""
-        for linear, norms in zip(_linears(tower), importance["norms"], strict=True):
-            scores = linear.weight.abs().float() * norms.to(linear.weight.device)
-            linear.weight[self._zeroed(scores)] = 0
-
-    def _zeroed(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return a bool mask [rows, columns] of the weights to zero.
-
-        Wanda zeroes the lowest scores of each row, magnitude those of the whole matrix, and the pattern 2:4 the two
-        lowest of every four in a row.
-        """
-        rows, columns = scores.shape
-        if self.plan.settings["pattern"] == "2:4":
-            lowest = scores.view(rows, columns // 4, 4).argsort(dim=-1, stable=True)[..., :2]
-            return torch.zeros(rows, columns // 4, 4, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view_as(scores)
-        if self.plan.settings["importance"] == "magnitude":
-            scores = scores.view(1, -1)
-        lowest = scores.argsort(dim=-1, stable=True)[:, : round(self.plan.settings["ratio"] * scores.shape[1])]
-        return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, lowest.cpu(), True).view(rows, columns)
-
-    def summary(self, importance: Importance) -> dict[str, Any]:
-        """Return nothing: norms of inputs say little by themselves."""
-        return {}
+    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+        """Set the weights to zero; the record has the pattern or the share, since their indices would fill it."""
+        unstructured.prune(tower, self.plan, batches)
+        return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}, {}
 
 
 METHODS: dict[str, type[Method]] = {"depth": Depth, "width": Width, "unstructured": Unstructured}
-BY_DATA = {"taylor": taylor, "activation": activation}
-
-
-def _linears(tower: Tower) -> list[nn.Linear]:
-    """Return the linear layers of the blocks, whose single weights are pruned."""
-    return [module for module in tower.blocks.modules() if isinstance(module, nn.Linear)]
+# importance of depth -> its name in the record, and the function
+BLOCK_MEASURES = {
+    "block-influence": ("block_influence", block_distances),
+    "perplexity": ("perplexity", block_perplexities),
+    "taylor": ("taylor", block_taylor),
+}
 
 
 def _global_counts(layers: Sequence[torch.Tensor], total: int, align: int) -> list[int]:
@@ -195,7 +180,11 @@ def _global_counts(layers: Sequence[torch.Tensor], total: int, align: int) -> li
         if counts[layer] < widths[layer] - 1:
             counts[layer] += 1
     if align > 1:
-        kept = [max(align, round((width - count) / align) * align) for width, count in zip(widths, counts, strict=True)]
+        kept = [
+            # no more than are left: earlier steps do not round
+            min(max(align, round((width - count) / align) * align), width // align * align)
+            for width, count in zip(widths, counts, strict=True)
+        ]
         counts = [width - left for width, left in zip(widths, kept, strict=True)]
     return counts
 

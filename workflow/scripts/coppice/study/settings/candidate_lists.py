@@ -13,17 +13,22 @@ from coppice.stats import metrics
 
 from .. import layout
 from . import registry
-from .sections.candidates import GridPoint
+from .sections.candidates import Calibration, GridPoint
 from .sources import absolute, check_name, check_paths
 
 PARTS = ("mlp", "attention")
+WHICH_AND_WHEN: Record = {"keep_blocks": {"first": 0, "last": 0}, "steps": 1}
 # method -> its settings besides `ratio`, with their defaults
 OF_METHOD = {
-    "depth": {"consecutive": False},
-    "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform"},
+    "depth": {"importance": "block-influence", "consecutive": False, **WHICH_AND_WHEN},
+    "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform", **WHICH_AND_WHEN},
     "unstructured": {"importance": "wanda", "pattern": None},
 }
-IMPORTANCES = {"width": ("taylor", "activation", "magnitude"), "unstructured": ("wanda", "magnitude")}
+IMPORTANCES = {
+    "depth": ("block-influence", "perplexity", "taylor"),
+    "width": ("taylor", "taylor-second", "taylor-mixed", "activation", "magnitude"),
+    "unstructured": ("wanda", "wanda-one-shot", "sparsegpt", "magnitude"),
+}
 REQUIRED = ("model", "candidate", "path")
 RANGES = {entry.alias: (entry.low, entry.high) for entry in metrics.METRICS if entry.alias}
 
@@ -54,8 +59,12 @@ def _completed(point: GridPoint, where: str) -> Record:
     valid = IMPORTANCES.get(method, ())
     if valid and spec["importance"] not in valid:
         raise SettingsError(f"{where}.importance: found {spec['importance']}; method {method} takes {', '.join(valid)}")
-    if spec.get("pattern") == "2:4" and spec["ratio"] != 0.5:
-        raise SettingsError(f"{where}.ratio: found {spec['ratio']}; the pattern 2:4 needs 0.5")
+    if spec.get("pattern"):
+        kept, of = map(int, spec["pattern"].split(":"))
+        if abs(1 - kept / of - spec["ratio"]) > 1e-6:
+            raise SettingsError(
+                f"{where}.ratio: found {spec['ratio']}; the pattern {kept}:{of} needs {1 - kept / of:.7g}"
+            )
     if "parts" in spec:
         spec["parts"] = [part for part in PARTS if part in spec["parts"]]
     return {**spec, "name": spec.get("name") or _name(spec)}
@@ -68,8 +77,19 @@ def _name(spec: Record) -> str:
         words += [] if spec["parts"] == list(PARTS) else spec["parts"]
         words += ["global"] * (spec["ranking"] == "global")
     if spec["method"] == "unstructured":
-        words += [spec["importance"], *(["2-4"] if spec["pattern"] else [])]
+        words += [spec["importance"], *([spec["pattern"].replace(":", "-")] if spec["pattern"] else [])]
+    if spec["method"] == "depth" and spec["importance"] != "block-influence":
+        words.append(spec["importance"])
+    keep = spec.get("keep_blocks", {})
+    words += ["keep", *(str(keep[end]) for end in ("first", "last"))] if any(keep.values()) else []
+    words += ["steps", str(spec["steps"])] if spec.get("steps", 1) > 1 else []
     return "-".join(words + ["consecutive"] * spec.get("consecutive", False))
+
+
+def calibration(section: Calibration) -> Calibration:
+    """Return the section with the windows that suit its data set, if none are given."""
+    usual = "within-rows" if section.dataset in registry.DOCUMENTS else "running"
+    return section.model_copy(update={"windows": section.windows or usual})
 
 
 def table(path: str, workdir: str, measured: Collection[str]) -> tuple[list[str], list[Record]]:

@@ -48,9 +48,26 @@ DATASETS = {
         "columns": {"text": "sentence"},
         "splits": _TESTED,
     },
+    # The first of 1024 files, as GPTQ, SparseGPT and Wanda have it
+    "c4": {
+        "path": "allenai/c4",
+        "splits": {
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "selection": None,
+            "report": "en/c4-validation.00000-of-00008.json.gz",
+        },
+    },
+    # The sentences of books, of which a hundredth is enough for calibration
+    "bookcorpus": {
+        "path": "bookcorpus/bookcorpus",
+        "revision": "refs/convert/parquet",
+        "splits": {"train": "train[:1%]", "selection": None, "report": None},
+    },
     "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
-MINIATURE_DATASETS = (*DATASETS, *TASKS)
+MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS)
+# Data sets of text whose rows are documents of their own
+DOCUMENTS = ("c4",)
 
 
 def completed(name: str, entry: Record) -> Record:

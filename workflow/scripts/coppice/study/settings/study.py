@@ -52,7 +52,7 @@ class Study:
     evaluate = property(lambda self: self.config.evaluate)
     select = property(lambda self: self.config.select)
     miniature = property(lambda self: self.config.miniature)
-    calibration = property(lambda self: self.config.candidates.calibration)
+    calibration = property(lambda self: candidate_lists.calibration(self.config.candidates.calibration))
     resources_per_job = property(lambda self: self.config.resources_per_job)
     threads_per_job = property(lambda self: self.config.threads_per_job)
 

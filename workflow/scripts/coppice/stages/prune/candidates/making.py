@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coppice import data, models
+from coppice import models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
-from coppice.core.errors import CheckpointError, DataError
+from coppice.core.errors import CheckpointError
 from coppice.models import files, intake
 
+from . import calibration
+
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 logger = logging.getLogger("coppice.candidates")
 
@@ -33,7 +34,7 @@ class PruningRequest:
     point: dict[str, Any]
     """The grid point (see `grid.resolve`)."""
     calibration: dict[str, Any]
-    """{record (path of a dataset.json), dataset, samples, length in tokens}."""
+    """{record (path of a dataset.json), dataset, samples, length in tokens, windows}."""
     output: Path
     """The folder to write."""
     seed: int = 0
@@ -58,42 +59,11 @@ def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
     model = models.load(source)
     tokenizer = source.tokenizer()
     context = models.context_length(model)
-    batches, used = calibration_batches(tokenizer, request.calibration, context, request.seed)
+    batches, used = calibration.batches(tokenizer, request.calibration, context, request.seed)
     device = models.device()
     result = prune.prune(model, request.point, [batch.to(device) for batch in batches])
     models.save(result.model, tokenizer, request.output)
     return result.facts, used
-
-
-def calibration_batches(
-    tokenizer: PreTrainedTokenizerBase, calibration: Record, context: int, seed: int
-) -> tuple[list[torch.Tensor], str]:
-    """Return calibration windows as a list of LongTensors [B, T], and the fingerprint of the data.
-
-    Draws train rows in random order, joins them and cuts the text into up to `samples` windows of `length` tokens, or
-    of `context` tokens if that is shorter.
-    """
-    import torch
-
-    from coppice.stages.evaluate.perplexity import encode
-
-    facts = data.facts(calibration["record"], "train")
-    rows = data.texts(calibration["record"], "train")
-    length = min(calibration["length"], context)
-    picks = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    ids, needed = [], calibration["samples"] * length
-    for start in range(0, len(picks), 256):
-        ids.extend(encode(tokenizer, [rows[i] for i in picks[start : start + 256]], "\n\n").tolist())
-        if len(ids) >= needed:
-            break
-    count = min(calibration["samples"], len(ids) // length)
-    if not count:
-        raise DataError(
-            f"dataset {calibration['dataset']}: its train rows have fewer than {length} tokens, too few to calibrate "
-            "on. Name a larger dataset in candidates.calibration."
-        )
-    windows = torch.tensor(ids[: count * length]).view(count, length)
-    return list(windows.split(max(1, 4096 // length))), facts["fingerprint"]
 
 
 def import_checkpoint(

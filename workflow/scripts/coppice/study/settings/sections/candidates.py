@@ -7,6 +7,26 @@ from pydantic import ConfigDict, Field
 from .forms import Number, Unique
 from .section import Section, section, setting
 
+Importance = Literal[
+    "block-influence",
+    "perplexity",
+    "taylor",
+    "taylor-second",
+    "taylor-mixed",
+    "activation",
+    "wanda",
+    "wanda-one-shot",
+    "sparsegpt",
+    "magnitude",
+]
+
+
+class KeepBlocks(Section):
+    """Blocks that are not pruned (depth and width). For width, the ratio is that of the other blocks."""
+
+    first: int = setting(0, "Number of blocks at the beginning.", ge=0, le=10_000)
+    last: int = setting(0, "Number of blocks at the end.", ge=0, le=10_000)
+
 
 class GridPoint(Section):
     """One way to prune."""
@@ -19,10 +39,13 @@ class GridPoint(Section):
         "single weights to zero.",
     )
     ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
-    importance: Literal["taylor", "activation", "wanda", "magnitude"] | None = setting(
+    importance: Importance | None = setting(
         None,
-        "Importance measure that decides what is removed. For width: taylor (the default), activation or "
-        "magnitude. For unstructured: wanda (the default) or magnitude.",
+        "Importance measure that decides what is removed. For depth: block-influence (the default), perplexity (of "
+        "the calibration text without the block) or taylor. For width: taylor (the default; LLM-Pruner's "
+        "param_first), taylor-second (param_second), taylor-mixed (param_mix), activation or magnitude. For "
+        "unstructured: wanda (the default), wanda-one-shot (which measures all inputs on the dense "
+        "model), sparsegpt (which also updates the weights that stay) or magnitude.",
     )
     parts: Annotated[Unique[Literal["mlp", "attention"]], Field(min_length=1)] | None = setting(
         None, "The parts that are narrowed (width only; by default both)."
@@ -32,11 +55,24 @@ class GridPoint(Section):
         "uniform (the default) removes the same share from every layer. global removes the least important "
         "parts of the whole model, so that layers differ in width (width only).",
     )
-    pattern: Literal["2:4"] | None = setting(
-        None, "Pattern of zeros that GPUs can exploit, two in every four weights (unstructured only, with ratio 0.5)."
+    pattern: str | None = setting(
+        None,
+        "Pattern n:m, such as 2:4 or 4:8: of every m weights in a row, n stay (unstructured only; the ratio must be "
+        "1 - n/m). GPUs can exploit 2:4.",
+        pattern="^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$",
     )
     consecutive: bool | None = setting(
         None, "Whether the removed layers form one block (depth only; by default false)."
+    )
+    keep_blocks: KeepBlocks | None = setting(
+        None, "Blocks that are not pruned (depth and width). For width, the ratio is that of the other blocks."
+    )
+    steps: int | None = setting(
+        None,
+        "Number of steps in which the share is removed; the importance is measured again before each (depth and width; "
+        "by default 1).",
+        ge=1,
+        le=1000,
     )
     name: str | None = setting(
         None,
@@ -51,6 +87,12 @@ class Calibration(Section):
     dataset: str = setting("wikitext2", "Name of the data set; its train part is used.")
     samples: int = setting(128, "Number of sequences.", unit="sequences", ge=1, le=10_000_000)
     length: int = setting(512, "Tokens per sequence.", unit="tokens", ge=2, le=10_000_000)
+    windows: Literal["running", "within-rows"] | None = setting(
+        None,
+        "How sequences are cut out of the rows. `running` begins at any place and goes on over the ends of rows, for "
+        "rows that follow each other in one text. `within-rows` takes a part of one row, for rows that are documents "
+        "of their own. Null means within-rows for c4 and running for all others.",
+    )
 
 
 class Candidates(Section):

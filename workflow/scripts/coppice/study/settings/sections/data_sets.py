@@ -9,10 +9,11 @@ from .section import Section, section, setting
 
 
 class Splits(Section):
-    """The split, or the file of a local folder, for each role.
+    """The split, or the file of a local folder or of the hub's repository, for each role.
 
-    Null means there is none. Some names have other defaults: boolq, piqa, hellaswag and winogrande report on
-    validation, alpaca has only train, and the splits of miniatures are called like the roles.
+    A name with a slash is a file of the repository. Null means there is none. Some names have other defaults: boolq,
+    piqa, hellaswag and winogrande report on validation, alpaca and bookcorpus have only train, and the splits of
+    miniatures are called like the roles.
     """
 
     train: str | None = setting("train", "Rows for training and calibration.")
