@@ -112,7 +112,7 @@ def _trained(source: models.Source, record: Path, output: Path, changes: dict[st
 def _pruned(source: models.Source, record: Path, output: Path, point: dict[str, Any]) -> str:
     """Prune, and load what was saved."""
     prune.check_grid("M", Path(source.path) / "config.json", {"c": point})
-    calibration = {"record": str(record), "dataset": "rows", "samples": 4, "length": 16}
+    calibration = {"record": str(record), "dataset": "rows", "samples": 4, "length": 16, "windows": "running"}
     candidates.prune({"model": "M", "candidate": "c"}, candidates.PruningRequest(source, point, calibration, output))
     models.load(models.Source(str(output)))
     return YES
@@ -121,4 +121,4 @@ def _pruned(source: models.Source, record: Path, output: Path, point: dict[str, 
 def _engine(source: models.Source) -> str:
     """Return what scores choices: the prefix tree, or the harness in its place."""
     model = models.load(source)
-    return "prefix tree" if kinds.of(model.config).scorer(model, None) is not None else "lm-eval"
+    return "lm-eval" if isinstance(kinds.of(model.config).scorer(model, None), kinds.Fallback) else "prefix tree"

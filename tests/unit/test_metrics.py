@@ -117,5 +117,5 @@ def test_selects_by_a_further_metric(captioned):
     criterion = {"metric": "bleu.coco", "mode": "max", "pareto": None}
     (best, first), (_, second) = ranking.rank(dict(zip("ab", scored, strict=True)), criterion)
     assert best == "a" and first > second
-    low, high = margins.interval(*scored, "bleu.coco")
+    low, high = margins.of(*scored, "bleu.coco")["interval"]
     assert low < second - first < high < 0
