@@ -146,6 +146,7 @@ VALUES = {
     "resources": "elsewhere",
     "seed": 7,
     "data_root": "other",
+    "chat_date": "2020-02-02",
     "only.models": ["Hub"],
     "only.configs": ["best_ppl"],
     "candidates.table": "table.tsv",

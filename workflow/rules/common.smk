@@ -202,19 +202,18 @@ def of_choice(pattern):
 
 @inspected_once
 def selections_before(wildcards):
-    """Return the selections of the configs before this one, which may have chosen the same candidate.
-
-    Those of configs that are not part of this run count if they exist.
-    """
-    active = study.active_configs()
+    """Return the selections of the configs before this one, which may have chosen the same candidate."""
     before = list(study.configs)[: list(study.configs).index(wildcards.config)]
-    every = {
-        config: SELECTION.format(model=wildcards.model, config=config)
-        for config in before
-    }
+    return selections(wildcards.model, before)
+
+
+def selections(model, configs):
+    """Return a model's selections of configs. Those of configs that are not part of this run count if they exist."""
+    active = study.active_configs()
+    paths = {config: SELECTION.format(model=model, config=config) for config in configs}
     return [
         path
-        for config, path in every.items()
+        for config, path in paths.items()
         if config in active or Path(path).exists()
     ]
 

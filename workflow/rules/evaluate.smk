@@ -138,9 +138,7 @@ use rule link_training as link_finetuned with:
 rule measure_latency:
     input:
         dense=of_model(files.model),
-        selections=lambda wildcards: expand(
-            SELECTION, model=wildcards.model, config=study.active_configs()
-        ),
+        selections=of_model(lambda model: selections(model, study.configs)),
     output:
         LATENCY,
     log:
