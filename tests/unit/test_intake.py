@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from coppice import models
+from coppice.cli import single_jobs
 from coppice.core import records
 from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import dimensions, intake, kinds, tokenizing
@@ -275,14 +276,9 @@ def test_names_layers_that_a_candidate_of_another_architecture_lacks(tiny_tokeni
     sizes = {"vocab_size": 128, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes)).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
-    import_as_candidate(
-        tmp_path / "gpt2", tmp_path / "first", {"dataset": "d", "lora": {"target_modules": "attention"}}
-    )
+    attention, q_proj = (single_jobs.settings({"target_modules": name}) for name in ("attention", "q_proj"))
+    import_as_candidate(tmp_path / "gpt2", tmp_path / "first", attention)
     with pytest.raises(SystemExit):
-        import_as_candidate(
-            tmp_path / "gpt2", tmp_path / "second", {"dataset": "d", "lora": {"target_modules": ["q_proj"]}}
-        )
-    assert (
-        "models.M: finetune.lora.target_modules: 'q_proj' matches no linear"
-        in (tmp_path / "second/job.log").read_text()
-    )
+        import_as_candidate(tmp_path / "gpt2", tmp_path / "second", q_proj)
+    log = (tmp_path / "second/job.log").read_text()
+    assert "models.M: finetune.lora.target_modules: 'q_proj' matches no linear layer of a GPT2LMHeadModel" in log
