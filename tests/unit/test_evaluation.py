@@ -10,6 +10,7 @@ from coppice import data, models
 from coppice.core import records
 from coppice.core.errors import DataError, SettingsError
 from coppice.stages import evaluate
+from coppice.stages.evaluate import generation
 
 SETTINGS = {
     "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
@@ -164,3 +165,17 @@ def test_generates_the_likeliest_token_each_time(tiny_checkpoint, datasets, tmp_
         {"prompt": question, "text": expected},
         {"prompt": "w3 " * 300, "text": None},  # longer than the model's context
     ]
+
+
+def test_an_answer_ends_at_the_end_that_the_user_names(tiny_checkpoint):
+    """The checkpoint itself knows nothing of `models.X.eos_token`, and would go on after it."""
+    folder = str(tiny_checkpoint())
+
+    def answer(**named):
+        source = models.Source(folder, **named)
+        found = generation.answers(models.load(source), source.tokenizer(), ["w5 w6 w7"], "none", 6)
+        return found[0]["text"].split()
+
+    whole = answer()
+    end = next(word for word in whole[1:] if word != whole[0])
+    assert answer(eos_token=end) == whole[: whole.index(end)]

@@ -1,19 +1,24 @@
 """What a study needs of a model's configuration and tokenizer is checked when the model is taken in."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from coppice import models
+from coppice.cli import single_jobs
+from coppice.core import records
 from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import dimensions, intake, kinds, tokenizing
 from coppice.models.intake import Needs
 from coppice.models.kinds import Row, Segment
 
+SCRIPTS = Path(models.__file__).parents[2]
 BOTH = "<s> {% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
@@ -247,3 +252,33 @@ def test_ends_of_the_case_that_users_reported(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match=r"Its special tokens are '<\|endoftext\|>'\."):
         tokenizing.check_end(models.load_tokenizer(tmp_path), Path("x"))
+
+
+def import_as_candidate(path, folder, training):
+    """Run the job that takes a checkpoint of a user into the study of model M."""
+    records.write(folder / "dense.json", {"path": "/gone", "weights_fingerprint": "0" * 64})
+    params = SimpleNamespace(
+        row={"path": str(path), "given": {}}, needs=vars(Needs()), loading={}, training=training, status=None
+    )
+    job = SimpleNamespace(
+        wildcards=SimpleNamespace(model="M", candidate="one"),
+        log=[str(folder / "job.log")],
+        threads=1,
+        params=params,
+        input=SimpleNamespace(model=folder / "dense.json"),
+        output=[str(folder / "one/pruning.json")],
+    )
+    runpy.run_path(str(SCRIPTS / "import_candidate.py"), init_globals={"snakemake": job})
+
+
+def test_names_layers_that_a_candidate_of_another_architecture_lacks(tiny_tokenizer, tmp_path):
+    """Otherwise the fine-tuning refuses it, after it was scored and chosen."""
+    sizes = {"vocab_size": 128, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    attention, q_proj = (single_jobs.settings({"target_modules": name}) for name in ("attention", "q_proj"))
+    import_as_candidate(tmp_path / "gpt2", tmp_path / "first", attention)
+    with pytest.raises(SystemExit):
+        import_as_candidate(tmp_path / "gpt2", tmp_path / "second", q_proj)
+    log = (tmp_path / "second/job.log").read_text()
+    assert "models.M: finetune.lora.target_modules: 'q_proj' matches no linear layer of a GPT2LMHeadModel" in log

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coppice import models
+from coppice.core.errors import CheckpointError
 
 SMALL = {
     "vocab_size": 96,
@@ -145,3 +146,13 @@ def test_an_adapter_does_not_change_the_number_of_parameters_of_its_base(tiny_ch
     before = models.parameters(model)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **options))
     assert models.parameters(adapted) - adapters.parameters(adapted) == before
+
+
+def test_refuses_a_state_dict_inside_another_one(tmp_path):
+    """A candidate with such a file would be refused only when it is loaded to be scored."""
+    saved("llama", tmp_path)
+    path = tmp_path / "model.safetensors"
+    torch.save({"state_dict": load_file(path), "epoch": 3}, tmp_path / "pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no tensors at the top level, only state_dict, epoch\."):
+        models.count_parameters(tmp_path)

@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import shlex
 import shutil
 
 import pytest
@@ -102,6 +103,11 @@ def test_a_table_names_the_converter_for_a_folder_with_nothing_but_a_pickle(tmp_
         CoppiceError, match=f"row 2, column path: pruned .*holds the pickle pytorch_model.bin.*{CONVERTS}"
     ):
         candidate_lists.table("t.tsv", tmp_path, ())
+
+
+def test_the_command_that_converts_works_for_a_path_with_spaces():
+    command = pickles.conversion("my models/it's one.bin")
+    assert shlex.split(command)[2:] == ["my models/it's one.bin", "OUT", "--i-trust-this-file"]
 
 
 def test_a_table_names_the_folder_of_a_file_of_tensors(tmp_path):

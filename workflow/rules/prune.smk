@@ -104,6 +104,8 @@ else:
             row=lambda wildcards: study.candidates(wildcards.model)[wildcards.candidate],
             # These are only checked and do not change what is imported.
             needs=untracked(lambda wildcards: needs(wildcards.model)),
+            loading=untracked(lambda wildcards: loading(wildcards.model)),
+            training=untracked(lambda wildcards: study.finetune.model_dump()),
             status=status("prune", CANDIDATE_JOB),
             protocol=1,
         script:

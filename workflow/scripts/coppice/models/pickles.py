@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import shlex
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
 CONVERT = "python contrib/import_pickle/import_pickle.py {} OUT --i-trust-this-file"
@@ -82,8 +84,13 @@ def refusal(path: Path, content: Content) -> str:
     return (
         f"{path}: is a pickle of Python objects ({', '.join(content.objects[:SHOWN])}{more}), for example of a whole "
         "model, not a file of tensors. Coppice does not load it because it can run any code. If you trust whoever made "
-        f"it, convert it to a checkpoint folder first: {CONVERT.format(path)}"
+        f"it, convert it to a checkpoint folder first: {conversion(path)}"
     )
+
+
+def conversion(path: PathLike) -> str:
+    """Return the command that converts a pickle, as a shell takes it."""
+    return CONVERT.format(shlex.quote(str(path)))
 
 
 def _of_archive(path: Path) -> Content | None:

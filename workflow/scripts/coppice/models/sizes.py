@@ -88,7 +88,14 @@ def _stored_shapes(folder: PathLike) -> Shapes:
     if shapes is not None:
         return shapes
     content = [item for path in fingerprints.weights_files(folder) for item in _read_bin(path, "meta").items()]
-    return {name: tuple(tensor.shape) for name, tensor in content if hasattr(tensor, "shape")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in content if hasattr(tensor, "shape")}
+    if not shapes:  # loading finds this too, but only when the model is first used
+        names = ", ".join(str(name) for name, _ in content)
+        raise CheckpointError(
+            f"{folder}: its weights hold no tensors at the top level, only {names}. Save the state dict alone as "
+            "pytorch_model.bin."
+        )
+    return shapes
 
 
 def _all_equal(folder: PathLike, names: list[str]) -> bool:

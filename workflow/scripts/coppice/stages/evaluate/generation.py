@@ -31,6 +31,7 @@ def answers(
     """
     import torch
 
+    ends = _ends(model, tokenizer)
     found = []
     for question in questions:
         text, special = prompts.format_question(question, prompt, tokenizer)
@@ -47,7 +48,18 @@ def answers(
                 max_new_tokens=room,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
+                **({"eos_token_id": ends} if ends else {}),
             )
         answer = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
         found.append({"prompt": question, "text": answer})
     return found
+
+
+def _ends(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: those of the checkpoint, and the one that fine-tuning appends.
+
+    The second is missing in the checkpoint if the user names it (`models.X.eos_token`).
+    """
+    own = model.generation_config.eos_token_id
+    every = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(every) if token is not None]

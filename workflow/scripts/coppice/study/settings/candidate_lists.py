@@ -192,7 +192,7 @@ def _checkpoint(text: str, where: str, workdir: str) -> str:
             )
         raise SettingsError(
             f"{where}: {text} is a pickle, and Coppice does not load pickles because they can run any code; "
-            f"convert it to a checkpoint folder first: {pickles.CONVERT.format(text)}"
+            f"convert it to a checkpoint folder first: {pickles.conversion(text)}"
         )
     if not os.path.exists(path):  # not Path.exists, which raises OSError if the text is too long for a path
         raise SettingsError(f"{where}: there is no folder {text} (looked at {path})")
@@ -202,7 +202,7 @@ def _checkpoint(text: str, where: str, workdir: str) -> str:
             raise SettingsError(
                 f"{where}: {text} is not a checkpoint folder, but holds the pickle {pickled.name}, and Coppice does "
                 "not load pickles because they can run any code; convert it to a checkpoint folder first: "
-                f"{pickles.CONVERT.format(os.path.join(text, pickled.name))}"
+                f"{pickles.conversion(os.path.join(text, pickled.name))}"
             )
         raise SettingsError(f"{where}: {text} is not a checkpoint folder, because it has no config.json ({path})")
     try:
