@@ -46,10 +46,10 @@ def test_running_windows_are_contiguous_parts_of_the_joined_rows(drawn, words):
 def test_running_windows_begin_at_every_place_alike_however_long_the_rows_are(drawn):
     numbers = list(range(40, 120))
     rows = [text(numbers[:40]), *(text([number]) for number in numbers[40:60]), "", text(numbers[60:])]
-    starts = Counter(drawn(rows, samples=500, length=2)[:, 0].tolist())
-    assert set(starts) == set(numbers[:-1]) and max(starts.values()) < 30
+    starts = Counter(drawn(rows, samples=800, length=2)[:, 0].tolist())
+    assert set(starts) == set(numbers[:-1]) and max(starts.values()) < 40
     # by their characters, the first row is 0.46 of the text, and the short ones are 0.27
-    assert 0.4 < sum(starts[number] for number in numbers[:40]) / 500 < 0.52
+    assert 0.4 < sum(starts[number] for number in numbers[:40]) / 800 < 0.52
 
 
 def test_windows_at_the_end_of_the_text_are_its_last_tokens(drawn):
