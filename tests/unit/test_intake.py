@@ -35,7 +35,7 @@ def without_eos(tiny_checkpoint):
 
 
 def test_names_the_remedy_for_a_tokenizer_without_an_end(without_eos):
-    with pytest.raises(SettingsError, match=r"has no end-of-sequence token.*models\.X\.eos_token.*'<s>'"):
+    with pytest.raises(SettingsError, match=r"has no end-of-sequence token.*models\.X\.eos_token.*--eos-token.*'<s>'"):
         intake.check(without_eos, Needs())
     assert intake.check(without_eos, Needs(eos_token="<s>"))["tokenizer"]["eos"] == "<s>"
     with pytest.raises(SettingsError, match=r"eos_token is '<end>', which is not a token"):

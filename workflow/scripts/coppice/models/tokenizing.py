@@ -64,7 +64,7 @@ def check_end(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
     if tokenizer.eos_token_id is None:
         raise SettingsError(
             f"{path}: its tokenizer has no end-of-sequence token, with which fine-tuning ends each answer. Set "
-            f"models.X.eos_token to one of its tokens. {_ends(tokenizer)}"
+            f"models.X.eos_token (coppice finetune: --eos-token) to one of its tokens. {_ends(tokenizer)}"
         )
 
 

@@ -50,7 +50,10 @@ def answers(
                 pad_token_id=tokenizer.pad_token_id,
                 **({"eos_token_id": ends} if ends else {}),
             )
-        answer = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        new = generated[0, ids.shape[1] :].tolist()
+        if new[-1] in ends:  # the tokenizer skips it only if it counts as one of its special tokens
+            new.pop()
+        answer = tokenizer.decode(new, skip_special_tokens=True).strip()
         found.append({"prompt": question, "text": answer})
     return found
 
