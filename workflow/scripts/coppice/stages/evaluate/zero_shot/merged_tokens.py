@@ -64,7 +64,7 @@ class CheckedLM(HFLM):
         self.warnings: list[str] = []
         self._tokens: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        # By default, HFLM takes the log-softmax in the model's dtype. In bfloat16, that rounds log-likelihoods more than
+        # By default, HFLM takes the log-softmax in the model's dtype. In bfloat16 this rounds log-likelihoods more than
         # the model's own arithmetic does.
         super().__init__(**{"softmax_dtype": "float32"} | options)
 
