@@ -12,7 +12,7 @@ from coppice.core.errors import DataError, SettingsError
 from coppice.stages import evaluate
 
 SETTINGS = {
-    "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
+    "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048"},
     "zero_shot": {"tasks": ["piqa", "arc_easy"], "metric": {"arc_easy": "acc_norm"}, "limit": None},
     "engine": "prefix-tree",
     "batch_size": 4,

@@ -179,7 +179,7 @@ def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_not_an_accuracy(lm, fol
 
 def test_a_metric_that_is_not_an_accuracy_does_not_enter_the_average(tiny_checkpoint, folder, record, tmp_path):
     settings = {
-        "perplexity": {"datasets": [], "protocol": "gptq-2048", "bos": False},
+        "perplexity": {"datasets": [], "protocol": "gptq-2048"},
         "zero_shot": {"tasks": ["mine", "rolled"], "metric": {}, "limit": None, "include_path": folder},
         "generation": {"prompts": []},
         "cost": {"enabled": False},
