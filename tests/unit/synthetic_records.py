@@ -146,7 +146,9 @@ class Synthetic:
             "join": "\n\n",
             "seq_len": 2048,
             "stride": 2048,
-            "bos": False,
+            "bos": "once",
+            "bos_counts": True,
+            "version": 2,
         }
         result = {"value": float(numpy.exp(nll)), "nll_per_token": nll, "tokens": 2047 * self.windows}
         losses = [{"nll_per_token": float(loss), "tokens": 2047} for loss in windows]

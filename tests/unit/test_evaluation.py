@@ -13,7 +13,7 @@ from coppice.stages import evaluate
 from coppice.stages.evaluate import generation
 
 SETTINGS = {
-    "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048", "bos": False},
+    "perplexity": {"datasets": ["wikitext2"], "protocol": "gptq-2048"},
     "zero_shot": {"tasks": ["piqa", "arc_easy"], "metric": {"arc_easy": "acc_norm"}, "limit": None},
     "engine": "prefix-tree",
     "batch_size": 4,

@@ -85,7 +85,7 @@ def adapter(new_adapter):
 
 def settings(tasks=("piqa", "arc_easy", "arc_challenge"), texts=("wikitext2", "ptb"), cost=False, **zero_shot_options):
     return {
-        "perplexity": {"datasets": list(texts), "protocol": "gptq-2048", "bos": False, "protocols": {}},
+        "perplexity": {"datasets": list(texts), "protocol": "gptq-2048", "protocols": {}},
         "zero_shot": {"tasks": list(tasks), "metric": {"arc_challenge": "acc_norm"}, "limit": None} | zero_shot_options,
         "engine": "prefix-tree",
         "batch_size": 4,
@@ -307,7 +307,9 @@ def test_measures_several_protocols_and_takes_the_first_as_the_result(evaluated,
         "join": " ",
         "seq_len": 32,
         "stride": 16,
-        "bos": False,
+        "bos": "none",
+        "bos_counts": True,
+        "version": 1,
     }
     losses = records.read(tmp_path / "ppl_results.json")
     assert len(losses["perplexity_more"]["mine"]["ptb"]["window_losses"]) == mine["windows"]

@@ -59,7 +59,7 @@ def test_names_the_model_in_what_it_says(without_eos):
 def test_a_window_that_begins_with_bos_needs_a_tokenizer_that_has_one(tiny_checkpoint):
     folder = edit(tiny_checkpoint(), bos_token=None)
     assert intake.check(folder, Needs())["tokenizer"]["bos"] is None
-    with pytest.raises(SettingsError, match=r"evaluate\.perplexity\.bos is true.*no BOS"):
+    with pytest.raises(SettingsError, match=r"evaluate\.perplexity begins every window.*no BOS"):
         intake.check(folder, Needs(bos=True))
 
 

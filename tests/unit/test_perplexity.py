@@ -1,5 +1,6 @@
 """Perplexity agrees with a ten-line float64 loop, and its windows with the definitions of the protocols."""
 
+import copy
 import json
 import math
 import os
@@ -19,31 +20,76 @@ from coppice.stages.evaluate import documents, perplexity
 from coppice.study.settings.sections.evaluate import Perplexity
 
 
-def reference(model, ids, seq_len, bos=None):
-    """Return (perplexity, scored tokens) of non-overlapping windows in float64, without an incomplete last window."""
+def reference(model, ids, length, prefix=()):
+    """Return (perplexity, scored tokens) of windows of `length` ids behind a prefix in float64, whole windows only."""
     model = model.double()
-    prefix = [] if bos is None else [bos]
-    length = seq_len - len(prefix)
     losses = []
     for start in range(0, len(ids) - length + 1, length):
-        window = torch.tensor([prefix + ids[start : start + length]])
+        window = torch.tensor([[*prefix, *ids[start : start + length]]])
         logits = model(input_ids=window).logits[0, :-1].log_softmax(-1)
-        losses += (-logits[range(seq_len - 1), window[0, 1:]]).tolist()
+        losses += (-logits[range(window.shape[1] - 1), window[0, 1:]]).tolist()
     return math.exp(sum(losses) / len(losses)), len(losses)
+
+
+@pytest.fixture(scope="module")
+def beginning(tiny_tokenizer):
+    """Return a copy of the tokenizer that begins each text with BOS, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
 
 
 ROWS = [" ".join(f"w{3 + (7 * i + j * j) % 125}" for j in range(40)) for i in range(30)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral"])
-@pytest.mark.parametrize("bos", [False, True])
-def test_agrees_with_a_float64_loop(tiny_model, tiny_tokenizer, architecture, bos):
-    protocol = perplexity.Protocol("test", 64, 64, join={"": " "})
-    result, losses = perplexity.measure(tiny_model(architecture), tiny_tokenizer, ROWS, "x", protocol, bos)
-    ids = tiny_tokenizer(" ".join(ROWS), add_special_tokens=False)["input_ids"]
-    value, tokens = reference(tiny_model(architecture), ids, 64, 1 if bos else None)
+@pytest.mark.parametrize(
+    ("bos", "counts", "length", "prefix"),
+    [
+        ("none", True, 64, []),
+        ("every-window", True, 63, [1]),
+        ("every-window", False, 64, [1]),  # as in shortened-llm: BOS costs no token of text
+        ("once", True, 64, []),
+    ],
+)
+def test_agrees_with_a_float64_loop(tiny_model, beginning, architecture, bos, counts, length, prefix):
+    protocol = perplexity.Protocol("test", 64, 64, join={"": " "}, bos=bos, bos_counts=counts)
+    result, losses = perplexity.measure(tiny_model(architecture), beginning, ROWS, "x", protocol)
+    # with its special tokens, as GPTQ and LLM-Pruner encode the whole text
+    ids = beginning(" ".join(ROWS), add_special_tokens=bos == "once")["input_ids"]
+    value, tokens = reference(tiny_model(architecture), ids, length, prefix)
+    facts = result["protocol"]
+    assert (facts["bos"], facts["bos_counts"], facts["seq_len"], facts["version"]) == (bos, counts, 64, 1)
     assert result["value"] == pytest.approx(value, rel=1e-5)
     assert result["tokens"] == tokens == sum(window["tokens"] for window in losses["window_losses"])
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none_once(tiny_model, tiny_tokenizer):
+    without, once = (
+        perplexity.measure(
+            tiny_model("llama"), tiny_tokenizer, ROWS, "x", perplexity.Protocol("test", 64, 64, join={"": " "}, bos=bos)
+        )[1]
+        for bos in ("none", "once")
+    )
+    assert without == once
+
+
+def test_bos_before_the_text_is_scored_by_nothing_and_covers_no_character(tiny_model, beginning):
+    protocol = perplexity.Protocol("test", 200, 200, join={"": " "}, bos="once")
+    rows = ["w5 w66 w7", "w9 w10"]
+    result, losses = perplexity.measure(tiny_model("llama"), beginning, rows, "x", protocol)
+    assert (result["tokens"], result["words"], result["bytes"]) == (5, 5, len("w5 w66 w7 w9 w10"))
+    assert losses["window_losses"][0]["tokens"] == 5 and result["documents"] == 1
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_window_with_its_bos_fits_the_models_context(tiny_model, tiny_tokenizer, counts):
+    protocol = perplexity.Protocol("test", 1024, 1024, join={"": " "}, bos="every-window", bos_counts=counts)
+    result, losses = perplexity.measure(tiny_model("llama"), tiny_tokenizer, ROWS, "x", protocol)
+    assert result["protocol"]["seq_len"] == 256 - (not counts)
+    assert {window["tokens"] for window in losses["window_losses"]} == {255}
 
 
 def overlapping_reference(model, ids, seq_len, stride):
@@ -96,8 +142,9 @@ def test_a_document_begins_with_a_title_between_blank_rows():
 def test_losses_by_document_agree_with_a_float64_loop(tiny_model, tiny_tokenizer, stride, bos):
     """The loss of a token counts for the document that its text is in, whatever window scored it."""
     rows = ["", " = w3 = ", "", "w5 w66 w7 w120 w8 w9 w9", "", " = w4 w5 = ", "", "w9 w10 w11 w12 w13 w14"] * 2
-    model, protocol = tiny_model("llama"), perplexity.Protocol("test", 8, stride, join={"": "\n"})
-    result, losses = perplexity.measure(model, tiny_tokenizer, rows, "x", protocol, bos=bool(bos))
+    where = "every-window" if bos else "none"
+    model, protocol = tiny_model("llama"), perplexity.Protocol("test", 8, stride, join={"": "\n"}, bos=where)
+    result, losses = perplexity.measure(model, tiny_tokenizer, rows, "x", protocol)
     tokens = tiny_tokenizer("\n".join(rows), add_special_tokens=False, return_offsets_mapping=True)
     text, model = "\n".join(rows), model.double()
     heads = [text.index(" = w3"), text.index(" = w4")]
@@ -200,18 +247,29 @@ def test_a_shorter_context_keeps_the_ratio_of_stride_to_window(tiny_model, tiny_
 def test_finds_protocols_by_name_and_in_the_configuration():
     own = {"mine": {"seq_len": 64, "stride": 32, "join": "", "role": "train", "bos": None}}
     found = perplexity.protocols(
-        Perplexity.model_validate({"protocol": ["mine", "gptq-2048"], "bos": True, "protocols": own})
+        Perplexity.model_validate({"protocol": ["mine", "gptq-2048"], "bos": "every-window", "protocols": own})
     )
     assert [(p.name, p.seq_len, p.stride, p.bos) for p in found] == [
-        ("mine", 64, 32, True),
-        ("gptq-2048", 2048, 2048, True),
+        ("mine", 64, 32, "every-window"),
+        ("gptq-2048", 2048, 2048, "every-window"),
     ]
     assert found[0].join_of("c4") == "" and found[0].role_of("c4", "report") == "train"
     assert found[0].role_of("c4", "selection") == "selection"
     begun = Perplexity.model_validate(
-        {"protocol": "mine", "bos": True, "protocols": {"mine": own["mine"] | {"bos": False}}}
+        {"protocol": "mine", "bos": "once", "protocols": {"mine": own["mine"] | {"bos": "none"}}}
     )
-    assert perplexity.protocols(begun)[0].bos is False
+    assert perplexity.protocols(begun)[0].bos == "none"
+
+
+def test_a_new_version_of_a_protocol_has_another_record_and_the_old_one_keeps_a_name():
+    for name, bos in (("gptq-2048", "once"), ("llmpruner-128", "once")):
+        [new], [old] = (perplexity.protocols(Perplexity(protocol=one)) for one in (name, f"{name}-v1"))
+        assert (new.bos, new.version, old.bos, old.version) == (bos, 2, "none", 1)
+        assert [new.facts(text)["role"] for text in ("ptb", "x")] == [old.facts(text)["role"] for text in ("ptb", "x")]
+        assert (new.seq_len, new.stride, new.join) == (old.seq_len, old.stride, old.join)
+    [short] = perplexity.protocols(Perplexity(protocol="shortened-llm-128"))
+    assert (short.seq_len, short.bos, short.bos_counts) == (128, "every-window", False)
+    assert short.role_of("ptb", "report") == "selection"
 
 
 REALDATA = Path(os.environ.get("COPPICE_REALDATA", Path(__file__).parents[3] / "shared/realdata"))
@@ -272,14 +330,16 @@ def test_real_texts_give_the_windows_that_the_protocols_define(letters, monkeypa
         "join": join,
         "seq_len": length,
         "stride": length,
-        "bos": False,
+        "bos": "once",
+        "bos_counts": True,
+        "version": 2,
     }
     kept = expected[: count * length]
     unscored = kept[::length]
     assert result["bytes"] == len(kept.encode()) - len(unscored.encode())
     ends = [match.end() - 1 for match in re.finditer(r"\S+", expected)]
     assert result["words"] == sum(end < len(kept) and end % length != 0 for end in ends)
-    with_bos = list(perplexity.windows(torch.zeros(len(expected)), length, length - 1, bos=1))
+    with_bos = list(perplexity.windows(torch.zeros(len(expected)), length - 1, length - 1, bos=1))
     assert len(with_bos) == len(expected) // (length - 1) and {window.scored for window in with_bos} == {length - 1}
 
 
@@ -308,7 +368,7 @@ def test_scores_no_target_twice_and_leaves_out_none_between_others(length, seq_l
     stride = data.draw(st.integers(1, width))
     ids = torch.arange(10, 10 + length)
     scored = []
-    for piece, count, end in perplexity.windows(ids, seq_len, stride, 1 if bos else None):
+    for piece, count, end in perplexity.windows(ids, width, stride, 1 if bos else None):
         assert len(piece) <= seq_len and count <= len(piece) - 1
         scored += piece[len(piece) - count :].tolist()
         assert scored[-1] == end + 9

@@ -164,6 +164,8 @@ def test_the_keys_offer_what_the_stages_implement():
     }
     assert {name: texts for name, texts in roles.items() if texts} == registry.PROTOCOL_ROLES
     assert all(protocol.role[""] == "report" for protocol in perplexity.PROTOCOLS.values())
+    with_bos = [name for name, protocol in perplexity.PROTOCOLS.items() if protocol.bos == "every-window"]
+    assert with_bos == list(registry.PROTOCOLS_WITH_BOS)
     assert set(choices["finetune.lora.preset"]) == {*lora_presets.PRESETS, None}
     assert set(registry.MINIATURE_DATASETS) <= set(miniature.DATASETS)
 

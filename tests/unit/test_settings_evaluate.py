@@ -27,8 +27,25 @@ def test_completes_a_custom_protocol_beside_a_built_in_one():
 
 
 @pytest.mark.parametrize(
+    ("texts", "needs"),
+    [
+        ({}, False),
+        ({"bos": "every-window"}, True),
+        ({"bos": "every-window", "datasets": []}, False),
+        ({"protocol": ["gptq-2048", "shortened-llm-128"]}, True),
+        ({"protocol": "shortened-llm-128", "bos": "once"}, False),
+        ({"protocol": "mine", "protocols": {"mine": {"seq_len": 64, "bos": "every-window"}}}, True),
+        ({"protocol": "mine", "bos": "every-window", "protocols": {"mine": {"seq_len": 64, "bos": "none"}}}, False),
+    ],
+)
+def test_a_tokenizer_needs_bos_if_a_protocol_in_use_begins_every_window_with_it(texts, needs):
+    assert load(perplexity=texts).needs_bos() is needs
+
+
+@pytest.mark.parametrize(
     ("texts", "words"),
     [
+        ({"bos": True}, "evaluate.perplexity.bos"),
         (
             {"protocol": "gptq-1024"},
             "evaluate.perplexity.protocol: found 'gptq-1024'; valid are gptq-2048, llmpruner-128",

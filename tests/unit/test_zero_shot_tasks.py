@@ -132,7 +132,7 @@ def test_a_scored_row_is_never_a_few_shot_example(lm, folder, tmp_path, monkeypa
     asked = {row["question"] for row in rows(10, 6)}
     for context in contexts:
         assert not asked & {part.split(" w101")[0].removeprefix("w100 ") for part in context.split("\n\n")[:-1]}
-    with pytest.raises(DataError, match="none is left"):
+    with pytest.raises(DataError, match="0 of 6 train rows are not scored too"):
         data.write("mine", {"train": rows(10, 6), "report": rows(10, 6)}, tmp_path / "e")
         zero_shot.task("mine", tmp_path / "e/dataset.json", "report", ZeroShot(include_path=folder, num_fewshot=1))
 
@@ -179,7 +179,7 @@ def test_a_task_of_whole_texts_agrees_with_a_loop_and_is_not_an_accuracy(lm, fol
 
 def test_a_metric_that_is_not_an_accuracy_does_not_enter_the_average(tiny_checkpoint, folder, record, tmp_path):
     settings = {
-        "perplexity": {"datasets": [], "protocol": "gptq-2048", "bos": False},
+        "perplexity": {"datasets": [], "protocol": "gptq-2048"},
         "zero_shot": {"tasks": ["mine", "rolled"], "metric": {}, "limit": None, "include_path": folder},
         "generation": {"prompts": []},
         "cost": {"enabled": False},

@@ -60,7 +60,7 @@ rule ablation_arm:
         placement=start_placement,
         execution=arm_execution,
         status=lambda wildcards: status("ablation", *wildcards),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/train_arm.py"
 
@@ -93,7 +93,7 @@ use rule ablation_arm as ablation_rung with:
             int(wildcards.rung) - 1
         ],
         status=lambda wildcards: status("ablation", *wildcards),
-        protocol=1,
+        protocol=2,
 
 
 rule ablation_winner:

@@ -120,10 +120,7 @@ def needs(model):
     """Return what the study asks of a model, which is checked when the model is taken in."""
     chosen = study.models[model]
     named = ("context_length", "eos_token", "trust_remote_code", "prompt")
-    measured = study.evaluate.perplexity
-    return {key: getattr(chosen, key) for key in named} | {
-        "bos": bool(measured.datasets) and measured.bos
-    }
+    return {key: getattr(chosen, key) for key in named} | {"bos": study.needs_bos()}
 
 
 def dated(form):

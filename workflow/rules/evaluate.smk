@@ -22,7 +22,7 @@ SAME_FOR_ALL_STAGES = {
     "placement": placement,
     "prompt": of_model(prompt),
     "seed": study.seed,
-    "protocol": 2,
+    "protocol": 3,
 }
 
 

@@ -52,7 +52,7 @@ rule score_candidate:
         seed=study.seed,
         candidates=inspected_once(lambda wildcards: list(job_candidates(wildcards))),
         status=status("select", CANDIDATE_JOB),
-        protocol=1,
+        protocol=2,
     script:
         "../scripts/score_candidate.py"
 

@@ -38,7 +38,7 @@ class Needs:
         eos_token: `models.X.eos_token`.
         trust_remote_code: whether code that comes with the model may run.
         prompt: the prompt format in which the model is asked: alpaca, chat or none.
-        bos: whether perplexity windows begin with BOS.
+        bos: whether all perplexity windows begin with BOS.
     """
 
     context_length: int | None = None
@@ -74,7 +74,8 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
     tokenizing.check_end(tokenizer, folder)
     if needs.bos and tokenizer.bos_token_id is None:
         raise SettingsError(
-            f"{folder}: evaluate.perplexity.bos is true, but the model's tokenizer has no BOS token. Set it to false."
+            f"{folder}: evaluate.perplexity begins every window with BOS, but the model's tokenizer has no BOS token. "
+            "Set evaluate.perplexity.bos to once or none."
         )
     rows, tokens = embedding_rows(folder, config), len(tokenizer)
     without = tokenizing.check_rows(tokenizer, rows, folder) if rows else []

@@ -109,6 +109,11 @@ def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, path: str | Path) 
     return sorted(beyond, key=beyond.__getitem__)
 
 
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True if the tokenizer itself puts its BOS token before a text."""
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def bos_notices(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
     """Return what a user should know about the BOS token at the beginning of texts and chats; usually nothing.
 
@@ -127,7 +132,7 @@ def bos_notices(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
     ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
     if ids[:2] == [bos, bos]:
         return [f"its chat template begins chats with two BOS tokens ('{tokenizer.bos_token}'); correct the template"]
-    adds = tokenizer("x")["input_ids"][:1] == [bos]
+    adds = begins_with_bos(tokenizer)
     if adds and ids[:1] == [bos]:
         return ["both its chat template and its tokenizer add a BOS token; chats get one, the template's"]
     if adds:

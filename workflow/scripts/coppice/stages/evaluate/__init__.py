@@ -168,6 +168,7 @@ class _Evaluation:
         rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         self.used[name] = rows
         facts = zero_shot.facts(name, choice.include_path) | {"rows": rows, "engine": engine}
+        facts |= {"method": zero_shot.METHOD}
         chosen = ("limit", "num_fewshot", "chat_template", "on_merged_tokens")
         facts |= {key: getattr(choice, key) for key in chosen}
         if facts["shots"] or facts["num_fewshot"]:  # examples in prompts are drawn from the train rows with the seed

@@ -1,13 +1,15 @@
 """Perplexity under named protocols: exp of the mean negative log-likelihood per token, over windows of a joined text.
 
 Numbers under different protocols cannot be compared, so each result states its protocol: the rows, how they were
-joined, the window length, the stride, and whether each window begins with BOS. The first token of a window has no
-context and is not scored.
+joined, the window length, the stride, and where BOS is. The first token of a window has no context and is not scored.
 
 `gptq-2048` is what GPTQ (Frantar et al. 2022, arXiv:2210.17323) and most later pruning papers report: WikiText2 test
 joined by blank lines, PTB test joined by spaces, non-overlapping windows of 2048 tokens, without the incomplete last
 window. `llmpruner-128` is LLM-Pruner's protocol (Ma et al. 2023, arXiv:2305.11627): WikiText2 test and PTB
-*validation*, joined by blank lines, windows of 128 tokens. The configuration may define others.
+*validation*, joined by blank lines, windows of 128 tokens. Both encode the whole text at once with the tokenizer's own
+special tokens, so a Llama's text begins with one BOS, which is the first token of the first window. `shortened-llm-128`
+(Kim et al. 2024, arXiv:2402.02834) has the text of `llmpruner-128`, and a BOS before the 128 tokens of every window.
+The configuration may define others. A name that ends in `-v1` is what Coppice first measured under that name: no BOS.
 
 Perplexity per token depends on the tokenizer, so models with different vocabularies are compared per word or per byte.
 These divide the same summed loss by the number of words (runs of non-space, as Python's `str.split`) or UTF-8 bytes of
@@ -31,8 +33,8 @@ from coppice import models
 from coppice.core import logs
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError
-from coppice.models import kinds
-from coppice.study.settings.sections.evaluate import Perplexity
+from coppice.models import kinds, tokenizing
+from coppice.study.settings.sections.evaluate import Bos, Perplexity
 from coppice.study.settings.sections.evaluate import Protocol as OwnProtocol
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Protocol:
     """How a text becomes scored windows.
 
     `seq_len` and `stride` are in tokens. `join` and `role` map a dataset to its value, and '' to that of all others.
+    `bos_counts` says whether the BOS of every window is one of its `seq_len` tokens. The record holds `version`, so
+    that numbers of different versions are never compared.
     """
 
     name: str
@@ -63,7 +67,14 @@ class Protocol:
     stride: int
     join: dict[str, str] = field(default_factory=lambda: {"": "\n\n"})
     role: dict[str, str] = field(default_factory=lambda: {"": "report"})
-    bos: bool = False
+    bos: Bos = "none"
+    bos_counts: bool = True
+    version: int = 1
+
+    @property
+    def added(self) -> int:
+        """The tokens of a window besides its `seq_len`."""
+        return int(self.bos == "every-window" and not self.bos_counts)
 
     def join_of(self, dataset: str) -> str:
         """Return the string between two rows of `dataset`."""
@@ -83,15 +94,22 @@ class Protocol:
             "join": self.join_of(dataset),
             "role": self.role_of(dataset, purpose),
             "bos": self.bos,
+            "bos_counts": self.bos_counts,
+            "version": self.version,
             "by_document": True,  # parts that were stored before losses were recorded by document lack them
         }
 
 
+BY_SPACES = {"": "\n\n", "ptb": " "}
+ON_VALIDATION = {"": "report", "ptb": "selection"}
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("gptq-2048", 2048, 2048, join={"": "\n\n", "ptb": " "}),
-        Protocol("llmpruner-128", 128, 128, role={"": "report", "ptb": "selection"}),
+        Protocol("gptq-2048", 2048, 2048, join=BY_SPACES, bos="once", version=2),
+        Protocol("llmpruner-128", 128, 128, role=ON_VALIDATION, bos="once", version=2),
+        Protocol("shortened-llm-128", 128, 128, role=ON_VALIDATION, bos="every-window", bos_counts=False),
+        Protocol("gptq-2048-v1", 2048, 2048, join=BY_SPACES),
+        Protocol("llmpruner-128-v1", 128, 128, role=ON_VALIDATION),
     )
 }
 
@@ -106,15 +124,16 @@ def protocols(settings: Perplexity) -> list[Protocol]:
     return [_protocol(name, settings.protocols.get(name), settings.bos) for name in found]
 
 
-def _protocol(name: str, own: OwnProtocol | None, bos: bool) -> Protocol:
+def _protocol(name: str, own: OwnProtocol | None, bos: Bos | None) -> Protocol:
     if own is None:
-        return replace(PROTOCOLS[name], bos=bos)
-    begins = bos if own.bos is None else own.bos
-    return Protocol(name, own.seq_len, own.stride or own.seq_len, {"": own.join}, {"": own.role}, begins)
+        return replace(PROTOCOLS[name], bos=bos or PROTOCOLS[name].bos)
+    text = {"join": {"": own.join}, "role": {"": own.role}}
+    begins = own.bos or bos or "none"
+    return Protocol(name, own.seq_len, own.stride or own.seq_len, **text, bos=begins, bos_counts=own.bos_counts)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[str], join: str) -> torch.Tensor:
-    """Return the token ids [T] of `rows` joined by `join`, without special tokens: `windows` adds BOS if wanted."""
+    """Return the token ids [T] of `rows` joined by `join`, without special tokens."""
     import torch
 
     ids = tokenizer(join.join(rows), add_special_tokens=False, verbose=False)["input_ids"]
@@ -129,20 +148,19 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(ids: torch.Tensor, seq_len: int, stride: int, bos: int | None = None) -> Iterator[Window]:
+def windows(ids: torch.Tensor, length: int, stride: int, bos: int | None = None) -> Iterator[Window]:
     """Yield windows (`Window`) of token ids [T].
 
     Each window scores the targets that no earlier window scored. A text shorter than one window gives one window.
 
     Args:
         ids: LongTensor [T].
-        seq_len: tokens per window, including BOS.
+        length: tokens of text per window.
         stride: tokens between the starts of two windows.
-        bos: id with which every window begins, in place of one token of text; None for none.
+        bos: id to put before the text of every window; None for none.
     """
     import torch
 
-    length = seq_len - (bos is not None)
     starts = range(0, max(len(ids) - length, 0) + 1, stride) if len(ids) >= length else [0]
     prefix = torch.tensor([] if bos is None else [bos], dtype=torch.long)
     reached = 0
@@ -161,7 +179,6 @@ def measure(
     rows: Sequence[str],
     dataset: str,
     protocol: Protocol,
-    bos: bool | None = None,
     split: str | None = None,
 ) -> tuple[Record, Record]:
     """Measure the perplexity of `rows` under `protocol`.
@@ -172,7 +189,6 @@ def measure(
         rows: sequence of strings.
         dataset: name of the dataset, for the protocol and messages.
         protocol: a `Protocol`.
-        bos: overrides the protocol's own if not None.
         split: name of the split, for the result.
 
     Returns:
@@ -185,22 +201,25 @@ def measure(
         DataError: the text has too few tokens, or the tokenizer has no BOS token and needs one.
         CheckpointError: the perplexity is not finite.
     """
-    bos = protocol.bos if bos is None else bos
-    if bos and tokenizer.bos_token_id is None:
+    every = protocol.bos == "every-window"
+    if every and tokenizer.bos_token_id is None:
         raise DataError(
-            "evaluate.perplexity.bos: is true, but the model's tokenizer has no BOS token. Set it to false."
+            "evaluate.perplexity.bos: is every-window, but the model's tokenizer has no BOS token. Set it to once or "
+            "none."
         )
     join = protocol.join_of(dataset)
     facts: Record = {"name": protocol.name, "split": split, "join": join}
-    facts |= _geometry(protocol, models.context_length(model), bos, dataset)
+    facts |= _geometry(protocol, models.context_length(model), dataset)
     text = join.join(rows)
     ids, spans = _encode(tokenizer, text)
     if len(ids) < 2:
         raise DataError(
             f"dataset {dataset}: its text has {len(ids)} tokens, but perplexity needs at least 2. Name a longer text."
         )
-    first = tokenizer.bos_token_id if bos else None
-    pieces = list(windows(ids, facts["seq_len"], facts["stride"], first))
+    if protocol.bos == "once" and tokenizing.begins_with_bos(tokenizer):
+        ids, spans = _with_bos(tokenizer.bos_token_id, ids, spans)
+    first = tokenizer.bos_token_id if every else None
+    pieces = list(windows(ids, facts["seq_len"] + protocol.added - every, facts["stride"], first))
     scored = _token_losses(model, pieces, f"perplexity {dataset}")
     losses = [float(window.mean()) for window in scored]
     tokens = sum(piece.scored for piece in pieces)
@@ -241,14 +260,24 @@ def _documents(
     return sum(one["tokens"] > 0 for one in found), found
 
 
-def _geometry(protocol: Protocol, context: int, bos: bool, dataset: str) -> Record:
-    """Return {seq_len, stride, bos} as used, with `requested_seq_len` if the model's context is shorter.
+def _with_bos(bos: int, ids: torch.Tensor, spans: list[Span] | None) -> tuple[torch.Tensor, list[Span] | None]:
+    """Return ids and spans of a text that begins with BOS, which covers no character."""
+    import torch
 
+    return torch.cat([torch.tensor([bos]), ids]), None if spans is None else [(0, 0), *spans]
+
+
+def _geometry(protocol: Protocol, context: int, dataset: str) -> Record:
+    """Return {seq_len, stride, bos, bos_counts, version} as used.
+
+    If the model's context is shorter, `requested_seq_len` is the protocol's length.
     The stride shrinks in proportion to the length, so that windows overlap by the same share.
     """
-    seq_len = min(protocol.seq_len, context)
-    stride = max(1, min(protocol.stride * seq_len // protocol.seq_len, seq_len - bool(bos)))
-    used = {"seq_len": seq_len, "stride": stride, "bos": bool(bos)}
+    seq_len = min(protocol.seq_len, context - protocol.added)
+    text = seq_len + protocol.added - (protocol.bos == "every-window")
+    stride = max(1, min(protocol.stride * seq_len // protocol.seq_len, text))
+    used = {"seq_len": seq_len, "stride": stride, "bos": protocol.bos, "bos_counts": protocol.bos_counts}
+    used |= {"version": protocol.version}
     if seq_len == protocol.seq_len:
         return used
     logger.info(

@@ -23,9 +23,11 @@ TASKS = tuple(OFFICIAL)
 MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("", "-instruct"))
 
 # Perplexity protocols that need no definition in the configuration
-PROTOCOLS = ("gptq-2048", "llmpruner-128")
+PROTOCOLS = ("gptq-2048", "llmpruner-128", "shortened-llm-128", "gptq-2048-v1", "llmpruner-128-v1")
 # protocol -> text -> role whose rows the protocol reads, if that is not "report"
-PROTOCOL_ROLES = {"llmpruner-128": {"ptb": "selection"}}
+PROTOCOL_ROLES = {name: {"ptb": "selection"} for name in ("llmpruner-128", "shortened-llm-128", "llmpruner-128-v1")}
+# Protocols whose windows all begin with BOS, so that a tokenizer without BOS cannot serve them
+PROTOCOLS_WITH_BOS = ("shortened-llm-128",)
 
 _SCALAR = r"""[ \t]*:[ \t]*["']?([^\s"'#\[\]]+)"""
 _TASK = re.compile(rf"""^["']?task["']?{_SCALAR}""", re.MULTILINE)

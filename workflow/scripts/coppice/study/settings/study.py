@@ -91,6 +91,18 @@ class Study:
         finetune = self.finetune if ablation is None else self.ablations[ablation].finetune
         return list(dataset_uses.names_in(finetune.data))
 
+    def needs_bos(self) -> bool:
+        """Return True if a perplexity protocol of the study begins every window with BOS."""
+        perplexity = self.evaluate.perplexity
+        names = [perplexity.protocol] if isinstance(perplexity.protocol, str) else perplexity.protocol
+        places = [
+            (perplexity.protocols[name].bos if name in perplexity.protocols else None)
+            or perplexity.bos
+            or ("every-window" if name in registry.PROTOCOLS_WITH_BOS else None)
+            for name in names
+        ]
+        return bool(perplexity.datasets) and "every-window" in places
+
     def training_seeds(self) -> list[int]:
         """Return the seeds that every training is repeated with. The first seed's files are at the usual paths."""
         return self.finetune.seeds or [self.seed]

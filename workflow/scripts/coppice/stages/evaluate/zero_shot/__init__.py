@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.data.task_definitions import facts, official_source
 
-from .tasks import measure, result, task
+from .tasks import METHOD, measure, result, task
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("coppice.zero_shot")
 
-__all__ = ["facts", "language_model", "measure", "official_source", "result", "task"]
+__all__ = ["METHOD", "facts", "language_model", "measure", "official_source", "result", "task"]
 
 
 def language_model(model: LoadedModel, tokenizer: PreTrainedTokenizerBase, engine: str, batch_size: int) -> HFLM:

@@ -58,13 +58,15 @@ class CheckedLM(HFLM):
     """
 
     def __init__(self, **options: object) -> None:
-        """Take the options of HFLM."""
+        """Take the options of HFLM, whose `softmax_dtype` is float32 if it is not given."""
         self.on_merged_tokens: Policy = "error"
         self.merged: set[int] = set()
         self.warnings: list[str] = []
         self._tokens: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        super().__init__(**options)
+        # By default, HFLM takes the log-softmax in the model's dtype. In bfloat16 this rounds log-likelihoods more than
+        # the model's own arithmetic does.
+        super().__init__(**{"softmax_dtype": "float32"} | options)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return (log-likelihood, True if it is the greedy continuation) of each (context, continuation)."""

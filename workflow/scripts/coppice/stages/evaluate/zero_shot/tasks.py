@@ -32,6 +32,7 @@ logger = logging.getLogger("coppice.zero_shot")
 
 PREFERRED = ("acc", "exact_match")  # a task's metric if the configuration names none
 FEWSHOT = "coppice-fewshot"  # name of the split of few-shot examples; no definition uses it
+METHOD = 2  # version of how tasks are prompted and scored; increase it to make stored scores obsolete
 METRIC = "metric:"  # prefix of the columns that hold an item's metrics
 
 
@@ -52,19 +53,21 @@ def task(name: str, record: str | Path, role: str, choice: ZeroShot | None = Non
 
     choice = choice or ZeroShot()
     config = copy.deepcopy(task_definitions.definition(name, choice.include_path))  # the harness changes it
-    split = config.get("test_split") or config.get("validation_split") or "rows"
     rows = data.load(record, role)
     shots = shots_of(name, config, choice)
-    splits = {split: rows}
-    unused = {"training_split": None, "validation_split": None, "fewshot_split": None, "test_split": split}
+    scored = _scored_split(config)
+    splits = dict.fromkeys(filter(None, scored.values()), rows)
     examples = dict(config.get("fewshot_config") or {})
+    drawn = {"training_split": None, "fewshot_split": None}
     if not shots:
         examples = {"samples": []}  # otherwise the harness reads all rows to draw none of them
     elif not examples.get("samples"):
-        splits[FEWSHOT] = _examples(name, record, rows)
-        examples |= {"split": FEWSHOT}
+        own = "fewshot_split" if examples.pop("split", None) or config.get("fewshot_split") else "training_split"
+        drawn_per_item = shots + (own == "training_split" and not scored["test_split"])
+        splits[FEWSHOT] = _examples(name, record, rows, drawn_per_item)
+        drawn[own] = FEWSHOT
     replaced = {"custom_dataset": lambda **_: splits, "dataset_path": "", "dataset_kwargs": None}
-    changed = replaced | unused | {"num_fewshot": shots, "fewshot_config": examples}
+    changed = replaced | scored | drawn | {"num_fewshot": shots, "fewshot_config": examples}
     try:
         built = ConfigurableTask(config=config | changed)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
@@ -90,15 +93,32 @@ def shots_of(name: str, config: Record, choice: ZeroShot) -> int:
     return (defined if configured is None else configured) or 0
 
 
-def _examples(name: str, record: PathLike, rows: Dataset) -> Dataset:
-    """Return the train rows that may serve as examples, without those that the task asks itself."""
+def _scored_split(config: Record) -> dict[str, str | None]:
+    """Return the two keys of a definition that name the split to score, exactly one of them with a name.
+
+    The key must be the definition's own. If a definition has no test split and names no split for examples, the harness
+    draws one example more than it shows, in case it draws the item itself, so all later draws depend on the key.
+    """
+    if not config.get("test_split") and config.get("validation_split"):
+        return {"test_split": None, "validation_split": config["validation_split"]}
+    return {"test_split": config.get("test_split") or "rows", "validation_split": None}
+
+
+def _examples(name: str, record: PathLike, rows: Dataset, needed: int) -> Dataset:
+    """Return the train rows that may serve as examples, at least `needed`, without those that the task asks itself."""
     train = data.load(record, "train")
     asked = {data.row_text(row) for row in rows}
     kept = [index for index, row in enumerate(train) if data.row_text(row) not in asked]
-    if not kept:
+    if len(kept) < needed:
         raise DataError(
-            f"dataset {name}: every train row is also scored, so none is left for evaluate.zero_shot.num_fewshot. Set "
-            "it to 0 or name another train split."
+            f"dataset {name}: {len(kept)} of {len(train)} train rows are not scored too, but "
+            f"evaluate.zero_shot.num_fewshot needs {needed}. Reduce it or name another train split."
+        )
+    if len(kept) < len(train):
+        logger.info(
+            "task %s: %d train rows are also scored and serve as no example; lm-eval's own prompts can differ",
+            name,
+            len(train) - len(kept),
         )
     return train.select(kept)
 

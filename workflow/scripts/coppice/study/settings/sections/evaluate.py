@@ -7,11 +7,13 @@ from pydantic import ConfigDict, Field
 from .forms import ByKind, Named, Text, Unique
 from .section import Section, section, setting
 
+Bos = Literal["none", "once", "every-window"]
+
 
 class Protocol(Section):
     """A protocol."""
 
-    seq_len: int = setting(..., "Tokens per window, including BOS.", unit="tokens", ge=2, le=10_000_000)
+    seq_len: int = setting(..., "Tokens per window; see bos_counts for BOS.", unit="tokens", ge=2, le=10_000_000)
     stride: int | None = setting(
         None,
         "Tokens from the start of one window to the start of the next. If it is less than seq_len, windows "
@@ -24,8 +26,12 @@ class Protocol(Section):
     role: Literal["report", "selection", "train"] = setting(
         "report", "Which part of the data set reports measure. Candidates are scored on another part."
     )
-    bos: bool | None = setting(
-        None, "Whether each window begins with the BOS token. Null means the value of perplexity.bos."
+    bos: Bos | None = setting(
+        None, "Where the BOS token is, as in perplexity.bos. Null means the value of perplexity.bos, or else none."
+    )
+    bos_counts: bool = setting(
+        True,
+        "Whether the BOS token of every window is one of its seq_len tokens and takes the place of a token of text.",
     )
 
 
@@ -37,11 +43,16 @@ class Perplexity(Section):
     )
     protocol: Annotated[str | Annotated[Unique[str], Field(min_length=1)], ByKind()] = setting(
         "gptq-2048",
-        "How text is joined and cut into windows: `gptq-2048`, `llmpruner-128` or one of `protocols`. "
+        "How text is joined and cut into windows: `gptq-2048`, `llmpruner-128`, `shortened-llm-128`, `gptq-2048-v1`, "
+        "`llmpruner-128-v1` or one of `protocols`. "
         "Perplexities under different protocols cannot be compared. If this is a list, selection, comparisons "
         "and reports use the first protocol.",
     )
-    bos: bool = setting(False, "Whether each window begins with the BOS token.")
+    bos: Bos | None = setting(
+        None,
+        "Where the BOS token is: nowhere (none), before the whole text if the tokenizer itself begins texts with one "
+        "(once), or at the beginning of every window (every-window). Null means the protocol's own.",
+    )
     protocols: Named[Protocol] = setting({}, "Your own protocols, by name. Null drops a protocol.")
 
 
