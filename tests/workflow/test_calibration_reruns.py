@@ -6,6 +6,7 @@ import os
 import pytest
 
 from coppice.core import fingerprints, records
+from coppice.study import settings
 
 from .changes import Finished
 
@@ -47,11 +48,12 @@ def finished(new_checkout):
             },
         },
     )
-    point = {"consecutive": False, "method": "depth", "ratio": 0.34, "name": "depth-0.34"}
+    configured = settings.load(STUDY)
+    point = configured.candidates("Hub")["depth-0.34"]
     made = {
         "source": {"path": "-", "dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None},
         "point": point,
-        "calibration": {"dataset": "wikitext2", "samples": 128, "length": 512, "record": record},
+        "calibration": configured.calibration.model_dump() | {"record": record},
         "seed": 42,
     }
     facts = {"recipe": made, "provenance": {"fingerprints": {"calibration": "rows"}}, "weights_fingerprint": ""}

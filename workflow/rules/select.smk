@@ -47,7 +47,7 @@ rule score_candidate:
         execution=execution("evaluate"),
         datasets=files.by_name(scoring.datasets(study)),
         purpose=study.select.split,
-        loading=of_model(reading),
+        loading=of_model(reading_rows),
         placement=placement,
         seed=study.seed,
         candidates=inspected_once(lambda wildcards: list(job_candidates(wildcards))),
