@@ -393,7 +393,7 @@ def test_shows_generations_and_cost_if_the_records_have_them(study_copy, no_figu
     evaluated = study_copy.folder("pruned", "Llama", "best_acc") / "evaluation_results.json"
     records.write(evaluated, records.read(evaluated) | {"cost": COST})
     page, _ = _render(study_copy)
-    assert "Once &amp; once" in page and "90 of 100 parameters nonzero" in page
+    assert "Once &amp; once" in page and "100 parameters, 90 nonzero;" in page
     assert "12.5 ms" not in page  # an earlier version timed each model in its own evaluation, beside other jobs
 
 

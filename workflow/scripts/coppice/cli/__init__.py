@@ -69,6 +69,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="show the state of a study as a table in the terminal")
     _study_arguments(show)
     show.set_defaults(run=_show)
+    anchored = commands.add_parser("anchors", help="compare the study's numbers with published ones")
+    _study_arguments(anchored)
+    anchored.add_argument("--markdown", action="store_true", help="print the published values alone, as Markdown")
+    anchored.set_defaults(run=_anchors)
     report = commands.add_parser("report", help="write the report from the records that exist, without running a job")
     _study_arguments(report)
     report.add_argument("--output", metavar="FOLDER", help="where to write it (default: RESULTS/report)")
@@ -331,6 +335,27 @@ def _show(arguments: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True)
     for what, why in found.failed:
         console.print(printable(f"failed: {what}: {why}"), style="red", soft_wrap=True)
+
+
+def _anchors(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from coppice.report import anchors
+    from coppice.report.study_report import study_records
+
+    if arguments.markdown:
+        print(anchors.markdown(), end="")
+        return
+    pairs, models, notice = _study(arguments)
+    found = anchors.compared(study_records.read(arguments.results, pairs, models))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 300
+    console.print(anchors.table(found))
+    measured = sum(anchor.own is not None for anchor in found)
+    console.print(f"Comparable numbers of this study: {measured}.", soft_wrap=True)
+    if notice:
+        console.print("Give --configfile: the records do not say which published model a model is.", soft_wrap=True)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

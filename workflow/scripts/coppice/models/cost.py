@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("coppice.cost")
 
+PROTOCOL = 2  # increase it if a change of method makes measured costs obsolete
+
 
 def measure(model: LoadedModel, merged: bool, settings: timing.CostSettings) -> Record:
     """Return the cost of a loaded model.
@@ -29,8 +31,9 @@ def measure(model: LoadedModel, merged: bool, settings: timing.CostSettings) -> 
         settings: the section `evaluate.cost`.
 
     Returns:
-        {parameters, nonzero_parameters, weight_bytes, macs_per_token: {linear, attention, context_length},
-        adapter_merged, dtype, device, threads, prompt_tokens, new_tokens, peak_memory_bytes}. The peak on a GPU is that
+        {parameters, active_parameters, nonzero_parameters, weight_bytes, macs_per_token: {linear, attention,
+        context_length}, adapter_merged, dtype, device, threads, prompt_tokens, new_tokens, peak_memory_bytes}. See
+        `footprint` for the numbers that are None if they are unknown. The peak on a GPU is that
         of reading a prompt and writing tokens at the largest batch size, weights included; the peak on the host is that
         of the process so far.
     """
@@ -44,9 +47,10 @@ def measure(model: LoadedModel, merged: bool, settings: timing.CostSettings) -> 
         torch.cuda.reset_peak_memory_stats()
     timing.run(model, max(settings.batch_sizes), prompt, new)
     macs = {"linear": counted["linear_macs"], "attention": counted["attention_macs"]}
-    logger.info("%.4g MACs per token", counted["linear_macs"])
+    logger.info("%s MACs per token", "unknown" if macs["linear"] is None else f"{macs['linear']:.4g}")
     return {
         "parameters": counted["parameters"],
+        "active_parameters": counted["active_parameters"],
         "nonzero_parameters": footprint.nonzero_parameters(model),
         "weight_bytes": footprint.weight_bytes(model),
         "macs_per_token": macs | {"context_length": counted["context_length"]},

@@ -263,12 +263,17 @@ def _cost(pair: Pair) -> list[tuple[str, str]]:
 
 def _measured(cost: Record) -> str:
     """Return the size of one model as text."""
-    nonzero = cost["nonzero_parameters"]  # None if quantized
+    active = cost.get("active_parameters", cost["parameters"])  # older records lack it
+    used = "" if active == cost["parameters"] else f", {_number(active)} used by one token"
     return (
-        f"{cost['macs_per_token']['linear']:,} MACs per token in linear layers, "
-        f"{'an unknown number' if nonzero is None else f'{nonzero:,}'} of {cost['parameters']:,} parameters nonzero, "
+        f"{cost['parameters']:,} parameters, {_number(cost['nonzero_parameters'])} nonzero{used}; "
+        f"{_number(cost['macs_per_token']['linear'])} MACs per token in linear layers and experts; "
         f"{cost['weight_bytes'] / 2**20:,.1f} MiB of weights"
     )
+
+
+def _number(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _seeds(seeds: Record | None) -> Record | None:

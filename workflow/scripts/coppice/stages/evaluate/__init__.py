@@ -232,7 +232,7 @@ class _Evaluation:
         measured = self.parts.part(
             "cost",
             "model",
-            wanted.model_dump() | self._merging(),
+            wanted.model_dump() | self._merging() | {"protocol": cost.PROTOCOL},
             lambda: (cost.measure(*subject.merged_model(), wanted), None),
         )
         return {"cost": measured[0]}

@@ -56,6 +56,7 @@ def facts_of_sizes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, A
     """Return the sizes before and after pruning (from `footprint.measure`) in the form of the record."""
     return {
         "parameters": {"before": before["parameters"], "after": after["parameters"]},
+        "active_parameters": {"before": before["active_parameters"], "after": after["active_parameters"]},
         "macs_per_token": {
             "context_length": before["context_length"],
             "linear": {"before": before["linear_macs"], "after": after["linear_macs"]},
