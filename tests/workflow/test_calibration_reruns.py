@@ -48,7 +48,7 @@ def finished(new_checkout):
             },
         },
     )
-    configured = settings.load(STUDY)
+    configured = settings.load(STUDY, workdir=folder)
     point = configured.candidates("Hub")["depth-0.34"]
     made = {
         "source": {"path": "-", "dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None},

@@ -171,7 +171,7 @@ class Finetune(Section):
         "leaves zeros zero. merge-refused: no training may fill them, and no adapter is merged. off: they are lost, "
         "and a merged checkpoint is written to `merged-dense`. Dense checkpoints are trained in the same way under "
         "all three.",
-        reruns=["finetune"],
+        reruns=["finetune", "ablation"],
     )
     seeds: Annotated[Unique[Seed], Field(min_length=1)] | None = setting(
         None,
