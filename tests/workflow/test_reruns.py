@@ -35,7 +35,7 @@ finetune:
 data_root: data
 evaluate:
   perplexity: {protocol: [own, gptq-2048], protocols: {own: {seq_len: 128, stride: 64, join: " "}}}
-  zero_shot: {tasks: [piqa, arc_easy, arc_challenge, hellaswag, openbookqa], metric: {piqa: acc}}
+  zero_shot: {tasks: [piqa, arc_easy, arc_challenge, hellaswag, openbookqa], metric: {piqa: acc}, chat_template: true}
 datasets:
   wikitext2: {path: miniature/wikitext2}
   alpaca: {path: miniature/alpaca}
@@ -208,7 +208,7 @@ VALUES = {
     "evaluate.zero_shot.limit": 10,
     "evaluate.zero_shot.include_path": "tasks",
     "evaluate.zero_shot.num_fewshot": 2,
-    "evaluate.zero_shot.chat_template": True,
+    "evaluate.zero_shot.chat_template": False,
     "evaluate.zero_shot.on_merged_tokens": "drop",
     "evaluate.engine": "lm-eval",
     "evaluate.batch_size": 3,

@@ -134,11 +134,6 @@ def reading(model):
     return loading(model) | dated(prompt(model))
 
 
-def reading_rows(model):
-    """Return the same for scoring candidates, which asks no questions in the model's prompt format."""
-    return loading(model) | dated(None)
-
-
 @untracked
 def placement(wildcards):
     """Return the device placement of the weights, as a rule parameter whose change reruns nothing."""

@@ -47,7 +47,8 @@ rule score_candidate:
         execution=execution("evaluate"),
         datasets=files.by_name(scoring.datasets(study)),
         purpose=study.select.split,
-        loading=of_model(reading_rows),
+        # Scoring asks no questions in the prompt's form, so only tasks in a chat template depend on the date
+        loading=of_model(lambda model: loading(model) | dated("none")),
         placement=placement,
         seed=study.seed,
         candidates=inspected_once(lambda wildcards: list(job_candidates(wildcards))),

@@ -38,7 +38,7 @@ class Config(Section):
         None,
         "The day that chat templates read as today, in quotes, such as '2026-01-31'. Null means the day on which the "
         "study began, which `{results}/chat_date.json` keeps.",
-        reruns=["finetune", "evaluate", "ablation"],
+        reruns=["finetune", "evaluate", "score", "ablation"],
     )
     data_root: str | None = setting(
         None, "Folder that replaces `{data_root}` at the start of a data set's path.", reruns=["data"]
