@@ -31,7 +31,6 @@ def test_completes_a_custom_protocol_beside_a_built_in_one():
     [
         ({}, False),
         ({"bos": "every-window"}, True),
-        ({"bos": "every-window", "datasets": []}, False),
         ({"protocol": ["gptq-2048", "shortened-llm-128"]}, True),
         ({"protocol": "shortened-llm-128", "bos": "once"}, False),
         ({"protocol": "mine", "protocols": {"mine": {"seq_len": 64, "bos": "every-window"}}}, True),
