@@ -34,7 +34,7 @@ def measured_as_published(study, stage="dense", **changes):
     def edit(record):
         text = record["perplexity"]["wikitext2"]
         text["value"] = 6.0
-        text["protocol"] |= {"seq_len": 4096, "stride": 4096} | changes
+        text["protocol"] |= {"seq_len": 4096, "stride": 4096, "bos": "none"} | changes
 
     config = None if stage == "dense" else "best_acc"
     rewrite(study.folder(stage, "Mine", config) / "evaluation_results.json", edit)
