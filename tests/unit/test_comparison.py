@@ -11,6 +11,7 @@ from synthetic_records import Synthetic
 
 from coppice.core import fingerprints, records
 from coppice.core.errors import CoppiceError
+from coppice.render import formatting
 from coppice.stages.compare import comparison, report_text
 from coppice.stats import stored_samples
 
@@ -244,6 +245,14 @@ def test_the_report_repeats_the_warnings_of_the_evaluations(study):
     text = " ".join(_report(study).split())
     assert text.count("WARNING: lm-eval's own backend scored the tasks") == 1
     assert "WARNING: dense: piqa: 2 of 30 items were left out" in text
+
+
+def test_the_report_tells_how_a_candidate_was_pruned_and_leaves_out_what_had_no_effect():
+    point = {"importance": "taylor", "parts": ["mlp", "attention"], "keep_blocks": {"first": 0, "last": 0}, "steps": 1}
+    told = point | {"method": "width", "ratio": 0.25, "name": "mine", "ranking": None}
+    assert formatting.pruning(told) == "method width, ratio 0.25, importance taylor, parts mlp+attention"
+    kept = formatting.pruning(told | {"keep_blocks": {"first": 1, "last": 0}, "steps": 2})
+    assert kept.endswith("keep_blocks (first 1, last 0), steps 2")
 
 
 def test_the_report_repeats_the_warnings_of_the_selected_candidate(study):

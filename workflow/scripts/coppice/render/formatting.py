@@ -60,6 +60,26 @@ def warned(by_name: Mapping[str, Sequence[str]]) -> list[str]:
     return [text if len(names) == len(by_name) else f"{listed(names)}: {text}" for text, names in found.items()]
 
 
+def settings(values: Record | None) -> str:
+    """Return settings on one line, such as "method width, ratio 0.25", without those that are not set."""
+    parts = []
+    for key, value in (values or {}).items():
+        if isinstance(value, dict):
+            parts.append(f"{key} ({settings(value)})")
+        elif value is not None and value != []:
+            shown = "+".join(map(str, value)) if isinstance(value, list) else value
+            parts.append(f"{key} {shown}")
+    return ", ".join(parts)
+
+
+def pruning(point: Record) -> str:
+    """Return on one line how a candidate was pruned, without its name and without what has no effect."""
+    idle = {"name": point.get("name"), "consecutive": False, "keep_blocks": {"first": 0, "last": 0}, "steps": 1}
+    told = {key: value for key, value in point.items() if key not in idle or value != idle[key]}
+    first = {key: told[key] for key in ("method", "ratio") if key in told}
+    return settings(first | told)
+
+
 def percent(value: float) -> str:
     """Return a share as a percentage: "62 %"."""
     return f"{100 * value:.0f} %"

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 
 from coppice.core.aliases import Record
+from coppice.render import formatting
 
-from .sections import settings_text
 from .study_records import STAGES, Study
 
 
@@ -36,7 +36,7 @@ def _protocols(evaluations: Iterable[Record]) -> list[tuple[str, str]]:
         for name, text in (record.get("perplexity") or {}).items():
             # repr shows the line breaks that join documents
             facts = {key: repr(value) if key == "join" else value for key, value in text["protocol"].items()}
-            rows[name, settings_text(facts)] = None
+            rows[name, formatting.settings(facts)] = None
     return list(rows)
 
 
@@ -46,7 +46,7 @@ def _tasks(evaluations: Iterable[Record]) -> list[tuple[str, str, str]]:
     for record in evaluations:
         for name, task in (record.get("zero_shot") or {}).items():
             facts = {"n": task.get("n"), "version": task.get("version"), "engine": task.get("engine")}
-            rows[name, task.get("metric"), settings_text(facts)] = None
+            rows[name, task.get("metric"), formatting.settings(facts)] = None
     return list(rows)
 
 

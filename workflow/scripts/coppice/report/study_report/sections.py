@@ -188,7 +188,7 @@ def _selection(pair: Pair) -> list[tuple[str, str]]:
     criterion, second = info["criterion"], info.get("runner_up")
     rows = [
         ("candidate", info["candidate"]),
-        ("pruning", settings_text(info.get("pruning"))),
+        ("pruning", formatting.pruning(info.get("pruning") or {})),
         ("chosen by", f"{criterion['words']} = {info['value']:.4g} ({info.get('metrics_from') or 'source unknown'})"),
         ("runner-up", formatting.margin(second).removeprefix("next ") if second else "none"),
         ("considered", f"{len(info.get('candidates_considered') or [])} candidates"),
@@ -197,25 +197,13 @@ def _selection(pair: Pair) -> list[tuple[str, str]]:
     return rows + ([("reused", formatting.reused(reused))] if reused else [])
 
 
-def settings_text(settings: Record | None) -> str:
-    """Return settings on one line, such as "method width, ratio 0.25", without those that are not set."""
-    parts = []
-    for key, value in (settings or {}).items():
-        if isinstance(value, dict):
-            parts.append(f"{key} ({settings_text(value)})")
-        elif value is not None and value != []:
-            shown = "+".join(map(str, value)) if isinstance(value, list) else value
-            parts.append(f"{key} {shown}")
-    return ", ".join(parts)
-
-
 def _training(pair: Pair) -> list[tuple[str, str]]:
     record = pair.training
     if not record:
         return []
     settings = record.get("settings") or {}
-    lora = settings_text(settings.get("lora"))
-    rest = settings_text({key: value for key, value in settings.items() if key not in ("lora", "report_to")})
+    lora = formatting.settings(settings.get("lora"))
+    rest = formatting.settings({key: value for key, value in settings.items() if key not in ("lora", "report_to")})
     losses = [record.get(key) for key in ("first_validation_loss", "validation_loss")]
     rows = [("LoRA", lora), ("settings", rest), ("training rows", f"{record.get('train_rows', DASH):,}")]
     if None not in losses:

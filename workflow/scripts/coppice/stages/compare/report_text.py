@@ -60,11 +60,8 @@ def _subject(record: Record) -> str:
     dense, pruned = record["parameters"]["dense"], record["parameters"]["pruned"]
     chosen = record["selection"]
     criterion = chosen["criterion"]
-    how = ", ".join(
-        f"{key} {_plain(value)}" for key, value in record["pruning"].items() if value is not None and key != "name"
-    )
     return (
-        f"Candidate   {record['candidate']} ({how})\n"
+        f"Candidate   {record['candidate']} ({formatting.pruning(record['pruning'])})\n"
         f"Chosen by   {criterion['words']}: {chosen['value']:.4g} on the {criterion.get('split', 'selection')} rows\n"
         f"{_indented(chosen['runner_up'] and formatting.margin(chosen['runner_up']))}"
         f"{_indented(record['reused_from'] and formatting.reused(record['reused_from']))}"
@@ -91,10 +88,6 @@ def _zeros(record: Record) -> str:
 def _indented(text: str | None) -> str:
     """Return `text` as a line that continues the one above; nothing if there is no text."""
     return f"            {text}\n" if text else ""
-
-
-def _plain(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(*columns: tuple[str, JustifyMethod]) -> Table:
