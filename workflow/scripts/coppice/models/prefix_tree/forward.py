@@ -166,7 +166,7 @@ class TreeMasks:
         self.kinds = sorted(set(getattr(self.config, "layer_types", None) or default))
         self.windows = {kind: window if kind == "sliding_attention" else None for kind in self.kinds}
         other = sorted(set(self.kinds) - set(architectures.MASKED_LAYERS))
-        self.obstacle = ""
+        self.obstacle, self.unknown = "", bool(set(other) - {"chunked_attention"})
         if other:
             self.obstacle = f"no mask of a prefix tree is known for its layers of the kind {', '.join(other)}"
         elif self.attention not in LONGEST_ROW:

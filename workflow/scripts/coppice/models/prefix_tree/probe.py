@@ -73,7 +73,9 @@ def judge(forward: TreeForward, known: Knowledge) -> Verdict:
         obstacle = obstacle or probe.obstacle(float32)
         if known.listed and not obstacle:  # tests prove that what else is in the pass does not matter to it
             return Verdict("", alone=False)
-        alone = known.mixes_lengths or bool(probe.unproved) or not probe.padding_is_exact(float32)
+        # what layers of an unknown kind compute may depend on the length of a batch in ways that no probe has met
+        unknown = bool(probe.unproved or forward.masks.unknown)
+        alone = known.mixes_lengths or unknown or not probe.padding_is_exact(float32)
     if alone and not obstacle:  # the rows of a tree are padded too
         obstacle = "texts of different lengths in one batch change each other's numbers"
     # only the tree keeps texts on the two sides of a boundary apart
