@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
-from coppice.core.json_text import parsed
 
 from . import files, kinds, pruned_shapes
 from .library_errors import described
@@ -231,13 +230,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder}: is not an adapter folder, because it has no {CONFIG}")
-    try:
-        content = parsed(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Copy the adapter again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: does not hold a JSON object. Copy the adapter again.")
-    return content
+    return files.json_object(path, "Copy the adapter again.")
 
 
 def _check_config(folder: Path, task_type: str) -> None:

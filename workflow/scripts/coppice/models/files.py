@@ -50,7 +50,7 @@ def check(folder: PathLike) -> None:
         ) from error
     if not is_there:
         raise CheckpointError(f"{folder}: is not a checkpoint folder, because it has no config.json")
-    found = {path.name: _object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
+    found = {path.name: json_object(path) for name in OBJECTS for path in sorted(folder.glob(name)) if path.is_file()}
     for name, content in found.items():
         if name.endswith(".index.json") and name.endswith(_index_of(folder)):
             _check_index(folder / name, content)
@@ -141,20 +141,21 @@ def has_chat_template(folder: PathLike) -> bool | None:
     if _own_code(folder):
         return None
     settings = folder / "tokenizer_config.json"
-    return any(folder.glob("chat_template*")) or bool(settings.is_file() and _object(settings).get("chat_template"))
+    return any(folder.glob("chat_template*")) or bool(settings.is_file() and json_object(settings).get("chat_template"))
 
 
 def _own_code(folder: Path) -> bool:
-    return "auto_map" in _object(folder / "config.json") or any(folder.glob("tokenization_*.py"))
+    return "auto_map" in json_object(folder / "config.json") or any(folder.glob("tokenization_*.py"))
 
 
-def _object(path: Path) -> Record:
+def json_object(path: Path, remedy: str = REMEDY) -> Record:
+    """Return the content of a JSON file; raise CheckpointError, with the `remedy`, if it is damaged or no mapping."""
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). {REMEDY}") from error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). {remedy}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: does not hold a JSON object. {REMEDY}")
+        raise CheckpointError(f"{path}: does not hold a JSON object. {remedy}")
     return content
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from coppice.core import fingerprints
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
-from coppice.core.json_text import parsed
 
 from . import files, loading, pruned_shapes
 from .library_errors import described
@@ -133,4 +132,4 @@ def _read_bin(path: Path, place: str) -> dict[str, Any]:
 
 
 def _config(folder: PathLike) -> dict[str, Any]:
-    return parsed((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return files.json_object(Path(folder) / "config.json")
