@@ -247,6 +247,10 @@ def test_the_report_repeats_the_warnings_of_the_evaluations(study):
     assert "WARNING: dense: piqa: 2 of 30 items were left out" in text
 
 
+def test_a_share_just_below_zero_has_no_sign():
+    assert [formatting.percent(share) for share in (-0.004, -0.06, 0.625)] == ["0 %", "-6 %", "62 %"]
+
+
 def test_the_report_tells_how_a_candidate_was_pruned_and_leaves_out_what_had_no_effect():
     point = {"importance": "taylor", "parts": ["mlp", "attention"], "keep_blocks": {"first": 0, "last": 0}, "steps": 1}
     told = point | {"method": "width", "ratio": 0.25, "name": "mine", "ranking": None}

@@ -82,7 +82,7 @@ def pruning(point: Record) -> str:
 
 def percent(value: float) -> str:
     """Return a share as a percentage: "62 %"."""
-    return f"{100 * value:.0f} %"
+    return f"{round(100 * value)} %"  # a share just below zero is 0 %, not -0 %
 
 
 def bounds(interval: Sequence[float] | None, scale: float = 100, digits: int = 1, signed: bool = False) -> str:

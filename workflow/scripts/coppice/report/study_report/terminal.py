@@ -100,7 +100,7 @@ def _caption(metrics: Sequence[Metric]) -> str | None:
 def _cells(pair: studies.Pair, metric: Metric) -> list[str]:
     values = ["" if value is None else metric.shown(value) for value in pair.values(metric).values()]
     recovered = ((pair.measured(metric) or {}).get("recovered") or {}).get("value")
-    return [*values, "" if recovered is None else f"{100 * recovered:.0f} %"]
+    return [*values, "" if recovered is None else formatting.percent(recovered)]
 
 
 def tally(study: studies.Study) -> str:

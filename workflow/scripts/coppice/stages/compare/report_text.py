@@ -202,7 +202,7 @@ def _share(recovered: Estimate, noted: bool = True) -> str:
     note = f" ({recovered['note']})" if noted else ""
     if recovered["value"] is None:
         return f"undefined{note}"
-    text = f"{100 * recovered['value']:.0f} %"
+    text = formatting.percent(recovered["value"])
     if recovered["interval"] is None:
         return f"{text}{note}"
     return f"{text} [{100 * recovered['interval'][0]:.0f}, {100 * recovered['interval'][1]:.0f}]"
