@@ -16,8 +16,5 @@ with logs.job(snakemake.log[0], snakemake.threads, fetches=True):
         snakemake.params.prompt,
         intake.Needs(**snakemake.params.needs),
     )
-    # A name under finetune.lora.target_modules that this architecture lacks is an error before anything computes
     source = models.Source(models.folder_of(snakemake.output[0]), **snakemake.params.loading)
-    settings = recover.TrainingSettings.model_validate(snakemake.params.training)
-    with intake.told_of(snakemake.wildcards.model):
-        recover.trainable_parameters(source, settings)
+    recover.check_layers(snakemake.wildcards.model, source, snakemake.params.training)

@@ -20,7 +20,5 @@ with logs.job(snakemake.log[0], snakemake.threads, snakemake.params.status, f"im
         output=Path(snakemake.output[0]).parent,
         needs=intake.Needs(**snakemake.params.needs),
     )
-    # Of another architecture than the dense model, it may lack the layers that finetune.lora.target_modules names
-    settings = recover.TrainingSettings.model_validate(snakemake.params.training)
-    with intake.told_of(model):
-        recover.trainable_parameters(models.Source(str(path), **snakemake.params.loading), settings)
+    # It may be of another architecture than the dense model
+    recover.check_layers(model, models.Source(str(path), **snakemake.params.loading), snakemake.params.training)

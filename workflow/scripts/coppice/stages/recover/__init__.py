@@ -5,6 +5,7 @@ training itself. They import torch, which planning a study does not need, so `fi
 """
 
 from coppice import models
+from coppice.core.aliases import Record
 
 from .base import Diverged, DoesNotFit, Recovery
 from .full import MODEL
@@ -21,6 +22,7 @@ __all__ = [
     "Recovery",
     "TrainingRequest",
     "TrainingSettings",
+    "check_layers",
     "finetune",
     "recovery_of",
     "trainable_parameters",
@@ -37,3 +39,14 @@ def finetune(request: TrainingRequest) -> None:
 def trainable_parameters(source: models.Source, settings: TrainingSettings) -> int:
     """Return how many parameters of the checkpoint `source` would be trained, from a model without weights."""
     return recovery_of(settings).trained.predict(models.skeleton(source), models.kind_of(source), settings)
+
+
+def check_layers(model: str, source: models.Source, settings: Record) -> None:
+    """Raise SettingsError if the checkpoint `source` of a model lacks a layer that is to be trained.
+
+    settings: the section `finetune`. The check needs no weights, so it is made before anything computes.
+    """
+    from coppice.models import intake
+
+    with intake.told_of(model):
+        trainable_parameters(source, TrainingSettings.model_validate(settings))
