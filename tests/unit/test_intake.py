@@ -95,8 +95,7 @@ def test_a_chat_gets_one_bos_where_template_and_tokenizer_both_add_it(tiny_check
 
     tokenizer = models.load_tokenizer(with_bos(tiny_checkpoint(), BOTH))
     form = prompts.Formatter("instruction", "chat", tokenizer)
-    segments, ends = form({"instruction": "w5", "input": "", "output": "w6"})
-    row = Row(segments, ends, form.add_special_tokens, False, {})
+    (row,) = form.rows({"instruction": "w5", "input": "", "output": "w6"}, "row 0")
     ((example,),) = kinds.named("causal-lm").examples([row], tokenizer, 16, False)
     assert example["input_ids"] == [1, 5, 6, 2]
     text, special = prompts.format_question("w5", "chat", tokenizer)

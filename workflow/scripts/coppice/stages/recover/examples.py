@@ -5,12 +5,11 @@ How a row becomes text is decided in `coppice.data.prompts`, and how text become
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import jinja2
 
 from coppice import data
 from coppice.core.aliases import PathLike, Record
@@ -108,21 +107,9 @@ class _Source:
         self.rows = table.to_list()
         self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name, kinds), prompt, tokenizer)
 
-    def formatted(self, index: int) -> Row:
-        """Return one row as the model reads it."""
-        row, form = self.rows[index], self.formatter
-        try:
-            segments, ends = form(row)
-            return Row(segments, ends, form.add_special_tokens, form.kind == "text", row)
-        except jinja2.TemplateError as error:
-            raise DataError(
-                f"dataset {self.name}, row {index}: the chat template rejects it: {error}. Correct the row."
-            ) from error
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"dataset {self.name}, row {index}: cannot be read as a row of kind '{self.formatter.kind}', which "
-                f"the columns of the data set indicate ({error!r}). Correct the row."
-            ) from error
+    def formatted(self, index: int) -> list[Row]:
+        """Return one row as the model reads it: once for each of its right answers."""
+        return self.formatter.rows(self.rows[index], f"dataset {self.name}, row {index}")
 
 
 def _mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> list[Pair]:
@@ -162,9 +149,10 @@ def _encode(
 ) -> tuple[list[Example], int]:
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
     rows = [sources[name].formatted(index) for name, index in pairs]
-    found = kind.examples(rows, tokenizer, settings.cutoff_len, settings.train_on_inputs)
+    found = iter(kind.examples([*itertools.chain(*rows)], tokenizer, settings.cutoff_len, settings.train_on_inputs))
     examples, skipped = [], 0
-    for (name, index), own in zip(pairs, found, strict=True):
+    for (name, index), answers in zip(pairs, rows, strict=True):
+        own = [*itertools.chain(*itertools.islice(found, len(answers)))]
         examples += [example | {"row": f"{name}:{index}" if len(sources) > 1 else index} for example in own]
         skipped += not own
     return examples, skipped
