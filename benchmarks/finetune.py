@@ -85,6 +85,7 @@ def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrain
     """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
     from coppice import data
     from coppice.miniature.tokenizer import train_tokenizer
+    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover import examples
     from coppice.study.settings.sections.finetune import TrainingData
@@ -103,7 +104,8 @@ def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrain
         data.write("alpaca", {"train": rows}, Path(scratch) / "rows")
         settings = TrainingData(val_size=0, cutoff_len=CUTOFF)
         record = Path(scratch) / "rows" / "dataset.json"
-        return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0, causal_lm.KIND)[0], tokenizer
+        reader = models.Reader(tokenizer)
+        return examples.prepare({"alpaca": record}, settings, "alpaca", reader, 0, causal_lm.KIND)[0], tokenizer
 
 
 def lora_model(name: str) -> PeftModel:
@@ -115,6 +117,7 @@ def lora_model(name: str) -> PeftModel:
     import torch
     from peft import get_peft_model
 
+    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover import lora
     from coppice.study.settings.sections.finetune import Lora
@@ -183,6 +186,7 @@ def engine_trainer(
     """Return this package's trainer."""
     from transformers import PrinterCallback, TrainingArguments
 
+    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from .readers import Reader
     from .towers import Anatomy, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
@@ -160,6 +161,7 @@ class ModelKind(ABC):
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
+        sees: whether it reads pictures, so that its checkpoints have an image processor.
     """
 
     name: str
@@ -169,6 +171,7 @@ class ModelKind(ABC):
     prunable: tuple[str, ...]
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
+    sees: bool = False
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -205,14 +208,12 @@ class ModelKind(ABC):
         return list(layers)
 
     @abstractmethod
-    def examples(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
-    ) -> list[list[Example]]:
+    def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples: inputs and labels, without padding.
 
         Args:
             rows: formatted rows.
-            tokenizer: the model's tokenizer.
+            reader: the model's tokenizer and, if it sees, its image processor.
             cutoff: the most tokens of an example.
             train_on_inputs: whether prompts are learned, too.
 
