@@ -83,9 +83,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrainedTokenizerFast]:
     """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
-    from coppice import data
+    from coppice import data, models
     from coppice.miniature.tokenizer import train_tokenizer
-    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover import examples
     from coppice.study.settings.sections.finetune import TrainingData
@@ -117,7 +116,6 @@ def lora_model(name: str) -> PeftModel:
     import torch
     from peft import get_peft_model
 
-    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover import lora
     from coppice.study.settings.sections.finetune import Lora
@@ -186,7 +184,6 @@ def engine_trainer(
     """Return this package's trainer."""
     from transformers import PrinterCallback, TrainingArguments
 
-    from coppice import models
     from coppice.models import causal_lm
     from coppice.stages.recover.engine.progress import StopOnSignal
     from coppice.stages.recover.engine.trainer import StepTrainer
