@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
     from .towers import Anatomy, Tower
@@ -219,7 +219,7 @@ class ModelKind(ABC):
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
-        sees: whether its rows hold pictures, so that its reader has an image processor.
+        sees: whether it reads pictures, so that its checkpoints have an image processor.
     """
 
     name: str
@@ -267,14 +267,12 @@ class ModelKind(ABC):
         return list(layers)
 
     @abstractmethod
-    def examples(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
-    ) -> list[list[Example]]:
+    def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples: inputs and labels, without padding.
 
         Args:
             rows: formatted rows.
-            tokenizer: the model's tokenizer.
+            reader: the model's tokenizer and, if it sees, its image processor.
             cutoff: the most tokens of an example.
             train_on_inputs: whether prompts are learned, too.
 
