@@ -9,6 +9,21 @@ from typing import NamedTuple
 from coppice.core.aliases import PathLike, Record
 
 FAMILIES = ("llama", "qwen", "mistral")
+
+
+class MiniatureModel(NamedTuple):
+    """What a miniature model is, with the names of the keys under `models`."""
+
+    family: str
+    variant: str = "base"
+    kind: str = "causal-lm"
+
+
+MINIATURE_MODELS = {
+    family + suffix: MiniatureModel(family, variant)
+    for family in FAMILIES
+    for suffix, variant in (("", "base"), ("-instruct", "instruct"))
+}
 # Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
     "boolq": "super_glue/boolq/default.yaml",
@@ -20,7 +35,6 @@ OFFICIAL = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 TASKS = tuple(OFFICIAL)
-MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("", "-instruct"))
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128", "shortened-llm-128", "gptq-2048-v1", "llmpruner-128-v1")
