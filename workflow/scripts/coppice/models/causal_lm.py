@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
     from .kinds import Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
+    from .readers import Reader
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
@@ -74,13 +75,11 @@ class CausalLM(ModelKind):
             if id(model.get_submodule(name)) in inside and name.rpartition(".")[2] not in without
         ]
 
-    def examples(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
-    ) -> list[list[Example]]:
+    def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Return token ids and labels of prompts and responses."""
         from . import text_examples
 
-        return text_examples.examples(rows, tokenizer, cutoff, train_on_inputs)
+        return text_examples.examples(rows, reader.tokenizer, cutoff, train_on_inputs)
 
     def length(self, example: Example) -> int:
         """Return the number of tokens."""

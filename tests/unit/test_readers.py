@@ -1,0 +1,49 @@
+"""A model's tokenizer and image processor go together into every folder that is written."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from coppice import models
+from coppice.core.errors import CheckpointError
+from coppice.models import readers
+
+PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": 8,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 256, "longest_edge": 65536},
+}
+
+
+def test_a_reader_writes_the_processors_files_as_they_are_beside_the_tokenizer(tmp_path, tiny_tokenizer):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    text = json.dumps(PROCESSOR, indent=7)
+    (before / "preprocessor_config.json").write_text(text)
+    (before / "video_preprocessor_config.json").write_text("{}")
+    readers.seeing(before, tiny_tokenizer).save(after)
+    assert (after / "preprocessor_config.json").read_text() == text
+    assert {"video_preprocessor_config.json", "tokenizer.json"} <= {path.name for path in after.iterdir()}
+
+
+def test_the_image_processor_is_the_one_of_pillow(tmp_path, tiny_tokenizer):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    reader = readers.seeing(tmp_path, tiny_tokenizer)
+    assert type(reader.image_processor).__name__ == "Qwen2VLImageProcessorPil" and "torchvision" not in sys.modules
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"image_processor_type": "Unheard"}'])
+def test_a_folder_without_an_image_processor_that_loads_is_named(tmp_path, tiny_tokenizer, content):
+    if content:
+        (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path)) + ".*Copy preprocessor_config.json"):
+        readers.seeing(tmp_path, tiny_tokenizer)
+
+
+def test_the_reader_of_a_model_of_text_has_no_image_processor(tiny_checkpoint):
+    reader = models.Source(str(tiny_checkpoint("llama"))).reader()
+    assert reader.image_processor is None and reader.files == ()
