@@ -55,7 +55,7 @@ class Forward:
         return None, 1.0
 
     def __call__(self, inputs: Inputs) -> torch.Tensor:
-        """Return the states [B, T, width] for input_ids, attention_mask and decoder_input_ids; logits without a head."""
+        """Return the states [B, T, width] for ids, mask and decoder_input_ids; without a head, the logits."""
         if self.head is None:
             return self.model(**inputs, use_cache=False).logits
         return self._states(inputs) * self.scale
