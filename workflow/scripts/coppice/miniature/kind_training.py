@@ -22,7 +22,7 @@ from coppice.study.settings import registry
 
 from . import tiny_readers
 from .tiny_models import KIND_MODELS, KindModel
-from .training import Rates, train
+from .pretraining_loop import Rates, train
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from coppice.core.aliases import PathLike, Record
 
 from .tiny_models import TINY_MODELS, TinyModel, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
-from .training import Rates, train
+from .pretraining_loop import Rates, train
 
 if TYPE_CHECKING:
     import torch
