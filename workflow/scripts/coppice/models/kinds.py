@@ -217,9 +217,13 @@ class ModelKind(ABC):
         prunable: the values of `model_type` in a configuration whose towers it knows.
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
+        tower_names: the towers that `finetune.lora.towers` may name, which need not be prunable.
+        frozen_towers: those of them that are not trained unless `finetune.lora.towers` names them.
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
+        coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
+            `gathers` and `example_losses` (see `contrastive.Engine`).
     """
 
     name: str
@@ -229,8 +233,11 @@ class ModelKind(ABC):
     prunable: tuple[str, ...]
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
+    tower_names: tuple[str, ...] = ("text",)
+    frozen_towers: tuple[str, ...] = ()
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
+    coupled: bool = False
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -265,6 +272,10 @@ class ModelKind(ABC):
     def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
         """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
         return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower, of `tower_names`, in which a module of a plain model lies. layer: its dotted name."""
+        return self.tower_names[0]
 
     @abstractmethod
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
