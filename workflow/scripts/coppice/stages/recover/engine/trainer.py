@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,13 +31,11 @@ from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 from ..base import Diverged, Recovery
 from ..job import Job, Learner
 from . import checkpoints, duration, memory, processes, progress, sharding
-from .loader import StepLoader, StepSampler, together
+from .loader import StepLoader, StepSampler, blocks, together
 from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
-
-VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batches together
 
 
 def build(
@@ -163,8 +161,7 @@ class StepTrainer(Trainer):
         examples = inputs["examples"]
         # The loss normalizer: the targets of the whole step, in all processes. A mean per micro-batch would weight a
         # target by how few others share its micro-batch. (`num_items_in_batch` is None: Trainer finds no labels.)
-        targets = self.kind.targets(examples)
-        loss = self._gradients(model, examples, targets)
+        loss = self._gradients(model, examples, targets=self.kind.targets(examples))
         if self.args.world_size > 1:
             loss = processes.sum_gradients(model, loss)
         self._check_finite(loss, examples)  # before the optimizer's step, so that no NaN gets into the weights
@@ -226,8 +223,7 @@ class StepTrainer(Trainer):
             # every n-th example in order of length, so that each process has about the same number of tokens
             examples = sorted(examples, key=self.kind.length)
             examples = examples[self.args.process_index :: self.args.world_size]
-        with self.accelerator.autocast():  # an engine may run the model to arrange a step
-            # coupled examples are exchanged, so that every process takes part
+        with self.accelerator.autocast():  # an engine may run the model; coupled processes then exchange embeddings
             own = list(self.engine.micro_batches(examples)) if examples or self.kind.coupled else []
         if not self.sharded:
             return own
@@ -270,7 +266,7 @@ class StepTrainer(Trainer):
         self.model.eval()
         # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for block in _blocks(examples):
+        for block in blocks(examples):
             total += self._summed_loss(block)
         if self.args.world_size > 1:
             distributed.all_reduce(total)
@@ -340,15 +336,15 @@ class StepTrainer(Trainer):
     def example_losses(self) -> tuple[list[float], list[int]]:
         """Return (losses, target tokens) per validation example, in the order of the data; losses are sums in nats."""
         self.model.eval()
-        if self.kind.coupled:
-            losses = [loss for block in _blocks(self.eval_dataset) for loss in self.engine.example_losses(block)]
-            return losses, [1] * len(losses)
-        losses = []
-        for example in self.eval_dataset:  # one by one, since micro-batches of several give only their sum
-            with self.accelerator.autocast():
-                parts = [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
-            losses.append(math.fsum(parts))
+        with self.accelerator.autocast():
+            if self.kind.coupled:
+                losses = [loss for block in blocks(self.eval_dataset) for loss in self.engine.example_losses(block)]
+            else:  # one by one, since micro-batches of several give only their sum
+                losses = [math.fsum(self._each_loss(example)) for example in self.eval_dataset]
         return losses, [self.kind.targets([example]) for example in self.eval_dataset]
+
+    def _each_loss(self, example: Example) -> list[float]:
+        return [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
 
     def _was_at_its_end(self, checkpoint: Path) -> bool:
         """Return whether nothing is left to train after `checkpoint`."""
@@ -402,9 +398,3 @@ class StepTrainer(Trainer):
                 ),
             ],
         }
-
-
-def _blocks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Yield the validation examples that are arranged into micro-batches together."""
-    for start in range(0, len(examples), VALIDATION_ROWS):
-        yield examples[start : start + VALIDATION_ROWS]
