@@ -21,8 +21,8 @@ from coppice.models import kinds, readers
 from coppice.study.settings import registry
 
 from . import tiny_readers
-from .tiny_models import KIND_MODELS, KindModel
 from .pretraining_loop import Rates, train
+from .tiny_models import KIND_MODELS, KindModel
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from coppice import data
 from coppice.core import records
 from coppice.core.aliases import PathLike, Record
 
+from .pretraining_loop import Rates, train
 from .tiny_models import TINY_MODELS, TinyModel, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
-from .pretraining_loop import Rates, train
 
 if TYPE_CHECKING:
     import torch
