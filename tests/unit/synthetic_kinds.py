@@ -22,7 +22,7 @@ class SyntheticKinds(Synthetic):
             return
         # the same rows are hard for every model, so that the comparison is a paired one
         hard = numpy.random.default_rng(5).uniform(size=self.items)
-        right = (hard + self.random.normal(0, 0.15, self.items)) < 0.1 + 0.75 * max(skill, 0)
+        right = (hard + self.random.normal(0, 0.15, self.items)) < 0.9 * skill
         measure = self._retrieval if does == "dual" else self._answers
         sections, samples = measure(right, skill, KIND_OF_DATA[does])
         (folder / "samples").mkdir(parents=True, exist_ok=True)

@@ -104,8 +104,14 @@ def _groups(entries: Sequence[metrics.Metric]) -> list[list[metrics.Metric]]:
 
 
 def _heading(group: Sequence[metrics.Metric]) -> str:
-    """Return the heading of a table: of a single entry, what it measures, or else the evaluator."""
-    return group[0].heading if len(group) == 1 or not group[0].setting else group[0].setting[0].capitalize()
+    """Return the heading of a table: the evaluator if rows name their metrics, or else what all rows measure."""
+    named = _names_metrics(group) and group[0].setting
+    return named[0].capitalize() if named else group[0].heading
+
+
+def _names_metrics(group: Sequence[metrics.Metric]) -> bool:
+    """Return whether the rows of a table name metrics. Tables of tasks and of texts have one, named above them."""
+    return len(group) > 1 or group[0].dataset == "data set"
 
 
 def _key(entries: Sequence[metrics.Metric]) -> str:
@@ -131,10 +137,10 @@ def _changes(record: Record, group: Sequence[metrics.Metric], mean: metrics.Metr
 
     group: entries of `METRICS`; mean: the entry of the mean over these data sets, which ends the table, or None.
     """
-    first, single = group[0], len(group) == 1
+    first, named = group[0], _names_metrics(group)
     shares, tested = (any(getattr(entry, key) for entry in group) for key in ("reported", "right_or_wrong"))
     columns: list[tuple[str, JustifyMethod, bool]] = [
-        (first.dataset if single else "metric", "left", True),
+        ("metric" if named else first.dataset, "left", True),
         ("metric", "left", "metric" in first.facts),
         ("n", "right", "n" in first.facts),
         *((stage, "right", True) for stage in ("dense", "pruned", "tuned")),
@@ -152,7 +158,7 @@ def _changes(record: Record, group: Sequence[metrics.Metric], mean: metrics.Metr
             table.add_section()
         protocol = protocol or part.get("protocol")
         cells = (
-            "mean" if metric.mean_of else metric.name if single else metric.spoken,
+            "mean" if metric.mean_of else metric.with_unit(metric.spoken) if named else metric.name,
             part.get("metric", ""),
             str(part.get("n", "")),
             *(_level(metric, part[stage]) for stage in STAGES),
@@ -181,7 +187,7 @@ def _notes(record: Record, group: Sequence[metrics.Metric]) -> str:
     parts = [metric.part(record) for metric in shown]
     names = [metric.name for metric in shown]
     lines = [f"intervals on {n}: over {formatting.units(p['resampled'])}\n" for n, p in zip(names, parts, strict=True)]
-    names = names if len(group) == 1 else [metric.spoken for metric in shown]
+    names = [metric.spoken for metric in shown] if _names_metrics(group) else names
     notes = [(name, part["recovered"]["note"]) for name, part in zip(names, parts, strict=True)]
     return "".join(dict.fromkeys(lines + [f"recovered on {name}: {note}\n" for name, note in notes if note]))
 
