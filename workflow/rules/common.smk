@@ -35,6 +35,7 @@ from coppice.report.study_report import failures
 from coppice.stages import select
 from coppice.stages.select import scoring
 from coppice.study import chat_date, layout, settings, shared_resources
+from coppice.study.settings import registry
 from coppice.study.settings.own_sections import names_in as measured_on
 
 jobs.run_from(SCRIPTS)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
+    from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
@@ -33,7 +34,7 @@ Inputs = dict[str, Any]
 
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
-KINDS = {"causal-lm": "causal_lm"}
+KINDS = {"image-text": "image_text", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Segment:
 
     text: str
     learned: bool
+
+
+class Picture(Protocol):
+    """A picture of a row: its size in pixels, a digest of its bytes, and the picture itself, read on demand."""
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+
+    def open(self) -> Image:
+        """Return the picture in RGB."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Row:
         divisible: whether a long text may become several examples (plain text) or is cut off (a response).
         content: the columns of the row, for kinds that read more than text.
         references: every right answer to the row. Training rows have one, and running text has none.
+        pictures: what a model that sees reads with the text, in the order in which the text mentions them.
     """
 
     segments: Sequence[Segment]
@@ -63,6 +77,7 @@ class Row:
     divisible: bool
     content: Mapping[str, Any]
     references: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
 
     @property
     def question(self) -> str:
@@ -220,8 +235,8 @@ class ModelKind(ABC):
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
-        prompts: the prompt formats that it can be trained and asked in. The first is the default unless the variant's
-            own (alpaca or chat) is among them.
+        prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
+            variant of a model (base or instruct) decides which is the default; otherwise it is the first.
         tower_names: the towers that `finetune.lora.towers` may name.
         pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
     """

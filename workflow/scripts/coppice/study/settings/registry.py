@@ -11,19 +11,25 @@ from coppice.core.aliases import PathLike, Record
 FAMILIES = ("llama", "qwen", "mistral")
 
 
-class MiniatureModel(NamedTuple):
-    """What a miniature model is, with the names of the keys under `models`."""
+class Miniature(NamedTuple):
+    """What a miniature model is, by the names of the keys under `models`."""
 
     family: str
     variant: str = "base"
     kind: str = "causal-lm"
 
 
+OTHER_MINIATURES = {
+    "t5": Miniature("t5", kind="seq2seq"),
+    "qwen3-vl": Miniature("qwen3-vl", variant="instruct", kind="image-text"),
+    "clip": Miniature("clip", kind="dual-encoder"),
+    "code": Miniature("code"),
+}
 MINIATURE_MODELS = {
-    family + suffix: MiniatureModel(family, variant)
+    family + suffix: Miniature(family, variant)
     for family in FAMILIES
     for suffix, variant in (("", "base"), ("-instruct", "instruct"))
-}
+} | OTHER_MINIATURES
 # Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
     "boolq": "super_glue/boolq/default.yaml",
@@ -81,7 +87,8 @@ DATASETS = {
     },
     "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
-MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS)
+PICTURE_DATASETS = ("captions", "picture-captions", "picture-questions", "picture-pairs", "picture-classes")
+MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS, *PICTURE_DATASETS, "code")
 # Data sets of text whose rows are documents of their own
 DOCUMENTS = ("c4",)
 

@@ -152,7 +152,7 @@ def _prompt(key: str, entry: Model, kind: kinds.ModelKind) -> str:
             f"config key {key}.prompt: found '{entry.prompt}', but {kind.noun} takes {', '.join(kind.prompts)}"
         )
     usual = {"base": "alpaca", "instruct": "chat"}[entry.variant]
-    return entry.prompt or (usual if usual in kind.prompts else kind.prompts[0])
+    return entry.prompt or (usual if {"alpaca", "chat"} <= set(kind.prompts) else kind.prompts[0])
 
 
 def _local_kind(content: Record, key: str, entry: Model) -> str:
@@ -166,7 +166,7 @@ def _local_kind(content: Record, key: str, entry: Model) -> str:
     return kind.name
 
 
-def _check_miniature(key: str, entry: Model, miniature: registry.MiniatureModel) -> None:
+def _check_miniature(key: str, entry: Model, miniature: registry.Miniature) -> None:
     for setting, value in miniature._asdict().items():
         given = getattr(entry, setting)
         if given not in (None, value):
