@@ -69,6 +69,7 @@ class Row:
         content: the columns of the row, for kinds that read more than text.
         references: every right answer to the row. Training rows have one, and running text has none.
         pictures: what a model that sees reads with the text, in the order in which the text mentions them.
+        kind: the kind of the row, a key of `data.prompts.KINDS`.
     """
 
     segments: Sequence[Segment]
@@ -78,6 +79,7 @@ class Row:
     content: Mapping[str, Any]
     references: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    kind: str = "text"
 
     @property
     def question(self) -> str:
