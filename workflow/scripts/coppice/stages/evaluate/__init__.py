@@ -22,7 +22,7 @@ from coppice.models.kinds import Decoding
 from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
-from . import answers, generation, guards, perplexity, zero_shot
+from . import generation, guards, perplexity, row_answers, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
@@ -204,11 +204,11 @@ class _Evaluation:
     def answers(self) -> Record:
         """Return section -> data set -> result for the answers to the rows of data sets, with samples for each."""
         wanted, found = self.settings.answers, {}
-        decoding = answers.decoding_of(wanted, self.seed)
+        decoding = row_answers.decoding_of(wanted, self.seed)
         for name in wanted.datasets:
             facts = self._answer_facts(name, decoding)
             measured, rows = self.parts.part("answers", name, facts, lambda n=name: self._answer(n, decoding))
-            results, self.samples[name] = answers.scored(rows, measured["row_kind"], wanted.metrics)
+            results, self.samples[name] = row_answers.scored(rows, measured["row_kind"], wanted.metrics)
             for section, result in results.items():
                 how = {} if section == "answer_ppl" else {"decoding": facts["decoding"]}
                 found.setdefault(section, {})[name] = result | how
@@ -219,12 +219,12 @@ class _Evaluation:
         """Return what decides the answers to the rows of a data set. The metrics are computed from the answers."""
         self.used[name] = rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         asked = {"rows": rows, "role": self.purpose, "limit": self.settings.answers.limit, "form": self.prompt}
-        return asked | {"decoding": answers.facts_of(decoding), "protocol": answers.PROTOCOL}
+        return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
 
     def _answer(self, name: str, decoding: Decoding) -> Computed:
         subject, accepted = self.subject, models.kind_of(self.subject.source).row_kinds
         rows = RowSource(name, self.datasets[name], self.purpose, self.prompt, subject.reader, accepted)
-        return answers.measure(subject.model, subject.reader, rows, self.settings.answers.limit, decoding)
+        return row_answers.measure(subject.model, subject.reader, rows, self.settings.answers.limit, decoding)
 
     def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
