@@ -1,5 +1,6 @@
 """A model's tokenizer and image processor go together into every folder that is written."""
 
+import copy
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from coppice import models
 from coppice.core.errors import CheckpointError
 from coppice.models import readers
 
+CONFIG = {"model_type": "qwen3_vl"}
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "patch_size": 8,
@@ -25,13 +27,33 @@ def test_a_reader_writes_the_processors_files_as_they_are_beside_the_tokenizer(t
     text = json.dumps(PROCESSOR, indent=7)
     (before / "preprocessor_config.json").write_text(text)
     (before / "video_preprocessor_config.json").write_text("{}")
+    (before / "config.json").write_text(json.dumps(CONFIG))
     readers.seeing(before, tiny_tokenizer).save(after)
     assert (after / "preprocessor_config.json").read_text() == text
     assert {"video_preprocessor_config.json", "tokenizer.json"} <= {path.name for path in after.iterdir()}
 
 
+def test_pictures_are_written_as_config_json_says(tmp_path, tiny_tokenizer):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    marks = {"image_token_id": 9, "vision_start_token_id": 5, "vision_end_token_id": 6}
+    (tmp_path / "config.json").write_text(json.dumps(marks))
+    assert readers.seeing(tmp_path, tiny_tokenizer).placeholder == readers.Placeholder("w9", "w5w9w6")
+    (tmp_path / "config.json").write_text('{"image_token_index": 9000}')
+    with pytest.raises(CheckpointError, match=r"the tokens \[9000\], which the tokenizer does not have"):
+        readers.seeing(tmp_path, tiny_tokenizer)
+
+
+def test_a_template_that_only_the_processor_has_is_the_tokenizers_too(tmp_path, tiny_tokenizer):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    tokenizer = copy.copy(tiny_tokenizer)  # other tests share it
+    assert readers.seeing(tmp_path, tokenizer).tokenizer.chat_template == "{{ messages }}"
+
+
 def test_the_image_processor_is_the_one_of_pillow(tmp_path, tiny_tokenizer):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     reader = readers.seeing(tmp_path, tiny_tokenizer)
     assert type(reader.image_processor).__name__ == "Qwen2VLImageProcessorPil" and "torchvision" not in sys.modules
 

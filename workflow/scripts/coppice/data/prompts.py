@@ -18,8 +18,12 @@ from coppice.core.aliases import Record
 from coppice.core.errors import DataError, SettingsError
 from coppice.models.kinds import Row, Segment
 
+from . import picture_rows
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from .pictures import Album
 
 Turn = dict[str, str]  # {role, content}
 
@@ -31,7 +35,12 @@ KINDS = {
     "caption": (("prompt",), ("caption", "captions")),
     "pair": (("input",), ("target", "targets")),
     "text": (("text",),),
+    "image-chat": (("image", "images"), ("messages", "conversations")),
+    "image-answer": (("image", "images"), ("question", "prompt"), ("answer", "answers", "response")),
+    "image-caption": (("image", "images"), ("caption", "captions")),
+    "image-label": (("image", "images"), ("label",)),
 }
+CHATS = ("chat", "image-chat")
 QUESTIONS = {"completion": "prompt", "caption": "prompt", "pair": "input"}  # kind -> its column of finished prompts
 
 ALPACA = (
@@ -59,10 +68,10 @@ def kind_of(columns: Collection[str], dataset: str, accepted: Sequence[str] = tu
 
 def references(row: Record, kind: str) -> list[str]:
     """Return the right answers of a row, without repetitions and empty ones."""
-    if kind == "text":
+    if kind in ("text", "image-label"):
         return []
-    if kind == "chat":
-        turns = row["messages"] or []
+    if kind in CHATS:
+        turns = picture_rows.conversation(row) if kind == "image-chat" else row["messages"] or []
         found = [turns[-1]["content"]] if turns and turns[-1]["role"] == "assistant" else []
     else:
         cells = [row.get(column) for column in KINDS[kind][-1]]
@@ -80,15 +89,16 @@ class Formatter:
         kind: a key of `KINDS`.
         prompt: prompt format: alpaca, chat or none.
         tokenizer: the model's tokenizer, for its chat template.
+        album: the pictures of the rows, for a model that sees.
     """
 
-    def __init__(self, kind: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, kind: str, prompt: str, tokenizer: PreTrainedTokenizerBase, album: Album | None = None) -> None:
         """Raise SettingsError if the prompt format is chat and the tokenizer has no chat template."""
         if prompt == "chat" and not tokenizer.chat_template:
             raise SettingsError(
                 "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to alpaca or none."
             )
-        self.kind, self.prompt, self.tokenizer = kind, prompt, tokenizer
+        self.kind, self.prompt, self.tokenizer, self.album = kind, prompt, tokenizer, album
         self.chat = prompt == "chat" and kind != "text"
         self.add_special_tokens = not self.chat
 
@@ -120,13 +130,27 @@ class Formatter:
 
     def _row(self, content: Record, where: str, answers: Sequence[str | None]) -> Row:
         try:
-            segments, ends = self(content, answers[0])
+            segments, ends = self(content, answers[0], where)
         except jinja2.TemplateError as error:
             raise DataError(f"{where}: the chat template rejects it: {error}. Correct the row.") from error
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise self._misread(where, error) from error
         found = tuple(answer for answer in answers if answer)
-        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found)
+        pictures = self.album.of_row(content) if self.album else []
+        self._check_marks(segments, len(pictures), where)
+        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures)
+
+    def _check_marks(self, segments: Sequence[Segment], pictures: int, where: str) -> None:
+        """Raise DataError if the model's text has not exactly one placeholder for each picture."""
+        if not segments or self.album is None or self.album.placeholder is None:
+            return
+        token = self.album.placeholder.token
+        found = sum(segment.text.count(token) for segment in segments)
+        if found != pictures:
+            raise DataError(
+                f"{where}: has {pictures} pictures, but its text for the model {found} times {token}. Use a chat "
+                "template that writes one for each picture, and remove that token from the row's own text."
+            )
 
     def _misread(self, where: str, error: Exception) -> DataError:
         return DataError(
@@ -134,17 +158,25 @@ class Formatter:
             f"({error!r}). Correct the row."
         )
 
-    def __call__(self, row: Record, answer: str | None = None) -> tuple[list[Segment], bool]:
+    def __call__(self, row: Record, answer: str | None = None, where: str = "a row") -> tuple[list[Segment], bool]:
         """Return (segments, True if EOS must follow them). A row without an answer gives no segments.
 
-        answer: one of the row's references.
+        answer: one of the row's references; where: names the row in messages.
         """
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
         turns = _turns(row, self.kind, answer)
         if not turns or turns[-1]["role"] != "assistant" or not (turns[-1]["content"] or "").strip():
             return [], True
+        if self.kind.startswith("image-"):
+            turns = picture_rows.marked(turns, len(row.get(picture_rows.COLUMN) or ()), where)
+            turns = picture_rows.with_parts(turns) if self.chat else self._written(turns)
         return self._chat(turns) if self.chat else (self._plain(row, turns), True)
+
+    def _written(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Return turns in which the model's placeholder takes the place of each mark."""
+        text = self.album.placeholder.text if self.album and self.album.placeholder else ""
+        return [turn | {"content": turn["content"].replace(picture_rows.MARK, text)} for turn in turns]
 
     def _plain(self, row: Record, turns: Sequence[Turn]) -> list[Segment]:
         *before, last = turns
@@ -199,7 +231,11 @@ def _turns(row: Record, kind: str, answer: str | None) -> list[Turn]:
     """Return a row as a list of turns, {role, content}, of which the last one is the answer."""
     if kind == "chat":
         return row["messages"] or []
-    if kind in QUESTIONS:
+    if kind == "image-chat":
+        return picture_rows.conversation(row)
+    if kind in ("image-answer", "image-caption"):
+        prompt = picture_rows.question(row)
+    elif kind in QUESTIONS:
         prompt = row[QUESTIONS[kind]]
     else:
         extra, instruction = row.get("input") or "", row["instruction"] or ""

@@ -27,6 +27,10 @@ TRUTHS = ("label", lambda row: (0, 1))
 KEYS = ("answerKey", lambda row: row["choices"]["label"])
 
 
+# columns of training rows that hold no text
+NOT_TEXT = ("messages", "conversations", "image", "images", "label")
+
+
 def _ending_numbers(row: Record) -> list[int | str]:
     numbers = range(len(row["endings"]))
     return [*numbers, *map(str, numbers)]
@@ -71,7 +75,7 @@ def _check_row_kind(name: str, table: Dataset, role: str) -> None:
     *asked, answered = [[column for column in group if column in table.column_names] for group in prompts.KINDS[kind]]
     several = len(prompts.KINDS[kind][-1]) > 1  # a row of this kind may have several answers, as a list
     for column in itertools.chain(*asked, answered):
-        if column != "messages":
+        if column not in NOT_TEXT:
             _check_is_text(name, table, column, lists=several and column in answered)
     for place, row in enumerate(table.select_columns(answered) if several else ()):
         listed = [answer for cell in row.values() if isinstance(cell, list) for answer in cell]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
+    from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
@@ -44,6 +45,18 @@ class Segment:
     learned: bool
 
 
+class Picture(Protocol):
+    """A picture of a row: its size in pixels, a digest of its bytes, and the picture itself, read on demand."""
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+
+    def open(self) -> Image:
+        """Return the picture in RGB."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a data set, formatted for a model.
@@ -55,6 +68,7 @@ class Row:
         divisible: whether a long text may become several examples (plain text) or is cut off (a response).
         content: the columns of the row, for kinds that read more than text.
         references: every right answer to the row. Training rows have one, and running text has none.
+        pictures: what a model that sees reads with the text, in the order in which the text mentions them.
     """
 
     segments: Sequence[Segment]
@@ -63,6 +77,7 @@ class Row:
     divisible: bool
     content: Mapping[str, Any]
     references: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
 
     @property
     def question(self) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
+from coppice.core.json_text import parsed
 
 from .library_errors import described
 
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.image_processing_utils import BaseImageProcessor
 
+TEMPLATE = "chat_template.json"
 # The files of a processor that a tokenizer does not write
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
-    "chat_template.json",
+    TEMPLATE,
     "chat_template.jinja",
 )
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """How a picture is written in the text that a model reads.
+
+    Attributes:
+        token: the token that becomes as many as the picture has features.
+        text: what a prompt without a chat template writes for a picture; it contains the token once.
+    """
+
+    token: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,13 @@ class Reader:
         tokenizer: the tokenizer.
         image_processor: None for a model that reads text only.
         files: the checkpoint's other processor files, which are kept as they are.
+        placeholder: how a picture is written in text; None if the model's texts do not mention pictures.
     """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor | None = None
     files: tuple[Path, ...] = ()
+    placeholder: Placeholder | None = None
 
     def save(self, folder: PathLike) -> None:
         """Write the tokenizer and the processor's files to a folder."""
@@ -55,7 +72,7 @@ def seeing(folder: PathLike, tokenizer: PreTrainedTokenizerBase) -> Reader:
     """Return the reader of a model that sees; folder: of its checkpoint.
 
     Raises:
-        CheckpointError: The folder has no image processor that loads.
+        CheckpointError: The folder has no image processor that loads, or its tokenizer lacks the token of pictures.
     """
     from transformers import AutoImageProcessor
 
@@ -70,4 +87,23 @@ def seeing(folder: PathLike, tokenizer: PreTrainedTokenizerBase) -> Reader:
             "original model into the folder."
         ) from error
     files = tuple(path for name in PROCESSOR_FILES if (path := folder / name).is_file())
-    return Reader(tokenizer, processor, files)
+    if not tokenizer.chat_template and (folder / TEMPLATE).is_file():
+        # older checkpoints keep it with the processor only
+        tokenizer.chat_template = parsed((folder / TEMPLATE).read_text(encoding="utf-8"))["chat_template"]
+    return Reader(tokenizer, processor, files, _placeholder(folder, tokenizer))
+
+
+def _placeholder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Placeholder | None:
+    """Return how config.json says that pictures are written in text."""
+    config = parsed((folder / "config.json").read_text(encoding="utf-8"))
+    token = config.get("image_token_id", config.get("image_token_index"))
+    if token is None:
+        return None
+    ids = [config.get("vision_start_token_id"), token, config.get("vision_end_token_id")]
+    found = [tokenizer.convert_ids_to_tokens(one) for one in ids if one is not None]
+    if None in found:
+        raise CheckpointError(
+            f"{folder}: config.json writes pictures with the tokens {ids}, which the tokenizer does not have. Copy the "
+            "tokenizer's files of the original model into the folder."
+        )
+    return Placeholder(tokenizer.convert_ids_to_tokens(token), "".join(found))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from coppice import data
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
-from coppice.data import prompts
+from coppice.data import pictures, prompts
 from coppice.models.kinds import Example, ModelKind, Row
 from coppice.study.settings.sections.finetune import TrainingData
 
@@ -103,7 +103,8 @@ class _Source:
     def __init__(self, name: str, record: PathLike, prompt: str, reader: Reader, kinds: Sequence[str]) -> None:
         self.name, table = name, data.load(record, "train")
         self.rows = table.to_list()
-        self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name, kinds), prompt, reader.tokenizer)
+        form, album = prompts.kind_of(table.column_names, name, kinds), pictures.album(record, "train", reader)
+        self.formatter = prompts.Formatter(form, prompt, reader.tokenizer, album)
 
     def formatted(self, index: int) -> list[Row]:
         """Return one row as the model reads it: once for each of its right answers."""
