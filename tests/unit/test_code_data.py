@@ -347,7 +347,7 @@ def test_rejects_fewer_repositories_than_roles(tmp_path):
 
 def test_makes_the_same_files_again_and_a_sample_of_them(tmp_path):
     folder = tree(tmp_path / "tree", {f"{number}.py": module(number) for number in range(30)})
-    first, rows = built(tmp_path, [folder], (0.8, 0.1, 0.1))
+    first, _ = built(tmp_path, [folder], (0.8, 0.1, 0.1))
     again, _ = built(tmp_path, [folder], (0.8, 0.1, 0.1), name="again/code.jsonl")
     assert {role: own["sha256"] for role, own in first["roles"].items()} == {
         role: own["sha256"] for role, own in again["roles"].items()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coppice.core.json_text import parsed
 
@@ -39,10 +39,20 @@ KINDS = {"causal-lm": "causal_lm"}
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
+    """A piece of an example.
+
+    Attributes:
+        text: its text.
+        learned: True if the loss covers it (a response) and False if not (a prompt).
+        control: whether the text is the name of one control token. The texts between control tokens are encoded each
+            by itself; other rows are encoded as one text.
+        loses: what a row with control tokens loses if it is too long: "all" (this piece first), "start" or "end" of it.
+    """
 
     text: str
     learned: bool
+    control: bool = False
+    loses: Literal["", "all", "start", "end"] = ""
 
 
 class Picture(Protocol):
@@ -69,6 +79,7 @@ class Row:
         content: the columns of the row, for kinds that read more than text.
         references: every right answer to the row. Training rows have one, and running text has none.
         pictures: what a model that sees reads with the text, in the order in which the text mentions them.
+        stop: texts at which the answer to this row ends, besides those of `Decoding`.
     """
 
     segments: Sequence[Segment]
@@ -78,6 +89,7 @@ class Row:
     content: Mapping[str, Any]
     references: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    stop: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -117,6 +129,10 @@ class Decoding:
     def cut(self, answer: str) -> str:
         """Return an answer without what follows the first stop text in it."""
         return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+
+    def stopping(self, texts: Sequence[str]) -> Decoding:
+        """Return the same with further stop texts."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *texts))))
 
 
 @dataclass(frozen=True)
