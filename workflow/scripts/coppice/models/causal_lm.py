@@ -135,17 +135,17 @@ class CausalLM(ModelKind):
 
     def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
         """Return the answers, generated in batches of similar lengths; a question that is too long loses its start."""
-        from . import generating, text_examples
+        from . import continuing, text_examples
 
         context = self.context_length(model.config)
         room = max(context - decoding.new_tokens, context // 2) if context else sys.maxsize
         asked = text_examples.question_ids(rows, reader.tokenizer, room)
         questions = [
-            generating.Question(ids, row.stop, infills=infilling.is_infilling(row.segments))
+            continuing.Question(ids, row.stop, infills=infilling.is_infilling(row.segments))
             for ids, row in zip(asked, rows, strict=True)
         ]
-        found = generating.continuations(model, reader.tokenizer, questions, decoding, context)
-        return [(text or "").strip() for text in found]
+        found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
+        return [text or "" for text in found]
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""

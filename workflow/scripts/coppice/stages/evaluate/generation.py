@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core.aliases import Record
 from coppice.data import prompts
-from coppice.models import generating
+from coppice.models import continuing
 from coppice.models.kinds import Decoding
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def answers(
     asked = []
     for question in questions:
         text, special = prompts.format_question(question, prompt, tokenizer)
-        asked.append(generating.Question(tokenizer(text, add_special_tokens=special).input_ids))
+        asked.append(continuing.Question(tokenizer(text, add_special_tokens=special).input_ids))
     decoding = Decoding(new_tokens=new_tokens)
-    found = generating.continuations(model, tokenizer, asked, decoding, models.context_length(model))
-    return [
-        {"prompt": question, "text": text if text is None else text.strip()}
-        for question, text in zip(questions, found, strict=True)
-    ]
+    found = continuing.continuations(model, tokenizer, asked, decoding, models.context_length(model))
+    return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]

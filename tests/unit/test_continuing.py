@@ -1,4 +1,4 @@
-"""Generation in batches: each answer is what its prompt gives alone, and ends where it must."""
+"""Continuations in batches: each answer is what its prompt gives alone, and ends where it must."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from coppice import models
 from coppice.data import prompts
-from coppice.models import generating
+from coppice.models import continuing
 from coppice.models.causal_lm import KIND
 from coppice.models.kinds import Decoding
 from tests.unit import tiny_architectures
@@ -40,8 +40,8 @@ def greedy(model, ids, count, ends=()):
 def test_answers_in_a_batch_are_those_of_each_prompt_alone(name):
     model = tiny_architectures.build(name)
     model.generation_config.eos_token_id = None
-    found = generating.continuations(
-        model, Words(), [generating.Question(ids) for ids in QUESTIONS], Decoding(new_tokens=8), 256
+    found = continuing.continuations(
+        model, Words(), [continuing.Question(ids) for ids in QUESTIONS], Decoding(new_tokens=8), 256
     )
     assert found == [" ".join(map(str, greedy(model, ids, 8, ends=[2]))) for ids in QUESTIONS]
 
@@ -56,9 +56,9 @@ def test_a_model_that_sees_its_padding_runs_prompts_of_one_length_at_a_time(monk
         return forward(input_ids=input_ids, use_cache=False)
 
     monkeypatch.setattr(model, "forward", blind)
-    assert not generating._padding_is_exact(model)
+    assert not continuing._padding_is_exact(model)
     monkeypatch.setattr(model, "forward", forward)
-    assert generating._padding_is_exact(model)
+    assert continuing._padding_is_exact(model)
 
 
 def test_beams_and_draws_are_those_of_transformers():
@@ -73,15 +73,15 @@ def test_beams_and_draws_are_those_of_transformers():
         )[0, len(ids) :].tolist()
         expected = expected[: expected.index(2)] if 2 in expected else expected
         before = torch.random.get_rng_state()
-        found = generating.continuations(model, Words(), [generating.Question(ids)], decoding, 256)
+        found = continuing.continuations(model, Words(), [continuing.Question(ids)], decoding, 256)
         assert found == [" ".join(map(str, expected))]
         assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_a_prompt_that_fills_the_context_has_no_answer_and_one_near_its_end_a_short_one():
     model = tiny_architectures.build("llama")
-    asked = [generating.Question([7] * length) for length in (256, 253, 4, 0)]
-    found = generating.continuations(model, Words(), asked, Decoding(new_tokens=8), 256)
+    asked = [continuing.Question([7] * length) for length in (256, 253, 4, 0)]
+    found = continuing.continuations(model, Words(), asked, Decoding(new_tokens=8), 256)
     assert found[0] is None and found[3] is None
     assert found[1] == " ".join(map(str, greedy(model, [7] * 253, 3, ends=[2])))
     assert found[2] == " ".join(map(str, greedy(model, [7] * 4, 8, ends=[2])))
