@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import generating, infilling, kinds
+from .tokenizing import ends_of
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,7 @@ def continuations(
         context: the tokens that the model was made for; None if that is not known.
     """
     found: list[str | None] = [None] * len(questions)
-    ends, device = _ends(model, tokenizer), model.get_input_embeddings().weight.device
+    ends, device = ends_of(model, tokenizer), model.get_input_embeddings().weight.device
     for places in _alike(model, questions, decoding, context):
         first = questions[places[0]]
         own = replace(decoding.stopping(first.stop), new_tokens=_room(first, decoding, context))
@@ -160,16 +161,6 @@ def _padding_is_exact(model: LoadedModel) -> bool:
     alone, padded = logits([short])[0], logits([long, short])[0]
     tolerance = TOLERANCE.get(str(model.dtype).removeprefix("torch."), HALF_TOLERANCE)
     return bool((alone - padded).abs().max() <= tolerance * alone.abs().max())
-
-
-def _ends(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: those of the checkpoint, and the one that fine-tuning appends.
-
-    The second is missing in the checkpoint if the user names it (`models.X.eos_token`).
-    """
-    own = model.generation_config.eos_token_id
-    every = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return [token for token in dict.fromkeys(every) if token is not None]
 
 
 def _infilling_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
