@@ -141,9 +141,7 @@ class Formatter:
         found = tuple(answer for answer in answers if answer)
         pictures = self.album.of_row(content) if self.album else []
         self._check_marks(segments, len(pictures), where)
-        # a single line, as `coppice build-code-data` calls the span, ends where the line does
-        stop = ("\n",) if self.kind == "fim" and content.get("kind") == "line" else ()
-        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures, stop)
+        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures, self.kind)
 
     def _check_marks(self, segments: Sequence[Segment], pictures: int, where: str) -> None:
         """Raise DataError if the model's text has not exactly one placeholder for each picture."""

@@ -79,7 +79,7 @@ class Row:
         content: the columns of the row, for kinds that read more than text.
         references: every right answer to the row. Training rows have one, and running text has none.
         pictures: what a model that sees reads with the text, in the order in which the text mentions them.
-        stop: texts at which the answer to this row ends, besides those of `Decoding`.
+        kind: the kind of the row, a key of `data.prompts.KINDS`.
     """
 
     segments: Sequence[Segment]
@@ -89,12 +89,17 @@ class Row:
     content: Mapping[str, Any]
     references: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
-    stop: tuple[str, ...] = ()
+    kind: str = "text"
 
     @property
     def question(self) -> str:
         """The text that a model is asked: all that comes before the answer."""
         return "".join(segment.text for segment in self.segments[:-1])
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts at which the answer ends: a single line (of `coppice build-code-data`) ends where the line does."""
+        return ("\n",) if self.kind == "fim" and self.content.get("kind") == "line" else ()
 
 
 @dataclass(frozen=True)
