@@ -17,7 +17,7 @@ import jinja2
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError, SettingsError
 from coppice.models import infilling
-from coppice.models.kinds import Row, Segment
+from coppice.models.rows import Row, Segment
 
 from . import picture_rows
 

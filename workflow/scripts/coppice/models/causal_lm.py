@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from .kinds import Decoding, Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
+    from .kinds import Decoding, Engine, Example, Fallback, Inputs, LoadedModel, Scorer
     from .readers import Reader
+    from .rows import Row
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel, Row
+    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
+    from .rows import Row
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TEXT_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # text towers of LLaVA that can be pruned

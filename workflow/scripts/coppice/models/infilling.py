@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core.errors import DataError, SettingsError
 
-from .kinds import Segment
+from .rows import Segment
 from .tokenizing import begins_with_bos
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy
 from coppice.core.errors import SettingsError
 
 from . import infilling
-from .kinds import Example, Row, Segment
+from .kinds import Example
+from .rows import Row, Segment
 from .tokenizing import check_end
 
 if TYPE_CHECKING:
