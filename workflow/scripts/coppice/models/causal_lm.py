@@ -5,11 +5,12 @@ Its accelerators are `packing` for training, and `tree_scoring` and `output_head
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import dimensions
+from . import dimensions, infilling
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from .kinds import Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
+    from .kinds import Decoding, Engine, Example, Fallback, Inputs, LoadedModel, Scorer
     from .readers import Reader
+    from .rows import Row
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
@@ -35,7 +37,7 @@ class CausalLM(ModelKind):
 
     name = "causal-lm"
     noun = "a causal language model"
-    row_kinds = ("chat", "instruction", "completion", "text")
+    row_kinds = ("chat", "instruction", "completion", "fim", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")
     adapter_groups = LAYERS
@@ -131,6 +133,20 @@ class CausalLM(ModelKind):
         from .prefix_tree import architectures
 
         return architectures.knowledge(output_head.causal_lm(model)).by_length
+
+    def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
+        """Return the answers, generated in batches of similar lengths; a question that is too long loses its start."""
+        from . import continuing, text_examples
+
+        context = self.context_length(model.config)
+        room = max(context - decoding.new_tokens, context // 2) if context else sys.maxsize
+        asked = text_examples.question_ids(rows, reader.tokenizer, room)
+        questions = [
+            continuing.Question(ids, row.stop, infills=infilling.is_infilling(row.segments))
+            for ids, row in zip(asked, rows, strict=True)
+        ]
+        found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
+        return [text or "" for text in found]
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""

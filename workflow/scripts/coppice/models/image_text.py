@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel, Row
+    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
+    from .rows import Row
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
