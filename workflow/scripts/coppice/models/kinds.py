@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
-    from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
@@ -35,54 +35,6 @@ Inputs = dict[str, Any]
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
 KINDS = {"image-text": "image_text", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
-
-    text: str
-    learned: bool
-
-
-class Picture(Protocol):
-    """A picture of a row: its size in pixels, a digest of its bytes, and the picture itself, read on demand."""
-
-    path: str
-    sha256: str
-    width: int
-    height: int
-
-    def open(self) -> Image:
-        """Return the picture in RGB."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set, formatted for a model.
-
-    Attributes:
-        segments: its text; empty if there is nothing to learn from. The last one is the answer.
-        ends: whether an end-of-sequence token follows the text.
-        special_tokens: whether the tokenizer's special tokens go around the text. A chat template contains them.
-        divisible: whether a long text may become several examples (plain text) or is cut off (a response).
-        content: the columns of the row, for kinds that read more than text.
-        references: every right answer to the row. Training rows have one, and running text has none.
-        pictures: what a model that sees reads with the text, in the order in which the text mentions them.
-    """
-
-    segments: Sequence[Segment]
-    ends: bool
-    special_tokens: bool
-    divisible: bool
-    content: Mapping[str, Any]
-    references: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-
-    @property
-    def question(self) -> str:
-        """The text that a model is asked: all that comes before the answer."""
-        return "".join(segment.text for segment in self.segments[:-1])
 
 
 @dataclass(frozen=True)
@@ -117,6 +69,10 @@ class Decoding:
     def cut(self, answer: str) -> str:
         """Return an answer without what follows the first stop text in it."""
         return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+
+    def stopping(self, texts: Sequence[str]) -> Decoding:
+        """Return the same with further stop texts."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *texts))))
 
 
 @dataclass(frozen=True)
