@@ -53,7 +53,7 @@ __all__ = [
 
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
-KINDS = {"seq2seq": "seq2seq", "causal-lm": "causal_lm"}
+KINDS = {"dual-encoder": "dual_encoder", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
 
 
 @dataclass(frozen=True)
