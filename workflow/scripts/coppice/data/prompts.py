@@ -138,7 +138,7 @@ class Formatter:
         found = tuple(answer for answer in answers if answer)
         pictures = self.album.of_row(content) if self.album else []
         self._check_marks(segments, len(pictures), where)
-        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures)
+        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures, self.kind)
 
     def _check_marks(self, segments: Sequence[Segment], pictures: int, where: str) -> None:
         """Raise DataError if the model's text has not exactly one placeholder for each picture."""

@@ -44,7 +44,7 @@ class Seq2Seq(ModelKind):
         "cross-attention": CROSS,
         "mlp": ("DenseReluDense", "fc1", "fc2"),
     }
-    evaluators = ("merge",)
+    evaluators = ("answers", "merge")
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return whether the model has an encoder and a decoder."""

@@ -232,15 +232,14 @@ ANSWER_PERPLEXITY = Metric(
     facts=("tokens", "n"),
 )
 ANSWERS = (
+    replace(_of_answers("pass_at_1", "pass@1", "pass@1 %"), answers=True, setting=None),
     replace(_of_answers("bleu4", "BLEU-4", "BLEU-4", "x100"), pairing=CORPUS, answers=True),
+    replace(_of_answers("cider", "CIDEr", "CIDEr", "x100"), high=10),
+    replace(_of_answers("chrf", "chrF", "chrF", "x100"), pairing=CORPUS),
     replace(_of_answers("exact_match", "exact match", "exact %"), right_or_wrong=True, answers=True),
     _of_answers("edit_similarity", "edit similarity", "edit %"),
     _of_answers("anls", "ANLS", "ANLS %"),
     _of_answers("token_f1", "token F1", "F1 %"),
-    replace(_of_answers("cider", "CIDEr", "CIDEr", "x100"), high=10),
-    replace(_of_answers("chrf", "chrF", "chrF", "x100"), pairing=CORPUS),
-    replace(_of_answers("pass_at_1", "pass@1", "pass@1 %"), answers=True),
-    ANSWER_PERPLEXITY,
 )
 # Metrics of pictures and texts that find each other, and of pictures that find their class
 _FOUND = replace(_ANSWERS, unit="%", right_or_wrong=True, facts=("n", "candidates", "chance"), alike=("candidates",))
@@ -286,7 +285,8 @@ def _top(depth: int) -> Metric:
 DIRECTIONS = ("image_to_text", "text_to_image")
 RETRIEVAL = tuple(_recall(direction, depth) for direction in DIRECTIONS for depth in (1, 5, 10))
 CLASSIFICATION = (_top(1), _top(5))
-METRICS = (AVERAGE, TASK, PERPLEXITY, *ANSWERS, *RETRIEVAL, *CLASSIFICATION)  # a mean precedes its parts
+# A mean precedes its parts. What a study asks of its own data sets leads its reports, before what all studies measure
+METRICS = (*ANSWERS, ANSWER_PERPLEXITY, *RETRIEVAL, *CLASSIFICATION, AVERAGE, TASK, PERPLEXITY)
 # Of a training, not of an evaluation: ablations rank arms by it, over the examples that each seed holds out
 LOSS = Metric(
     key="validation_loss",
@@ -299,10 +299,27 @@ LOSS = Metric(
 )
 
 
+def held_by(record: Record) -> list[Metric]:
+    """Return the entries of `METRICS` whose sections a record holds.
+
+    Metrics of answers are in the record's order, which is that of the settings: the first of them leads reports.
+    """
+    found = [entry for entry in METRICS if entry.section in record]
+    own = iter(sorted((entry for entry in found if entry in ANSWERS), key=lambda one: list(record).index(one.section)))
+    return [next(own) if entry in ANSWERS else entry for entry in found]
+
+
+def in_detail(entries: Iterable[Metric]) -> list[Metric]:
+    """Return entries in the order of comparisons: the parts of a mean come after all others, and then the mean."""
+    entries = list(entries)
+    means = {entry.mean_of for entry in entries}
+    return sorted(entries, key=lambda entry: 2 if entry.mean_of else int(entry.section in means))
+
+
 def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Metric]:
-    """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all of `METRICS`)."""
+    """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all that it holds)."""
     found = []
-    for entry in METRICS if entries is None else entries:
+    for entry in held_by(record) if entries is None else entries:
         names = tuple(record.get(entry.mean_of or entry.section) or ())
         if not entry.mean_of:
             found += [entry.on(name) for name in names]
@@ -311,16 +328,21 @@ def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Me
     return found
 
 
+def details_in(record: Record) -> list[Metric]:
+    """Return the same, all of them in the order of comparisons."""
+    return found_in(record, in_detail(held_by(record)))
+
+
 def asked_in(evaluate: object) -> list[Metric]:
     """Return the metrics of an evaluation by the section `evaluate`: those that reports show, then the details."""
     found = []
     for entry in sorted((one for one in METRICS if one.setting), key=lambda one: not one.reported):
         section, key = entry.setting
-        asked = getattr(evaluate, section, None)
+        asked = getattr(evaluate, section)
         chosen = getattr(asked, "metrics", None)
         if chosen is not None and entry.section not in (*chosen, ANSWER_PERPLEXITY.section):
             continue  # the perplexity of answers is always measured
-        names = getattr(asked, key, ())
+        names = getattr(asked, key)
         found += [entry.on(*names)] * bool(names) if entry.mean_of else [entry.on(name) for name in names]
     return found
 
@@ -349,12 +371,17 @@ def named(key: str) -> Metric:
 
 
 def axes(found: Iterable[Metric]) -> tuple[Metric, Metric]:
-    """Return the two metrics of a trade-off: the first that answers the study's questions, and the first other one.
+    """Return the two metrics of a trade-off: the one that answers the study's questions, and another one.
 
-    For one that is not among `found`, return the first such entry of `METRICS`, so that a message can name it.
+    The first that can answer questions does. The other one is the first of the other direction, such as perplexity
+    beside accuracy, or else the first of the rest. For one that is not among `found`, return the mean accuracy or the
+    perplexity, so that a message can name it.
     """
-    shown = [metric for metric in (*found, *METRICS) if metric.reported]
-    return next(one for one in shown if one.answers), next(one for one in shown if not one.answers)
+    shown = [metric for metric in found if metric.reported]
+    leading = next((one for one in shown if one.answers), AVERAGE)
+    rest = [one for one in shown if one != leading]
+    rest.sort(key=lambda one: one.higher_is_better == leading.higher_is_better)
+    return leading, rest[0] if rest else PERPLEXITY
 
 
 def axes_of(columns: Iterable[str]) -> tuple[Metric, Metric]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core.aliases import Record
 from coppice.data import prompts
+from coppice.models.tokenizing import ends_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ def answers(
     """
     import torch
 
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
     found = []
     for question in questions:
         text, special = prompts.format_question(question, prompt, tokenizer)
@@ -56,13 +57,3 @@ def answers(
         answer = tokenizer.decode(new, skip_special_tokens=True).strip()
         found.append({"prompt": question, "text": answer})
     return found
-
-
-def _ends(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: those of the checkpoint, and the one that fine-tuning appends.
-
-    The second is missing in the checkpoint if the user names it (`models.X.eos_token`).
-    """
-    own = model.generation_config.eos_token_id
-    every = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return [token for token in dict.fromkeys(every) if token is not None]
