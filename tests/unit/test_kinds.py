@@ -22,6 +22,9 @@ ACCELERATORS = {
     "tree_scoring",
     "text_examples",
     "seq2seq_batches",
+    "contrastive",
+    "dual_encoder",
+    "dual_towers",
 }
 
 

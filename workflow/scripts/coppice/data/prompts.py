@@ -165,6 +165,8 @@ class Formatter:
         """
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
+        if self.kind == "image-label":  # a class is no answer to a question; the kind of model writes it as a text
+            return [], True
         turns = _turns(row, self.kind, answer)
         if not turns or turns[-1]["role"] != "assistant" or not (turns[-1]["content"] or "").strip():
             return [], True
