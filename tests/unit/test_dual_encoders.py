@@ -9,7 +9,7 @@ import torch
 from coppice import models
 from coppice.core.errors import CheckpointError
 from coppice.models import contrastive, kinds
-from coppice.models.kinds import Row, Segment
+from coppice.models.rows import Row, Segment
 from tests.unit import tiny_dual_encoders as tiny
 
 KIND = kinds.named("dual-encoder")

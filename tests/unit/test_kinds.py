@@ -24,7 +24,6 @@ ACCELERATORS = {
     "seq2seq_batches",
     "contrastive",
     "dual_encoder",
-    "dual_towers",
 }
 
 

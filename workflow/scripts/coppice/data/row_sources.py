@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import PathLike
-from coppice.models.kinds import Row
+from coppice.models.rows import Row
 
 from . import datasets, pictures, prompts
 

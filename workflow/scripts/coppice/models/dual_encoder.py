@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
     from .contrastive import Engine
-    from .kinds import Example, Inputs, LoadedModel, Row
+    from .kinds import Example, Inputs, LoadedModel
     from .readers import Reader
+    from .rows import Picture, Row
     from .towers import Anatomy, Tower
 
 logger = logging.getLogger("coppice.models")
@@ -139,7 +140,7 @@ class DualEncoder(ModelKind):
         model: LoadedModel,
         reader: Reader,
         texts: Sequence[str] | None = None,
-        pictures: Sequence[Any] | None = None,
+        pictures: Sequence[Picture] | None = None,
     ) -> torch.Tensor:
         """Return the embeddings [n, width] of texts or of pictures, each of length 1, on the CPU."""
         import torch
@@ -185,7 +186,7 @@ class Pixels:
         processor: the model's.
     """
 
-    picture: Any
+    picture: Picture
     processor: BaseImageProcessor
 
     def __call__(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
-    from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
@@ -40,56 +40,6 @@ KINDS = {
     "seq2seq": "seq2seq",
     "causal-lm": "causal_lm",
 }
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
-
-    text: str
-    learned: bool
-
-
-class Picture(Protocol):
-    """A picture of a row: its size in pixels, a digest of its bytes, and the picture itself, read on demand."""
-
-    path: str
-    sha256: str
-    width: int
-    height: int
-
-    def open(self) -> Image:
-        """Return the picture in RGB."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set, formatted for a model.
-
-    Attributes:
-        segments: its text; empty if there is nothing to learn from. The last one is the answer.
-        ends: whether an end-of-sequence token follows the text.
-        special_tokens: whether the tokenizer's special tokens go around the text. A chat template contains them.
-        divisible: whether a long text may become several examples (plain text) or is cut off (a response).
-        content: the columns of the row, for kinds that read more than text.
-        references: every right answer to the row. Training rows have one, and running text has none.
-        pictures: what a model that sees reads with the text, in the order in which the text mentions them.
-        kind: the kind of the row, a key of `data.prompts.KINDS`.
-    """
-
-    segments: Sequence[Segment]
-    ends: bool
-    special_tokens: bool
-    divisible: bool
-    content: Mapping[str, Any]
-    references: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-    kind: str = "text"
-
-    @property
-    def question(self) -> str:
-        """The text that a model is asked: all that comes before the answer."""
-        return "".join(segment.text for segment in self.segments[:-1])
 
 
 @dataclass(frozen=True)
@@ -124,6 +74,10 @@ class Decoding:
     def cut(self, answer: str) -> str:
         """Return an answer without what follows the first stop text in it."""
         return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+
+    def stopping(self, texts: Sequence[str]) -> Decoding:
+        """Return the same with further stop texts."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *texts))))
 
 
 @dataclass(frozen=True)
@@ -239,9 +193,13 @@ class ModelKind(ABC):
         prunable: the values of `model_type` in a configuration whose towers it knows.
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
+        tower_names: the towers that `finetune.lora.towers` may name, which need not be prunable.
+        frozen_towers: those of them that are not trained unless `finetune.lora.towers` names them.
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
+        coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
+            `gathers` and `example_losses` (see `contrastive.Engine`).
     """
 
     name: str
@@ -251,8 +209,11 @@ class ModelKind(ABC):
     prunable: tuple[str, ...]
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
+    tower_names: tuple[str, ...] = ("text",)
+    frozen_towers: tuple[str, ...] = ()
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
+    coupled: bool = False
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -287,6 +248,10 @@ class ModelKind(ABC):
     def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
         """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
         return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower, of `tower_names`, in which a module of a plain model lies. layer: its dotted name."""
+        return self.tower_names[0]
 
     @abstractmethod
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel, Row
+    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
 PROBES, PROBE_TOKENS = 4, 64  # random sources and targets, and their length, on which logits are compared

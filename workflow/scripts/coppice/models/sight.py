@@ -14,8 +14,9 @@ import torch
 
 from coppice.core.errors import DataError
 
-from .kinds import Inputs, Picture
+from .kinds import Inputs
 from .readers import Reader
+from .rows import Picture
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor

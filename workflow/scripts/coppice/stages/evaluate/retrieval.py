@@ -24,7 +24,8 @@ from coppice.stats import retrieval_metrics
 
 if TYPE_CHECKING:
     from coppice.data.row_sources import RowSource
-    from coppice.models.kinds import LoadedModel, Picture
+    from coppice.models.kinds import LoadedModel
+    from coppice.models.rows import Picture
 
     from .parts import Computed
 

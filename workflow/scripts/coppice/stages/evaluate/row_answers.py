@@ -20,7 +20,8 @@ from coppice.core.aliases import Record
 from coppice.data.datasets import row_text
 from coppice.data.row_sources import RowSource
 from coppice.models import kinds
-from coppice.models.kinds import Decoding, Row
+from coppice.models.kinds import Decoding
+from coppice.models.rows import Row
 from coppice.stats import text_metrics
 from coppice.study.settings.sections.evaluate import Answers
 
