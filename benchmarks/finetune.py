@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrainedTokenizerFast]:
     """Return (tokenized examples of one step, tokenizer), the latter a byte-level BPE trained on the rows."""
-    from coppice import data
+    from coppice import data, models
     from coppice.miniature.tokenizer import train_tokenizer
     from coppice.models import causal_lm
     from coppice.stages.recover import examples
@@ -103,7 +103,8 @@ def prepare_rows(arguments: argparse.Namespace) -> tuple[list[Example], PreTrain
         data.write("alpaca", {"train": rows}, Path(scratch) / "rows")
         settings = TrainingData(val_size=0, cutoff_len=CUTOFF)
         record = Path(scratch) / "rows" / "dataset.json"
-        return examples.prepare({"alpaca": record}, settings, "alpaca", tokenizer, 0, causal_lm.KIND)[0], tokenizer
+        reader = models.Reader(tokenizer)
+        return examples.prepare({"alpaca": record}, settings, "alpaca", reader, 0, causal_lm.KIND)[0], tokenizer
 
 
 def lora_model(name: str) -> PeftModel:

@@ -131,7 +131,8 @@ def prepared(rows, tokenizer, tmp_path, prompt="none", **options):
     """Return (training examples of `rows`, facts about them); no row is held out."""
     data.write("mine", {"train": rows}, tmp_path / "rows")
     settings = TrainingData.model_validate(SETTINGS["data"] | {"val_size": 0} | options)
-    train, _, facts = examples.prepare({"mine": tmp_path / "rows/dataset.json"}, settings, prompt, tokenizer, 3, KIND)
+    reader, record = models.Reader(tokenizer), tmp_path / "rows/dataset.json"
+    train, _, facts = examples.prepare({"mine": record}, settings, prompt, reader, 3, KIND)
     return train, facts
 
 
@@ -262,11 +263,11 @@ def test_a_mixture_has_the_configured_shares_and_repeats_no_row(tiny_tokenizer, 
     data.write("b", {"train": text}, tmp_path / "b")
     records_of = {name: tmp_path / name / "dataset.json" for name in "ab"}
     settings = TrainingData.model_validate(SETTINGS["data"] | {"dataset": {"a": 3, "b": 1}, "val_size": 0.25})
-    train, held, facts = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
+    train, held, facts = examples.prepare(records_of, settings, "none", models.Reader(tiny_tokenizer), 3, KIND)
     assert facts["mixture"] == {"a": 30, "b": 10} and len(held) == 10
     assert len({example["row"] for example in train + held}) == 40
     settings = TrainingData.model_validate(SETTINGS["data"] | {"dataset": "a", "validation": "b"})
-    train, held, _ = examples.prepare(records_of, settings, "none", tiny_tokenizer, 3, KIND)
+    train, held, _ = examples.prepare(records_of, settings, "none", models.Reader(tiny_tokenizer), 3, KIND)
     assert len(train) == 30 and {example["row"].split(":")[0] for example in held} == {"b"}
 
 

@@ -302,8 +302,8 @@ def validation_loss(model, dataset, output):
 
     settings = records.read(output / "finetuning_config.json")["settings"]
     rows = TrainingData.model_validate(settings["data"])
-    tokenizer = models.load_tokenizer(output)
-    _, held, _ = examples.prepare({"mine": dataset}, rows, settings["prompt"], tokenizer, 3, KIND)
+    reader = models.Reader(models.load_tokenizer(output))
+    _, held, _ = examples.prepare({"mine": dataset}, rows, settings["prompt"], reader, 3, KIND)
     total = number_of_targets(held)
     with torch.no_grad():
         return sum(

@@ -16,7 +16,7 @@ from coppice.core import records
 from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import dimensions, intake, kinds, tokenizing
 from coppice.models.intake import Needs
-from coppice.models.kinds import Row, Segment
+from coppice.models.rows import Row, Segment
 
 SCRIPTS = Path(models.__file__).parents[2]
 BOTH = "<s> {% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -46,9 +46,9 @@ def test_trains_with_the_end_that_the_user_names(without_eos):
     row = Row([Segment("w5 w6", True)], True, True, False, {})
     kind = kinds.named("causal-lm")
     with pytest.raises(SettingsError, match=r"models\.X\.eos_token"):
-        kind.examples([row], models.Source(str(without_eos)).tokenizer(), 16, False)
-    tokenizer = models.Source(str(without_eos), eos_token="</s>").tokenizer()
-    assert kind.examples([row], tokenizer, 16, False) == [[{"input_ids": [5, 6, 2], "labels": [5, 6, 2]}]]
+        kind.examples([row], models.Source(str(without_eos)).reader(), 16, False)
+    reader = models.Source(str(without_eos), eos_token="</s>").reader()
+    assert kind.examples([row], reader, 16, False) == [[{"input_ids": [5, 6, 2], "labels": [5, 6, 2]}]]
 
 
 def test_names_the_model_in_what_it_says(without_eos):
@@ -95,9 +95,8 @@ def test_a_chat_gets_one_bos_where_template_and_tokenizer_both_add_it(tiny_check
 
     tokenizer = models.load_tokenizer(with_bos(tiny_checkpoint(), BOTH))
     form = prompts.Formatter("instruction", "chat", tokenizer)
-    segments, ends = form({"instruction": "w5", "input": "", "output": "w6"})
-    row = Row(segments, ends, form.add_special_tokens, False, {})
-    ((example,),) = kinds.named("causal-lm").examples([row], tokenizer, 16, False)
+    (row,) = form.rows({"instruction": "w5", "input": "", "output": "w6"}, "row 0")
+    ((example,),) = kinds.named("causal-lm").examples([row], models.Reader(tokenizer), 16, False)
     assert example["input_ids"] == [1, 5, 6, 2]
     text, special = prompts.format_question("w5", "chat", tokenizer)
     assert tokenizer(text, add_special_tokens=special).input_ids == [1, 5]
@@ -144,7 +143,7 @@ def test_padding_with_the_end_trains_the_end(tiny_checkpoint):
     """Tools that mask padding by its id never teach such a model to stop."""
     tokenizer = models.load_tokenizer(edit(tiny_checkpoint(), pad_token="</s>"))
     row = Row([Segment("w5", False), Segment(" w6", True)], True, True, False, {})
-    ((example,),) = kinds.named("causal-lm").examples([row], tokenizer, 16, False)
+    ((example,),) = kinds.named("causal-lm").examples([row], models.Reader(tokenizer), 16, False)
     assert example["labels"] == [-100, 6, 2]
 
 

@@ -117,8 +117,8 @@ def _examples(folder, record):
     from coppice.stages.recover.engine.loader import StepSampler
 
     wanted = TrainingSettings.model_validate(FULL).data
-    tokenizer = models.load_tokenizer(str(folder))
-    rows, _, _ = examples.prepare({"mine": record}, wanted, "none", tokenizer, 3, causal_lm.KIND)
+    reader = models.Reader(models.load_tokenizer(str(folder)))
+    rows, _, _ = examples.prepare({"mine": record}, wanted, "none", reader, 3, causal_lm.KIND)
     return [rows[index] for index in next(iter(StepSampler(len(rows), 8, 3)))]
 
 

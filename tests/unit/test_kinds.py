@@ -14,7 +14,15 @@ from coppice.stages.prune import importance
 
 STAGES = Path(evaluate.__file__).parents[1]
 # of one kind of model: stages get them from the kind
-ACCELERATORS = {"causal_lm", "packing", "prefix_tree", "output_head", "tree_scoring", "text_examples"}
+ACCELERATORS = {
+    "causal_lm",
+    "packing",
+    "prefix_tree",
+    "output_head",
+    "tree_scoring",
+    "text_examples",
+    "seq2seq_batches",
+}
 
 
 @pytest.mark.parametrize("name", kinds.KINDS)

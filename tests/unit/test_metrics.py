@@ -48,6 +48,27 @@ def test_finds_the_metrics_in_a_record_with_their_values():
     assert metrics.parts_of(mean) == [metrics.TASK.on("piqa"), metrics.TASK.on("boolq")]
 
 
+def test_answers_lead_in_the_order_of_the_settings_and_pair_with_a_metric_of_the_other_direction():
+    captions = {"bleu4": {"d": {}}, "cider": {"d": {}}, "exact_match": {"d": {}}, "answer_ppl": {"d": {}}}
+    assert [one.key for one in metrics.axes(metrics.found_in(captions))] == ["bleu4.d", "answer_ppl.d"]
+    code = {"answer_ppl": {"d": {}}, "exact_match": {"d": {}}, "bleu4": {"d": {}}, "perplexity": {"t": {}}}
+    assert [one.section for one in metrics.held_by(code)] == ["exact_match", "bleu4", "answer_ppl", "perplexity"]
+    assert [one.key for one in metrics.axes(metrics.found_in(code))] == ["exact_match.d", "answer_ppl.d"]
+    dual = {"image_to_text_r1": {"d": {}}, "image_to_text_r5": {"d": {}}, "text_to_image_r1": {"d": {}}}
+    assert [one.key for one in metrics.axes(metrics.found_in(dual))] == ["image_to_text_r1.d", "text_to_image_r1.d"]
+
+
+def test_settings_name_the_metrics_that_an_evaluation_measures():
+    from coppice.study.settings.sections.evaluate import Evaluate
+
+    nothing = {"perplexity": {"datasets": []}, "zero_shot": {"tasks": []}}
+    asked = Evaluate(**nothing, answers={"datasets": ["d"], "metrics": ["anls", "bleu4"]})
+    assert {one.key for one in metrics.asked_in(asked)} == {"bleu4.d", "anls.d", "answer_ppl.d"}
+    asked = Evaluate(**nothing, retrieval={"datasets": ["p"]}, classification={"datasets": ["c"]})
+    keys = [one.key for one in metrics.asked_in(asked)]
+    assert keys[:3] == ["image_to_text_r1.p", "text_to_image_r1.p", "top1.c"] and len(keys) == 8
+
+
 class Captioned(Synthetic):
     """A study whose evaluations also hold the BLEU of captions, with one score for each row."""
 
@@ -98,7 +119,8 @@ def test_a_further_metric_can_answer_the_questions(captioned, monkeypatch):
     study = study_records.read(captioned.results, captioned.pairs, captioned.models)
     found = {answer.key: answer for answer in answers.answers(study, measurements.gather(study))}
     assert found["recovery"].sentence.endswith("of the BLEU on coco that pruning lost.")
-    assert found["tradeoff"].question == "How does the trade-off between BLEU and accuracy move?"
+    # the other metric is the first of the other direction
+    assert found["tradeoff"].question == "How does the trade-off between BLEU and perplexity move?"
 
 
 def test_selects_by_a_further_metric(captioned):

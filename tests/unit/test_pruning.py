@@ -256,7 +256,7 @@ def test_a_global_ranking_makes_an_odd_shaped_checkpoint_that_loads(
     groups = [shape["num_key_value_heads"] for shape in result.facts["per_layer_shapes"].values()]
     assert sum(widths) == 4 * 48 - int(0.4 * 4 * 48) and sum(groups) == 16 - int(0.4 * 16)
     assert min(widths) >= 1 and min(groups) >= 1 and len(set(widths)) > 1
-    models.save(result.model, tiny_tokenizer, tmp_path)
+    models.save(result.model, models.Reader(tiny_tokenizer), tmp_path)
     loaded = models.load(models.Source(str(tmp_path)))
     assert torch.equal(logits(loaded, token_batches()[0]), logits(result.model, token_batches()[0]))
     assert (tmp_path / pruned_shapes.MANIFEST).is_file()

@@ -151,7 +151,7 @@ def test_width_leaves_kept_blocks_whole_and_the_checkpoint_loads(
     if ranking == "uniform":
         assert shapes[1] == shapes[2] == (24, 4, 2)
     assert [len(layer) for layer in result.facts["removed"]["mlp"]] == [48 - shape[0] for shape in shapes]
-    models.save(result.model, tiny_tokenizer, tmp_path)
+    models.save(result.model, models.Reader(tiny_tokenizer), tmp_path)
     loaded = models.load(models.Source(str(tmp_path)))
     assert torch.equal(logits(loaded, token_batches()[0]), logits(result.model, token_batches()[0]))
 

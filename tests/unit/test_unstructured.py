@@ -242,7 +242,7 @@ def test_rejects_damaged_weights(tiny_model, token_batches, name):
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "magnitude"])
 def test_half_precision_models_keep_their_dtype(tiny_model, token_batches, tiny_tokenizer, tmp_path, dtype, name):
     result = prune(tiny_model("qwen3").to(dtype), point(name, "2:4"), token_batches())
-    models.save(result.model, tiny_tokenizer, tmp_path)
+    models.save(result.model, models.Reader(tiny_tokenizer), tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     assert torch.isfinite(loaded(token_batches()[0]).logits).all()

@@ -35,6 +35,7 @@ from coppice.report.study_report import failures
 from coppice.stages import select
 from coppice.stages.select import scoring
 from coppice.study import chat_date, layout, settings, shared_resources
+from coppice.study.settings import registry
 
 jobs.run_from(SCRIPTS)
 MAIN_PROCESS = snakemake_compat.is_main_process(workflow)

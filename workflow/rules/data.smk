@@ -160,3 +160,70 @@ rule build_miniature_model:
         protocol=miniature.PROTOCOL,
     script:
         "../scripts/build_miniature_model.py"
+
+
+rule build_miniature_pictures:
+    output:
+        expand(
+            f"{RESOURCES}/miniature/{{dataset}}/dataset.json",
+            dataset=registry.PICTURE_DATASETS,
+        ),
+    log:
+        f"{LOGS}/data/build_miniature_pictures.log",
+    benchmark:
+        f"{LOGS}/data/build_miniature_pictures.benchmark.tsv"
+    priority: PRIORITY["build"]
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        seed=study.seed,
+        protocol=miniature.PICTURES_PROTOCOL,
+    script:
+        "../scripts/build_miniature_pictures.py"
+
+
+rule build_miniature_code:
+    output:
+        f"{RESOURCES}/miniature/code/dataset.json",
+    log:
+        f"{LOGS}/data/build_miniature_code.log",
+    benchmark:
+        f"{LOGS}/data/build_miniature_code.benchmark.tsv"
+    priority: PRIORITY["build"]
+    conda:
+        "../../envs/coppice.yaml"
+    params:
+        seed=study.seed,
+        protocol=miniature.CODE_PROTOCOL,
+    script:
+        "../scripts/build_miniature_code.py"
+
+
+rule build_miniature_kind:
+    input:
+        lambda wildcards: [
+            files.generated(dataset)
+            for dataset in miniature.KIND_MODELS[wildcards.miniature].datasets
+        ],
+    output:
+        f"{RESOURCES}/miniature/models/{{miniature}}/model.json",
+    log:
+        f"{LOGS}/data/build_miniature_model.{{miniature}}.log",
+    benchmark:
+        f"{LOGS}/data/build_miniature_model.{{miniature}}.benchmark.tsv"
+    wildcard_constraints:
+        miniature="|".join(miniature.KIND_MODELS),
+    priority: PRIORITY["build"]
+    conda:
+        "../../envs/coppice.yaml"
+    threads: study.threads_per_job.build
+    resources:
+        cpus_per_task=study.threads_per_job.build,
+        mem_mb=2000,
+        runtime=30,
+    params:
+        steps=study.miniature.steps,
+        seed=study.seed,
+        protocol=miniature.KINDS_PROTOCOL,
+    script:
+        "../scripts/build_miniature_kind.py"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coppice import __version__
+from coppice.cli import data_commands
 from coppice.core import disks
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, printable
@@ -102,6 +103,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     planned.set_defaults(run=_plan)
     _single_job_parsers(commands, words)
+    data_commands.add(commands)
     # All arguments go to lm-eval, options included. With NUL as the prefix character argparse recognizes no options.
     harness = commands.add_parser(
         "lm-eval",

@@ -236,11 +236,11 @@ def generate(asked: Questions) -> list[Record]:
 
         place = models.Source(path=source, chat_date=_trained_on(asked.adapter), **asked.loading)
         loaded = models.load(place, asked.adapter)
-        tokenizer = place.tokenizer()
+        reader = place.reader()
         if merges:
             before = sparsity.measure(loaded)
             loaded = sparsity.merge(loaded, keep_zeros=asked.keep_sparsity == "mask")
         if output:
             sparsity.check_name(output, before, sparsity.measure(loaded))
-            models.save(loaded, tokenizer, output)
-        return generation.answers(loaded, tokenizer, asked.questions, asked.prompt, asked.new_tokens)
+            models.save(loaded, reader, output)
+        return generation.answers(loaded, reader.tokenizer, asked.questions, asked.prompt, asked.new_tokens)

@@ -27,6 +27,7 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "*processor_config.json",  # of the image processor of a model that sees
 )
 
 
@@ -103,7 +104,7 @@ def weights(folder: PathLike, digest_of: DigestOf = file_digest) -> str | None:
 
 
 def tokenizer(folder: PathLike, digest_of: DigestOf = file_digest) -> str | None:
-    """Return the fingerprint of a checkpoint folder's tokenizer, from every file that can affect it."""
+    """Return the fingerprint of a checkpoint folder's tokenizer and image processor, from all their files."""
     found = sorted({path for pattern in TOKENIZER for path in Path(folder).glob(pattern) if path.is_file()})
     return _of(found, digest_of)
 

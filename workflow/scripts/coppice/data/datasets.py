@@ -54,32 +54,39 @@ def prepare(
     Args:
         name: name of the dataset.
         entry: the resolved configuration: path, name, revision, format, columns, splits (role -> split or file), uses
-            (what the dataset is used for: `text`, `training`).
+            (what the dataset is used for: `text`, `training`), image_root (folder of the pictures that rows name; by
+            default that of the data file).
         folder: folder to write.
         needs_selection: True if selection rows are needed.
         required: columns that the task needs.
 
     Raises:
-        DataError: a split, file or column is missing, a role is empty, or a column does not hold what it must.
+        DataError: a split, file or column is missing, a role is empty, a column does not hold what it must, or a
+            picture cannot be used.
     """
+    from . import picture_columns  # imports Pillow, which planning a study does not need
+
     clock = records.Clock()
     splits = {role: split for role, split in entry["splits"].items() if split and role in ROLES}
     files = {role: _files(entry, split) for role, split in splits.items()}
-    tables = {}
+    tables, intake = {}, picture_columns.Intake(name, Path(folder))
     with _scratch(folder) as scratch:
         for role, split in splits.items():
             table = _read(name, entry, split, files[role], scratch)
             if table is not None:
                 tables[role] = _rename(name, table, entry.get("columns") or {}, required, split)
+                tables[role] = intake.take(tables[role], role, picture_columns.root_of(entry, files[role]))
                 row_checks.check_columns(name, tables[role], role, entry.get("uses") or (), required)
                 row_checks.check_answers(name, tables[role], role, required)
         if not tables:
             named = ", ".join(splits.values())
             raise DataError(f"datasets.{name}.splits: {entry['path']} has none of {named}. Correct the names.")
-        notes = _add_selection(tables, needs_selection)
+        notes = [*intake.finish(), *_add_selection(tables, needs_selection)]
+        # selection rows that the source does not have come from train or, without it, from report
+        roots = {role: intake.roots.get(role) or _first(intake.roots, ("train", "report")) for role in tables}
         if "text" not in (entry.get("uses") or ()):  # in running text, lines such as headings repeat legitimately
             notes += _keep_apart(name, tables)
-        write(name, tables, folder, Origin(_public(entry), splits, notes, files), clock)
+        write(name, tables, folder, Origin(_public(entry), splits, notes, files, roots), clock)
 
 
 @contextlib.contextmanager
@@ -233,6 +240,10 @@ def _keep_apart(name: str, tables: dict[str, Dataset]) -> list[str]:
     return [f"selection: {twice} rows are left out that are report rows too"] if twice else []
 
 
+def _first(found: Mapping[str, str], keys: Sequence[str]) -> str | None:
+    return next((found[key] for key in keys if key in found), None)
+
+
 def _row_digest(row: Record) -> str:
     return hashlib.sha256(row_text(row).encode()).hexdigest()
 
@@ -263,12 +274,15 @@ class Origin:
         splits: role -> name of the source's split.
         notes: sentences about how the roles were made.
         files: role -> local files that the role was read from.
+        image_roots: role -> folder of the pictures that its rows name, if they name any. A relative one lies beside
+            dataset.json.
     """
 
     source: Record = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    image_roots: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def write(
@@ -304,6 +318,8 @@ def write(
             table.to_parquet(file)
         roles[role] = {"rows": len(table), "split": origin.splits.get(role, role), "fingerprint": fingerprint_of(table)}
         roles[role]["sha256"] = fingerprints.content_digest(path)
+        if origin.image_roots.get(role):
+            roles[role]["image_root"] = origin.image_roots[role]
     facts = {"name": name, "roles": roles, "source": origin.source, "notes": list(origin.notes)}
     every = sorted({file for found in origin.files.values() for file in found})
     digests = {file.name: fingerprints.content_digest(file) for file in every}

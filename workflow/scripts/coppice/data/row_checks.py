@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ TASK_COLUMNS = {
 }
 TRUTHS = ("label", lambda row: (0, 1))
 KEYS = ("answerKey", lambda row: row["choices"]["label"])
+
+
+# columns of training rows that hold no text
+NOT_TEXT = ("messages", "conversations", "image", "images", "label")
 
 
 def _ending_numbers(row: Record) -> list[int | str]:
@@ -61,9 +66,24 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
         if is_text:
             _check_is_text(name, table, column)
     if "training" in uses and role == "train":
-        for column in prompts.KINDS[prompts.kind_of(table.column_names, name)]:
-            if column != "messages":
-                _check_is_text(name, table, column)
+        _check_row_kind(name, table, role)
+
+
+def _check_row_kind(name: str, table: Dataset, role: str) -> None:
+    """Raise DataError if rows that models learn from do not hold text, or if an answer of several is empty."""
+    kind = prompts.kind_of(table.column_names, name)
+    *asked, answered = [[column for column in group if column in table.column_names] for group in prompts.KINDS[kind]]
+    several = len(prompts.KINDS[kind][-1]) > 1  # a row of this kind may have several answers, as a list
+    for column in itertools.chain(*asked, answered):
+        if column not in NOT_TEXT:
+            _check_is_text(name, table, column, lists=several and column in answered)
+    for place, row in enumerate(table.select_columns(answered) if several else ()):
+        listed = [answer for cell in row.values() if isinstance(cell, list) for answer in cell]
+        if not prompts.references(row, kind) or not all((answer or "").strip() for answer in listed):
+            raise DataError(
+                f"datasets.{name}: row {place} of its {role} rows (from 0) has an empty {' or '.join(answered)}. Fill "
+                "it in, or remove the row."
+            )
 
 
 def check_answers(name: str, table: Dataset, role: str, required: Collection[str]) -> None:
@@ -86,7 +106,9 @@ def check_answers(name: str, table: Dataset, role: str, required: Collection[str
             )
 
 
-def _check_is_text(name: str, table: Dataset, column: str) -> None:
-    kind = getattr(table.features[column], "dtype", "lists or mappings")
+def _check_is_text(name: str, table: Dataset, column: str, lists: bool = False) -> None:
+    """Raise DataError if a column does not hold text or, if `lists`, neither texts nor lists of texts."""
+    feature = table.features[column]
+    kind = getattr(getattr(feature, "feature", feature) if lists else feature, "dtype", "lists or mappings")
     if kind not in ("string", "large_string"):
         raise DataError(f"datasets.{name}: the column {column} holds {kind}, but must hold text. Convert it.")

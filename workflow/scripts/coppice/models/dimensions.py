@@ -21,9 +21,9 @@ CONTEXT = (
     "seq_length",
 )
 HIDDEN = ("hidden_size", "n_embd", "d_model")
-INNER = ("intermediate_size", "n_inner", "ffn_dim")
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-HEADS = ("num_attention_heads", "n_head", "n_heads")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Count the parameters of a causal language model, its multiply-accumulates per token and the bytes of its weights.
+"""Count the parameters of a model, its multiply-accumulates per token and the bytes of its weights.
 
 What a token costs is counted by running a few tokens and noting the layers that compute. So experts that a token does
 not visit, layers that run twice and parts that no text reaches are counted as they run. If a layer is of a kind that is
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from coppice import models
 from coppice.core.aliases import Record
 
+from . import kinds
 from .estimates import EXPERTS
 from .output_head import causal_lm
 from .prefix_tree import architectures
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 2048
 LINEAR = (nn.Linear, Conv1D)
-TOKENS = 4  # to run; every vocabulary has the ids 1 to 4
 
 
 def measure(model: LoadedModel, context_length: int | None = None) -> Record:
     """Return {parameters, active_parameters, linear_macs, attention_macs, context_length} of a model.
 
     Args:
-        model: a causal LM with its weights; it runs a few tokens.
+        model: a model with its weights; it runs the first of its kind's probes.
         context_length: the number of keys that a token attends to, by default 2048 or the model's own length if that is
             shorter.
 
@@ -42,7 +42,8 @@ def measure(model: LoadedModel, context_length: int | None = None) -> Record:
         parameters counts a tied tensor once, and active_parameters leaves out experts that one token does not visit.
         linear_macs is the number of weights that one token uses in all linear layers, routers and experts,
         `lm_head` included even if it is tied, because its product is computed. attention_macs: see
-        `attention_macs`. A number is None if it is unknown.
+        `attention_macs`. A number is None if it is unknown. For an encoder-decoder, a token is one of the source and
+        one of the target.
     """
     known = models.known_context_length(model) or DEFAULT_CONTEXT
     context = context_length or min(DEFAULT_CONTEXT, known)
@@ -59,21 +60,25 @@ def measure(model: LoadedModel, context_length: int | None = None) -> Record:
 
 @dataclass
 class _Ran:
-    """What ran for `TOKENS` tokens.
+    """What ran for a few tokens.
 
     Attributes:
+        tokens: their number.
         modules: the modules that were called.
         rows: linear layer or module of experts -> number of rows that it multiplied. Experts that choose among their
             rows themselves have no number.
     """
 
+    tokens: int
     modules: set[nn.Module] = field(default_factory=set)
     rows: dict[nn.Module, int] = field(default_factory=dict)
 
 
 def _observed(model: nn.Module) -> _Ran:
-    """Run `TOKENS` tokens and return what ran."""
-    ran = _Ran()
+    """Run the first probe of the model's kind and return what ran."""
+    kind = kinds.of(model.config)
+    probe = kind.probes(model)[0]
+    ran = _Ran(probe["input_ids"].numel())
 
     def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: object) -> None:
         ran.modules.add(module)
@@ -89,10 +94,9 @@ def _observed(model: nn.Module) -> _Ran:
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
     training = model.training
     model.eval()
-    ids = torch.arange(1, TOKENS + 1, device=model.get_input_embeddings().weight.device)[None]
     try:
         with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+            kind.outputs(model, probe)
     finally:
         model.train(training)
         for hook in hooks:
@@ -112,7 +116,7 @@ def _idle_parameters(model: nn.Module, ran: _Ran) -> int | None:
             return None
         count = len(_stacks(module)[0])
         size = sum(parameter.numel() for parameter in module.parameters())
-        idle += size * (TOKENS * count - ran.rows[module]) // (TOKENS * count)
+        idle += size * (ran.tokens * count - ran.rows[module]) // (ran.tokens * count)
     return idle
 
 
@@ -126,11 +130,11 @@ def _linear_macs(model: nn.Module, ran: _Ran) -> int | None:
         if macs is None:
             return None
         total += macs
-    return total // TOKENS
+    return total // ran.tokens
 
 
 def _macs_of(module: nn.Module, ran: _Ran) -> int | None:
-    """Return what `TOKENS` tokens multiply in a module itself, without its parts; None if unknown."""
+    """Return what these tokens multiply in a module itself, without its parts; None if unknown."""
     if isinstance(module, LINEAR):
         return ran.rows[module] * _weights(module)
     if isinstance(module, nn.Embedding):
@@ -149,7 +153,7 @@ def _macs_of(module: nn.Module, ran: _Ran) -> int | None:
             continue
         if "Router" not in kind or matrix.dim() != 2:
             return None
-        total += TOKENS * matrix.numel()
+        total += ran.tokens * matrix.numel()
     return total
 
 

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("coppice.models")
 
 # How the names of input embeddings end, in the architectures of transformers
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "embedding", "tok_embeddings")
+EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "embed_in",
+    "embeddings",
+    "embedding",
+    "tok_embeddings",
+    "shared",
+)
 SHOWN = 5
 
 

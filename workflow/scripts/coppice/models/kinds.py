@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coppice.core.json_text import parsed
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     import torch
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
@@ -32,34 +34,61 @@ Inputs = dict[str, Any]
 
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
-KINDS = {"causal-lm": "causal_lm"}
+KINDS = {"image-text": "image_text", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
-
-    text: str
-    learned: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set, formatted for a model.
+class Decoding:
+    """How a model generates answers.
 
     Attributes:
-        segments: its text; empty if there is nothing to learn from.
-        ends: whether an end-of-sequence token follows the text.
-        special_tokens: whether the tokenizer's special tokens go around the text. A chat template contains them.
-        divisible: whether a long text may become several examples (plain text) or is cut off (a response).
-        content: the columns of the row, for kinds that read more than text.
+        beams: the width of the beam search; 1 is greedy.
+        sample: whether tokens are drawn at random, with `seed`.
+        temperature: divides the logits of a random draw.
+        top_p: the share of the probability that tokens are drawn from.
+        new_tokens: the most tokens of an answer.
+        batch_size: the number of rows at a time.
+        seed: of the random draws.
+        stop: an answer ends before the first of these texts that it contains.
     """
 
-    segments: Sequence[Segment]
-    ends: bool
-    special_tokens: bool
-    divisible: bool
-    content: Mapping[str, Any]
+    beams: int = 1
+    sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of transformers' `generate`."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.sample else {}
+        return {"num_beams": self.beams, "do_sample": self.sample, "max_new_tokens": self.new_tokens} | drawn
+
+    def cut(self, answer: str) -> str:
+        """Return an answer without what follows the first stop text in it."""
+        return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+
+    def stopping(self, texts: Sequence[str]) -> Decoding:
+        """Return the same with further stop texts."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *texts))))
+
+
+@dataclass(frozen=True)
+class Validator:
+    """A metric of validation rows, by which a training may choose its best checkpoint.
+
+    Attributes:
+        higher_is_better: its direction.
+        outputs: (kind, model, reader, rows, decoding) -> what the metric needs of each row, in the order of the rows.
+            Several processes divide the rows among them.
+        value: (outputs of all rows, rows) -> the metric.
+    """
+
+    higher_is_better: bool
+    outputs: Callable[[ModelKind, LoadedModel, Reader, Sequence[Row], Decoding], list[Any]]
+    value: Callable[[Sequence[Any], Sequence[Row]], float]
 
 
 class Forward(Protocol):
@@ -160,6 +189,8 @@ class ModelKind(ABC):
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
+        validators: what `finetune.best_by` may name, beside the validation loss.
+        sees: whether it reads pictures, so that its checkpoints have an image processor.
     """
 
     name: str
@@ -169,6 +200,8 @@ class ModelKind(ABC):
     prunable: tuple[str, ...]
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
+    validators: Mapping[str, Validator] = MappingProxyType({})
+    sees: bool = False
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -205,14 +238,12 @@ class ModelKind(ABC):
         return list(layers)
 
     @abstractmethod
-    def examples(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int, train_on_inputs: bool
-    ) -> list[list[Example]]:
+    def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples: inputs and labels, without padding.
 
         Args:
             rows: formatted rows.
-            tokenizer: the model's tokenizer.
+            reader: the model's tokenizer and, if it sees, its image processor.
             cutoff: the most tokens of an example.
             train_on_inputs: whether prompts are learned, too.
 
@@ -268,6 +299,26 @@ class ModelKind(ABC):
         What is known from the configuration, without a pass of the model.
         """
         return ""
+
+    def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
+        """Return the answer that a model generates to each row's question, without spaces around it.
+
+        Only kinds that the evaluator `answers` applies to have it.
+        """
+        raise NotImplementedError(f"{self.noun} generates no answers")
+
+    def embeddings(
+        self,
+        model: LoadedModel,
+        reader: Reader,
+        texts: Sequence[str] | None = None,
+        pictures: Sequence[Any] | None = None,
+    ) -> torch.Tensor:
+        """Return the normalized embeddings [n, width] of texts or of pictures.
+
+        Only kinds that the evaluators `retrieval` and `classification` apply to have it.
+        """
+        raise NotImplementedError(f"{self.noun} has no embeddings")
 
     # Checks by fixed inputs
 

@@ -18,8 +18,9 @@ from coppice.core import disks, fingerprints, gpus, records
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError, SettingsError
 
-from . import adapters, chat_clock, files, kinds, library_compat, pruned_shapes
+from . import adapters, chat_clock, files, kinds, library_compat, pruned_shapes, readers
 from .library_errors import described
+from .readers import Reader
 from .tokenizing import load_tokenizer
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Source:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the model. Its chat templates read the day `chat_date`."""
         return chat_clock.fix(load_tokenizer(self.path, self.trust_remote_code, self.eos_token), self.chat_date)
+
+    def reader(self) -> Reader:
+        """Load the tokenizer of the model, and its image processor if it sees."""
+        tokenizer = self.tokenizer()
+        return readers.seeing(self.path, tokenizer) if kind_of(self).sees else Reader(tokenizer)
 
     @classmethod
     def of_record(cls, record: PathLike, loading: Mapping[str, Any]) -> Source:
@@ -255,14 +261,14 @@ def broken(model: LoadedModel, found: str) -> CheckpointError:
     )
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: PathLike) -> None:
-    """Write model and tokenizer to `folder`: complete files replace older ones; other files in it stay."""
+def save(model: PreTrainedModel, reader: Reader, folder: PathLike) -> None:
+    """Write a model and its reader to `folder`: complete files replace older ones; other files in it stay."""
     folder = Path(folder)
     for torn in folder.glob(f"{disks.PARTIAL}*/"):  # leftovers: only one process at a time saves to a folder
         shutil.rmtree(torn)
     partial = folder / f"{disks.partial_name()}model"
     model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    reader.save(partial)
     pruned_shapes.write_manifest(partial, model.config)
     for file in folder.glob("*.safetensors*"):
         file.unlink()  # shards of a larger earlier checkpoint would be read together with the new ones

@@ -117,7 +117,7 @@ class Engine:
 
     def _padded(self, examples: Sequence[Example], reach: int) -> Iterator[MicroBatch]:
         alone = self.arrangement == "alone"
-        for group in _by_length(examples, 0 if alone else self.token_limit):
+        for group in by_length(examples, 0 if alone else self.token_limit):
             # The last token of an example predicts nothing. It counts if the length of a text sets its RoPE.
             length = len(group[-1]["input_ids"]) - (0 if alone or reach else 1)
             # Padding is to the right of an example, where causal attention never looks, and has no target: any token
@@ -165,7 +165,7 @@ def count_targets(examples: Iterable[Example]) -> int:
     return sum(label != IGNORED for example in examples for label in example["labels"][1:])
 
 
-def _by_length(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
+def by_length(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
     """Yield the examples in order of length, in groups of at most `limit` tokens, padding included."""
     group = []
     for example in sorted(examples, key=lambda example: len(example["input_ids"])):

@@ -71,7 +71,7 @@ def _count(model: nn.Module, stored: Shapes, folder: PathLike) -> int:
         found = [name for name in names[id(parameter)] if name in stored]
         sizes = [math.prod(stored[name]) for name in found] or [parameter.numel()]
         # transformers ties what is stored twice only if both are equal, whatever the configuration says
-        total += sizes[0] if len(sizes) == 1 or _all_equal(folder, found) else sum(sizes)
+        total += sizes[0] if len(sizes) == 1 else sum(sizes[place] for place in _distinct(folder, found))
     return total
 
 
@@ -97,12 +97,20 @@ def _stored_shapes(folder: PathLike) -> Shapes:
     return shapes
 
 
-def _all_equal(folder: PathLike, names: list[str]) -> bool:
-    """Return whether the tensors of these names are equal; one that `.bin` files share is not read."""
+def _distinct(folder: PathLike, names: list[str]) -> list[int]:
+    """Return the places of the names whose tensors differ from those of all earlier names.
+
+    Tensors that `.bin` files share are not compared.
+    """
     import torch
 
-    first, *others = (_tensor(folder, name) for name in names)
-    return all(first.data_ptr() == other.data_ptr() or torch.equal(first, other) for other in others)
+    tensors = [_tensor(folder, name) for name in names]
+
+    def known(place: int) -> bool:
+        new = tensors[place]
+        return any(one.data_ptr() == new.data_ptr() or torch.equal(one, new) for one in tensors[:place])
+
+    return [place for place in range(len(names)) if not known(place)]
 
 
 def _tensor(folder: PathLike, name: str) -> torch.Tensor:

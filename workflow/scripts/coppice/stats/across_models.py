@@ -10,6 +10,8 @@ Formulas and sources:
 
 - independent units of unequal weight: jackknife that deletes a unit at a time (Efron & Tibshirani 1993, ch. 11), with
   Student's t for Kish's effective number of units (Kish 1965) minus one;
+- scores of a corpus, such as BLEU, which are functions of totals over units: the same jackknife, in which a unit adds
+  to the score what the score of the other units lacks;
 - ordered units that depend on their neighbors: circular block bootstrap in closed form, or cosine waves if there are
   few units, see `blocks`;
 - several strata (tasks) are independent: their variances add (Cochran 1977, Sampling Techniques, ch. 5), and the
@@ -21,7 +23,7 @@ Formulas and sources:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -239,6 +241,37 @@ def means(
     influence = (samples - values[:, None]) * shares
     stratum = Stratum(unit, numpy.arange(len(values)), influence, shares, note)
     return Means(tuple(names), values, (stratum,))
+
+
+def scores(names: Iterable[Hashable], statistics: ArrayLike, score: Callable[[numpy.ndarray], numpy.ndarray]) -> Means:
+    """Return the Means of scores of a corpus over its rows.
+
+    Args:
+        names: the columns.
+        statistics: [k, rows, s] for each column and row.
+        score: maps totals [..., s] over rows to scores [...].
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    statistics = numpy.asarray(statistics, dtype=float)
+    if not statistics.size:
+        raise ValueError("there is no row to compare")
+    totals, rows = statistics.sum(axis=1), statistics.shape[1]
+    values = score(totals)
+    missing = values[:, None] - score(totals[:, None] - statistics)  # what the score of the other rows lacks
+    influence = (missing - missing.mean(axis=1, keepdims=True)) * (1 - 1 / rows)
+    shares = numpy.full(influence.shape, 1 / rows)
+    return Means(tuple(names), values, (Stratum(ITEMS, numpy.arange(len(values)), influence, shares),))
+
+
+def mean_over_repeats(repeats: Sequence[Means]) -> Means:
+    """Return the mean of several Means of the same columns over the same units, such as those of several seeds."""
+    strata = [
+        replace(same[0], influence=numpy.mean([one.influence for one in same], axis=0))
+        for same in zip(*(one.strata for one in repeats), strict=True)
+    ]
+    return Means(repeats[0].names, numpy.mean([one.values for one in repeats], axis=0), tuple(strata))
 
 
 def mean_of(strata: Sequence[Means]) -> Means:

@@ -15,6 +15,9 @@ from coppice.core.aliases import Json, Record
 
 ROWS = "rows"  # one value for each row of samples/{name}.parquet; all models answer the same rows
 WINDOWS = "windows"  # one loss for each window of a text; only models with the same tokenizer have the same windows
+WEIGHTED = "weighted"  # a sum and a count for each row, such as loss and tokens; the value is a ratio of their totals
+CORPUS = "corpus"  # statistics for each row, from whose totals the score follows
+POINTS = ("%", "x100")  # units whose differences are points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +38,18 @@ class Metric:
         low: the lowest possible value, as in records.
         high: the highest possible value.
         alias: a column of the user's table of candidates that also gives it, for every data set.
-        pairing: `ROWS`, `WINDOWS`, or None if evaluations are not paired by it.
-        values: the column of the samples that holds its value for a row.
+        pairing: `ROWS`, `WINDOWS`, `WEIGHTED`, `CORPUS`, or None if evaluations are not paired by it.
+        samples: the name of the samples that hold its rows.
+        values: the column of the samples that holds its value for a row, or its sum or its statistics.
+        counts: the column that holds a row's count, of a metric that is paired as `WEIGHTED`.
+        depth: if a row's value is a rank, the last rank that is right.
         right_or_wrong: whether a row's value is 0 or 1. Changes then have an exact McNemar test.
         mean_of: the section of the metrics whose unweighted mean it is, or None.
         reported: whether reports show its recovered share for every pair. They show the parts of a mean as details.
         answers: whether it can answer the study's questions, which the first such metric of a study does. Their
             sentences are about differences, so such a metric is not compared by ratios.
-        setting: the section and key under `evaluate` in the configuration that list its data sets.
+        setting: the section and key under `evaluate` in the configuration that list its data sets. A section may also
+            have a key `metrics` that lists the metrics to measure by their sections in records.
         facts: the keys that a comparison copies from the dense model's evaluation.
         alike: the keys that must be equal in evaluations that are compared.
         names: the data sets that it is measured on; empty in `METRICS`.
@@ -64,7 +71,10 @@ class Metric:
     high: float = math.inf
     alias: str | None = None
     pairing: str | None = ROWS
+    samples: str = "{}"
     values: str = "correct"
+    counts: str = ""
+    depth: int | None = None
     right_or_wrong: bool = False
     mean_of: str | None = None
     reported: bool = True
@@ -76,7 +86,7 @@ class Metric:
 
     def on(self, *names: str) -> "Metric":
         """Return this metric on a data set, or, if it is a mean, over several."""
-        texts = {key: getattr(self, key).format(*names) for key in ("key", "label", "phrase") if names}
+        texts = {key: getattr(self, key).format(*names) for key in ("key", "label", "phrase", "samples") if names}
         return replace(self, names=names, **texts)
 
     @property
@@ -122,7 +132,7 @@ class Metric:
     @property
     def difference_unit(self) -> str:
         """The unit of differences between shown values."""
-        return "points" if self.unit == "%" else self.unit
+        return "points" if self.unit in POINTS else self.unit
 
     def with_unit(self, text: str) -> str:
         """Return `text` followed by the unit, if there is one."""
@@ -184,7 +194,99 @@ PERPLEXITY = Metric(
     facts=("protocol", "tokens", "windows"),
     alike=("protocol",),
 )
-METRICS = (AVERAGE, TASK, PERPLEXITY)  # a mean precedes its parts
+# Metrics of answers that a model writes to the rows of a data set; see `coppice.stats.text_metrics`
+_ANSWERS = Metric(
+    key="{}",
+    section="",
+    label="",
+    kind="",
+    scale=100,
+    digits=1,
+    low=0,
+    high=1,
+    setting=("answers", "datasets"),
+    facts=("n",),
+    alike=("normalization", "signature", "decoding"),
+)
+
+
+def _of_answers(section: str, kind: str, column: str, unit: str = "%") -> Metric:
+    """Return a metric of answers, whose section, key and column in the samples have one name."""
+    names = {"section": section, "values": section, "key": f"{section}.{{}}", "label": f"{kind} on {{}}"}
+    return replace(_ANSWERS, **names, kind=kind, column=column, unit=unit)
+
+
+ANSWER_PERPLEXITY = Metric(
+    key="answer_ppl.{}",
+    section="answer_ppl",
+    label="perplexity of answers to {}",
+    kind="perplexity of answers",
+    column="answer ppl",
+    higher_is_better=False,
+    log=True,
+    low=1,
+    pairing=WEIGHTED,
+    values="answer_nll",
+    counts="answer_tokens",
+    setting=("answers", "datasets"),
+    facts=("tokens", "n"),
+)
+ANSWERS = (
+    replace(_of_answers("pass_at_1", "pass@1", "pass@1 %"), answers=True, setting=None),
+    replace(_of_answers("bleu4", "BLEU-4", "BLEU-4", "x100"), pairing=CORPUS, answers=True),
+    replace(_of_answers("cider", "CIDEr", "CIDEr", "x100"), high=10),
+    replace(_of_answers("chrf", "chrF", "chrF", "x100"), pairing=CORPUS),
+    replace(_of_answers("exact_match", "exact match", "exact %"), right_or_wrong=True, answers=True),
+    _of_answers("edit_similarity", "edit similarity", "edit %"),
+    _of_answers("anls", "ANLS", "ANLS %"),
+    _of_answers("token_f1", "token F1", "F1 %"),
+)
+# Metrics of pictures and texts that find each other, and of pictures that find their class
+_FOUND = replace(_ANSWERS, unit="%", right_or_wrong=True, facts=("n", "candidates", "chance"), alike=("candidates",))
+
+
+def _recall(direction: str, depth: int) -> Metric:
+    """Return recall among the first `depth` in a direction, such as image_to_text. Reports detail that beyond 1."""
+    section, words = f"{direction}_r{depth}", direction.replace("_", " ")
+    return replace(
+        _FOUND,
+        key=f"{section}.{{}}",
+        section=section,
+        label=f"{words} recall@{depth} on {{}}",
+        kind=f"{words} recall@{depth}",
+        column=f"{direction[0]}2{direction.split('_')[-1][0]} R@{depth}",
+        samples=f"{{}}.{direction}",
+        values="rank",
+        depth=depth,
+        reported=depth == 1,
+        answers=depth == 1,
+        setting=("retrieval", "datasets"),
+    )
+
+
+def _top(depth: int) -> Metric:
+    """Return the accuracy of zero-shot classification that counts the first `depth` classes."""
+    section = f"top{depth}"
+    return replace(
+        _FOUND,
+        key=f"{section}.{{}}",
+        section=section,
+        label=f"top-{depth} accuracy on {{}}",
+        kind=f"top-{depth} accuracy",
+        column=f"top-{depth} %",
+        values=section,
+        reported=depth == 1,
+        answers=depth == 1,
+        setting=("classification", "datasets"),
+        alike=("candidates", "templates"),
+    )
+
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+RETRIEVAL = tuple(_recall(direction, depth) for direction in DIRECTIONS for depth in (1, 5, 10))
+CLASSIFICATION = (_top(1), _top(5))
+# A mean precedes its parts. What a study asks of its own data sets leads its reports, before what all studies measure
+METRICS = (*ANSWERS, ANSWER_PERPLEXITY, *RETRIEVAL, *CLASSIFICATION, AVERAGE, TASK, PERPLEXITY)
 # Of a training, not of an evaluation: ablations rank arms by it, over the examples that each seed holds out
 LOSS = Metric(
     key="validation_loss",
@@ -197,10 +299,27 @@ LOSS = Metric(
 )
 
 
+def held_by(record: Record) -> list[Metric]:
+    """Return the entries of `METRICS` whose sections a record holds.
+
+    Metrics of answers are in the record's order, which is that of the settings: the first of them leads reports.
+    """
+    found = [entry for entry in METRICS if entry.section in record]
+    own = iter(sorted((entry for entry in found if entry in ANSWERS), key=lambda one: list(record).index(one.section)))
+    return [next(own) if entry in ANSWERS else entry for entry in found]
+
+
+def in_detail(entries: Iterable[Metric]) -> list[Metric]:
+    """Return entries in the order of comparisons: the parts of a mean come after all others, and then the mean."""
+    entries = list(entries)
+    means = {entry.mean_of for entry in entries}
+    return sorted(entries, key=lambda entry: 2 if entry.mean_of else int(entry.section in means))
+
+
 def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Metric]:
-    """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all of `METRICS`)."""
+    """Return the metrics whose values an evaluation or comparison record holds, of `entries` (all that it holds)."""
     found = []
-    for entry in METRICS if entries is None else entries:
+    for entry in held_by(record) if entries is None else entries:
         names = tuple(record.get(entry.mean_of or entry.section) or ())
         if not entry.mean_of:
             found += [entry.on(name) for name in names]
@@ -209,12 +328,21 @@ def found_in(record: Record, entries: Iterable[Metric] | None = None) -> list[Me
     return found
 
 
+def details_in(record: Record) -> list[Metric]:
+    """Return the same, all of them in the order of comparisons."""
+    return found_in(record, in_detail(held_by(record)))
+
+
 def asked_in(evaluate: object) -> list[Metric]:
     """Return the metrics of an evaluation by the section `evaluate`: those that reports show, then the details."""
     found = []
     for entry in sorted((one for one in METRICS if one.setting), key=lambda one: not one.reported):
         section, key = entry.setting
-        names = getattr(getattr(evaluate, section), key)
+        asked = getattr(evaluate, section)
+        chosen = getattr(asked, "metrics", None)
+        if chosen is not None and entry.section not in (*chosen, ANSWER_PERPLEXITY.section):
+            continue  # the perplexity of answers is always measured
+        names = getattr(asked, key)
         found += [entry.on(*names)] * bool(names) if entry.mean_of else [entry.on(name) for name in names]
     return found
 
@@ -243,12 +371,17 @@ def named(key: str) -> Metric:
 
 
 def axes(found: Iterable[Metric]) -> tuple[Metric, Metric]:
-    """Return the two metrics of a trade-off: the first that answers the study's questions, and the first other one.
+    """Return the two metrics of a trade-off: the one that answers the study's questions, and another one.
 
-    For one that is not among `found`, return the first such entry of `METRICS`, so that a message can name it.
+    The first that can answer questions does. The other one is the first of the other direction, such as perplexity
+    beside accuracy, or else the first of the rest. For one that is not among `found`, return the mean accuracy or the
+    perplexity, so that a message can name it.
     """
-    shown = [metric for metric in (*found, *METRICS) if metric.reported]
-    return next(one for one in shown if one.answers), next(one for one in shown if not one.answers)
+    shown = [metric for metric in found if metric.reported]
+    leading = next((one for one in shown if one.answers), AVERAGE)
+    rest = [one for one in shown if one != leading]
+    rest.sort(key=lambda one: one.higher_is_better == leading.higher_is_better)
+    return leading, rest[0] if rest else PERPLEXITY
 
 
 def axes_of(columns: Iterable[str]) -> tuple[Metric, Metric]:

@@ -15,6 +15,7 @@ from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import CoppiceError
 
 if TYPE_CHECKING:
+    import numpy
     import pyarrow
 
 ITEMS, DOCUMENTS, WINDOWS = "items", "documents", "windows"  # what is resampled; windows are in order, and in blocks
@@ -82,16 +83,26 @@ def samples(folder: PathLike, task: str, columns: Collection[str] | None = None)
         raise records.RecordError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
-def row_values(folders: Sequence[Path], name: str, column: str, remedy: str) -> list:
-    """Return an array [rows] for each evaluation folder: a column of the samples `name`, over the same rows in order.
+def row_values(
+    folders: Sequence[Path], name: str, columns: Sequence[str], remedy: str
+) -> list[tuple[numpy.ndarray, ...]]:
+    """Return for each evaluation folder the `columns` of the samples `name`, over the same rows in order.
 
     Raises:
         NotPaired: if the evaluations have different rows; the message ends with `remedy`.
     """
-    tables = [samples(folder, name, ("doc_id", "doc_hash", column)) for folder in folders]
+    tables = [samples(folder, name, ("doc_id", "doc_hash", *columns)) for folder in folders]
     if not all(table["doc_hash"].equals(tables[0]["doc_hash"]) for table in tables):
-        raise NotPaired(f"task {name}: the models were scored on different items; {remedy}")
-    return [table[column].to_numpy().astype(float) for table in tables]
+        raise NotPaired(f"{name}: the models were scored on different items; {remedy}")
+    return [tuple(array(table[column]) for column in columns) for table in tables]
+
+
+def array(column: pyarrow.ChunkedArray) -> numpy.ndarray:
+    """Return a column of samples as floats, [rows], or [rows, s] if each row has a list of `s` numbers."""
+    import numpy
+
+    found = column.to_numpy()
+    return numpy.stack(found).astype(float) if found.dtype == object else found.astype(float)
 
 
 def losses(folder: PathLike) -> Record:

@@ -154,7 +154,7 @@ def numbers_of(evaluation: Record) -> Numbers:
 
 def metrics_of(record: Record) -> list[metrics.Metric]:
     """Return the metrics in an evaluation or a comparison; a mean follows its parts."""
-    return metrics.found_in(record, reversed(metrics.METRICS))
+    return metrics.details_in(record)
 
 
 def _alike(chain: Chain) -> list[Check]:

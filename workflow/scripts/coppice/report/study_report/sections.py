@@ -147,7 +147,7 @@ def _numbers(pair: Pair) -> Record | None:
     comparison = pair.comparison or {}
     labels = STAGE_LABELS.values()
     columns = ["quantity", "n", *labels, "fine-tuned − pruned", "pruned − dense", "recovered", "p (Holm)", "verdict"]
-    rows = [_of_metric(comparison, m) for m in metrics.found_in(comparison, reversed(metrics.METRICS))]
+    rows = [_of_metric(comparison, m) for m in metrics.details_in(comparison)]
     return {"columns": columns, "rows": rows} if rows else None
 
 

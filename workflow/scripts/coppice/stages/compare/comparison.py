@@ -65,7 +65,7 @@ def compare(
         "sparsity": {stage: results[stage].get("sparsity") for stage in STAGES},
         "masked_merge": results["finetuned"].get("masked_merge"),
         **compared,
-        "extremes": _extremes(compared[metrics.AVERAGE.mean_of]),
+        "extremes": _extremes(compared.get(metrics.AVERAGE.mean_of)),
         "cost": _cost(results, trained),
         "generations": _generations(results),
     }
@@ -168,7 +168,7 @@ def _check_models(
 
 def _compared(results: Mapping[str, Record], folders: Sequence[Path]) -> Record:
     """Return section -> what the record holds of its metrics: by data set, or of a mean, None if it is of nothing."""
-    entries = [entry for entry in reversed(metrics.METRICS) if entry.section in results["dense"]]
+    entries = metrics.in_detail(metrics.held_by(results["dense"]))
     sections: Record = {entry.section: None if entry.mean_of else {} for entry in entries}
     known = {}  # (section, data set) -> means, which a mean over data sets uses again
     for metric in metrics.found_in(results["dense"], entries):
@@ -177,7 +177,7 @@ def _compared(results: Mapping[str, Record], folders: Sequence[Path]) -> Record:
             sections[metric.section] = _part(metric, results, means)
             continue
         [found] = pairing.values(metric, folders, _again(*map(_record_of, folders)))
-        means = known[metric.section, metric.name] = across_models.means(STAGES, *found)
+        means = known[metric.section, metric.name] = found.means(STAGES)
         part = sections[metric.section][metric.name] = _part(metric, results, means)
         if metric.right_or_wrong:
             values = dict(zip(STAGES, found.values, strict=True))
@@ -195,12 +195,16 @@ def _part(metric: metrics.Metric, results: Mapping[str, Record], means: across_m
     if metric.log:  # an evaluation holds the value of the whole text, which rounds differently
         values = {stage: metric.value(results[stage]) for stage in STAGES}
     change, higher = _interval(shown.contrast(step)), metric.higher_is_better
-    part: Record = values | {key: metric.part(results["dense"])[key] for key in metric.facts} | {"change": change}
+    facts = metric.part(results["dense"])
+    part: Record = values | {key: facts[key] for key in metric.facts if key in facts} | {"change": change}
     if metric.log:
         part["change_percent"] = 100 * change["value"] / values[PRUNED]
         part["ratio"] = across_models.ratio_of(means.contrast(step))
     part["lost"] = _interval(shown.contrast({PRUNED: 1, DENSE: -1}))
     part["resampled"] = means.resampled(step)
+    if "chance" in part:
+        bounds = {stage: shown.contrast({stage: 1})["interval"] for stage in STAGES}
+        part["at_chance"] = [stage for stage in STAGES if not bounds[stage] or bounds[stage][0] <= part["chance"]]
     if metric.reported:
         part["recovered"] = shown.recovered(DENSE, PRUNED, FINETUNED, higher)
     if not metric.right_or_wrong:
@@ -252,7 +256,7 @@ def _over_seeds(results: Mapping[str, Record], dense: Path, folders: Mapping[int
         files = {"dense": dense, "finetuned": _record_of(folders[seed])}
         check_alike({"dense": results["dense"], "finetuned": repeat}, files)
     found = {}
-    for metric in metrics.found_in(results["dense"], reversed(metrics.METRICS)):
+    for metric in metrics.details_in(results["dense"]):
         if not metric.reported:
             continue
         whole, pruned = metric.value(results["dense"]), metric.value(results["pruned"])
@@ -279,7 +283,7 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
     """Return what a reader must know before trusting or quoting the numbers."""
     found = list(trained["warnings"])
     found += formatting.warned({stage: results[stage].get("warnings") or [] for stage in STAGES})
-    shown = metrics.found_in(record, reversed(metrics.METRICS))
+    shown = metrics.details_in(record)
     for metric in shown:
         part = metric.part(record)
         if metric.reported and part["verdict"] == "worse":
@@ -292,6 +296,7 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
                 f"{metric.label}: windows of {facts['seq_len']}, the model's context, "
                 f"not {facts['requested_seq_len']}: do not compare it with other models' published values"
             )
+    found += _at_chance(record, shown)
     found += _few_items(record, shown)
     for metric in shown:
         engines = {(metric.part(results[stage]) or {}).get("engine") for stage in STAGES if not metric.mean_of}
@@ -310,8 +315,23 @@ def _warnings(record: Record, results: Mapping[str, Record], trained: Record) ->
     return found
 
 
+def _at_chance(record: Record, shown: Iterable[metrics.Metric]) -> list[str]:
+    """Return a warning for each metric by which a model is not better than chance."""
+    parts = [(metric, metric.part(record)) for metric in shown if metric.reported]
+    return [
+        f"{metric.label}: the {formatting.listed(part['at_chance'])} model is not above chance "
+        f"({metric.shown(part['chance'])} {metric.unit})"
+        for metric, part in parts
+        if part.get("at_chance")
+    ]
+
+
 def _few_items(record: Record, shown: Iterable[metrics.Metric]) -> list[str]:
-    """Return a warning that lists the tasks with too few items, [] if there are none."""
-    counts = {metric.name: metric.part(record)["n"] for metric in shown if metric.right_or_wrong}
+    """Return a warning that lists the data sets with too few items, [] if there are none."""
+    counts: dict[str | None, int] = {}
+    for metric in shown:
+        number = (metric.part(record) or {}).get("n") if metric.name else None
+        if number is not None:
+            counts[metric.name] = min(number, counts.get(metric.name, number))
     few = formatting.listed(f"{name} ({n})" for name, n in counts.items() if n < FEW_ITEMS)
     return [f"fewer than {FEW_ITEMS} items, too few to see any but large changes: {few}"] if few else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Estimate, Record
@@ -28,13 +28,13 @@ def render(record: Record) -> str:
     console.print(f"{record['model']} / {record['config']}: before and after fine-tuning")
     console.print("=" * (len(record["model"]) + len(record["config"]) + 33))
     console.print(_subject(record))
-    entries = [entry for entry in reversed(metrics.METRICS) if entry.section in record]
-    for entry in entries:
-        mean = next((one for one in entries if one.mean_of == entry.section), None)
-        if entry.mean_of or (mean and not mean.part(record)):
+    entries = metrics.in_detail(metrics.held_by(record))
+    for group in _groups(entries):
+        mean = next((one for one in entries if one.mean_of == group[0].section), None)
+        if group[0].mean_of or (mean and not mean.part(record)):
             continue
-        console.print(f"\n{entry.heading} ({entry.better})", _changes(record, entry, mean))
-        console.print(_notes(record, entry), end="")
+        console.print(f"\n{_heading(group)} ({group[0].better})", _changes(record, group, mean))
+        console.print(_notes(record, group), end="")
         if mean:
             console.print(_mean(record, mean))
     if "seeds" in record:
@@ -45,13 +45,7 @@ def render(record: Record) -> str:
     console.print(_cost(record["cost"]))
     for warning in record["warnings"]:
         console.print(f"WARNING: {printable(warning)}")
-    console.print(
-        "\nBrackets hold 95 % paired intervals over items, documents, or blocks of windows.\n"
-        "p is from an exact McNemar test, with Holm's correction over the tasks.\n"
-        f'"no clear change" means p >= 0.05; for {_by_interval(entries)}, that the interval includes 0.\n'
-        "recovered = (tuned - pruned) / (dense - pruned).\n"
-        "To check the records behind these numbers, run `coppice trace` with the path of this file."
-    )
+    console.print(f"\n{_key(entries)}")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
@@ -101,43 +95,76 @@ def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     return table
 
 
-def _by_interval(entries: Iterable[metrics.Metric]) -> str:
-    """Return the words for the metrics whose verdict depends on an interval."""
-    return formatting.listed([*(entry.kind for entry in entries if entry.reported and not entry.mean_of), "the mean"])
+def _groups(entries: Sequence[metrics.Metric]) -> list[list[metrics.Metric]]:
+    """Return the entries by table: those that one evaluator measures, in one direction."""
+    found: dict[tuple, list[metrics.Metric]] = {}
+    for entry in entries:
+        found.setdefault((entry.setting, entry.mean_of, entry.higher_is_better), []).append(entry)
+    return list(found.values())
 
 
-def _changes(record: Record, entry: metrics.Metric, mean: metrics.Metric | None) -> Table:
-    """Return the table of a metric on every data set: its value at each stage and what fine-tuning changed.
+def _heading(group: Sequence[metrics.Metric]) -> str:
+    """Return the heading of a table: the evaluator if rows name their metrics, or else what all rows measure."""
+    named = _names_metrics(group) and group[0].setting
+    return named[0].capitalize() if named else group[0].heading
 
-    entry: of `METRICS`; mean: the entry of the mean over these data sets, which ends the table, or None.
+
+def _names_metrics(group: Sequence[metrics.Metric]) -> bool:
+    """Return whether the rows of a table name metrics. Tables of tasks and of texts have one, named above them."""
+    return len(group) > 1 or group[0].dataset == "data set"
+
+
+def _key(entries: Sequence[metrics.Metric]) -> str:
+    """Return the lines that explain the tables."""
+    tested = [entry for entry in entries if entry.right_or_wrong]
+    words = [entry.kind for entry in entries if not entry.right_or_wrong and not entry.mean_of]
+    words += ["the mean"] if any(entry.mean_of for entry in entries) else []
+    lines = ["Brackets hold 95 % paired intervals over items, documents, or blocks of windows."]
+    if tested:
+        over = formatting.listed(dict.fromkeys(f"{entry.dataset}s" for entry in tested))
+        lines.append(f"p is from an exact McNemar test, with Holm's correction over the {over}.")
+    by_interval = f"; for {formatting.listed(words)}, that the interval includes 0" if words else ""
+    lines += [
+        f'"no clear change" means {f"p >= 0.05{by_interval}" if tested else "that the interval includes 0"}.',
+        "recovered = (tuned - pruned) / (dense - pruned).",
+        "To check the records behind these numbers, run `coppice trace` with the path of this file.",
+    ]
+    return "\n".join(lines)
+
+
+def _changes(record: Record, group: Sequence[metrics.Metric], mean: metrics.Metric | None) -> Table:
+    """Return the table of some metrics on every data set: their values at each stage and what fine-tuning changed.
+
+    group: entries of `METRICS`; mean: the entry of the mean over these data sets, which ends the table, or None.
     """
-    shares, tested = entry.reported, entry.right_or_wrong
+    first, named = group[0], _names_metrics(group)
+    shares, tested = (any(getattr(entry, key) for entry in group) for key in ("reported", "right_or_wrong"))
     columns: list[tuple[str, JustifyMethod, bool]] = [
-        (entry.dataset, "left", True),
-        ("metric", "left", "metric" in entry.facts),
-        ("n", "right", "n" in entry.facts),
+        ("metric" if named else first.dataset, "left", True),
+        ("metric", "left", "metric" in first.facts),
+        ("n", "right", "n" in first.facts),
         *((stage, "right", True) for stage in ("dense", "pruned", "tuned")),
-        ("change (points)" if entry.unit == "%" else "change", "right", True),
-        ("%", "right", entry.log),
+        ("change (points)" if first.difference_unit == "points" else "change", "right", True),
+        ("%", "right", first.log),
         ("recovered", "right", shares),
         ("p", "right", tested),
         ("verdict", "left", True),
     ]
     table = _table(*((name, justify) for name, justify, shown in columns if shown))
     protocol = None
-    for metric in metrics.found_in(record, [entry, mean] if mean else [entry]):
+    for metric in metrics.found_in(record, [*group, mean] if mean else group):
         part = metric.part(record)
         if metric.mean_of:
             table.add_section()
         protocol = protocol or part.get("protocol")
         cells = (
-            metric.name or "mean",
+            "mean" if metric.mean_of else metric.with_unit(metric.spoken) if named else metric.name,
             part.get("metric", ""),
             str(part.get("n", "")),
             *(_level(metric, part[stage]) for stage in STAGES),
             _change(metric, part["change"]),
-            f"{part['change_percent']:+.1f}" if entry.log else "",
-            _share(part["recovered"], noted=False) if shares else "",
+            f"{part['change_percent']:+.1f}" if metric.log else "",
+            _share(part["recovered"], noted=False) if metric.reported else "",
             _probability(part.get("p_holm")),
             part["verdict"],
         )
@@ -154,12 +181,15 @@ def _probability(p: float | None) -> str:
     return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
-def _notes(record: Record, entry: metrics.Metric) -> str:
+def _notes(record: Record, group: Sequence[metrics.Metric]) -> str:
     """Return what intervals resample, and why a recovered fraction has none: the table has no room for it."""
-    parts = {metric.name: metric.part(record) for metric in metrics.found_in(record, [entry]) if metric.reported}
-    lines = [f"intervals on {name}: over {formatting.units(part['resampled'])}\n" for name, part in parts.items()]
-    notes = {name: part["recovered"]["note"] for name, part in parts.items()}
-    return "".join(lines + [f"recovered on {name}: {note}\n" for name, note in notes.items() if note])
+    shown = [metric for metric in metrics.found_in(record, group) if metric.reported]
+    parts = [metric.part(record) for metric in shown]
+    names = [metric.name for metric in shown]
+    lines = [f"intervals on {n}: over {formatting.units(p['resampled'])}\n" for n, p in zip(names, parts, strict=True)]
+    names = [metric.spoken for metric in shown] if _names_metrics(group) else names
+    notes = [(name, part["recovered"]["note"]) for name, part in zip(names, parts, strict=True)]
+    return "".join(dict.fromkeys(lines + [f"recovered on {name}: {note}\n" for name, note in notes if note]))
 
 
 def _mean(record: Record, entry: metrics.Metric) -> str:

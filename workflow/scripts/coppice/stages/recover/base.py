@@ -24,7 +24,7 @@ from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from coppice.models.kinds import LoadedModel
 
@@ -108,10 +108,8 @@ class Trained(ABC, Generic[Model, Before]):
         """Load the trained weights in the folder of a checkpoint of this training into the model."""
 
     @abstractmethod
-    def save(
-        self, model: Model, tokenizer: PreTrainedTokenizerBase, output: Path, before: Before, source: models.Source
-    ) -> None:
-        """Write the trained weights and the tokenizer to the folder `folder(output)`."""
+    def save(self, model: Model, reader: models.Reader, output: Path, before: Before, source: models.Source) -> None:
+        """Write the trained weights and the reader's files to the folder `folder(output)`."""
 
     @abstractmethod
     def folder(self, output: Path) -> Path:

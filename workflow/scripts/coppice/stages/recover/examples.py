@@ -5,22 +5,20 @@ How a row becomes text is decided in `coppice.data.prompts`, and how text become
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import jinja2
-
-from coppice import data
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
-from coppice.data import prompts
-from coppice.models.kinds import Example, ModelKind, Row
+from coppice.data.row_sources import RowSource
+from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings.sections.finetune import TrainingData
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from coppice.models import Reader
 
 Pair = tuple[str, int]  # (name of a data set, index of a row in it)
 
@@ -31,7 +29,7 @@ def prepare(
     datasets: Mapping[str, PathLike],
     settings: TrainingData,
     prompt: str,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     seed: int,
     kind: ModelKind,
 ) -> tuple[list[Example], list[Example] | None, Record]:
@@ -41,7 +39,7 @@ def prepare(
         datasets: name -> path of dataset.json, for every data set that `settings` name.
         settings: the section `finetune.data`.
         prompt: alpaca, chat or none.
-        tokenizer: a fast tokenizer.
+        reader: of the model; its tokenizer is a fast one.
         seed: chooses the rows of a mixture and the rows that are held out for validation.
         kind: the model's kind, which makes the examples.
 
@@ -54,16 +52,17 @@ def prepare(
         SettingsError: `val_size` leaves nothing to train on, or the tokenizer is not a fast one.
     """
     weights = weights_of(settings.dataset)
-    sources = {name: _Source(name, datasets[name], prompt, tokenizer, kind.row_kinds) for name in weights}
+    sources = {name: RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds) for name in weights}
     chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
     mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
     if settings.validation:
-        held = _Source(settings.validation, datasets[settings.validation], prompt, tokenizer, kind.row_kinds)
+        name = settings.validation
+        held = RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds)
         sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
     else:
         chosen, held_out = _split(chosen, settings.val_size, seed)
-    train, skipped = _encode(chosen, sources, tokenizer, kind, settings)
-    validation, skipped_validation = _encode(held_out, sources, tokenizer, kind, settings)
+    train, skipped = _encode(chosen, sources, reader, kind, settings)
+    validation, skipped_validation = _encode(held_out, sources, reader, kind, settings)
     names, cut = ", ".join(weights), settings.cutoff_len
     if not train:
         raise DataError(
@@ -98,33 +97,6 @@ def weights_of(dataset: str | Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in dataset.items()}
 
 
-class _Source:
-    """The train rows of one data set and how they are formatted."""
-
-    def __init__(
-        self, name: str, record: PathLike, prompt: str, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str]
-    ) -> None:
-        self.name, table = name, data.load(record, "train")
-        self.rows = table.to_list()
-        self.formatter = prompts.Formatter(prompts.kind_of(table.column_names, name, kinds), prompt, tokenizer)
-
-    def formatted(self, index: int) -> Row:
-        """Return one row as the model reads it."""
-        row, form = self.rows[index], self.formatter
-        try:
-            segments, ends = form(row)
-            return Row(segments, ends, form.add_special_tokens, form.kind == "text", row)
-        except jinja2.TemplateError as error:
-            raise DataError(
-                f"dataset {self.name}, row {index}: the chat template rejects it: {error}. Correct the row."
-            ) from error
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"dataset {self.name}, row {index}: cannot be read as a row of kind '{self.formatter.kind}', which "
-                f"the columns of the data set indicate ({error!r}). Correct the row."
-            ) from error
-
-
 def _mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> list[Pair]:
     """Return (name, row) pairs in the proportions `weights`: as many as possible without repeating a row."""
     total = min(sizes[name] / share for name, share in weights.items())
@@ -155,16 +127,18 @@ def _split(chosen: Sequence[Pair], val_size: float, seed: int) -> tuple[list[Pai
 
 def _encode(
     pairs: Sequence[Pair],
-    sources: Mapping[str, _Source],
-    tokenizer: PreTrainedTokenizerBase,
+    sources: Mapping[str, RowSource],
+    reader: Reader,
     kind: ModelKind,
     settings: TrainingData,
 ) -> tuple[list[Example], int]:
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
-    rows = [sources[name].formatted(index) for name, index in pairs]
-    found = kind.examples(rows, tokenizer, settings.cutoff_len, settings.train_on_inputs)
+    rows = [sources[name].to_learn(index) for name, index in pairs]
+    every = [row for answers in rows for row in answers]
+    found = iter(kind.examples(every, reader, settings.cutoff_len, settings.train_on_inputs))
     examples, skipped = [], 0
-    for (name, index), own in zip(pairs, found, strict=True):
+    for (name, index), answers in zip(pairs, rows, strict=True):
+        own = [*itertools.chain(*itertools.islice(found, len(answers)))]
         examples += [example | {"row": f"{name}:{index}" if len(sources) > 1 else index} for example in own]
         skipped += not own
     return examples, skipped

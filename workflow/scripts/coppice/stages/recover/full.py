@@ -23,7 +23,7 @@ from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     import torch
@@ -125,13 +125,13 @@ class AllWeights(base.Trained["PreTrainedModel", "torch.Tensor"]):
     def save(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: models.Reader,
         output: Path,
         before: torch.Tensor,
         source: models.Source,
     ) -> None:
         """Write the trained checkpoint, in the dtype that it was loaded in."""
-        models.save(model.to(models.dtype_of(source.dtype)), tokenizer, self.folder(output))
+        models.save(model.to(models.dtype_of(source.dtype)), reader, self.folder(output))
 
     def folder(self, output: Path) -> Path:
         """Return the folder of the checkpoint."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -119,12 +119,12 @@ class Lora(base.Trained["PeftModel", Path | None]):
     def save(
         self,
         model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: models.Reader,
         output: Path,
         before: Path | None,
         source: models.Source,
     ) -> None:
-        """Write the adapter and the tokenizer to `output`, replacing older files only once the new ones are complete.
+        """Write the adapter and the reader's files to `output`; complete files replace older ones.
 
         before: the folder of the untrained adapter, if its initialization changed the base weights; peft then writes
         the difference to it, as a plain LoRA adapter for the unchanged base.
@@ -132,7 +132,7 @@ class Lora(base.Trained["PeftModel", Path | None]):
         partial = output / f"{disks.partial_name()}adapter"
         options = {"path_initial_model_for_weight_conversion": str(before)} if before else {}
         model.save_pretrained(partial, **options)
-        tokenizer.save_pretrained(partial)
+        reader.save(partial)
         records.move_in(partial, output)
 
     def folder(self, output: Path) -> Path:

@@ -30,8 +30,6 @@ from .recoveries import recovery_of
 from .training_request import TrainingRequest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from .engine.trainer import StepTrainer
 
 logger = logging.getLogger("coppice.finetuning")
@@ -103,15 +101,15 @@ def _train(job: Job) -> None:
 
     clock, request = records.Clock(), job.request
     transformers.set_seed(request.seed)
-    tokenizer = request.source.tokenizer()
+    reader = request.source.reader()
     kind = models.kind_of(request.source)
     train, validation, counts = examples.prepare(
-        request.datasets, job.settings.data, request.prompt, tokenizer, request.seed, kind
+        request.datasets, job.settings.data, request.prompt, reader, request.seed, kind
     )
-    learner = _learner(job, kind, tokenizer, train)
+    learner = _learner(job, kind, reader, train)
     trained = learner.recovery.trained
     before = trained.before_training(learner.model, kind, train[0], learner.settings, request.output)
-    trainer = trainers.build(job, learner, tokenizer, train, validation)
+    trainer = trainers.build(job, learner, reader, train, validation)
     if request.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
@@ -124,20 +122,20 @@ def _train(job: Job) -> None:
         rows = [str(example["row"]) for example in validation]
         facts = {"rows": rows, "losses": losses[0], "tokens": losses[1]}
         records.write(request.output / EXAMPLE_LOSSES_FILE, request.identity | facts)
-    outcome = _save(job, learner, tokenizer, before, outcome, (validation or train)[: zeros.EXAMPLES])
+    outcome = _save(job, learner, reader, before, outcome, (validation or train)[: zeros.EXAMPLES])
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     settings = learner.settings.recorded(request.prompt)
     _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
 
 
-def _learner(job: Job, kind: ModelKind, tokenizer: PreTrainedTokenizerBase, train: Sequence[Example]) -> Learner:
+def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[Example]) -> Learner:
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
-        models.check_vocabulary(model, tokenizer, source.path)
+        models.check_vocabulary(model, reader.tokenizer, source.path)
         base, start = models.parameters(model), sparsity.measure(model)
         zeros.check(start, job.settings, trained.adapter)
         lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
@@ -183,7 +181,7 @@ def _trained(job: Job, trainer: StepTrainer, facts: Record) -> Record:
 def _save(
     job: Job,
     learner: Learner,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: models.Reader,
     before: object,
     outcome: Record,
     examples: list[Example],
@@ -193,8 +191,8 @@ def _save(
     Returns `outcome` with the facts about zeros, which are measured on `examples`.
     """
     trained, request = learner.recovery.trained, job.request
-    trained.save(learner.model, tokenizer, request.output, before, request.source)
-    found = _kept(job, learner, tokenizer, examples, outcome["tokens_at_a_time"])
+    trained.save(learner.model, reader, request.output, before, request.source)
+    found = _kept(job, learner, reader, examples, outcome["tokens_at_a_time"])
     outcome = outcome | {"sparsity": found, "warnings": [*outcome["warnings"], *zeros.warnings(found)]}
     if trained.adapter:
         model_card.write(request, learner.settings, outcome, job.prints["weights"])
@@ -202,7 +200,7 @@ def _save(
 
 
 def _kept(
-    job: Job, learner: Learner, tokenizer: PreTrainedTokenizerBase, examples: list[Example], token_limit: int
+    job: Job, learner: Learner, reader: models.Reader, examples: list[Example], token_limit: int
 ) -> Record | None:
     """Merge the adapter if that is asked for, and return what became of the zeros of a sparse checkpoint.
 
@@ -235,7 +233,7 @@ def _kept(
     if settings.merge:
         folder = zeros.merged_folder(job.request.output, start, settings)
         sparsity.check_name(folder, start, after)
-        models.save(merged, tokenizer, folder)
+        models.save(merged, reader, folder)
     return facts | {"after": after, "mask_loss": losses} if start else None
 
 

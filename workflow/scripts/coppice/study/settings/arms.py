@@ -78,11 +78,15 @@ def shared(finetune: Record) -> Record:
 
 
 def chosen_by(choose_by: ChooseBy, evaluate: Evaluate) -> dict[str, dict[str, list[str]]]:
-    """Return section of `evaluate` -> key -> data sets, reduced to those that rank the arms; all empty for the loss."""
+    """Return section of `evaluate` -> key -> data sets, reduced to those that rank the arms; all empty for the loss.
+
+    Sections that name no data set are left out.
+    """
     ranking, chosen = metrics.named(choose_by.metric), {}
     for section, key in {entry.setting: None for entry in metrics.METRICS if entry.setting}:
-        names = getattr(getattr(evaluate, section), key) if (section, key) == ranking.setting else []
-        chosen[section] = {key: [name for name in names if ranking.mean_of or name in ranking.names]}
+        if names := getattr(getattr(evaluate, section, None), key, ()):
+            kept = (section, key) == ranking.setting
+            chosen[section] = {key: [name for name in names if kept and (ranking.mean_of or name in ranking.names)]}
     return chosen
 
 

@@ -161,7 +161,8 @@ def unknown_key(path: Place, siblings: Sequence[str]) -> str:
     close = get_close_matches(name, siblings, n=1, cutoff=0.5)
     if close:
         return f"config key {dotted(path)} is unknown; did you mean '{dotted((*parent, close[0]))}'?"
-    elsewhere = [dotted(other.path) for other in keys.every_key() if other.path[-1] == name]
+    elsewhere = [other.path for other in keys.every_key() if other.path[-1] == name]
     if elsewhere:
-        return f"config key {dotted(path)} is unknown; did you mean '{elsewhere[0]}'?"
+        # the first of the shortest, because a model may have sections like those of the study
+        return f"config key {dotted(path)} is unknown; did you mean '{dotted(min(elsewhere, key=len))}'?"
     return f"config key {dotted(path)} is unknown; valid are {', '.join(dotted((*parent, key)) for key in siblings)}"

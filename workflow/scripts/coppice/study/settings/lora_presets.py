@@ -34,7 +34,11 @@ DEFAULTS = {
 
 
 def resolve(lora: Record) -> Record:
-    """Return `finetune.lora` with every key filled: the configured value, else the preset's, else the default."""
+    """Return `finetune.lora` with every key filled: the configured value, else the preset's, else the default.
+
+    The adapters of single towers are kept as they are, because their keys have the values of the whole adapter.
+    """
     preset = PRESETS.get(lora["preset"], {})
     resolved = {key: preset.get(key, default) if lora[key] is None else lora[key] for key, default in DEFAULTS.items()}
-    return {"preset": lora["preset"], **resolved}
+    towers = {key: lora[key] for key in ("towers",) if key in lora}
+    return {"preset": lora["preset"], **resolved, **towers}

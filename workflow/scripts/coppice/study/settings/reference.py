@@ -39,11 +39,12 @@ def tables() -> str:
 def _is_redundant(key: Key) -> bool:
     """Return whether a key's row would repeat others.
 
-    A model's own grid has the keys of candidates.prune, `base` those of an arm, and an entry that the user names has no
-    meaning besides that of its keys.
+    A model's own grid and sections have the keys of those of the study, `base` has those of an arm, and an entry that
+    the user names has no meaning besides that of its keys.
     """
     path = key.path
-    repeated = path[:3] == ("models", "<name>", "prune[]") or (path[2:3] == ("base",) and len(path) > 3)
+    own = path[:1] == ("models",) and path[2:3] in (("prune[]",), ("finetune",), ("evaluate",))
+    repeated = (own or path[2:3] == ("base",)) and (len(path) > 3 or path[2] == "prune[]")
     return repeated or (path[-1] == "<name>" and key.is_section)
 
 

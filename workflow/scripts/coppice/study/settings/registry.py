@@ -20,7 +20,22 @@ OFFICIAL = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 TASKS = tuple(OFFICIAL)
-MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("", "-instruct"))
+
+
+class Miniature(NamedTuple):
+    """The kind and the variant (base or instruct) of a miniature model besides those of `FAMILIES`."""
+
+    kind: str
+    variant: str
+
+
+OTHER_MINIATURES = {
+    "t5": Miniature("seq2seq", "base"),
+    "qwen3-vl": Miniature("image-text", "instruct"),
+    "clip": Miniature("dual-encoder", "base"),
+    "code": Miniature("causal-lm", "base"),
+}
+MINIATURE_MODELS = (*(family + suffix for family in FAMILIES for suffix in ("", "-instruct")), *OTHER_MINIATURES)
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128", "shortened-llm-128", "gptq-2048-v1", "llmpruner-128-v1")
@@ -67,7 +82,8 @@ DATASETS = {
     },
     "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
-MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS)
+PICTURE_DATASETS = ("captions", "picture-captions", "picture-questions", "picture-pairs", "picture-classes")
+MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS, *PICTURE_DATASETS, "code")
 # Data sets of text whose rows are documents of their own
 DOCUMENTS = ("c4",)
 

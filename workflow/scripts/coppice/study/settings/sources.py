@@ -118,8 +118,8 @@ def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> 
     key = f"models.{name}"
     source = locate(entry.base, f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
     if source.kind == "miniature":
-        family, _, suffix = source.path.partition("-")
-        _check_miniature(key, entry, family, suffix or "base")
+        family, variant = _miniature(source.path)
+        _check_miniature(key, entry, family, variant)
         model_type = None
     elif source.kind == "local":
         model_type = _local_config(source.path, entry.base, f"{key}.base").get("model_type")
@@ -133,6 +133,14 @@ def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> 
     resolved = {"source": source, "prompt": prompt, "family": entry.family or family, "prune": None}
     resolved["model_type"] = model_type
     return StudyModel.model_validate(dict(entry) | resolved)
+
+
+def _miniature(name: str) -> tuple[str, str]:
+    """Return the family and the variant of a miniature model."""
+    if name in registry.OTHER_MINIATURES:
+        return name, registry.OTHER_MINIATURES[name].variant
+    family, _, suffix = name.partition("-")
+    return family, suffix or "base"
 
 
 def _check_miniature(key: str, entry: Model, family: str, variant: str) -> None:

@@ -57,12 +57,12 @@ def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
 
     source = request.source
     model = models.load(source)
-    tokenizer = source.tokenizer()
+    reader = source.reader()
     context = models.context_length(model)
-    batches, used = calibration.batches(tokenizer, request.calibration, context, request.seed)
+    batches, used = calibration.batches(reader.tokenizer, request.calibration, context, request.seed)
     device = models.device()
     result = prune.prune(model, request.point, [batch.to(device) for batch in batches])
-    models.save(result.model, tokenizer, request.output)
+    models.save(result.model, reader, request.output)
     return result.facts, used
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, Trainer, TrainerState
 
 from coppice import models
 from coppice.core import records
@@ -42,7 +42,7 @@ VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batche
 def build(
     job: Job,
     learner: Learner,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: models.Reader,
     train: Sequence[Example],
     validation: Sequence[Example] | None,
 ) -> StepTrainer:
@@ -89,7 +89,7 @@ def build(
             ),
             train_dataset=train,
             eval_dataset=validation,
-            processing_class=tokenizer,
+            processing_class=reader.tokenizer,
             callbacks=callbacks,
         )
     except (RuntimeError, ValueError, ImportError, KeyError) as error:

@@ -39,6 +39,11 @@ class GridPoint(Section):
         "single weights to zero.",
     )
     ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
+    tower: str | None = setting(
+        None,
+        "The tower of the model that is pruned: encoder or decoder (seq2seq), text or vision (image-text and "
+        "dual-encoder). Null means the first of them.",
+    )
     importance: Importance | None = setting(
         None,
         "Importance measure that decides what is removed. For depth: block-influence (the default), perplexity (of "

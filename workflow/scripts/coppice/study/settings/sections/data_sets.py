@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .forms import Named, Text
-from .section import Section, section, setting
+from .section import Section, is_unset, section, setting
 
 
 class Splits(Section):
@@ -38,6 +38,11 @@ class Dataset(Section):
     )
     columns: Named[Annotated[Text, Field(description="Name of the column in the data set.")]] = setting(
         {}, "Maps the column names that Coppice expects to those of the data set."
+    )
+    image_root: Text | None = setting(
+        None,
+        "Folder below which the images of the rows lie. Null means the folder of the data file.",
+        exclude_if=is_unset,
     )
     splits: Splits = section(Splits)
 

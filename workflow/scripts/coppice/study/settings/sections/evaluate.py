@@ -4,10 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from .forms import ByKind, Named, Text, Unique
-from .section import Section, section, setting
+from .forms import ByKind, Named, Number, Text, Unique
+from .section import Section, is_unset, section, setting
 
 Bos = Literal["none", "once", "every-window"]
+AnswerMetric = Literal["bleu4", "chrf", "cider", "exact_match", "anls", "token_f1", "edit_similarity"]
 
 
 class Protocol(Section):
@@ -123,6 +124,54 @@ class Generation(Section):
     )
 
 
+class Answers(Section):
+    """Rows that each model answers by generation, measured against their references (all kinds but dual-encoder)."""
+
+    datasets: Unique[str] = setting([], "Names of the data sets; their report part is used.")
+    metrics: Annotated[Unique[AnswerMetric], Field(min_length=1)] | None = setting(
+        None,
+        "How answers are measured. Null decides by the rows: bleu4, chrf, cider and exact_match for captions; "
+        "exact_match, anls and token_f1 for questions; exact_match, edit_similarity, bleu4 and chrf for completions "
+        "and pairs. The perplexity of the references is measured in any case.",
+    )
+    beams: int = setting(1, "Beams of beam search; 1 is greedy decoding.", ge=1, le=1000)
+    sample: bool = setting(False, "Whether to draw tokens at random, with the study's seed.")
+    temperature: Number = setting(1.0, "Temperature of sampling.", gt=0, le=100)
+    top_p: Number = setting(1.0, "Sampling draws from the most likely tokens that have this probability.", gt=0, le=1)
+    new_tokens: int = setting(64, "Maximum number of tokens of an answer.", unit="tokens", ge=1, le=100_000)
+    limit: int | None = setting(
+        None, "Maximum number of rows per data set, for a quick look. Null means all.", ge=1, le=1_000_000_000
+    )
+    batch_size: int = setting(32, "Rows that are answered at a time.", unit="rows", ge=1, le=1_000_000)
+    stop: Annotated[Unique[Text], Field(min_length=1)] | None = setting(
+        None, "Texts at which an answer ends. Null means only the model's end token."
+    )
+
+
+class Retrieval(Section):
+    """Retrieval of images by captions and of captions by images (dual encoders)."""
+
+    datasets: Unique[str] = setting([], "Names of the data sets of images with captions; their report part is used.")
+    limit: int | None = setting(
+        None, "Maximum number of images per data set, for a quick look. Null means all.", ge=1, le=1_000_000_000
+    )
+
+
+class Classification(Section):
+    """Zero-shot classification of images by the names of their classes (dual encoders)."""
+
+    datasets: Unique[str] = setting([], "Names of the data sets of images with labels; their report part is used.")
+    templates: Annotated[Unique[Text], Field(min_length=1)] = setting(
+        ["a photo of a {}."], "Texts in which {} becomes the name of a class. Their embeddings are averaged."
+    )
+    classes: Annotated[Text | Annotated[Unique[Text], Field(min_length=2)] | None, ByKind()] = setting(
+        None, "The names of the classes: a list, or a file with one name per line. Null means the labels that occur."
+    )
+    limit: int | None = setting(
+        None, "Maximum number of images per data set, for a quick look. Null means all.", ge=1, le=1_000_000_000
+    )
+
+
 class Cost(Section):
     """Sizes, measured at the end of each evaluation, and latencies, which one job for each model measures in turns."""
 
@@ -154,5 +203,8 @@ class Evaluate(Section):
         ge=1,
         le=1_000_000,
     )
+    answers: Answers = section(Answers, exclude_if=is_unset)
+    retrieval: Retrieval = section(Retrieval, exclude_if=is_unset)
+    classification: Classification = section(Classification, exclude_if=is_unset)
     generation: Generation = section(Generation, reruns=["evaluate"])
     cost: Cost = section(Cost, reruns=["evaluate"])

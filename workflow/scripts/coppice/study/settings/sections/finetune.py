@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .forms import ByKind, Named, Number, Seed, Text, Unique
-from .section import Section, section, setting
+from .section import Section, is_unset, section, setting
 
 Preset = Literal["light", "standard", "full", "aggressive"]
 Init = Literal["default", "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "eva", "loftq", "orthogonal"]
@@ -39,8 +39,8 @@ class TrainingData(Section):
         "alpaca",
         "Name of a data set, or a mixture of names with weights (`{alpaca: 3, notes: 1}`). A mixture uses as "
         "many rows as its weights allow without repeating a row. The columns decide what rows are: "
-        "instructions (instruction, input, output), chats (messages), completions (prompt, completion) or "
-        "plain text (text).",
+        "instructions (instruction, input, output), chats (messages), completions (prompt, completion), gaps to fill "
+        "in (prefix, middle, suffix) or plain text (text).",
     )
     val_size: Number = setting(
         2000,
@@ -55,6 +55,17 @@ class TrainingData(Section):
         256, "Maximum tokens per example; longer examples are cut.", unit="tokens", ge=8, le=10_000_000
     )
     train_on_inputs: bool = setting(False, "Whether the loss includes the prompt's tokens.")
+
+
+class TowerLora(Section):
+    """The adapter of one tower. A key that is null has the adapter's own value."""
+
+    r: int | None = setting(None, "Rank.", ge=1, le=65_536)
+    alpha: Number | None = setting(None, "Scale.", le=1_000_000, gt=0)
+    learning_rate: Number | None = setting(None, "Peak learning rate; null means that of finetune.", le=1, gt=0)
+    target_modules: Annotated[str | Annotated[list[Text], Field(min_length=1)] | None, ByKind()] = setting(
+        None, "Layers with an adapter, as in finetune.lora."
+    )
 
 
 class Lora(Section):
@@ -88,6 +99,14 @@ class Lora(Section):
         None,
         "Initialization, with peft's names; by default `default`. PiSSA and OLoRA adapters are saved as plain "
         "LoRA of twice the rank.",
+    )
+    towers: Named[Annotated[Literal["frozen", "full"] | TowerLora, ByKind()]] = setting(
+        {},
+        "What is trained of each tower, by its name: `frozen`, `full` (all its weights), or the keys of an adapter of "
+        "its own. Towers: encoder, decoder (seq2seq); text, vision, projector (image-text); text, vision "
+        "(dual-encoder). A tower that is not named has the adapter as configured above; of an image-text model, only "
+        "the text tower has one, and the others are frozen.",
+        exclude_if=is_unset,
     )
 
 
@@ -145,6 +164,13 @@ class Finetune(Section):
         reruns=["finetune"],
         ge=1,
         le=1_000_000_000,
+    )
+    best_by: str | None = setting(
+        None,
+        "The metric by which the best checkpoint of a training is chosen. Null means the validation loss. A model "
+        "whose kind generates answers can use one of those, such as bleu4 or exact_match; a dual encoder recall@1.",
+        reruns=["finetune"],
+        exclude_if=is_unset,
     )
     warmup_steps: int = setting(
         100, "Warm-up steps, over which the learning rate rises.", unit="steps", ge=0, le=1_000_000_000

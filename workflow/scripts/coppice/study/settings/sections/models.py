@@ -2,12 +2,17 @@
 
 from typing import Literal
 
+from coppice.models import kinds
+
 from .candidates import GridPoint
+from .evaluate import Evaluate
+from .finetune import Finetune
 from .forms import Text
 from .section import Section, setting
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Prompt = Literal["alpaca", "chat", "none"]
+Kind = Literal[tuple(kinds.KINDS)]
 
 
 class Model(Section):
@@ -35,6 +40,13 @@ class Model(Section):
         "(only the instruction and the response). Null means alpaca for base models and chat for instruct "
         "models.",
         reruns=["finetune", "evaluate", "ablation"],
+    )
+    kind: Kind | None = setting(
+        None,
+        "What the model is: causal-lm (text in, next token out), seq2seq (T5, BART), image-text (Qwen3-VL) or "
+        "dual-encoder (CLIP). Null takes it from the `config.json` of a local folder. A model from the hub is then "
+        "taken for causal-lm, and the job that fetches it fails if it is of another kind.",
+        reruns=["data", "evaluate", "finetune"],
     )
     revision: str | None = setting(
         None, "Commit, tag or branch on the hub. Null means the newest commit at the first fetch."
@@ -85,4 +97,15 @@ class Model(Section):
     )
     prune: list[GridPoint] | None = setting(
         None, "A grid for this model that replaces candidates.prune.", reruns=["prune"]
+    )
+    finetune: Finetune | None = setting(
+        None,
+        "Keys of the section `finetune` with other values for this model. A preset of its own replaces the study's "
+        "adapter.",
+        reruns=["finetune", "ablation"],
+    )
+    evaluate: Evaluate | None = setting(
+        None,
+        "Keys of the section `evaluate` with other values for this model.",
+        reruns=["score", "evaluate", "ablation"],
     )

@@ -4,7 +4,7 @@ A section is a Pydantic model. Its fields carry all that is known of a key: type
 the stages that a change reruns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
@@ -19,6 +19,7 @@ class FieldOptions(TypedDict, total=False):
     """Further options of a field, with the names of Pydantic's `Field`."""
 
     alias: str
+    exclude_if: Callable[[Any], bool]
     ge: float
     gt: float
     le: float
@@ -37,17 +38,28 @@ def setting(
         description: for messages, the reference page and the editor.
         reruns: stages that a change reruns; empty: those of the section.
         unit: of the value.
-        more: the bounds and the alias, as Pydantic's `Field` takes them.
+        more: the bounds, the alias and `exclude_if`, as Pydantic's `Field` takes them.
     """
     extra: dict[str, Any] = {"reruns": list(reruns)} if reruns else {}
     extra |= {"unit": unit} if unit else {}
     return Field(default, description=description, json_schema_extra=extra or None, **more)
 
 
-def section(model: type[AnySection], description: str = "", *, reruns: Sequence[str] = ()) -> AnySection:
+def section(
+    model: type[AnySection], description: str = "", *, reruns: Sequence[str] = (), **more: Unpack[FieldOptions]
+) -> AnySection:
     """Return the field of a section, which has its defaults if it is left out. description: default: the model's."""
     extra: dict[str, Any] | None = {"reruns": list(reruns)} if reruns else None
-    return Field(default_factory=model, description=description or described(model), json_schema_extra=extra)
+    return Field(default_factory=model, description=description or described(model), json_schema_extra=extra, **more)
+
+
+def is_unset(value: object) -> bool:
+    """Return whether a value is null or empty, or a section without data sets.
+
+    As `exclude_if` of a key that an earlier version did not have, it keeps the key out of the parameters and records of
+    studies that do not use it, so that nothing of theirs reruns.
+    """
+    return not (value.datasets if hasattr(value, "datasets") else value)
 
 
 def described(model: type[BaseModel]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from .forms import Named, Number
+from .forms import ByKind, Named, Number, Unique
 from .section import Section, setting
 
 Mode = Literal["max", "min"]
@@ -25,12 +25,17 @@ class Bounds(Section):
 
 
 class Criterion(Section):
-    """A criterion, given either by `metric` and `mode` or by `pareto`."""
+    """A criterion, given either by `metric` or by `pareto`."""
 
-    metric: str | None = setting(
-        None, "`average_acc`, `ppl.<data set>`, a task's name, or a numeric column of candidates.table."
+    metric: Annotated[str | Annotated[Unique[str], Field(min_length=1)] | None, ByKind()] = setting(
+        None,
+        "`average_acc`, `ppl.<data set>`, a task's name, any other metric of an evaluation such as `bleu4.<data set>`, "
+        "or a numeric column of candidates.table. In a study of several kinds of models this may be a list: each model "
+        "uses the first metric that its evaluation measures.",
     )
-    mode: Mode | None = setting(None, "Whether the highest or the lowest value is best.")
+    mode: Mode | None = setting(
+        None, "Whether the highest or the lowest value is best. Null decides by the metric's direction."
+    )
     pareto: Literal["knee"] | None = setting(
         None,
         "`knee` considers the candidates that no other candidate beats in both `metrics` (the Pareto front) "
