@@ -16,7 +16,7 @@ from coppice.core import records
 from coppice.core.errors import CheckpointError, CoppiceError, SettingsError
 from coppice.models import dimensions, intake, kinds, tokenizing
 from coppice.models.intake import Needs
-from coppice.models.kinds import Row, Segment
+from coppice.models.rows import Row, Segment
 
 SCRIPTS = Path(models.__file__).parents[2]
 BOTH = "<s> {% for m in messages %}{{ m['content'] }} {% endfor %}"

@@ -11,7 +11,12 @@ from coppice import models
 from coppice.core.errors import CheckpointError
 from coppice.models import readers
 
-CONFIG = {"model_type": "qwen3_vl"}
+CONFIG = {
+    "model_type": "qwen3_vl",
+    "image_token_id": 9,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+}
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "patch_size": 8,
@@ -35,19 +40,19 @@ def test_a_reader_writes_the_processors_files_as_they_are_beside_the_tokenizer(t
 
 def test_pictures_are_written_as_config_json_says(tmp_path, tiny_tokenizer):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    marks = {"image_token_id": 9, "vision_start_token_id": 5, "vision_end_token_id": 6}
-    (tmp_path / "config.json").write_text(json.dumps(marks))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert readers.seeing(tmp_path, tiny_tokenizer).placeholder == readers.Placeholder("w9", "w5w9w6")
-    (tmp_path / "config.json").write_text('{"image_token_index": 9000}')
-    with pytest.raises(CheckpointError, match=r"the tokens \[9000\], which the tokenizer does not have"):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"image_token_id": 9000}))
+    with pytest.raises(CheckpointError, match=r"the tokens \[5, 9000, 6\], which the tokenizer does not have"):
         readers.seeing(tmp_path, tiny_tokenizer)
 
 
 def test_a_template_that_only_the_processor_has_is_the_tokenizers_too(tmp_path, tiny_tokenizer):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
     tokenizer = copy.copy(tiny_tokenizer)  # other tests share it
+    tokenizer.chat_template = None
     assert readers.seeing(tmp_path, tokenizer).tokenizer.chat_template == "{{ messages }}"
 
 

@@ -16,7 +16,8 @@ import jinja2
 
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError, SettingsError
-from coppice.models.kinds import Row, Segment
+from coppice.models import infilling
+from coppice.models.rows import Row, Segment
 
 from . import picture_rows
 
@@ -34,6 +35,7 @@ KINDS = {
     "completion": (("prompt",), ("completion",)),
     "caption": (("prompt",), ("caption", "captions")),
     "pair": (("input",), ("target", "targets")),
+    "fim": (("prefix",), ("suffix",), ("middle",)),
     "text": (("text",),),
     "image-chat": (("image", "images"), ("messages", "conversations")),
     "image-answer": (("image", "images"), ("question", "prompt"), ("answer", "answers", "response")),
@@ -93,13 +95,14 @@ class Formatter:
     """
 
     def __init__(self, kind: str, prompt: str, tokenizer: PreTrainedTokenizerBase, album: Album | None = None) -> None:
-        """Raise SettingsError if the prompt format is chat and the tokenizer has no chat template."""
+        """Raise SettingsError if the tokenizer lacks what the rows need: a chat template, or infilling tokens."""
         if prompt == "chat" and not tokenizer.chat_template:
             raise SettingsError(
                 "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to alpaca or none."
             )
         self.kind, self.prompt, self.tokenizer, self.album = kind, prompt, tokenizer, album
-        self.chat = prompt == "chat" and kind != "text"
+        self.chat = prompt == "chat" and kind not in ("fim", "text")
+        self.infilling = infilling.tokens_of(tokenizer) if kind == "fim" else None
         self.add_special_tokens = not self.chat
 
     def rows(self, content: Record, where: str) -> list[Row]:
@@ -138,7 +141,7 @@ class Formatter:
         found = tuple(answer for answer in answers if answer)
         pictures = self.album.of_row(content) if self.album else []
         self._check_marks(segments, len(pictures), where)
-        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures)
+        return Row(segments, ends, self.add_special_tokens, self.kind == "text", content, found, pictures, self.kind)
 
     def _check_marks(self, segments: Sequence[Segment], pictures: int, where: str) -> None:
         """Raise DataError if the model's text has not exactly one placeholder for each picture."""
@@ -165,6 +168,8 @@ class Formatter:
         """
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
+        if self.infilling:
+            return infilling.segments(row, answer, self.infilling) if answer else [], not self.infilling.end
         turns = _turns(row, self.kind, answer)
         if not turns or turns[-1]["role"] != "assistant" or not (turns[-1]["content"] or "").strip():
             return [], True

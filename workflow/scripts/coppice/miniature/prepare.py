@@ -2,14 +2,17 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
+from coppice.data import builders
+from coppice.data.builders import splitting
 
-from . import pretraining
+from . import code_world, kind_training, picture_world, pretraining
 from .build import DATASETS, build_world
 
 logger = logging.getLogger("coppice.miniature")
@@ -28,9 +31,46 @@ def prepare_world(folder: PathLike, seed: int) -> None:
         logger.info("%s: %s", name, ", ".join(f"{role} {len(rows)}" for role, rows in tables.items()))
 
 
+def prepare_pictures(folder: PathLike, seed: int) -> None:
+    """Draw the pictures of the picture world in `folder` and write the rows and the record of its data sets."""
+    clock, folder = records.Clock(), Path(folder)
+    for name, tables in picture_world.build_pictures(folder, seed).items():
+        # A path relative to the record, so that the folder can move
+        roots = {role: f"../{picture_world.PICTURES}" for role, rows in tables.items() if "images" in rows[0]}
+        origin = data.Origin({"path": f"miniature/{name}", "seed": seed}, image_roots=roots)
+        data.write(name, tables, folder / name, origin, clock)
+
+
+def prepare_code(folder: PathLike, seed: int) -> None:
+    """Build the data set `code` in `folder` from a generated source tree, as users build theirs from their own."""
+    clock, folder = records.Clock(), Path(folder)
+    target = splitting.Target(folder / "code.jsonl", code_world.RATIOS, seed, force=True)
+    # Elsewhere, because the builder skips what Git ignores, and a checkout may ignore the folder of the data
+    with tempfile.TemporaryDirectory() as place:
+        code_world.build_tree(Path(place, "miniature"), seed)
+        builders.build_code_data(builders.CodeData([Path(place, "miniature")]), target)
+    tables = {role: _rows(target.file_of(role)) for role in target.shares}
+    data.write("code", tables, folder, data.Origin({"path": "miniature/code", "seed": seed}), clock)
+
+
 def _rows(path: Path) -> list[Record]:
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def prepare_kind(name: str, rows: Sequence[PathLike], record: PathLike, seed: int, steps: int | None = None) -> None:
+    """Train a miniature model that is described in `KIND_MODELS` and write its model.json.
+
+    Args:
+        name: name of the model (`t5`, `clip`, ...).
+        rows: paths of the records of the data sets to train on.
+        record: path of the model.json to write.
+        seed: seed of the training.
+        steps: number of optimizer steps, if not the one of `KIND_MODELS`.
+    """
+    clock, folder = records.Clock(), Path(record).parent / "checkpoint"
+    facts = kind_training.train_kind(name, rows, folder, seed, steps)
+    _write_record(record, name, folder, facts, clock.provenance({"steps": steps}, seed))
 
 
 def prepare_model(
@@ -62,10 +102,13 @@ def prepare_model(
         facts = pretraining.train_instruct(family, Path(records.read(base)["path"]), text, folder, seed, steps, context)
     else:
         facts = pretraining.train_base(family, pretraining.Text.of_records(corpus), folder, seed, steps, context)
-    source = {"kind": "miniature", "path": name}
+    _write_record(record, name, folder, facts, clock.provenance({"steps": steps, "context": context}, seed))
+
+
+def _write_record(record: PathLike, name: str, folder: Path, training: Record, provenance: Record) -> None:
     records.write(
         record,
-        {"model": name, "source": source, "path": str(folder), "training": facts}
+        {"model": name, "source": {"kind": "miniature", "path": name}, "path": str(folder), "training": training}
         | {"parameters": models.count_parameters(folder), "weights_fingerprint": fingerprints.weights(folder)}
-        | {"provenance": clock.provenance({"steps": steps, "context": context}, seed)},
+        | {"provenance": provenance},
     )

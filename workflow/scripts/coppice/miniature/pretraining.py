@@ -1,23 +1,18 @@
-"""Train the tiny models of the miniature study: a base model of each family, and its instruct version.
-
-Muon trains the hidden matrices and AdamW the rest; on models this small, this gives a far better model in the same time
-than AdamW alone. The number of steps is fixed rather than the time, so that a slow machine trains the same model.
-"""
+"""Train the tiny causal language models of the text world: a base model of each family, and its instruct version."""
 
 from __future__ import annotations
 
-import logging
 import random
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coppice import data
 from coppice.core import records
 from coppice.core.aliases import PathLike, Record
 
+from .pretraining_loop import Rates, train
 from .tiny_models import TINY_MODELS, TinyModel, sizes
 from .tokenizer import CHAT_TEMPLATE, train_tokenizer
 
@@ -25,10 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger("coppice.miniature")
-
 _TOKENIZER_DOCUMENTS = 4000
-_LOG_EVERY = 50
 # Share of the steps, at the end, that use rows of full length. Before, rows are cut in half, because short rows train
 # faster and late positions are learned quickly.
 _LONG_PART = 0.2
@@ -87,7 +79,7 @@ def train_base(
     rows = _packed(tokenizer, text.documents, spec.context, rng)
     for running in text.running:
         rows += _windows(tokenizer, running, spec.context)
-    facts = _train(model, _batches(rows, spec, rng), steps or spec.steps, spec, 1.0, logger.info)
+    facts = _train(model, _batches(rows, spec, rng), steps or spec.steps, spec)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "base", **facts}
 
@@ -116,7 +108,7 @@ def train_instruct(
         rows += _windows(tokenizer, running, spec.context)[::4]
     share = spec.instruct_steps / spec.steps
     steps = max(1, round(steps * share)) if steps else spec.instruct_steps
-    facts = _train(model, _batches(rows, spec, rng), steps, spec, spec.instruct_scale, logger.info)
+    facts = _train(model, _batches(rows, spec, rng), steps, spec, spec.instruct_scale)
     _save(model, tokenizer, output)
     return {"family": family, "variant": "instruct", **facts}
 
@@ -203,59 +195,23 @@ def _batches(rows: list[list[int]], spec: TinyModel, rng: random.Random) -> Iter
             yield rows[i : i + size]
 
 
-def _optimizers(model: PreTrainedModel, spec: TinyModel, scale: float) -> list[torch.optim.Optimizer]:
+def _inputs(batches: Iterator[list[list[int]]], steps: int, spec: TinyModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the inputs of each step; all but the last steps have rows of half the length."""
     import torch
 
-    from .optimizer import Muon
-
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=spec.muon_rate * scale),
-        torch.optim.AdamW(others, lr=spec.adamw_rate * scale, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def _train(
-    model: PreTrainedModel,
-    batches: Iterator[list[list[int]]],
-    steps: int,
-    spec: TinyModel,
-    scale: float,
-    log: Callable[[str], Any],
-) -> Record:
-    import torch
-    from transformers import get_cosine_schedule_with_warmup
-
-    optimizers = _optimizers(model, spec, scale)
-    schedules = [get_cosine_schedule_with_warmup(o, min(20, steps // 5), steps) for o in optimizers]
-    model.train()
-    start, losses = time.perf_counter(), []
     for step in range(1, steps + 1):
         ids = torch.tensor(next(batches))
         if step <= steps * (1 - _LONG_PART):
             ids = ids.view(-1, spec.context // 2)
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*optimizers, *schedules):
-            each.step()
-        model.zero_grad()
-        losses.append(loss.item())
-        if step % _LOG_EVERY == 0 or step == steps:
-            recent, seconds = losses[-_LOG_EVERY:], time.perf_counter() - start
-            log(
-                f"step {step}/{steps}, loss {sum(recent) / len(recent):.3f}, "
-                f"{step * ids.numel() / seconds:.0f} tokens/s, {seconds / step * (steps - step):.0f} s left"
-            )
-    recent = losses[-_LOG_EVERY:]
-    return {
-        "steps": steps,
-        "tokens": steps * max(spec.step_tokens, spec.context),
-        "final_loss": sum(recent) / len(recent),
-        "seconds": time.perf_counter() - start,
-    }
+        yield {"input_ids": ids, "labels": ids}
+
+
+def _train(
+    model: PreTrainedModel, batches: Iterator[list[list[int]]], steps: int, spec: TinyModel, scale: float = 1.0
+) -> Record:
+    rates = Rates(spec.muon_rate * scale, spec.adamw_rate * scale)
+    facts = train(model, _inputs(batches, steps, spec), steps, rates)
+    return facts | {"tokens": steps * max(spec.step_tokens, spec.context)}
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -5,11 +5,12 @@ Its accelerators are `packing` for training, and `tree_scoring` and `output_head
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import dimensions
+from . import dimensions, infilling
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from .kinds import Engine, Example, Fallback, Inputs, LoadedModel, Row, Scorer
+    from .kinds import Decoding, Engine, Example, Fallback, Inputs, LoadedModel, Scorer
     from .readers import Reader
+    from .rows import Row
 
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
@@ -35,7 +37,7 @@ class CausalLM(ModelKind):
 
     name = "causal-lm"
     noun = "a causal language model"
-    row_kinds = ("chat", "instruction", "completion", "text")
+    row_kinds = ("chat", "instruction", "completion", "fim", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")
     adapter_groups = LAYERS
@@ -132,6 +134,20 @@ class CausalLM(ModelKind):
 
         return architectures.knowledge(output_head.causal_lm(model)).by_length
 
+    def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
+        """Return the answers, generated in batches of similar lengths; a question that is too long loses its start."""
+        from . import continuing, text_examples
+
+        context = self.context_length(model.config)
+        room = max(context - decoding.new_tokens, context // 2) if context else sys.maxsize
+        asked = text_examples.question_ids(rows, reader.tokenizer, room)
+        questions = [
+            continuing.Question(ids, row.stop, infills=infilling.is_infilling(row.segments))
+            for ids, row in zip(asked, rows, strict=True)
+        ]
+        found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
+        return [text or "" for text in found]
+
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""
         import torch
@@ -147,18 +163,23 @@ class CausalLM(ModelKind):
 
 
 class Decoder(Tower):
-    """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral."""
+    """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral, and of the text towers of Qwen's image-text models."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder without its output layer."""
+        return self.model.get_decoder()
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
-        return self.model.base_model.layers
+        return self.body.layers
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Keep the blocks `kept`, and renumber them."""
         from torch import nn
 
-        base = self.model.base_model
+        base = self.body
         base.layers = nn.ModuleList([base.layers[index] for index in kept])
         for index, block in enumerate(base.layers):
             for module in block.modules():
@@ -170,13 +191,13 @@ class Decoder(Tower):
 
     def run(self, batch: torch.Tensor) -> None:
         """Run the body, without the output layer: full logits would be the largest tensor by far."""
-        self.model.base_model(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
+        self.body(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
 
     def summed_loss(self, state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return the summed next-token loss: through the last norm and, in chunks, the output layer."""
         from . import output_head
 
-        hidden = self.model.base_model.norm(state)[:, :-1].flatten(0, 1)
+        hidden = self.body.norm(state)[:, :-1].flatten(0, 1)
         labels = batch[:, 1:].flatten().to(hidden.device)
         return output_head.summed_loss(self.model.get_output_embeddings(), hidden, labels)
 

@@ -9,99 +9,32 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coppice.core.json_text import parsed
 
-from .engines import Engine, Example, Fallback, Forward, Inputs, MicroBatch, Scorer
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
     from peft import PeftModel
-    from PIL.Image import Image
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
 
-__all__ = [
-    "KINDS",
-    "Decoding",
-    "Engine",
-    "Example",
-    "Fallback",
-    "Forward",
-    "Inputs",
-    "MicroBatch",
-    "ModelKind",
-    "Picture",
-    "Row",
-    "Scorer",
-    "Segment",
-    "Validator",
-    "named",
-    "of",
-    "of_checkpoint",
-]
+Example = dict[str, Any]
+Inputs = dict[str, Any]
 
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
-KINDS = {"seq2seq": "seq2seq", "causal-lm": "causal_lm"}
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an example. `learned` is True if the loss covers it (a response) and False if not (a prompt)."""
-
-    text: str
-    learned: bool
-
-
-class Picture(Protocol):
-    """A picture of a row: its size in pixels, a digest of its bytes, and the picture itself, read on demand."""
-
-    path: str
-    sha256: str
-    width: int
-    height: int
-
-    def open(self) -> Image:
-        """Return the picture in RGB."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set, formatted for a model.
-
-    Attributes:
-        segments: its text; empty if there is nothing to learn from. The last one is the answer.
-        ends: whether an end-of-sequence token follows the text.
-        special_tokens: whether the tokenizer's special tokens go around the text. A chat template contains them.
-        divisible: whether a long text may become several examples (plain text) or is cut off (a response).
-        content: the columns of the row, for kinds that read more than text.
-        references: every right answer to the row. Training rows have one, and running text has none.
-        pictures: what a model that sees reads with the text, in the order in which the text mentions them.
-    """
-
-    segments: Sequence[Segment]
-    ends: bool
-    special_tokens: bool
-    divisible: bool
-    content: Mapping[str, Any]
-    references: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-
-    @property
-    def question(self) -> str:
-        """The text that a model is asked: all that comes before the answer."""
-        return "".join(segment.text for segment in self.segments[:-1])
+KINDS = {"image-text": "image_text", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +70,10 @@ class Decoding:
         """Return an answer without what follows the first stop text in it."""
         return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
 
+    def stopping(self, texts: Sequence[str]) -> Decoding:
+        """Return the same with further stop texts."""
+        return replace(self, stop=tuple(dict.fromkeys((*self.stop, *texts))))
+
 
 @dataclass(frozen=True)
 class Validator:
@@ -154,6 +91,92 @@ class Validator:
     value: Callable[[Sequence[Any], Sequence[Row]], float]
 
 
+class Forward(Protocol):
+    """Runs one model on micro-batches. An engine has one for its model, and an objective may have another's."""
+
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of the targets of one optimizer step, small enough to fit in memory.
+
+    Attributes:
+        run: runs the model of a Forward and returns the states [N, width] that predict the targets (logits, if the
+            model changes them after its output layer). An objective may run a second model, such as a teacher, on the
+            same tokens.
+        targets: what the states predict, [N].
+        tokens: the number of tokens that the model is run on, padding included.
+    """
+
+    run: Callable[[Forward], torch.Tensor]
+    targets: torch.Tensor
+    tokens: int
+
+    def without_targets(self) -> MicroBatch:
+        """Return the same run of the model without any target, so that all its gradients are zero."""
+        return MicroBatch(lambda forward: self.run(forward)[:0], self.targets[:0], self.tokens)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Why an accelerator is not used for a model, and how the model must then be run.
+
+    Attributes:
+        reason: why the accelerator would not be exact; a clause such as "its local attention is cut by ...".
+        alone: True if each text must have a pass of its own, because texts of different lengths in one batch change
+            each other's numbers.
+        forget: makes the model forget what it keeps from earlier passes; called before a series of passes.
+    """
+
+    reason: str
+    alone: bool
+    forget: Callable[[], None]
+
+
+class Engine(Protocol):
+    """Computes the summed loss of the examples of one optimizer step, micro-batch by micro-batch.
+
+    The sum over the micro-batches, divided by the number of targets in the step, is the loss of the step. An engine
+    whose loss is no sum over examples (a contrastive loss) computes what couples them in `micro_batches`, which is
+    called once for each step.
+
+    Attributes:
+        forward: runs the engine's model.
+        arrangement: how examples are arranged, for the record.
+        warnings: what a reader of the training's record must know about the arrangement, in sentences.
+        token_limit: the most tokens in a micro-batch; an example that is longer runs alone. It may be lowered at any
+            time.
+    """
+
+    forward: Forward
+    arrangement: str
+    warnings: Sequence[str]
+    token_limit: int
+
+    def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of some examples; each target is in exactly one of them."""
+
+    def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
+        """Return the summed loss of a micro-batch's targets: a float32 scalar."""
+
+
+class Scorer(Protocol):
+    """Scores continuations of contexts.
+
+    Attributes:
+        alone: True if texts of different lengths in one batch change each other's numbers. The scorer heeds that by
+            itself; whoever runs other batches must too.
+    """
+
+    alone: bool
+
+    def score(
+        self, requests: Sequence[tuple[list[int], list[int]]], label: str = "", quiet: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return (log-likelihood, whether it is the greedy continuation) of each (input ids, continuation ids)."""
+
+
 class ModelKind(ABC):
     """A kind of model, as the stages see it.
 
@@ -165,13 +188,13 @@ class ModelKind(ABC):
         prunable: the values of `model_type` in a configuration whose towers it knows.
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
-        tower_names: the towers that `finetune.lora.towers` may name, which need not be prunable.
-        frozen_towers: those of them that are not trained unless `finetune.lora.towers` names them.
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
-        coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
-            `gathers` and `example_losses` (see `contrastive.Engine`).
+        prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
+            variant of a model (base or instruct) decides which is the default; otherwise it is the first.
+        tower_names: the towers that `finetune.lora.towers` may name.
+        pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
     """
 
     name: str
@@ -181,11 +204,11 @@ class ModelKind(ABC):
     prunable: tuple[str, ...]
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
-    tower_names: tuple[str, ...] = ("text",)
-    frozen_towers: tuple[str, ...] = ()
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
-    coupled: bool = False
+    prompts: tuple[str, ...] = ("alpaca", "chat", "none")
+    tower_names: tuple[str, ...] = ("text",)
+    pruned_towers: tuple[str, ...] = ("text",)
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -220,10 +243,6 @@ class ModelKind(ABC):
     def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
         """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
         return list(layers)
-
-    def tower_of(self, layer: str) -> str:
-        """Return the tower, of `tower_names`, in which a module of a plain model lies. layer: its dotted name."""
-        return self.tower_names[0]
 
     @abstractmethod
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:

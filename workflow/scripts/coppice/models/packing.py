@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("coppice.finetuning")
 
-Member = TypeVar("Member")
 CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
 
 
@@ -118,7 +117,7 @@ class Engine:
 
     def _padded(self, examples: Sequence[Example], reach: int) -> Iterator[MicroBatch]:
         alone = self.arrangement == "alone"
-        for group in by_length(examples, 0 if alone else self.token_limit, lambda example: len(example["input_ids"])):
+        for group in by_length(examples, 0 if alone else self.token_limit):
             # The last token of an example predicts nothing. It counts if the length of a text sets its RoPE.
             length = len(group[-1]["input_ids"]) - (0 if alone or reach else 1)
             # Padding is to the right of an example, where causal attention never looks, and has no target: any token
@@ -166,13 +165,13 @@ def count_targets(examples: Iterable[Example]) -> int:
     return sum(label != IGNORED for example in examples for label in example["labels"][1:])
 
 
-def by_length(members: Iterable[Member], limit: int, length: Callable[[Member], int]) -> Iterator[list[Member]]:
-    """Yield the members in order of length, in groups of at most `limit` tokens, padding included."""
-    group: list[Member] = []
-    for member in sorted(members, key=length):
-        # the newest member is the longest, so all others of its group are padded to it
-        if group and (len(group) + 1) * length(member) > limit:
+def by_length(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
+    """Yield the examples in order of length, in groups of at most `limit` tokens, padding included."""
+    group = []
+    for example in sorted(examples, key=lambda example: len(example["input_ids"])):
+        # the newest example is the longest, so all others of its group are padded to it
+        if group and (len(group) + 1) * len(example["input_ids"]) > limit:
             yield group
             group = []
-        group.append(member)
+        group.append(example)
     yield group

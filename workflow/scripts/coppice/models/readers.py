@@ -39,10 +39,12 @@ class Placeholder:
     Attributes:
         token: the token that becomes as many as the picture has features.
         text: what a prompt without a chat template writes for a picture; it contains the token once.
+        count: the number of features of every picture; None if it depends on the picture's size.
     """
 
     token: str
     text: str
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,22 @@ def seeing(folder: PathLike, tokenizer: PreTrainedTokenizerBase) -> Reader:
 
 
 def _placeholder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Placeholder | None:
-    """Return how config.json says that pictures are written in text."""
-    config = parsed((folder / "config.json").read_text(encoding="utf-8"))
-    token = config.get("image_token_id", config.get("image_token_index"))
+    """Return how the model's configuration says that pictures are written in text."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    token = getattr(config, "image_token_id", None)
     if token is None:
         return None
-    ids = [config.get("vision_start_token_id"), token, config.get("vision_end_token_id")]
-    found = [tokenizer.convert_ids_to_tokens(one) for one in ids if one is not None]
+    around = [getattr(config, "vision_start_token_id", None), token, getattr(config, "vision_end_token_id", None)]
+    ids = [one for one in around if one is not None]
+    found = tokenizer.convert_ids_to_tokens(ids)
     if None in found:
         raise CheckpointError(
             f"{folder}: config.json writes pictures with the tokens {ids}, which the tokenizer does not have. Copy the "
             "tokenizer's files of the original model into the folder."
         )
-    return Placeholder(tokenizer.convert_ids_to_tokens(token), "".join(found))
+    # models that read pictures of any size say how many patches become one feature
+    any_size = hasattr(config.vision_config, "spatial_merge_size")
+    count = None if any_size else getattr(config, "image_seq_length", None)
+    return Placeholder(tokenizer.convert_ids_to_tokens(token), "".join(found), count)

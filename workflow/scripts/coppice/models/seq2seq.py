@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel, Row
+    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
+    from .rows import Row
     from .towers import Anatomy, Tower
 
 PROBES, PROBE_TOKENS = 4, 64  # random sources and targets, and their length, on which logits are compared
@@ -35,6 +36,8 @@ class Seq2Seq(ModelKind):
 
     name = "seq2seq"
     noun = "a sequence-to-sequence model"
+    prompts = ("none", "alpaca")
+    tower_names = pruned_towers = ("encoder", "decoder")
     row_kinds = ("pair", "caption", "instruction", "completion")
     task_type = "SEQ_2_SEQ_LM"
     prunable = ()
@@ -44,7 +47,7 @@ class Seq2Seq(ModelKind):
         "cross-attention": CROSS,
         "mlp": ("DenseReluDense", "fc1", "fc2"),
     }
-    evaluators = ("merge",)
+    evaluators = ("answers", "merge")
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return whether the model has an encoder and a decoder."""

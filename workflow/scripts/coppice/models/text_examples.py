@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import numpy
 
 from coppice.core.errors import SettingsError
 
-from .kinds import Example, Row, Segment
+from . import infilling
+from .kinds import Example
+from .rows import Row, Segment
 from .tokenizing import check_end
 
 if TYPE_CHECKING:
@@ -39,15 +42,52 @@ def examples(
         )
     if any(row.ends for row in rows):
         check_end(tokenizer, "the model")
-    tokens = _Tokens(tokenizer)
+    tokens, encoder = _Tokens(tokenizer), infilling.Encoder([row.segments for row in rows if _fills(row)], tokenizer)
     for row in rows:
-        tokens.add(row.segments, row.special_tokens)
+        if not _fills(row):
+            tokens.add(row.segments, row.special_tokens)
     tokens.run()
     found = []
     for row in rows:
+        if _fills(row):
+            example = _infilled(row, encoder, cutoff, train_on_inputs)
+            found.append([example] if example else [])
+            continue
         ids, labels = tokens.example(row.segments, row.special_tokens, row.ends, train_on_inputs)
         found.append([part for part in _cut(ids, labels, cutoff, row.divisible) if _has_target(part)])
     return found
+
+
+def question_ids(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, room: int) -> list[list[int]]:
+    """Return the token ids of what a model is asked in each row: all that comes before the answer.
+
+    room: the most tokens. A longer question loses its beginning, or what its segments say.
+    """
+    asked = {place: [one for one in row.segments if not one.learned] for place, row in enumerate(rows) if _fills(row)}
+    encoder, found = infilling.Encoder(asked.values(), tokenizer), []
+    for place, row in enumerate(rows):
+        if place in asked:
+            found.append(list(itertools.chain(*(encoder.ids(asked[place], room) or []))))
+        else:
+            ids = tokenizer(row.question, add_special_tokens=row.special_tokens, verbose=False)["input_ids"]
+            ids = ids[:-1] if row.special_tokens and ids[-1:] == [tokenizer.eos_token_id] else ids
+            found.append(ids[-room:])
+    return found
+
+
+def _fills(row: Row) -> bool:
+    return infilling.is_infilling(row.segments)
+
+
+def _infilled(row: Row, encoder: infilling.Encoder, cutoff: int, train_on_inputs: bool) -> Example | None:
+    """Return the example of a row with control tokens; None if the answer does not fit."""
+    end = [encoder.tokenizer.eos_token_id] if row.ends else []
+    pieces = encoder.ids(row.segments, cutoff - len(end))
+    if pieces is None:
+        return None
+    on = [segment.learned or train_on_inputs for segment in row.segments]
+    labels = [token if learned else IGNORED for ids, learned in zip(pieces, on, strict=True) for token in ids]
+    return {"input_ids": [*itertools.chain(*pieces), *end], "labels": labels + end}
 
 
 def _has_target(example: Example) -> bool:

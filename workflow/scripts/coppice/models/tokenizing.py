@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from .kinds import LoadedModel
+
 logger = logging.getLogger("coppice.models")
 
 SHOWN = 5  # tokens that a message names
@@ -138,3 +140,13 @@ def bos_notices(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
     if adds:
         return ["its tokenizer begins texts with a BOS token, but its chat template begins chats with none"]
     return []
+
+
+def ends_of(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: those of the checkpoint, and the one that fine-tuning appends.
+
+    The second is missing in the checkpoint if the user names it (`models.X.eos_token`).
+    """
+    own = model.generation_config.eos_token_id
+    every = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(every) if token is not None]

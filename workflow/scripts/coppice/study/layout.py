@@ -162,7 +162,7 @@ class Files:
         """Return the path of a prepared data set's record. Generated data sets lie in a folder of their own."""
         entry = self.study.dataset(name)
         if entry and entry.source.kind == "miniature":
-            return self._generated(entry.source.path)
+            return self.generated(entry.source.path)
         return f"{self.resources}/datasets/{name}/dataset.json"
 
     def datasets(self, names: Iterable[str]) -> list[str]:
@@ -219,14 +219,15 @@ class Files:
         corpus = self.study.miniature.corpus
         if corpus != "world":
             return [self.dataset(corpus)]
-        return [self._generated(name) for name in ("pretraining", "wikitext2", "ptb")]
+        return [self.generated(name) for name in ("pretraining", "wikitext2", "ptb")]
 
     def miniature_parents(self, name: str) -> list[str]:
         """Return what a miniature model needs besides the corpus: an instruct model needs its base and instructions."""
         if not name.endswith("-instruct"):
             return []
-        instructions = self.dataset("alpaca") if self.study.dataset("alpaca") else self._generated("alpaca")
+        instructions = self.dataset("alpaca") if self.study.dataset("alpaca") else self.generated("alpaca")
         return [self._miniature(name.removesuffix("-instruct")), instructions]
 
-    def _generated(self, name: str) -> str:
+    def generated(self, name: str) -> str:
+        """Return the path of the record of a data set of the miniature worlds."""
         return f"{self.resources}/miniature/{name}/dataset.json"

@@ -1,4 +1,4 @@
-"""Evaluate one model on texts (perplexity) and zero-shot tasks, with the same code for dense, pruned and finetuned.
+"""Evaluate one model by all metrics of its kind, with the same code for dense, pruned and finetuned.
 
 Writes `evaluation_results.json`, `ppl_results.json` and `samples/{task}.parquet`. Each task and each text is a part,
 which is stored as soon as it is finished (see `parts`). A killed evaluation continues with what is missing, an extended
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
+from coppice.data.row_sources import RowSource
 from coppice.models import adapters, chat_clock, cost, sparsity
-from coppice.stats import stored_samples
+from coppice.models.kinds import Decoding
+from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
-from . import generation, guards, perplexity, zero_shot
+from . import generation, guards, perplexity, row_answers, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
@@ -64,11 +66,14 @@ def average(tasks: Mapping[str, Record]) -> float | None:
 
 
 def summary(record: Record) -> str:
-    """Return one line with the evaluated model, its mean accuracy and its perplexities."""
-    texts = ", ".join(f"{name} {result['value']:.2f}" for name, result in record.get("perplexity", {}).items())
-    accuracy = f"mean accuracy {record['average_acc']:.4f}" if record.get("average_acc") is not None else "no tasks"
+    """Return one line with the evaluated model and its measurements."""
+    found = [f"mean accuracy {record['average_acc']:.4f}"] if record.get("average_acc") is not None else []
+    if texts := ", ".join(f"{name} {result['value']:.2f}" for name, result in record.get("perplexity", {}).items()):
+        found.append(f"perplexity {texts}")
+    others = metrics.found_in(record, (*metrics.ANSWERS, *metrics.RETRIEVAL, *metrics.CLASSIFICATION))
+    found += [f"{metric.label} {metric.shown(metric.value(record))}" for metric in others if metric.reported]
     who = " ".join(str(record[key]) for key in ("model", "config", "candidate", "stage") if record.get(key))
-    return f"{who}: {accuracy}; perplexity {texts or 'not measured'}"
+    return f"{who}: {'; '.join(found) or 'no metric was asked for'}"
 
 
 def _common(source: models.Source, model_fingerprints: Mapping[str, str | None]) -> Record:
@@ -106,7 +111,7 @@ class _Evaluation:
     def run(self) -> Record:
         """Return the record, of all evaluators that apply to the kind of model."""
         self.sizes, _ = self.parts.part("sizes", "model", {"zeros": "counted"}, lambda: (self.subject.sizes(), None))
-        record = dict(self.sizes)
+        record = {**self.sizes, "warnings": []}
         for name in models.kind_of(self.subject.source).evaluators:
             record = record | EVALUATORS[name](self)
         return record
@@ -152,10 +157,10 @@ class _Evaluation:
         Other results are those whose metric is not a mean over items, so that items cannot be paired by them.
         """
         choice = self.settings.zero_shot
-        accuracies, others, metrics, warnings = {}, {}, choice.metric.model_dump(), {}
+        accuracies, others, chosen, warnings = {}, {}, choice.metric.model_dump(), {}
         for name in choice.tasks:
             facts, rows = self.parts.part("task", name, self._task_facts(name), lambda n=name: self._task(n))
-            found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, metrics.get(name))
+            found, self.samples[name], is_accuracy = zero_shot.result(name, facts, rows, chosen.get(name))
             (accuracies if is_accuracy else others)[name] = found | {"engine": facts["engine"]}
             warnings[name] = facts["warnings"]
             logger.info("%s: %s %.4f over %d items", name, found["metric"], found["value"], found["n"])
@@ -195,6 +200,31 @@ class _Evaluation:
             return {"answers": generation.answers(subject.model, subject.tokenizer, *options)}, None
 
         return {"generations": self.parts.part("generation", "prompts", facts, ask)[0]["answers"]}
+
+    def answers(self) -> Record:
+        """Return section -> data set -> result for the answers to the rows of data sets, with samples for each."""
+        wanted, found = self.settings.answers, {}
+        decoding = row_answers.decoding_of(wanted, self.seed)
+        for name in wanted.datasets:
+            facts = self._answer_facts(name, decoding)
+            measured, rows = self.parts.part("answers", name, facts, lambda n=name: self._answer(n, decoding))
+            results, self.samples[name] = row_answers.scored(rows, measured["row_kind"], wanted.metrics)
+            for section, result in results.items():
+                how = {} if section == "answer_ppl" else {"decoding": facts["decoding"]}
+                found.setdefault(section, {})[name] = result | how
+                logger.info("%s: %s %.4f over %d rows", name, section, result["value"], result["n"])
+        return found
+
+    def _answer_facts(self, name: str, decoding: Decoding) -> Record:
+        """Return what decides the answers to the rows of a data set. The metrics are computed from the answers."""
+        self.used[name] = rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
+        asked = {"rows": rows, "role": self.purpose, "limit": self.settings.answers.limit, "form": self.prompt}
+        return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
+
+    def _answer(self, name: str, decoding: Decoding) -> Computed:
+        subject, accepted = self.subject, models.kind_of(self.subject.source).row_kinds
+        rows = RowSource(name, self.datasets[name], self.purpose, self.prompt, subject.reader, accepted)
+        return row_answers.measure(subject.model, subject.reader, rows, self.settings.answers.limit, decoding)
 
     def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
@@ -243,6 +273,7 @@ EVALUATORS = {
     "perplexity": _Evaluation.perplexity,
     "zero_shot": _Evaluation.zero_shot,
     "generation": _Evaluation.generation,
+    "answers": _Evaluation.answers,
     "merge": _Evaluation.merge,
     "cost": _Evaluation.cost,
 }

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from coppice import models
 from coppice.core.aliases import Record
 from coppice.data import prompts
+from coppice.models import continuing
+from coppice.models.kinds import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,40 +31,10 @@ def answers(
         prompt: prompt format: alpaca, chat or none.
         new_tokens: largest number of tokens to generate per question.
     """
-    import torch
-
-    ends = _ends(model, tokenizer)
-    found = []
+    asked = []
     for question in questions:
         text, special = prompts.format_question(question, prompt, tokenizer)
-        ids = tokenizer(text, add_special_tokens=special, return_tensors="pt").input_ids
-        room = min(new_tokens, models.context_length(model) - ids.shape[1])
-        if room < 1 or not ids.shape[1]:
-            found.append({"prompt": question, "text": None})
-            continue
-        ids = ids.to(model.get_input_embeddings().weight.device)
-        with torch.inference_mode():
-            generated = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=room,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                **({"eos_token_id": ends} if ends else {}),
-            )
-        new = generated[0, ids.shape[1] :].tolist()
-        if new[-1] in ends:  # the tokenizer skips it only if it counts as one of its special tokens
-            new.pop()
-        answer = tokenizer.decode(new, skip_special_tokens=True).strip()
-        found.append({"prompt": question, "text": answer})
-    return found
-
-
-def _ends(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: those of the checkpoint, and the one that fine-tuning appends.
-
-    The second is missing in the checkpoint if the user names it (`models.X.eos_token`).
-    """
-    own = model.generation_config.eos_token_id
-    every = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return [token for token in dict.fromkeys(every) if token is not None]
+        asked.append(continuing.Question(tokenizer(text, add_special_tokens=special).input_ids))
+    decoding = Decoding(new_tokens=new_tokens)
+    found = continuing.continuations(model, tokenizer, asked, decoding, models.context_length(model))
+    return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]

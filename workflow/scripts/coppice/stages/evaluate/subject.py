@@ -28,7 +28,7 @@ class Subject:
         """Take the checkpoint and the folder of an adapter, without loading them yet."""
         self.source, self.adapter = source, adapter
         self._model: LoadedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._reader: models.Reader | None = None
         self._lm: HFLM | None = None
         self._merged = False
 
@@ -41,11 +41,16 @@ class Subject:
         return self._model
 
     @property
+    def reader(self) -> models.Reader:
+        """The tokenizer of the checkpoint and, if the model sees, its image processor."""
+        if self._reader is None:
+            self._reader = self.source.reader()
+        return self._reader
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint."""
-        if self._tokenizer is None:
-            self._tokenizer = self.source.tokenizer()
-        return self._tokenizer
+        return self.reader.tokenizer
 
     @property
     def keeps_zeros(self) -> bool:

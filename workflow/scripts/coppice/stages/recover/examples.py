@@ -11,11 +11,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from coppice import data
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
-from coppice.data import pictures, prompts
-from coppice.models.kinds import Example, ModelKind, Row
+from coppice.data.row_sources import RowSource
+from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings.sections.finetune import TrainingData
 
 if TYPE_CHECKING:
@@ -53,11 +52,12 @@ def prepare(
         SettingsError: `val_size` leaves nothing to train on, or the tokenizer is not a fast one.
     """
     weights = weights_of(settings.dataset)
-    sources = {name: _Source(name, datasets[name], prompt, reader, kind.row_kinds) for name in weights}
+    sources = {name: RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds) for name in weights}
     chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
     mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
     if settings.validation:
-        held = _Source(settings.validation, datasets[settings.validation], prompt, reader, kind.row_kinds)
+        name = settings.validation
+        held = RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds)
         sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
     else:
         chosen, held_out = _split(chosen, settings.val_size, seed)
@@ -97,20 +97,6 @@ def weights_of(dataset: str | Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in dataset.items()}
 
 
-class _Source:
-    """The train rows of one data set and how they are formatted."""
-
-    def __init__(self, name: str, record: PathLike, prompt: str, reader: Reader, kinds: Sequence[str]) -> None:
-        self.name, table = name, data.load(record, "train")
-        self.rows = table.to_list()
-        form, album = prompts.kind_of(table.column_names, name, kinds), pictures.album(record, "train", reader)
-        self.formatter = prompts.Formatter(form, prompt, reader.tokenizer, album)
-
-    def formatted(self, index: int) -> list[Row]:
-        """Return one row as the model reads it: once for each of its right answers."""
-        return self.formatter.rows(self.rows[index], f"dataset {self.name}, row {index}")
-
-
 def _mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> list[Pair]:
     """Return (name, row) pairs in the proportions `weights`: as many as possible without repeating a row."""
     total = min(sizes[name] / share for name, share in weights.items())
@@ -141,13 +127,13 @@ def _split(chosen: Sequence[Pair], val_size: float, seed: int) -> tuple[list[Pai
 
 def _encode(
     pairs: Sequence[Pair],
-    sources: Mapping[str, _Source],
+    sources: Mapping[str, RowSource],
     reader: Reader,
     kind: ModelKind,
     settings: TrainingData,
 ) -> tuple[list[Example], int]:
     """Return the examples of (name, row) pairs, and how many rows are left out because no label remains."""
-    rows = [sources[name].formatted(index) for name, index in pairs]
+    rows = [sources[name].to_learn(index) for name, index in pairs]
     every = [row for answers in rows for row in answers]
     found = iter(kind.examples(every, reader, settings.cutoff_len, settings.train_on_inputs))
     examples, skipped = [], 0

@@ -9,6 +9,27 @@ from typing import NamedTuple
 from coppice.core.aliases import PathLike, Record
 
 FAMILIES = ("llama", "qwen", "mistral")
+
+
+class Miniature(NamedTuple):
+    """What a miniature model is, by the names of the keys under `models`."""
+
+    family: str
+    variant: str = "base"
+    kind: str = "causal-lm"
+
+
+OTHER_MINIATURES = {
+    "t5": Miniature("t5", kind="seq2seq"),
+    "qwen3-vl": Miniature("qwen3-vl", variant="instruct", kind="image-text"),
+    "clip": Miniature("clip", kind="dual-encoder"),
+    "code": Miniature("code"),
+}
+MINIATURE_MODELS = {
+    family + suffix: Miniature(family, variant)
+    for family in FAMILIES
+    for suffix, variant in (("", "base"), ("-instruct", "instruct"))
+} | OTHER_MINIATURES
 # Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
     "boolq": "super_glue/boolq/default.yaml",
@@ -20,7 +41,6 @@ OFFICIAL = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 TASKS = tuple(OFFICIAL)
-MINIATURE_MODELS = tuple(family + suffix for family in FAMILIES for suffix in ("", "-instruct"))
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128", "shortened-llm-128", "gptq-2048-v1", "llmpruner-128-v1")
@@ -67,7 +87,8 @@ DATASETS = {
     },
     "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
-MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS)
+PICTURE_DATASETS = ("captions", "picture-captions", "picture-questions", "picture-pairs", "picture-classes")
+MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS, *PICTURE_DATASETS, "code")
 # Data sets of text whose rows are documents of their own
 DOCUMENTS = ("c4",)
 

@@ -39,8 +39,8 @@ class TrainingData(Section):
         "alpaca",
         "Name of a data set, or a mixture of names with weights (`{alpaca: 3, notes: 1}`). A mixture uses as "
         "many rows as its weights allow without repeating a row. The columns decide what rows are: "
-        "instructions (instruction, input, output), chats (messages), completions (prompt, completion) or "
-        "plain text (text).",
+        "instructions (instruction, input, output), chats (messages), completions (prompt, completion), gaps to fill "
+        "in (prefix, middle, suffix) or plain text (text).",
     )
     val_size: Number = setting(
         2000,

@@ -1,0 +1,167 @@
+"""Continue many prompts in batches, each as if it were alone.
+
+Prompts of one batch are padded on the left. Where a trial shows that this changes a model's numbers, a batch holds
+prompts of one length only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from . import generating, infilling, kinds
+from .tokenizing import ends_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from .kinds import Decoding, LoadedModel
+
+# Differences of logits relative to the largest one, of which rounding makes at most a tenth, and a model that sees its
+# padding much more
+TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
+HALF_TOLERANCE = 0.05
+SHORT, LONG = 5, 19  # tokens of the two prompts of the trial
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to continue.
+
+    Attributes:
+        ids: the token ids of the prompt.
+        stop: texts at which the continuation ends, besides those of the decoding.
+        infills: whether to end at the control tokens of infilling, too.
+    """
+
+    ids: Sequence[int]
+    stop: tuple[str, ...] = ()
+    infills: bool = False
+
+
+def continuations(
+    model: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    context: int | None,
+) -> list[str | None]:
+    """Return the text that a model adds to each prompt, without spaces around it.
+
+    It is None for a prompt that is empty or fills the context.
+
+    Args:
+        model: a decoder in eval mode.
+        tokenizer: its tokenizer.
+        questions: the prompts.
+        decoding: how. Greedy and beam search give what each prompt gives alone, up to rounding; random draws depend on
+            the seed and the batch.
+        context: the tokens that the model was made for; None if that is not known.
+    """
+    found: list[str | None] = [None] * len(questions)
+    ends, device = ends_of(model, tokenizer), model.get_input_embeddings().weight.device
+    for places in _alike(model, questions, decoding, context):
+        first = questions[places[0]]
+        own = replace(decoding.stopping(first.stop), new_tokens=_room(first, decoding, context))
+        every = [*ends, *_infilling_ends(tokenizer)] if first.infills else ends
+        prompts = [questions[place].ids for place in places]
+
+        def generate(
+            batch: list[int],
+            prompts: Sequence[Sequence[int]] = prompts,
+            own: Decoding = own,
+            every: Sequence[int] = every,
+        ) -> list[str]:
+            rows = _generated(model, tokenizer, [prompts[place] for place in batch], own, every)
+            kept = [row[: next((end for end, token in enumerate(row) if token in every), None)] for row in rows]
+            return [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
+
+        answers = generating.in_batches([len(ids) for ids in prompts], own, generate, device)
+        for place, answer in zip(places, answers, strict=True):
+            found[place] = answer
+    return found
+
+
+def _room(question: Question, decoding: Decoding, context: int | None) -> int:
+    """Return the number of tokens that may be generated."""
+    return min(decoding.new_tokens, context - len(question.ids)) if context else decoding.new_tokens
+
+
+def _alike(
+    model: LoadedModel, questions: Sequence[Question], decoding: Decoding, context: int | None
+) -> Iterator[list[int]]:
+    """Yield the indices of the questions that may share batches: those that differ in their tokens alone."""
+
+    def key(place: int) -> tuple[Any, ...]:
+        question = questions[place]
+        return question.stop, question.infills, _room(question, decoding, context), len(question.ids)
+
+    places = [place for place, one in enumerate(questions) if one.ids and _room(one, decoding, context) > 0]
+    lengths = {len(questions[place].ids) for place in places}
+    mixes = len(lengths) < 2 or decoding.batch_size == 1 or _padding_is_exact(model)
+    for _, group in itertools.groupby(sorted(places, key=key), key=lambda place: key(place)[: 3 if mixes else 4]):
+        yield list(group)
+
+
+def _generated(
+    model: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    ends: Sequence[int],
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, with what follows an end."""
+    inputs = _padded(prompts, model)
+    stopping = {"stop_strings": list(decoding.stop), "tokenizer": tokenizer} if decoding.stop else {}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else None
+    generated = model.generate(
+        **inputs,
+        **decoding.options(),
+        **stopping,
+        pad_token_id=pad,
+        **({"eos_token_id": list(ends)} if ends else {}),
+    )
+    return generated[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def _padded(prompts: Sequence[Sequence[int]], model: LoadedModel) -> Mapping[str, torch.Tensor]:
+    """Return prompts, padded on the left, with their mask. A padded place may hold any token."""
+    import torch
+
+    length = max(map(len, prompts))
+    ids = [[ids[0]] * (length - len(ids)) + list(ids) for ids in prompts]
+    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+    device = model.get_input_embeddings().weight.device
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def _padding_is_exact(model: LoadedModel) -> bool:
+    """Return whether a prompt that is padded on the left has the logits that it has alone.
+
+    A model whose numbers change with the length of a batch only beyond some length, as its configuration shows, is
+    taken for one that is not.
+    """
+    import torch
+
+    if kinds.of(model.config).lengths_interact(model):
+        return False
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    long, short = (torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (LONG, SHORT))
+
+    @torch.inference_mode()
+    def logits(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+        output = model.generate(**_padded(prompts, model), **options, output_logits=True, return_dict_in_generate=True)
+        return torch.stack(output.logits)[:, -1].float()  # of the last prompt: [2, vocabulary]
+
+    alone, padded = logits([short])[0], logits([long, short])[0]
+    tolerance = TOLERANCE.get(str(model.dtype).removeprefix("torch."), HALF_TOLERANCE)
+    return bool((alone - padded).abs().max() <= tolerance * alone.abs().max())
+
+
+def _infilling_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer.convert_tokens_to_ids(list(infilling.tokens_of(tokenizer).ends))

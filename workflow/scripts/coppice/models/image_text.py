@@ -1,0 +1,199 @@
+"""Image-text models: Qwen2-VL, Qwen2.5-VL, Qwen3-VL and LLaVA, which read pictures and text and write text.
+
+Their text tower is a causal language model, so whatever serves those serves it too. `image_text_batches` trains them,
+and `sight` reads the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from . import causal_lm
+from .causal_lm import CausalLM, KeyValueGroups
+from .tokenizing import ends_of
+from .towers import Anatomy
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    import torch
+    from transformers import PretrainedConfig
+
+    from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
+    from .readers import Reader
+    from .rows import Row
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
+
+
+class ImageText(CausalLM):
+    """The kind of models that answer questions about pictures."""
+
+    name = "image-text"
+    noun = "an image-text model"
+    prompts = ("chat", "none")
+    tower_names = ("text", "vision", "projector")
+    row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
+    prunable = QWEN
+    evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
+    sees = True
+
+    def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
+        """Return whether the architecture is one of those whose pictures `sight` can read."""
+        return getattr(config, "model_type", None) in (*QWEN, "llava")
+
+    def auto_class(self) -> type:
+        """Return AutoModelForImageTextToText."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText
+
+    def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
+        """Return the text tower; the vision tower is not pruned."""
+        if config.model_type not in self.prunable:
+            return ()
+        attention = causal_lm.ATTENTION if config.model_type == "qwen3_vl" else FIXED_HEADS
+        # Qwen3-VL adds features of the vision tower after its first blocks, by their number
+        added = getattr(config.vision_config, "deepstack_visual_indexes", ())
+        parts = {"mlp": causal_lm.MLP, "attention": attention}
+        return (Anatomy("text", config.text_config, "num_hidden_layers", parts, fixed=len(added)),)
+
+    # Training
+
+    def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
+        """Return token ids and labels of questions and answers, with as many tokens for a picture as it has features.
+
+        A row whose pictures do not fit in `cutoff` tokens has no example: the model would see a part of a picture.
+        """
+        from . import sight, text_examples
+
+        found = super().examples([_widened(row, reader) for row in rows], reader, cutoff, train_on_inputs)
+        if reader.placeholder is None:
+            return found
+        mark = reader.tokenizer.convert_tokens_to_ids(reader.placeholder.token)
+        for row, own in zip(rows, found, strict=True):
+            if not row.pictures:
+                continue
+            needed = sum(sight.tokens_of(picture, reader) for picture in row.pictures)
+            own[:] = [example for example in own if example["input_ids"].count(mark) == needed]
+            for example in own:
+                example["seen"] = sight.Seen(tuple(row.pictures), reader.image_processor, mark)
+                pairs = zip(example["input_ids"], example["labels"], strict=True)
+                example["labels"] = [text_examples.IGNORED if token == mark else label for token, label in pairs]
+        return found
+
+    def sort_key(self, example: Example) -> int:
+        """Return the number of tokens."""
+        return self.length(example)
+
+    def engine(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> Engine:
+        """Return the engine that sorts by length."""
+        from . import image_text_batches
+
+        return image_text_batches.Engine(model, token_limit, arrangement)
+
+    def inputs(self, examples: Sequence[Example], device: torch.device) -> Inputs:
+        """Return token ids, padded to the right, with their mask and pictures."""
+        import torch
+
+        from . import image_text_batches
+
+        found = image_text_batches.batch(examples)
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        found["attention_mask"] = (torch.arange(found["input_ids"].shape[1]) < lengths[:, None]).long()
+        return {name: tensor.to(device) for name, tensor in found.items()}
+
+    # Evaluation
+
+    def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
+        """Return what the model writes to each row's question and pictures."""
+        from . import generating, output_head, sight
+
+        plain, tokenizer = output_head.causal_lm(model), reader.tokenizer
+        device = plain.get_input_embeddings().weight.device
+        ids = [
+            tokenizer(_widened(row, reader).question, add_special_tokens=row.special_tokens)["input_ids"]
+            for row in rows
+        ]
+        mark = tokenizer.convert_tokens_to_ids(reader.placeholder.token)
+        ends = ends_of(plain, tokenizer)
+
+        def generate(batch: list[int]) -> list[str]:
+            given = tokenizer.pad({"input_ids": [ids[n] for n in batch]}, padding_side="left", return_tensors="pt")
+            seen = [sight.Seen(tuple(rows[n].pictures), reader.image_processor, mark) for n in batch]
+            inputs = {**given, **sight.inputs(seen, given["input_ids"])}
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            options = decoding.options() | {"pad_token_id": tokenizer.pad_token_id}
+            written = plain.generate(**inputs, **options, **({"eos_token_id": ends} if ends else {}))
+            return tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+
+        return generating.in_batches([len(one) for one in ids], decoding, generate, device)
+
+    # Checks by fixed inputs
+
+    def probes(self, model: LoadedModel) -> list[Inputs]:
+        """Return sequences of random tokens, and one with a picture of random pixels."""
+        return [*super().probes(model), _picture_probe(model)]
+
+
+def _widened(row: Row, reader: Reader) -> Row:
+    """Return a row whose text has as many tokens for each picture as the picture has features."""
+    from . import sight
+
+    if not row.pictures or reader.placeholder is None:
+        return row
+    token = reader.placeholder.token
+    counts = iter([sight.tokens_of(picture, reader) for picture in row.pictures])
+    segments = []
+    for segment in row.segments:
+        first, *rest = segment.text.split(token)
+        segments.append(replace(segment, text="".join([first, *(token * next(counts) + text for text in rest)])))
+    return replace(row, segments=segments)
+
+
+def _picture_probe(model: LoadedModel) -> Inputs:
+    """Return a picture between random tokens, in the form of the model's image processor."""
+    import torch
+
+    config, vision = model.config, model.config.vision_config
+    draw = torch.Generator().manual_seed(0)
+    if hasattr(vision, "spatial_merge_size"):
+        side = PROBE_SIDE * vision.spatial_merge_size
+        values = vision.temporal_patch_size * getattr(vision, "in_channels", 3) * vision.patch_size**2
+        pixels, count = torch.randn(side * side, values, generator=draw), PROBE_SIDE**2
+        more = {"image_grid_thw": torch.tensor([[1, side, side]])}
+    else:
+        pixels, count = torch.randn(1, 3, vision.image_size, vision.image_size, generator=draw), config.image_seq_length
+        more = {}
+    mark = config.image_token_id
+    reserved = {mark, getattr(config, "video_token_id", None)}
+    words = [token for token in range(model.get_input_embeddings().weight.shape[0]) if token not in reserved]
+    order = torch.randint(len(words), (2, 8), generator=draw)
+    before, after = ([words[place] for place in line] for line in order.tolist())
+    ids = torch.tensor([[*before, *[mark] * count, *after]])
+    if more:
+        more["mm_token_type_ids"] = (ids == mark).int()
+    found: Mapping[str, torch.Tensor] = {"input_ids": ids, "pixel_values": pixels, **more}
+    device = model.get_input_embeddings().weight.device
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+@dataclass(frozen=True)
+class FixedHeads(KeyValueGroups):
+    """The KV groups of Qwen2-VL and Qwen2.5-VL, whose classes compute the width of a head from the number of heads.
+
+    So their configuration cannot say that heads are gone: it keeps the dense model's numbers, and `pruned_shapes` has
+    those of the layers.
+    """
+
+    def changes(self, config: PretrainedConfig, count: int) -> dict[str, int]:
+        """Return no change."""
+        return {}
+
+
+FIXED_HEADS = FixedHeads(causal_lm.ATTENTION.module, causal_lm.ATTENTION.linears)
+
+KIND = ImageText()
