@@ -94,12 +94,14 @@ class Anatomy:
         config: the configuration that holds the tower's sizes, which may be a part of the model's.
         blocks_key: its key for the number of blocks.
         parts: "mlp" and "attention" -> the structures in every block.
+        fixed: how many blocks at the beginning cannot be removed, because others need them.
     """
 
     name: str
     config: PretrainedConfig
     blocks_key: str
     parts: Mapping[str, Part]
+    fixed: int = 0
 
     @property
     def blocks(self) -> int:
