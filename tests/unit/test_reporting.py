@@ -69,7 +69,7 @@ def no_figures(monkeypatch):
     """Skip the drawing, which takes most of the time, in tests of text."""
     from coppice.report.study_report import figures
 
-    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(study_report.FIGURES, ""))
+    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: [])
 
 
 def _answers(study, pairs=None, models=None):
