@@ -52,7 +52,8 @@ class DualEncoder(ModelKind):
     prunable = ()
     adapter_groups: Mapping[str, tuple[str, ...]] = {"attention": ("self_attn",), "mlp": ("mlp",)}
     evaluators = ("retrieval", "classification", "merge")
-    tower_names = ("text", "vision")
+    tower_names = pruned_towers = ("text", "vision")
+    prompts = ("none",)
     sees = True
     coupled = True
 

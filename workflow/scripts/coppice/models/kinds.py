@@ -200,6 +200,9 @@ class ModelKind(ABC):
         sees: whether it reads pictures, so that its checkpoints have an image processor.
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
+        prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
+            variant of a model (base or instruct) decides which is the default; otherwise it is the first.
+        pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
     """
 
     name: str
@@ -214,6 +217,8 @@ class ModelKind(ABC):
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
     coupled: bool = False
+    prompts: tuple[str, ...] = ("alpaca", "chat", "none")
+    pruned_towers: tuple[str, ...] = ("text",)
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
