@@ -72,6 +72,10 @@ class Seq2Seq(ModelKind):
         """Return none."""
         return []
 
+    def tower_of(self, layer: str) -> str:
+        """Return the stack; the decoder's has the cross-attention and the output layer."""
+        return "encoder" if "encoder" in layer.split(".") else "decoder"
+
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples {input_ids, labels}: the tokens of the source and those of the target.
 
