@@ -24,6 +24,10 @@ Column = tuple[str, ...]  # (model, "dense") or (model, config, stage)
 SHOWN_ITEMS = 3  # changed items kept per task and direction
 ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target", "answer", "references", "label")
 TEXT_COLUMNS = ("question", "choices")
+APART = (
+    "models with different tokenizers read different windows, which are taken as independent; an interval over several "
+    "of these models may be too narrow"
+)
 
 
 @dataclass
@@ -173,8 +177,8 @@ def _said(row: Record) -> object:
 def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` over a text, or None if no model has any.
 
-    Models that were measured over the same documents share them. Windows are a model's own, because other tokenizers
-    cut the text elsewhere.
+    Models that were measured over the same documents share them; so do models whose tokenizers cut the text into the
+    same windows. Windows that differ are taken as independent, and a note says so.
     """
     groups: dict[Hashable, list[tuple[list[Column], TextLosses]]] = {}
     for model in study.models:
@@ -182,8 +186,10 @@ def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements
         if found is None:
             continue
         rows, losses = found[2], found[1]
-        shared = losses.unit == stored_samples.DOCUMENTS
-        groups.setdefault((rows, len(losses.losses[0])) if shared else model, []).append(found[:2])
+        windows = tuple(losses.tokens[0]) if losses.unit == stored_samples.WINDOWS else None
+        groups.setdefault((rows, len(losses.losses[0]), windows), []).append(found[:2])
+    if sum(group[0][1].unit == stored_samples.WINDOWS for group in groups.values()) > 1:
+        measurements.notes.append(f"{metric.label}: {APART}")
     blocks = []
     for group in groups.values():
         names = [name for columns, _ in group for name in columns]
