@@ -12,11 +12,11 @@ from . import (
     TABLES,
     answers,
     csv_tables,
-    examples,
     figures,
     how_measured,
     measurements,
     sections,
+    shown_rows,
     study_records,
     terminal,
 )
@@ -54,7 +54,7 @@ def write(
 def _content(study: study_records.Study, metadata: Mapping[str, object]) -> dict[str, object]:
     """Return the templates' variables, with every number already formatted."""
     measured = [measurements.gather(group) for group in study.groups]
-    data = examples.data_sets(study.results)
+    data = shown_rows.data_sets(study.results)
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "tally": terminal.tally(study),

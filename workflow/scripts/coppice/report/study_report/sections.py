@@ -13,7 +13,7 @@ from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.stats import metrics
 
-from . import examples, speeds
+from . import shown_rows, speeds
 from .study_records import STAGE_LABELS, STAGES, Pair, Study
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ def _recovered(part: Estimate | None) -> Record:
     return cell(formatting.percent(part["value"]), part["value"], interval or part["note"])
 
 
-def model_section(study: Study, name: str, measurements: Measurements, data: examples.DataSets) -> Record:
+def model_section(study: Study, name: str, measurements: Measurements, data: shown_rows.DataSets) -> Record:
     """Return everything about one model: its facts and one section per config."""
     facts = [(key, value) for key, value in study.models[name].items() if value]
     pairs = [pair_section(pair, measurements, data) for pair in study.pairs_of(name)]
     return {"name": name, "facts": facts, "pairs": pairs}
 
 
-def pair_section(pair: Pair, measurements: Measurements, data: examples.DataSets) -> Record:
+def pair_section(pair: Pair, measurements: Measurements, data: shown_rows.DataSets) -> Record:
     """Return everything about one pair: state, numbers, selection, training, cost, items, warnings, provenance."""
     comparison = pair.comparison or {}
     return {
@@ -146,7 +146,7 @@ def pair_section(pair: Pair, measurements: Measurements, data: examples.DataSets
         "warnings": comparison.get("warnings") or [],
         "changed": _changed(measurements.changed.get((pair.model, pair.config)) or {}),
         "generations": comparison.get("generations") or [],
-        "examples": examples.of_pair(pair, data),
+        "examples": shown_rows.of_pair(pair, data),
         "provenance": _provenance(pair),
     }
 

@@ -12,7 +12,7 @@ from synthetic_kinds import mixed
 from coppice import data
 from coppice.core import records
 from coppice.report import study_report
-from coppice.report.study_report import examples
+from coppice.report.study_report import shown_rows
 from coppice.report.study_report import study_records as studies
 
 COLORS = ((200, 30, 30), (30, 30, 200), (30, 160, 30), (10, 10, 10), (240, 200, 0))
@@ -48,7 +48,7 @@ def study(tmp_path_factory):
 
 def found(study, model):
     pair = studies.read(study.results, study.pairs, study.models).pair(model, "best_acc")
-    return {entry["dataset"]: entry["rows"] for entry in examples.of_pair(pair, examples.data_sets(study.results))}
+    return {entry["dataset"]: entry["rows"] for entry in shown_rows.of_pair(pair, shown_rows.data_sets(study.results))}
 
 
 def decoded(uri):
@@ -60,10 +60,10 @@ def test_shows_what_each_stage_answered_to_the_first_rows_beside_their_pictures(
     import pandas
 
     rows = found(study, "View")["questions"]
-    assert len(rows) == examples.ROWS
+    assert len(rows) == shown_rows.ROWS
     for place, row in enumerate(rows):
         kind, image = decoded(row["pictures"][0])
-        assert kind == "jpeg" and max(image.size) == examples.SIDE  # scaled down
+        assert kind == "jpeg" and max(image.size) == shown_rows.SIDE  # scaled down
         assert all(abs(a - b) < 12 for a, b in zip(image.getpixel((9, 9)), COLORS[place], strict=True))
         assert row["question"] == ASKED
         for stage, text in row["answers"].items():
@@ -90,7 +90,7 @@ def test_the_page_embeds_pictures_and_escapes_texts(study):
     study_report.write_report(study.results, study.pairs, study.models, study.results / "report")
     html = (study.results / "report/study_report.html").read_text()
     images = re.findall(r'<img src="(data:image/[^"]+)" alt="([^"]+)"', html)
-    assert len(images) == html.count("<img") == 2 * examples.ROWS
+    assert len(images) == html.count("<img") == 2 * shown_rows.ROWS
     assert images[0][1] == "questions, row 1: picture 1"
     assert "<b>there</b>" not in html and "&lt;b&gt;there&lt;/b&gt; &amp; where?" in html
     assert "img-src data:" in html
@@ -109,7 +109,7 @@ def test_a_picture_that_is_gone_or_changed_is_left_out(study):
 
 def test_without_the_data_set_answers_remain(study):
     pair = studies.read(study.results, study.pairs, study.models).pair("View", "best_acc")
-    [entry] = examples.of_pair(pair, examples.DataSets())
+    [entry] = shown_rows.of_pair(pair, shown_rows.DataSets())
     assert entry["rows"][0]["answers"]["dense"] and entry["rows"][0]["pictures"] == []
 
 
@@ -120,9 +120,9 @@ def test_without_the_data_set_answers_remain(study):
         ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]}, "Who?"),
         ({"instruction": "Do", "output": "done"}, "Do"),
         ({"prefix": "a = ", "suffix": "\nb", "middle": "1"}, "a = […]\nb"),
-        ({"question": "x" * 1000}, "x" * examples.LONGEST + "…"),
+        ({"question": "x" * 1000}, "x" * shown_rows.LONGEST + "…"),
         ({"caption": "only"}, ""),
     ],
 )
 def test_the_question_of_a_row_is_its_text_before_the_answer(row, text):
-    assert examples.question(row) == text
+    assert shown_rows.question(row) == text
