@@ -4,7 +4,7 @@ Structured pruning with LLM-Pruner, Torch-Pruning, FLAP and similar tools leaves
 heads, KV heads and MLP channels; a block may have lost its attention or its MLP altogether. `config.json` keeps the
 uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ, in the format of transformers'
 `per_layer_config`, from which transformers 5.23 cannot build these models yet. Without that file, the widths come from
-the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported.
+the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported, and by `stacks` T5, mT5, BART and mBART.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 from coppice.core.records import atomic
+
+from . import stacks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -52,22 +54,24 @@ def tensor_shapes(folder: PathLike) -> Shapes | None:
     return shapes
 
 
-def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> dict[int, Widths]:
+def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> dict[int, Widths] | dict[str, Widths]:
     """Return the widths of those layers of a checkpoint that differ from `config`.
 
     Returns:
         layer index -> {num_attention_heads, num_key_value_heads, intermediate_size}; a removed attention or MLP has
-        width 0. {} if no layer differs, and for other architectures.
+        width 0. {} if no layer differs, and for other architectures. For an encoder-decoder, see `stacks.layers_of`.
 
     Raises:
         CheckpointError: if no model can have these widths, if all layers differ from the configuration in the same way,
             or if the manifest does not match the weights.
     """
     # quantized weights are packed, so their shapes do not show the widths of the layers
-    supported = config.model_type in FAMILIES and not getattr(config, "quantization_config", None)
+    supported = config.model_type in (*FAMILIES, *stacks.STACKS) and not getattr(config, "quantization_config", None)
     shapes = tensor_shapes(folder) if supported else None
     if shapes is None:
         return {}
+    if config.model_type in stacks.STACKS:
+        return stacks.layers_of(folder, config, shapes, Path(folder) / MANIFEST)
     found = {index: _widths(folder, index, shapes, config) for index in range(config.num_hidden_layers)}
     uniform = {key: getattr(config, key) for key in KEYS}
     odd = {index: widths for index, widths in found.items() if widths != uniform}
@@ -155,7 +159,7 @@ def _described(widths: Widths | None) -> str:
     return f"{query} heads, {key} KV heads, {channels} MLP channels"
 
 
-def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths]:
+def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths] | dict[str, Widths]:
     """Write `pruned_shapes.json` into `folder` if its layers differ from `config`, and return what differs."""
     odd = layers_of(folder, config)
     if odd:
