@@ -27,8 +27,7 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "preprocessor_config.json",  # of the image processor of a model that sees
-    "processor_config.json",
+    "*processor_config.json",  # of the image processor of a model that sees
 )
 
 

@@ -163,18 +163,23 @@ class CausalLM(ModelKind):
 
 
 class Decoder(Tower):
-    """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral."""
+    """The decoder blocks of Llama, Qwen2, Qwen3 and Mistral, and of the text towers of Qwen's image-text models."""
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder without its output layer."""
+        return self.model.get_decoder()
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
-        return self.model.base_model.layers
+        return self.body.layers
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Keep the blocks `kept`, and renumber them."""
         from torch import nn
 
-        base = self.model.base_model
+        base = self.body
         base.layers = nn.ModuleList([base.layers[index] for index in kept])
         for index, block in enumerate(base.layers):
             for module in block.modules():
@@ -186,13 +191,13 @@ class Decoder(Tower):
 
     def run(self, batch: torch.Tensor) -> None:
         """Run the body, without the output layer: full logits would be the largest tensor by far."""
-        self.model.base_model(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
+        self.body(input_ids=batch.to(self.model.get_input_embeddings().weight.device), use_cache=False)
 
     def summed_loss(self, state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return the summed next-token loss: through the last norm and, in chunks, the output layer."""
         from . import output_head
 
-        hidden = self.model.base_model.norm(state)[:, :-1].flatten(0, 1)
+        hidden = self.body.norm(state)[:, :-1].flatten(0, 1)
         labels = batch[:, 1:].flatten().to(hidden.device)
         return output_head.summed_loss(self.model.get_output_embeddings(), hidden, labels)
 

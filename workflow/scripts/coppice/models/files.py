@@ -172,20 +172,24 @@ def _check_index(path: Path, content: Record) -> None:
             raise CheckpointError(f"{path}: names the file {name}, which does not exist. {REMEDY}")
 
 
-def _check_sizes(path: Path, config: Record, shapes: Shapes) -> None:
+def _check_sizes(path: Path, content: Record, shapes: Shapes) -> None:
+    # an image-text model keeps the sizes of its text tower apart
+    text = content.get("text_config")
+    config = text | {"model_type": content["model_type"]} if isinstance(text, dict) else content
     for key in (*SIZES, *OPTIONAL_SIZES):
         value = config.get(key)
         missing = value is None and key in OPTIONAL_SIZES
         if not missing and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise CheckpointError(f"{path}: {key} is {value!r}, but must be an integer of at least 1. {REMEDY}")
-    embedding = shapes.get("model.embed_tokens.weight")
+    prefix = pruned_shapes.layer_prefix(shapes)
+    embedding = shapes.get(prefix.replace("layers.", "embed_tokens.weight"))
     wanted = (config["vocab_size"], config["hidden_size"])
     if embedding is not None and embedding != wanted:
         raise CheckpointError(
             f"{path}: vocab_size and hidden_size are {wanted[0]} and {wanted[1]}, but the embedding of the weights is "
             f"{embedding}. Use the config.json that belongs to these weights."
         )
-    parts = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
+    parts = [name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)]
     layers = [int(part) for part in parts if part.isdigit()]
     if layers and max(layers) >= config["num_hidden_layers"]:
         raise CheckpointError(

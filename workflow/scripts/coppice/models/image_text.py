@@ -7,11 +7,11 @@ and `sight` reads the pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from . import causal_lm
-from .causal_lm import CausalLM
+from .causal_lm import CausalLM, KeyValueGroups
 from .tokenizing import ends_of
 from .towers import Anatomy
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .rows import Row
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-TEXT_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # text towers of LLaVA that can be pruned
 PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
 
 
@@ -35,14 +34,16 @@ class ImageText(CausalLM):
 
     name = "image-text"
     noun = "an image-text model"
+    prompts = ("chat", "none")
+    tower_names = ("text", "vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
-    prunable = (*QWEN, "llava")
+    prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
     sees = True
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return whether the architecture is one of those whose pictures `sight` can read."""
-        return getattr(config, "model_type", None) in self.prunable
+        return getattr(config, "model_type", None) in (*QWEN, "llava")
 
     def auto_class(self) -> type:
         """Return AutoModelForImageTextToText."""
@@ -52,11 +53,13 @@ class ImageText(CausalLM):
 
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the text tower; the vision tower is not pruned."""
-        text = config.text_config
-        if config.model_type not in QWEN and text.model_type not in TEXT_TYPES:
+        if config.model_type not in self.prunable:
             return ()
-        parts = {"mlp": causal_lm.MLP, "attention": causal_lm.ATTENTION}
-        return (Anatomy("text", text, "num_hidden_layers", parts),)
+        attention = causal_lm.ATTENTION if config.model_type == "qwen3_vl" else FIXED_HEADS
+        # Qwen3-VL adds features of the vision tower after its first blocks, by their number
+        added = getattr(config.vision_config, "deepstack_visual_indexes", ())
+        parts = {"mlp": causal_lm.MLP, "attention": attention}
+        return (Anatomy("text", config.text_config, "num_hidden_layers", parts, fixed=len(added)),)
 
     # Training
 
@@ -177,5 +180,20 @@ def _picture_probe(model: LoadedModel) -> Inputs:
     device = model.get_input_embeddings().weight.device
     return {name: tensor.to(device) for name, tensor in found.items()}
 
+
+@dataclass(frozen=True)
+class FixedHeads(KeyValueGroups):
+    """The KV groups of Qwen2-VL and Qwen2.5-VL, whose classes compute the width of a head from the number of heads.
+
+    So their configuration cannot say that heads are gone: it keeps the dense model's numbers, and `pruned_shapes` has
+    those of the layers.
+    """
+
+    def changes(self, config: PretrainedConfig, count: int) -> dict[str, int]:
+        """Return no change."""
+        return {}
+
+
+FIXED_HEADS = FixedHeads(causal_lm.ATTENTION.module, causal_lm.ATTENTION.linears)
 
 KIND = ImageText()

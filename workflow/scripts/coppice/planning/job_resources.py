@@ -38,6 +38,8 @@ LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minute
 # Tokens of the seven tasks' official evaluation splits (choices of an item share its context) and of two texts under
 # one protocol
 TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
+ANSWERED_ROWS, GENERATED = 5_000, 4  # rows of a data set to answer, and the cost of a generated token in read ones
+PICTURES, PICTURE_TOKENS = 5_000, 300  # of a data set of images, and tokens of an image with its text
 SHOTS = 4  # solved examples that double the length of an item
 WITHOUT_SHARING = 3  # factor on the tokens for the engine lm-eval, which repeats the context for each choice
 TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens per row
@@ -115,16 +117,17 @@ class Sizes:
 
     def _need(self, stage: str, model: str, shape: estimates.Shape, on_gpu: bool, candidate: str | None) -> Need:
         study, loaded = self.study, self.study.models[model].model_dump()
+        calibration, finetune = study.calibration_of(model), study.finetune_of(model)
         every = study.candidates(model)
         points = [every[candidate]] if candidate else list(every.values())
         whole = shape.parameters * estimates.width_of(loaded["dtype"], self.machine("prune", on_gpu))
         if stage == "prune":
-            peak = estimates.prune(shape, loaded, points, study.calibration.model_dump(), self.machine("prune", on_gpu))
+            peak = estimates.prune(shape, loaded, points, calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
-            tokens = study.calibration.samples * study.calibration.length
+            tokens = calibration.samples * calibration.length
             operations = tokens * estimates.pruning_operations(shape, points)
         elif stage == "finetune":
-            settings = recover.TrainingSettings.of(study.finetune)
+            settings = recover.TrainingSettings.of(finetune)
             recovery = recover.recovery_of(settings)
             memory = recovery.trained.memory(shape, settings)
             peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
@@ -133,7 +136,7 @@ class Sizes:
             operations = recovery.operations(shape.parameters) * trained_tokens(settings)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            tokens = evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
+            tokens = evaluated_tokens(study.evaluate_of(model)) * (len(points) if stage == "score" else 1)
             disk, operations = 0, 2 * tokens * shape.parameters
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
 
@@ -259,4 +262,14 @@ def evaluated_tokens(settings: Evaluate) -> float:
     if asked.limit is not None:
         items = min(items, asked.limit * ITEM_TOKENS * len(asked.tasks))
     items *= 1 + (asked.num_fewshot or 0) / SHOTS
-    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1)
+    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1) + _other_tokens(settings)
+
+
+def _other_tokens(settings: Evaluate) -> float:
+    """Estimate the tokens of answers and of images. settings: the section `evaluate`."""
+    answers = settings.answers
+    row = ITEM_TOKENS + GENERATED * answers.beams * answers.new_tokens
+    tokens = len(answers.datasets) * (answers.limit or ANSWERED_ROWS) * row
+    for pictured in (settings.retrieval, settings.classification):
+        tokens += len(pictured.datasets) * (pictured.limit or PICTURES) * PICTURE_TOKENS
+    return tokens

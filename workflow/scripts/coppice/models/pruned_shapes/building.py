@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from coppice.core import fingerprints
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
-from .shapes import KEYS, LAYER, Widths, head_dim
+from .. import kinds
+from .shapes import KEYS, Widths, head_dim, layer_prefix, text_config
 
 if TYPE_CHECKING:
     from transformers import Cache, PretrainedConfig, PreTrainedModel
 
+# how the name of a tensor begins in the files of Qwen2-VL and Qwen2.5-VL -> in the model
+LONGER = {"visual.": "model.visual.", "model.": "model.language_model."}
+
 
 def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[int, Widths], dtype: torch.dtype) -> PreTrainedModel:
-    """Load the causal LM of a checkpoint whose layers differ in width, on the CPU.
+    """Load the model of a checkpoint whose text layers differ in width, on the CPU.
 
     Every tensor in the files must have a place in the model, and every place a tensor.
 
@@ -36,14 +39,17 @@ def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[int, Widths], 
     """
     # weights on the meta device take no memory; the tensors of the files replace them below
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = kinds.of(config).auto_class().from_config(config, dtype=dtype)
     state = {}
     for path in fingerprints.weights_files(folder):
         state |= load_file(path)
     shape(model, odd, state)
+    state = _in_model(state, model)
     if config.tie_word_embeddings:
-        _check_tied(folder, state)
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        embedding = model.get_input_embeddings().weight
+        tied = next(name for name, weight in model.named_parameters() if weight is embedding)
+        _check_tied(folder, state, tied)
+        state["lm_head.weight"] = state[tied]
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
         # `assign`, because nothing can be copied into a meta tensor; `strict` reports what is missing or left over
@@ -52,21 +58,35 @@ def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[int, Widths], 
         raise CheckpointError(f"{folder}: its config.json and its weights do not match: {error}") from error
     if config.tie_word_embeddings:
         model.tie_weights()  # `assign` has given both their own parameter
-    rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(config=config)  # no file has its buffers, so they are still on meta
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            if any(buffer.is_meta for buffer in part.buffers(recurse=False)):
+                # rotary embeddings: no file has their buffers, so they are still on meta
+                setattr(module, name, type(part)(config=part.config))
     model.config.name_or_path = str(folder)
     return model
 
 
 def shape(model: PreTrainedModel, odd: Mapping[int, Widths], names: Container[str]) -> None:
     """Give every layer in `odd` its own widths, and remove norms of removed blocks that are not in `names`."""
+    prefix = layer_prefix(names)
     for index, widths in odd.items():
         reshape(model, index, widths)
-        _without_lone_norms(model.model.layers[index], f"{LAYER}{index}.", names)
+        _without_lone_norms(model.get_decoder().layers[index], f"{prefix}{index}.", names)
 
 
-def _check_tied(folder: PathLike, state: Mapping[str, torch.Tensor]) -> None:
-    head, embedding = state.get("lm_head.weight"), state["model.embed_tokens.weight"]
+def _in_model(state: Mapping[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return tensors of files by the names that they have in the model, which for image-text models may be longer."""
+    known = set(model.state_dict())
+    found = {}
+    for name, tensor in state.items():
+        longer = (name.replace(short, long, 1) for short, long in LONGER.items() if name.startswith(short))
+        found[name if name in known else next((one for one in longer if one in known), name)] = tensor
+    return found
+
+
+def _check_tied(folder: PathLike, state: Mapping[str, torch.Tensor], tied: str) -> None:
+    head, embedding = state.get("lm_head.weight"), state[tied]
     if head is not None and not head.equal(embedding):
         raise CheckpointError(
             f"{folder}: config.json ties lm_head.weight to embed_tokens.weight, but the two differ. "
@@ -76,7 +96,7 @@ def _check_tied(folder: PathLike, state: Mapping[str, torch.Tensor]) -> None:
 
 def reshape(model: PreTrainedModel, index: int, widths: Widths) -> None:
     """Give layer `index` its own `widths`: linear layers of the new shape, on the device of the old, without values."""
-    layer, head = model.model.layers[index], head_dim(model.config)
+    layer, head = model.get_decoder().layers[index], head_dim(text_config(model.config))
     query, key, channels = (widths[name] for name in KEYS)
     if query:
         attention = layer.self_attn

@@ -4,13 +4,14 @@ Structured pruning with LLM-Pruner, Torch-Pruning, FLAP and similar tools leaves
 heads, KV heads and MLP channels; a block may have lost its attention or its MLP altogether. `config.json` keeps the
 uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ, in the format of transformers'
 `per_layer_config`, from which transformers 5.23 cannot build these models yet. Without that file, the widths come from
-the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported, and by `stacks` T5, mT5, BART and mBART.
+the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported, and the text towers of Qwen2-VL, Qwen2.5-VL
+and Qwen3-VL. `stacks` supports T5, mT5, BART and mBART.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -22,14 +23,14 @@ from coppice.core.json_text import parsed
 from coppice.core.records import atomic
 
 from . import stacks
+from .stacks import MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MANIFEST = "pruned_shapes.json"
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-LAYER = "model.layers."
+LAYERS = ("model.layers.", "model.language_model.layers.")  # how the names of a text layer's tensors begin in files
 
 Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 Widths = dict[str, int]  # key of KEYS -> its value for one layer
@@ -54,8 +55,16 @@ def tensor_shapes(folder: PathLike) -> Shapes | None:
     return shapes
 
 
-def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> dict[int, Widths] | dict[str, Widths]:
+def layers_of(
+    folder: PathLike, config: PretrainedConfig | SimpleNamespace, just_saved: bool = False
+) -> dict[int, Widths] | dict[str, Widths]:
     """Return the widths of those layers of a checkpoint that differ from `config`.
+
+    Args:
+        folder: the checkpoint.
+        config: its configuration.
+        just_saved: whether the weights were written with this configuration, so that they belong together even if all
+            layers differ from it in the same way.
 
     Returns:
         layer index -> {num_attention_heads, num_key_value_heads, intermediate_size}; a removed attention or MLP has
@@ -71,14 +80,15 @@ def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> d
     if shapes is None:
         return {}
     if config.model_type in stacks.STACKS:
-        return stacks.layers_of(folder, config, shapes, Path(folder) / MANIFEST)
+        return stacks.layers_of(folder, config, shapes, just_saved)
+    config = text_config(config)
     found = {index: _widths(folder, index, shapes, config) for index in range(config.num_hidden_layers)}
     uniform = {key: getattr(config, key) for key in KEYS}
     odd = {index: widths for index, widths in found.items() if widths != uniform}
     manifest = _read_manifest(folder)
     if manifest is not None:
         _check_manifest(folder, manifest, odd)
-    elif len(odd) == len(found) and len({tuple(widths.values()) for widths in found.values()}) == 1:
+    elif not just_saved and len(odd) == len(found) and len({tuple(widths.values()) for widths in found.values()}) == 1:
         raise CheckpointError(
             f"{folder}: every layer has {_described(odd[0])}, but config.json says {_described(uniform)}. "
             "Use the config.json that belongs to these weights."
@@ -88,11 +98,23 @@ def layers_of(folder: PathLike, config: PretrainedConfig | SimpleNamespace) -> d
     return odd
 
 
+def text_config(config: PretrainedConfig | SimpleNamespace) -> PretrainedConfig | SimpleNamespace:
+    """Return the part of a configuration that describes the model's text tower."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def layer_prefix(names: Iterable[str]) -> str:
+    """Return how the names of the tensors of text layers begin, before the layer's index."""
+    names = list(names)
+    return next((prefix for prefix in LAYERS if any(name.startswith(prefix) for name in names)), LAYERS[0])
+
+
 def _widths(folder: PathLike, index: int, shapes: Shapes, config: PretrainedConfig | SimpleNamespace) -> Widths:
-    prefix, head = f"{LAYER}{index}.", head_dim(config)
+    every, head = layer_prefix(shapes), head_dim(config)
+    prefix = f"{every}{index}."
     names = {name.removeprefix(prefix) for name in shapes if name.startswith(prefix)}
     if not names:
-        layers = sorted({int(n.split(".")[2]) for n in shapes if n.startswith(LAYER)})
+        layers = {name.removeprefix(every).split(".")[0] for name in shapes if name.startswith(every)}
         raise CheckpointError(
             f"{folder}: config.json says {config.num_hidden_layers} layers, but layer {index} has no tensor "
             f"(there are {len(layers)} layers). Number them from 0 and set num_hidden_layers."
@@ -161,7 +183,7 @@ def _described(widths: Widths | None) -> str:
 
 def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths] | dict[str, Widths]:
     """Write `pruned_shapes.json` into `folder` if its layers differ from `config`, and return what differs."""
-    odd = layers_of(folder, config)
+    odd = layers_of(folder, config, just_saved=True)
     if odd:
         with atomic(Path(folder) / MANIFEST) as file:
             json.dump({"per_layer_config": {str(index): widths for index, widths in odd.items()}}, file, indent=1)

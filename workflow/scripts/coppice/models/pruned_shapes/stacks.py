@@ -19,6 +19,7 @@ from coppice.core.json_text import parsed
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+MANIFEST = "pruned_shapes.json"
 Widths = dict[str, int]  # key -> its value for one block
 Shapes = dict[str, tuple[int, ...]]
 CROSS = "cross_num_heads"  # of a T5 decoder block; its configuration has one key for heads of all sorts
@@ -55,7 +56,7 @@ STACKS = {"t5": _T5, "mt5": _T5, "bart": _BART, "mbart": _BART}
 
 
 def layers_of(
-    folder: PathLike, config: PretrainedConfig | SimpleNamespace, shapes: Shapes, manifest: Path
+    folder: PathLike, config: PretrainedConfig | SimpleNamespace, shapes: Shapes, just_saved: bool
 ) -> dict[str, Widths]:
     """Return the widths of those blocks of a checkpoint that differ from `config`, as "encoder.0" -> widths.
 
@@ -63,7 +64,8 @@ def layers_of(
         folder: the checkpoint.
         config: its configuration.
         shapes: name -> shape of its tensors.
-        manifest: the path of the list of odd shapes, which may not exist.
+        just_saved: whether the weights were written with this configuration, so that they belong together even if all
+            blocks differ from it in the same way.
 
     Raises:
         CheckpointError: A block has no such tensor or more than the configuration says, all blocks differ in the same
@@ -82,9 +84,10 @@ def layers_of(
                 )
             if own != uniform:
                 odd[f"{name}.{index}"] = own
+    manifest = Path(folder) / MANIFEST
     if manifest.is_file():
         _check_manifest(manifest, odd)
-    elif len(odd) == len(found) and len({str({**one, CROSS: 0}) for one in found.values()}) == 1:
+    elif not just_saved and len(odd) == len(found) and len({str({**one, CROSS: 0}) for one in found.values()}) == 1:
         raise CheckpointError(
             f"{folder}: every block has {next(iter(found.values()))}, but config.json says otherwise. Use the "
             "config.json that belongs to these weights."

@@ -76,7 +76,8 @@ def towers_of(point: dict[str, Any], config: PretrainedConfig) -> list[Anatomy]:
 def resolve(point: dict[str, Any], config: PretrainedConfig, tower: Anatomy | None = None) -> Plan:
     """Return the plan of one grid point for a tower of a model with this configuration.
 
-    Depth removes round(ratio * layers) blocks, at least 1. Width removes round(ratio * intermediate_size) channels and
+    Depth removes round(ratio * layers) blocks, at least 1, and none of those that the architecture fixes. Width removes
+    round(ratio * intermediate_size) channels and
     floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer; from a width of
     1024 on, the kept width is rounded to a multiple of 8. With `ranking: global`, width removes the same shares of all
     layers' structures together, so that the layers differ (an odd-shaped checkpoint). The blocks of `keep_blocks` are
@@ -125,6 +126,7 @@ def _depth(point: Record, ratio: float, tower: Anatomy) -> Plan:
         raise SettingsError(f"prune point {point}: 'consecutive' is {consecutive!r}, but must be true or false")
     importance = _one_of(point, "importance", "block-influence", IMPORTANCES["depth"])
     keep, steps = _kept_blocks(point, tower), _steps(point)
+    keep["first"] = max(keep["first"], tower.fixed)
     if consecutive and (importance != "block-influence" or steps > 1):
         raise SettingsError(
             f"prune point {point}: 'consecutive' takes no other importance and no 'steps', because the whole run is "
@@ -151,8 +153,6 @@ def _kept_blocks(point: Record, tower: Anatomy) -> dict[str, int]:
     keep = {"first": 0, "last": 0} | given
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in keep.values()):
         raise SettingsError(f"prune point {point}: 'keep_blocks' must hold whole numbers of at least 0")
-    if point["method"] == "depth":
-        keep["first"] = max(tower.fixed, keep["first"])
     if sum(keep.values()) >= tower.blocks:
         raise SettingsError(
             f"prune point {point}: 'keep_blocks' keeps all {tower.blocks} layers of this model. Lower its numbers."
