@@ -39,6 +39,8 @@ LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minute
 # Tokens of the seven tasks' official evaluation splits (choices of an item share its context) and of two texts under
 # one protocol
 TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
+ANSWERED_ROWS, GENERATED = 5_000, 4  # rows of a data set to answer, and the cost of a generated token in read ones
+PICTURES, PICTURE_TOKENS = 5_000, 300  # of a data set of images, and tokens of an image with its text
 SHOTS = 4  # solved examples that double the length of an item
 WITHOUT_SHARING = 3  # factor on the tokens for the engine lm-eval, which repeats the context for each choice
 TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens per row
@@ -273,4 +275,14 @@ def evaluated_tokens(settings: Evaluate) -> float:
     if asked.limit is not None:
         items = min(items, asked.limit * ITEM_TOKENS * len(asked.tasks))
     items *= 1 + (asked.num_fewshot or 0) / SHOTS
-    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1)
+    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1) + _other_tokens(settings)
+
+
+def _other_tokens(settings: Evaluate) -> float:
+    """Estimate the tokens of answers and of images. settings: the section `evaluate`."""
+    answers = settings.answers
+    row = ITEM_TOKENS + GENERATED * answers.beams * answers.new_tokens
+    tokens = len(answers.datasets) * (answers.limit or ANSWERED_ROWS) * row
+    for pictured in (settings.retrieval, settings.classification):
+        tokens += len(pictured.datasets) * (pictured.limit or PICTURES) * PICTURE_TOKENS
+    return tokens
