@@ -10,7 +10,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -q --dist loadfile --n
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo architectures test test-unit test-guard test-all test-faults test-slurm test-gpu slurm bench docs lint audit clean
+.PHONY: help env demo architectures test test-unit test-guard test-ci test-all test-faults test-slurm test-gpu slurm bench docs lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,8 +37,11 @@ test-unit: env  ## the unit tests alone (a minute and a half)
 test-guard: env slurm  ## the studies that guard the main job: miniature, candidates, reruns, kills, Slurm (at most thirty minutes)
 	$(PYTEST) tests -n 3 -m guard
 
+test-ci: env slurm  ## what .ci/run runs: `make test` and `make test-guard` at once, which share one small study
+	$(PYTEST) tests contrib -n 3 -m "not slow"
+
 test-all: env slurm docs  ## every test, real data beside the checkout too, and the site (35 minutes)
-	$(PYTEST) tests contrib -n 3
+	COPPICE_TEST_ALL_MODELS=1 $(PYTEST) tests contrib -n 3
 
 test-faults: env  ## the fault tests with ten kills a stage at random moments (COPPICE_FAULTS_SEED repeats them); an hour
 	COPPICE_FAULTS_KILLS=10 $(PYTEST) tests/faults -n 2 -rP

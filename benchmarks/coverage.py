@@ -118,7 +118,7 @@ def real(folder: Path) -> Iterator[dict[str, float]]:
 def main() -> None:
     """Print one JSON line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1500)
+    parser.add_argument("--repeats", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--wikitext", type=Path)
     asked = parser.parse_args()

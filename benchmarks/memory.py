@@ -138,7 +138,7 @@ def expected(job: str, study: Study, folder: Path, threads: int) -> estimates.Pe
         return estimates.finetune(shape, model, settings, machine, memory)
     if job == "evaluate":
         return estimates.evaluate(shape, model, machine)
-    return estimates.prune(shape, model, [POINTS[job]], study.calibration.model_dump(), machine)
+    return estimates.prune(shape, model, [POINTS[job]], study.calibration_of("Random").model_dump(), machine)
 
 
 def build(folder: Path, name: str, dtype: str) -> None:
@@ -187,7 +187,7 @@ def run_job(job: str, study: Study, folder: Path) -> None:
         identity = {"model": "Random", "config": None, "stage": "dense"}
         evaluate.evaluate(evaluate.EvaluationRequest(identity, source, study.evaluate, datasets, folder / "evaluated"))
     else:
-        calibration = study.calibration.model_dump() | {"record": datasets["wikitext2"]}
+        calibration = study.calibration_of("Random").model_dump() | {"record": datasets["wikitext2"]}
         identity = {"model": "Random", "candidate": job}
         request = candidates.PruningRequest(source, POINTS[job], calibration, folder / "pruned" / job)
         candidates.prune(identity, request)

@@ -77,11 +77,11 @@ class SyntheticKinds(Synthetic):
         return sections, samples
 
 
-def mixed(results, items=120, **kinds):
+def mixed(results, items=120, configs=("best_acc", "best_ppl"), **kinds):
     """Return a study that is not built yet. kinds: model -> what it does, None for a causal language model."""
     facts = {"variant": "base", "base": None}
     models = {name: facts | {"family": name.lower(), "does": does} for name, does in kinds.items()}
-    return SyntheticKinds(results, models, items=items, windows=25)
+    return SyntheticKinds(results, models, configs, items=items, windows=25)
 
 
 def _rows(name, count):

@@ -77,7 +77,7 @@ def test_rejects_text_that_is_too_short(drawn, windows):
 
 def test_windows_suit_the_data_set_unless_they_are_given():
     def chosen(**given):
-        return load({"candidates": {"calibration": given}}).calibration.windows
+        return load({"candidates": {"calibration": given}}).calibration_of("Llama").windows
 
     assert chosen(dataset="wikitext2") == chosen(dataset="bookcorpus") == "running"
     assert chosen(dataset="c4") == chosen(dataset="ptb", windows="within-rows") == "within-rows"

@@ -16,7 +16,7 @@ from coppice.stages.compare import comparison, report_text
 from coppice.stats import stored_samples
 
 ONE = {"Llama": {"variant": "base", "family": "llama", "base": "miniature/llama"}}
-SIZE = {"configs": ("best_acc",), "items": 80, "windows": 25}
+SIZE = {"configs": ("best_acc",), "items": 80, "windows": 60}
 
 
 @pytest.fixture(scope="module")
@@ -295,13 +295,13 @@ def test_says_what_each_interval_resamples(record):
     assert record["average_acc"]["resampled"]["count"] == 7 * count
     assert record["perplexity"]["wikitext2"]["resampled"]["unit"] == "documents"
     ptb = record["perplexity"]["ptb"]["resampled"]
-    assert ptb == {"unit": "windows", "count": 25, "block": 5, "note": None}
+    assert ptb == {"unit": "windows", "count": 60, "block": 7, "note": None}
 
 
 def test_the_report_says_what_the_intervals_of_perplexity_resample(study, record):
     text = _report(study)
-    assert "intervals on wikitext2: over 25 documents" in text
-    assert "intervals on ptb: over 25 windows in blocks of 5" in text
+    assert "intervals on wikitext2: over 60 documents" in text
+    assert "intervals on ptb: over 60 windows in blocks of 7" in text
 
 
 def test_compares_windows_if_an_evaluation_did_not_record_documents(study, record):

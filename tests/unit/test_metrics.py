@@ -93,7 +93,7 @@ def captioned(monkeypatch, tmp_path):
 def test_compares_and_reports_a_further_metric(captioned, monkeypatch):
     from coppice.report.study_report import figures
 
-    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(study_report.FIGURES, ""))
+    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: [])
     folder = captioned.folder("finetuned", *PAIR)
     scores = [
         pandas.read_parquet(captioned.folder(stage, *PAIR) / "samples/coco.parquet")["bleu"].mean()

@@ -13,9 +13,11 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
 from rich.console import Console
+from scipy.fft import dct
 from synthetic_records import SIX, Synthetic
 
 from coppice import cli
@@ -28,6 +30,7 @@ from coppice.report.study_report import study_records as studies
 from coppice.stats import across_models
 
 SMALL = {"items": 40, "windows": 20}
+STAGES = ("pruned", "finetuned")
 EVIL = "<script>alert(1)</script>"
 
 COST = {
@@ -66,7 +69,7 @@ def no_figures(monkeypatch):
     """Skip the drawing, which takes most of the time, in tests of text."""
     from coppice.report.study_report import figures
 
-    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: dict.fromkeys(study_report.FIGURES, ""))
+    monkeypatch.setattr(figures, "draw", lambda study, frames, folder: [])
 
 
 def _answers(study, pairs=None, models=None):
@@ -166,6 +169,37 @@ def test_the_report_gives_the_intervals_of_the_comparisons(whole):
             shown = means.exp() if metric.log else means
             share = shown.ratio(*evidence.shares(metric, [pair]))
             assert share["interval"] == pytest.approx(part["recovered"]["interval"], rel=1e-9), metric
+
+
+def test_models_that_read_the_same_windows_are_compared_window_by_window(tmp_path):
+    """The interval of their mean change is that of the windows' mean changes, by scipy's cosine transform."""
+    study = Synthetic(tmp_path, dict(list(SIX.items())[:2]), configs=("best_acc",), items=30, windows=24).build()
+    folders = {(model, stage): study.folder(stage, model, "best_acc") for model in study.models for stage in STAGES}
+    texts = {key: records.read(folder / "ppl_results.json")["perplexity"]["ptb"] for key, folder in folders.items()}
+    losses = {key: [one["nll_per_token"] for one in text["window_losses"]] for key, text in texts.items()}
+    changes = [numpy.subtract(losses[model, "finetuned"], losses[model, "pruned"]) for model in study.models]
+    waves = dct(numpy.mean(changes, axis=0), norm="ortho")[1:4]
+
+    signs = (("pruned", -1), ("finetuned", 1))
+
+    def pooled():
+        found = measurements.gather(studies.read(study.results, study.pairs, study.models))
+        means = next(means for metric, means in found.means.items() if metric.name == "ptb")
+        terms = {(model, "best_acc", stage): sign / 2 for model in study.models for stage, sign in signs}
+        return means.error(terms)[0], found.notes
+
+    error, notes = pooled()
+    assert error == pytest.approx(numpy.sqrt((waves**2).mean() / 24)) and not any("independent" in n for n in notes)
+
+    for folder in [study.folder("dense", "Llama"), *(folders["Llama", stage] for stage in STAGES)]:
+        found = records.read(folder / "ppl_results.json")
+        for one in found["perplexity"]["ptb"]["window_losses"]:
+            one["tokens"] = 2000
+        records.write(folder / "ppl_results.json", found)
+    apart, notes = pooled()
+    own = [numpy.sqrt((dct(change, norm="ortho")[1:4] ** 2).mean() / 24) for change in changes]
+    assert apart == pytest.approx(numpy.hypot(*own) / 2)
+    assert any("ptb" in note and "different windows, which are taken as independent" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,10 @@ def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
             START | {"staged": [{"name": "a", "vary": {"r": [8, 9]}, "with": {"r": 3}}]},
             "with.r: this stage varies the key",
         ),
-        (START | {"staged": True, "metrics": {"tasks": [], "perplexity": []}}, "name a task or a text"),
+        (
+            START | {"staged": True, "metrics": {"tasks": [], "perplexity": []}},
+            "name a task, a text or another data set",
+        ),
         (START | {"staged": True, "racing": {}}, "a staged ablation cannot race"),
         (PRESETS | {"budget": {"max_steps": 50}}, "arm 'light' warms up for 100 steps"),
         (PRESETS | {"budget": {"max_steps": 500, "tokens": 1e6}}, "keep one unit"),

@@ -38,7 +38,7 @@ def test_completes_a_custom_protocol_beside_a_built_in_one():
     ],
 )
 def test_a_tokenizer_needs_bos_if_a_protocol_in_use_begins_every_window_with_it(texts, needs):
-    assert load(perplexity=texts).needs_bos() is needs
+    assert load(perplexity=texts).needs_bos("Llama") is needs
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_knee_requires_only_the_rows_of_its_own_text():
         "select": {"configs": {"balanced": {"pareto": "knee"}}},
         "evaluate": {"perplexity": {"protocol": "llmpruner-128"}},
     }
-    assert "ppl.wikitext2" in settings.load(config).configs["balanced"]["metrics"]
+    assert "ppl.wikitext2" in settings.load(config).criteria_of("Llama")["balanced"]["metrics"]
 
 
 def test_accepts_the_tasks_of_a_folder_and_makes_its_path_absolute(tmp_path):

@@ -210,7 +210,7 @@ def test_gradient_checkpointing_and_a_lower_rank_need_less_memory(study):
 def test_taylor_keeps_the_states_of_every_block_in_host_memory(study):
     loaded = study(config=LLAMA_8B)
     shape, model = estimates.shape_like(8 * 10**9), loaded.models["Big"].model_dump()
-    calibration = loaded.calibration.model_dump() | {"samples": 512, "length": 512}
+    calibration = loaded.calibration_of("Big").model_dump() | {"samples": 512, "length": 512}
 
     def host(**point):
         return estimates.prune(shape, model, [{"ratio": 0.25, **point}], calibration, GPU).host

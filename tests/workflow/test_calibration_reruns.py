@@ -53,7 +53,7 @@ def finished(new_checkout):
     made = {
         "source": {"path": "-", "dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None},
         "point": point,
-        "calibration": configured.calibration.model_dump() | {"record": record},
+        "calibration": configured.calibration_of("Hub").model_dump() | {"record": record},
         "seed": 42,
     }
     facts = {"recipe": made, "provenance": {"fingerprints": {"calibration": "rows"}}, "weights_fingerprint": ""}

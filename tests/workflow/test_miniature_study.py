@@ -1,23 +1,28 @@
-"""The default study, run by the README's own command, writes twelve reports with meaningful numbers.
+"""The default study, run by the README's own command, writes its reports with meaningful numbers.
 
-The thresholds are loose on purpose: they detect a broken miniature world, not a difference between machines.
+`make test-all` sets COPPICE_TEST_ALL_MODELS and runs all six models. Otherwise one of each family runs, of both
+variants, in about half the time. The thresholds are loose on purpose: they detect a broken miniature world, not a
+difference between machines.
 """
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.guard
-MODELS = ("Llama", "Llama-Instruct", "Qwen", "Qwen-Instruct", "Mistral", "Mistral-Instruct")
+SIX = ("Llama", "Llama-Instruct", "Qwen", "Qwen-Instruct", "Mistral", "Mistral-Instruct")
+MODELS = SIX if "COPPICE_TEST_ALL_MODELS" in os.environ else ("Llama", "Qwen-Instruct", "Mistral")
+CONFIG = {} if MODELS == SIX else {"only": f"{{models: [{', '.join(MODELS)}]}}"}
 CHANCE = math.fsum((0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.25)) / 7
 
 
 @pytest.fixture(scope="module")
 def study(new_checkout):
     checkout = new_checkout("miniature")
-    checkout.run("--cores", "8", "--resources", "gpu=2", timeout=3000)
+    checkout.run("--cores", "8", "--resources", "gpu=2", config=CONFIG, timeout=3000)
     return checkout
 
 
@@ -27,9 +32,9 @@ def comparisons(study):
     return [json.loads(path.read_text()) for path in paths]
 
 
-def test_writes_twelve_comparison_reports_and_a_study_report(study, comparisons):
+def test_writes_a_comparison_report_for_each_model_and_criterion_and_a_study_report(study, comparisons):
     reports = list((study.folder / "results").glob("finetuned_evaluation/*/*_finetuned/comparison_report.txt"))
-    assert len(reports) == len(comparisons) == 12
+    assert len(reports) == len(comparisons) == 2 * len(MODELS)
     assert {record["model"] for record in comparisons} == set(MODELS)
     page = (study.folder / "results/report/study_report.html").read_text()
     assert all(model in page for model in MODELS)
@@ -53,17 +58,17 @@ def test_pruning_costs_some_candidate_much_accuracy(study):
 def test_finetuning_improves_most_candidates(comparisons):
     better = [record["perplexity"]["wikitext2"]["change"]["value"] < 0 for record in comparisons]
     gained = [record["average_acc"]["change"]["value"] > 0 for record in comparisons]
-    assert sum(better) >= 7 and sum(gained) >= 7
+    assert min(sum(better), sum(gained)) > len(comparisons) / 2
 
 
 def test_a_second_run_has_nothing_to_do(study):
-    assert "Nothing to be done" in study.run("--cores", "8", "--resources", "gpu=2").stdout
+    assert "Nothing to be done" in study.run("--cores", "8", "--resources", "gpu=2", config=CONFIG).stdout
 
 
 def test_rebuilds_one_report_by_its_path_alone(study):
     target = "results/finetuned_evaluation/Llama/best_acc_finetuned/comparison_report.txt"
     (study.folder / target).unlink()
-    done = study.run(target)
+    done = study.run(target, config=CONFIG)
     assert (study.folder / target).exists() and "1 of 1 steps" in done.stdout
 
 

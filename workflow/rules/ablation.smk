@@ -19,7 +19,7 @@ rule ablation_arm:
         datasets=lambda wildcards: files.datasets(
             dict.fromkeys(
                 [
-                    *study.training_datasets(wildcards.ablation),
+                    *study.ablation_datasets(wildcards.ablation),
                     *ablation_datasets(wildcards),
                 ]
             )
@@ -69,7 +69,7 @@ use rule ablation_arm as ablation_rung with:
     input:
         unpack(start_inputs),
         datasets=lambda wildcards: files.datasets(
-            study.training_datasets(wildcards.ablation)
+            study.ablation_datasets(wildcards.ablation)
         ),
         survivors=rung_before,
         rungs=lambda wildcards: [

@@ -57,7 +57,7 @@ def start_loading(wildcards):
             "dtype": start.dtype,
             "quantize": None,
             "trust_remote_code": start.trust_remote_code,
-            **dated(start.prompt),
+            **dated(start.prompt, ablation_of(wildcards).evaluate),
         }
         given = {key: getattr(start, key) for key in ("context_length", "eos_token")}
         return always | {
@@ -147,7 +147,7 @@ def ablation_plan(wildcards):
             settings.rerun_policy.result_settings("finetune", one.finetune.model_dump())
         ),
         "evaluate": measured(wildcards),
-        "training_datasets": files.by_name(study.training_datasets(wildcards.ablation)),
+        "training_datasets": files.by_name(study.ablation_datasets(wildcards.ablation)),
         "evaluation_datasets": files.by_name(ablation_datasets(wildcards)),
     }
 
@@ -171,17 +171,14 @@ def arm_execution(wildcards):
         "finetune": settings.rerun_policy.execution_settings("finetune", training)
         | lasting,
         "evaluate": settings.rerun_policy.execution_settings(
-            "evaluate", study.evaluate.model_dump()
+            "evaluate", ablation_of(wildcards).evaluate.model_dump()
         ),
     }
 
 
 def ablation_datasets(wildcards):
-    """Return the names of the texts and tasks that arms are measured on."""
-    measured = ablation_of(wildcards).evaluate
-    return list(
-        dict.fromkeys([*measured.perplexity.datasets, *measured.zero_shot.tasks])
-    )
+    """Return the names of the texts, tasks and data sets that arms are measured on."""
+    return measured_on(ablation_of(wildcards).evaluate)
 
 
 def asked_by_arm(key):

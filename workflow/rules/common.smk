@@ -36,6 +36,7 @@ from coppice.stages import select
 from coppice.stages.select import scoring
 from coppice.study import chat_date, layout, settings, shared_resources
 from coppice.study.settings import registry
+from coppice.study.settings.own_sections import names_in as measured_on
 
 jobs.run_from(SCRIPTS)
 MAIN_PROCESS = snakemake_compat.is_main_process(workflow)
@@ -83,6 +84,7 @@ RELEASED = f"{RESULTS}/candidates/{{model}}/released.json"
 # Inputs that many jobs share, as one file with their digests instead of dozens of inputs (see `gathered_inputs`)
 GATHERED = f"{RESULTS}/.gathered"
 GATHERED_ROWS = f"{GATHERED}/{{purpose}}.json"
+GATHERED_ROWS_OF_MODEL = f"{GATHERED}/rows/{{model}}/{{purpose}}.json"
 GATHERED_CANDIDATES = f"{GATHERED}/candidates/{{model}}.json"
 if MAIN_PROCESS:
     gathered_inputs.forget_stale(GATHERED)
@@ -121,18 +123,19 @@ def needs(model):
     """Return what the study asks of a model, which is checked when the model is taken in."""
     chosen = study.models[model]
     named = ("context_length", "eos_token", "trust_remote_code", "prompt")
-    return {key: getattr(chosen, key) for key in named} | {"bos": study.needs_bos()}
+    asked = {key: getattr(chosen, key) for key in named}
+    return asked | {"bos": study.needs_bos(model), "kind": chosen.kind}
 
 
-def dated(form):
+def dated(form, evaluate):
     """Return {chat_date} if a chat template is used, else nothing: then nothing depends on the date."""
-    chats = form == "chat" or study.evaluate.zero_shot.chat_template
+    chats = form == "chat" or evaluate.zero_shot.chat_template
     return {"chat_date": CHAT_DATE} if chats else {}
 
 
 def reading(model):
     """Return the settings by which a model and its tokenizer are loaded where they read text."""
-    return loading(model) | dated(prompt(model))
+    return loading(model) | dated(prompt(model), study.evaluate_of(model))
 
 
 @untracked
@@ -144,11 +147,14 @@ def placement(wildcards):
 
 
 def execution(section):
-    """Return the execution settings of a section, as a rule parameter whose change reruns nothing."""
-    values = settings.rerun_policy.execution_settings(
-        section, getattr(study.config, section).model_dump()
+    """Return the execution settings of a model's section, as a rule parameter whose change reruns nothing."""
+    of = {"finetune": study.finetune_of, "evaluate": study.evaluate_of}[section]
+    once = functools.cache(
+        lambda model: settings.rerun_policy.execution_settings(
+            section, of(model).model_dump()
+        )
     )
-    return untracked(lambda wildcards: values)
+    return untracked(lambda wildcards: once(wildcards.model))
 
 
 @untracked
@@ -169,18 +175,22 @@ def of_more_seeds(record):
     """Return the `record` of every training with an additional seed."""
     return [
         path
-        for seed in study.more_seeds()
-        for path in pairs(record, seeded=study.seed_folder(seed))
+        for model, config in study.pairs()
+        for seed in study.more_seeds(model)
+        for path in expand(
+            record, model=model, config=config, seeded=study.seed_folder(seed)
+        )
     ]
 
 
 if MAIN_PROCESS:
-    every_seed = ["", *map(study.seed_folder, study.more_seeds())]
     select.forget_stale(
         [
             *pairs(PRUNED),
-            *pairs(SEEDED, seeded=every_seed),
-            *pairs(REPORTED_SEED, seeded=every_seed),
+            *pairs(SEEDED),
+            *of_more_seeds(SEEDED),
+            *pairs(REPORTED_SEED),
+            *of_more_seeds(REPORTED_SEED),
         ]
     )
 
@@ -201,7 +211,8 @@ def of_choice(pattern):
 @inspected_once
 def selections_before(wildcards):
     """Return the selections of the configs before this one, which may have chosen the same candidate."""
-    before = list(study.configs)[: list(study.configs).index(wildcards.config)]
+    configs = list(study.criteria_of(wildcards.model))
+    before = configs[: configs.index(wildcards.config)]
     return selections(wildcards.model, before)
 
 
@@ -227,9 +238,12 @@ def weights(wildcards):
 
 
 def latencies():
-    """Return the latency record of every model of the run, if the study measures them."""
-    models = study.active_models() if study.evaluate.cost.enabled else []
-    return expand(LATENCY, model=models)
+    """Return the latency record of every model of the run whose latency is measured."""
+    return [
+        LATENCY.format(model=model)
+        for model in study.active_models()
+        if study.evaluate_of(model).cost.enabled
+    ]
 
 
 def released():
@@ -243,15 +257,28 @@ def status(stage, *key):
     return f"{RESULTS}/.status/{stage}/{name}.json"
 
 
-TASKS = study.evaluate.zero_shot.tasks
 SHARED = study.shares_candidate_jobs()
 PRUNES = study.config.candidates.table is None
 CANDIDATE_JOB = "{model}" if SHARED else "{model}.{candidate}"
 # Weights are deleted only if all configs take part in the run: any other config could still choose any candidate
 DELETES_WEIGHTS = study.config.candidates.keep == "selected" and (
-    PRUNES and study.active_configs() == list(study.configs)
+    PRUNES and study.active_configs() == study.configs
 )
-EVALUATED = list(dict.fromkeys([*study.evaluate.perplexity.datasets, *TASKS]))
+
+
+def rows_of(purpose):
+    """Return an input function for the gathered rows of a model's evaluation. purpose: report or selection.
+
+    Models that are evaluated alike share them, so that a model with other data sets reruns nothing of theirs.
+    """
+
+    def rows(wildcards):
+        model = wildcards.model
+        shared = study.is_evaluated_alike(model)
+        pattern = GATHERED_ROWS if shared else GATHERED_ROWS_OF_MODEL
+        return pattern.format(purpose=purpose, model=model)
+
+    return inspected_once(rows)
 
 
 def produced(pattern):
@@ -294,9 +321,12 @@ def study_overview():
     """Return the lines that describe the study before the first job starts."""
     models, configs = study.active_models(), study.active_configs()
     made = sum(len(study.candidates(model)) for model in models)
+    trained = len(study.pairs())
+    product = f"{len(models)} models x {len(configs)} configs = {trained} fine-tunings"
+    if trained < len(models) * len(configs):
+        product = f"{len(models)} models, {len(configs)} configs, {trained} fine-tunings"
     lines = [
-        f"Coppice: {len(models)} models x {len(configs)} configs = {len(study.pairs())} fine-tunings, "
-        f"{made} candidates to choose from; results in {RESULTS}/",
+        f"Coppice: {product}, {made} candidates to choose from; results in {RESULTS}/",
         f"  models: {', '.join(models)}; configs: {', '.join(configs)}",
         "  jobs per stage: see the job stats above",
     ]

@@ -17,10 +17,13 @@ rule compare_stages:
         finetuned=f"{REPORTED}/evaluation_results.json",
         selection=SELECTION,
         finetuning=f"{FINETUNED}/finetuning_config.json",
-        seeds=[
-            f"{REPORTED}{study.seed_folder(seed)}/evaluation_results.json"
-            for seed in study.more_seeds()
-        ],
+        seeds=inspected_once(
+            lambda wildcards: [
+                REPORTED.format(**dict(wildcards.items()))
+                + f"{study.seed_folder(seed)}/evaluation_results.json"
+                for seed in study.more_seeds(wildcards.model)
+            ]
+        ),
     output:
         report=report(
             f"{REPORTED}/comparison_report.txt",
@@ -35,7 +38,7 @@ rule compare_stages:
         "../../envs/coppice.yaml"
     params:
         seed=study.seed,
-        seeds=study.training_seeds(),
+        seeds=of_model(study.training_seeds),
         status=status("compare", "{model}", "{config}"),
         protocol=2,
     script:

@@ -19,7 +19,9 @@ rule fetch:
     input:
         [files.model(model) for model in study.active_models()],
         [files.checked_configuration(model) for model in study.active_models()],
-        files.datasets(list(dict.fromkeys([*study.datasets, *TASKS]))),
+        files.datasets(
+            list(dict.fromkeys([*study.datasets, *study.measured_datasets()]))
+        ),
     localrule: True
 
 
@@ -42,7 +44,9 @@ rule fetch_model:
         prompt=untracked(lambda wildcards: prompt(wildcards.model)),
         needs=untracked(lambda wildcards: needs(wildcards.model)),
         loading=untracked(lambda wildcards: loading(wildcards.model)),
-        training=untracked(lambda wildcards: study.finetune.model_dump()),
+        training=untracked(
+            lambda wildcards: study.finetune_of(wildcards.model).model_dump()
+        ),
     script:
         "../scripts/fetch_model.py"
 
@@ -63,6 +67,8 @@ rule fetch_config:
         source=lambda wildcards: study.models[wildcards.model].source.model_dump(),
         revision=lambda wildcards: study.models[wildcards.model].revision,
         whole_grid=whole_grid,
+        # This is only checked and does not change what is fetched.
+        kind=untracked(lambda wildcards: study.models[wildcards.model].kind),
     script:
         "../scripts/fetch_config.py"
 
@@ -94,10 +100,17 @@ rule fetch_dataset:
         "../scripts/fetch_dataset.py"
 
 
+def one_evaluated_alike():
+    """Return a model that is evaluated by the study's own section; all such models are scored alike."""
+    return next(model for model in study.models if study.is_evaluated_alike(model))
+
+
 rule gather_rows:
     input:
         lambda wildcards: files.datasets(
-            EVALUATED if wildcards.purpose == "report" else scoring.datasets(study)
+            measured_on(study.evaluate)
+            if wildcards.purpose == "report"
+            else scoring.datasets(study, one_evaluated_alike())
         ),
         files.task_definitions(),
     output:
@@ -112,6 +125,24 @@ rule gather_rows:
         "../../envs/coppice.yaml"
     script:
         "../scripts/gather_files.py"
+
+
+use rule gather_rows as gather_rows_of_model with:
+    input:
+        lambda wildcards: files.datasets(
+            measured_on(study.evaluate_of(wildcards.model))
+            if wildcards.purpose == "report"
+            else scoring.datasets(study, wildcards.model)
+        ),
+        lambda wildcards: (
+            files.task_definitions()
+            if study.evaluate_of(wildcards.model).zero_shot.tasks
+            else []
+        ),
+    output:
+        GATHERED_ROWS_OF_MODEL,
+    log:
+        f"{LOGS}/data/gather_rows.{{model}}.{{purpose}}.log",
 
 
 rule build_miniature_world:

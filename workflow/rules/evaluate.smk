@@ -13,11 +13,15 @@ candidate that the config chose: the samples are links, and the records name the
 
 # All stages share these parameters, because only evaluations with equal settings can be compared
 SAME_FOR_ALL_STAGES = {
-    "settings": settings.rerun_policy.result_settings(
-        "evaluate", study.evaluate.model_dump()
+    "settings": of_model(
+        lambda model: settings.rerun_policy.result_settings(
+            "evaluate", study.evaluate_of(model).model_dump()
+        )
     ),
     "execution": execution("evaluate"),
-    "datasets": files.by_name(EVALUATED),
+    "datasets": of_model(
+        lambda model: files.by_name(measured_on(study.evaluate_of(model)))
+    ),
     "loading": of_model(reading),
     "placement": placement,
     "prompt": of_model(prompt),
@@ -38,7 +42,7 @@ rule evaluate:
 rule evaluate_dense:
     input:
         model=of_model(files.model),
-        rows=GATHERED_ROWS.format(purpose="report"),
+        rows=rows_of("report"),
     output:
         **evaluated(DENSE),
     log:
@@ -68,7 +72,7 @@ use rule evaluate_dense as evaluate_pruned with:
     input:
         dense=of_model(files.model),
         candidate=ancient(CANDIDATE),
-        rows=GATHERED_ROWS.format(purpose="report"),
+        rows=rows_of("report"),
     output:
         **evaluated(EVALUATED_PRUNED),
     log:
@@ -88,7 +92,7 @@ use rule evaluate_dense as evaluate_finetuned with:
         candidate=ancient(CANDIDATE),
         adapter=f"{TRAINING}/adapter_model.safetensors",
         record=f"{TRAINING}/finetuning_config.json",
-        rows=GATHERED_ROWS.format(purpose="report"),
+        rows=rows_of("report"),
     output:
         **evaluated(EVALUATED_FINETUNED),
     log:
@@ -138,7 +142,7 @@ use rule link_training as link_finetuned with:
 rule measure_latency:
     input:
         dense=of_model(files.model),
-        selections=of_model(lambda model: selections(model, study.configs)),
+        selections=of_model(lambda model: selections(model, study.criteria_of(model))),
     output:
         LATENCY,
     log:
@@ -155,7 +159,7 @@ rule measure_latency:
         disk_mb=requested("evaluate", "disk_mb"),
         runtime=requested("evaluate", "runtime"),
     params:
-        cost=study.evaluate.cost.model_dump(),
+        cost=of_model(lambda model: study.evaluate_of(model).cost.model_dump()),
         loading=of_model(loading),
         placement=placement,
         status=status("latency", "{model}"),

@@ -17,10 +17,15 @@ rule finetune:
         of_more_seeds(f"{SEEDED}/finetuning_config.json"),
 
 
+def training_rows(model):
+    """Return the records of the data sets that a model is trained and validated on."""
+    return files.datasets(study.training_datasets(model))
+
+
 rule finetune_lora:
     input:
         candidate=ancient(CANDIDATE),
-        datasets=files.datasets(study.training_datasets()),
+        datasets=of_model(training_rows),
     output:
         adapter=f"{TRAINING}/adapter_model.safetensors",
         adapter_config=f"{TRAINING}/adapter_config.json",
@@ -44,17 +49,21 @@ rule finetune_lora:
         disk_mb=requested("finetune", "disk_mb"),
         runtime=requested("finetune", "runtime"),
     params:
-        settings=settings.rerun_policy.result_settings(
-            "finetune", study.finetune.model_dump()
-        )
-        | {"seeds": None},
+        settings=of_model(
+            lambda model: settings.rerun_policy.result_settings(
+                "finetune", study.finetune_of(model).model_dump()
+            )
+            | {"seeds": None}
+        ),
         execution=execution("finetune"),
-        datasets=files.by_name(study.training_datasets()),
+        datasets=of_model(
+            lambda model: files.by_name(study.training_datasets(model))
+        ),
         prompt=of_model(prompt),
         weights=weights,
         loading=of_model(reading),
         placement=placement,
-        seed=inspected_once(lambda wildcards: study.seed_in(wildcards.seeded)),
+        seed=inspected_once(lambda wildcards: study.seed_in(wildcards.model, wildcards.seeded)),
         status=inspected_once(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:
@@ -71,7 +80,7 @@ rule link_training:
         selections=selections_before,
         # Only the training needs the data, but before the config has chosen, Snakemake knows this job alone. The data is
         # fetched and checked at the start of the run, not after the selection.
-        datasets=ancient(files.datasets(study.training_datasets())),
+        datasets=ancient(of_model(training_rows)),
     output:
         adapter=f"{SEEDED}/adapter_model.safetensors",
         adapter_config=f"{SEEDED}/adapter_config.json",

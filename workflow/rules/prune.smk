@@ -24,13 +24,12 @@ if PRUNES:
     @inspected_once
     def calibration_rows(wildcards):
         """Return the record of the calibration data, as an ancient input if its rows made these candidates."""
-        record, rows = (
-            files.dataset(study.calibration.dataset),
-            calibration_fingerprint(),
-        )
+        calibration = study.calibration_of(wildcards.model)
+        record = files.dataset(calibration.dataset)
+        rows = calibration_fingerprint(calibration.dataset)
         same = {
             "source": loading(wildcards.model),
-            "calibration": study.calibration.model_dump() | {"record": record},
+            "calibration": calibration.model_dump() | {"record": record},
             "seed": study.seed,
         }
         points = job_candidates(wildcards)
@@ -45,9 +44,8 @@ if PRUNES:
         return ancient(record) if kept else record
 
     @functools.cache
-    def calibration_fingerprint():
-        """Return the fingerprint of the calibration rows, or None if this run may change them."""
-        name = study.calibration.dataset
+    def calibration_fingerprint(name):
+        """Return the fingerprint of the train rows of a data set, or None if this run may change them."""
         entry = study.dataset(name)
         return entry and calibrated.train_rows(files.dataset(name), entry)
 
@@ -77,7 +75,9 @@ if PRUNES:
         params:
             candidates=job_candidates,
             whole_grid=whole_grid,
-            calibration=study.calibration.model_dump(),
+            calibration=of_model(
+                lambda model: study.calibration_of(model).model_dump()
+            ),
             loading=of_model(loading),
             placement=placement,
             seed=study.seed,
@@ -105,7 +105,9 @@ else:
             # These are only checked and do not change what is imported.
             needs=untracked(lambda wildcards: needs(wildcards.model)),
             loading=untracked(lambda wildcards: loading(wildcards.model)),
-            training=untracked(lambda wildcards: study.finetune.model_dump()),
+            training=untracked(
+                lambda wildcards: study.finetune_of(wildcards.model).model_dump()
+            ),
             status=status("prune", CANDIDATE_JOB),
             protocol=1,
         script:

@@ -23,7 +23,7 @@ rule select:
 rule score_candidate:
     input:
         pruning=produced(CANDIDATE),
-        rows=GATHERED_ROWS.format(purpose="selection"),
+        rows=rows_of("selection"),
     output:
         produced(f"{SCORED}/evaluation_results.json"),
     log:
@@ -43,12 +43,16 @@ rule score_candidate:
         disk_mb=requested("score", "disk_mb"),
         runtime=requested("score", "runtime"),
     params:
-        settings=scoring.settings(study),
+        settings=of_model(lambda model: scoring.settings(study, model)),
         execution=execution("evaluate"),
-        datasets=files.by_name(scoring.datasets(study)),
+        datasets=of_model(
+            lambda model: files.by_name(scoring.datasets(study, model))
+        ),
         purpose=study.select.split,
         # Scoring asks no questions in the prompt's form, so only tasks in a chat template depend on the date
-        loading=of_model(lambda model: loading(model) | dated("none")),
+        loading=of_model(
+            lambda model: loading(model) | dated("none", study.evaluate_of(model))
+        ),
         placement=placement,
         seed=study.seed,
         candidates=inspected_once(lambda wildcards: list(job_candidates(wildcards))),
@@ -84,7 +88,7 @@ checkpoint select_best:
     conda:
         "../../envs/coppice.yaml"
     params:
-        criterion=lambda wildcards: study.configs[wildcards.config]
+        criterion=lambda wildcards: study.criteria_of(wildcards.model)[wildcards.config]
         | {"split": study.select.split},
         folders=of_model(records_of),
         seed=study.seed,
@@ -129,7 +133,9 @@ rule release_weights:
     input:
         candidates=GATHERED_CANDIDATES,
         selections=lambda wildcards: expand(
-            SELECTION, model=wildcards.model, config=study.configs
+            SELECTION,
+            model=wildcards.model,
+            config=study.criteria_of(wildcards.model),
         ),
     output:
         RELEASED,

@@ -37,6 +37,8 @@ class ImageText(CausalLM):
 
     name = "image-text"
     noun = "an image-text model"
+    prompts = ("chat", "none")
+    tower_names = ("text", "vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")

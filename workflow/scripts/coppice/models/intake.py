@@ -48,6 +48,7 @@ class Needs:
         trust_remote_code: whether code that comes with the model may run.
         prompt: the prompt format in which the model is asked: alpaca, chat or none.
         bos: whether all perplexity windows begin with BOS.
+        kind: the name of its kind; empty: any.
     """
 
     context_length: int | None = None
@@ -55,6 +56,7 @@ class Needs:
     trust_remote_code: bool = False
     prompt: str = "none"
     bos: bool = False
+    kind: str = ""
 
 
 @contextmanager
@@ -77,6 +79,7 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
         SettingsError: the length or the end-of-sequence token is not known, or the tokenizer lacks BOS and needs it.
         CheckpointError: the configuration or the tokenizer does not load, or they do not fit together.
     """
+    check_kind(folder, needs.kind)
     config = _configuration(folder, needs.trust_remote_code)
     length = _length(folder, config, needs.context_length)
     tokenizer = tokenizing.load_tokenizer(folder, needs.trust_remote_code, needs.eos_token)
@@ -99,6 +102,22 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
         logger.warning("%s: %s", folder, notice)
     named = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")}
     return {"context_length": length, "tokenizer": {"tokens": tokens, "rows": rows, **named}, "notices": notices}
+
+
+def check_kind(folder: str | Path, wanted: str, name: str = "X") -> None:
+    """Raise SettingsError if a checkpoint is of another kind than its model in the configuration.
+
+    Args:
+        folder: the checkpoint, of which the config.json is enough.
+        wanted: the name of the kind; empty: any.
+        name: of the model, for the message.
+    """
+    found = kinds.of_checkpoint(folder)
+    if wanted not in ("", found.name):
+        raise SettingsError(
+            f"{folder}: its config.json is that of {found.noun}, but the study takes it for "
+            f"{kinds.named(wanted).noun}. Set models.{name}.kind to {found.name}."
+        )
 
 
 def _configuration(folder: str | Path, trust_remote_code: bool) -> PretrainedConfig:

@@ -191,6 +191,10 @@ class ModelKind(ABC):
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
+        prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
+            variant of a model (base or instruct) decides which is the default; otherwise it is the first.
+        tower_names: the towers that `finetune.lora.towers` may name.
+        pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
     """
 
     name: str
@@ -202,6 +206,9 @@ class ModelKind(ABC):
     evaluators: tuple[str, ...]
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
+    prompts: tuple[str, ...] = ("alpaca", "chat", "none")
+    tower_names: tuple[str, ...] = ("text",)
+    pruned_towers: tuple[str, ...] = ("text",)
 
     @abstractmethod
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:

@@ -36,6 +36,8 @@ class Seq2Seq(ModelKind):
 
     name = "seq2seq"
     noun = "a sequence-to-sequence model"
+    prompts = ("none", "alpaca")
+    tower_names = pruned_towers = ("encoder", "decoder")
     row_kinds = ("pair", "caption", "instruction", "completion")
     task_type = "SEQ_2_SEQ_LM"
     prunable = ()

@@ -115,16 +115,17 @@ class Sizes:
 
     def _need(self, stage: str, model: str, shape: estimates.Shape, on_gpu: bool, candidate: str | None) -> Need:
         study, loaded = self.study, self.study.models[model].model_dump()
+        calibration, finetune = study.calibration_of(model), study.finetune_of(model)
         every = study.candidates(model)
         points = [every[candidate]] if candidate else list(every.values())
         whole = shape.parameters * estimates.width_of(loaded["dtype"], self.machine("prune", on_gpu))
         if stage == "prune":
-            peak = estimates.prune(shape, loaded, points, study.calibration.model_dump(), self.machine("prune", on_gpu))
+            peak = estimates.prune(shape, loaded, points, calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
-            tokens = study.calibration.samples * study.calibration.length
+            tokens = calibration.samples * calibration.length
             operations = tokens * estimates.pruning_operations(shape, points)
         elif stage == "finetune":
-            settings = recover.TrainingSettings.of(study.finetune)
+            settings = recover.TrainingSettings.of(finetune)
             recovery = recover.recovery_of(settings)
             memory = recovery.trained.memory(shape, settings)
             peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
@@ -133,7 +134,7 @@ class Sizes:
             operations = recovery.operations(shape.parameters) * trained_tokens(settings)
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            tokens = evaluated_tokens(study.evaluate) * (len(points) if stage == "score" else 1)
+            tokens = evaluated_tokens(study.evaluate_of(model)) * (len(points) if stage == "score" else 1)
             disk, operations = 0, 2 * tokens * shape.parameters
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
 

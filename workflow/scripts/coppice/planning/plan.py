@@ -104,10 +104,11 @@ def _ablation(name: str, study: Study, sizes: job_resources.Sizes, tflops: float
 
 
 def _jobs(study: Study, model: str) -> dict[str, int]:
-    candidates, configs, seeds = len(study.candidates(model)), len(study.active_configs()), len(study.training_seeds())
+    candidates, configs, seeds = len(study.candidates(model)), _configs(study, model), len(study.training_seeds(model))
     own = study.config.candidates.table is not None
     made = 1 if study.shares_candidate_jobs() else candidates
-    scored = sum(select.needs_scoring(one, study.configs) for one in study.candidates(model).values())
+    criteria = study.criteria_of(model)
+    scored = sum(select.needs_scoring(one, criteria) for one in study.candidates(model).values())
     return {
         "prune": 0 if own else made,
         "score": min(made, scored),
@@ -116,6 +117,11 @@ def _jobs(study: Study, model: str) -> dict[str, int]:
         "finetune": configs * seeds,
         "finetuned": configs * seeds,
     }
+
+
+def _configs(study: Study, model: str) -> int:
+    """Return the number of configs of a model in this run."""
+    return sum(one == model for one, _ in study.pairs())
 
 
 def _add(
@@ -141,7 +147,7 @@ def _count(stage: Stage, jobs: float, seconds: float, gpus: int, asked: Mapping[
 
 
 def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, model: str) -> None:
-    shape, configs = sizes.shape(model), len(study.active_configs())
+    shape, configs, finetune = sizes.shape(model), _configs(study, model), study.finetune_of(model)
     whole = sizes.fetched(model) - job_resources.SPARE_DISK
     disk["dense models"] += whole
     if study.config.candidates.table is None:
@@ -149,10 +155,10 @@ def _add_disk(disk: dict[str, int], study: Study, sizes: job_resources.Sizes, mo
         chosen = sorted(kept)[-configs:] if study.config.candidates.keep == "selected" else kept
         disk["candidates, all"] += int(sum(kept))
         disk["candidates, chosen"] += int(sum(chosen))
-    trainings = configs * len(study.training_seeds())
-    settings = recover.TrainingSettings.of(study.finetune)
+    trainings = configs * len(study.training_seeds(model))
+    settings = recover.TrainingSettings.of(finetune)
     trained = recover.recovery_of(settings).trained.memory(shape, settings).parameters
-    merged = whole if study.finetune.merge else 0
+    merged = whole if finetune.merge else 0
     disk["adapters and checkpoints"] += trainings * (job_resources.TRAINED_BYTES * trained + merged)
 
 

@@ -12,7 +12,8 @@ Formulas and sources:
   Student's t for Kish's effective number of units (Kish 1965) minus one;
 - scores of a corpus, such as BLEU, which are functions of totals over units: the same jackknife, in which a unit adds
   to the score what the score of the other units lacks;
-- ordered units that depend on their neighbors: circular block bootstrap in closed form, see `blocks`;
+- ordered units that depend on their neighbors: circular block bootstrap in closed form, or cosine waves if there are
+  few units, see `blocks`;
 - several strata (tasks) are independent: their variances add (Cochran 1977, Sampling Techniques, ch. 5), and the
   degrees of freedom are those of Satterthwaite 1946;
 - ratio of two means: Fieller's interval (Fieller 1954), which is unbounded, here None, if the denominator cannot be
@@ -83,9 +84,7 @@ class Stratum:
         if units < 2:
             return numpy.full((len(series), len(series)), numpy.nan), numpy.nan
         if self.unit == WINDOWS:
-            drawn = blocks.blocks_of(series[-1])
-            if drawn.length > 1:
-                return blocks.covariance(series, drawn), blocks.freedom(units, drawn)
+            return blocks.covariance(series)
         shares = self.shares[self.used(vectors)].mean(axis=0)
         without = series / (1 - shares)  # how far the combination moves if the unit is left out
         concentration = float(shares @ shares)
@@ -194,12 +193,12 @@ class Means:
     def resampled(self, terms: Terms) -> Record:
         """Return what the interval of a linear combination resamples, as {unit, count, block, note}.
 
-        count: of units, over all strata. block: length of the blocks that units are drawn in, None if one by one.
-        note: what a reader must know before relying on the interval, or None.
+        count: of units, over all strata. block: length of the blocks that units are drawn in; None if one by one, or if
+        they are too few for blocks. note: what a reader must know before relying on the interval, or None.
         """
         vector = self.weights(terms)[None]
         found = [stratum for stratum in self.strata if vector[:, stratum.places].any()]
-        lengths = [blocks.blocks_of(one.series(vector)[-1]).length for one in found if one.unit == WINDOWS]
+        drawn = [blocks.blocks_of(one.series(vector)[-1]) for one in found if one.unit == WINDOWS]
         counts = [stratum.count for stratum in found]
         few = min(counts, default=0)
         unit = " and ".join(dict.fromkeys(stratum.unit for stratum in found))
@@ -208,7 +207,7 @@ class Means:
         return {
             "unit": unit,
             "count": sum(counts),
-            "block": max(lengths, default=None),
+            "block": max((one.length for one in drawn if one), default=None),
             "note": "; ".join(dict.fromkeys(notes)) or None,
         }
 

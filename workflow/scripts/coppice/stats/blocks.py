@@ -1,4 +1,4 @@
-"""Estimate the variance of a sum of ordered, dependent values by resampling blocks of neighbors, in closed form.
+"""Estimate the variance of a sum of ordered, dependent values by blocks of neighbors, or of few values by waves.
 
 Neighboring windows of a text are alike, so resampling them one by one gives intervals that are too narrow. The circular
 block bootstrap (Politis & Romano 1992) draws blocks of neighbors instead. Its variance needs no drawing: it is that of
@@ -8,7 +8,11 @@ The length comes from the data (Politis & White 2004, with the correction of Pat
 gives the variance the least mean squared error, but leaves it biased downwards, so that intervals cover too little. For
 coverage, blocks must be longer (Sun, Phillips & Jin 2008): twice as long here, starting from at least the cube root of
 the number of values, for what a short series cannot show. The rest of the bias follows from the same estimates and is
-corrected. `benchmarks/coverage.py` measures the coverage.
+corrected.
+
+A short series has too few blocks for that. Its variance is the mean square of the series' projections on its slowest
+cosine waves, which memory hardly touches, with one degree of freedom per wave (Lazarus, Lewis, Stock & Watson 2018).
+`benchmarks/coverage.py` measures the coverage of both.
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ import numpy
 
 LONGER = 2  # times the length with the least mean squared error
 FEWEST_BLOCKS = 5
+FEWEST_FOR_BLOCKS = 60  # values; a shorter series takes waves
 LARGEST_BIAS = 0.5  # of the variance; more than that says that the series is too short to correct it
 
 
@@ -28,14 +33,13 @@ class Blocks:
     bias: float
 
 
-def blocks_of(series: numpy.ndarray) -> Blocks:
-    """Return the blocks to resample a series [n] in; single values if it is too short for blocks."""
+def blocks_of(series: numpy.ndarray) -> Blocks | None:
+    """Return the blocks to resample a series [n] in, or None if it is too short for blocks."""
     count = len(series)
-    longest = count // FEWEST_BLOCKS
-    if longest < 2:
-        return Blocks(1, 0.0)
+    if count < FEWEST_FOR_BLOCKS:
+        return None
     best, memory = optimal_length(series)
-    length = max(1, min(int(LONGER * max(best, count ** (1 / 3))), longest))
+    length = min(int(LONGER * max(best, count ** (1 / 3))), count // FEWEST_BLOCKS)
     return Blocks(length, min(max(memory, 0.0) / length, LARGEST_BIAS))
 
 
@@ -68,8 +72,19 @@ def optimal_length(series: numpy.ndarray) -> tuple[float, float]:
     return float(min((1.5 * memory**2 * count) ** (1 / 3), largest)), float(memory)
 
 
-def covariance(series: numpy.ndarray, blocks: Blocks) -> numpy.ndarray:
-    """Return the covariance [k, k] of the sums of several series [k, n] over the same places, whose means are zero."""
+def covariance(series: numpy.ndarray) -> tuple[numpy.ndarray, float]:
+    """Return the covariance [k, k] of the sums of several series [k, n] over the same places, whose means are zero.
+
+    The second value is the degrees of freedom of that covariance. The last series decides the length of blocks.
+    """
+    drawn = blocks_of(series[-1])
+    if drawn is None:
+        return of_waves(series)
+    return of_blocks(series, drawn), series.shape[1] / drawn.length - 1
+
+
+def of_blocks(series: numpy.ndarray, blocks: Blocks) -> numpy.ndarray:
+    """Return that covariance, estimated by blocks."""
     count, length = series.shape[1], blocks.length
     circle = numpy.concatenate([series, series[:, : length - 1]], axis=1)
     sums = numpy.concatenate([numpy.zeros((len(series), 1)), circle.cumsum(axis=1)], axis=1)
@@ -78,6 +93,10 @@ def covariance(series: numpy.ndarray, blocks: Blocks) -> numpy.ndarray:
     return sums @ sums.T / length * count / (count - length) / (1 - blocks.bias)
 
 
-def freedom(count: int, blocks: Blocks) -> float:
-    """Return the degrees of freedom of that variance: the number of blocks that do not overlap, minus one."""
-    return count / blocks.length - 1
+def of_waves(series: numpy.ndarray) -> tuple[numpy.ndarray, int]:
+    """Return that covariance, estimated by slow cosine waves, and their number, which is its degrees of freedom."""
+    count = series.shape[1]
+    waves = min(max(int(0.4 * count ** (2 / 3)), 2), count - 1)
+    angles = numpy.pi * numpy.arange(1, waves + 1)[:, None] * (numpy.arange(count) + 0.5) / count
+    projected = series @ (numpy.sqrt(2) * numpy.cos(angles)).T
+    return projected @ projected.T / waves, waves

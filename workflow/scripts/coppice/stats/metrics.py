@@ -285,8 +285,9 @@ def _top(depth: int) -> Metric:
 DIRECTIONS = ("image_to_text", "text_to_image")
 RETRIEVAL = tuple(_recall(direction, depth) for direction in DIRECTIONS for depth in (1, 5, 10))
 CLASSIFICATION = (_top(1), _top(5))
-# A mean precedes its parts. What a study asks of its own data sets leads its reports, before what all studies measure
-METRICS = (*ANSWERS, ANSWER_PERPLEXITY, *RETRIEVAL, *CLASSIFICATION, AVERAGE, TASK, PERPLEXITY)
+# Metrics of the user's own data sets lead reports, before those of tasks and texts; a mean precedes its parts
+OF_DATA = (*ANSWERS, ANSWER_PERPLEXITY, *RETRIEVAL, *CLASSIFICATION)
+METRICS = (*OF_DATA, AVERAGE, TASK, PERPLEXITY)
 # Of a training, not of an evaluation: ablations rank arms by it, over the examples that each seed holds out
 LOSS = Metric(
     key="validation_loss",

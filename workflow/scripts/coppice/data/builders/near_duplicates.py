@@ -35,26 +35,19 @@ def first_of_each(texts: Sequence[str]) -> tuple[dict[int, int], dict[int, int]]
 def _groups(texts: Mapping[int, str]) -> dict[int, int]:
     """Return the index of each text -> the lowest index of its group."""
     from datasketch import MinHash, MinHashLSH
+    from scipy.cluster.hierarchy import DisjointSet
 
-    parents = {index: index for index in texts}
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
+    groups = DisjointSet(texts)
     neighbors, hashes = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), {}
     empty = MinHash(num_perm=PERMUTATIONS)
     for index, text in logs.progress(texts.items(), "near duplicates", len(texts), "files"):
         hashes[index] = own = empty.copy()
         own.update_batch([gram.encode() for gram in shingles(text)])
-        for other in sorted(neighbors.query(own)):
+        for other in neighbors.query(own):
             if own.jaccard(hashes[other]) >= THRESHOLD:  # the index also finds texts that are a little less alike
-                low, high = sorted((root(index), root(other)))
-                parents[high] = low
+                groups.merge(index, other)
         neighbors.insert(index, own)
-    return {index: root(index) for index in texts}
+    return {index: min(group) for group in groups.subsets() for index in group}
 
 
 def shingles(text: str) -> set[str]:

@@ -129,7 +129,7 @@ def roles_of(groups: Mapping[str, int], shares: Mapping[str, float], seed: int) 
         )
     lacking = {role: share * sum(groups.values()) for role, share in shares.items()}
     members: dict[str, list[str]] = {role: [] for role in shares}
-    for name in _shuffled(groups, f"{seed}"):
+    for name in shuffled(groups, f"{seed}"):
         role = max(lacking, key=lacking.__getitem__)
         members[role].append(name)
         lacking[role] -= groups[name]
@@ -142,9 +142,9 @@ def roles_of(groups: Mapping[str, int], shares: Mapping[str, float], seed: int) 
 
 def sampled(keys: Iterable[str], count: int | None, seed: int) -> set[str]:
     """Return `count` of the keys, chosen by their hashes; all of them if `count` is None."""
-    return set(_shuffled(keys, f"sample {seed}")[:count])
+    return set(shuffled(keys, f"sample {seed}")[:count])
 
 
-def _shuffled(keys: Iterable[str], seed: str) -> list[str]:
+def shuffled(keys: Iterable[str], seed: str) -> list[str]:
     """Return the keys in an order that depends on them and the seed alone."""
     return sorted(keys, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())

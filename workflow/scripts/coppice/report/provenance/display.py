@@ -50,7 +50,7 @@ def known_metrics(chain: Chain) -> list[str]:
     """Return the metrics that `values` accepts for this chain."""
     link = next((chain[name] for name in (*STAGES, "report", "selection") if chain[name].record), None)
     more = ("recovered",) if chain.kind == "pair" else ("validation_loss",)
-    held = numbers_of(link.record) if link and "perplexity" in link.record else {}
+    held = numbers_of(link.record) if link else {}
     return [*held, *more]
 
 

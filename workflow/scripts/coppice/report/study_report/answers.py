@@ -19,6 +19,7 @@ from coppice.stats.across_models import Means
 
 from . import caveats, group_answers
 from .evidence import (
+    ABSENT,
     ALPHA,
     CLEAR,
     UNDECIDED,
@@ -41,9 +42,13 @@ Comparison = dict[str, Any]  # of two configs: {configs, metric, lead, ahead, mo
 
 
 def answers(study: Study, measurements: Measurements) -> list[Answer]:
-    """Return the five `Answer`s of a `Study` with its `Measurements`, in the order of the questions."""
+    """Return the five `Answer`s of a `Study` with its `Measurements`, in the order of the questions.
+
+    A part of a study that mixes models has only the answers to the questions that apply to it.
+    """
     questions = (_start, _recovery, _tradeoff, group_answers.families, group_answers.variants)
     found = [answer(study, measurements) for answer in questions]
+    found = [answer for answer in found if answer.verdict != ABSENT or not study.is_part]
     return [replace(answer, warnings=caveats.warnings(study, measurements, answer)) for answer in found]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Estimate, Record
+from coppice.stats import metrics
 from coppice.study import layout
 
 from .study_records import STAGES, Pair, Study
@@ -49,17 +50,22 @@ def comparisons(study: Study) -> pandas.DataFrame:
 
 
 def tasks(study: Study) -> pandas.DataFrame:
-    """Return one row per task of a compared pair: accuracy at each stage (0 to 1), change with interval, p-values."""
+    """Return one row per task of a compared pair: accuracy at each stage (0 to 1), change with interval, p-values.
+
+    Other metrics whose rows are right or wrong have rows, too: their task is the data set.
+    """
     import pandas
 
     columns = ["model", "config", "task", "metric", "n", *STAGES, *(f"change{end}" for end in ("", "_low", "_high"))]
     rows = [
-        {"model": pair.model, "config": pair.config, "task": name, "metric": task["metric"], "n": task["n"]}
+        {"model": pair.model, "config": pair.config, "task": metric.name}
+        | {"metric": task.get("metric", metric.section), "n": task["n"]}
         | {stage: task[stage] for stage in STAGES}
         | _bounded("change", task["change"])
         | {key: task.get(key) for key in ("gained_items", "lost_items", "p", "p_holm", "verdict")}
         for pair in study.compared
-        for name, task in pair.tasks.items()
+        for metric in metrics.details_in(pair.comparison)
+        if metric.right_or_wrong and (task := metric.part(pair.comparison))
     ]
     return pandas.DataFrame(rows, columns=[*columns, "gained_items", "lost_items", "p", "p_holm", "verdict"])
 

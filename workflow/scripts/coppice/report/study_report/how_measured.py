@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from coppice.core.aliases import Record
 from coppice.render import formatting
+from coppice.stats import metrics
 
 from .study_records import STAGES, Study
 
@@ -16,6 +17,7 @@ def measured(study: Study, metadata: Mapping[str, object]) -> Record:
     return {
         "protocols": _protocols(evaluations),
         "tasks": _tasks(evaluations),
+        "data": _data(evaluations),
         "versions": _distinct(evaluations + others, "versions"),
         "devices": sorted({str((record.get("provenance") or {}).get("device")) for record in evaluations + others}),
         "seeds": sorted({str((record.get("provenance") or {}).get("seed")) for record in evaluations + others}),
@@ -47,6 +49,17 @@ def _tasks(evaluations: Iterable[Record]) -> list[tuple[str, str, str]]:
         for name, task in (record.get("zero_shot") or {}).items():
             facts = {"n": task.get("n"), "version": task.get("version"), "engine": task.get("engine")}
             rows[name, task.get("metric"), formatting.settings(facts)] = None
+    return list(rows)
+
+
+def _data(evaluations: Iterable[Record]) -> list[tuple[str, str]]:
+    """Return one row per metric of the user's own data sets, with its number of rows and how it was computed."""
+    rows = {}
+    for record in evaluations:
+        for metric in metrics.found_in(record, metrics.OF_DATA):
+            part = metric.part(record)
+            facts = {"n": part.get("n")} | {key: part.get(key) for key in metric.alike}
+            rows[metric.label, formatting.settings(facts)] = None
     return list(rows)
 
 

@@ -12,7 +12,7 @@ import numpy
 from coppice.core import records
 from coppice.core.aliases import Record
 from coppice.render import formatting
-from coppice.stats import across_models, metrics, stored_samples
+from coppice.stats import across_models, metrics, pairing, stored_samples
 from coppice.stats.stored_samples import TextLosses
 
 from .study_records import STAGES, Study
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 Column = tuple[str, ...]  # (model, "dense") or (model, config, stage)
 SHOWN_ITEMS = 3  # changed items kept per task and direction
-ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target")
+ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target", "references")
 TEXT_COLUMNS = ("question", "choices")
+APART = (
+    "models with different tokenizers read different windows, which are taken as independent; an interval over several "
+    "of these models may be too narrow"
+)
 
 
 @dataclass
@@ -52,7 +56,8 @@ class Measurements:
     @property
     def others(self) -> dict[metrics.Metric, across_models.Means]:
         """The other metrics with their `Means`."""
-        return {metric: means for metric, means in self.means.items() if not metric.answers}
+        leading, _ = self.leading
+        return {metric: means for metric, means in self.means.items() if metric != leading}
 
 
 def gather(study: Study) -> Measurements:
@@ -71,40 +76,48 @@ def column(model: str, config: str, stage: str) -> Column:
     return (model, "dense") if stage == "dense" else (model, config, stage)
 
 
-def _columns(study: Study) -> dict[Column, Path]:
-    """Return column name -> folder of its evaluation."""
-    return {column(pair.model, pair.config, stage): pair.folders[stage] for pair in study.compared for stage in STAGES}
+def _columns(study: Study, metric: metrics.Metric) -> dict[Column, Path]:
+    """Return column name -> folder of its evaluation, for the pairs that are measured by a metric or its parts."""
+    return {
+        column(pair.model, pair.config, stage): pair.folders[stage]
+        for pair in study.compared
+        if metric.part(pair.comparison) is not None
+        for stage in STAGES
+    }
 
 
 def _over_rows(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` over rows, the parts of a mean being strata; leave out columns that lack a part's rows."""
-    columns = _columns(study)
+    columns = _columns(study, metric)
     values = [_rows(study, part, columns, measurements) for part in metrics.parts_of(metric)]
     complete = [name for name in columns if all(name in part for part in values)]
     if not values or not complete:
         return None
-    return across_models.mean_of(
-        [across_models.means(complete, numpy.stack([part[name] for name in complete])) for part in values]
-    )
+    strata = [
+        pairing.over_rows(part, [found[name] for name in complete]).means(complete)
+        for part, found in zip(metrics.parts_of(metric), values, strict=True)
+    ]
+    return across_models.mean_of(strata)
 
 
 def _rows(
     study: Study, metric: metrics.Metric, columns: Mapping[Column, Path], measurements: Measurements
-) -> dict[Column, numpy.ndarray]:
-    """Return column name -> array [rows] of the metric's values for each row.
+) -> dict[Column, tuple[numpy.ndarray, ...]]:
+    """Return column name -> the arrays over rows that `pairing.over_rows` takes of an evaluation.
 
     Also fills `measurements.changed` and `measurements.notes`, so that the samples are read only once.
     """
-    wanted = (*ITEM_COLUMNS, metric.values, *TEXT_COLUMNS)
+    held = pairing.columns(metric)
+    wanted = (*ITEM_COLUMNS, *held, *TEXT_COLUMNS)
     found, reference = {}, None
     for pair in study.compared:
         tables = {}
         for stage in STAGES:
             name = column(pair.model, pair.config, stage)
-            if name in found:
+            if name in found or name not in columns:
                 continue
             try:
-                table = stored_samples.samples(columns[name], metric.name, wanted)
+                table = stored_samples.samples(columns[name], metric.samples, wanted)
             except records.RecordError as error:
                 measurements.notes.append(f"{' '.join(name)}: no usable samples of {metric.name} ({error})")
                 continue
@@ -115,12 +128,18 @@ def _rows(
                     f"{' '.join(name)}: {metric.name} was scored on different items than in the first model"
                 )
                 continue
-            found[name] = table[metric.values].to_numpy().astype(float)
+            found[name] = tuple(stored_samples.array(table[one]) for one in held)
             tables[stage] = table
-        if metric.right_or_wrong and {"pruned", "finetuned"} <= tables.keys():
+        if _shows_items(metric, tables):
             items = _changed(tables["pruned"], tables["finetuned"], metric.values)
             measurements.changed.setdefault((pair.model, pair.config), {})[metric.name] = items
     return found
+
+
+def _shows_items(metric: metrics.Metric, tables: Mapping[str, pyarrow.Table]) -> bool:
+    """Return whether the items that change can be shown: both tables hold what the models chose or wrote."""
+    both = [tables.get(stage) for stage in ("pruned", "finetuned")]
+    return metric.right_or_wrong and all(table is not None and "prediction" in table.column_names for table in both)
 
 
 def _changed(before: pyarrow.Table, after: pyarrow.Table, column: str) -> dict[str, list[Record]]:
@@ -133,22 +152,28 @@ def _changed(before: pyarrow.Table, after: pyarrow.Table, column: str) -> dict[s
 def _items(before: pyarrow.Table, after: pyarrow.Table, places: numpy.ndarray) -> list[Record]:
     """Return items as {doc_id, target, before, after, question, choices}; the text is None if samples lack it.
 
-    before, after: the choice that each model picked.
+    before, after: the choice that each model picked, or what it wrote.
     """
     rows = zip(before.take(places).to_pylist(), after.take(places).to_pylist(), strict=True)
     return [
-        {"doc_id": first["doc_id"], "target": first.get("target")}
+        {"doc_id": first["doc_id"], "target": _target(first)}
         | {"before": first.get("prediction"), "after": second.get("prediction")}
         | {name: first.get(name) for name in TEXT_COLUMNS}
         for first, second in rows
     ]
 
 
+def _target(row: Record) -> object:
+    """Return the right answer of a row of samples."""
+    references = row.get("references")
+    return formatting.either(list(references)) if references else row.get("target")
+
+
 def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:
     """Return the `Means` over a text, or None if no model has any.
 
-    Models that were measured over the same documents share them. Windows are a model's own, because other tokenizers
-    cut the text elsewhere.
+    Models that were measured over the same documents share them; so do models whose tokenizers cut the text into the
+    same windows. Windows that differ are taken as independent, and a note says so.
     """
     groups: dict[Hashable, list[tuple[list[Column], TextLosses]]] = {}
     for model in study.models:
@@ -156,8 +181,10 @@ def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements
         if found is None:
             continue
         rows, losses = found[2], found[1]
-        shared = losses.unit == stored_samples.DOCUMENTS
-        groups.setdefault((rows, len(losses.losses[0])) if shared else model, []).append(found[:2])
+        windows = tuple(losses.tokens[0]) if losses.unit == stored_samples.WINDOWS else None
+        groups.setdefault((rows, len(losses.losses[0]), windows), []).append(found[:2])
+    if sum(group[0][1].unit == stored_samples.WINDOWS for group in groups.values()) > 1:
+        measurements.notes.append(f"{metric.label}: {APART}")
     blocks = []
     for group in groups.values():
         names = [name for columns, _ in group for name in columns]
@@ -179,7 +206,7 @@ def _losses(
     texts: dict[Column, Record] = {}
     losses, rows = None, None
     for pair in study.compared:
-        if pair.model != model:
+        if pair.model != model or metric.part(pair.comparison) is None:
             continue
         for stage in STAGES:
             name = column(model, pair.config, stage)

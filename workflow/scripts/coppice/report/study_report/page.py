@@ -9,7 +9,6 @@ from coppice.core.records import atomic
 from coppice.render import html
 
 from . import (
-    FIGURES,
     TABLES,
     answers,
     csv_tables,
@@ -44,27 +43,34 @@ def write(
     for name in TABLES:
         with atomic(output / f"{name}.csv") as file:
             frames[name].to_csv(file, index=False)
-    pictures = figures.draw(study, frames, output / "figures")
-    content = _content(study, measurements.gather(study), metadata)
+    content = _content(study, metadata) | {"figures": figures.draw(study, frames, output / "figures")}
     for name, template in PAGES.items():
-        text = html.render(TEMPLATES, template, content | {"svg": pictures})
+        text = html.render(TEMPLATES, template, content)
         with atomic(output / name) as file:
             file.write(text)
 
 
-def _content(
-    study: study_records.Study, measured: measurements.Measurements, metadata: Mapping[str, object]
-) -> dict[str, object]:
+def _content(study: study_records.Study, metadata: Mapping[str, object]) -> dict[str, object]:
     """Return the templates' variables, with every number already formatted."""
+    measured = [measurements.gather(group) for group in study.groups]
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "tally": terminal.tally(study),
-        "answers": answers.answers(study, measured),
-        "main": sections.main_table(study),
-        "figures": [(name, *sections.caption(study, name)) for name in FIGURES],
-        "models": [sections.model_section(study, name, measured) for name in study.models],
+        "groups": [
+            {
+                "title": group.title if group.is_part else "",
+                "answers": answers.answers(group, own),
+                "main": sections.main_table(group),
+            }
+            for group, own in zip(study.groups, measured, strict=True)
+        ],
+        "models": [
+            sections.model_section(group, name, own)
+            for group, own in zip(study.groups, measured, strict=True)
+            for name in group.models
+        ],
         "measured": how_measured.measured(study, metadata),
         "failed": study.failed,
         "absent": study.absent,
-        "notes": measured.notes,
+        "notes": [note for own in measured for note in own.notes],
     }

@@ -35,7 +35,7 @@ Ranked = tuple[Pair, float, float]  # a pair, its rank before and its rank after
 def tradeoff(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the leading metric against others, with an arrow from each pruned model to its fine-tuned version."""
     up, first = study.axes
-    others = [metric for metric in study.metrics if not metric.answers][:2]
+    others = study.beside[:2]
     pairs = [pair for pair in study.pairs if any(_points(pair, metric, up) for metric in others)]
     if not pairs:
         return f"No pair has both {up.kind} and {first.kind} yet."
@@ -95,8 +95,8 @@ def _moves(axes: Axes, points: Sequence[Points], colour: str, heads: bool) -> No
 
 
 def recovered(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
-    """Draw the recovered share of each pair with its interval, for accuracy and for perplexity."""
-    metrics = study.metrics[:3]
+    """Draw the recovered share of each pair with its interval, by up to three metrics."""
+    metrics = study.ranked_metrics[:3]
     pairs = [pair for pair in study.compared if any(_recovered(pair, metric) for metric in metrics)]
     metrics = [metric for metric in metrics if any(_recovered(pair, metric) for pair in pairs)]
     if not pairs:
@@ -201,7 +201,7 @@ def _cell(axes: Axes, row: int, column: int, part: Record | None) -> None:
 
 def ranks(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFrame]) -> str | None:
     """Draw the rank of the pairs before and after fine-tuning, with Kendall's tau between the two orders."""
-    metrics = [(metric, _ranked(study, metric)) for metric in study.metrics[:2]]
+    metrics = [(metric, _ranked(study, metric)) for metric in study.ranked_metrics[:2]]
     metrics = [(metric, ranked) for metric, ranked in metrics if len(ranked) > 1]
     if not metrics:
         return "Fewer than two pairs were measured before and after fine-tuning."

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "tradeoff": (
         "{leading} against {other}",
-        "Each arrow leads from a pruned model (hollow) to its fine-tuned version (filled); stars are the dense models. "
-        "Perplexities of models with different tokenizers cannot be compared.",
+        "Each arrow leads from a pruned model (hollow) to its fine-tuned version (filled); stars are the dense models.",
     ),
     "recovered": (
         "Recovered share",
@@ -61,10 +60,13 @@ DASH = "–"
 
 
 def caption(study: Study, name: str) -> tuple[str, str]:
-    """Return the title and the caption of a figure."""
+    """Return the title and the caption of a figure of a study or of one of its groups."""
     leading, other = study.axes
     title, text = CAPTIONS[name]
-    return title.format(leading=leading.heading, other=other.kind), text
+    title = title.format(leading=leading.heading, other=other.kind)
+    if name == "tradeoff" and other.log:
+        text += " Perplexities of models with different tokenizers cannot be compared."
+    return f"{title} ({formatting.listed(study.models)})" if study.is_part else title, text
 
 
 def cell(text: object, sort: object = None, note: str = "") -> Record:

@@ -6,11 +6,12 @@ Imports only the standard library and light modules of this package, so that `co
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coppice.core import records
 from coppice.core.aliases import PathLike, Record
+from coppice.render import formatting
 from coppice.stats import metrics
 from coppice.stats.metrics import Metric
 from coppice.study import layout
@@ -20,6 +21,7 @@ from .job_status import Statuses
 STAGES = ("dense", "pruned", "finetuned")
 # How reports write a stage; records, columns and file names say "finetuned".
 STAGE_LABELS = {"dense": "dense", "pruned": "pruned", "finetuned": "fine-tuned"}
+NAMED = 6  # the heading of a group names at most this many models
 # An instruct model's name ends in one of these words, or has it before a version ("L-7B-it-v1").
 INSTRUCT = re.compile(r"[-_](instruct|chat|it)(?![^-_])")
 
@@ -80,6 +82,7 @@ class Study:
         statuses: the `Statuses` of its jobs.
         absent: [(description, path)] of missing records.
         failed: [(description, reason)] of damaged records and failed jobs.
+        is_part: whether it is one of several `groups` of a study.
     """
 
     results: Path
@@ -88,6 +91,7 @@ class Study:
     statuses: Statuses
     absent: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    is_part: bool = False
 
     @property
     def configs(self) -> list[str]:
@@ -96,11 +100,11 @@ class Study:
 
     @functools.cached_property
     def metrics(self) -> list[Metric]:
-        """The metrics of `metrics.METRICS` that reports show and at least one record holds, in their order."""
-        evaluations = [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
+        """The metrics that reports show and at least one record holds, in the order of `metrics.METRICS`."""
+        entries = dict.fromkeys(entry for record in self.evaluations for entry in metrics.held_by(record))
         found = []
-        for entry in metrics.METRICS:
-            held = [metric for record in evaluations for metric in metrics.found_in(record, [entry])]
+        for entry in entries:
+            held = [metric for record in self.evaluations for metric in metrics.found_in(record, [entry])]
             if entry.mean_of:
                 found += [entry.on(*self.task_names)] if held else []
             elif entry.reported:
@@ -108,9 +112,52 @@ class Study:
         return found
 
     @property
+    def evaluations(self) -> list[Record]:
+        """The evaluations of all pairs and stages."""
+        return [record for pair in self.pairs for stage in STAGES if (record := getattr(pair, stage))]
+
+    @property
     def axes(self) -> tuple[Metric, Metric]:
-        """The metric that answers the study's questions, and the first other one (see `metrics.axes`)."""
+        """The metric that answers the study's questions, and another one beside it (see `metrics.axes`)."""
         return metrics.axes(self.metrics)
+
+    @functools.cached_property
+    def groups(self) -> list["Study"]:
+        """The study itself, or the parts of a study that mixes models: those that have the same two axes together.
+
+        Models without any evaluation join the only other group, or else they are the last one.
+        """
+        by_axes: dict[tuple[str, ...], list[str]] = {}
+        for model in self.models:
+            own = replace(self, pairs=self.pairs_of(model))
+            by_axes.setdefault(tuple(one.key for one in own.axes) if own.metrics else (), []).append(model)
+        if len(by_axes) - (() in by_axes) < 2:
+            return [self]
+        groups = sorted(by_axes.items(), key=lambda group: not group[0])
+        return [self._part(names) for _, names in groups]
+
+    def _part(self, names: Sequence[str]) -> "Study":
+        """Return the part of the study that some of its models are. It adds to the study's missing and failed."""
+        own = {name: self.models[name] for name in names}
+        return replace(self, models=own, pairs=[pair for pair in self.pairs if pair.model in own], is_part=True)
+
+    @property
+    def ranked_metrics(self) -> list[Metric]:
+        """The metrics with the two axes first, for tables and figures that have no room for all of them."""
+        return list(dict.fromkeys([*(metric for metric in self.axes if metric in self.metrics), *self.metrics]))
+
+    @property
+    def beside(self) -> list[Metric]:
+        """The metrics that the leading one is drawn against: those of the other direction, or else the others."""
+        leading, other = self.axes
+        rest = [metric for metric in self.metrics if metric != leading]
+        return [metric for metric in rest if metric.higher_is_better == other.higher_is_better]
+
+    @property
+    def title(self) -> str:
+        """The heading of a group: how its models are measured, and which they are."""
+        names = formatting.listed(self.models) if len(self.models) <= NAMED else f"{len(self.models)} models"
+        return f"By {self.axes[0].kind}: {names}" if self.metrics else f"Not measured yet: {names}"
 
     @property
     def compared(self) -> list[Pair]:

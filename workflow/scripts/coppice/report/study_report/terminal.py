@@ -29,18 +29,24 @@ def overview(results: PathLike, pairs: Sequence[tuple[str, str]], console: Conso
 
 
 def show(study: studies.Study, console: Console) -> None:
-    """Print the table of a `Study`.
+    """Print the table of a `Study`, or one table for each of its groups.
 
-    A terminal too narrow for the whole table gets one table per metric, with long names wrapped. A pipe or a file gets
+    A terminal too narrow for a whole table gets one table per metric, with long names wrapped. A pipe or a file gets
     one table, as wide as needed. Numbers are never truncated.
     """
+    for group in study.groups:
+        _show(group, console)
+
+
+def _show(study: studies.Study, console: Console) -> None:
+    """Print the table of a group by its two axes, or else by the first two metrics that it has."""
     from rich.measure import Measurement
 
     def width_of(table: Table) -> Measurement:
         # rich caps a measurement at the console's width; a large max_width gives the width the table really needs
         return Measurement.get(console, console.options.update(max_width=10_000), table)
 
-    metrics = study.metrics[:2]
+    metrics = study.ranked_metrics[:2]
     whole = table(study, metrics)
     if not console.is_terminal:
         console.width = max(console.width, width_of(whole).maximum)

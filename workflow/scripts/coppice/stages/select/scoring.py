@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Record
 from coppice.study import layout
-from coppice.study.settings import rerun_policy
-from coppice.study.settings.criteria import scored_texts
+from coppice.study.settings import own_sections, rerun_policy
+from coppice.study.settings.criteria import scored_data, scored_texts
+from coppice.study.settings.sections.evaluate import Evaluate
 
 from .ranking import needs_scoring
 
@@ -15,31 +16,33 @@ if TYPE_CHECKING:
     from coppice.study.settings import Study
 
 
-def settings(study: Study) -> Record:
-    """Return the settings under which candidates are scored.
+def settings(study: Study, model: str) -> Record:
+    """Return the settings under which the candidates of a model are scored.
 
-    They are those of the reports, reduced to the texts in `scored_texts` and the first perplexity protocol, without
-    generated answers and cost.
+    They are those of the reports, reduced to the texts in `scored_texts` under the first perplexity protocol and to the
+    other data sets by which some criterion chooses, without generated answers to prompts and without cost.
     """
-    texts = scored_texts(study.configs.values(), study.evaluate.perplexity.datasets)
-    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(study.evaluate.model_dump(), texts))
+    evaluate, criteria = study.evaluate_of(model), study.criteria_of(model).values()
+    lists = scored_data(criteria, own_sections.data_of(evaluate))
+    lists["perplexity"] = scored_texts(criteria, evaluate.perplexity.datasets)
+    return rerun_policy.result_settings("evaluate", rerun_policy.narrowed(evaluate.model_dump(), lists))
 
 
-def datasets(study: Study) -> list[str]:
-    """Return the names of the datasets that candidates are scored on."""
-    return list(dict.fromkeys([*settings(study)["perplexity"]["datasets"], *study.evaluate.zero_shot.tasks]))
+def datasets(study: Study, model: str) -> list[str]:
+    """Return the names of the data sets that the candidates of a model are scored on."""
+    return own_sections.names_in(Evaluate.model_validate(settings(study, model)))
 
 
 def needs_rows_of(study: Study, dataset: str) -> bool:
     """Return True if candidate scoring or an ablation needs selection rows of `dataset`."""
     if dataset in study.ablated_by():
         return True
-    scored = any(
-        needs_scoring(candidate, study.configs)
-        for model in study.active_models()
-        for candidate in study.candidates(model).values()
-    )
-    return scored and dataset in datasets(study)
+    return any(dataset in datasets(study, model) for model in study.active_models() if _is_scored(study, model))
+
+
+def _is_scored(study: Study, model: str) -> bool:
+    criteria = study.criteria_of(model)
+    return any(needs_scoring(candidate, criteria) for candidate in study.candidates(model).values())
 
 
 def records(study: Study, model: str) -> dict[str, tuple[str, str | None]]:
@@ -51,5 +54,5 @@ def records(study: Study, model: str) -> dict[str, tuple[str, str | None]]:
     found = {}
     for name, candidate in study.candidates(model).items():
         pruning, scores = (pattern.format(model=model, candidate=name) for pattern in patterns)
-        found[name] = (pruning, scores if needs_scoring(candidate, study.configs) else None)
+        found[name] = (pruning, scores if needs_scoring(candidate, study.criteria_of(model)) else None)
     return found

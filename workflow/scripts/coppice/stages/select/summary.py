@@ -70,16 +70,25 @@ def summarize(
 
 def _page(frame: pandas.DataFrame, chosen: Sequence[Record]) -> str:
     """Return the Markdown of SUMMARY.md."""
-    lines = ["# Candidates and choices", "", INTRODUCTION]
+    lines = ["# Candidates and choices", "", INTRODUCTION, *_further_metrics(frame.columns)]
     for model, rows in frame.groupby("model", sort=False):
         shown = rows.dropna(axis="columns", how="all").drop(columns="model")
         lines += [f"## {model}", "", _markdown(shown), ""]
         own = [info for info in chosen if info["model"] == model]
         lines += [_choice(info, own) for info in own]
-        up, across = metrics.axes_of(rows.columns)
+        up, across = metrics.axes_of(shown.columns)
         title = f"{up.heading} against {across.kind} of {model}'s candidates"
         lines += ["", f"![{title}]({FIGURES}/{quote(model)}.svg)", ""]
     return "\n".join(lines)
+
+
+def _further_metrics(columns: Iterable[str]) -> list[str]:
+    """Return a list of the columns that hold metrics which the introduction does not explain; [] if there are none."""
+    found = [metrics.named(column) for column in columns]
+    own = [metric for metric in found if metric.section in {entry.section for entry in metrics.OF_DATA}]
+    lines = [f"- `{metric.key}`: {metric.label}, a number from {metric.low:g} to {metric.high:g}" for metric in own]
+    lines = [f"{line}, {metric.better}" for line, metric in zip(lines, own, strict=True)]
+    return [*lines, ""] if lines else []
 
 
 def _choice(info: Record, chosen: Iterable[Record]) -> str:
@@ -99,7 +108,7 @@ def _choice(info: Record, chosen: Iterable[Record]) -> str:
 
 def _draw(model: str, rows: pandas.DataFrame, configs: Sequence[str], folder: Path) -> None:
     """Draw a model's candidates by the two metrics of the trade-off, or a figure that says that one is missing."""
-    up, across = metrics.axes_of(rows.columns)
+    up, across = metrics.axes_of(rows.dropna(axis="columns", how="all").columns)
     with style.styled("candidates"):
         figure = style.new_figure()
         figure.set_size_inches(6.4, 4.6)

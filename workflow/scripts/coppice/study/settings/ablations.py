@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
+from coppice.models import kinds
 from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
-from . import arms, checking, lora_presets, registry, rerun_policy
+from . import arms, checking, lora_presets, own_sections, registry, rerun_policy
+from .own_sections import Sections
 from .resolved import Budget, CheckpointStart, ModelStart, Race, StudyAblation, StudyArm, StudyStage, Unit
 from .sections import Config
 from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
@@ -38,8 +41,21 @@ USUAL_ORDER = [
 ]
 
 
-def resolve(config: Config, workdir: str, notices: list[str]) -> dict[str, StudyAblation]:
+def resolve(
+    config: Config,
+    sections: Sections,
+    criteria: Mapping[str, Mapping[str, Record]],
+    workdir: str,
+    notices: list[str],
+) -> dict[str, StudyAblation]:
     """Return {name: ablation} of the configuration. Ablations of models or configs outside the study get a notice.
+
+    Args:
+        config: the configuration.
+        sections: those of the study and of its models; an ablation has those of the model that it starts from.
+        criteria: model -> its criteria.
+        workdir: the folder that relative paths resolve against.
+        notices: a list to which notices are added.
 
     Raises:
         SettingsError: the message names the key.
@@ -48,41 +64,59 @@ def resolve(config: Config, workdir: str, notices: list[str]) -> dict[str, Study
     for name, entry in config.ablations.items():
         key = f"config key ablations.{name}"
         check_name(name, "config key ablations")
-        if not _in_study(key, entry.start, config, notices):
+        if not _in_study(key, entry.start, config, criteria, notices):
             continue
-        found[name] = _ablation(key, entry, config, workdir, notices)
+        found[name] = _ablation(key, entry, config.seed, _sections_of(entry.start, sections), workdir, notices)
     return found
 
 
-def _in_study(key: str, start: Start, config: Config, notices: list[str]) -> bool:
+def _sections_of(start: Start, sections: Sections) -> Sections:
+    """Return the sections of the model that an ablation starts from; of a checkpoint, those that apply to its kind."""
+    if start.model is not None:
+        return Sections(sections.finetune_of[start.model], sections.evaluate_of[start.model])
+    configuration = Path(start.checkpoint or "", "config.json").expanduser()
+    if not configuration.is_file():
+        return sections
+    kind = kinds.of_checkpoint(configuration.parent)
+    return Sections(sections.finetune, own_sections.applicable(sections.evaluate, kind))
+
+
+def _in_study(
+    key: str, start: Start, config: Config, criteria: Mapping[str, Mapping[str, Record]], notices: list[str]
+) -> bool:
     """Return whether the model and config that an ablation starts from are in the study; add a notice if not."""
     for valid, wanted in ((config.models, start.model), (config.select.configs, start.config)):
         if wanted is not None and wanted not in valid:
             hint = nearest(wanted, valid)
             notices.append(f"{key}: '{wanted}' is not in the study, so the ablation is ignored{hint}")
             return False
+    if start.model is not None and start.config not in (None, *criteria[start.model]):
+        notices.append(f"{key}: '{start.config}' is left out for model '{start.model}', so the ablation is ignored")
+        return False
     return True
 
 
-def _ablation(key: str, entry: Ablation, config: Config, workdir: str, notices: list[str]) -> StudyAblation:
+def _ablation(
+    key: str, entry: Ablation, seed: int, sections: Sections, workdir: str, notices: list[str]
+) -> StudyAblation:
     base = _arm(entry.base, f"{key}.base")
-    finetune = _section(key, entry, config.finetune)
+    finetune = _section(key, entry, sections.finetune)
     below = arms.merged(arms.flat(finetune), base)
     stages, members = _stages(key, entry)
     budget = _budget(key, entry.budget.given())
-    metrics = _metrics(key, entry.metrics, config.evaluate, notices)
+    metrics = _metrics(key, entry.metrics, sections.evaluate, notices)
     _check_arms(key, members, below, budget)
-    if stages and not (metrics.zero_shot.tasks or metrics.perplexity.datasets):
+    if stages and not own_sections.names_in(metrics):
         raise SettingsError(
             f"{key}.metrics: a staged ablation ends with a comparison on data that no stage used, and none is given; "
-            "name a task or a text"
+            "name a task, a text or another data set that the model is evaluated on"
         )
     return StudyAblation(
         start=_start(key, entry.start.given(), workdir),
         finetune=finetune,
         base=below,
         budget=budget,
-        seeds=entry.seeds or [config.seed],
+        seeds=entry.seeds or [seed],
         eval_steps=entry.eval_steps,
         evaluate=metrics,
         choose_by=_criterion(key, entry.choose_by, metrics),
@@ -280,13 +314,15 @@ def _check_budget(key: str, name: str, settings: Record, below: Record, budget: 
 
 
 def _metrics(key: str, chosen: ArmMetrics, evaluate: Evaluate, notices: list[str]) -> Evaluate:
-    """Return the section `evaluate` for the arms: the study's metrics or part of them, without answers and cost."""
-    tasks, texts = evaluate.zero_shot, evaluate.perplexity
-    valid = {"tasks": tasks.tasks, "perplexity": texts.datasets}
-    measured = {name: _measured(f"{key}.metrics.{name}", getattr(chosen, name), valid[name], notices) for name in valid}
+    """Return the section `evaluate` for the arms: the model's metrics or part of them, without cost and prompts."""
+    measured = {}
+    for part, valid in own_sections.data_of(evaluate).items():
+        name = "tasks" if part == "zero_shot" else part
+        measured[part] = _measured(f"{key}.metrics.{name}", getattr(chosen, name), valid, notices)
+    tasks = evaluate.zero_shot
     limit = tasks.limit if chosen.limit is None else chosen.limit
-    zero_shot = tasks.model_dump() | {"tasks": measured["tasks"], "limit": limit}
-    narrowed = rerun_policy.narrowed(evaluate.model_dump(), measured["perplexity"])
+    zero_shot = tasks.model_dump() | {"tasks": measured["zero_shot"], "limit": limit}
+    narrowed = rerun_policy.narrowed(evaluate.model_dump(), measured)
     return Evaluate.model_validate(narrowed | {"zero_shot": zero_shot})
 
 
@@ -298,8 +334,9 @@ def _measured(key: str, chosen: list[str] | None, valid: list[str], notices: lis
     """
     for name in chosen or []:
         if name not in valid and name not in (*registry.TASKS, *registry.DATASETS):
+            listed = ", ".join(valid) or "none"
             raise SettingsError(
-                f"{key}: the study does not evaluate '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}"
+                f"{key}: the study does not evaluate '{name}'; valid are {listed}{nearest(name, valid)}"
             )
         if name not in valid:
             notices.append(f"{key}: the study does not evaluate '{name}', so it is ignored")

@@ -65,16 +65,25 @@ def _whole(number: float) -> float:
 def section(finetune: Finetune, settings: Record) -> Record:
     """Return the section `finetune` for one training. settings: flat, as `resolved` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
-    whole = finetune.model_dump() | {key: settings[key] for key in TRAINING} | {"lora": adapter}
+    whole = finetune.model_dump() | {key: settings[key] for key in TRAINING}
+    whole["lora"] = adapter | _towers(whole["lora"])
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
 
 
 def shared(finetune: Record) -> Record:
     """Return the part of the section `finetune` that all arms share.
 
-    Each arm has its own adapter and training settings, and the ablation's budget replaces epochs and steps.
+    Each arm has its own adapter and training settings, and the ablation's budget replaces epochs and steps. The
+    adapters of single towers are the same in all arms.
     """
-    return {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
+    common = {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
+    towers = _towers(finetune["lora"])
+    return common | ({"lora": towers} if towers else {})
+
+
+def _towers(lora: Record) -> Record:
+    """Return the part of the section `finetune.lora` about single towers; empty without one."""
+    return {key: lora[key] for key in ("towers",) if lora.get(key)}
 
 
 def chosen_by(choose_by: ChooseBy, evaluate: Evaluate) -> dict[str, dict[str, list[str]]]:

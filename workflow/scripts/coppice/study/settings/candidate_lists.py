@@ -24,6 +24,7 @@ OF_METHOD = {
     "width": {"importance": "taylor", "parts": list(PARTS), "ranking": "uniform", **WHICH_AND_WHEN},
     "unstructured": {"importance": "wanda", "pattern": None},
 }
+OF_EVERY_METHOD = ("method", "ratio", "tower", "name")
 IMPORTANCES = {
     "depth": ("block-influence", "perplexity", "taylor"),
     "width": ("taylor", "taylor-second", "taylor-mixed", "activation", "magnitude"),
@@ -53,7 +54,7 @@ def _completed(point: GridPoint, where: str) -> Record:
     spec = point.model_dump(exclude_none=True)
     method = spec["method"]
     for key in spec:
-        if key not in (*OF_METHOD[method], "method", "ratio", "name"):
+        if key not in (*OF_METHOD[method], *OF_EVERY_METHOD):
             raise SettingsError(f"{where}.{key}: is not a setting of method {method}; remove it or change the method")
     spec = {**OF_METHOD[method], **spec}
     valid = IMPORTANCES.get(method, ())
@@ -71,7 +72,7 @@ def _completed(point: GridPoint, where: str) -> Record:
 
 
 def _name(spec: Record) -> str:
-    words = [spec["method"], f"{spec['ratio']:g}"]
+    words = [*([spec["tower"]] if "tower" in spec else []), spec["method"], f"{spec['ratio']:g}"]
     if spec["method"] == "width":
         words.append(spec["importance"])
         words += [] if spec["parts"] == list(PARTS) else spec["parts"]

@@ -43,7 +43,7 @@ def _is_redundant(key: Key) -> bool:
     the user names has no meaning besides that of its keys.
     """
     path = key.path
-    own = path[:1] == ("models",) and path[2:3] in (("prune[]",), ("finetune",), ("evaluate",))
+    own = path[:1] == ("models",) and path[2:3] in (("prune[]",), ("calibration",), ("finetune",), ("evaluate",))
     repeated = (own or path[2:3] == ("base",)) and (len(path) > 3 or path[2] == "prune[]")
     return repeated or (path[-1] == "<name>" and key.is_section)
 

@@ -9,6 +9,27 @@ from typing import NamedTuple
 from coppice.core.aliases import PathLike, Record
 
 FAMILIES = ("llama", "qwen", "mistral")
+
+
+class Miniature(NamedTuple):
+    """What a miniature model is, by the names of the keys under `models`."""
+
+    family: str
+    variant: str = "base"
+    kind: str = "causal-lm"
+
+
+OTHER_MINIATURES = {
+    "t5": Miniature("t5", kind="seq2seq"),
+    "qwen3-vl": Miniature("qwen3-vl", variant="instruct", kind="image-text"),
+    "clip": Miniature("clip", kind="dual-encoder"),
+    "code": Miniature("code"),
+}
+MINIATURE_MODELS = {
+    family + suffix: Miniature(family, variant)
+    for family in FAMILIES
+    for suffix, variant in (("", "base"), ("-instruct", "instruct"))
+} | OTHER_MINIATURES
 # Files of the seven default tasks in lm-eval's folder; searching all 14,000 definitions takes a second
 OFFICIAL = {
     "boolq": "super_glue/boolq/default.yaml",
@@ -20,22 +41,6 @@ OFFICIAL = {
     "openbookqa": "openbookqa/openbookqa.yaml",
 }
 TASKS = tuple(OFFICIAL)
-
-
-class Miniature(NamedTuple):
-    """The kind and the variant (base or instruct) of a miniature model besides those of `FAMILIES`."""
-
-    kind: str
-    variant: str
-
-
-OTHER_MINIATURES = {
-    "t5": Miniature("seq2seq", "base"),
-    "qwen3-vl": Miniature("image-text", "instruct"),
-    "clip": Miniature("dual-encoder", "base"),
-    "code": Miniature("causal-lm", "base"),
-}
-MINIATURE_MODELS = (*(family + suffix for family in FAMILIES for suffix in ("", "-instruct")), *OTHER_MINIATURES)
 
 # Perplexity protocols that need no definition in the configuration
 PROTOCOLS = ("gptq-2048", "llmpruner-128", "shortened-llm-128", "gptq-2048-v1", "llmpruner-128-v1")

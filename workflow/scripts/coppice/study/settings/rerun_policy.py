@@ -3,6 +3,8 @@
 For every key, the `reruns` of its field name the stages that a change reruns; `keys.reruns` reads it.
 """
 
+from collections.abc import Mapping
+
 from coppice.core.aliases import Record
 
 # section -> keys that decide how work is done; they change results only by rounding and by the random draws of dropout
@@ -20,6 +22,8 @@ EXECUTION = {
 }
 # section -> keys that add outputs; they do not change the outputs that exist without them
 EXTRA_OUTPUT = {"finetune": ("merge", "seeds")}
+# Parts of the section `evaluate` that are left out of it if they list no data sets
+OF_OTHER_KINDS = ("answers", "retrieval", "classification")
 
 
 def result_settings(section: str, values: Record) -> Record:
@@ -32,18 +36,24 @@ def execution_settings(section: str, values: Record) -> Record:
     return {key: values[key] for key in EXECUTION[section]}
 
 
-def narrowed(evaluate: Record, texts: list[str]) -> Record:
+def narrowed(evaluate: Record, lists: Mapping[str, list[str]]) -> Record:
     """Return the section `evaluate` for scoring candidates and arms.
 
-    They are measured on `texts` under the first protocol only, without generated answers and cost. Unused protocols are
-    removed, so that changing one reruns no scoring.
+    They are measured on some of the data sets (on texts under the first protocol only), without answers to the prompts
+    and without cost. Unused protocols and sections without data are removed, so that changing one reruns no scoring.
+
+    Args:
+        evaluate: the section, dumped.
+        lists: section -> its texts, or its data sets, to measure. Tasks stay as they are.
     """
     perplexity = evaluate["perplexity"]
     named = perplexity["protocol"]
     first = named if isinstance(named, str) else named[0]
     own = {name: protocol for name, protocol in perplexity["protocols"].items() if name == first}
-    return evaluate | {
-        "perplexity": perplexity | {"datasets": texts, "protocol": first, "protocols": own},
+    others = {name: evaluate[name] | {"datasets": lists[name]} for name in OF_OTHER_KINDS if lists.get(name)}
+    return {key: value for key, value in evaluate.items() if key not in OF_OTHER_KINDS} | {
+        "perplexity": perplexity | {"datasets": lists["perplexity"], "protocol": first, "protocols": own},
         "generation": {"prompts": []},
         "cost": {"enabled": False},
+        **others,
     }

@@ -11,7 +11,7 @@ from .sections.data_sets import Dataset
 from .sections.evaluate import Evaluate
 from .sections.finetune import Finetune
 from .sections.forms import Number
-from .sections.models import Dtype, Model, Prompt
+from .sections.models import Dtype, Kind, Model, Prompt
 from .sections.section import Section
 
 Unit = Literal["max_steps", "tokens", "flops"]
@@ -25,12 +25,16 @@ class Source(Section):
 
 
 class StudyModel(Model):
-    """A model of the study. Its grid is resolved apart from it, as the candidates of the model.
+    """A model of the study. Its grid and its own sections are resolved apart from it.
 
     `model_type` is that of a local folder's config.json; None for other models, whose config.json comes later.
     """
 
     prune: None = Field(None, exclude=True)
+    calibration: None = Field(None, exclude=True)
+    finetune: None = Field(None, exclude=True)
+    evaluate: None = Field(None, exclude=True)
+    kind: Kind
     source: Source
     model_type: str | None = Field(None, exclude=True)
 

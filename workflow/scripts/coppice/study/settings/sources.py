@@ -4,10 +4,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from coppice.core.aliases import Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.core.json_text import parsed
+from coppice.models import kinds
 
 from .. import layout, local_files
 from . import registry
@@ -114,37 +116,58 @@ def locate(text: str, key: str, workdir: str, miniatures: Sequence[str], notices
 
 
 def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> StudyModel:
-    """Return the model's settings with source, family and prompt filled in. Raises SettingsError if they conflict."""
+    """Return the model's settings with source, kind, family and prompt filled in.
+
+    A model from the hub whose kind is not given is taken for a causal language model until it is fetched.
+
+    Raises:
+        SettingsError: settings conflict.
+    """
     key = f"models.{name}"
-    source = locate(entry.base, f"{key}.base", workdir, registry.MINIATURE_MODELS, notices)
+    source = locate(entry.base, f"{key}.base", workdir, list(registry.MINIATURE_MODELS), notices)
+    model_type, kind = None, entry.kind or "causal-lm"
     if source.kind == "miniature":
-        family, variant = _miniature(source.path)
-        _check_miniature(key, entry, family, variant)
-        model_type = None
+        miniature = registry.MINIATURE_MODELS[source.path]
+        family, kind = miniature.family, miniature.kind
+        _check_miniature(key, entry, miniature)
     elif source.kind == "local":
-        model_type = _local_config(source.path, entry.base, f"{key}.base").get("model_type")
+        content = _local_config(source.path, entry.base, f"{key}.base")
+        model_type = content.get("model_type")
+        kind = _local_kind(content, key, entry)
         family = _family_of(model_type or "") or model_type
         check_paths(layout.local_files(source), f"config key {key}.base")
     else:
         # the config.json of a hub model is fetched later, and the family must not change with that
-        model_type = None
         family = _family_of(source.path) or LETTERS.search(source.path.rpartition("/")[2])[0].lower()
-    prompt = entry.prompt or {"base": "alpaca", "instruct": "chat"}[entry.variant]
-    resolved = {"source": source, "prompt": prompt, "family": entry.family or family, "prune": None}
-    resolved["model_type"] = model_type
-    return StudyModel.model_validate(dict(entry) | resolved)
+    prompt = _prompt(key, entry, kinds.named(kind))
+    resolved = {"source": source, "kind": kind, "prompt": prompt, "family": entry.family or family}
+    own = dict.fromkeys(("prune", "calibration", "finetune", "evaluate"))
+    return StudyModel.model_validate(dict(entry) | own | resolved | {"model_type": model_type})
 
 
-def _miniature(name: str) -> tuple[str, str]:
-    """Return the family and the variant of a miniature model."""
-    if name in registry.OTHER_MINIATURES:
-        return name, registry.OTHER_MINIATURES[name].variant
-    family, _, suffix = name.partition("-")
-    return family, suffix or "base"
+def _prompt(key: str, entry: Model, kind: kinds.ModelKind) -> str:
+    """Return a model's prompt format: as given, else the usual one. Raises SettingsError if its kind has none such."""
+    if entry.prompt and entry.prompt not in kind.prompts:
+        raise SettingsError(
+            f"config key {key}.prompt: found '{entry.prompt}', but {kind.noun} takes {', '.join(kind.prompts)}"
+        )
+    usual = {"base": "alpaca", "instruct": "chat"}[entry.variant]
+    return entry.prompt or (usual if {"alpaca", "chat"} <= set(kind.prompts) else kind.prompts[0])
 
 
-def _check_miniature(key: str, entry: Model, family: str, variant: str) -> None:
-    for setting, value in (("family", family), ("variant", variant)):
+def _local_kind(content: Record, key: str, entry: Model) -> str:
+    """Return the kind of a local model, which its config.json decides. Raises SettingsError if another one is given."""
+    kind = kinds.of(SimpleNamespace(**content))
+    if entry.kind not in (None, kind.name):
+        raise SettingsError(
+            f"config key {key}.kind: found '{entry.kind}', but the config.json in {entry.base} is that of {kind.noun}; "
+            f"set it to {kind.name}, or leave it out"
+        )
+    return kind.name
+
+
+def _check_miniature(key: str, entry: Model, miniature: registry.Miniature) -> None:
+    for setting, value in miniature._asdict().items():
         given = getattr(entry, setting)
         if given not in (None, value):
             raise SettingsError(

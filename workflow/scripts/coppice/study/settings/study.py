@@ -4,57 +4,76 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import SettingsError, nearest
 from coppice.models import kinds
 
-from .. import layout
-from . import ablations, arms, candidate_lists, checking, criteria, dataset_uses, lora_presets, registry, task_metrics
+from . import ablations, arms, candidate_lists, checking, criteria, dataset_uses, own_sections, registry
 from . import config_files as strict
+from .own_sections import Sections
 from .resolved import StudyAblation, StudyDataset, StudyModel
 from .sections import Config, Only
-from .sections.evaluate import Evaluate, Perplexity
-from .sections.finetune import Finetune, Lora
-from .sources import (
-    absolute,
-    check_held_out,
-    check_name,
-    check_paths,
-    folder,
-    resolve_model,
-)
+from .sections.candidates import Calibration
+from .sections.evaluate import Evaluate
+from .sections.finetune import Finetune
+from .sources import check_name, folder, resolve_model
 
 
 @dataclass(frozen=True)
 class Study:
     """A resolved configuration, as `load` returns it. Every mapping keeps the order of the configuration.
 
-    The sections, models, data sets and ablations are frozen models. Criteria (`configs`) and candidates are plain
-    dictionaries: jobs get them as they are, and records hold them. `notices` are messages to the user about entries
-    that are ignored.
+    The sections, models, data sets and ablations are frozen models. Criteria and candidates are plain dictionaries:
+    jobs get them as they are, and records hold them. `finetune` and `evaluate` are the study's own sections;
+    `finetune_of` and `evaluate_of` return those of a model. `notices` are messages to the user about entries that are
+    ignored.
     """
 
     config: Config
     models: dict[str, StudyModel]
-    configs: dict[str, Record]
     datasets: dict[str, StudyDataset]
     workdir: str
+    sections: Sections
     notices: list[str] = field(default_factory=list)
+    _criteria: dict[str, dict[str, Record]] = field(default_factory=dict)
     _candidates: dict[str, dict[str, Record]] = field(default_factory=dict)
     ablations: dict[str, StudyAblation] = field(default_factory=dict)
 
     results = property(lambda self: self.config.results)
     resources = property(lambda self: self.config.resources)
     seed = property(lambda self: self.config.seed)
-    finetune = property(lambda self: self.config.finetune)
-    evaluate = property(lambda self: self.config.evaluate)
+    finetune = property(lambda self: self.sections.finetune)
+    evaluate = property(lambda self: self.sections.evaluate)
     select = property(lambda self: self.config.select)
+    configs = property(lambda self: list(self.config.select.configs))
     miniature = property(lambda self: self.config.miniature)
-    calibration = property(lambda self: candidate_lists.calibration(self.config.candidates.calibration))
     resources_per_job = property(lambda self: self.config.resources_per_job)
     threads_per_job = property(lambda self: self.config.threads_per_job)
+
+    def kind_of(self, model: str) -> kinds.ModelKind:
+        """Return the kind of a model."""
+        return kinds.named(self.models[model].kind)
+
+    def finetune_of(self, model: str) -> Finetune:
+        """Return the section `finetune` of a model."""
+        return self.sections.finetune_of[model]
+
+    def evaluate_of(self, model: str) -> Evaluate:
+        """Return the section `evaluate` of a model, without the parts that do not apply to its kind."""
+        return self.sections.evaluate_of[model]
+
+    def calibration_of(self, model: str) -> Calibration:
+        """Return the data on which a model is calibrated."""
+        return self.sections.calibration_of[model]
+
+    def is_evaluated_alike(self, model: str) -> bool:
+        """Return whether a model is evaluated by the study's own section."""
+        return self.evaluate_of(model) is self.evaluate
+
+    def criteria_of(self, model: str) -> dict[str, Record]:
+        """Return {name: criterion} of a model: those that its evaluation can serve."""
+        return self._criteria[model]
 
     def active_models(self) -> list[str]:
         """Return the names of the models to run: those of `only.models`, else all."""
@@ -68,7 +87,10 @@ class Study:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (model, config) of every pair to run."""
-        return [(model, config) for model in self.active_models() for config in self.active_configs()]
+        active = self.active_configs()
+        return [
+            (model, config) for model in self.active_models() for config in self.criteria_of(model) if config in active
+        ]
 
     def candidates(self, model: str) -> dict[str, Record]:
         """Return the model's candidates by name: grid points (with `method`) or table rows (with `path`)."""
@@ -86,14 +108,25 @@ class Study:
         ]
         return {name for lists in chosen for names in lists.values() for name in names}
 
-    def training_datasets(self, ablation: str | None = None) -> list[str]:
-        """Return the names of the data sets that the study, or one of its ablations, trains and validates on."""
-        finetune = self.finetune if ablation is None else self.ablations[ablation].finetune
-        return list(dataset_uses.names_in(finetune.data))
+    def training_datasets(self, model: str) -> list[str]:
+        """Return the names of the data sets that a model is trained and validated on."""
+        return list(dataset_uses.names_in(self.finetune_of(model).data))
 
-    def needs_bos(self) -> bool:
-        """Return True if a perplexity protocol of the study begins every window with BOS."""
-        perplexity = self.evaluate.perplexity
+    def ablation_datasets(self, ablation: str) -> list[str]:
+        """Return the names of the data sets that the arms of an ablation are trained and validated on."""
+        return list(dataset_uses.names_in(self.ablations[ablation].finetune.data))
+
+    def measured_datasets(self) -> list[str]:
+        """Return the names of the texts, tasks and data sets that some model of the run is evaluated on."""
+        return list(
+            dict.fromkeys(
+                name for model in self.active_models() for name in own_sections.names_in(self.evaluate_of(model))
+            )
+        )
+
+    def needs_bos(self, model: str) -> bool:
+        """Return True if a perplexity protocol of the model begins every window with BOS."""
+        perplexity = self.evaluate_of(model).perplexity
         names = [perplexity.protocol] if isinstance(perplexity.protocol, str) else perplexity.protocol
         places = [
             (perplexity.protocols[name].bos if name in perplexity.protocols else None)
@@ -103,13 +136,16 @@ class Study:
         ]
         return bool(perplexity.datasets) and "every-window" in places
 
-    def training_seeds(self) -> list[int]:
-        """Return the seeds that every training is repeated with. The first seed's files are at the usual paths."""
-        return self.finetune.seeds or [self.seed]
+    def training_seeds(self, model: str) -> list[int]:
+        """Return the seeds that every training of a model is repeated with.
 
-    def more_seeds(self) -> list[int]:
+        The first seed's files are at the usual paths.
+        """
+        return self.finetune_of(model).seeds or [self.seed]
+
+    def more_seeds(self, model: str) -> list[int]:
         """Return the seeds after the first."""
-        return self.training_seeds()[1:]
+        return self.training_seeds(model)[1:]
 
     @staticmethod
     def seed_folder(seed: int) -> str:
@@ -118,11 +154,12 @@ class Study:
 
     def seed_folders(self) -> str:
         """Return a regular expression that matches every such suffix and the empty string."""
-        return "(?:{})?".format("|".join(map(self.seed_folder, self.more_seeds())) or "/seed-none")
+        every = dict.fromkeys(seed for model in self.models for seed in self.more_seeds(model))
+        return "(?:{})?".format("|".join(map(self.seed_folder, every)) or "/seed-none")
 
-    def seed_in(self, folder: str) -> int:
-        """Return the seed of a `seed_folder` suffix; an empty suffix means the first seed."""
-        return int(folder.rpartition("-")[2]) if folder else self.training_seeds()[0]
+    def seed_in(self, model: str, folder: str) -> int:
+        """Return the seed of a `seed_folder` suffix; an empty suffix means the first seed of the model."""
+        return int(folder.rpartition("-")[2]) if folder else self.training_seeds(model)[0]
 
     def defines(self, task: str) -> bool:
         """Return whether the user's own folder defines the task."""
@@ -154,17 +191,18 @@ def load(raw_config: Record, configfiles: Iterable[PathLike] = (), workdir: Path
     config = config.model_copy(update={"datasets": completed} | folders)
     _check_names(config)
     config = config.model_copy(update={"only": _restricted(config, raw_config, notices)})
-    _check_training(config.finetune)
-    lora = Lora.model_validate(lora_presets.resolve(config.finetune.lora.model_dump()))
-    config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"lora": lora})})
     models = {name: resolve_model(name, entry, workdir, notices) for name, entry in config.models.items()}
-    config = config.model_copy(update={"evaluate": _with_tasks(config.evaluate, workdir, notices)})
-    _check_protocols(config.evaluate.perplexity)
-    datasets = dataset_uses.resolve(config, workdir, notices)
-    candidates, rows, columns = _candidates(config, workdir, notices)
-    configs = criteria.resolve(config, rows, columns)
-    ablated = ablations.resolve(config, workdir, notices)
-    study = Study(config, models, configs, datasets, workdir, notices, candidates, ablated)
+    sections = own_sections.resolve(config, models, workdir, notices)
+    config = config.model_copy(update={"finetune": sections.finetune, "evaluate": sections.evaluate})
+    dataset_uses.check_known(config, models, sections)
+    by_model = {name: criteria.measured(evaluate) for name, evaluate in sections.evaluate_of.items()}
+    candidates, rows, columns = _candidates(config, models, by_model, workdir, notices)
+    evaluators = {name for model in models.values() for name in kinds.named(model.kind).evaluators}
+    measured = criteria.Measured(by_model, columns, evaluators, config.datasets)
+    chosen = criteria.resolve(config, measured, rows, notices)
+    datasets = dataset_uses.resolve(config, models, sections, chosen, workdir, notices)
+    ablated = ablations.resolve(config, sections, chosen, workdir, notices)
+    study = Study(config, models, datasets, workdir, sections, notices, chosen, candidates, ablated)
     _check_candidates(study)
     _notice_split(study)
     return study
@@ -209,107 +247,33 @@ def _restricted(config: Config, raw: Record, notices: list[str]) -> Only:
     return config.only.model_copy(update=kept)
 
 
-def _check_training(finetune: Finetune) -> None:
-    size = finetune.data.val_size
-    if size >= 1 and size != int(size):
-        raise SettingsError(
-            f"config key finetune.data.val_size: found {size}; give a whole number of rows, or a share below 1"
-        )
-    check_held_out(finetune.data, "config key finetune.data")
-    if finetune.early_stopping and not (size or finetune.data.validation):
-        raise SettingsError(
-            "config key finetune.early_stopping: needs a validation loss; set finetune.data.val_size or .validation"
-        )
-
-
-def _with_tasks(evaluate: Evaluate, workdir: str, notices: list[str]) -> Evaluate:
-    """Return the section `evaluate` with an absolute `include_path`, its tasks checked."""
-    key, zero_shot = "config key evaluate.zero_shot.tasks", evaluate.zero_shot
-    if zero_shot.include_path is not None:
-        place = absolute(zero_shot.include_path, workdir)
-        own = _included(zero_shot.include_path, place)
-        zero_shot = zero_shot.model_copy(update={"include_path": place})
-    else:
-        own = registry.Tasks({}, frozenset())
-    metrics = zero_shot.metric.model_dump()
-    for task in zero_shot.tasks:
-        check_name(task, key)
-        if task in own.files or task in registry.TASKS or task in registry.harness_tasks().files:
-            _check_metric(metrics.get(task), task, own.files)
-            continue
-        if task in own.groups | registry.harness_tasks().groups:
-            raise SettingsError(f"{key}: '{task}' is a group of tasks; name the tasks themselves")
-        if not registry.harness_tasks().files:
-            notices.append(f"{key}: '{task}' was not checked because lm-eval is not installed here")
-            continue
-        close = nearest(task, [*own.files, *registry.TASKS]) or nearest(task, registry.harness_tasks().files)
-        raise SettingsError(f"{key}: lm-eval has no task '{task}'{close}")
-    valid = {*zero_shot.tasks, *registry.TASKS}
-    for task in metrics:
-        if task not in valid:
-            raise SettingsError(
-                f"config key evaluate.zero_shot.metric.{task}: '{task}' is not among evaluate.zero_shot.tasks"
-                f"{nearest(task, valid)}"
-            )
-    return evaluate.model_copy(update={"zero_shot": zero_shot})
-
-
-def _check_metric(wanted: str | None, task: str, own: Mapping[str, Path]) -> None:
-    """Raise SettingsError if the task lacks its configured metric (or None), or the user's definition is broken."""
-    if task in own:
-        names = task_metrics.metrics(own[task], "config key evaluate.zero_shot.include_path")
-    else:
-        file = registry.definition_file(task) if wanted else None
-        names = file and task_metrics.metrics(file, f"config key evaluate.zero_shot.metric.{task}")
-    if wanted and names and wanted not in names:
-        raise SettingsError(
-            f"config key evaluate.zero_shot.metric.{task}: the task has no metric '{wanted}' (it has "
-            f"{', '.join(names)}){nearest(wanted, names)}"
-        )
-
-
-def _included(given: str, place: str) -> registry.Tasks:
-    """Return the tasks in the folder `place`, which the user gave as `given`."""
-    key = "config key evaluate.zero_shot.include_path"
-    if not os.path.isdir(place):
-        raise SettingsError(f"{key}: there is no folder {given} (looked at {place})")
-    found = registry.tasks_in(place)
-    if not found.files:
-        raise SettingsError(f"{key}: no .yaml file in {given} defines a task")
-    check_paths(layout.definition_files(place), key)
-    return found
-
-
-def _check_protocols(perplexity: Perplexity) -> None:
-    own, key = perplexity.protocols, "config key evaluate.perplexity"
-    for name, protocol in own.items():
-        check_name(name, f"{key}.protocols")
-        if name in registry.PROTOCOLS:
-            raise SettingsError(f"{key}.protocols.{name}: Coppice has a protocol of this name; choose another name")
-        if (protocol.stride or 1) > protocol.seq_len:
-            raise SettingsError(
-                f"{key}.protocols.{name}.stride: found {protocol.stride}, must be at most seq_len "
-                f"({protocol.seq_len}); a larger stride would skip tokens between windows"
-            )
-    names, valid = perplexity.protocol, [*registry.PROTOCOLS, *own]
-    for name in [names] if isinstance(names, str) else names:
-        if name not in valid:
-            raise SettingsError(f"{key}.protocol: found '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}")
-
-
 def _candidates(
-    config: Config, workdir: str, notices: list[str]
+    config: Config,
+    models: Mapping[str, StudyModel],
+    measured: Mapping[str, list[str]],
+    workdir: str,
+    notices: list[str],
 ) -> tuple[dict[str, dict[str, Record]], list[Record], list[str]]:
-    """Return (candidates by model, rows, columns); rows and columns are those of the table, empty without one."""
-    settings, models = config.candidates, config.models
+    """Return (candidates by model, rows, columns); rows and columns are those of the table, empty without one.
+
+    Args:
+        config: the configuration.
+        models: its models.
+        measured: model -> the metrics by which its candidates are scored.
+        workdir: the folder that relative paths resolve against.
+        notices: a list to which notices are added.
+    """
+    settings = config.candidates
     if settings.table is None:
         grids = {}
-        for name, model in models.items():
+        for name, model in config.models.items():
             own = model.prune is not None
             key = f"models.{name}.prune" if own else "candidates.prune"
             grids[name] = candidate_lists.grid(model.prune if own else settings.prune, key)
+            _check_towers(grids[name].values(), key, name, kinds.named(models[name].kind))
         return grids, [], []
-    columns, rows = candidate_lists.table(settings.table, workdir, criteria.measured(config.evaluate))
+    everywhere = {metric for names in measured.values() for metric in names}
+    columns, rows = candidate_lists.table(settings.table, workdir, everywhere)
     columns = [column for column in columns if column not in candidate_lists.REQUIRED]
     for name in dict.fromkeys(row["model"] for row in rows if row["model"] not in models):
         notices.append(
@@ -321,6 +285,18 @@ def _candidates(
         # The line number is not part of a candidate: a row inserted above it must not rerun the candidate's jobs
         by_model[row["model"]][row["candidate"]] = {key: value for key, value in row.items() if key != "row"}
     return by_model, rows, columns
+
+
+def _check_towers(points: Iterable[Record], key: str, model: str, kind: kinds.ModelKind) -> None:
+    """Reject a grid point whose tower the kind of the model does not have."""
+    for place, point in enumerate(points):
+        tower = point.get("tower")
+        if tower is not None and tower not in kind.pruned_towers:
+            valid = ", ".join(kind.pruned_towers)
+            raise SettingsError(
+                f"config key {key}[{place}].tower: found '{tower}', but of {kind.noun} ({model}) Coppice prunes {valid}"
+                f"{nearest(tower, kind.pruned_towers)}"
+            )
 
 
 def _check_candidates(study: Study) -> None:
@@ -347,7 +323,7 @@ def _check_prunable(name: str, model: StudyModel) -> None:
     """Reject a grid for a local model whose architecture cannot be pruned here; others are checked when fetched."""
     if model.model_type is None:
         return
-    kind = kinds.of(SimpleNamespace(model_type=model.model_type))
+    kind = kinds.named(model.kind)
     if model.model_type not in kind.prunable:
         raise SettingsError(f"config key models.{name}.base: {kind.cannot_prune(model.model_type)}")
 

@@ -54,12 +54,13 @@ def _check(study: Study, target: str, folder: str, parts: list[str]) -> None:
         return
     if folder in CANDIDATE_FOLDERS and parts[1] not in study.candidates(model):
         _reject(target, f"candidate of {model}", parts[1], study.candidates(model))
-    if folder in CONFIG_FOLDERS and parts[1] not in study.configs:
-        _reject(target, "config", parts[1], study.configs)
+    configs = study.criteria_of(model)
+    if folder in CONFIG_FOLDERS and parts[1] not in configs:
+        _reject(target, f"config of {model}", parts[1], configs)
     if folder in FINETUNED_FOLDERS:
-        valid = [config + layout.TUNED for config in study.configs]
+        valid = [config + layout.TUNED for config in configs]
         if parts[1] not in valid:
-            _reject(target, "fine-tuned config", parts[1], valid)
+            _reject(target, f"fine-tuned config of {model}", parts[1], valid)
 
 
 def _check_ablation(study: Study, target: str, parts: list[str]) -> None:

@@ -122,15 +122,21 @@ class Budget(Partial):
 class ChooseBy(Section):
     """The metric that ranks arms and decides stages. It is measured on data that the report's metrics do not use."""
 
-    metric: str = setting("validation_loss", "validation_loss, average_acc, a task, or ppl.<text>.")
+    metric: str = setting(
+        "validation_loss",
+        "validation_loss, average_acc, a task, ppl.<text>, or another metric that arms are compared in.",
+    )
     mode: Mode | None = setting(None, "Whether the lowest or the highest value is best. Null decides by the metric.")
 
 
 class ArmMetrics(Section):
-    """The metrics in which arms are compared. Null means all that the study evaluates."""
+    """The metrics in which arms are compared. Null means all that the model which arms start from is evaluated by."""
 
     tasks: Unique[str] | None = setting(None, "Zero-shot tasks from evaluate.zero_shot.tasks.")
     perplexity: Unique[str] | None = setting(None, "Texts from evaluate.perplexity.datasets.")
+    answers: Unique[str] | None = setting(None, "Data sets from evaluate.answers.datasets.")
+    retrieval: Unique[str] | None = setting(None, "Data sets from evaluate.retrieval.datasets.")
+    classification: Unique[str] | None = setting(None, "Data sets from evaluate.classification.datasets.")
     limit: int | None = setting(
         None,
         "Maximum number of items per task. Null means the value of evaluate.zero_shot.limit.",

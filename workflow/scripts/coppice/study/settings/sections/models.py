@@ -4,7 +4,7 @@ from typing import Literal
 
 from coppice.models import kinds
 
-from .candidates import GridPoint
+from .candidates import Calibration, GridPoint
 from .evaluate import Evaluate
 from .finetune import Finetune
 from .forms import Text
@@ -97,6 +97,12 @@ class Model(Section):
     )
     prune: list[GridPoint] | None = setting(
         None, "A grid for this model that replaces candidates.prune.", reruns=["prune"]
+    )
+    calibration: Calibration | None = setting(
+        None,
+        "Keys of the section `candidates.calibration` with other values for this model. A model that does not read "
+        "plain text is calibrated on its training data unless this names a data set.",
+        reruns=["prune"],
     )
     finetune: Finetune | None = setting(
         None,

@@ -1,0 +1,190 @@
+"""A model's own sections: values of `finetune`, `evaluate` and `calibration` that differ from those of the study."""
+
+import copy
+
+import pytest
+import yaml
+
+from coppice.models import kinds
+from coppice.stages.select import scoring
+from coppice.study import settings
+from coppice.study.settings import own_sections
+from coppice.study.settings.sections.evaluate import Evaluate
+from coppice.study.settings.sections.finetune import Finetune
+
+STUDY = """
+models:
+  A: {base: org/a}
+  B: {base: org/b}
+finetune: {data: {dataset: {alpaca: 1, notes: 3}}, lora: {r: 16, alpha: 8}, learning_rate: 3.0e-4}
+evaluate: {perplexity: {datasets: [wikitext2]}, zero_shot: {tasks: [piqa, boolq], limit: 20}}
+datasets:
+  notes: {path: org/notes}
+  pairs: {path: org/pairs}
+"""
+
+
+def load(own=None, **sections):
+    config = yaml.safe_load(STUDY)
+    config["models"]["B"] |= own or {}
+    return settings.load(copy.deepcopy(config) | sections)
+
+
+def message(own=None, **sections):
+    with pytest.raises(settings.SettingsError) as error:
+        load(own, **sections)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_model_without_own_sections_has_those_of_the_study_themselves():
+    study = load()
+    for model in study.models:
+        assert study.finetune_of(model) is study.finetune and study.evaluate_of(model) is study.evaluate
+
+
+def test_a_model_has_the_values_of_the_study_where_it_sets_none():
+    study = load({"finetune": {"data": {"cutoff_len": 64}}, "evaluate": {"zero_shot": {"limit": 5}}})
+    assert study.finetune_of("B").data.cutoff_len == 64 and study.finetune_of("B").learning_rate == 3e-4
+    assert study.evaluate_of("B").zero_shot.limit == 5 and study.evaluate_of("B").zero_shot.tasks == ["piqa", "boolq"]
+    assert study.finetune_of("A") is study.finetune and study.finetune.data.cutoff_len == 256
+
+
+def test_a_mixture_of_a_model_replaces_that_of_the_study():
+    study = load({"finetune": {"data": {"dataset": {"notes": 1}}}})
+    assert study.training_datasets("B") == ["notes"] and study.training_datasets("A") == ["alpaca", "notes"]
+
+
+def test_a_preset_of_a_model_replaces_the_adapter_of_the_study():
+    assert load({"finetune": {"lora": {"dropout": 0}}}).finetune_of("B").lora.r == 16
+    light = load({"finetune": {"lora": {"preset": "light"}}}).finetune_of("B").lora
+    assert (light.r, light.alpha, light.dropout) == (8, 16, 0.1)
+
+
+def test_a_protocol_of_a_model_stands_beside_those_of_the_study():
+    evaluate = {"perplexity": {"protocols": {"long": {"seq_len": 64}}, "datasets": ["wikitext2"]}}
+    own = {"perplexity": {"protocols": {"short": {"seq_len": 8}}, "protocol": ["short", "long"]}}
+    study = load({"evaluate": own}, evaluate=evaluate)
+    assert set(study.evaluate_of("B").perplexity.protocols) == {"long", "short"}
+    assert set(study.evaluate_of("A").perplexity.protocols) == {"long"}
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"evaluate": {"zero_shot": {"tasks": ["pica"]}}}, "models.B.evaluate.zero_shot.tasks: lm-eval has no task"),
+        (
+            {"evaluate": {"perplexity": {"datasets": ["wiki"]}}},
+            "models.B.evaluate.perplexity.datasets: there is no data",
+        ),
+        ({"evaluate": {"perplexity": {"protocol": "x"}}}, "models.B.evaluate.perplexity.protocol: found 'x'"),
+        ({"evaluate": {"zero_shot": {"task": []}}}, "models.B.evaluate.zero_shot.task is unknown; did you mean"),
+        ({"evaluate": {"zero_shot": {"include_path": "."}}}, "models.B.evaluate.zero_shot.include_path: the folder of"),
+        ({"evaluate": {"answers": {"beams": 0}}}, "models.B.evaluate.answers.beams: found 0, must be at least 1"),
+        ({"finetune": {"data": {"dataset": "nots"}}}, "models.B.finetune.data.dataset: there is no data set 'nots'"),
+        ({"finetune": {"data": {"val_size": 1.5}}}, "models.B.finetune.data.val_size: found 1.5"),
+        ({"finetune": {"epoch": 1}}, "models.B.finetune.epoch is unknown; did you mean 'models.B.finetune.epochs'"),
+        ({"finetune": {"best_by": "blue4"}}, "models.B.finetune.best_by: found 'blue4', but a causal language model"),
+        ({"finetune": {"lora": {"towers": {"vision": "full"}}}}, "models.B.finetune.lora.towers: found 'vision', but"),
+        ({"calibration": {"dataset": "ptbb"}}, "models.B.calibration.dataset: there is no data set 'ptbb'"),
+        ({"calibration": {"samples": 0}}, "models.B.calibration.samples: found 0"),
+        (
+            {"evaluate": {"retrieval": {"datasets": ["pairs"]}}},
+            "models.B.evaluate.retrieval: does not apply to a causal",
+        ),
+        (
+            {"prune": [{"method": "depth", "ratio": 0.5, "tower": "encoder"}]},
+            "models.B.prune[0].tower: found 'encoder'",
+        ),
+        ({"kind": "causal"}, "models.B.kind: found 'causal'; valid are"),
+    ],
+)
+def test_names_the_key_of_the_model_in_an_error(own, words):
+    assert f"config key {words}" in message(own)
+
+
+def test_an_evaluation_that_applies_to_no_kind_is_left_out_of_a_model_without_a_word():
+    study = load(evaluate={"retrieval": {"datasets": ["pairs"]}})
+    assert not study.evaluate_of("A").retrieval.datasets and "pairs" not in study.datasets
+    assert not study.notices
+
+
+def test_reads_only_the_data_sets_that_some_model_uses():
+    own = {"finetune": {"data": {"dataset": "pairs"}}, "evaluate": {"perplexity": {"datasets": ["ptb"]}}}
+    study = load(own | {"calibration": {"dataset": "c4"}})
+    assert set(study.datasets) == {"alpaca", "notes", "wikitext2", "ptb", "pairs", "c4"}
+    assert study.datasets["pairs"].uses == ["training"] and study.datasets["c4"].uses == ["text"]
+    assert study.calibration_of("A").dataset == "wikitext2" and study.calibration_of("B").windows == "within-rows"
+
+
+def test_seeds_of_a_model_are_its_own():
+    study = load({"finetune": {"seeds": [7, 8]}})
+    assert study.training_seeds("A") == [42] and study.more_seeds("B") == [8]
+    assert study.seed_in("B", "") == 7 and study.seed_in("B", study.seed_folder(8)) == 8
+
+
+def test_a_key_that_no_study_uses_is_left_out_of_parameters():
+    assert not {"answers", "retrieval", "classification"} & Evaluate().model_dump().keys()
+    assert "best_by" not in Finetune().model_dump() and "towers" not in Finetune().model_dump()["lora"]
+    answers = Evaluate.model_validate({"answers": {"datasets": ["pairs"]}})
+    assert Evaluate.model_validate(answers.model_dump()) == answers
+
+
+SELECT = {"configs": {"best": {"metric": ["ppl.ptb", "average_acc"]}, "small": {"metric": "ppl.wikitext2"}}}
+
+
+def test_each_model_is_chosen_by_the_first_metric_that_it_has():
+    study = load({"evaluate": {"perplexity": {"datasets": ["ptb"]}}}, select=SELECT)
+    assert study.criteria_of("A")["best"]["words"] == "max average_acc"
+    assert study.criteria_of("B")["best"]["words"] == "min ppl.ptb"
+
+
+def test_a_criterion_is_left_out_for_a_model_without_its_metric():
+    study = load({"evaluate": {"perplexity": {"datasets": ["ptb"]}}}, select=SELECT)
+    assert study.pairs() == [("A", "best"), ("A", "small"), ("B", "best")]
+    assert study.notices == [
+        "config key select.configs.small: is left out for model 'B', which is not measured by ppl.wikitext2"
+    ]
+    with pytest.raises(settings.SettingsError, match="no config of B 'small' in the study; valid are best"):
+        settings.check_targets(study, ["results/pruned_evaluation/B/small/evaluation_results.json"])
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"x": {"metric": ["average_acc", "ppl.ptbb"]}}, "select.configs.x: there is no metric 'ppl.ptbb'"),
+        (
+            {"x": {"metric": ["average_acc", "ppl.wikitext2"], "mode": "max"}},
+            "have different directions; leave mode out",
+        ),
+        ({"x": {"metric": []}}, "select.configs.x.metric: must not be empty"),
+    ],
+)
+def test_rejects_alternatives_that_cannot_be_meant(select, words):
+    assert words in message(select={"configs": select})
+
+
+def test_rejects_a_model_that_no_criterion_can_choose_for():
+    own = {"evaluate": {"perplexity": {"datasets": ["ptb"]}}}
+    words = message(own, select={"configs": {"small": {"metric": "ppl.wikitext2"}}})
+    assert "has a metric by which model 'B' is measured" in words and "models.B.evaluate" in words
+
+
+def test_candidates_of_a_model_are_scored_on_its_own_data():
+    study = load({"evaluate": {"perplexity": {"datasets": ["ptb"]}, "zero_shot": {"tasks": []}}}, select=SELECT)
+    assert scoring.datasets(study, "A") == ["wikitext2", "piqa", "boolq"] and scoring.datasets(study, "B") == ["ptb"]
+    assert [scoring.needs_rows_of(study, name) for name in ("ptb", "piqa", "alpaca")] == [True, True, False]
+
+
+def test_an_ablation_has_the_sections_of_the_model_it_starts_from():
+    own = {"finetune": {"data": {"dataset": "pairs"}}, "evaluate": {"zero_shot": {"tasks": ["piqa"]}}}
+    entry = {"arms": ["light", "full"], "budget": {"max_steps": 200}}
+    ablations = {name: entry | {"start": {"model": name, "config": "best_acc"}} for name in ("A", "B")}
+    study = load(own, ablations=ablations)
+    assert study.ablation_datasets("B") == ["pairs"] and study.ablations["B"].evaluate.zero_shot.tasks == ["piqa"]
+    assert study.ablation_datasets("A") == ["alpaca", "notes"]
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_every_evaluator_of_a_kind_can_be_switched_off(name):
+    assert set(kinds.named(name).evaluators) - {"merge"} <= own_sections.OFF.keys()

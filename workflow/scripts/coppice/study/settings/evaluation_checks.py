@@ -1,0 +1,103 @@
+"""Check the section `evaluate`: the tasks and their metrics, the user's own task definitions, and the protocols."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from coppice.core.errors import SettingsError, nearest
+
+from .. import layout
+from . import registry, task_metrics
+from .sections.evaluate import Evaluate, Perplexity
+from .sources import absolute, check_name, check_paths
+
+
+def checked(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) -> Evaluate:
+    """Return a section with an absolute `include_path`, everything in it checked.
+
+    Args:
+        evaluate: the study's section, or that of a model.
+        section: its key: `evaluate` or `models.X.evaluate`.
+        workdir: the folder that relative paths resolve against.
+        notices: a list to which notices are added.
+
+    Raises:
+        SettingsError: a task, a metric or a protocol does not exist.
+    """
+    checked_tasks = _with_tasks(evaluate, section, workdir, notices)
+    _check_protocols(evaluate.perplexity, f"config key {section}.perplexity")
+    return checked_tasks
+
+
+def _with_tasks(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) -> Evaluate:
+    """Return the section `evaluate` with an absolute `include_path`, its tasks checked."""
+    key, zero_shot = f"config key {section}.zero_shot", evaluate.zero_shot
+    if zero_shot.include_path is not None:
+        place = absolute(zero_shot.include_path, workdir)
+        own = _included(zero_shot.include_path, place)
+        zero_shot = zero_shot.model_copy(update={"include_path": place})
+    else:
+        own = registry.Tasks({}, frozenset())
+    metrics = zero_shot.metric.model_dump()
+    for task in zero_shot.tasks:
+        check_name(task, f"{key}.tasks")
+        if task in own.files or task in registry.TASKS or task in registry.harness_tasks().files:
+            _check_metric(metrics.get(task), task, own.files, key)
+            continue
+        if task in own.groups | registry.harness_tasks().groups:
+            raise SettingsError(f"{key}.tasks: '{task}' is a group of tasks; name the tasks themselves")
+        if not registry.harness_tasks().files:
+            notices.append(f"{key}.tasks: '{task}' was not checked because lm-eval is not installed here")
+            continue
+        close = nearest(task, [*own.files, *registry.TASKS]) or nearest(task, registry.harness_tasks().files)
+        raise SettingsError(f"{key}.tasks: lm-eval has no task '{task}'{close}")
+    valid = {*zero_shot.tasks, *registry.TASKS}
+    for task in metrics:
+        if task not in valid:
+            raise SettingsError(
+                f"{key}.metric.{task}: '{task}' is not among {section}.zero_shot.tasks{nearest(task, valid)}"
+            )
+    return evaluate.model_copy(update={"zero_shot": zero_shot})
+
+
+def _check_metric(wanted: str | None, task: str, own: Mapping[str, Path], key: str) -> None:
+    """Raise SettingsError if the task lacks its configured metric (or None), or the user's definition is broken."""
+    if task in own:
+        names = task_metrics.metrics(own[task], f"{key}.include_path")
+    else:
+        file = registry.definition_file(task) if wanted else None
+        names = file and task_metrics.metrics(file, f"{key}.metric.{task}")
+    if wanted and names and wanted not in names:
+        listed = ", ".join(names)
+        raise SettingsError(
+            f"{key}.metric.{task}: the task has no metric '{wanted}' (it has {listed}){nearest(wanted, names)}"
+        )
+
+
+def _included(given: str, place: str) -> registry.Tasks:
+    """Return the tasks in the folder `place`, which the user gave as `given`."""
+    key = "config key evaluate.zero_shot.include_path"
+    if not os.path.isdir(place):
+        raise SettingsError(f"{key}: there is no folder {given} (looked at {place})")
+    found = registry.tasks_in(place)
+    if not found.files:
+        raise SettingsError(f"{key}: no .yaml file in {given} defines a task")
+    check_paths(layout.definition_files(place), key)
+    return found
+
+
+def _check_protocols(perplexity: Perplexity, key: str) -> None:
+    own = perplexity.protocols
+    for name, protocol in own.items():
+        check_name(name, f"{key}.protocols")
+        if name in registry.PROTOCOLS:
+            raise SettingsError(f"{key}.protocols.{name}: Coppice has a protocol of this name; choose another name")
+        if (protocol.stride or 1) > protocol.seq_len:
+            raise SettingsError(
+                f"{key}.protocols.{name}.stride: found {protocol.stride}, must be at most seq_len "
+                f"({protocol.seq_len}); a larger stride would skip tokens between windows"
+            )
+    names, valid = perplexity.protocol, [*registry.PROTOCOLS, *own]
+    for name in [names] if isinstance(names, str) else names:
+        if name not in valid:
+            raise SettingsError(f"{key}.protocol: found '{name}'; valid are {', '.join(valid)}{nearest(name, valid)}")
