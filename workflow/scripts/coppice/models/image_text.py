@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from .sight import Seen
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# tower -> names of its modules, of Qwen's models and of LLaVA; what is in none of them is text
+TOWERS = {
+    "projector": ("merger", "deepstack_merger_list", "multi_modal_projector"),
+    "vision": ("visual", "vision_tower"),
+}
 PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
 
 
@@ -39,6 +44,7 @@ class ImageText(CausalLM):
     noun = "an image-text model"
     prompts = ("chat", "none")
     tower_names = ("text", "vision", "projector")
+    frozen_towers = ("vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
@@ -65,6 +71,15 @@ class ImageText(CausalLM):
         return (Anatomy("text", config.text_config, "num_hidden_layers", parts, fixed=len(added)),)
 
     # Training
+
+    def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
+        """Return all layers: rows with pictures reach every tower."""
+        return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower whose names the layer's path holds; the projector may lie inside the vision tower."""
+        path = layer.split(".")
+        return next((tower for tower, names in TOWERS.items() if any(name in path for name in names)), "text")
 
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Return token ids and labels of questions and answers, with as many tokens for a picture as it has features.
