@@ -22,7 +22,7 @@ from coppice.models.kinds import Decoding
 from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
-from . import generation, guards, perplexity, row_answers, zero_shot
+from . import generation, guards, perplexity, programs, row_answers, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
@@ -209,6 +209,8 @@ class _Evaluation:
             facts = self._answer_facts(name, decoding)
             measured, rows = self.parts.part("answers", name, facts, lambda n=name: self._answer(n, decoding))
             results, self.samples[name] = row_answers.scored(rows, measured["row_kind"], wanted.metrics)
+            if measured["row_kind"] == programs.ROWS and wanted.programs.run:
+                results |= self._run_programs(name, facts)
             for section, result in results.items():
                 how = {} if section == "answer_ppl" else {"decoding": facts["decoding"]}
                 found.setdefault(section, {})[name] = result | how
@@ -219,12 +221,33 @@ class _Evaluation:
         """Return what decides the answers to the rows of a data set. The metrics are computed from the answers."""
         self.used[name] = rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
         asked = {"rows": rows, "role": self.purpose, "limit": self.settings.answers.limit, "form": self.prompt}
+        count = self.settings.answers.programs.samples
+        asked |= {"count": count} if count > 1 else {}
         return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
 
     def _answer(self, name: str, decoding: Decoding) -> Computed:
         subject, accepted = self.subject, models.kind_of(self.subject.source).row_kinds
         rows = RowSource(name, self.datasets[name], self.purpose, self.prompt, subject.reader, accepted)
-        return row_answers.measure(subject.model, subject.reader, rows, self.settings.answers.limit, decoding)
+        wanted = self.settings.answers
+        count = wanted.programs.samples
+        return row_answers.measure(subject.model, subject.reader, rows, decoding, wanted.limit, count)
+
+    def _run_programs(self, name: str, facts: Record) -> Record:
+        """Return {pass_at_1} of the programs among the samples of a data set, which get its column and the verdicts."""
+        wanted, samples = self.settings.answers.programs, self.samples[name]
+
+        def run() -> Computed:
+            contents = data.load(self.datasets[name], self.purpose).to_list()[: len(samples)]
+            return programs.run(samples, contents, wanted)
+
+        how, rows = self.parts.part("programs", name, facts | programs.facts_of(wanted), run)
+        verdicts = [list(row["verdicts"]) for row in rows]
+        result, values = programs.scored(verdicts, wanted.k)
+        self.samples[name] = [
+            row | {"pass_at_1": value, "verdicts": said}
+            for row, value, said in zip(samples, values, verdicts, strict=True)
+        ]
+        return {"pass_at_1": result | how}
 
     def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
