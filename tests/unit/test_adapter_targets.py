@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from coppice.core.errors import SettingsError
 from coppice.models import kinds
-from coppice.stages.recover import lora
+from coppice.stages.recover import lora, target_names
 from coppice.study.settings import lora_presets
 from coppice.study.settings.sections.finetune import Lora
 from tests.architectures import tiny
@@ -75,7 +75,7 @@ def test_all_linear_leaves_out_what_a_kernel_of_mamba_reads_directly():
 @pytest.mark.parametrize(("title", "wanted"), [("Mamba", "attention"), ("GPT-2", ["q_proj"]), ("Mamba", ["out_proj"])])
 def test_names_the_layers_of_a_model_without_the_wanted_ones(title, wanted):
     with pytest.raises(SettingsError, match=r"target_modules: '\w+' matches no .*all-linear, or choose from \w+"):
-        lora.target_modules(skeleton(title), KIND, wanted)
+        target_names.target_modules(skeleton(title), KIND, wanted)
 
 
 def test_asks_for_no_dropout_on_experts_in_one_tensor():
@@ -87,7 +87,12 @@ def test_asks_for_no_dropout_on_experts_in_one_tensor():
 def test_names_of_earlier_records_stay_the_same():
     """The names are part of adapter_config.json, so that another order would change an adapter's fingerprint."""
     model = skeleton("Llama")
-    assert lora.target_modules(model, KIND, "attention") == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert lora.target_modules(model, KIND, ["mlp", "v_proj"]) == ["gate_proj", "up_proj", "down_proj", "v_proj"]
-    assert lora.target_modules(model, KIND, ["self_attn.q_proj"]) == ["self_attn.q_proj"]
-    assert lora.target_modules(model, KIND, "all-linear") == "all-linear"
+    assert target_names.target_modules(model, KIND, "attention") == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert target_names.target_modules(model, KIND, ["mlp", "v_proj"]) == [
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "v_proj",
+    ]
+    assert target_names.target_modules(model, KIND, ["self_attn.q_proj"]) == ["self_attn.q_proj"]
+    assert target_names.target_modules(model, KIND, "all-linear") == "all-linear"

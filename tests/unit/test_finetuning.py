@@ -15,7 +15,7 @@ from coppice.data import prompts
 from coppice.models.causal_lm import KIND
 from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
-from coppice.stages.recover import examples, lora
+from coppice.stages.recover import examples, target_names
 from coppice.stages.recover.engine import progress
 from coppice.study.settings.sections.finetune import TrainingData
 
@@ -292,7 +292,7 @@ def test_rejects_more_validation_rows_than_rows(tiny_checkpoint, dataset, tmp_pa
 
 def test_lists_the_models_layers_if_a_module_name_matches_none(tiny_model):
     with pytest.raises(SettingsError, match=r"q_porj.*down_proj.*q_proj"):
-        lora.target_modules(tiny_model("llama"), KIND, ["q_porj"])
+        target_names.target_modules(tiny_model("llama"), KIND, ["q_porj"])
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_lists_the_models_layers_if_a_module_name_matches_none(tiny_model):
     ],
 )
 def test_accepts_groups_and_dotted_names_of_modules(tiny_model, wanted, found):
-    assert set(lora.target_modules(tiny_model("qwen2"), KIND, wanted)) == found
+    assert set(target_names.target_modules(tiny_model("qwen2"), KIND, wanted)) == found
 
 
 def test_the_log_shows_progress_and_speed(tiny_checkpoint, dataset, tmp_path):

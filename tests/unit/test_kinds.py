@@ -22,6 +22,8 @@ ACCELERATORS = {
     "tree_scoring",
     "text_examples",
     "seq2seq_batches",
+    "contrastive",
+    "dual_encoder",
 }
 
 

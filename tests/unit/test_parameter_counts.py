@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from coppice import models
 from coppice.core.errors import CheckpointError
+from coppice.models import estimates
 
 SMALL = {
     "vocab_size": 96,
@@ -156,3 +157,15 @@ def test_refuses_a_state_dict_inside_another_one(tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match=r"no tensors at the top level, only state_dict, epoch\."):
         models.count_parameters(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["T5Config", "BartConfig", "CLIPConfig", "SiglipConfig", "Qwen3VLConfig"])
+def test_the_estimate_of_a_model_with_two_towers_is_near_its_number_of_parameters(name):
+    import torch
+    import transformers
+
+    config = getattr(transformers, name)()
+    with torch.device("meta"):
+        exact = sum(parameter.numel() for parameter in transformers.AutoModel.from_config(config).parameters())
+    estimate = estimates.shape_in(config.to_diff_dict() | config.to_dict()).parameters
+    assert 0.9 < estimate / exact < 1.25, (estimate, exact)

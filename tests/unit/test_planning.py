@@ -108,6 +108,18 @@ def test_plan_shows_what_its_jobs_request():
     assert without["finetune"].gpu_mem_mb == 0 and without["finetune"].hours > 100 * found["finetune"].hours
 
 
+def test_plans_the_loads_of_the_jobs_that_time_models_in_turns():
+    """Seven rounds load the dense model and two chosen ones: 21 loads, of which the first is in a job's start."""
+    text = yaml.safe_load(Path("config/full.yaml").read_text()) | {"only": {"models": ["Llama"]}}
+    study = settings.load(text)
+    found = {stage.name: stage for stage in plan.plan(study, 150).stages}
+    loading = 20 * 2 * job_resources.Sizes(study).shape("Llama").parameters / 1e9
+    assert found["latency"].jobs == 1 and found["latency"].longest == pytest.approx((60 + loading) / 60, rel=0.05)
+    assert found["latency"].runtime >= 2 * loading / 60
+    without = settings.load(text | {"evaluate": {"cost": {"enabled": False}}})
+    assert next(stage for stage in plan.plan(without, 150).stages if stage.name == "latency").jobs == 0
+
+
 def test_plans_the_miniature_study_before_its_models_are_built(tmp_path, capsys, monkeypatch):
     shutil.copytree("config", tmp_path / "config")
     monkeypatch.chdir(tmp_path)

@@ -33,8 +33,9 @@ def read(checkout, path):
 
 @pytest.fixture(scope="module")
 def world(study):
-    """Return the settings of a study that uses the data and dense models of the small study."""
-    return SMALL | {"resources": study.folder / "resources"}
+    """Return the settings of a study that uses the data and dense models of the small study, and measures no speed."""
+    evaluate = SMALL["evaluate"].replace("cost: {prompt_tokens: 8, new_tokens: 2}", "cost: {enabled: false}")
+    return SMALL | {"resources": study.folder / "resources", "evaluate": evaluate}
 
 
 @pytest.fixture(scope="module")

@@ -26,21 +26,17 @@ if PRUNES:
         """Return the record of the calibration data, as an ancient input if its rows made these candidates."""
         calibration = study.calibration_of(wildcards.model)
         record = files.dataset(calibration.dataset)
-        rows = calibration_fingerprint(calibration.dataset)
-        same = {
+        points = {
+            CANDIDATE.format(model=wildcards.model, candidate=name): point
+            for name, point in job_candidates(wildcards).items()
+        }
+        recipe = {
             "source": loading(wildcards.model),
             "calibration": calibration.model_dump() | {"record": record},
             "seed": study.seed,
         }
-        points = job_candidates(wildcards)
-        kept = rows and all(
-            calibrated.made_from(
-                CANDIDATE.format(model=wildcards.model, candidate=name),
-                same | {"point": point},
-                rows,
-            )
-            for name, point in points.items()
-        )
+        rows = calibration_fingerprint(calibration.dataset)
+        kept = calibrated.made_from(points, recipe, rows)
         return ancient(record) if kept else record
 
     @functools.cache
@@ -75,9 +71,7 @@ if PRUNES:
         params:
             candidates=job_candidates,
             whole_grid=whole_grid,
-            calibration=of_model(
-                lambda model: study.calibration_of(model).model_dump()
-            ),
+            calibration=of_model(lambda model: study.calibration_of(model).model_dump()),
             loading=of_model(loading),
             placement=placement,
             seed=study.seed,

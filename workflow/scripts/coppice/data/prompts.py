@@ -170,6 +170,8 @@ class Formatter:
         """
         if self.kind == "text":
             return [Segment(row["text"], True)] if (row["text"] or "").strip() else [], True
+        if self.kind == "image-label":  # a class is no answer to a question; the kind of model writes it as a text
+            return [], True
         if self.infilling:
             return infilling.segments(row, answer, self.infilling) if answer else [], not self.infilling.end
         turns = _turns(row, self.kind, answer)

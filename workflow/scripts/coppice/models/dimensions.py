@@ -6,8 +6,10 @@ Neither torch nor transformers is imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 # The names of each size, the most usual one first. A configuration object of transformers also answers to the usual
 # name of an architecture that has its own; the content of a config.json does not.
@@ -58,6 +60,17 @@ def of(config: object) -> Dimensions:
     else:
         text = config
     return Dimensions(*(_first(text, names) for names in (CONTEXT, HIDDEN, INNER, LAYERS, HEADS)))
+
+
+def vision_parameters(config: Mapping[str, Any]) -> int:
+    """Return about how many parameters the layers of a vision tower have; 0 without one.
+
+    config: the content of a config.json.
+    """
+    vision = config.get("vision_config") or {}
+    found = of(vision)
+    layers, hidden = vision.get("depth") or found.layers or 0, found.hidden or 0
+    return layers * (4 * hidden**2 + 2 * hidden * (found.inner or 4 * hidden))
 
 
 def _first(config: object, names: tuple[str, ...]) -> int | None:

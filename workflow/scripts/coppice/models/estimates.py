@@ -37,6 +37,18 @@ SORTING_BYTES = 28  # per weight of the largest matrix, while its scores are ran
 USUAL_GPU = 80 * 10**9  # bytes of memory of a GPU that is not known yet
 ROOM_FOR_WEIGHTS = 0.7  # of a GPU; the rest is for activations, the adapter and its optimizer
 WIDER = 4
+# Names of linear layers of T5, BART and CLIP -> those of Llama with the same sizes
+OTHER_NAMES = {
+    **{"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "out_proj": "o_proj"},
+    **{
+        "wi_0": "gate_proj",
+        "wi_1": "up_proj",
+        "wi": "up_proj",
+        "fc1": "up_proj",
+        "wo": "down_proj",
+        "fc2": "down_proj",
+    },
+}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 ADAPTER_BYTES = 16  # per trained parameter: itself in float32, its gradient and Adam's two moments
 
@@ -100,7 +112,7 @@ class FinetuneSettings(Protocol):
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder with Llama's architecture."""
+    """The sizes of a model as those of a decoder with Llama's architecture, which text models resemble."""
 
     layers: int
     hidden: int
@@ -112,6 +124,7 @@ class Shape:
     tied: bool
     biases: int  # of the attention of one layer
     norms: int  # weights of the norms of one layer
+    others: int = 0  # parameters outside layers and embeddings: cross-attention, a vision tower
     counted: int | None = None  # the parameters of the model itself, which may be built a little differently
 
     @property
@@ -126,7 +139,7 @@ class Shape:
         if self.counted:
             return self.counted
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * self.layer + self.hidden
+        return embeddings + self.layers * self.layer + self.hidden + self.others
 
 
 def shape_of(path: PathLike) -> Shape | None:
@@ -140,10 +153,10 @@ def shape_of(path: PathLike) -> Shape | None:
 def shape_in(config: Record) -> Shape | None:
     """Return the Shape in the content of a config.json; None for another kind of model, such as one with experts."""
     try:
-        found, config = dimensions.of(config), config.get("text_config") or config
+        whole, found, config = config, dimensions.of(config), config.get("text_config") or config
         hidden, heads = found.hidden, found.heads
         kv_heads = config.get("num_key_value_heads") or heads
-        head = config.get("head_dim") or hidden // heads
+        head = config.get("head_dim") or config.get("d_kv") or hidden // heads
         # GPT-2 and its like have MLPs of four times the width unless they say otherwise
         sizes = found.layers, hidden, found.inner or WIDER * hidden, heads, kv_heads, head
         vocabulary, kind = config["vocab_size"], config["model_type"]
@@ -156,7 +169,13 @@ def shape_in(config: Record) -> Shape | None:
     if config.get("attention_bias"):
         biases = head * (heads + 2 * kv_heads) + hidden
     norms = 2 * hidden + (2 * head if kind == "qwen3" else 0)  # Qwen3 also normalizes queries and keys
-    return Shape(*sizes, vocabulary, bool(config.get("tie_word_embeddings")), biases, norms)
+    tied = whole.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if not whole.get("is_encoder_decoder"):
+        return Shape(*sizes, vocabulary, bool(tied), biases, norms, others=dimensions.vision_parameters(whole))
+    decoder = config.get("num_decoder_layers") or config.get("decoder_layers") or found.layers
+    crossing = decoder * 4 * hidden * heads * head
+    sizes = found.layers + decoder, *sizes[1:]
+    return Shape(*sizes, vocabulary, tied is not False, biases, norms, others=crossing)
 
 
 @functools.cache
@@ -208,6 +227,7 @@ def _adapted(shape: Shape, lora: LoraSettings) -> list[tuple[int, int]]:
         "down_proj": (shape.inner, shape.hidden),
     }
     groups = {"attention": list(widths)[:4], "mlp": list(widths)[4:], "all-linear": list(widths)}
+    groups |= {other: [name] for other, name in OTHER_NAMES.items()}
     wanted = lora.target_modules
     names = [part for name in ([wanted] if isinstance(wanted, str) else wanted) for part in groups.get(name, [name])]
     return [widths[name] for name in dict.fromkeys(names) if name in widths]

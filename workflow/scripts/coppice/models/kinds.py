@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .readers import Reader
     from .rows import Row
-    from .towers import Anatomy, Tower
+    from .towers import Anatomy, Batch, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
 
@@ -34,7 +34,12 @@ Inputs = dict[str, Any]
 
 # name -> the module of this package that defines the kind, as `KIND`. A model is of the first kind that fits its
 # configuration. causal-lm fits every configuration, so it comes last.
-KINDS = {"image-text": "image_text", "seq2seq": "seq2seq", "causal-lm": "causal_lm"}
+KINDS = {
+    "dual-encoder": "dual_encoder",
+    "image-text": "image_text",
+    "seq2seq": "seq2seq",
+    "causal-lm": "causal_lm",
+}
 
 
 @dataclass(frozen=True)
@@ -189,14 +194,19 @@ class ModelKind(ABC):
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
         task_type: peft's task type.
         prunable: the values of `model_type` in a configuration whose towers it knows.
+        prunes_together: whether a grid point that names no tower prunes all of them, each by the point's share. If not,
+            it prunes the first.
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
+        tower_names: the towers that `finetune.lora.towers` may name, which need not be prunable.
+        frozen_towers: those of them that are not trained unless `finetune.lora.towers` names them.
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
+        coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
+            `gathers` and `example_losses` (see `contrastive.Engine`).
         prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
             variant of a model (base or instruct) decides which is the default; otherwise it is the first.
-        tower_names: the towers that `finetune.lora.towers` may name.
         pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
     """
 
@@ -205,12 +215,15 @@ class ModelKind(ABC):
     row_kinds: tuple[str, ...]
     task_type: str
     prunable: tuple[str, ...]
+    prunes_together: bool = False
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
+    tower_names: tuple[str, ...] = ("text",)
+    frozen_towers: tuple[str, ...] = ()
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
+    coupled: bool = False
     prompts: tuple[str, ...] = ("alpaca", "chat", "none")
-    tower_names: tuple[str, ...] = ("text",)
     pruned_towers: tuple[str, ...] = ("text",)
 
     @abstractmethod
@@ -246,6 +259,10 @@ class ModelKind(ABC):
     def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
         """Return those of a model's linear layers, given by their dotted names, that an adapter can take."""
         return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower, of `tower_names`, in which a module of a plain model lies. layer: its dotted name."""
+        return self.tower_names[0]
 
     @abstractmethod
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
@@ -329,6 +346,13 @@ class ModelKind(ABC):
         Only kinds that the evaluators `retrieval` and `classification` apply to have it.
         """
         raise NotImplementedError(f"{self.noun} has no embeddings")
+
+    def calibration(self, examples: Sequence[Example]) -> list[Batch]:
+        """Return examples as calibration batches of the towers, without padding.
+
+        Only kinds have it that are calibrated on the rows that they learn from, and not on running text.
+        """
+        raise NotImplementedError(f"{self.noun} is calibrated on text")
 
     # Checks by fixed inputs
 

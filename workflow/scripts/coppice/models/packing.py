@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 import torch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("coppice.finetuning")
 
+Member = TypeVar("Member")
 CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
 
 
@@ -165,13 +166,19 @@ def count_targets(examples: Iterable[Example]) -> int:
     return sum(label != IGNORED for example in examples for label in example["labels"][1:])
 
 
-def by_length(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
-    """Yield the examples in order of length, in groups of at most `limit` tokens, padding included."""
-    group = []
-    for example in sorted(examples, key=lambda example: len(example["input_ids"])):
-        # the newest example is the longest, so all others of its group are padded to it
-        if group and (len(group) + 1) * len(example["input_ids"]) > limit:
+def _tokens(example: Example) -> int:
+    return len(example["input_ids"])
+
+
+def by_length(
+    members: Iterable[Member], limit: int, length: Callable[[Member], int] = _tokens
+) -> Iterator[list[Member]]:
+    """Yield the members in order of length, in groups of at most `limit` tokens, padding included."""
+    group: list[Member] = []
+    for member in sorted(members, key=length):
+        # the newest member is the longest, so all others of its group are padded to it
+        if group and (len(group) + 1) * length(member) > limit:
             yield group
             group = []
-        group.append(example)
+        group.append(member)
     yield group

@@ -86,7 +86,8 @@ def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path:
     More rows than tokens are normal. A special token without a row is accepted, because hardly any text contains it; if
     it is the padding token, the tokenizer pads with its end-of-sequence token instead.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    text = getattr(model, "text_model", model)  # only its text encoder can say what a CLIP's embeddings are
+    rows = text.get_input_embeddings().weight.shape[0]
     check_rows(tokenizer, rows, path)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token

@@ -45,17 +45,21 @@ def _changed(entry: StudyDataset, digests: Mapping[str, str]) -> bool:
     return any(digests.get(file.name) != fingerprints.file_digest(file) for file in files)
 
 
-def made_from(pruning: PathLike, recipe: Record, rows: str) -> bool:
-    """Return whether a candidate was pruned by this recipe with these train rows.
+def made_from(points: Mapping[PathLike, Record], recipe: Record, rows: str | None) -> bool:
+    """Return whether candidates were pruned by this recipe with these train rows.
 
     The recipe is compared because Snakemake compares no parameters of a job if an earlier job of the run makes only
     `ancient` inputs of it: with an ancient input, a new setting would go unnoticed.
 
     Args:
-        pruning: path of its `pruning.json`.
-        recipe: {source, point, calibration, seed}; of `source` some keys are enough.
-        rows: the fingerprint of the train rows.
+        points: path of a candidate's `pruning.json` -> its point of the grid.
+        recipe: {source, calibration, seed}, which they share; of `source` some keys are enough.
+        rows: what `train_rows` returned.
     """
+    return rows is not None and all(_made_from(path, recipe | {"point": point}, rows) for path, point in points.items())
+
+
+def _made_from(pruning: PathLike, recipe: Record, rows: str) -> bool:
     try:
         facts = records.read(pruning)
         made = dict(facts["recipe"])

@@ -18,6 +18,7 @@ from coppice.core.aliases import Record
 from coppice.miniature import tiny_models
 from coppice.models import estimates
 from coppice.stages import recover
+from coppice.stages.evaluate import latency
 from coppice.study import layout
 from coppice.study.settings import arms
 from coppice.study.settings.sections.evaluate import Evaluate
@@ -38,20 +39,28 @@ LATE, EXTRA = 2, 20  # a time limit is LATE times the estimate plus EXTRA minute
 # Tokens of the seven tasks' official evaluation splits (choices of an item share its context) and of two texts under
 # one protocol
 TASKS, TASK_TOKENS, TEXTS, TEXT_TOKENS, ITEM_TOKENS = 7, 1_950_000, 2, 450_000, 200
+ANSWERED_ROWS, GENERATED = 5_000, 4  # rows of a data set to answer, and the cost of a generated token in read ones
+PICTURES, PICTURE_TOKENS = 5_000, 300  # of a data set of images, and tokens of an image with its text
 SHOTS = 4  # solved examples that double the length of an item
 WITHOUT_SHARING = 3  # factor on the tokens for the engine lm-eval, which repeats the context for each choice
 TRAINED_ROWS, ROW_TOKENS = 51_760, 150  # rows of alpaca-cleaned, and tokens per row
+READ = 10**9  # bytes of weights that a job loads per second if it loads models again and again
+STAGE = {"score": "evaluate", "latency": "evaluate"}  # job -> the stage whose resources it requests, if it is another
 SHORT = 512  # a `cutoff_len` above this means long rows; half of it is then assumed as their length
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a job uses: peak bytes of the machine's memory and of each GPU's, bytes written to disk, operations."""
+    """What a job uses: peak bytes of the machine's memory and of each GPU's, bytes written to disk, operations.
+
+    read: bytes of weights that it loads after those that it loads first
+    """
 
     host: int
     gpu: int
     disk: int
     operations: float
+    read: int = 0
 
 
 class Sizes:
@@ -119,6 +128,7 @@ class Sizes:
         every = study.candidates(model)
         points = [every[candidate]] if candidate else list(every.values())
         whole = shape.parameters * estimates.width_of(loaded["dtype"], self.machine("prune", on_gpu))
+        read = 0
         if stage == "prune":
             peak = estimates.prune(shape, loaded, points, calibration.model_dump(), self.machine("prune", on_gpu))
             disk = sum(kept(point) for point in points) * whole
@@ -132,11 +142,16 @@ class Sizes:
             disk = TRAINED_BYTES * memory.parameters
             disk += whole if settings.merge else 0
             operations = recovery.operations(shape.parameters) * trained_tokens(settings)
+        elif stage == "latency":
+            peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
+            cost, turns = study.evaluate_of(model).cost, latency.ROUNDS * (1 + len(study.configs))
+            tokens = turns * sum(cost.batch_sizes) * (cost.prompt_tokens + cost.new_tokens)
+            disk, operations, read = 0, 2 * tokens * shape.parameters, (turns - 1) * whole
         else:
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
             tokens = evaluated_tokens(study.evaluate_of(model)) * (len(points) if stage == "score" else 1)
             disk, operations = 0, 2 * tokens * shape.parameters
-        return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations)
+        return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations, int(read))
 
     def fetched(self, model: str) -> int:
         """Return the bytes of a hub model on disk: two a parameter, the precision in which most are published."""
@@ -145,11 +160,11 @@ class Sizes:
 
     def seconds(self, stage: str, need: Need, on_gpu: bool, rate: float | None = None) -> float:
         """Return the seconds that a job takes. rate: operations per second and GPU; default: the slowest assumed."""
-        machine = self.machine(stage, on_gpu)
+        machine, start = self.machine(stage, on_gpu), START + need.read / READ
         if not machine.gpus:
-            return START + need.operations / (SLOWEST["thread"] * machine.threads)
+            return start + need.operations / (SLOWEST["thread"] * machine.threads)
         # Evaluation and pruning compute on one of their GPUs at a time; only training uses all of them at once
-        return START + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
+        return start + need.operations / ((rate or SLOWEST["gpu"]) * (machine.gpus if stage == "finetune" else 1))
 
     def arm(self, ablation: str, name: str, on_gpu: bool) -> Need:
         """Return the Need of an ablation's arm. An arm of a later stage is estimated as if it belonged to the first."""
@@ -185,7 +200,7 @@ class Sizes:
         """Return {mem_mb, gpu_mem_mb, disk_mb, runtime} that a job requests; runtime is in minutes.
 
         Args:
-            job: prune, score, evaluate or finetune.
+            job: prune, score, evaluate, latency or finetune.
             model: name of the model.
             attempt: counted from 1; later attempts request more.
             on_gpu: whether the job has GPUs.
@@ -193,7 +208,7 @@ class Sizes:
             largest: MB of the largest GPU if it is known; no estimate exceeds it.
         """
         need = self.need(job, model, on_gpu, candidate)
-        return self.granted("evaluate" if job == "score" else job, need, attempt, on_gpu, largest)
+        return self.granted(STAGE.get(job, job), need, attempt, on_gpu, largest)
 
     def granted(
         self, stage: str, need: Need, attempt: int = 1, on_gpu: bool = True, largest: int | None = None
@@ -260,4 +275,14 @@ def evaluated_tokens(settings: Evaluate) -> float:
     if asked.limit is not None:
         items = min(items, asked.limit * ITEM_TOKENS * len(asked.tasks))
     items *= 1 + (asked.num_fewshot or 0) / SHOTS
-    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1)
+    return texts + items * (WITHOUT_SHARING if settings.engine == "lm-eval" else 1) + _other_tokens(settings)
+
+
+def _other_tokens(settings: Evaluate) -> float:
+    """Estimate the tokens of answers and of images. settings: the section `evaluate`."""
+    answers = settings.answers
+    row = ITEM_TOKENS + GENERATED * answers.beams * answers.new_tokens
+    tokens = len(answers.datasets) * (answers.limit or ANSWERED_ROWS) * row
+    for pictured in (settings.retrieval, settings.classification):
+        tokens += len(pictured.datasets) * (pictured.limit or PICTURES) * PICTURE_TOKENS
+    return tokens

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from coppice.study.settings import Study
 
 GB = 10**9
-JOBS = {"prune": "prune", "score": "score", "finetune": "finetune"}  # the jobs of all other stages are evaluations
-STAGE = {"score": "evaluate"}  # scoring jobs request what evaluation jobs do
+JOBS = {
+    name: name for name in ("prune", "score", "latency", "finetune")
+}  # the jobs of all other stages are evaluations
 
 
 @dataclass
@@ -75,7 +76,7 @@ def plan(study: Study, tflops: float, on_gpu: bool = True) -> Plan:
         on_gpu: whether the jobs have GPUs; if not, `tflops` is ignored.
     """
     sizes = job_resources.Sizes(study)
-    stages = {name: Stage(name) for name in ("prune", "score", "dense", "pruned", "finetune", "finetuned")}
+    stages = {name: Stage(name) for name in ("prune", "score", "dense", "pruned", "latency", "finetune", "finetuned")}
     disk = dict.fromkeys(("dense models", "candidates, all", "candidates, chosen", "adapters and checkpoints"), 0)
     for model in study.active_models():
         has_size = sizes.shape(model) is not None
@@ -114,6 +115,7 @@ def _jobs(study: Study, model: str) -> dict[str, int]:
         "score": min(made, scored),
         "dense": 1,
         "pruned": configs,
+        "latency": int(study.evaluate_of(model).cost.enabled),
         "finetune": configs * seeds,
         "finetuned": configs * seeds,
     }
@@ -129,7 +131,7 @@ def _add(
 ) -> None:
     """Add `count` jobs of a model to a stage."""
     job = JOBS.get(stage.name, "evaluate")
-    kind = STAGE.get(job, job)
+    kind = job_resources.STAGE.get(job, job)
     candidates = [None] if study.shares_candidate_jobs() else list(study.candidates(model))
     for candidate in candidates if job in ("prune", "score") else [None]:
         seconds = sizes.seconds(kind, sizes.need(job, model, on_gpu, candidate), on_gpu, tflops * 10**12)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice import data, models
@@ -22,7 +22,7 @@ from coppice.models.kinds import Decoding
 from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
-from . import generation, guards, perplexity, programs, row_answers, zero_shot
+from . import classification, generation, guards, perplexity, programs, retrieval, row_answers, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
@@ -211,24 +211,21 @@ class _Evaluation:
             results, self.samples[name] = row_answers.scored(rows, measured["row_kind"], wanted.metrics)
             if measured["row_kind"] == programs.ROWS and wanted.programs.run:
                 results |= self._run_programs(name, facts)
-            for section, result in results.items():
-                how = {} if section == "answer_ppl" else {"decoding": facts["decoding"]}
-                found.setdefault(section, {})[name] = result | how
-                logger.info("%s: %s %.4f over %d rows", name, section, result["value"], result["n"])
+            how = {"decoding": facts["decoding"]}
+            decoded = {key: one if key == "answer_ppl" else one | how for key, one in results.items()}
+            _collect(found, name, decoded)
         return found
 
     def _answer_facts(self, name: str, decoding: Decoding) -> Record:
         """Return what decides the answers to the rows of a data set. The metrics are computed from the answers."""
-        self.used[name] = rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
-        asked = {"rows": rows, "role": self.purpose, "limit": self.settings.answers.limit, "form": self.prompt}
+        asked = self._row_facts(name) | {"limit": self.settings.answers.limit, "form": self.prompt}
         count = self.settings.answers.programs.samples
         asked |= {"count": count} if count > 1 else {}
         return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
 
     def _answer(self, name: str, decoding: Decoding) -> Computed:
-        subject, accepted = self.subject, models.kind_of(self.subject.source).row_kinds
-        rows = RowSource(name, self.datasets[name], self.purpose, self.prompt, subject.reader, accepted)
-        wanted = self.settings.answers
+        subject, wanted = self.subject, self.settings.answers
+        rows = self._rows(name, models.kind_of(subject.source).row_kinds)
         count = wanted.programs.samples
         return row_answers.measure(subject.model, subject.reader, rows, decoding, wanted.limit, count)
 
@@ -249,13 +246,57 @@ class _Evaluation:
         ]
         return {"pass_at_1": result | how}
 
+    def retrieval(self) -> Record:
+        """Return section -> data set -> recall in both directions, with samples for each."""
+        limit, found = self.settings.retrieval.limit, {}
+        for name in self.settings.retrieval.datasets:
+            facts = self._row_facts(name) | {"limit": limit, "protocol": retrieval.PROTOCOL}
+
+            def ask(name: str = name) -> Computed:
+                source = self._rows(name, retrieval.ROWS)
+                return retrieval.measure(self.subject.model, self.subject.reader, source, limit)
+
+            sections, samples = retrieval.results(*self.parts.part("retrieval", name, facts, ask))
+            self.samples |= {f"{name}.{direction}": rows for direction, rows in samples.items()}
+            _collect(found, name, sections)
+        return found
+
+    def classification(self) -> Record:
+        """Return section -> data set -> accuracy of zero-shot classification, with samples for each."""
+        wanted, found = classification.resolved(self.settings.classification), {}
+        for name in wanted.datasets:
+            facts = self._row_facts(name) | wanted.model_dump() | {"protocol": classification.PROTOCOL}
+
+            def ask(name: str = name) -> Computed:
+                source = self._rows(name, classification.ROWS)
+                return classification.measure(self.subject.model, self.subject.reader, source, wanted)
+
+            measured = self.parts.part("classification", name, facts, ask)
+            sections, self.samples[name] = classification.results(*measured, wanted)
+            _collect(found, name, sections)
+        return found
+
+    def _row_facts(self, name: str) -> Record:
+        """Return which rows of a data set are used."""
+        self.used[name] = rows = data.facts(self.datasets[name], self.purpose)["fingerprint"]
+        return {"rows": rows, "role": self.purpose}
+
+    def _rows(self, name: str, accepted: Sequence[str]) -> RowSource:
+        return RowSource(name, self.datasets[name], self.purpose, self.prompt, self.subject.reader, accepted)
+
     def merge(self) -> Record:
         """Return how far merging the adapter moves the outputs. It changes the weights, so only cost comes later."""
         subject = self.subject
         if subject.adapter is None:
             return {"merge_drift": None, "masked_merge": None}
         drift, _ = self.parts.part("merge", "adapter", self._merging(), lambda: (subject.merge(), None))
-        masked = subject.keeps_zeros and sparsity.is_sparse(self.sizes["sparsity"]) and "unsupported" not in drift
+        by_perplexity = "perplexity" in models.kind_of(subject.source).evaluators
+        masked = (
+            by_perplexity
+            and subject.keeps_zeros
+            and sparsity.is_sparse(self.sizes["sparsity"])
+            and "unsupported" not in drift
+        )
         return {"merge_drift": drift, "masked_merge": self._masked_merge() if masked else None}
 
     def _merging(self) -> dict[str, str]:
@@ -297,9 +338,18 @@ EVALUATORS = {
     "zero_shot": _Evaluation.zero_shot,
     "generation": _Evaluation.generation,
     "answers": _Evaluation.answers,
+    "retrieval": _Evaluation.retrieval,
+    "classification": _Evaluation.classification,
     "merge": _Evaluation.merge,
     "cost": _Evaluation.cost,
 }
+
+
+def _collect(found: dict[str, dict[str, Record]], name: str, sections: Mapping[str, Record]) -> None:
+    """Add the results of a data set to those of others: section -> data set -> result."""
+    for section, result in sections.items():
+        found.setdefault(section, {})[name] = result
+        logger.info("%s: %s %.4f over %d rows", name, section, result["value"], result["n"])
 
 
 def _without_losses(texts: Mapping[str, Record]) -> dict[str, Record]:

@@ -24,9 +24,12 @@ from .training_request import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
     from coppice.models.kinds import LoadedModel
+
+    Rates = dict[float, list[nn.Parameter]]  # learning rate -> the parameters that have it
 
 Model = TypeVar("Model", bound="LoadedModel")  # the class of a prepared model
 Before = TypeVar("Before")  # what `check_acts` and `save` need to know about the untrained model
@@ -81,6 +84,10 @@ class Trained(ABC, Generic[Model, Before]):
     def counts(self, model: Model) -> tuple[int, int]:
         """Return (trainable parameters, all parameters) of a prepared model; a tied one counts once."""
         return sum(p.numel() for p in model.parameters() if p.requires_grad), models.parameters(model)
+
+    def rates(self, model: Model, kind: ModelKind, settings: TrainingSettings) -> Rates:
+        """Return learning rate -> trained parameters, for those that have another one than `finetune.learning_rate`."""
+        return {}
 
     @abstractmethod
     def check_room(self, trainable: int) -> None:

@@ -41,7 +41,8 @@ class Learner:
     """A model that is ready to be trained.
 
     kind: the kind of the model; recovery: what is done with it; settings: those of the job, with the training length
-    worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters;
+    worked out; sharded: whether the processes share the frozen weights; counts: {trainable, all, base}_parameters and
+    more about them;
     zeros: those of the checkpoint, as from `sparsity.measure`.
     """
 
@@ -50,5 +51,5 @@ class Learner:
     recovery: Recovery
     settings: TrainingSettings
     sharded: bool
-    counts: dict[str, float]
+    counts: Record
     zeros: Record | None = None

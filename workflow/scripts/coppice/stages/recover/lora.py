@@ -14,7 +14,7 @@ from coppice.models import adapters, estimates
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings.sections.finetune import Lora as Adapter
 
-from . import base
+from . import base, tower_adapters
 from .activations import checkpoints_activations
 from .training_request import TrainingSettings
 
@@ -58,6 +58,13 @@ class Lora(base.Trained["PeftModel", Path | None]):
             # With frozen embeddings the inputs of the first checkpointed block need no gradient, and without this
             # reentrant checkpointing would cut the gradient off there.
             model.enable_input_require_grads()
+        if tower_adapters.trained_whole(settings.lora):
+            if source.quantize:
+                raise SettingsError(
+                    "finetune.lora.towers: a tower is full, but the weights of a quantized model cannot be trained. "
+                    "Leave out models.X.quantize."
+                )
+            model = model.float()  # half precision would round small updates of these weights away
         model = _with_adapter(model, kind, settings.lora)
         _sort_sets(model.peft_config["default"])
         if settings.lora.init == "eva":
@@ -74,6 +81,10 @@ class Lora(base.Trained["PeftModel", Path | None]):
         """Return (trainable parameters, all parameters), both with those of the adapter."""
         return model.get_nb_trainable_parameters()  # knows the size of quantized weights, which are packed
 
+    def rates(self, model: PeftModel, kind: ModelKind, settings: TrainingSettings) -> base.Rates:
+        """Return the learning rates of towers that have their own."""
+        return tower_adapters.rates(model, kind, settings.lora)
+
     def check_room(self, trainable: int) -> None:
         """Accept any number: the memory of an adapter is small beside that of a batch, which is cut to what fits."""
 
@@ -82,7 +93,8 @@ class Lora(base.Trained["PeftModel", Path | None]):
         lora = settings.lora
         # the input of each adapted layer after dropout and the dropout mask, both in float32, the adapter's dtype
         kept = 4 * (2 if lora.dropout else 1) * estimates.adapted_inputs(shape, lora)
-        return estimates.TrainingMemory(estimates.adapter_parameters(shape, lora), frozen=True, kept_bytes=kept)
+        trained = shape.parameters if tower_adapters.trained_whole(lora) else estimates.adapter_parameters(shape, lora)
+        return estimates.TrainingMemory(trained, frozen=True, kept_bytes=kept)
 
     def before_training(
         self, model: PeftModel, kind: ModelKind, example: Example, settings: TrainingSettings, output: Path
@@ -144,8 +156,9 @@ def _with_adapter(model: nn.Module, kind: ModelKind, settings: Adapter) -> PeftM
     """Return the model with a new adapter; settings: the section `finetune.lora`, with its preset resolved."""
     from peft import get_peft_model
 
+    planned = tower_adapters.plan(model, kind, settings)
     try:
-        return get_peft_model(model, lora_config(model, kind, settings))
+        found = get_peft_model(model, lora_config(model, kind, settings, planned))
     except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
         if settings.dropout and "lora_dropout" in str(error):
             raise SettingsError(
@@ -153,71 +166,26 @@ def _with_adapter(model: nn.Module, kind: ModelKind, settings: Adapter) -> PeftM
                 "adapter on such a tensor. Set it to 0, or set finetune.lora.target_modules to attention."
             ) from error
         raise SettingsError(f"finetune.lora: peft rejects these settings: {error}") from error
-
-
-def linear_layers(model: nn.Module) -> list[str]:
-    """Return the dotted names of the linear layers of `model`, without the output layer.
-
-    Those of GPT-2 are `Conv1D`, which stores its weight transposed.
-    """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
-
-
-def target_modules(model: PreTrainedModel, kind: ModelKind, wanted: str | Sequence[str]) -> str | list[str]:
-    """Return `target_modules` as peft takes them: "all-linear", or module names that exist in `model`.
-
-    wanted: "all-linear", a group that the kind of the model names (`attention`, `mlp`), a module name, or a list of
-        groups and names.
-    """
-    every = linear_layers(model)
-    able = kind.adaptable(model, every)
-    if wanted == "all-linear":
-        return wanted if able == every else able
-    found: dict[str, None] = {}
-    for name in [wanted] if isinstance(wanted, str) else wanted:
-        words = kind.adapter_groups.get(name)
-        chosen = [layer for layer in able if (_lies_in(layer, words) if words else matches(layer, name))]
-        if not chosen:
-            available = sorted({layer.rsplit(".", 1)[-1] for layer in able})
-            raise SettingsError(
-                f"finetune.lora.target_modules: '{name}' matches no linear layer of a {type(model).__name__} that an "
-                f"adapter can take. Set it to all-linear, or choose from {', '.join(available)}."
-            )
-        found |= dict.fromkeys(_short_names(chosen, every, name))
-    return list(found)
-
-
-def _lies_in(layer: str, words: Sequence[str]) -> bool:
-    """Return whether a layer lies in a group. The layer that chooses among experts is no part of an MLP."""
-    *_, last = path = layer.split(".")
-    return any(word in part for part in path for word in words) and not last.endswith(("gate", "router"))
-
-
-def _short_names(chosen: Sequence[str], every: Sequence[str], wanted: str) -> list[str]:
-    """Return names by which peft finds exactly the `chosen` of all layers: `wanted` itself, or the shortest ones."""
-    inside, found = set(chosen), []
-    for layer in chosen:
-        parts = layer.split(".")
-        names = [wanted, parts[-1], ".".join(parts[-2:]), layer]
-        found.append(next(n for n in names if matches(layer, n) and all(o in inside for o in every if matches(o, n))))
+    planned.check(found)
     return found
 
 
-def matches(layer: str, name: str) -> bool:
-    """Return whether the dotted name `layer` is `name` or ends with it, as peft matches names."""
-    return layer == name or layer.endswith(f".{name}")
+def lora_config(
+    model: PreTrainedModel, kind: ModelKind, settings: Adapter, planned: tower_adapters.Plan | None = None
+) -> LoraConfig:
+    """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved.
 
-
-def lora_config(model: PreTrainedModel, kind: ModelKind, settings: Adapter) -> LoraConfig:
-    """Return peft's configuration for `model`; settings: the section `finetune.lora`, with its preset resolved."""
+    planned: what the adapter trains, if it is known already.
+    """
     from peft import EvaConfig, LoftQConfig, LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    init = settings.init
+    init, planned = settings.init, planned or tower_adapters.plan(model, kind, settings)
+    if planned.patterns and settings.use_rslora and init.startswith(MUTATING):
+        raise SettingsError(
+            f"finetune.lora.init: {init} with use_rslora and towers of different ranks cannot be saved as plain LoRA. "
+            "Set use_rslora to false, or init to default."
+        )
     more = {}
     if any(isinstance(module, Conv1D) for module in model.modules()):
         more["fan_in_fan_out"] = True
@@ -230,11 +198,11 @@ def lora_config(model: PreTrainedModel, kind: ModelKind, settings: Adapter) -> L
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=target_modules(model, kind, settings.target_modules),
         bias=settings.bias,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=True if init == "default" else init,
+        **planned.options(),
         **more,
     )
 

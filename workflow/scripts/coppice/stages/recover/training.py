@@ -23,7 +23,7 @@ from coppice.models import chat_clock, sparsity
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
-from . import examples, model_card, zeros
+from . import examples, model_card, tower_adapters, zeros
 from .engine import checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
@@ -150,8 +150,10 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
             f"finetune: {trainable} parameters are trainable, but the configuration implies {job.request.expected}. "
             "Check target_modules and bias under finetune.lora."
         )
-    counts: dict[str, float] = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
+    counts: Record = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
+    if len(kind.tower_names) > 1:
+        counts["trainable_by_tower"] = tower_adapters.trainable(model, kind)
     return Learner(model, kind, recovery, settings, sharded, counts, start)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 from coppice.core.aliases import Record
@@ -18,7 +19,7 @@ from .sections import Config
 from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
 from .sections.evaluate import Evaluate
 from .sections.finetune import Finetune
-from .sources import absolute, check_held_out, check_name, check_paths
+from .sources import absolute, check_held_out, check_name, check_paths, local_config
 
 STEPS: Final = "max_steps"
 TOKENS: Final = "tokens"
@@ -66,18 +67,23 @@ def resolve(
         check_name(name, "config key ablations")
         if not _in_study(key, entry.start, config, criteria, notices):
             continue
-        found[name] = _ablation(key, entry, config.seed, _sections_of(entry.start, sections), workdir, notices)
+        own = _sections_of(key, entry.start, sections, workdir)
+        found[name] = _ablation(key, entry, config.seed, own, workdir, notices)
     return found
 
 
-def _sections_of(start: Start, sections: Sections) -> Sections:
+def _sections_of(key: str, start: Start, sections: Sections, workdir: str) -> Sections:
     """Return the sections of the model that an ablation starts from; of a checkpoint, those that apply to its kind."""
     if start.model is not None:
         return Sections(sections.finetune_of[start.model], sections.evaluate_of[start.model])
-    configuration = Path(start.checkpoint or "", "config.json").expanduser()
-    if not configuration.is_file():
+    folder = absolute(start.checkpoint or "", workdir)
+    if not Path(folder, "config.json").is_file():
         return sections
-    kind = kinds.of_checkpoint(configuration.parent)
+    kind = kinds.of(
+        SimpleNamespace(
+            **local_config(folder, start.checkpoint or "", f"{key.removeprefix('config key ')}.start.checkpoint")
+        )
+    )
     return Sections(sections.finetune, own_sections.applicable(sections.evaluate, kind))
 
 

@@ -131,7 +131,7 @@ def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> 
         family, kind = miniature.family, miniature.kind
         _check_miniature(key, entry, miniature)
     elif source.kind == "local":
-        content = _local_config(source.path, entry.base, f"{key}.base")
+        content = local_config(source.path, entry.base, f"{key}.base")
         model_type = content.get("model_type")
         kind = _local_kind(content, key, entry)
         family = _family_of(model_type or "") or model_type
@@ -179,8 +179,14 @@ def _family_of(text: str) -> str | None:
     return next((family for family in registry.FAMILIES if family in text.lower()), None)
 
 
-def _local_config(folder: str, base: str, key: str) -> Record:
-    """Return the content of the checkpoint's config.json. Raises SettingsError if `folder` is not a checkpoint."""
+def local_config(folder: str, base: str, key: str) -> Record:
+    """Return the content of the checkpoint's config.json. Raises SettingsError if `folder` is not a checkpoint.
+
+    Args:
+        folder: an absolute path.
+        base: the folder as the user gave it.
+        key: the configuration key, for messages.
+    """
     file = Path(folder, "config.json")
     if not os.path.isdir(folder):
         raise SettingsError(f"config key {key}: there is no folder {base} (looked at {folder})")

@@ -5,13 +5,14 @@ token limit nor the number of processes changes which examples a step is trained
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
 
 from coppice.models.kinds import Example
 
+VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batches together
 ORDERS = 1_000_003  # seed * ORDERS + epoch: seed 1, epoch 0 must not repeat the order of seed 0, epoch 1
 
 
@@ -51,3 +52,9 @@ class StepLoader(DataLoader):
 def together(examples: list[Example]) -> dict[str, list[Example]]:
     """Return a batch for Trainer: the examples as they are, because the engine pads and arranges them later."""
     return {"examples": examples}
+
+
+def blocks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Yield validation examples, `VALIDATION_ROWS` at a time."""
+    for start in range(0, len(examples), VALIDATION_ROWS):
+        yield examples[start : start + VALIDATION_ROWS]

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,18 +25,17 @@ from coppice import models
 from coppice.core import records
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
+from coppice.models import random_states
 from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
 from ..base import Diverged, Recovery
 from ..job import Job, Learner
 from . import checkpoints, duration, memory, processes, progress, sharding
-from .loader import StepLoader, StepSampler, together
+from .loader import StepLoader, StepSampler, blocks, together
 from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
 
 logger = logging.getLogger("coppice.finetuning")
-
-VALIDATION_ROWS = 256  # validation examples that are arranged into micro-batches together
 
 
 def build(
@@ -119,6 +118,8 @@ class StepTrainer(Trainer):
         """Build a trainer; `options` are the arguments of `transformers.Trainer`."""
         self.kind, self.recovery, self.engine, self.batch_size = kind, recovery, engine, batch_size
         super().__init__(**options)
+        if kind.coupled:
+            engine.gathers = self.args.world_size > 1
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set up accelerate as Trainer does, but leave the model unwrapped."""
@@ -160,8 +161,7 @@ class StepTrainer(Trainer):
         examples = inputs["examples"]
         # The loss normalizer: the targets of the whole step, in all processes. A mean per micro-batch would weight a
         # target by how few others share its micro-batch. (`num_items_in_batch` is None: Trainer finds no labels.)
-        targets = self.kind.targets(examples)
-        loss = self._gradients(model, examples, targets)
+        loss = self._gradients(model, examples, targets=self.kind.targets(examples))
         if self.args.world_size > 1:
             loss = processes.sum_gradients(model, loss)
         self._check_finite(loss, examples)  # before the optimizer's step, so that no NaN gets into the weights
@@ -173,7 +173,7 @@ class StepTrainer(Trainer):
         """Run the backward passes of this process; if memory runs out, repeat them with half the token limit."""
         while True:
             # a repeated step starts from the same random state as if the lower limit had been set from the beginning
-            before = memory.random_state()
+            before = random_states.current()
             try:
                 return self._backward(examples, targets)
             except RuntimeError as error:
@@ -182,12 +182,12 @@ class StepTrainer(Trainer):
             # Outside of `except`, because the traceback of the error keeps the tensors alive that did not fit.
             self._halve(examples)
             model.zero_grad()  # drop the gradients of the micro-batches that did fit
-            memory.set_random_state(before)
+            random_states.restore(before)
 
     def _halve(self, examples: list[Example]) -> None:
         """Halve the token limit for the rest of the training; raise an error if that cannot help."""
-        # Sharded processes gather weights together, so one cannot repeat a step alone: all must start again.
-        if self.sharded:
+        # Processes that gather weights or embeddings together cannot repeat a step alone: all must start again.
+        if self.sharded or (self.kind.coupled and self.args.world_size > 1):
             raise sharding.OutOfMemory(f"out of memory at step {self.state.global_step + 1}")
         longest = max(map(self.kind.length, examples))
         if self.engine.token_limit < longest:  # the longest example ran alone already
@@ -216,18 +216,19 @@ class StepTrainer(Trainer):
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
         return self.recovery.objective.summed_loss(self.engine, micro)
 
-    def _micro_batches(self, examples: list[Example]) -> Iterable[MicroBatch]:
+    def _micro_batches(self, examples: list[Example]) -> list[MicroBatch]:
         """Return the micro-batches of this process's part of the examples."""
         every = examples
         if self.args.world_size > 1:
             # every n-th example in order of length, so that each process has about the same number of tokens
             examples = sorted(examples, key=self.kind.length)
             examples = examples[self.args.process_index :: self.args.world_size]
-        own = self.engine.micro_batches(examples) if examples else []
+        with self.accelerator.autocast():  # an engine may run the model; coupled processes then exchange embeddings
+            own = list(self.engine.micro_batches(examples)) if examples or self.kind.coupled else []
         if not self.sharded:
             return own
         # even a process without examples needs a spare micro-batch, so it is made from the examples of all processes
-        return sharding.level(list(own), spare=next(iter(self.engine.micro_batches(every[:1]))))
+        return sharding.level(own, spare=next(iter(self.engine.micro_batches(every[:1]))))
 
     def _check_finite(self, loss: torch.Tensor, examples: list[Example]) -> None:
         if not math.isfinite(loss.item()):
@@ -265,8 +266,8 @@ class StepTrainer(Trainer):
         self.model.eval()
         # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for start in range(0, len(examples), VALIDATION_ROWS):
-            total += self._summed_loss(examples[start : start + VALIDATION_ROWS])
+        for block in blocks(examples):
+            total += self._summed_loss(block)
         if self.args.world_size > 1:
             distributed.all_reduce(total)
         return total.item() / self.kind.targets(examples)
@@ -335,12 +336,15 @@ class StepTrainer(Trainer):
     def example_losses(self) -> tuple[list[float], list[int]]:
         """Return (losses, target tokens) per validation example, in the order of the data; losses are sums in nats."""
         self.model.eval()
-        losses = []
-        for example in self.eval_dataset:  # one by one, since micro-batches of several give only their sum
-            with self.accelerator.autocast():
-                parts = [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
-            losses.append(math.fsum(parts))
+        with self.accelerator.autocast():
+            if self.kind.coupled:
+                losses = [loss for block in blocks(self.eval_dataset) for loss in self.engine.example_losses(block)]
+            else:  # one by one, since micro-batches of several give only their sum
+                losses = [math.fsum(self._each_loss(example)) for example in self.eval_dataset]
         return losses, [self.kind.targets([example]) for example in self.eval_dataset]
+
+    def _each_loss(self, example: Example) -> list[float]:
+        return [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
 
     def _was_at_its_end(self, checkpoint: Path) -> bool:
         """Return whether nothing is left to train after `checkpoint`."""
