@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_settings import load
 
-from coppice import data
+from coppice import data, models
 from coppice.core.errors import DataError
 from coppice.data import datasets as prepared
+from coppice.models import kinds
 from coppice.stages.prune.candidates import calibration
 from coppice.study.settings import registry
 
@@ -20,7 +21,9 @@ def drawn(tmp_path, tiny_tokenizer):
     def draw(rows, windows="running", samples=50, length=8, context=256, seed=0):
         data.write("mine", {"train": [{"text": row} for row in rows]}, tmp_path)
         asked = {"record": tmp_path / "dataset.json", "dataset": "mine", "samples": samples, "length": length}
-        found, fingerprint = calibration.batches(tiny_tokenizer, asked | {"windows": windows}, context, seed)
+        found, fingerprint = calibration.batches(
+            kinds.named("causal-lm"), models.Reader(tiny_tokenizer), asked | {"windows": windows}, context, seed
+        )
         assert fingerprint == prepared.fingerprint(tmp_path / "dataset.json", "train")
         return torch.cat(found)
 

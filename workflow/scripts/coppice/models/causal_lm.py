@@ -262,6 +262,6 @@ class KeyValueGroups(Part):
 
 
 MLP = Channels("mlp", ("gate_proj", "up_proj", "down_proj"), counted_in="intermediate_size")
-ATTENTION = KeyValueGroups("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj"))
+ATTENTION = KeyValueGroups("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj"), noun="KV groups")
 
 KIND = CausalLM()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .readers import Reader
     from .rows import Row
-    from .towers import Anatomy, Tower
+    from .towers import Anatomy, Batch, Tower
 
     LoadedModel = PreTrainedModel | PeftModel  # without an adapter or with one
 
@@ -191,6 +191,8 @@ class ModelKind(ABC):
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
         task_type: peft's task type.
         prunable: the values of `model_type` in a configuration whose towers it knows.
+        prunes_together: whether a grid point that names no tower prunes all of them, each by the point's share. If not,
+            it prunes the first.
         adapter_groups: what `finetune.lora.target_modules` may name -> words, one of which is part of a name on the
             path of each linear layer that is meant (`attn` is part of `model.layers.0.self_attn.q_proj`).
         tower_names: the towers that `finetune.lora.towers` may name, which need not be prunable.
@@ -210,6 +212,7 @@ class ModelKind(ABC):
     row_kinds: tuple[str, ...]
     task_type: str
     prunable: tuple[str, ...]
+    prunes_together: bool = False
     adapter_groups: Mapping[str, tuple[str, ...]]
     evaluators: tuple[str, ...]
     tower_names: tuple[str, ...] = ("text",)
@@ -340,6 +343,13 @@ class ModelKind(ABC):
         Only kinds that the evaluators `retrieval` and `classification` apply to have it.
         """
         raise NotImplementedError(f"{self.noun} has no embeddings")
+
+    def calibration(self, examples: Sequence[Example]) -> list[Batch]:
+        """Return examples as calibration batches of the towers, without padding.
+
+        Only kinds have it that are calibrated on the rows that they learn from, and not on running text.
+        """
+        raise NotImplementedError(f"{self.noun} is calibrated on text")
 
     # Checks by fixed inputs
 

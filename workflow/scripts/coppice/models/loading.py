@@ -179,9 +179,12 @@ def skeleton(source: Source) -> PreTrainedModel:
         model = kinds.of(config).auto_class().from_config(config, trust_remote_code=remote)
     odd = pruned_shapes.layers_of(source.path, config)
     if odd:
-        from .pruned_shapes import building
+        from .pruned_shapes import building, stack_building
 
-        building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
+        if config.is_encoder_decoder:
+            stack_building.shape(model, odd)
+        else:
+            building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
     return model
 
 
@@ -208,13 +211,14 @@ def _load_odd(
     source: Source, config: PretrainedConfig, odd: Mapping[int, Widths], on: torch.device | str | None
 ) -> PreTrainedModel:
     """Load a model whose layers differ in width."""
-    from .pruned_shapes import building
+    from .pruned_shapes import building, stack_building
 
     if source.quantize:
         raise CheckpointError(
             f"{source.path}: its layers differ in width, so it cannot be quantized. Set models.X.quantize to null."
         )
-    model = building.load(source.path, config, odd, dtype_of(source.dtype))
+    build = stack_building if config.is_encoder_decoder else building
+    model = build.load(source.path, config, odd, dtype_of(source.dtype))
     if not source.device_map:
         return model.to(on or device())
     from accelerate import dispatch_model, infer_auto_device_map

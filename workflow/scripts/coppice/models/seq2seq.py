@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.errors import SettingsError
 
-from . import dimensions, generating
+from . import dimensions, generating, seq2seq_towers
 from .kinds import ModelKind
 from .tokenizing import check_end
 
@@ -40,7 +41,8 @@ class Seq2Seq(ModelKind):
     tower_names = pruned_towers = ("encoder", "decoder")
     row_kinds = ("pair", "caption", "instruction", "completion")
     task_type = "SEQ_2_SEQ_LM"
-    prunable = ()
+    prunable = seq2seq_towers.T5 + seq2seq_towers.BART
+    prunes_together = True
     adapter_groups: Mapping[str, tuple[str, ...]] = {
         "attention": SELF + CROSS,
         "self-attention": SELF,
@@ -65,12 +67,16 @@ class Seq2Seq(ModelKind):
         return dimensions.of(config).context_length or relative
 
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
-        """Return none."""
-        return ()
+        """Return the encoder and the decoder of the architectures in `prunable`."""
+        return seq2seq_towers.anatomies(config)
 
     def towers(self, model: LoadedModel) -> list[Tower]:
-        """Return none."""
-        return []
+        """Return the encoder and the decoder."""
+        return seq2seq_towers.towers(model, self.anatomies(model.config))
+
+    def tower_of(self, layer: str) -> str:
+        """Return the stack; the decoder's has the cross-attention and the output layer."""
+        return "encoder" if "encoder" in layer.split(".") else "decoder"
 
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples {input_ids, labels}: the tokens of the source and those of the target.
@@ -138,6 +144,15 @@ class Seq2Seq(ModelKind):
             return tokenizer.batch_decode(written, skip_special_tokens=True)
 
         return generating.in_batches([len(source) for source in sources], decoding, generate, device)
+
+    def calibration(self, examples: Sequence[Example]) -> list[dict[str, torch.Tensor]]:
+        """Return batches {input_ids, labels} of examples with equal lengths of source and target."""
+        import torch
+
+        keys = ("input_ids", "labels")
+        alike = itertools.groupby(sorted(examples, key=self.sort_key), key=self.sort_key)
+        groups = (list(group) for _, group in alike)
+        return [{key: torch.tensor([example[key] for example in group]) for key in keys} for group in groups]
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return random tokens, for the encoder and for the decoder."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
     from .kinds import LoadedModel
 
+Batch = Any  # calibration data that a tower runs at once: for a decoder alone, token ids [B, T] without padding
+BlockOutput = Any  # what a block returns: the hidden state [B, T, width], or a tuple that begins with it
+
 
 class Coupling(NamedTuple):
-    """A tensor that holds a slice of every structure: structure j is entries j*width ... (j+1)*width-1 along `dim`."""
+    """A tensor that holds a slice of every structure: structure j is entries j*width ... (j+1)*width-1 along `dim`.
+
+    A tensor with `scored` False is cut with the structures, but does not count in their importance.
+    """
 
     owner: nn.Module
     name: str
     dim: int
     width: int
+    scored: bool = True
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -40,11 +47,15 @@ class Part(ABC):
         module: the block's attribute that holds them.
         linears: the names of its linear layers. The last one reads what the others produce.
         counted_in: the module's attribute that stores the number of structures, if there is one.
+        alike: whether the same structures must go in every block.
+        noun: how messages name the structures.
     """
 
     module: str
     linears: tuple[str, ...]
     counted_in: str | None = None
+    alike: bool = False
+    noun: str = "channels"
 
     def module_of(self, block: nn.Module) -> nn.Module:
         """Return the module that holds the structures of a block."""
@@ -67,6 +78,13 @@ class Part(ABC):
                 yield Coupling(linear, "bias", 0, width)
         # The last layer has one column per row of the first one. Its bias belongs to its outputs, which stay.
         yield Coupling(by_columns, "weight", 1, widths[0])
+
+    def resized(self, block: nn.Module, count: int) -> None:
+        """Note in the modules of a block that it has `count` structures, after its tensors were cut."""
+        for linear in self.linears_of(block):
+            linear.out_features, linear.in_features = linear.weight.shape
+        if self.counted_in:
+            setattr(self.module_of(block), self.counted_in, count)
 
     @abstractmethod
     def row_widths(self, module: nn.Module) -> list[int]:
@@ -93,8 +111,11 @@ class Anatomy:
         name: "text", "vision", "encoder" or "decoder".
         config: the configuration that holds the tower's sizes, which may be a part of the model's.
         blocks_key: its key for the number of blocks.
-        parts: "mlp" and "attention" -> the structures in every block.
-        fixed: how many blocks at the beginning cannot be removed, because others need them.
+        parts: "mlp" and "attention" -> the structures in every block. A decoder may also have "cross-attention", which
+            loses as many heads as "attention" does.
+        fixed: how many blocks at the beginning can never be removed.
+        own_sizes: whether the configuration has sizes for this tower alone. If not, a tower that is narrowed by itself
+            has other widths than the configuration says.
     """
 
     name: str
@@ -102,6 +123,7 @@ class Anatomy:
     blocks_key: str
     parts: Mapping[str, Part]
     fixed: int = 0
+    own_sizes: bool = True
 
     @property
     def blocks(self) -> int:
@@ -137,13 +159,36 @@ class Tower(ABC):
         """Remove all blocks but those with the indices `kept`, in the model and in per-layer lists of `config`."""
 
     @abstractmethod
-    def run(self, batch: torch.Tensor) -> None:
-        """Run all blocks on a batch of calibration data, LongTensor [B, T]."""
+    def run(self, batch: Batch) -> None:
+        """Run all blocks on a batch of calibration data."""
 
     @abstractmethod
-    def summed_loss(self, state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    def summed_loss(self, state: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the summed loss of a calibration batch, from the output of the last block."""
 
     @abstractmethod
-    def targets(self, batch: torch.Tensor) -> int:
+    def targets(self, batch: Batch) -> int:
         """Return the number of targets in a calibration batch."""
+
+    def rows(self, batch: Batch) -> list[Batch]:
+        """Return the rows of a calibration batch, each as a batch."""
+        return [row[None] for row in batch]
+
+    def tokens(self, batch: Batch) -> int:
+        """Return the number of tokens that the blocks are run on for a calibration batch."""
+        return batch.numel()
+
+    def problem(self, batch: Batch) -> str:
+        """Return what is wrong with a calibration batch, as a sentence; "" if nothing is."""
+        import torch
+
+        if batch.dim() == 2 and batch.dtype == torch.long and batch.shape[0] >= 1 and batch.shape[1] >= 2:
+            return ""
+        return (
+            f"has dtype {batch.dtype} and shape {list(batch.shape)}. Pass int64 token ids of shape [sequences, tokens] "
+            "with at least 2 tokens"
+        )
+
+    def skipped(self, index: int, state: torch.Tensor, options: Mapping[str, Any]) -> BlockOutput:
+        """Return what the body takes for the output of block `index` if the block passes its input on."""
+        return state

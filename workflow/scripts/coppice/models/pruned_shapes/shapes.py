@@ -5,7 +5,7 @@ heads, KV heads and MLP channels; a block may have lost its attention or its MLP
 uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ, in the format of transformers'
 `per_layer_config`, from which transformers 5.23 cannot build these models yet. Without that file, the widths come from
 the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported, and the text towers of Qwen2-VL, Qwen2.5-VL
-and Qwen3-VL.
+and Qwen3-VL. `stacks` supports T5, mT5, BART and mBART.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from coppice.core.errors import CheckpointError
 from coppice.core.json_text import parsed
 from coppice.core.records import atomic
 
+from . import stacks
+from .stacks import MANIFEST
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MANIFEST = "pruned_shapes.json"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 LAYERS = ("model.layers.", "model.language_model.layers.")  # how the names of a text layer's tensors begin in files
@@ -55,7 +57,7 @@ def tensor_shapes(folder: PathLike) -> Shapes | None:
 
 def layers_of(
     folder: PathLike, config: PretrainedConfig | SimpleNamespace, just_saved: bool = False
-) -> dict[int, Widths]:
+) -> dict[int, Widths] | dict[str, Widths]:
     """Return the widths of those layers of a checkpoint that differ from `config`.
 
     Args:
@@ -66,17 +68,19 @@ def layers_of(
 
     Returns:
         layer index -> {num_attention_heads, num_key_value_heads, intermediate_size}; a removed attention or MLP has
-        width 0. {} if no layer differs, and for other architectures.
+        width 0. {} if no layer differs, and for other architectures. For an encoder-decoder, see `stacks.layers_of`.
 
     Raises:
         CheckpointError: if no model can have these widths, if all layers differ from the configuration in the same way,
             or if the manifest does not match the weights.
     """
     # quantized weights are packed, so their shapes do not show the widths of the layers
-    supported = config.model_type in FAMILIES and not getattr(config, "quantization_config", None)
+    supported = config.model_type in (*FAMILIES, *stacks.STACKS) and not getattr(config, "quantization_config", None)
     shapes = tensor_shapes(folder) if supported else None
     if shapes is None:
         return {}
+    if config.model_type in stacks.STACKS:
+        return stacks.layers_of(folder, config, shapes, just_saved)
     config = text_config(config)
     found = {index: _widths(folder, index, shapes, config) for index in range(config.num_hidden_layers)}
     uniform = {key: getattr(config, key) for key in KEYS}
@@ -177,7 +181,7 @@ def _described(widths: Widths | None) -> str:
     return f"{query} heads, {key} KV heads, {channels} MLP channels"
 
 
-def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths]:
+def write_manifest(folder: PathLike, config: PretrainedConfig) -> dict[int, Widths] | dict[str, Widths]:
     """Write `pruned_shapes.json` into `folder` if its layers differ from `config`, and return what differs."""
     odd = layers_of(folder, config, just_saved=True)
     if odd:

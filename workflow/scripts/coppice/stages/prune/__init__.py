@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from coppice.core.errors import CheckpointError, SettingsError
 
-from .grid import Plan, resolve
+from .grid import Plan, resolve, towers_of
 
 if TYPE_CHECKING:
-    import torch
-
     from coppice.models.kinds import LoadedModel
+    from coppice.models.towers import Batch
 
 __all__ = ["Plan", "PruneResult", "check_grid", "prune", "resolve"]
 
@@ -68,7 +67,8 @@ def check_grid(model: str, config: str | Path, grid: dict[str, dict[str, Any]]) 
     errors = []
     for candidate, point in grid.items():
         try:
-            resolve(point, found)
+            for tower in towers_of(point, found):
+                resolve(point, found, tower)
         except (SettingsError, CheckpointError) as error:
             errors.append(f"{model}: candidate {candidate}: {str(error).rstrip('.')}")  # joined by semicolons below
     if errors:
@@ -78,16 +78,17 @@ def check_grid(model: str, config: str | Path, grid: dict[str, dict[str, Any]]) 
 def prune(
     model: LoadedModel,
     point: dict[str, Any],
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Batch],
     *,
     context_length: int | None = None,
 ) -> PruneResult:
     """Prune `model` in place as `point` says; the same model and batches give the same result.
 
     Args:
-        model: a loaded causal language model.
+        model: a loaded model.
         point: a grid point (see `grid.resolve`).
-        batches: calibration token ids, each LongTensor [B, T] without padding. `magnitude` importance needs none.
+        batches: calibration batches of its towers, for a causal language model token ids [B, T] without padding.
+            `magnitude` importance needs none.
         context_length: number of keys that a token attends to when attention MACs are counted (default: 2048, or the
             model's context length if that is shorter).
 
@@ -104,23 +105,29 @@ def prune(
     # These modules import torch. `resolve` runs when Snakemake parses the workflow, so this package must not.
     from . import anatomy, measures, methods
 
-    plan = resolve(point, model.config)
-    tower = kinds.of(model.config).towers(model)[0]
-    anatomy.check(tower)
-    batches = measures.checked_batches(batches, required=plan.needs_batches)
+    # all plans and checks first, because pruning a tower changes the configuration that it shares with the others
+    plans = {anatomy.name: resolve(point, model.config, anatomy) for anatomy in towers_of(point, model.config)}
+    every = {tower.anatomy.name: tower for tower in kinds.of(model.config).towers(model)}
+    towers, plan = {name: every[name] for name in plans}, next(iter(plans.values()))
+    for tower in towers.values():
+        anatomy.check(tower)
+    first = next(iter(towers.values()))
+    batches = measures.checked_batches(first, batches, required=plan.needs_batches)
     before = footprint.measure(model, context_length)
-    method = methods.METHODS[plan.method](plan)
-    removed, importance = method.prune(tower, batches)
+    found = {name: methods.METHODS[own.method](own).prune(towers[name], batches) for name, own in plans.items()}
     after = footprint.measure(model, before["context_length"])
     facts = {
         "method": plan.method,
         "settings": plan.settings,
-        "removed": removed,
-        "per_layer_shapes": measures.per_layer_shapes(tower),
+        "removed": measures.by_tower({name: removed for name, (removed, _) in found.items()}),
+        "per_layer_shapes": measures.by_tower({name: measures.per_layer_shapes(t) for name, t in towers.items()}),
         **measures.facts_of_sizes(before, after),
         "sparsity": sparsity.measure(model),
-        "importance": importance,
-        "calibration": {"sequences": sum(len(b) for b in batches), "tokens": sum(b.numel() for b in batches)},
-        "warnings": plan.warnings,
+        "importance": measures.by_tower({name: importance for name, (_, importance) in found.items()}),
+        "calibration": {
+            "sequences": sum(len(first.rows(batch)) for batch in batches),
+            "tokens": sum(tower.tokens(batch) for tower in towers.values() for batch in batches),
+        },
+        "warnings": [warning for own in plans.values() for warning in own.warnings],
     }
     return PruneResult(model, facts)

@@ -21,6 +21,8 @@ def structure_sums(block: nn.Module, part: Part, value: Callable[[nn.Parameter],
     """Sum `value(tensor)`, which has the tensor's shape, over all entries of each structure: [count]."""
     total = 0
     for coupling in part.couplings(block):
+        if not coupling.scored:
+            continue
         values = value(coupling.tensor)
         along = values if values.dim() == 1 else values.sum(dim=1 - coupling.dim)
         total = total + along.view(-1, coupling.width).sum(dim=1)
@@ -43,10 +45,7 @@ def keep(block: nn.Module, part: Part, structures: torch.Tensor) -> None:
         entries = (structures[:, None] * coupling.width + torch.arange(coupling.width)).flatten().to(old.device)
         new = nn.Parameter(old.index_select(coupling.dim, entries), requires_grad=old.requires_grad)
         setattr(coupling.owner, coupling.name, new)
-    for linear in part.linears_of(block):
-        linear.out_features, linear.in_features = linear.weight.shape
-    if part.counted_in:
-        setattr(part.module_of(block), part.counted_in, len(structures))
+    part.resized(block, len(structures))
 
 
 def check(tower: Tower) -> None:

@@ -12,6 +12,7 @@ float32).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from coppice.core.aliases import Record
-from coppice.models.towers import Tower
+from coppice.models.towers import Batch, BlockOutput, Tower
 
 
 class Gradients(NamedTuple):
@@ -37,19 +38,17 @@ class Gradients(NamedTuple):
 
 
 Passes = Sequence[Callable[[], Any]]
-# What a block returns: the hidden state [B, T, width], or a tuple that begins with it
-BlockOutput = torch.Tensor | tuple[Any, ...]
 
 
 @torch.no_grad()
-def visit_forwards(tower: Tower, batches: Sequence[torch.Tensor], visit: Callable[[int, Passes], None]) -> None:
+def visit_forwards(tower: Tower, batches: Sequence[Batch], visit: Callable[[int, Passes], None]) -> None:
     """Call `visit(index, passes)` for each block, from the first to the last; it may change the block's weights.
 
     Each of `passes` runs the block on one batch, as the blocks before it make it after their visits.
 
     Args:
         tower: of a model in evaluation mode.
-        batches: token ids, each LongTensor [B, T].
+        batches: calibration batches of the tower.
         visit: called once per block.
     """
     inputs = [_BlockInputs(tower, batch) for batch in batches]
@@ -60,7 +59,7 @@ def visit_forwards(tower: Tower, batches: Sequence[torch.Tensor], visit: Callabl
 
 
 @torch.no_grad()
-def losses_without(tower: Tower, batch: torch.Tensor) -> torch.Tensor:
+def losses_without(tower: Tower, batch: Batch) -> torch.Tensor:
     """Return the summed loss of a batch without each block in turn: float64 [blocks].
 
     What runs before the missing block is the same for all of them and runs once.
@@ -81,8 +80,8 @@ def losses_without(tower: Tower, batch: torch.Tensor) -> torch.Tensor:
 class _BlockInputs:
     """One batch: the hidden state before the current block, in host memory, and the other arguments of every block."""
 
-    def __init__(self, tower: Tower, batch: torch.Tensor) -> None:
-        self.options: dict[int, Record] = {}
+    def __init__(self, tower: Tower, batch: Batch) -> None:
+        self.tower, self.options = tower, dict[int, Record]()
         own = [block.__dict__.get("forward") for block in tower.blocks]  # accelerate replaces it to move inputs
         for index, block in enumerate(tower.blocks):
             block.forward = partial(self._pass_on, index)  # the blocks' arguments are known without running them
@@ -94,10 +93,10 @@ class _BlockInputs:
                 if forward is not None:
                     block.forward = forward
 
-    def _pass_on(self, index: int, hidden_states: torch.Tensor, **options: object) -> torch.Tensor:
-        self.state = hidden_states.cpu()
-        self.options[index] = options
-        return hidden_states
+    def _pass_on(self, index: int, *args: object, **kwargs: object) -> BlockOutput:
+        state, self.options[index] = _arguments(self.tower.blocks[index], args, kwargs)
+        self.state = state.cpu()
+        return self.tower.skipped(index, state, self.options[index])
 
     def output_of(self, block: nn.Module, index: int) -> torch.Tensor:
         """Return the block's output, in host memory."""
@@ -107,7 +106,7 @@ class _BlockInputs:
 
 def visit_gradients(
     tower: Tower,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
     tensors_of: Callable[[nn.Module], list[nn.Parameter]],
     visit: Callable[[int, Gradients], None],
     squares: bool = False,
@@ -116,7 +115,7 @@ def visit_gradients(
 
     Args:
         tower: of a model in evaluation mode in which no parameter requires a gradient.
-        batches: token ids, each LongTensor [B, T].
+        batches: calibration batches of the tower.
         tensors_of: returns the parameters of a block whose gradients are wanted.
         visit: called once per block.
         squares: whether the squared gradients are wanted, too; each batch then counts as one example.
@@ -131,7 +130,7 @@ def visit_gradients(
 class _Recorded:
     """One batch: the input of every block, in host memory, and the loss gradient at the output of the next block."""
 
-    def __init__(self, tower: Tower, batch: torch.Tensor, targets: int) -> None:
+    def __init__(self, tower: Tower, batch: Batch, targets: int) -> None:
         self.inputs, self.options = {}, {}
         blocks = tower.blocks
         hooks = [b.register_forward_pre_hook(self._keep(i), with_kwargs=True) for i, b in enumerate(blocks)]
@@ -146,17 +145,16 @@ class _Recorded:
         self.gradient = self._loss_gradient(tower, batch, targets)
 
     def _keep(self, index: int) -> Callable[..., None]:
-        def hook(_block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record) -> None:
-            options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-            self.inputs[index] = (args[0] if args else kwargs["hidden_states"]).cpu()
-            self.options[index] = options
+        def hook(block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record) -> None:
+            state, self.options[index] = _arguments(block, args, kwargs)
+            self.inputs[index] = state.cpu()
 
         return hook
 
     def _keep_last(self, _block: nn.Module, _args: tuple[torch.Tensor, ...], output: BlockOutput) -> None:
         self.last = _state(output)
 
-    def _loss_gradient(self, tower: Tower, batch: torch.Tensor, targets: int) -> torch.Tensor:
+    def _loss_gradient(self, tower: Tower, batch: Batch, targets: int) -> torch.Tensor:
         """Return the loss gradient at the last block's output."""
         with torch.enable_grad():
             last = self.last.detach().requires_grad_(True)
@@ -194,6 +192,13 @@ def _block_gradients(
             hook.remove()
             tensor.requires_grad_(False)
     return Gradients(mean, squared)
+
+
+def _arguments(block: nn.Module, args: Sequence[Any], kwargs: Record) -> tuple[torch.Tensor, Record]:
+    """Return (hidden state, the other arguments by name) of a call of a block."""
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    options = dict(zip(names, args, strict=False)) | kwargs
+    return options.pop("hidden_states"), options
 
 
 def _state(output: BlockOutput) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from coppice.core.aliases import Json, Record
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 KEYS = {
-    "depth": {"ratio", "importance", "consecutive", "keep_blocks", "steps"},
-    "width": {"ratio", "importance", "parts", "ranking", "keep_blocks", "steps"},
-    "unstructured": {"ratio", "importance", "pattern"},
+    "depth": {"tower", "ratio", "importance", "consecutive", "keep_blocks", "steps"},
+    "width": {"tower", "ratio", "importance", "parts", "ranking", "keep_blocks", "steps"},
+    "unstructured": {"tower", "ratio", "importance", "pattern"},
 }
 IMPORTANCES = {
     "depth": ("block-influence", "perplexity", "taylor"),
@@ -57,11 +57,27 @@ class Plan:
         return self.settings.get("importance") != "magnitude"
 
 
-def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
-    """Return the plan of one grid point for a model with this configuration.
+def towers_of(point: dict[str, Any], config: PretrainedConfig) -> list[Anatomy]:
+    """Return the towers that a grid point prunes: the one that it names, else all or the first, as the kind says.
 
-    Depth removes round(ratio * layers) blocks, at least 1, and none of those that the
-    architecture fixes. Width removes round(ratio * intermediate_size) channels and
+    Raises:
+        SettingsError: The model has no tower of that name.
+        CheckpointError: The architecture cannot be pruned.
+    """
+    kind, wanted = kinds.of(config), point.get("tower")
+    towers = {tower.name: tower for tower in kind.anatomies(config)}
+    if not towers:
+        raise CheckpointError(f"{config.name_or_path or type(config).__name__}: {kind.cannot_prune(config.model_type)}")
+    if wanted is not None:
+        return [towers[_one_of(point, "tower", None, tuple(towers))]]
+    return [*towers.values()] if kind.prunes_together else [*towers.values()][:1]
+
+
+def resolve(point: dict[str, Any], config: PretrainedConfig, tower: Anatomy | None = None) -> Plan:
+    """Return the plan of one grid point for a tower of a model with this configuration.
+
+    Depth removes round(ratio * layers) blocks, at least 1, and none of those that the architecture fixes. Width removes
+    round(ratio * intermediate_size) channels and
     floor(ratio * num_key_value_heads) KV groups with their query heads, the same number in every layer; from a width of
     1024 on, the kept width is rounded to a multiple of 8. With `ranking: global`, width removes the same shares of all
     layers' structures together, so that the layers differ (an odd-shaped checkpoint). The blocks of `keep_blocks` are
@@ -76,7 +92,9 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
             "steps": 1}`, default: taylor, mlp only, uniform
             `{"method": "unstructured", "ratio": 0.5, "importance": "wanda" | "wanda-one-shot" | "sparsegpt" |
             "magnitude", "pattern": null | "n:m"}`, default: wanda without a pattern
+            Each may name a `tower` of the model.
         config: the model's transformers configuration.
+        tower: one of those that the point prunes (`towers_of`), by default the first.
 
     Raises:
         SettingsError: names the key, its value and what would work.
@@ -96,11 +114,10 @@ def resolve(point: dict[str, Any], config: PretrainedConfig) -> Plan:
     ratio = point.get("ratio")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise SettingsError(f"prune point {point}: 'ratio' is {ratio!r}, but must be a number between 0 and 1")
-    kind = kinds.of(config)
-    towers = kind.anatomies(config)
-    if not towers:
-        raise CheckpointError(f"{config.name_or_path or type(config).__name__}: {kind.cannot_prune(config.model_type)}")
-    return {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, towers[0])
+    tower = tower or towers_of(point, config)[0]
+    plan = {"depth": _depth, "width": _width, "unstructured": _unstructured}[method](point, ratio, tower)
+    named = {"tower": tower.name} if point.get("tower") is not None else {}
+    return replace(plan, settings=named | plan.settings)
 
 
 def _depth(point: Record, ratio: float, tower: Anatomy) -> Plan:
@@ -157,8 +174,11 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
         raise SettingsError(f"prune point {point}: 'parts' is {parts!r}, but must list some of {list(PARTS)}")
     parts = [part for part in PARTS if part in parts]
     keep = _kept_blocks(point, tower)
+    _check_parts(point, parts, ranking == "global" or any(keep.values()), tower)
     settings = {"method": "width", "ratio": ratio, "importance": importance, "parts": parts, "ranking": ranking}
     settings |= {"keep_blocks": keep, "steps": _steps(point)}
+    if "attention" in parts and "cross-attention" in tower.parts:
+        parts.append("cross-attention")  # one key of the configuration holds the number of heads of both
     if ranking == "global" or any(keep.values()):
         # The layers then differ in width, so the configuration keeps the dense model's numbers.
         sizes = {part: tower.parts[part].count(tower.config) for part in parts}
@@ -180,9 +200,30 @@ def _width(point: Record, ratio: float, tower: Anatomy) -> Plan:
     if "attention" in parts:
         remove["attention"] = _removed_groups(point, ratio, tower)
         changes |= _head_counts(tower, _size(tower, "attention") - remove["attention"])
+    if "cross-attention" in parts:
+        remove["cross-attention"] = remove["attention"]
+    if not tower.own_sizes and point.get("tower") is not None:
+        changes = {}  # the other towers keep the widths that the configuration states
     _check_removes(point, remove, tower)
     warnings += [f"ratio {ratio} removes nothing from '{p}' ({_sizes(tower)})" for p in parts if not remove[p]]
     return Plan("width", settings, remove, changes, warnings)
+
+
+def _check_parts(point: Record, parts: Sequence[str], uneven: bool, tower: Anatomy) -> None:
+    """Raise SettingsError if the tower lacks a part, or if its blocks must lose the same structures and would not."""
+    for part in parts:
+        if part not in tower.parts:
+            raise SettingsError(
+                f"prune point {point}: 'parts' names '{part}', but a {type(tower.config).__name__} cannot have fewer "
+                f"of its structures, because it derives their width from their number. Set 'parts' to "
+                f"{[name for name in PARTS if name in tower.parts]}."
+            )
+        if uneven and tower.parts[part].alike:
+            raise SettingsError(
+                f"prune point {point}: all layers of this model's {tower.name} must lose the same "
+                f"{tower.parts[part].noun}, because they share a bias of positions. For '{part}', set 'ranking' to "
+                "uniform and leave out 'keep_blocks'."
+            )
 
 
 def _unstructured(point: Record, ratio: float, tower: Anatomy) -> Plan:
@@ -212,12 +253,13 @@ def _check_pattern(point: Record, pattern: Json, ratio: float, tower: Anatomy) -
             f"prune point {point}: 'ratio' is {ratio}, but pattern {pattern} keeps {kept} of every {of} weights. "
             f"Set 'ratio' to {1 - kept / of:.7g}."
         )
-    config = tower.config
-    odd = [name for name in ("hidden_size", "intermediate_size") if getattr(config, name) % of]
+    config, mlp = tower.config, tower.parts["mlp"]
+    widths = {"hidden_size": config.hidden_size} | mlp.changes(config, mlp.count(config))
+    odd = [name for name, width in widths.items() if width % of]
     if odd:
         raise SettingsError(
             f"prune point {point}: pattern {pattern} needs a {odd[0]} that is a multiple of {of}, but this model's is "
-            f"{getattr(config, odd[0])}. Set 'pattern' to null."
+            f"{widths[odd[0]]}. Set 'pattern' to null."
         )
 
 
@@ -244,7 +286,7 @@ def _size(tower: Anatomy, part: str) -> int:
 
 
 def _sizes(tower: Anatomy) -> str:
-    return f"{_size(tower, 'mlp')} channels and {_size(tower, 'attention')} KV groups a layer"
+    return f"{' and '.join(f'{part.count(tower.config)} {part.noun}' for part in tower.parts.values())} a layer"
 
 
 def alignment(width: int) -> int:
@@ -263,7 +305,8 @@ def _removed_groups(point: Record, ratio: float, tower: Anatomy) -> int:
     count = math.floor(ratio * groups + 1e-9)
     if count >= groups:  # happens if the ratio is within 1e-9 of 1
         raise SettingsError(
-            f"prune point {point}: removing {count} of {groups} KV groups would leave none. Lower 'ratio'."
+            f"prune point {point}: removing {count} of {groups} {tower.parts['attention'].noun} would leave none. "
+            "Lower 'ratio'."
         )
     if count and not _loads(tower, groups - count):
         loadable = [n for n in range(1, groups) if _loads(tower, groups - n)]

@@ -1,7 +1,7 @@
 """Importance of structures: magnitude, Taylor and activation; and of blocks: influence, distance, perplexity, Taylor.
 
-All scores are float32 or wider, lie on the CPU and depend on nothing but the model and the batches (LongTensor [B, T],
-no padding).
+All scores are float32 or wider, lie on the CPU and depend on nothing but the model and the batches (see
+`models.towers.Batch`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from coppice.core.aliases import Record
-from coppice.models.towers import Tower
+from coppice.models.towers import Batch, BlockOutput, Tower
 
 from . import anatomy, blockwise, layer_inputs
 
@@ -39,7 +39,7 @@ def magnitude(tower: Tower, parts: Sequence[str]) -> dict[str, list[torch.Tensor
 
 
 def taylor(
-    tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor], form: str = "taylor"
+    tower: Tower, parts: Sequence[str], batches: Sequence[Batch], form: str = "taylor"
 ) -> dict[str, list[torch.Tensor]]:
     """Sum the Taylor estimate of each entry over each structure: part -> one tensor [structures] per layer.
 
@@ -57,7 +57,7 @@ def taylor(
     squares = form != "taylor"
 
     def tensors_of(block: nn.Module) -> list[nn.Parameter]:
-        return [coupling.tensor for part in parts for coupling in tower.parts[part].couplings(block)]
+        return [c.tensor for part in parts for c in tower.parts[part].couplings(block) if c.scored]
 
     def visit(index: int, gradients: blockwise.Gradients) -> None:
         for part in parts:
@@ -66,7 +66,7 @@ def taylor(
             )
             scores[part][index] = sums.cpu()
 
-    examples = [row[None] for batch in batches for row in batch] if squares else batches
+    examples = [row for batch in batches for row in tower.rows(batch)] if squares else batches
     with blockwise.calibrating(tower.model):
         blockwise.visit_gradients(tower, examples, tensors_of, visit, squares)
     return scores
@@ -81,7 +81,7 @@ def _estimate(weight: nn.Parameter, gradients: blockwise.Gradients, form: str) -
     return second if form == "taylor-second" else (wide * gradients.mean[weight] - second / 2).abs()
 
 
-def block_taylor(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def block_taylor(tower: Tower, batches: Sequence[Batch]) -> torch.Tensor:
     """Sum |w * dL/dw| over all weights of each block, those of norms included: [layers].
 
     This is the Taylor criterion of Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834).
@@ -99,7 +99,7 @@ def block_taylor(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
     return scores.float()
 
 
-def block_perplexities(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def block_perplexities(tower: Tower, batches: Sequence[Batch]) -> torch.Tensor:
     """Return the perplexity of the calibration text without each block in turn: [layers].
 
     This is the perplexity criterion of Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834).
@@ -109,7 +109,7 @@ def block_perplexities(tower: Tower, batches: Sequence[torch.Tensor]) -> torch.T
     return (losses / sum(tower.targets(batch) for batch in batches)).exp()
 
 
-def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def activation(tower: Tower, parts: Sequence[str], batches: Sequence[Batch]) -> dict[str, list[torch.Tensor]]:
     """Sum |w| * ||x|| over each structure's columns of the part's last linear layer: part -> [structures] per layer.
 
     ||x|| is the L2 norm of the column's input over all calibration tokens. This is Wanda's score of single weights (Sun
@@ -128,9 +128,7 @@ def activation(tower: Tower, parts: Sequence[str], batches: Sequence[torch.Tenso
     return scores
 
 
-def block_distances(
-    tower: Tower, batches: Sequence[torch.Tensor], span: int = 1, angular: bool = False
-) -> torch.Tensor:
+def block_distances(tower: Tower, batches: Sequence[Batch], span: int = 1, angular: bool = False) -> torch.Tensor:
     """Return how far each run of `span` consecutive blocks moves the hidden state: [layers - span + 1], by first block.
 
     With x the input of a run and y its output, this is the mean over all calibration tokens of 1 - cos(x, y), the block
@@ -145,9 +143,7 @@ def block_distances(
     inputs: deque[torch.Tensor] = deque(maxlen=span)
 
     def hook_for(index: int) -> Callable[..., None]:
-        def hook(
-            _block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record, output: blockwise.BlockOutput
-        ) -> None:
+        def hook(_block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Record, output: BlockOutput) -> None:
             inputs.append(args[0] if args else kwargs["hidden_states"])
             output = output[0] if isinstance(output, tuple) else output
             if index >= span - 1:
@@ -160,10 +156,10 @@ def block_distances(
 
     hooks = [layer.register_forward_hook(hook_for(i), with_kwargs=True) for i, layer in enumerate(layers)]
     _run_hooked(tower, batches, hooks)
-    return (sums / sum(batch.numel() for batch in batches)).float()
+    return (sums / sum(tower.tokens(batch) for batch in batches)).float()
 
 
-def _run_hooked(tower: Tower, batches: Iterable[torch.Tensor], hooks: Iterable[RemovableHandle]) -> None:
+def _run_hooked(tower: Tower, batches: Iterable[Batch], hooks: Iterable[RemovableHandle]) -> None:
     """Run the tower on all batches, then remove the hooks."""
     try:
         with blockwise.calibrating(tower.model), torch.no_grad():

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from coppice.core.aliases import Record
 from coppice.core.errors import CheckpointError, DataError
-from coppice.models.towers import Tower
+from coppice.models.towers import Batch, Tower
 
 from . import anatomy
 
@@ -23,7 +24,12 @@ def per_layer_shapes(tower: Tower) -> dict[str, dict[str, int]]:
     return shapes
 
 
-def checked_batches(batches: Iterable[torch.Tensor], required: bool) -> list[torch.Tensor]:
+def by_tower(facts: dict[str, Record]) -> Record:
+    """Return facts by the name of a tower; of a single tower, only its facts."""
+    return facts if len(facts) > 1 else next(iter(facts.values()))
+
+
+def checked_batches(tower: Tower, batches: Iterable[Batch], required: bool) -> list[Batch]:
     """Return the calibration batches as a list; raise DataError if they cannot be used."""
     batches = list(batches)
     if required and not batches:
@@ -32,11 +38,8 @@ def checked_batches(batches: Iterable[torch.Tensor], required: bool) -> list[tor
             "importance 'magnitude'."
         )
     for index, batch in enumerate(batches):
-        if batch.dim() != 2 or batch.dtype != torch.long or batch.shape[0] < 1 or batch.shape[1] < 2:
-            raise DataError(
-                f"pruning: calibration batch {index} has dtype {batch.dtype} and shape {list(batch.shape)}. Pass int64 "
-                "token ids of shape [sequences, tokens] with at least 2 tokens."
-            )
+        if problem := tower.problem(batch):
+            raise DataError(f"pruning: calibration batch {index} {problem}.")
     return batches
 
 

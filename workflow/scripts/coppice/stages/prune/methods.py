@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from coppice.core.aliases import Record
-from coppice.models.towers import Tower
+from coppice.models.towers import Batch, Tower
 
 from . import anatomy, grid, measures, unstructured
 from .grid import Plan
@@ -26,7 +26,7 @@ class Method(ABC):
         self.plan = plan
 
     @abstractmethod
-    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+    def prune(self, tower: Tower, batches: Sequence[Batch]) -> tuple[Record, Record]:
         """Prune in place; return what is removed and a summary of the importance, for the record."""
 
 
@@ -37,7 +37,7 @@ class Depth(Method):
     measured again on what is left.
     """
 
-    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+    def prune(self, tower: Tower, batches: Sequence[Batch]) -> tuple[Record, Record]:
         """Remove the blocks; the record has the scores of the dense model's blocks, or runs of blocks."""
         layers, summary = list(range(len(tower.blocks))), {}
         dense, steps = len(layers), self.plan.settings["steps"]
@@ -62,7 +62,7 @@ class Depth(Method):
     def _importance(self) -> str:
         return self.plan.settings["importance"]
 
-    def _scores(self, tower: Tower, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _scores(self, tower: Tower, batches: Sequence[Batch]) -> torch.Tensor:
         """Return the importance of each block, or of each run of as many blocks as are removed, by its first block."""
         if self.plan.settings["consecutive"]:
             return block_distances(tower, batches, span=self.plan.remove["layers"], angular=True)
@@ -80,15 +80,15 @@ class Depth(Method):
 
 
 class Width(Method):
-    """Removes the least important MLP channels and KV groups, and of equally important ones, those of lower index.
+    """Removes the least important structures of parts, and of equally important ones, those of lower index.
 
     Every layer loses as many or, with the ranking `global`, they are the least important of all layers. The layers of
     `keep_blocks` lose none. With `steps`, an equal share goes at a time, and the importance is measured again.
     """
 
-    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+    def prune(self, tower: Tower, batches: Sequence[Batch]) -> tuple[Record, Record]:
         """Cut the structures out of the blocks; the record has a summary of the dense model's importance."""
-        parts, steps, summary = self.plan.settings["parts"], self.plan.settings["steps"], {}
+        parts, steps, summary = [*self.plan.remove], self.plan.settings["steps"], {}
         left = {part: [list(range(anatomy.count(b, tower.parts[part]))) for b in tower.blocks] for part in parts}
         dense = {part: [list(layer) for layer in layers] for part, layers in left.items()}
         for step in range(1, steps + 1):
@@ -112,12 +112,19 @@ class Width(Method):
         }
         return removed, summary
 
-    def _importance(self, tower: Tower, batches: Sequence[torch.Tensor]) -> Importance:
-        """Return the importance of each channel and KV group, by the measure of the grid point."""
-        measure, parts = self.plan.settings["importance"], self.plan.settings["parts"]
+    def _importance(self, tower: Tower, batches: Sequence[Batch]) -> Importance:
+        """Return the importance of each structure, by the measure of the grid point."""
+        measure, parts = self.plan.settings["importance"], [*self.plan.remove]
         if measure == "magnitude":
-            return magnitude(tower, parts)
-        return activation(tower, parts, batches) if measure == "activation" else taylor(tower, parts, batches, measure)
+            found = magnitude(tower, parts)
+        elif measure == "activation":
+            found = activation(tower, parts, batches)
+        else:
+            found = taylor(tower, parts, batches, measure)
+        for part in parts:
+            if tower.parts[part].alike:  # a structure is as important as it is in all blocks together
+                found[part] = [sum(self._comparable(found[part]))] * len(found[part])
+        return found
 
     def _counts(self, part: str, layers: list[torch.Tensor], dense: list[list[int]], step: int) -> list[int]:
         """Return the number of structures that each layer loses in a step."""
@@ -150,7 +157,7 @@ class Width(Method):
 class Unstructured(Method):
     """Sets single weights of the linear layers to zero (see `unstructured`)."""
 
-    def prune(self, tower: Tower, batches: Sequence[torch.Tensor]) -> tuple[Record, Record]:
+    def prune(self, tower: Tower, batches: Sequence[Batch]) -> tuple[Record, Record]:
         """Set the weights to zero; the record has the pattern or the share, since their indices would fill it."""
         unstructured.prune(tower, self.plan, batches)
         return {"weights": self.plan.settings["pattern"] or self.plan.settings["ratio"]}, {}

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from coppice.core.errors import CheckpointError
-from coppice.models.towers import Tower
+from coppice.models.towers import Batch, Tower
 
 from . import blockwise, grid, layer_inputs, sparsegpt
 from .grid import Plan
 
 
-def prune(tower: Tower, plan: Plan, batches: Sequence[torch.Tensor]) -> None:
+def prune(tower: Tower, plan: Plan, batches: Sequence[Batch]) -> None:
     """Prune the linear layers of all blocks in place, by the importance, ratio and pattern of the plan."""
     {
         "magnitude": _by_magnitude,
@@ -57,7 +57,7 @@ def _lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return below | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))
 
 
-def _by_magnitude(tower: Tower, plan: Plan, _batches: Sequence[torch.Tensor]) -> None:
+def _by_magnitude(tower: Tower, plan: Plan, _batches: Sequence[Batch]) -> None:
     """Zero the smallest weights of each matrix or, with a pattern, of each group of a row."""
     for index, block in enumerate(tower.blocks):
         for linear in linears_of(block):
@@ -67,7 +67,7 @@ def _by_magnitude(tower: Tower, plan: Plan, _batches: Sequence[torch.Tensor]) ->
             _zero(linear, mask(flat, plan.settings["ratio"], plan.settings["pattern"]).view_as(scores))
 
 
-def _by_wanda(tower: Tower, plan: Plan, batches: Sequence[torch.Tensor]) -> None:
+def _by_wanda(tower: Tower, plan: Plan, batches: Sequence[Batch]) -> None:
     """Zero the lowest products of weight and input norm of each row (Sun et al. 2023, arXiv:2306.11695)."""
 
     def visit(index: int, passes: blockwise.Passes) -> None:
@@ -77,7 +77,7 @@ def _by_wanda(tower: Tower, plan: Plan, batches: Sequence[torch.Tensor]) -> None
         blockwise.visit_forwards(tower, batches, visit)
 
 
-def _by_wanda_in_one_shot(tower: Tower, plan: Plan, batches: Sequence[torch.Tensor]) -> None:
+def _by_wanda_in_one_shot(tower: Tower, plan: Plan, batches: Sequence[Batch]) -> None:
     """Do the same, but with the norms of the dense model's inputs."""
     linears = [linear for block in tower.blocks for linear in linears_of(block)]
     with blockwise.calibrating(tower.model), torch.no_grad():
@@ -86,7 +86,7 @@ def _by_wanda_in_one_shot(tower: Tower, plan: Plan, batches: Sequence[torch.Tens
         _zero_by_norms({linear: sums[linear] for linear in linears_of(block)}, plan, index)
 
 
-def _by_sparsegpt(tower: Tower, plan: Plan, batches: Sequence[torch.Tensor]) -> None:
+def _by_sparsegpt(tower: Tower, plan: Plan, batches: Sequence[Batch]) -> None:
     """Zero weights and update those that stay, so that each layer's outputs change least (see `sparsegpt`)."""
 
     def visit(index: int, passes: blockwise.Passes) -> None:

@@ -1,11 +1,13 @@
-"""Draw the text on which importance is measured: windows of contiguous tokens, as the references have it.
+"""Draw the data on which importance is measured: windows of contiguous tokens, as the references have it, or rows.
 
 GPTQ, SparseGPT and Wanda cut windows at random places out of WikiText2, whose rows are the lines of one text, and out
-of documents of C4, each of which is a row.
+of documents of C4, each of which is a row. A model that learns from rows of questions and answers alone, such as an
+encoder-decoder, is calibrated on such rows.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -13,23 +15,30 @@ from typing import TYPE_CHECKING
 from coppice import data
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError
+from coppice.data.row_sources import RowSource
+from coppice.models.kinds import ModelKind
+from coppice.models.towers import Batch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from coppice.models import Reader
 
 TOKENS = 4096  # in a batch
 JOIN = "\n\n"
 CHARACTERS = 6  # of text for each token that is still needed; if it is too little, more rows are read
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerBase, calibration: Record, context: int, seed: int
-) -> tuple[list[torch.Tensor], str]:
-    """Return calibration windows as a list of LongTensors [B, T], and the fingerprint of the data.
+def batches(kind: ModelKind, reader: Reader, calibration: Record, context: int, seed: int) -> tuple[list[Batch], str]:
+    """Return calibration batches, and the fingerprint of the data.
+
+    They are windows of text, LongTensors [B, T], if the kind of model reads running text, and otherwise what it makes
+    of random rows.
 
     Args:
-        tokenizer: of the model.
+        kind: of the model.
+        reader: of the model.
         calibration: {record (path of a dataset.json), dataset, samples, length in tokens, windows}. Windows are
             "running" (from any place of the text on, over the ends of rows) or "within-rows" (each lies in one row).
         context: the model's; windows are no longer than this.
@@ -40,7 +49,9 @@ def batches(
     """
     import torch
 
-    facts = data.facts(calibration["record"], "train")
+    facts, tokenizer = data.facts(calibration["record"], "train"), reader.tokenizer
+    if "text" not in kind.row_kinds:
+        return _of_rows(kind, reader, calibration, context, seed), facts["fingerprint"]
     rows = data.texts(calibration["record"], "train")
     length = min(calibration["length"], context)
     draw = {"running": _running, "within-rows": _within_rows}[calibration["windows"]]
@@ -52,6 +63,22 @@ def batches(
             "dataset in candidates.calibration, or lower candidates.calibration.length."
         )
     return list(torch.stack(found).split(max(1, TOKENS // length))), facts["fingerprint"]
+
+
+def _of_rows(kind: ModelKind, reader: Reader, calibration: Record, context: int, seed: int) -> list[Batch]:
+    """Return the batches of random rows, of which each has at most `length` tokens; longer ones are cut."""
+    name, prompt = calibration["dataset"], "chat" if reader.tokenizer.chat_template else "none"
+    source = RowSource(name, calibration["record"], "train", prompt, reader, kind.row_kinds)
+    places = random.Random(seed).sample(range(len(source.rows)), min(calibration["samples"], len(source.rows)))
+    rows = [row for place in places for row in source.to_learn(place)[:1]]
+    made = kind.examples(rows, reader, min(calibration["length"], context), False)
+    found = kind.calibration([example for own in made for example in own])
+    if not found:
+        raise DataError(
+            f"dataset {name}: no train row has an answer within candidates.calibration.length "
+            f"({calibration['length']} tokens). Raise it, or name another dataset in candidates.calibration."
+        )
+    return found
 
 
 def _running(

@@ -59,9 +59,9 @@ def make(request: PruningRequest) -> tuple[dict[str, Any], str]:
     model = models.load(source)
     reader = source.reader()
     context = models.context_length(model)
-    batches, used = calibration.batches(reader.tokenizer, request.calibration, context, request.seed)
-    device = models.device()
-    result = prune.prune(model, request.point, [batch.to(device) for batch in batches])
+    kind = models.kind_of(source)
+    batches, used = calibration.batches(kind, reader, request.calibration, context, request.seed)
+    result = prune.prune(model, request.point, batches)
     models.save(result.model, reader, request.output)
     return result.facts, used
 
