@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     import torch
-    from torch import nn
     from transformers import PretrainedConfig
 
     from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
