@@ -135,7 +135,7 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
     if sharded and kind.coupled:
         raise SettingsError(
-            f"finetune.sharding: the processes that train {kind.noun} exchange embeddings, which cannot wait for shared "
+            f"finetune.sharding: the processes that train {kind.noun} exchange embeddings, and cannot also share "
             "weights. Set it to false."
         )
     with sharding.one_after_another() if sharded else nullcontext():
