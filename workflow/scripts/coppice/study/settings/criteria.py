@@ -139,7 +139,9 @@ def _completed(one: Criterion, key: str, model: str, here: Measured) -> Record:
             raise SettingsError(
                 f"{key}.{part}: found {criterion[part]} beside pareto; remove it and name two metrics under metrics"
             )
-    both = metrics.axes([*map(metrics.named, here.by_model[model]), metrics.PERPLEXITY.on("wikitext2")])
+    both = metrics.axes(map(metrics.named, here.by_model[model]))
+    # of a model that is measured by less than two metrics, the message names the perplexity on wikitext2
+    both = [one.on("wikitext2") if one == metrics.PERPLEXITY else one for one in both]
     chosen = criterion["metrics"] or {metric.key: metric.mode for metric in both}
     if len(chosen) != 2:
         raise SettingsError(f"{key}.metrics: found {len(chosen)}; pareto: knee needs exactly two metrics")
