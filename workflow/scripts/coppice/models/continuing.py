@@ -7,7 +7,7 @@ prompts of one length only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +77,18 @@ def continuations(
         ) -> list[str]:
             rows = _generated(model, tokenizer, [prompts[place] for place in batch], own, every)
             kept = [row[: next((end for end, token in enumerate(row) if token in every), None)] for row in rows]
-            return [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
+            return [_decoded(tokenizer, prompts[place], row) for place, row in zip(batch, kept, strict=True)]
 
         answers = generating.in_batches([len(ids) for ids in prompts], own, generate, device)
         for place, answer in zip(places, answers, strict=True):
             found[place] = answer
     return found
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Return the text of new tokens after a prompt. Some tokenizers drop a space at the beginning of a text."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (list(prompt), [*prompt, *new]))
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
 def _room(question: Question, decoding: Decoding, context: int | None) -> int:
@@ -115,7 +121,7 @@ def _generated(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, with what follows an end."""
     inputs = _padded(prompts, model)
-    stopping = {"stop_strings": list(decoding.stop), "tokenizer": tokenizer} if decoding.stop else {}
+    stopping = {"stopping_criteria": [_stopping(tokenizer, decoding.stop, inputs)]} if decoding.stop else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else None
     generated = model.generate(
         **inputs,
@@ -125,6 +131,26 @@ def _generated(
         **({"eos_token_id": list(ends)} if ends else {}),
     )
     return generated[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def _stopping(
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], inputs: Mapping[str, torch.Tensor]
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return a criterion by which `generate` ends the rows whose new text contains a stop text.
+
+    transformers' own `stop_strings` fails for tokenizers that cannot spell every letter.
+    """
+    import torch
+
+    start = inputs["input_ids"].shape[1]
+    window = max(len(text.encode()) for text in stop) + 1  # tokens in which a stop text that just ended began
+
+    def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        rows = ids[:, max(start, ids.shape[1] - window) :].tolist()
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return torch.tensor([any(one in text for one in stop) for text in texts], device=ids.device)
+
+    return ended
 
 
 def _padded(prompts: Sequence[Sequence[int]], model: LoadedModel) -> Mapping[str, torch.Tensor]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     import torch
+    from torch import nn
     from transformers import PretrainedConfig
 
     from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .rows import Row
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VISION = ("model.visual.", "model.vision_tower.")  # how names of the vision tower's modules begin
+PROJECTORS = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector")
 PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
 
 
@@ -36,6 +39,7 @@ class ImageText(CausalLM):
     noun = "an image-text model"
     prompts = ("chat", "none")
     tower_names = ("text", "vision", "projector")
+    frozen_towers = ("vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
@@ -62,6 +66,16 @@ class ImageText(CausalLM):
         return (Anatomy("text", config.text_config, "num_hidden_layers", parts, fixed=len(added)),)
 
     # Training
+
+    def adaptable(self, model: nn.Module, layers: Sequence[str]) -> list[str]:
+        """Return all layers: adapters of the vision tower and the projector have to be asked for."""
+        return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower, by the names of Qwen's models and LLaVA's."""
+        if any(word in layer for word in PROJECTORS):
+            return "projector"
+        return "vision" if layer.startswith(VISION) else "text"
 
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Return token ids and labels of questions and answers, with as many tokens for a picture as it has features.
