@@ -178,8 +178,8 @@ def _check_metric(metric: str, key: str, here: Measured, is_one_of_several: bool
             f"valid metrics are {', '.join(valid)}"
         )
     raise SettingsError(
-        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (from evaluate.zero_shot.tasks, "
-        f"evaluate.perplexity.datasets and the table's columns), and {PARAMETERS} as a bound"
+        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (from the data sets under evaluate and "
+        f"models.X.evaluate, and the table's columns), and {PARAMETERS} as a bound"
         f"{nearest(metric, [*valid, PARAMETERS])}"
     )
 
