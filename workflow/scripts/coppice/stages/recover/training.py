@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
-from coppice.core.errors import CoppiceError, TransientError
+from coppice.core.errors import CoppiceError, SettingsError, TransientError
 from coppice.models import chat_clock, sparsity
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
@@ -133,6 +133,11 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
+    if sharded and kind.coupled:
+        raise SettingsError(
+            f"finetune.sharding: the processes that train {kind.noun} exchange embeddings, and cannot also share "
+            "weights. Set it to false."
+        )
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, reader.tokenizer, source.path)
