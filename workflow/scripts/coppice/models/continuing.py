@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from .kinds import Decoding, LoadedModel
+    from .kinds import Decoding, Inputs, LoadedModel
+    from .sight import Seen
 
 # Differences of logits relative to the largest one, of which rounding makes at most a tenth, and a model that sees its
 # padding much more
@@ -35,11 +36,13 @@ class Question:
         ids: the token ids of the prompt.
         stop: texts at which the continuation ends, besides those of the decoding.
         infills: whether to end at the control tokens of infilling, too.
+        seen: the pictures that the prompt mentions, for a model that sees.
     """
 
     ids: Sequence[int]
     stop: tuple[str, ...] = ()
     infills: bool = False
+    seen: Seen | None = None
 
 
 def continuations(
@@ -67,19 +70,19 @@ def continuations(
         first = questions[places[0]]
         own = replace(decoding.stopping(first.stop), new_tokens=_room(first, decoding, context))
         every = [*ends, *_infilling_ends(tokenizer)] if first.infills else ends
-        prompts = [questions[place].ids for place in places]
+        prompts = [questions[place] for place in places]
 
         def generate(
             batch: list[int],
-            prompts: Sequence[Sequence[int]] = prompts,
+            prompts: Sequence[Question] = prompts,
             own: Decoding = own,
             every: Sequence[int] = every,
         ) -> list[str]:
             rows = _generated(model, tokenizer, [prompts[place] for place in batch], own, every)
             kept = [row[: next((end for end, token in enumerate(row) if token in every), None)] for row in rows]
-            return [_decoded(tokenizer, prompts[place], row) for place, row in zip(batch, kept, strict=True)]
+            return [_decoded(tokenizer, prompts[place].ids, row) for place, row in zip(batch, kept, strict=True)]
 
-        answers = generating.in_batches([len(ids) for ids in prompts], own, generate, device)
+        answers = generating.in_batches([len(one.ids) for one in prompts], own, generate, device)
         for place, answer in zip(places, answers, strict=True):
             found[place] = answer
     return found
@@ -115,7 +118,7 @@ def _alike(
 def _generated(
     model: LoadedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Question],
     decoding: Decoding,
     ends: Sequence[int],
 ) -> list[list[int]]:
@@ -153,15 +156,23 @@ def _stopping(
     return ended
 
 
-def _padded(prompts: Sequence[Sequence[int]], model: LoadedModel) -> Mapping[str, torch.Tensor]:
-    """Return prompts, padded on the left, with their mask. A padded place may hold any token."""
+def _padded(prompts: Sequence[Question], model: LoadedModel) -> Inputs:
+    """Return prompts, padded on the left, with their mask and pictures."""
     import torch
 
-    length = max(map(len, prompts))
-    ids = [[ids[0]] * (length - len(ids)) + list(ids) for ids in prompts]
-    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+    length = max(len(one.ids) for one in prompts)
+    seen = [one.seen for one in prompts]
+    # a padded place may hold any token but the one that says that there is a picture
+    pad = 1 if any(one and one.token == 0 for one in seen) else 0
+    ids = torch.tensor([[pad] * (length - len(one.ids)) + list(one.ids) for one in prompts])
+    mask = torch.tensor([[0] * (length - len(one.ids)) + [1] * len(one.ids) for one in prompts])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if any(seen):
+        from . import sight
+
+        inputs |= sight.inputs(seen, ids)
     device = model.get_input_embeddings().weight.device
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _padding_is_exact(model: LoadedModel) -> bool:
@@ -176,10 +187,12 @@ def _padding_is_exact(model: LoadedModel) -> bool:
         return False
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    long, short = (torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (LONG, SHORT))
+    long, short = (
+        Question(torch.randint(vocabulary, (length,), generator=generator).tolist()) for length in (LONG, SHORT)
+    )
 
     @torch.inference_mode()
-    def logits(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def logits(prompts: Sequence[Question]) -> torch.Tensor:
         options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
         output = model.generate(**_padded(prompts, model), **options, output_logits=True, return_dict_in_generate=True)
         return torch.stack(output.logits)[:, -1].float()  # of the last prompt: [2, vocabulary]
