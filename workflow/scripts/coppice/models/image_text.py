@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import causal_lm
+from . import causal_lm, generating
 from .causal_lm import CausalLM, KeyValueGroups
 from .tokenizing import ends_of
 from .towers import Anatomy
@@ -38,7 +38,8 @@ class ImageText(CausalLM):
     tower_names = ("text", "vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
-    evaluators = ("perplexity", "zero_shot", "generation", "merge", "cost")
+    evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
+    validators = generating.VALIDATORS
     sees = True
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -110,7 +111,7 @@ class ImageText(CausalLM):
 
     def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
         """Return what the model writes to each row's question and pictures."""
-        from . import generating, output_head, sight
+        from . import output_head, sight
 
         plain, tokenizer = output_head.causal_lm(model), reader.tokenizer
         device = plain.get_input_embeddings().weight.device
