@@ -61,6 +61,7 @@ architectures: env  ## run tiny models of all architectures, and write what work
 bench: $(VENV)/.bench  ## speed against the peers, and how jobs are planned
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/makespan.py
 

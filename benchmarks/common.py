@@ -35,6 +35,13 @@ SHAPES = {
         SMALL | {"vocab_size": 16000, "hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4},
     ),
     "llama-42m": ("llama", SMALL | {"vocab_size": 32000}),
+    "llama-12x512": ("llama", SMALL | {"vocab_size": 32000, "num_hidden_layers": 12}),
+    "llama-24x1024": (
+        "llama",
+        SMALL
+        | {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816}
+        | {"num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
     "qwen-88m": ("qwen2", SMALL | {"vocab_size": 128000, "num_key_value_heads": 2}),
     "mistral-39m": ("mistral", SMALL | {"vocab_size": 32000, "num_key_value_heads": 2, "sliding_window": 64}),
     "llama-240m": (

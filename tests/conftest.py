@@ -47,6 +47,7 @@ FIRST = (
     "slurm/test_slurm.py",
     "workflow/test_small_study.py",
     "workflow/test_reruns.py",
+    "faults/test_kills.py",
     "workflow/test_bad_input.py",
     "unit/test_finetuning_resume.py",
     "unit/test_reporting.py",
@@ -59,7 +60,6 @@ LAST = (
     "faults/test_runs_at_once.py",
     "faults/test_damage.py",
     "faults/test_disk.py",
-    "faults/test_kills.py",
     "workflow/test_ablation.py",
 )
 

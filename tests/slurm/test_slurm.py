@@ -26,6 +26,7 @@ SECRET = SECRETS["HF_TOKEN"]
 STUDY = checkouts.STUDY | {
     "threads_per_job": "{finetune: 2, evaluate: 1, prune: 1, build: 1}",
     "resources_per_job": "{finetune: {runtime: 2}}",
+    "evaluate": checkouts.WITHOUT_COST,
 }
 
 

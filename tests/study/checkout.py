@@ -46,6 +46,8 @@ STUDY = {
     "candidates": "{prune: [{method: depth, ratio: 0.34}, {method: width, ratio: 0.5, importance: magnitude}]}",
     "ablations": json.dumps({"arms": ARMS, "presets": None, "order": None}),
 }
+# Its evaluations without timing, for studies whose tests do not look at speed
+WITHOUT_COST = STUDY["evaluate"].replace("cost: {prompt_tokens: 8, new_tokens: 2}", "cost: {enabled: false}")
 # The small study with one model
 SMALL = STUDY | {"only": "{models: [Mistral]}"}
 TARGETS = ("all", "ablation")

@@ -15,6 +15,14 @@ TUNED = "finetuned"
 class SyntheticKinds(Synthetic):
     """A study of models whose fact `does` is a key of `KIND_OF_DATA`, or missing for a causal language model."""
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.prints = {}  # data set -> fingerprint of its rows
+
+    def _prints(self, identity):
+        found = super()._prints(identity)
+        return found | {"datasets": found["datasets"] | self.prints}
+
     def _evaluation(self, folder, identity, skill):
         does = self.models[identity["model"]].get("does")
         if does is None:
@@ -46,7 +54,7 @@ class SyntheticKinds(Synthetic):
         wrong = [f"a {c} near a {b} {d}" for _, b, c, d in words]
         given = [good if yes else bad for yes, good, bad in zip(right, truth, wrong, strict=True)]
         references = [[one, one.replace("left of", "beside")] for one in truth]
-        rows = _rows(form, len(right)) | {"question": "What is there?", "prediction": given, "references": references}
+        rows = _rows(form, len(right)) | {"answer": given, "references": references}
         sections = {}
         for metric in text_metrics.METRICS_OF_ROWS[form]:
             found = text_metrics.score(metric, given, references, form)
@@ -73,7 +81,9 @@ class SyntheticKinds(Synthetic):
         for place, (name, values) in enumerate(tops.items()):
             part = {"value": float(values.mean()), "n": count, "candidates": 16, "chance": (1 + 4 * place) / 16}
             sections[name] = {"classes": part}
-        samples["classes"] = pandas.DataFrame(_rows("classes", count) | tops)
+        samples["classes"] = pandas.DataFrame(
+            _rows("classes", count) | tops | {"label": "circle", "prediction": "star"}
+        )
         return sections, samples
 
 

@@ -19,6 +19,7 @@ from coppice.stats import text_metrics
 from tests.unit import tiny_seq2seq
 
 KIND = kinds.named("seq2seq")
+METRIC = "eval_edit_similarity"
 SETTINGS = {
     "data": {"dataset": "mine", "val_size": 8, "cutoff_len": 64},
     "lora": {

@@ -87,6 +87,14 @@ def test_a_prompt_that_fills_the_context_has_no_answer_and_one_near_its_end_a_sh
     assert found[2] == " ".join(map(str, greedy(model, [7] * 4, 8, ends=[2])))
 
 
+def test_an_answer_keeps_the_spaces_that_its_tokenizer_drops_at_the_beginning_of_a_text():
+    class Dropping(Words):
+        def decode(self, ids, skip_special_tokens):
+            return "".join(f" {token}" for token in ids).removeprefix(" ")
+
+    assert continuing._decoded(Dropping(), [5, 6], [7, 8]) == " 7 8"
+
+
 def code_model():
     torch.manual_seed(0)
     tokenizer = TOKENIZERS[QWEN]

@@ -1,6 +1,7 @@
 """Dual encoders from rows with pictures: training, adapters of single towers, and what an evaluation measures."""
 
 import json
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -51,13 +52,14 @@ def clip(tmp_path_factory):
     return models.Source(str(tiny.save("clip", tmp_path_factory.mktemp("clip"))))
 
 
-def train(source, dataset, output, world=1, **changes):
+def train(source, dataset, output, world=1, stop_share=None, **changes):
     lora = SETTINGS["lora"] | changes.pop("lora", {})
     how = recover.TrainingSettings.model_validate(SETTINGS | {"lora": lora, "micro_batch_size": 1} | changes)
     identity = {"model": "M", "config": "c"}
-    recover.finetune(
-        recover.TrainingRequest(identity, source, {"mine": dataset}, how, "none", output, seed=3, world=world)
-    )
+    request = recover.TrainingRequest(identity, source, {"mine": dataset}, how, "none", output, seed=3, world=world)
+    recover.finetune(replace(request, stop_share=stop_share))
+    if stop_share:
+        return None
     return records.read(output / "finetuning_config.json")
 
 

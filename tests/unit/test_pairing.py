@@ -54,7 +54,7 @@ def test_a_corpus_score_of_records_equals_sacrebleus(study):
     import sacrebleu
 
     rows = table(study, TUNED, "captions")
-    normal = [text_metrics.caption(text) for text in rows["prediction"]]
+    normal = [text_metrics.caption(text) for text in rows["answer"]]
     columns = [[text_metrics.caption(row[place]) for row in rows["references"]] for place in range(2)]
     scorer = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True)
     assert 100 * compared(study)["bleu4"]["captions"][TUNED] == pytest.approx(

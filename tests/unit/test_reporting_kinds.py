@@ -80,11 +80,12 @@ def test_each_group_answers_the_questions_that_apply_by_its_own_metric(study):
 def test_tables_have_the_metrics_of_their_group_with_unit_and_direction(study):
     html = page(study, "html")
     tables = re.findall(r"<table id=\"main-table.*?</table>", html, re.DOTALL)
-    assert len(tables) == len(GROUPS)
-    cap = next(table for table in tables if ">Cap<" in table)
-    assert "BLEU-4 on captions (x100), higher is better" in cap
+    cap, rest = (table for table in tables if ">Cap<" in table)  # a table has up to three metrics
+    assert "BLEU-4 on captions (x100), higher is better" in cap and "exact match on captions (%)" in rest
     assert "perplexity of answers to captions, lower is better" in cap
-    assert "zero-shot" not in cap and "recall" not in cap and ">Llama<" not in cap
+    for table in (cap, rest):
+        assert "zero-shot" not in table and "recall" not in table and ">Llama<" not in table
+    assert sum(">Llama<" in table for table in tables) == 1
 
 
 def test_draws_a_figure_for_each_group_that_has_something_to_draw(study):
@@ -118,7 +119,7 @@ def test_tables_hold_the_numbers_of_every_kind(study):
 def test_shows_items_whose_written_answer_changed(study):
     found = measurements.gather(next(group for group in read(study).groups if "View" in group.models))
     item = found.changed["View", "best_acc"]["questions"]["gained"][0]
-    assert item["question"] == "What is there?" and " or " in item["target"]
+    assert " or " in item["target"]
     assert item["after"] in item["target"] and item["before"] not in item["target"]
 
 

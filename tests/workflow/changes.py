@@ -68,6 +68,12 @@ class Finished:
                 reruns_of.setdefault(job.rule.name, set()).add(is_first)
             return reruns_of
 
+    def named(self, changes):
+        """Return [(rule, its first wildcard: the model or the ablation)] of the finished jobs that rerun."""
+        with chdir(self.folder), _planned(changes) as dag:
+            again = [job for job in dag.jobs if dag.needrun(job) and _is_result(job)]
+            return [(job.rule.name, next(iter(job.wildcards_dict.values()), "")) for job in again]
+
     def changed_parameters(self, changes):
         """Return the names of the rules with a finished job whose own parameters `changes` alter."""
         # named as targets, because Snakemake leaves their jobs out of the graph if the configs choose again

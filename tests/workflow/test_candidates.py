@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.study.checkout import SMALL, copy_study, planned_jobs
+from tests.study.checkout import SMALL, WITHOUT_COST, copy_study, planned_jobs
 
 pytestmark = pytest.mark.guard
 CONFIGS = "{configs: {best_acc: {metric: average_acc, mode: max}, best_ppl: null}}"
@@ -34,8 +34,7 @@ def read(checkout, path):
 @pytest.fixture(scope="module")
 def world(study):
     """Return the settings of a study that uses the data and dense models of the small study, and measures no speed."""
-    evaluate = SMALL["evaluate"].replace("cost: {prompt_tokens: 8, new_tokens: 2}", "cost: {enabled: false}")
-    return SMALL | {"resources": study.folder / "resources", "evaluate": evaluate}
+    return SMALL | {"resources": study.folder / "resources", "evaluate": WITHOUT_COST}
 
 
 @pytest.fixture(scope="module")

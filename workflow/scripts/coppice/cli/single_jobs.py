@@ -76,6 +76,7 @@ class Training:
         gpus: number of GPUs to train on.
         threads: CPU threads; None for all available ones.
         chat_date: the day that a chat template reads; None for the day on which the training began.
+        image_root: folder of the pictures that the rows name; None for that of the data file.
     """
 
     model: str
@@ -89,6 +90,7 @@ class Training:
     gpus: int = 1
     threads: int | None = None
     chat_date: str | None = None
+    image_root: str | None = None
 
 
 def finetune(job: Training) -> None:
@@ -103,7 +105,7 @@ def finetune(job: Training) -> None:
     output, section = Path(job.output), settings(job.given, job.train)
     source = _folder(job.model)
     _check_free(output, [source], checkpoint=False)
-    entry = _entry(job.dataset)
+    entry = _entry(job.dataset) | ({"image_root": job.image_root} if job.image_root else {})
     threads = job.threads or len(os.sched_getaffinity(0))
     loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | job.loading
     record = _prepared(entry, output)
@@ -194,6 +196,7 @@ class Questions:
         output: folder to write the merged checkpoint to, or None.
         loading: as for `Training`.
         keep_sparsity: mask or off: whether the zeros of pruned weights stay zero when the adapter is merged.
+        images: files of the pictures that all questions are about.
     """
 
     model: str
@@ -205,6 +208,7 @@ class Questions:
     output: str | None = None
     loading: Record = field(default_factory=dict)
     keep_sparsity: str = "mask"
+    images: Sequence[str] = ()
 
 
 def _trained_on(adapter: str | None) -> str | None:
@@ -243,4 +247,8 @@ def generate(asked: Questions) -> list[Record]:
         if output:
             sparsity.check_name(output, before, sparsity.measure(loaded))
             models.save(loaded, reader, output)
+        if asked.images:
+            return generation.answers_about(
+                loaded, reader, asked.questions, asked.prompt, asked.new_tokens, files=asked.images
+            )
         return generation.answers(loaded, reader.tokenizer, asked.questions, asked.prompt, asked.new_tokens)

@@ -94,8 +94,13 @@ class Album:
 
 def album(record: PathLike, role: str, reader: Reader) -> Album:
     """Return the album of one role of the data set whose dataset.json is `record`."""
+    return Album(root_of(record, role), reader.placeholder)
+
+
+def root_of(record: PathLike, role: str) -> Path | None:
+    """Return the folder of the pictures of one role of the data set whose dataset.json is `record`."""
     root = records.read(record)["roles"].get(role, {}).get("image_root")
-    return Album(Path(record).parent / root if root else None, reader.placeholder)
+    return Path(record).parent / root if root else None
 
 
 def inspect(content: bytes) -> tuple[int, int, bool]:

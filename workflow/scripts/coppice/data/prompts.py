@@ -35,6 +35,7 @@ KINDS = {
     "completion": (("prompt",), ("completion",)),
     "caption": (("prompt",), ("caption", "captions")),
     "pair": (("input",), ("target", "targets")),
+    "program": (("prompt",), ("test",), ("canonical_solution",)),
     "fim": (("prefix",), ("suffix",), ("middle",)),
     "text": (("text",),),
     "image-chat": (("image", "images"), ("messages", "conversations")),
@@ -43,7 +44,8 @@ KINDS = {
     "image-label": (("image", "images"), ("label",)),
 }
 CHATS = ("chat", "image-chat")
-QUESTIONS = {"completion": "prompt", "caption": "prompt", "pair": "input"}  # kind -> its column of finished prompts
+# kind -> its column of finished prompts
+QUESTIONS = {"completion": "prompt", "program": "prompt", "caption": "prompt", "pair": "input"}
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -37,11 +37,11 @@ class CausalLM(ModelKind):
 
     name = "causal-lm"
     noun = "a causal language model"
-    row_kinds = ("chat", "instruction", "completion", "fim", "text")
+    row_kinds = ("chat", "instruction", "completion", "program", "fim", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")
     adapter_groups = LAYERS
-    evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
+    evaluators = ("perplexity", "zero_shot", "answers", "generation", "merge", "cost")
     validators = generating.VALIDATORS
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:

@@ -7,7 +7,7 @@ prompts of one length only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from .kinds import Decoding, LoadedModel
+    from .kinds import Decoding, Inputs, LoadedModel
+    from .sight import Seen
 
 # Differences of logits relative to the largest one, of which rounding makes at most a tenth, and a model that sees its
 # padding much more
@@ -35,11 +36,13 @@ class Question:
         ids: the token ids of the prompt.
         stop: texts at which the continuation ends, besides those of the decoding.
         infills: whether to end at the control tokens of infilling, too.
+        seen: the pictures that the prompt mentions, for a model that sees.
     """
 
     ids: Sequence[int]
     stop: tuple[str, ...] = ()
     infills: bool = False
+    seen: Seen | None = None
 
 
 def continuations(
@@ -67,22 +70,28 @@ def continuations(
         first = questions[places[0]]
         own = replace(decoding.stopping(first.stop), new_tokens=_room(first, decoding, context))
         every = [*ends, *_infilling_ends(tokenizer)] if first.infills else ends
-        prompts = [questions[place].ids for place in places]
+        prompts = [questions[place] for place in places]
 
         def generate(
             batch: list[int],
-            prompts: Sequence[Sequence[int]] = prompts,
+            prompts: Sequence[Question] = prompts,
             own: Decoding = own,
             every: Sequence[int] = every,
         ) -> list[str]:
             rows = _generated(model, tokenizer, [prompts[place] for place in batch], own, every)
             kept = [row[: next((end for end, token in enumerate(row) if token in every), None)] for row in rows]
-            return [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
+            return [_decoded(tokenizer, prompts[place].ids, row) for place, row in zip(batch, kept, strict=True)]
 
-        answers = generating.in_batches([len(ids) for ids in prompts], own, generate, device)
+        answers = generating.in_batches([len(one.ids) for one in prompts], own, generate, device)
         for place, answer in zip(places, answers, strict=True):
             found[place] = answer
     return found
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Return the text of new tokens after a prompt. Some tokenizers drop a space at the beginning of a text."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (list(prompt), [*prompt, *new]))
+    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
 
 
 def _room(question: Question, decoding: Decoding, context: int | None) -> int:
@@ -109,13 +118,13 @@ def _alike(
 def _generated(
     model: LoadedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Question],
     decoding: Decoding,
     ends: Sequence[int],
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, with what follows an end."""
     inputs = _padded(prompts, model)
-    stopping = {"stop_strings": list(decoding.stop), "tokenizer": tokenizer} if decoding.stop else {}
+    stopping = {"stopping_criteria": [_stopping(tokenizer, decoding.stop, inputs)]} if decoding.stop else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else None
     generated = model.generate(
         **inputs,
@@ -127,15 +136,43 @@ def _generated(
     return generated[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _padded(prompts: Sequence[Sequence[int]], model: LoadedModel) -> Mapping[str, torch.Tensor]:
-    """Return prompts, padded on the left, with their mask. A padded place may hold any token."""
+def _stopping(
+    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], inputs: Mapping[str, torch.Tensor]
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return a criterion by which `generate` ends the rows whose new text contains a stop text.
+
+    transformers' own `stop_strings` fails for tokenizers that cannot spell every letter.
+    """
     import torch
 
-    length = max(map(len, prompts))
-    ids = [[ids[0]] * (length - len(ids)) + list(ids) for ids in prompts]
-    mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+    start = inputs["input_ids"].shape[1]
+    window = max(len(text.encode()) for text in stop) + 1  # tokens in which a stop text that just ended began
+
+    def ended(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        rows = ids[:, max(start, ids.shape[1] - window) :].tolist()
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return torch.tensor([any(one in text for one in stop) for text in texts], device=ids.device)
+
+    return ended
+
+
+def _padded(prompts: Sequence[Question], model: LoadedModel) -> Inputs:
+    """Return prompts, padded on the left, with their mask and pictures."""
+    import torch
+
+    length = max(len(one.ids) for one in prompts)
+    seen = [one.seen for one in prompts]
+    # a padded place may hold any token but the one that says that there is a picture
+    pad = 1 if any(one and one.token == 0 for one in seen) else 0
+    ids = torch.tensor([[pad] * (length - len(one.ids)) + list(one.ids) for one in prompts])
+    mask = torch.tensor([[0] * (length - len(one.ids)) + [1] * len(one.ids) for one in prompts])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if any(seen):
+        from . import sight
+
+        inputs |= sight.inputs(seen, ids)
     device = model.get_input_embeddings().weight.device
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _padding_is_exact(model: LoadedModel) -> bool:
@@ -150,10 +187,12 @@ def _padding_is_exact(model: LoadedModel) -> bool:
         return False
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    long, short = (torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (LONG, SHORT))
+    long, short = (
+        Question(torch.randint(vocabulary, (length,), generator=generator).tolist()) for length in (LONG, SHORT)
+    )
 
     @torch.inference_mode()
-    def logits(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def logits(prompts: Sequence[Question]) -> torch.Tensor:
         options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
         output = model.generate(**_padded(prompts, model), **options, output_logits=True, return_dict_in_generate=True)
         return torch.stack(output.logits)[:, -1].float()  # of the last prompt: [2, vocabulary]

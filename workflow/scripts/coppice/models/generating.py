@@ -46,7 +46,7 @@ def in_batches(
             torch.manual_seed(decoding.seed)
         for batch in logs.progress(batches, "answers", unit="batch"):
             for index, answer in zip(batch, generate(batch), strict=True):
-                answers[index] = decoding.cut(answer).strip()
+                answers[index] = decoding.cut(answer)
     return answers
 
 

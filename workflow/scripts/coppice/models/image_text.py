@@ -6,13 +6,15 @@ and `sight` reads the pictures.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from coppice.core.errors import DataError
+
 from . import causal_lm, generating
 from .causal_lm import CausalLM, KeyValueGroups
-from .tokenizing import ends_of
 from .towers import Anatomy
 
 if TYPE_CHECKING:
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
     from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
     from .rows import Row
+    from .sight import Seen
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# tower -> names of its modules, of Qwen's models and of LLaVA; what is in none of them is text
+TOWERS = {
+    "projector": ("merger", "deepstack_merger_list", "multi_modal_projector"),
+    "vision": ("visual", "vision_tower"),
+}
 PROBE_SIDE = 2  # tokens of a probe's picture along each side, for models that read any size
 
 
@@ -36,6 +44,7 @@ class ImageText(CausalLM):
     noun = "an image-text model"
     prompts = ("chat", "none")
     tower_names = ("text", "vision", "projector")
+    frozen_towers = ("vision", "projector")
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
@@ -64,26 +73,33 @@ class ImageText(CausalLM):
 
     # Training
 
+    def adaptable(self, model: LoadedModel, layers: Sequence[str]) -> list[str]:
+        """Return all layers: rows with pictures reach every tower."""
+        return list(layers)
+
+    def tower_of(self, layer: str) -> str:
+        """Return the tower whose names the layer's path holds; the projector may lie inside the vision tower."""
+        path = layer.split(".")
+        return next((tower for tower, names in TOWERS.items() if any(name in path for name in names)), "text")
+
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Return token ids and labels of questions and answers, with as many tokens for a picture as it has features.
 
         A row whose pictures do not fit in `cutoff` tokens has no example: the model would see a part of a picture.
         """
-        from . import sight, text_examples
+        from . import text_examples
 
         found = super().examples([_widened(row, reader) for row in rows], reader, cutoff, train_on_inputs)
-        if reader.placeholder is None:
-            return found
-        mark = reader.tokenizer.convert_tokens_to_ids(reader.placeholder.token)
         for row, own in zip(rows, found, strict=True):
-            if not row.pictures:
+            seen = _seen(row, reader)
+            if seen is None:
                 continue
-            needed = sum(sight.tokens_of(picture, reader) for picture in row.pictures)
-            own[:] = [example for example in own if example["input_ids"].count(mark) == needed]
+            own[:] = [
+                example | {"seen": seen} for example in own if example["input_ids"].count(seen.token) == seen.tokens
+            ]
             for example in own:
-                example["seen"] = sight.Seen(tuple(row.pictures), reader.image_processor, mark)
                 pairs = zip(example["input_ids"], example["labels"], strict=True)
-                example["labels"] = [text_examples.IGNORED if token == mark else label for token, label in pairs]
+                example["labels"] = [text_examples.IGNORED if token == seen.token else label for token, label in pairs]
         return found
 
     def sort_key(self, example: Example) -> int:
@@ -110,28 +126,29 @@ class ImageText(CausalLM):
     # Evaluation
 
     def answers(self, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
-        """Return what the model writes to each row's question and pictures."""
-        from . import output_head, sight
+        """Return the answers to questions and pictures, generated in batches of similar lengths.
 
-        plain, tokenizer = output_head.causal_lm(model), reader.tokenizer
-        device = plain.get_input_embeddings().weight.device
-        ids = [
-            tokenizer(_widened(row, reader).question, add_special_tokens=row.special_tokens)["input_ids"]
-            for row in rows
+        Raises:
+            DataError: The pictures of a row do not fit in the model's context.
+        """
+        from . import continuing, text_examples
+
+        context = self.context_length(model.config)
+        room = max(context - decoding.new_tokens, context // 2) if context else sys.maxsize
+        seen = [_seen(row, reader) for row in rows]
+        asked = text_examples.question_ids([_widened(row, reader) for row in rows], reader.tokenizer, room)
+        for row, ids, own in zip(rows, asked, seen, strict=True):
+            if own and ids.count(own.token) != own.tokens:
+                raise DataError(
+                    f"{row.pictures[0].path}: this picture (with {len(row.pictures) - 1} others of its row) takes "
+                    f"{own.tokens} tokens, but only {room} of the model's {context} are free. Lower "
+                    "evaluate.answers.new_tokens or the image processor's size, or remove the row."
+                )
+        questions = [
+            continuing.Question(ids, row.stop, seen=own) for row, ids, own in zip(rows, asked, seen, strict=True)
         ]
-        mark = tokenizer.convert_tokens_to_ids(reader.placeholder.token)
-        ends = ends_of(plain, tokenizer)
-
-        def generate(batch: list[int]) -> list[str]:
-            given = tokenizer.pad({"input_ids": [ids[n] for n in batch]}, padding_side="left", return_tensors="pt")
-            seen = [sight.Seen(tuple(rows[n].pictures), reader.image_processor, mark) for n in batch]
-            inputs = {**given, **sight.inputs(seen, given["input_ids"])}
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            options = decoding.options() | {"pad_token_id": tokenizer.pad_token_id}
-            written = plain.generate(**inputs, **options, **({"eos_token_id": ends} if ends else {}))
-            return tokenizer.batch_decode(written[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-
-        return generating.in_batches([len(one) for one in ids], decoding, generate, device)
+        found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
+        return [text or "" for text in found]
 
     # Checks by fixed inputs
 
@@ -140,11 +157,22 @@ class ImageText(CausalLM):
         return [*super().probes(model), _picture_probe(model)]
 
 
+def _seen(row: Row, reader: Reader) -> Seen | None:
+    """Return the pictures of a row as a model sees them; None if it has none."""
+    from . import sight
+
+    if not row.pictures:
+        return None
+    mark = reader.tokenizer.convert_tokens_to_ids(reader.placeholder.token)
+    tokens = sum(sight.tokens_of(picture, reader) for picture in row.pictures)
+    return sight.Seen(tuple(row.pictures), reader.image_processor, mark, tokens)
+
+
 def _widened(row: Row, reader: Reader) -> Row:
     """Return a row whose text has as many tokens for each picture as the picture has features."""
     from . import sight
 
-    if not row.pictures or reader.placeholder is None:
+    if not row.pictures:
         return row
     token = reader.placeholder.token
     counts = iter([sight.tokens_of(picture, reader) for picture in row.pictures])

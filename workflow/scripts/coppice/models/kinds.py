@@ -55,6 +55,7 @@ class Decoding:
         batch_size: the number of rows at a time.
         seed: of the random draws.
         stop: an answer ends before the first of these texts that it contains.
+        strip: whether spaces around an answer are removed. Programs need their indentation.
     """
 
     beams: int = 1
@@ -65,6 +66,7 @@ class Decoding:
     batch_size: int = 32
     seed: int = 0
     stop: tuple[str, ...] = ()
+    strip: bool = True
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of transformers' `generate`."""
@@ -72,8 +74,9 @@ class Decoding:
         return {"num_beams": self.beams, "do_sample": self.sample, "max_new_tokens": self.new_tokens} | drawn
 
     def cut(self, answer: str) -> str:
-        """Return an answer without what follows the first stop text in it."""
-        return answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+        """Return an answer without what follows the first stop text in it, and without spaces around it."""
+        cut = answer[: min((place for text in self.stop if (place := answer.find(text)) >= 0), default=None)]
+        return cut.strip() if self.strip else cut
 
     def stopping(self, texts: Sequence[str]) -> Decoding:
         """Return the same with further stop texts."""

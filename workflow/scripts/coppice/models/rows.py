@@ -71,5 +71,11 @@ class Row:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts at which the answer ends: a single line (of `coppice build-code-data`) ends where the line does."""
+        """Texts at which the answer ends.
+
+        A single line (of `coppice build-code-data`) ends where the line does, and a program where the function does
+        that the prompt begins (Chen et al. 2021), unless it is the answer in a chat.
+        """
+        if self.kind == "program" and self.special_tokens:
+            return ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
         return ("\n",) if self.kind == "fim" and self.content.get("kind") == "line" else ()

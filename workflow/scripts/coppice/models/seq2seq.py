@@ -75,6 +75,10 @@ class Seq2Seq(ModelKind):
         """Return the encoder and the decoder."""
         return seq2seq_towers.towers(model, self.anatomies(model.config))
 
+    def tower_of(self, layer: str) -> str:
+        """Return the stack; the decoder's has the cross-attention and the output layer."""
+        return "encoder" if "encoder" in layer.split(".") else "decoder"
+
     def examples(self, rows: Sequence[Row], reader: Reader, cutoff: int, train_on_inputs: bool) -> list[list[Example]]:
         """Turn rows into examples {input_ids, labels}: the tokens of the source and those of the target.
 

@@ -30,11 +30,13 @@ class Seen:
         pictures: the pictures.
         processor: the model's image processor.
         token: the id that marks the places of the pictures' features.
+        tokens: the number of these places.
     """
 
     pictures: tuple[Picture, ...]
     processor: BaseImageProcessor
     token: int
+    tokens: int
 
 
 def tokens_of(picture: Picture, reader: Reader) -> int:
@@ -61,7 +63,7 @@ def inputs(seen: Sequence[Seen | None], ids: torch.Tensor) -> Inputs:
 
     seen: of each row, or None. {} if no row has pictures.
     """
-    having = [one for one in seen if one is not None and one.pictures]
+    having = [one for one in seen if one is not None]
     if not having:
         return {}
     processor = having[0].processor

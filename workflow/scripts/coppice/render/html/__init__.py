@@ -57,8 +57,11 @@ def _slug(text: object) -> str:
 
 
 def _choice(item: Record, picked: object) -> object:
-    """Return the text of the choice that was picked, or "choice N", counted from 1, if the item did not keep it."""
-    if not str(picked).isdigit():
+    """Return the text of the choice that was picked, or "choice N", counted from 1, if the item did not keep it.
+
+    What a model wrote is returned as it is.
+    """
+    if item.get("is_written") or not str(picked).isdigit():
         return picked
     choices, place = item.get("choices") or [], int(picked)
     return choices[place] if place < len(choices) else f"choice {place + 1}"

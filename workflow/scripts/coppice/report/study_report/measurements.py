@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, ...]  # (model, "dense") or (model, config, stage)
 SHOWN_ITEMS = 3  # changed items kept per task and direction
-ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target", "references")
+ITEM_COLUMNS = ("doc_id", "doc_hash", "prediction", "target", "answer", "references", "label")
 TEXT_COLUMNS = ("question", "choices")
 APART = (
     "models with different tokenizers read different windows, which are taken as independent; an interval over several "
@@ -139,7 +139,8 @@ def _rows(
 def _shows_items(metric: metrics.Metric, tables: Mapping[str, pyarrow.Table]) -> bool:
     """Return whether the items that change can be shown: both tables hold what the models chose or wrote."""
     both = [tables.get(stage) for stage in ("pruned", "finetuned")]
-    return metric.right_or_wrong and all(table is not None and "prediction" in table.column_names for table in both)
+    held = (table is not None and not {"answer", "prediction"}.isdisjoint(table.column_names) for table in both)
+    return metric.right_or_wrong and all(held)
 
 
 def _changed(before: pyarrow.Table, after: pyarrow.Table, column: str) -> dict[str, list[Record]]:
@@ -150,23 +151,27 @@ def _changed(before: pyarrow.Table, after: pyarrow.Table, column: str) -> dict[s
 
 
 def _items(before: pyarrow.Table, after: pyarrow.Table, places: numpy.ndarray) -> list[Record]:
-    """Return items as {doc_id, target, before, after, question, choices}; the text is None if samples lack it.
+    """Return items as {doc_id, target, is_written, before, after, question, choices}; None for what samples lack.
 
     before, after: the choice that each model picked, or what it wrote.
     """
     rows = zip(before.take(places).to_pylist(), after.take(places).to_pylist(), strict=True)
     return [
-        {"doc_id": first["doc_id"], "target": _target(first)}
-        | {"before": first.get("prediction"), "after": second.get("prediction")}
+        {"doc_id": first["doc_id"], "target": _target(first), "is_written": "target" not in first}
+        | {"before": _said(first), "after": _said(second)}
         | {name: first.get(name) for name in TEXT_COLUMNS}
         for first, second in rows
     ]
 
 
 def _target(row: Record) -> object:
-    """Return the right answer of a row of samples."""
+    """Return the right answer of a row of samples: one or several texts, a class, or the number of a choice."""
     references = row.get("references")
-    return formatting.either(list(references)) if references else row.get("target")
+    return formatting.either(list(references)) if references else row.get("label", row.get("target"))
+
+
+def _said(row: Record) -> object:
+    return row.get("answer", row.get("prediction"))
 
 
 def _over_texts(study: Study, metric: metrics.Metric, measurements: Measurements) -> across_models.Means | None:

@@ -16,6 +16,7 @@ from . import (
     how_measured,
     measurements,
     sections,
+    shown_rows,
     study_records,
     terminal,
 )
@@ -53,6 +54,7 @@ def write(
 def _content(study: study_records.Study, metadata: Mapping[str, object]) -> dict[str, object]:
     """Return the templates' variables, with every number already formatted."""
     measured = [measurements.gather(group) for group in study.groups]
+    data = shown_rows.data_sets(study.results)
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "tally": terminal.tally(study),
@@ -60,12 +62,12 @@ def _content(study: study_records.Study, metadata: Mapping[str, object]) -> dict
             {
                 "title": group.title if group.is_part else "",
                 "answers": answers.answers(group, own),
-                "main": sections.main_table(group),
+                "tables": sections.main_tables(group),
             }
             for group, own in zip(study.groups, measured, strict=True)
         ],
         "models": [
-            sections.model_section(group, name, own)
+            sections.model_section(group, name, own, data)
             for group, own in zip(study.groups, measured, strict=True)
             for name in group.models
         ],

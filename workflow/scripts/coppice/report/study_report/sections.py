@@ -13,7 +13,7 @@ from coppice.models import sparsity
 from coppice.render import formatting
 from coppice.stats import metrics
 
-from . import speeds
+from . import shown_rows, speeds
 from .study_records import STAGE_LABELS, STAGES, Pair, Study
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ CAPTIONS = {
     "cost": ("Time and memory", "Total time of each stage, summed over its jobs, and peak memory of each job."),
 }
 DASH = "–"
+WIDEST = 3  # metrics in one table
 
 
 def caption(study: Study, name: str) -> tuple[str, str]:
@@ -79,14 +80,18 @@ def number(value: float | None, metric: metrics.Metric) -> str:
     return DASH if value is None else metric.shown(value)
 
 
-def main_table(study: Study) -> Record:
-    """Return the table of all models and configs.
+def main_tables(study: Study) -> list[Record]:
+    """Return the tables of all models and configs, by up to `WIDEST` metrics each: the two axes come first.
 
     Returns:
-        {groups: [(heading, columns spanned)], columns: short headings below the groups, headings: full headings for
-        Markdown, rows: lists of cells, texts: how many of the first columns hold text}.
+        for each table {groups: [(heading, columns spanned)], columns: short headings below the groups, headings: full
+        headings for Markdown, rows: lists of cells, texts: how many of the first columns hold text}.
     """
-    shown = study.metrics
+    shown = study.ranked_metrics
+    return [_main_table(study, shown[place : place + WIDEST]) for place in range(0, max(len(shown), 1), WIDEST)]
+
+
+def _main_table(study: Study, shown: Sequence[metrics.Metric]) -> Record:
     groups = [("", 2)] + [(f"{m.with_unit(m.label)}, {m.better}", 4) for m in shown] + [("", 1)]
     labels = [*STAGE_LABELS.values(), "recovered"]
     columns = ["model", "config"] + labels * len(shown) + ["state"]
@@ -119,13 +124,14 @@ def _recovered(part: Estimate | None) -> Record:
     return cell(formatting.percent(part["value"]), part["value"], interval or part["note"])
 
 
-def model_section(study: Study, name: str, measurements: Measurements) -> Record:
+def model_section(study: Study, name: str, measurements: Measurements, data: shown_rows.DataSets) -> Record:
     """Return everything about one model: its facts and one section per config."""
     facts = [(key, value) for key, value in study.models[name].items() if value]
-    return {"name": name, "facts": facts, "pairs": [pair_section(pair, measurements) for pair in study.pairs_of(name)]}
+    pairs = [pair_section(pair, measurements, data) for pair in study.pairs_of(name)]
+    return {"name": name, "facts": facts, "pairs": pairs}
 
 
-def pair_section(pair: Pair, measurements: Measurements) -> Record:
+def pair_section(pair: Pair, measurements: Measurements, data: shown_rows.DataSets) -> Record:
     """Return everything about one pair: state, numbers, selection, training, cost, items, warnings, provenance."""
     comparison = pair.comparison or {}
     return {
@@ -140,6 +146,7 @@ def pair_section(pair: Pair, measurements: Measurements) -> Record:
         "warnings": comparison.get("warnings") or [],
         "changed": _changed(measurements.changed.get((pair.model, pair.config)) or {}),
         "generations": comparison.get("generations") or [],
+        "examples": shown_rows.of_pair(pair, data),
         "provenance": _provenance(pair),
     }
 

@@ -22,7 +22,7 @@ from coppice.models.kinds import Decoding
 from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
 
-from . import classification, generation, guards, perplexity, retrieval, row_answers, zero_shot
+from . import classification, generation, guards, perplexity, programs, retrieval, row_answers, zero_shot
 from .evaluation_request import EvaluationRequest
 from .parts import Computed, Parts
 from .perplexity import Protocol
@@ -209,6 +209,8 @@ class _Evaluation:
             facts = self._answer_facts(name, decoding)
             measured, rows = self.parts.part("answers", name, facts, lambda n=name: self._answer(n, decoding))
             results, self.samples[name] = row_answers.scored(rows, measured["row_kind"], wanted.metrics)
+            if measured["row_kind"] == programs.ROWS and wanted.programs.run:
+                results |= self._run_programs(name, facts)
             how = {"decoding": facts["decoding"]}
             decoded = {key: one if key == "answer_ppl" else one | how for key, one in results.items()}
             _collect(found, name, decoded)
@@ -217,12 +219,32 @@ class _Evaluation:
     def _answer_facts(self, name: str, decoding: Decoding) -> Record:
         """Return what decides the answers to the rows of a data set. The metrics are computed from the answers."""
         asked = self._row_facts(name) | {"limit": self.settings.answers.limit, "form": self.prompt}
+        count = self.settings.answers.programs.samples
+        asked |= {"count": count} if count > 1 else {}
         return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
 
     def _answer(self, name: str, decoding: Decoding) -> Computed:
-        subject = self.subject
+        subject, wanted = self.subject, self.settings.answers
         rows = self._rows(name, models.kind_of(subject.source).row_kinds)
-        return row_answers.measure(subject.model, subject.reader, rows, self.settings.answers.limit, decoding)
+        count = wanted.programs.samples
+        return row_answers.measure(subject.model, subject.reader, rows, decoding, wanted.limit, count)
+
+    def _run_programs(self, name: str, facts: Record) -> Record:
+        """Return {pass_at_1} of the programs among the samples of a data set, which get its column and the verdicts."""
+        wanted, samples = self.settings.answers.programs, self.samples[name]
+
+        def run() -> Computed:
+            contents = data.load(self.datasets[name], self.purpose).to_list()[: len(samples)]
+            return programs.run(samples, contents, wanted)
+
+        how, rows = self.parts.part("programs", name, facts | programs.facts_of(wanted), run)
+        verdicts = [list(row["verdicts"]) for row in rows]
+        result, values = programs.scored(verdicts, wanted.k)
+        self.samples[name] = [
+            row | {"pass_at_1": value, "verdicts": said}
+            for row, value, said in zip(samples, values, verdicts, strict=True)
+        ]
+        return {"pass_at_1": result | how}
 
     def retrieval(self) -> Record:
         """Return section -> data set -> recall in both directions, with samples for each."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coppice import models
-from coppice.core.aliases import Record
-from coppice.data import prompts
-from coppice.models import continuing
+from coppice.core.aliases import PathLike, Record
+from coppice.core.errors import SettingsError
+from coppice.data import picture_rows, pictures, prompts
+from coppice.models import continuing, kinds
 from coppice.models.kinds import Decoding
 
 if TYPE_CHECKING:
@@ -38,3 +40,49 @@ def answers(
     decoding = Decoding(new_tokens=new_tokens)
     found = continuing.continuations(model, tokenizer, asked, decoding, models.context_length(model))
     return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]
+
+
+def answers_about(
+    model: LoadedModel,
+    reader: models.Reader,
+    questions: Sequence[str],
+    prompt: str,
+    new_tokens: int,
+    *,
+    files: Sequence[PathLike],
+) -> list[Record]:
+    """Return [{prompt, text}] with the greedy answer to each question about pictures.
+
+    Args:
+        model: a model that sees.
+        reader: its tokenizer and image processor.
+        questions: list of strings; `<image>` marks the places of the pictures.
+        prompt: prompt format: alpaca, chat or none.
+        new_tokens: largest number of tokens to generate per question.
+        files: the pictures, which belong to every question.
+
+    Raises:
+        SettingsError: The model reads no pictures, or a file is no picture that can be used.
+    """
+    kind = kinds.of(model.config)
+    if not kind.sees or reader.placeholder is None:
+        raise SettingsError(f"--image: {kind.noun} does not answer questions about pictures. Remove the option.")
+    album = pictures.Album(Path.cwd(), reader.placeholder)
+    form = prompts.Formatter("image-answer", prompt, reader.tokenizer, album)
+    shown = [_facts_of(file) for file in files]
+    rows = [
+        # a row without an answer gives no segments, so use a dummy one, which is no part of the question
+        form.question({picture_rows.COLUMN: shown, "question": question, "answer": "."}, f"--prompt {question!r}")
+        for question in questions
+    ]
+    found = kind.answers(model, reader, rows, Decoding(new_tokens=new_tokens))
+    return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]
+
+
+def _facts_of(file: PathLike) -> Record:
+    try:
+        return pictures.facts_of(str(Path(file).absolute()), Path(file).read_bytes())[0]
+    except OSError as error:
+        raise SettingsError(f"--image: {file} cannot be read ({error.strerror}). Name another file.") from error
+    except pictures.Unusable as error:
+        raise SettingsError(f"--image: {file} {error}. Name another file.") from error

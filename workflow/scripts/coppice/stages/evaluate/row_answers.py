@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from coppice import models
@@ -24,6 +24,8 @@ from coppice.models.kinds import Decoding
 from coppice.models.rows import Row
 from coppice.stats import text_metrics
 from coppice.study.settings.sections.evaluate import Answers
+
+from . import programs
 
 if TYPE_CHECKING:
     from coppice.models.kinds import LoadedModel
@@ -52,25 +54,33 @@ def decoding_of(settings: Answers, seed: int) -> Decoding:
 def facts_of(decoding: Decoding) -> Record:
     """Return what decides answers, for records. The batch size decides only which random numbers a row gets."""
     found = asdict(decoding) | {"stop": list(decoding.stop)}
-    return found if decoding.sample else {key: value for key, value in found.items() if key != "batch_size"}
+    without = {"strip"} if decoding.sample else {"strip", "batch_size"}  # the kind of rows decides what is stripped
+    return {key: value for key, value in found.items() if key not in without}
 
 
-def measure(model: LoadedModel, reader: models.Reader, source: RowSource, limit: int | None, how: Decoding) -> Computed:
+def measure(
+    model: LoadedModel, reader: models.Reader, source: RowSource, how: Decoding, limit: int | None, count: int = 1
+) -> Computed:
     """Return ({row_kind}, samples): what the model answers to each row, with the likelihood of its references.
 
     Args:
         model: in evaluation mode.
         reader: its reader.
         source: the rows.
-        limit: the most rows, or None.
         how: how answers are generated.
+        limit: the most rows, or None.
+        count: the number of answers to each row that asks for a program.
     """
     kind, rows = kinds.of(model.config), source.asked(limit)
-    written = kind.answers(model, reader, rows, how)
+    count, how = (count, replace(how, strip=False)) if source.kind == programs.ROWS else (1, how)
+    written = kind.answers(model, reader, [row for row in rows for _ in range(count)], how)
+    several = [written[start : start + count] for start in range(0, len(written), count)]
     likelihoods = reference_losses(model, reader, source, len(rows))
     samples = [
-        {"doc_id": index, "doc_hash": _digest(row), "answer": answer, "references": list(row.references)} | losses
-        for index, (row, answer, losses) in enumerate(zip(rows, written, likelihoods, strict=True))
+        {"doc_id": index, "doc_hash": _digest(row), "answer": answers[0], "references": list(row.references)}
+        | ({"answers": answers} if source.kind == programs.ROWS else {})
+        | losses
+        for index, (row, answers, losses) in enumerate(zip(rows, several, likelihoods, strict=True))
     ]
     return {"row_kind": source.kind}, samples
 

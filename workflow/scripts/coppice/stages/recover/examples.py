@@ -69,7 +69,8 @@ def prepare(
         )
     if skipped or skipped_validation:
         logger.warning(
-            "left out %d training and %d validation rows, which have no response token within cutoff_len",
+            "left out %d training and %d validation rows: no response token, or not all of their pictures, are within "
+            "cutoff_len",
             skipped,
             skipped_validation,
         )

@@ -8,7 +8,7 @@ from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
 from . import registry, task_metrics
-from .sections.evaluate import Evaluate, Perplexity
+from .sections.evaluate import Answers, Evaluate, Perplexity
 from .sources import absolute, check_name, check_paths
 
 
@@ -26,6 +26,7 @@ def checked(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) 
     """
     checked_tasks = _with_tasks(evaluate, section, workdir, notices)
     _check_protocols(evaluate.perplexity, f"config key {section}.perplexity")
+    _check_programs(evaluate.answers, f"config key {section}.answers")
     return checked_tasks
 
 
@@ -58,6 +59,17 @@ def _with_tasks(evaluate: Evaluate, section: str, workdir: str, notices: list[st
                 f"{key}.metric.{task}: '{task}' is not among {section}.zero_shot.tasks{nearest(task, valid)}"
             )
     return evaluate.model_copy(update={"zero_shot": zero_shot})
+
+
+def _check_programs(answers: Answers, key: str) -> None:
+    """Raise SettingsError if several programs of a row would be the same one, or pass@k needs more of them."""
+    programs = answers.programs
+    if programs.samples > 1 and not answers.sample:
+        raise SettingsError(f"{key}.programs.samples: found {programs.samples}, which needs answers.sample: true")
+    if max(programs.k) > programs.samples:
+        raise SettingsError(
+            f"{key}.programs.k: pass@{max(programs.k)} needs at least {max(programs.k)} samples; raise programs.samples"
+        )
 
 
 def _check_metric(wanted: str | None, task: str, own: Mapping[str, Path], key: str) -> None:

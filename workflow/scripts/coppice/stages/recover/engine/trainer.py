@@ -12,14 +12,14 @@ import functools
 import logging
 import math
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState
+from transformers import PrinterCallback, TrainerState
 
 from coppice import models
 from coppice.core.aliases import Record
@@ -29,11 +29,12 @@ from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
 from ..base import Diverged, Recovery
 from ..job import Job, Learner
-from . import checkpoints, duration, memory, outcome, processes, sharding
+from . import checkpoints, duration, learning_rates, memory, outcome, processes, sharding
 from .best_by import Asking, BestBy
-from .loader import StepLoader, StepSampler, blocks, together
+from .loader import StepLoader, StepSampler, together
 from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
+from .validation import Validation
 
 logger = logging.getLogger("coppice.finetuning")
 
@@ -104,20 +105,20 @@ def build(
     trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
     trainer.best_by, trainer.asking = best_by, asking
+    trainer.rates = learner.recovery.trained.rates(learner.model, learner.kind, settings)
     trainer.start_alike()
     return trainer
 
 
-class StepTrainer(Trainer):
+class StepTrainer(Validation):
     """Trains on the examples of a `kind` of model with an engine of that kind, `batch_size` examples per step."""
 
     # set by `build`
     log_file: TrainingLog
     stop: StopOnSignal
     patience: Patience | None = None
-    sharded: bool = False
     best_by: BestBy
-    asking: Asking | None = None
+    rates: Mapping[float, Collection[nn.Parameter]] = MappingProxyType({})
 
     def __init__(
         self, *, kind: ModelKind, recovery: Recovery, engine: Engine, batch_size: int, **options: object
@@ -127,6 +128,13 @@ class StepTrainer(Trainer):
         super().__init__(**options)
         if kind.coupled:
             engine.gathers = self.args.world_size > 1
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer as Trainer does, and give parameters in `rates` their own learning rate."""
+        if self.optimizer is None:  # Trainer calls this more than once
+            super().create_optimizer(model)
+            learning_rates.split(self.optimizer, self.rates)
+        return self.optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set up accelerate as Trainer does, but leave the model unwrapped."""
@@ -247,53 +255,6 @@ class StepTrainer(Trainer):
                 "or train in another dtype (models.X.dtype: float32)"
             )
 
-    def evaluate(
-        self,
-        eval_dataset: Sequence[Example] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Compute the mean loss per target over the validation examples, and the metric that checkpoints go by."""
-        # in an order that puts examples together which share work
-        examples = sorted(eval_dataset or self.eval_dataset, key=self.kind.sort_key)
-        started = time.monotonic()
-        loss = self._validation_loss(examples)
-        measured = self.asking.measure(self.model, self.sharded) if self.asking else {}
-        seconds = time.monotonic() - started
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            **measured,
-            f"{metric_key_prefix}_runtime": round(seconds, 4),
-            f"{metric_key_prefix}_samples_per_second": round(len(examples) / seconds, 3),
-        }
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    @torch.no_grad()
-    def _validation_loss(self, examples: list[Example]) -> float:
-        self.model.eval()
-        # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
-        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for block in blocks(examples):
-            total += self._summed_loss(block)
-        if self.args.world_size > 1:
-            distributed.all_reduce(total)
-        return total.item() / self.kind.targets(examples)
-
-    def _summed_loss(self, examples: list[Example]) -> torch.Tensor | float:
-        while True:
-            try:
-                total = 0.0
-                for micro in self._micro_batches(examples):
-                    with self.accelerator.autocast():
-                        total += self._loss(micro).double().to(self.args.device)
-                return total
-            except RuntimeError as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-            self._halve(examples)
-
     def floating_point_ops(self, inputs: dict[str, list[Example]]) -> float:
         """Return the operations of a batch, as the recovery counts them; Trainer's estimate needs tensors."""
         tokens = sum(map(self.kind.length, inputs["examples"]))
@@ -340,20 +301,6 @@ class StepTrainer(Trainer):
         if step not in losses:  # a signal stopped the training before the step
             raise self._stopped()
         return losses[step]
-
-    @torch.no_grad()
-    def example_losses(self) -> tuple[list[float], list[int]]:
-        """Return (losses, target tokens) per validation example, in the order of the data; losses are sums in nats."""
-        self.model.eval()
-        with self.accelerator.autocast():
-            if self.kind.coupled:
-                losses = [loss for block in blocks(self.eval_dataset) for loss in self.engine.example_losses(block)]
-            else:  # one by one, since micro-batches of several give only their sum
-                losses = [math.fsum(self._each_loss(example)) for example in self.eval_dataset]
-        return losses, [self.kind.targets([example]) for example in self.eval_dataset]
-
-    def _each_loss(self, example: Example) -> list[float]:
-        return [self._loss(micro).double().item() for micro in self.engine.micro_batches([example])]
 
     def _was_at_its_end(self, checkpoint: Path) -> bool:
         """Return whether nothing is left to train after `checkpoint`."""

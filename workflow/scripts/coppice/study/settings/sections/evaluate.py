@@ -124,6 +124,22 @@ class Generation(Section):
     )
 
 
+class Programs(Section):
+    """Running the programs that models write to rows with tests (prompt, test and canonical_solution, as HumanEval's).
+
+    Each runs in a sandbox, which protects from mistakes and not from attacks; the log says what it lacks on the
+    machine. Without it, programs are only compared with the canonical solution, as texts.
+    """
+
+    run: bool = setting(False, "Whether to run them, which gives pass@1.")
+    samples: int = setting(1, "Programs for each row; more than 1 needs sample: true.", ge=1, le=10_000)
+    k: Annotated[Unique[Annotated[int, Field(ge=1)]], Field(min_length=1)] = setting(
+        [1], "pass@k of these k in the record, estimated without bias from the samples. No k exceeds samples."
+    )
+    timeout: Number = setting(10, "A program that runs longer fails.", unit="seconds", gt=0, le=86_400)
+    memory: int = setting(1024, "Memory of a program.", unit="MiB", ge=64, le=1_000_000)
+
+
 class Answers(Section):
     """Rows that each model answers by generation, measured against their references (all kinds but dual-encoder)."""
 
@@ -146,6 +162,7 @@ class Answers(Section):
     stop: Annotated[Unique[Text], Field(min_length=1)] | None = setting(
         None, "Texts at which an answer ends. Null means only the model's end token."
     )
+    programs: Programs = section(Programs)
 
 
 class Retrieval(Section):
