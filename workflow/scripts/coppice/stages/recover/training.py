@@ -147,6 +147,11 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
+    if sharded and kind.coupled:
+        raise SettingsError(
+            f"finetune.sharding: the processes that train {kind.noun} exchange embeddings, and cannot also share "
+            "weights. Set it to false."
+        )
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, reader.tokenizer, source.path)
