@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .kinds import Example, Inputs, LoadedModel
     from .readers import Reader
     from .rows import Picture, Row
-    from .towers import Anatomy, Tower
+    from .towers import Anatomy, Batch, Tower
 
 logger = logging.getLogger("coppice.models")
 
@@ -49,7 +49,8 @@ class DualEncoder(ModelKind):
     noun = "a dual encoder"
     row_kinds = ("image-caption", "image-label")
     task_type = "FEATURE_EXTRACTION"
-    prunable = ()
+    prunable = MODELS
+    prunes_together = True
     adapter_groups: Mapping[str, tuple[str, ...]] = {"attention": ("self_attn",), "mlp": ("mlp",)}
     evaluators = ("retrieval", "classification", "merge")
     tower_names = pruned_towers = ("text", "vision")
@@ -73,11 +74,21 @@ class DualEncoder(ModelKind):
 
     def anatomies(self, config: PretrainedConfig) -> tuple[Anatomy, ...]:
         """Return the text encoder and the vision encoder."""
-        return ()
+        from . import dual_towers
+
+        return dual_towers.anatomies(config)
 
     def towers(self, model: LoadedModel) -> list[Tower]:
         """Return the text encoder and the vision encoder."""
-        return []
+        from . import dual_towers
+
+        return [dual_towers.Encoder(model, anatomy) for anatomy in self.anatomies(model.config)]
+
+    def calibration(self, examples: Sequence[Example]) -> list[Batch]:
+        """Return batches of pairs."""
+        from . import dual_towers
+
+        return dual_towers.calibration(examples)
 
     def adaptable(self, model: nn.Module, layers: Sequence[str]) -> list[str]:
         """Return all layers but those of SigLIP's pooling attention, whose fused kernel reads the weights itself."""
