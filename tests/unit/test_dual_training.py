@@ -180,8 +180,7 @@ def test_classes_are_found_by_averaged_prompts(clip, tmp_path):
         "templates": templates,
     }
     assert record["top5"]["mine"]["value"] == 1
-    (tmp_path / "names.txt").write_text("disk\nbar\n\nring\ncube\n")
-    asked |= {"classes": str(tmp_path / "names.txt"), "limit": 6}
+    asked |= {"classes": ["disk", "bar", "ring", "cube"], "limit": 6}
     listed = evaluated(clip, tmp_path / "out", {"mine": str(dataset)}, classification=asked)
     assert listed["top1"]["mine"]["candidates"] == 4 and listed["top1"]["mine"]["n"] == 6
     asked |= {"classes": ["disk", "ring"]}

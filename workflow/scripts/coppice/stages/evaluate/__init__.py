@@ -263,7 +263,7 @@ class _Evaluation:
 
     def classification(self) -> Record:
         """Return section -> data set -> accuracy of zero-shot classification, with samples for each."""
-        wanted, found = classification.resolved(self.settings.classification), {}
+        wanted, found = self.settings.classification, {}
         for name in wanted.datasets:
             facts = self._row_facts(name) | wanted.model_dump() | {"protocol": classification.PROTOCOL}
 
