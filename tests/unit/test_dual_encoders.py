@@ -13,7 +13,7 @@ from coppice.models.rows import Row, Segment
 from tests.unit import tiny_dual_encoders as tiny
 
 KIND = kinds.named("dual-encoder")
-FAMILIES = ["clip", "siglip"]
+FAMILIES = ["clip", "metaclip", "siglip"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

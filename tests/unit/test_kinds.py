@@ -24,6 +24,7 @@ ACCELERATORS = {
     "seq2seq_batches",
     "contrastive",
     "dual_encoder",
+    "dual_towers",
 }
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from coppice.models import kinds
+from coppice.models import intake, kinds
 from coppice.stages.select import scoring
 from coppice.study import settings
 from coppice.study.settings import own_sections
@@ -115,6 +115,66 @@ def test_reads_only_the_data_sets_that_some_model_uses():
     assert set(study.datasets) == {"alpaca", "notes", "wikitext2", "ptb", "pairs", "c4"}
     assert study.datasets["pairs"].uses == ["training"] and study.datasets["c4"].uses == ["text"]
     assert study.calibration_of("A").dataset == "wikitext2" and study.calibration_of("B").windows == "within-rows"
+
+
+DUAL = {
+    "models": {"B": {"base": "org/clip", "kind": "dual-encoder", "finetune": {"data": {"dataset": "pairs"}}}},
+    "select": {"configs": {"best": {"metric": "top1.pairs"}}},
+}
+
+
+def classifier(folder=None, data=None, select=None, **keys):
+    evaluate = {"classification": {"datasets": ["pairs"], **keys}}
+    config = DUAL | {"evaluate": evaluate, "datasets": {"pairs": {"path": "org/pairs", **(data or {})}}}
+    return settings.load(config | ({"select": select} if select else {}), workdir=folder)
+
+
+def test_names_of_classes_may_be_in_a_file(tmp_path):
+    (tmp_path / "classes.txt").write_text("disk\n\n ring \ndisk\n")
+    (tmp_path / "one.txt").write_text("disk")
+    assert classifier(tmp_path, classes="classes.txt").evaluate_of("B").classification.classes == ["disk", "ring"]
+    for classes, words in (("nowhere.txt", "cannot be read"), ("one.txt", "names 1 classes")):
+        with pytest.raises(settings.SettingsError, match=f"evaluate.classification.classes: {classes} {words}"):
+            classifier(tmp_path, classes=classes)
+
+
+def test_rejects_a_template_without_a_place_for_the_class():
+    with pytest.raises(settings.SettingsError, match=r"evaluate.classification.templates: found 'a photo'"):
+        classifier(templates=["a photo"])
+
+
+def test_the_folder_of_images_is_found_before_any_job(tmp_path):
+    with pytest.raises(settings.SettingsError, match=r"datasets.pairs.image_root: there is no folder images"):
+        classifier(tmp_path, {"image_root": "images"})
+    (tmp_path / "images").mkdir()
+    study = classifier(tmp_path, {"image_root": "images"})
+    assert study.datasets["pairs"].image_root == str(tmp_path / "images")
+
+
+def test_a_checkpoint_decides_its_kind(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    own = {"base": str(tmp_path), "finetune": {"data": {"dataset": "pairs"}}}
+    evaluate, select = {"answers": {"datasets": ["pairs"]}}, {"configs": {"best": {"metric": ["bleu4.pairs", "piqa"]}}}
+    study = load(own, evaluate=evaluate, select=select)
+    assert study.models["B"].kind == "seq2seq" and study.models["B"].prompt == "none"
+    assert not study.evaluate_of("B").zero_shot.tasks and study.criteria_of("B")["best"]["metric"] == "bleu4.pairs"
+    words = message(own | {"kind": "causal-lm"}, evaluate=evaluate, select=select)
+    assert "models.B.kind: found 'causal-lm', but the config.json in" in words and "set it to seq2seq" in words
+    words = message(own | {"prompt": "chat"}, evaluate=evaluate, select=select)
+    assert "models.B.prompt: found 'chat', but a sequence-to-sequence model takes none, alpaca" in words
+
+
+def test_a_fetched_model_of_another_kind_is_named_with_its_remedy(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    intake.check_kind(tmp_path, "seq2seq")
+    with pytest.raises(settings.SettingsError, match=r"a sequence-to-sequence model, .* Set models.B.kind to seq2seq"):
+        intake.check_kind(tmp_path, "causal-lm", "B")
+
+
+def test_criteria_that_apply_to_no_kind_of_the_study_are_left_out():
+    usual = {"best_acc": {"metric": "average_acc", "mode": "max"}, "best_ppl": {"metric": "ppl.wikitext2"}}
+    study = classifier(select={"configs": usual | DUAL["select"]["configs"]})
+    assert study.pairs() == [("B", "best")] and len(study.notices) == 2
 
 
 def test_seeds_of_a_model_are_its_own():

@@ -14,6 +14,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
@@ -74,8 +76,8 @@ def siglip_tokenizer():
 
 
 def save(kind, folder, seed=0, dropout=0.0):
-    """Write a tiny checkpoint of `kind` (clip or siglip) with random weights that spread its embeddings."""
-    tokenizer = clip_tokenizer() if kind == "clip" else siglip_tokenizer()
+    """Write a tiny checkpoint of `kind` (clip, metaclip or siglip) with random weights that spread its embeddings."""
+    tokenizer = siglip_tokenizer() if kind == "siglip" else clip_tokenizer()
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -98,8 +100,9 @@ def save(kind, folder, seed=0, dropout=0.0):
         attention_dropout=dropout,
     )
     torch.manual_seed(seed)
-    if kind == "clip":
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    if kind != "siglip":
+        builder, configuration = {"clip": (CLIPModel, CLIPConfig), "metaclip": (MetaClip2Model, MetaClip2Config)}[kind]
+        model = builder(configuration(text_config=text, vision_config=vision, projection_dim=8))
         processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     else:
         model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 20}, vision_config=vision))

@@ -21,7 +21,7 @@ def label(metric: known.Metric, part: str = "report") -> str:
 
 def value(metric: known.Metric, number: float) -> str:
     """Return a value with its unit: "2.3817", "24.31", "61.2 %"."""
-    return f"{metric.shown(number)} {metric.unit}".rstrip()
+    return f"{metric.shown(number)}{metric.sign}"
 
 
 def difference(metric: known.Metric, found: dict) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import dimensions, infilling
+from . import dimensions, generating, infilling
 from .kinds import ModelKind
 from .towers import Anatomy, Part, Tower
 
@@ -42,6 +42,7 @@ class CausalLM(ModelKind):
     prunable = ("llama", "qwen2", "qwen3", "mistral")
     adapter_groups = LAYERS
     evaluators = ("perplexity", "zero_shot", "answers", "generation", "merge", "cost")
+    validators = generating.VALIDATORS
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return True: what is of no other kind is tried as a causal language model."""

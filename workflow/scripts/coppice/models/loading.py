@@ -181,7 +181,7 @@ def skeleton(source: Source) -> PreTrainedModel:
     if odd:
         from .pruned_shapes import building, stack_building
 
-        if config.is_encoder_decoder:
+        if config.model_type in pruned_shapes.STACKS:
             stack_building.shape(model, odd)
         else:
             building.shape(model, odd, pruned_shapes.tensor_shapes(source.path))
@@ -217,7 +217,7 @@ def _load_odd(
         raise CheckpointError(
             f"{source.path}: its layers differ in width, so it cannot be quantized. Set models.X.quantize to null."
         )
-    build = stack_building if config.is_encoder_decoder else building
+    build = stack_building if config.model_type in pruned_shapes.STACKS else building
     model = build.load(source.path, config, odd, dtype_of(source.dtype))
     if not source.device_map:
         return model.to(on or device())

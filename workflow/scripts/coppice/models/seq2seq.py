@@ -50,6 +50,7 @@ class Seq2Seq(ModelKind):
         "mlp": ("DenseReluDense", "fc1", "fc2"),
     }
     evaluators = ("answers", "merge")
+    validators = generating.VALIDATORS
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return whether the model has an encoder and a decoder."""

@@ -171,8 +171,12 @@ class Tower(ABC):
         """Return the number of targets in a calibration batch."""
 
     def rows(self, batch: Batch) -> list[Batch]:
-        """Return the rows of a calibration batch, each as a batch."""
+        """Return the rows of a calibration batch, each as a batch; the batch itself if they have no loss apart."""
         return [row[None] for row in batch]
+
+    def sequences(self, batch: Batch) -> int:
+        """Return the number of rows of a calibration batch."""
+        return len(self.rows(batch))
 
     def tokens(self, batch: Batch) -> int:
         """Return the number of tokens that the blocks are run on for a calibration batch."""

@@ -138,6 +138,11 @@ class Metric:
         """Return `text` followed by the unit, if there is one."""
         return f"{text} ({self.unit})" if self.unit else text
 
+    @property
+    def sign(self) -> str:
+        """What follows a shown value: " %" or nothing."""
+        return " %" if self.unit == "%" else ""
+
     def shown(self, value: float, sign: str = "") -> str:
         """Return a value in its unit, with its number of decimals but without the unit's name."""
         return f"{self.scale * value:{sign}.{self.digits}f}"

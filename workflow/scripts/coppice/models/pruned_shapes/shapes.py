@@ -5,7 +5,7 @@ heads, KV heads and MLP channels; a block may have lost its attention or its MLP
 uniform numbers, and `pruned_shapes.json` beside it lists the layers that differ, in the format of transformers'
 `per_layer_config`, from which transformers 5.23 cannot build these models yet. Without that file, the widths come from
 the shapes of the weights. Llama, Qwen2, Qwen3 and Mistral are supported, and the text towers of Qwen2-VL, Qwen2.5-VL
-and Qwen3-VL. `stacks` supports T5, mT5, BART and mBART.
+and Qwen3-VL. `stacks` supports T5, mT5, BART, mBART, CLIP and SigLIP.
 """
 
 from __future__ import annotations

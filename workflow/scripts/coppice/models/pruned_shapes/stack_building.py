@@ -1,4 +1,4 @@
-"""Build the encoder-decoder that fits a checkpoint with odd shapes (see `stacks`), and fill it with its weights."""
+"""Build the model that fits a checkpoint with odd shapes (see `stacks`), and fill it with its weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import GenerationConfig
 
 from coppice.core import fingerprints
 from coppice.core.aliases import PathLike
 from coppice.core.errors import CheckpointError
 
-from .. import seq2seq_towers
+from .. import kinds
+from ..towers import Part
 from .stacks import Widths
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SHARE_THE_EMBEDDING = ("embed_tokens.weight", "lm_head.weight")  # how the names
 
 
 def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[str, Widths], dtype: torch.dtype) -> PreTrainedModel:
-    """Load the encoder-decoder of a checkpoint with odd shapes, on the CPU.
+    """Load the model of a checkpoint with odd shapes, on the CPU.
 
     Args:
         folder: the checkpoint.
@@ -37,15 +38,16 @@ def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[str, Widths], 
         CheckpointError: if the configuration and the weights do not match.
     """
     with torch.device("meta"):
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+        model = kinds.of(config).auto_class().from_config(config, dtype=dtype)
     shape(model, odd)
     state: dict[str, torch.Tensor] = {}
     for path in fingerprints.weights_files(folder):
         state |= load_file(path)
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    embedding = next(tensor for name, tensor in state.items() if name.endswith("shared.weight"))
+    embedding = next((tensor for name, tensor in state.items() if name.endswith("shared.weight")), None)
     # files hold one of several tied tensors; an output layer that they hold besides is one of its own
-    tied = [name for name in model.state_dict() if name not in state and name.endswith(SHARE_THE_EMBEDDING)]
+    stored = model.state_dict() if embedding is not None else ()
+    tied = [name for name in stored if name not in state and name.endswith(SHARE_THE_EMBEDDING)]
     state |= dict.fromkeys(tied, embedding)
     try:
         # `assign`, because nothing can be copied into a meta tensor; `strict` reports what is missing or left over
@@ -54,6 +56,10 @@ def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[str, Widths], 
         raise CheckpointError(f"{folder}: its config.json and its weights do not match: {error}") from error
     for name in tied:
         model.get_submodule(name.rpartition(".")[0]).weight = model.get_input_embeddings().weight
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and name.endswith("position_ids"):  # no file has these, so they are still on meta
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(buffer.shape[-1]).expand((1, -1))
     if (Path(folder) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     model.config.name_or_path = str(folder)
@@ -62,7 +68,7 @@ def load(folder: PathLike, config: PretrainedConfig, odd: Mapping[str, Widths], 
 
 def shape(model: PreTrainedModel, odd: Mapping[str, Widths]) -> None:
     """Give every block in `odd` its own widths: tensors of the new shape, on the device of the old, without values."""
-    for tower in seq2seq_towers.towers(model, seq2seq_towers.anatomies(model.config)):
+    for tower in kinds.of(model.config).towers(model):
         for index, block in enumerate(tower.blocks):
             widths = odd.get(f"{tower.anatomy.name}.{index}", {})
             for part in tower.parts.values():
@@ -71,7 +77,7 @@ def shape(model: PreTrainedModel, odd: Mapping[str, Widths]) -> None:
                     _resize(block, part, widths[key])
 
 
-def _resize(block: nn.Module, part: seq2seq_towers.Part, count: int) -> None:
+def _resize(block: nn.Module, part: Part, count: int) -> None:
     for coupling in list(part.couplings(block)):
         size = list(coupling.tensor.shape)
         size[coupling.dim] = count * coupling.width

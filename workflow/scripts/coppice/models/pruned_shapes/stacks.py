@@ -1,8 +1,9 @@
-"""Find out which blocks of an encoder-decoder's checkpoint have other widths than its configuration says.
+"""Find out which blocks of a checkpoint with two towers have other widths than its configuration says.
 
 T5's configuration has one width for the MLPs of both stacks and one number of heads, so a stack that was narrowed by
-itself does not fit it; neither do blocks of different widths. `pruned_shapes.json` lists these blocks as "encoder.0",
-"decoder.2" and so on. This module does not import torch; `stack_building` builds the model.
+itself does not fit it; neither do blocks of different widths. The encoders of CLIP and SigLIP have configurations of
+their own, which cannot say that heads were removed. `pruned_shapes.json` lists these blocks as "encoder.0", "vision.2"
+and so on. This module does not import torch; `stack_building` builds the model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MANIFEST = "pruned_shapes.json"
 Widths = dict[str, int]  # key -> its value for one block
 Shapes = dict[str, tuple[int, ...]]
 CROSS = "cross_num_heads"  # of a T5 decoder block; its configuration has one key for heads of all sorts
+HEADS = "num_attention_heads"
 SHARED = {CROSS: "num_heads"}  # key of a block -> key of the configuration
 
 
@@ -32,11 +34,13 @@ class _Stack(NamedTuple):
     blocks: the configuration's key for the number of blocks.
     prefix: of the names of a block's tensors.
     tensors: key -> (name of a tensor in the block, the dimension that shows the width).
+    section: the part of the configuration that is about the stack; "" if it is all of it.
     """
 
     blocks: str
     prefix: str
     tensors: Mapping[str, tuple[str, int]]
+    section: str = ""
 
 
 def _t5(name: str, blocks: str, mlp: int) -> _Stack:
@@ -50,9 +54,19 @@ def _bart(name: str) -> _Stack:
     return _Stack(f"{name}_layers", f"model.{name}.layers.", {f"{name}_ffn_dim": ("fc1", 0)})
 
 
+def _dual(name: str) -> _Stack:
+    tensors = {"intermediate_size": ("mlp.fc1", 0), HEADS: ("self_attn.q_proj", 0)}
+    return _Stack("num_hidden_layers", f"{name}_model.encoder.layers.", tensors, f"{name}_config")
+
+
 _T5 = {"encoder": _t5("encoder", "num_layers", 1), "decoder": _t5("decoder", "num_decoder_layers", 2)}
 _BART = {name: _bart(name) for name in ("encoder", "decoder")}
-STACKS = {"t5": _T5, "mt5": _T5, "bart": _BART, "mbart": _BART}
+_DUAL = {name: _dual(name) for name in ("text", "vision")}
+STACKS = {
+    **dict.fromkeys(("t5", "mt5"), _T5),
+    **dict.fromkeys(("bart", "mbart"), _BART),
+    **dict.fromkeys(("clip", "metaclip_2", "siglip"), _DUAL),
+}
 
 
 def layers_of(
@@ -73,10 +87,11 @@ def layers_of(
     """
     found, odd = {}, {}
     for name, stack in STACKS[config.model_type].items():
-        blocks = getattr(config, stack.blocks, None) or config.num_layers
+        section = getattr(config, stack.section) if stack.section else config
+        blocks = getattr(section, stack.blocks, None) or section.num_layers
         for index in range(blocks):
-            found[f"{name}.{index}"] = own = _widths(folder, f"{stack.prefix}{index}.", stack, shapes, config)
-            uniform = {key: getattr(config, SHARED.get(key, key)) for key in own}
+            found[f"{name}.{index}"] = own = _widths(folder, f"{stack.prefix}{index}.", stack, shapes, section)
+            uniform = {key: getattr(section, SHARED.get(key, key)) for key in own}
             if any(own[key] > uniform[key] for key in own):
                 raise CheckpointError(
                     f"{folder}: block {index} of the {name} has {own}, more than config.json's {uniform}. Use the "
@@ -106,14 +121,18 @@ def _widths(
                 f"{folder}: config.json says that there is a block {prefix.rstrip('.')}, but it has no {tensor}.weight."
                 " Use the config.json that belongs to these weights."
             )
-        width = config.d_kv if key in ("num_heads", CROSS) else 1
+        width = _head_dim(config) if key in ("num_heads", CROSS, HEADS) else 1
         if shape[dim] % width:
             raise CheckpointError(
-                f"{folder}: {prefix}{tensor} has {shape[dim]} rows, which is not a multiple of d_kv {width}. Prune "
-                "whole heads."
+                f"{folder}: {prefix}{tensor} has {shape[dim]} rows, which is not a multiple of the width {width} of a "
+                "head. Prune whole heads."
             )
         widths[key] = shape[dim] // width
     return widths
+
+
+def _head_dim(config: PretrainedConfig | SimpleNamespace) -> int:
+    return config.d_kv if hasattr(config, "d_kv") else config.hidden_size // config.num_attention_heads
 
 
 def _check_manifest(path: Path, odd: Mapping[str, Widths]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Drawer = Callable[[Figure, Study, Frames], str | None]
 
 OF_ALL = ("training", "cost")  # figures that show all models together, however they are measured
+TASKS = "task_changes"  # the figure of zero-shot tasks, which not every study measures
 
 
 class Drawn(NamedTuple):
@@ -48,14 +49,19 @@ def draw(study: Study, frames: Frames, folder: PathLike) -> list[Drawn]:
             file = f"{name}-{len(drawn) + 1}" if drawn else name
             svg = _draw(drawer, file, group, _of_group(frames, group), folder)
             drawn += [Drawn(file, *sections.caption(group, name), svg)] if svg else []
-        if not drawn:
+        if not drawn:  # the workflow expects the files, even of a figure that the page leaves out
             svg = _empty(drawer, name, groups[0], _of_group(frames, groups[0]), folder)
-            drawn = [Drawn(name, *sections.caption(groups[0], name), svg)]
+            drawn = [Drawn(name, *sections.caption(groups[0], name), svg)] if _applies(name, study) else []
         found += drawn
-    files = {one.file for one in found}
+    files = {*FIGURES, *(one.file for one in found)}
     for stale in (path for kind in ("svg", "png") for path in folder.glob(f"*-*.{kind}") if path.stem not in files):
         stale.unlink()
     return found
+
+
+def _applies(name: str, study: Study) -> bool:
+    """Return whether a figure without anything to draw may have something later."""
+    return name != TASKS or not study.metrics or any(metric.mean_of for metric in study.metrics)
 
 
 def _of_group(frames: Frames, group: Study) -> Frames:

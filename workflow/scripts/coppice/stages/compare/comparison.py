@@ -320,7 +320,7 @@ def _at_chance(record: Record, shown: Iterable[metrics.Metric]) -> list[str]:
     parts = [(metric, metric.part(record)) for metric in shown if metric.reported]
     return [
         f"{metric.label}: the {formatting.listed(part['at_chance'])} model is not above chance "
-        f"({metric.shown(part['chance'])} {metric.unit})"
+        f"({metric.shown(part['chance'])}{metric.sign})"
         for metric, part in parts
         if part.get("at_chance")
     ]

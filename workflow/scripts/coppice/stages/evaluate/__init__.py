@@ -70,7 +70,7 @@ def summary(record: Record) -> str:
     found = [f"mean accuracy {record['average_acc']:.4f}"] if record.get("average_acc") is not None else []
     if texts := ", ".join(f"{name} {result['value']:.2f}" for name, result in record.get("perplexity", {}).items()):
         found.append(f"perplexity {texts}")
-    others = metrics.found_in(record, (*metrics.ANSWERS, *metrics.RETRIEVAL, *metrics.CLASSIFICATION))
+    others = metrics.found_in(record, metrics.OF_DATA)
     found += [f"{metric.label} {metric.shown(metric.value(record))}" for metric in others if metric.reported]
     who = " ".join(str(record[key]) for key in ("model", "config", "candidate", "stage") if record.get(key))
     return f"{who}: {'; '.join(found) or 'no metric was asked for'}"
@@ -263,7 +263,7 @@ class _Evaluation:
 
     def classification(self) -> Record:
         """Return section -> data set -> accuracy of zero-shot classification, with samples for each."""
-        wanted, found = classification.resolved(self.settings.classification), {}
+        wanted, found = self.settings.classification, {}
         for name in wanted.datasets:
             facts = self._row_facts(name) | wanted.model_dump() | {"protocol": classification.PROTOCOL}
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
 
 from coppice import models
 from coppice.core.aliases import Record
-from coppice.core.errors import DataError, SettingsError
+from coppice.core.errors import DataError
 from coppice.stats import retrieval_metrics
 
 from . import retrieval
@@ -30,25 +29,6 @@ if TYPE_CHECKING:
 PROTOCOL = 1  # increase it if a change of method makes measured ranks obsolete
 ROWS = ("image-label",)
 DEPTHS = (1, 5)
-
-
-def resolved(settings: Classification) -> Classification:
-    """Return the settings with the names of the classes in place of their file.
-
-    Raises:
-        SettingsError: the file cannot be read, or names fewer than two classes.
-    """
-    if not isinstance(settings.classes, str):
-        return settings
-    key = "evaluate.classification.classes"
-    try:
-        lines = Path(settings.classes).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{key}: {settings.classes} cannot be read: {error}") from error
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(names) < 2:
-        raise SettingsError(f"{key}: {settings.classes} names {len(names)} classes. Write at least two, one a line.")
-    return settings.model_copy(update={"classes": names})
 
 
 def labels_of(source: RowSource) -> list[str]:
@@ -69,7 +49,8 @@ def measure(model: LoadedModel, reader: models.Reader, source: RowSource, settin
         model: a dual encoder in evaluation mode.
         reader: its reader.
         source: rows of pictures with labels.
-        settings: as from `resolved`. Without classes, they are the labels that occur, in alphabetical order.
+        settings: the section `evaluate.classification`, with names and no file as classes. Null means the labels that
+            occur, in alphabetical order.
 
     Raises:
         DataError: a row's label is none of the classes, or there is only one class.

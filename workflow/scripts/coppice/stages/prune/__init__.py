@@ -125,7 +125,7 @@ def prune(
         "sparsity": sparsity.measure(model),
         "importance": measures.by_tower({name: importance for name, (_, importance) in found.items()}),
         "calibration": {
-            "sequences": sum(len(first.rows(batch)) for batch in batches),
+            "sequences": sum(first.sequences(batch) for batch in batches),
             "tokens": sum(tower.tokens(batch) for tower in towers.values() for batch in batches),
         },
         "warnings": [warning for own in plans.values() for warning in own.warnings],

@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING
 from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
-from coppice.core.errors import CoppiceError, TransientError
+from coppice.core.errors import CoppiceError, SettingsError, TransientError
 from coppice.models import chat_clock, sparsity
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
 from . import examples, model_card, tower_adapters, zeros
-from .engine import checkpoints, duration, processes, sharding
+from .engine import best_by, checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
 from .training_request import TrainingRequest
 
 if TYPE_CHECKING:
+    from .engine.best_by import Asking
     from .engine.trainer import StepTrainer
 
 logger = logging.getLogger("coppice.finetuning")
@@ -109,7 +110,7 @@ def _train(job: Job) -> None:
     learner = _learner(job, kind, reader, train)
     trained = learner.recovery.trained
     before = trained.before_training(learner.model, kind, train[0], learner.settings, request.output)
-    trainer = trainers.build(job, learner, reader, train, validation)
+    trainer = trainers.build(job, learner, reader, train, validation, _asking(job, kind, reader, validation))
     if request.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
@@ -128,11 +129,29 @@ def _train(job: Job) -> None:
     _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
 
 
+def _asking(job: Job, kind: ModelKind, reader: models.Reader, validation: Sequence[Example] | None) -> Asking | None:
+    """Return what measures the metric that the best checkpoint is chosen by; None for the validation loss."""
+    settings, request = job.settings, job.request
+    if settings.best_by is None:
+        return None
+    if settings.best_by not in kind.validators or not validation:
+        offers = ", ".join(["null (the validation loss)", *kind.validators])
+        obstacle = f"{kind.noun} offers {offers}" if validation else "no row is held out (finetune.data.val_size)"
+        raise SettingsError(f"finetune.best_by: is {settings.best_by}, but {obstacle}. Set it to null.")
+    rows = examples.to_ask(request.datasets, settings.data, request.prompt, reader, request.seed, kind)
+    return best_by.asking(settings.best_by, kind, reader, rows, validation)
+
+
 def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[Example]) -> Learner:
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
     source, recovery = job.request.source, recovery_of(job.settings)
     trained = recovery.trained
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
+    if sharded and kind.coupled:
+        raise SettingsError(
+            f"finetune.sharding: the processes that train {kind.noun} exchange embeddings, and cannot also share "
+            "weights. Set it to false."
+        )
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, reader.tokenizer, source.path)

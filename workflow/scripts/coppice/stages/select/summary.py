@@ -84,10 +84,14 @@ def _page(frame: pandas.DataFrame, chosen: Sequence[Record]) -> str:
 
 def _further_metrics(columns: Iterable[str]) -> list[str]:
     """Return a list of the columns that hold metrics which the introduction does not explain; [] if there are none."""
-    found = [metrics.named(column) for column in columns]
-    own = [metric for metric in found if metric.section in {entry.section for entry in metrics.OF_DATA}]
-    lines = [f"- `{metric.key}`: {metric.label}, a number from {metric.low:g} to {metric.high:g}" for metric in own]
-    lines = [f"{line}, {metric.better}" for line, metric in zip(lines, own, strict=True)]
+    sections = {entry.section for entry in metrics.OF_DATA}
+    found = [metric for metric in map(metrics.named, columns) if metric.section in sections]
+    lines = []
+    for metric in found:
+        ends = (
+            f"from {metric.low:g} to {metric.high:g}" if math.isfinite(metric.high) else f"of at least {metric.low:g}"
+        )
+        lines.append(f"- `{metric.key}`: {metric.label}, a number {ends}, {metric.better}")
     return [*lines, ""] if lines else []
 
 

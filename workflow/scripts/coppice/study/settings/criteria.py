@@ -139,7 +139,9 @@ def _completed(one: Criterion, key: str, model: str, here: Measured) -> Record:
             raise SettingsError(
                 f"{key}.{part}: found {criterion[part]} beside pareto; remove it and name two metrics under metrics"
             )
-    both = metrics.axes([*map(metrics.named, here.by_model[model]), metrics.PERPLEXITY.on("wikitext2")])
+    both = metrics.axes(map(metrics.named, here.by_model[model]))
+    # of a model that is measured by less than two metrics, the message names the perplexity on wikitext2
+    both = [one.on("wikitext2") if one == metrics.PERPLEXITY else one for one in both]
     chosen = criterion["metrics"] or {metric.key: metric.mode for metric in both}
     if len(chosen) != 2:
         raise SettingsError(f"{key}.metrics: found {len(chosen)}; pareto: knee needs exactly two metrics")
@@ -176,8 +178,8 @@ def _check_metric(metric: str, key: str, here: Measured, is_one_of_several: bool
             f"valid metrics are {', '.join(valid)}"
         )
     raise SettingsError(
-        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (from evaluate.zero_shot.tasks, "
-        f"evaluate.perplexity.datasets and the table's columns), and {PARAMETERS} as a bound"
+        f"{key}: there is no metric '{metric}'; valid are {', '.join(valid)} (from the data sets under evaluate and "
+        f"models.X.evaluate, and the table's columns), and {PARAMETERS} as a bound"
         f"{nearest(metric, [*valid, PARAMETERS])}"
     )
 

@@ -1,4 +1,4 @@
-"""Check the section `evaluate`: the tasks and their metrics, the user's own task definitions, and the protocols."""
+"""Check the section `evaluate`: tasks and their metrics, the user's own task definitions, protocols, and classes."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from coppice.core.errors import SettingsError, nearest
 
 from .. import layout
 from . import registry, task_metrics
-from .sections.evaluate import Answers, Evaluate, Perplexity
+from .sections.evaluate import Answers, Classification, Evaluate, Perplexity
 from .sources import absolute, check_name, check_paths
 
 
 def checked(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) -> Evaluate:
-    """Return a section with an absolute `include_path`, everything in it checked.
+    """Return a section with an absolute `include_path` and the names of classes in place of their file, all checked.
 
     Args:
         evaluate: the study's section, or that of a model.
@@ -22,12 +22,33 @@ def checked(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) 
         notices: a list to which notices are added.
 
     Raises:
-        SettingsError: a task, a metric or a protocol does not exist.
+        SettingsError: a task, a metric or a protocol does not exist, or classes cannot be classified by their names.
     """
-    checked_tasks = _with_tasks(evaluate, section, workdir, notices)
+    evaluate = _with_tasks(evaluate, section, workdir, notices)
     _check_protocols(evaluate.perplexity, f"config key {section}.perplexity")
     _check_programs(evaluate.answers, f"config key {section}.answers")
-    return checked_tasks
+    found = _with_classes(evaluate.classification, f"config key {section}.classification", workdir)
+    return evaluate if found is evaluate.classification else evaluate.model_copy(update={"classification": found})
+
+
+def _with_classes(section: Classification, key: str, workdir: str) -> Classification:
+    """Return the section `evaluate.classification` with the names in the file of classes, one a line."""
+    for template in section.templates:
+        if template.count("{}") != 1:
+            raise SettingsError(f"{key}.templates: found '{template}'; write {{}} once, where the class's name goes")
+    if not isinstance(section.classes, str):
+        return section
+    file = Path(absolute(section.classes, workdir))
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{key}.classes: {section.classes} cannot be read as text ({error})") from error
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(names) < 2:
+        raise SettingsError(
+            f"{key}.classes: {section.classes} names {len(names)} classes; write at least two, one a line"
+        )
+    return section.model_copy(update={"classes": names})
 
 
 def _with_tasks(evaluate: Evaluate, section: str, workdir: str, notices: list[str]) -> Evaluate:

@@ -216,6 +216,13 @@ def resolve_dataset(name: str, entry: Dataset, data_root: str | None, workdir: s
     else:
         source = locate(text, f"{key}.path", workdir, registry.MINIATURE_DATASETS, notices)
     splits = entry.splits.model_dump()
+    if entry.image_root is not None:
+        root = absolute(_under_data_root(entry.image_root, f"{key}.image_root", data_root, workdir), workdir)
+        if not os.path.isdir(root):
+            raise SettingsError(
+                f"config key {key}.image_root: there is no folder {entry.image_root} (looked at {root})"
+            )
+        entry = entry.model_copy(update={"image_root": root})
     if source.kind != "local":
         if source.kind == "miniature":
             _check_roles(key, splits)
