@@ -70,7 +70,7 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
 
 
 def _check_row_kind(name: str, table: Dataset, role: str) -> None:
-    """Raise DataError if rows that models learn from or answer do not hold text, or if an answer that they need is empty.
+    """Raise DataError if rows that models learn from or answer do not hold text, or if an answer is empty.
 
     Training leaves out rows of one answer without it, and counts them.
     """
