@@ -76,7 +76,8 @@ def _check_row_kind(name: str, table: Dataset, role: str) -> None:
     """
     kind = prompts.kind_of(table.column_names, name)
     *asked, answered = [[column for column in group if column in table.column_names] for group in prompts.KINDS[kind]]
-    several = len(prompts.KINDS[kind][-1]) > 1  # a row of this kind may have several answers, as a list
+    # a row of this kind may have several answers, as a list
+    several = len(prompts.KINDS[kind][-1]) > 1 and kind not in prompts.CHATS
     for column in itertools.chain(*asked, answered):
         if column not in NOT_TEXT:
             _check_is_text(name, table, column, lists=several and column in answered)
