@@ -15,6 +15,8 @@ from coppice import data, models
 from coppice.core import records
 from coppice.core.errors import DataError
 from coppice.models import kinds
+from coppice.models.kinds import Decoding
+from coppice.models.rows import Row
 from coppice.stages import evaluate, recover
 from coppice.study.settings.sections.evaluate import Evaluate
 from tests.unit import tiny_dual_encoders as tiny
@@ -191,3 +193,17 @@ def test_an_adapter_is_measured_and_merged(clip, pairs, tmp_path):
     record = evaluated(clip, tmp_path / "out", {}, adapter=tmp_path / "lora")
     assert record["adapter_effect"]["max_logit_difference"] > 1e-3
     assert record["merge_drift"]["max_logit_difference"] < 1e-5
+
+
+def test_the_mean_recall_of_validation_rows_is_that_of_a_plain_count(clip):
+    texts = [tiny.WORDS[n] for n in (0, 1, 2, 3, 0, 5)]  # pictures 0 and 4 have one caption
+    rows = [
+        Row([], True, True, False, {}, references=(text,), pictures=(tiny.Picture(n),)) for n, text in enumerate(texts)
+    ]
+    validator = KIND.validators["recall@1"]
+    outputs = validator.outputs(KIND, models.load(clip), clip.reader(), rows, Decoding())
+    scores = similarity(clip, texts, range(6))
+    right = numpy.array([[texts[i] == texts[j] for j in range(6)] for i in range(6)])
+    by_text = numpy.mean([right[i][scores[i].argmax()] for i in range(6)])
+    by_picture = numpy.mean([right[:, j][scores[:, j].argmax()] for j in range(6)])
+    assert validator.higher_is_better and validator.value(outputs, rows) == pytest.approx((by_text + by_picture) / 2)

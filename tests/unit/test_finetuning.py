@@ -17,6 +17,7 @@ from coppice.models.text_examples import IGNORED
 from coppice.stages import recover
 from coppice.stages.recover import examples, target_names
 from coppice.stages.recover.engine import progress
+from coppice.stages.recover.engine.best_by import BestBy
 from coppice.study.settings.sections.finetune import TrainingData
 
 SETTINGS = {
@@ -318,7 +319,8 @@ def test_the_log_shows_progress_and_speed(tiny_checkpoint, dataset, tmp_path):
 @pytest.mark.parametrize(("best", "step", "warned"), [(1.9, 10, True), (1.8, 40, False), (1.9, 60, False)])
 def test_warns_of_a_validation_loss_that_never_falls(best, step, warned):
     """No warning if the only loss is that of the last step, since there is nothing to compare it with."""
-    found = progress.warnings_of(1.9, best, step, 60)
+    history = [{"eval_loss": 1.9, "step": 5}, {"eval_loss": best, "step": step}][: 1 if step == 60 else 2]
+    found = progress.warnings_of(BestBy().found(history), 60 if step != 60 else 5, BestBy())
     assert bool(found) == warned and (not found or "never fell below its first value" in found[0])
 
 

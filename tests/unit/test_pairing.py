@@ -138,3 +138,12 @@ def renamed(study):
     digest = fingerprints.content_digest(folder / "samples/captions.parquet")
     records.write(folder / "evaluation_results.json", {"samples": {"captions": digest}})
     return folder
+
+
+def test_arms_with_several_seeds_are_compared_by_a_corpus_score(study):
+    dense, pruned, tuned = folders(study)
+    found = pairing.means(metrics.named("bleu4.captions"), ("arm", "other"), [[tuned, pruned], [dense, pruned]], "")
+    part = compared(study)["bleu4"]["captions"]
+    assert found.values == pytest.approx([(part[TUNED] + part[DENSE]) / 2, part[PRUNED]])
+    difference = found.contrast({"arm": 1, "other": -1})
+    assert difference["p"] < 0.001 and difference["interval"][0] > 0

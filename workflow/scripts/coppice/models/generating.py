@@ -5,15 +5,20 @@ The kinds of models that generate text use this; each prepares the inputs of a b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core import logs
 
+from .kinds import Validator
+
 if TYPE_CHECKING:
     import torch
 
-    from .kinds import Decoding
+    from .kinds import Decoding, LoadedModel, ModelKind
+    from .readers import Reader
+    from .rows import Row
 
 
 def in_batches(
@@ -35,10 +40,29 @@ def in_batches(
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     answers = [""] * len(lengths)
     drawn_on = [device] if device.type == "cuda" else []
-    with torch.inference_mode(), torch.random.fork_rng(drawn_on, enabled=decoding.sample):
+    # without inference mode, whose tensors a training that goes on afterwards could not use
+    with torch.no_grad(), torch.random.fork_rng(drawn_on, enabled=decoding.sample):
         if decoding.sample:
             torch.manual_seed(decoding.seed)
         for batch in logs.progress(batches, "answers", unit="batch"):
             for index, answer in zip(batch, generate(batch), strict=True):
                 answers[index] = decoding.cut(answer)
     return answers
+
+
+def _answers(kind: ModelKind, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:
+    return kind.answers(model, reader, rows, decoding)
+
+
+def _value(metric: str, answers: Sequence[str], rows: Sequence[Row]) -> float:
+    from coppice.stats import text_metrics
+
+    references = [row.references for row in rows]
+    return text_metrics.score(metric, answers, references, text_metrics.form_of(rows[0].kind)).value
+
+
+# what the best checkpoint of a model that generates answers may be chosen by, besides the loss
+VALIDATORS = {
+    metric: Validator(True, _answers, functools.partial(_value, metric))
+    for metric in ("bleu4", "chrf", "exact_match", "token_f1", "edit_similarity")
+}

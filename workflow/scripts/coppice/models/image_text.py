@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core.errors import DataError
 
-from . import causal_lm
+from . import causal_lm, generating
 from .causal_lm import CausalLM, KeyValueGroups
 from .towers import Anatomy
 
@@ -48,6 +48,7 @@ class ImageText(CausalLM):
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
+    validators = generating.VALIDATORS
     sees = True
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:

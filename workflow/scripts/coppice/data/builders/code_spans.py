@@ -77,7 +77,7 @@ def _python(text: str) -> set[tuple[str, int, int]] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what the parser raises for text that is no Python
         return None
     starts, found = _starts(text.encode()), set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, FUNCTIONS):
             statements = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
             kind = "body"
@@ -89,6 +89,16 @@ def _python(text: str) -> set[tuple[str, int, int]] | None:
         if is_simple and node.lineno == node.end_lineno and not _is_text(node):
             found.add(("line", *_extent(starts, node, node)))
     return found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the statements of a module, with the handlers and cases among them, and nothing of their expressions."""
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            left += getattr(node, part, [])
 
 
 def _extent(starts: list[int], first: ast.stmt, last: ast.stmt) -> tuple[int, int]:

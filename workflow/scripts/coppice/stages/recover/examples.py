@@ -15,6 +15,7 @@ from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
 from coppice.data.row_sources import RowSource
 from coppice.models.kinds import Example, ModelKind
+from coppice.models.rows import Row
 from coppice.study.settings.sections.finetune import TrainingData
 
 if TYPE_CHECKING:
@@ -51,16 +52,8 @@ def prepare(
         DataError: No row is left to train on or to validate with.
         SettingsError: `val_size` leaves nothing to train on, or the tokenizer is not a fast one.
     """
+    sources, chosen, held_out = _divided(datasets, settings, prompt, reader, seed, kind)
     weights = weights_of(settings.dataset)
-    sources = {name: RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds) for name in weights}
-    chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
-    mixture = {name: sum(source == name for source, _ in chosen) for name in weights}
-    if settings.validation:
-        name = settings.validation
-        held = RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds)
-        sources, held_out = sources | {held.name: held}, [(held.name, index) for index in range(len(held.rows))]
-    else:
-        chosen, held_out = _split(chosen, settings.val_size, seed)
     train, skipped = _encode(chosen, sources, reader, kind, settings)
     validation, skipped_validation = _encode(held_out, sources, reader, kind, settings)
     names, cut = ", ".join(weights), settings.cutoff_len
@@ -81,13 +74,50 @@ def prepare(
             skipped,
             skipped_validation,
         )
+    mixed = chosen if settings.validation else [*chosen, *held_out]
     facts = {
         "train_rows": len(train),
         "validation_rows": len(validation),
         "skipped_rows": skipped + skipped_validation,
-        "mixture": mixture,
+        "mixture": {name: sum(source == name for source, _ in mixed) for name in weights},
     }
     return train, validation or None, facts
+
+
+def to_ask(
+    datasets: Mapping[str, PathLike],
+    settings: TrainingData,
+    prompt: str,
+    reader: Reader,
+    seed: int,
+    kind: ModelKind,
+) -> list[Row]:
+    """Return the validation rows as a model is asked them, with all their right answers; see `prepare`.
+
+    Raises:
+        DataError: A row has no answer.
+    """
+    sources, _, held_out = _divided(datasets, settings, prompt, reader, seed, kind)
+    return [sources[name].to_ask(index) for name, index in held_out]
+
+
+def _divided(
+    datasets: Mapping[str, PathLike],
+    settings: TrainingData,
+    prompt: str,
+    reader: Reader,
+    seed: int,
+    kind: ModelKind,
+) -> tuple[dict[str, RowSource], list[Pair], list[Pair]]:
+    """Return (the data sets, rows to train on, rows to validate with)."""
+    weights = weights_of(settings.dataset)
+    sources = {name: RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds) for name in weights}
+    chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
+    if not settings.validation:
+        return sources, *_split(chosen, settings.val_size, seed)
+    name = settings.validation
+    held = RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds)
+    return sources | {name: held}, chosen, [(name, index) for index in range(len(held.rows))]
 
 
 def weights_of(dataset: str | Mapping[str, float]) -> dict[str, float]:

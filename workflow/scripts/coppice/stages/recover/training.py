@@ -24,12 +24,13 @@ from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
 from . import examples, model_card, tower_adapters, zeros
-from .engine import checkpoints, duration, processes, sharding
+from .engine import best_by, checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
 from .training_request import TrainingRequest
 
 if TYPE_CHECKING:
+    from .engine.best_by import Asking
     from .engine.trainer import StepTrainer
 
 logger = logging.getLogger("coppice.finetuning")
@@ -109,7 +110,7 @@ def _train(job: Job) -> None:
     learner = _learner(job, kind, reader, train)
     trained = learner.recovery.trained
     before = trained.before_training(learner.model, kind, train[0], learner.settings, request.output)
-    trainer = trainers.build(job, learner, reader, train, validation)
+    trainer = trainers.build(job, learner, reader, train, validation, _asking(job, kind, reader, validation))
     if request.stop_share:
         _stop_at_rung(job, learner, trainer)
         return
@@ -126,6 +127,19 @@ def _train(job: Job) -> None:
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
     settings = learner.settings.recorded(request.prompt)
     _write(job, learner, outcome, history, clock.provenance(settings, request.seed, **job.prints))
+
+
+def _asking(job: Job, kind: ModelKind, reader: models.Reader, validation: Sequence[Example] | None) -> Asking | None:
+    """Return what measures the metric that the best checkpoint is chosen by; None for the validation loss."""
+    settings, request = job.settings, job.request
+    if settings.best_by is None:
+        return None
+    if settings.best_by not in kind.validators or not validation:
+        offers = ", ".join(["null (the validation loss)", *kind.validators])
+        obstacle = f"{kind.noun} offers {offers}" if validation else "no row is held out (finetune.data.val_size)"
+        raise SettingsError(f"finetune.best_by: is {settings.best_by}, but {obstacle}. Set it to null.")
+    rows = examples.to_ask(request.datasets, settings.data, request.prompt, reader, request.seed, kind)
+    return best_by.asking(settings.best_by, kind, reader, rows, validation)
 
 
 def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[Example]) -> Learner:

@@ -246,10 +246,13 @@ def _checked(arm: Record, key: str) -> Record:
 
 
 def _agreeing(found: Record, key: str) -> Record:
-    """Return the keys that an arm sets. Raises SettingsError if they conflict."""
+    """Return the keys that an arm sets, as plain values. Raises SettingsError if they conflict."""
+    if "towers" in found:
+        own = found["towers"].items()
+        found = found | {"towers": {name: one if isinstance(one, str) else one.model_dump() for name, one in own}}
     if found.get("preset") and found.get("scheme"):
         raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
-    adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
+    adapter = next((name for name in (*arms.ADAPTER, "preset", "scheme") if name in found), None)
     if found.get("train") == arms.ALL_WEIGHTS and adapter:
         raise SettingsError(f"{key}.{adapter}: is a setting of an adapter, but train is 'all'; remove one of them")
     try:
@@ -276,7 +279,7 @@ def _check_arms(key: str, members: Mapping[str, StudyArm], below: Record, budget
     seen = {}
     for name, member in members.items():
         whole = arms.merged(below, member.changes)
-        adapter = next((one for one in member.changes if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
+        adapter = next((one for one in member.changes if one in (*arms.ADAPTER, "preset", "scheme")), None)
         if whole["train"] == arms.ALL_WEIGHTS and adapter:
             raise SettingsError(
                 f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or remove train "

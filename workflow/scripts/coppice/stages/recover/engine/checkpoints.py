@@ -20,6 +20,8 @@ from coppice.core import fingerprints, records
 from coppice.core.aliases import PathLike, Record
 from coppice.core.json_text import parsed
 
+from .best_by import BestBy
+
 logger = logging.getLogger("coppice.finetuning")
 
 KEY = ".training_key.json"  # hidden, like the next one: `mirror.show` shows only files that are not
@@ -98,15 +100,15 @@ def is_whole(folder: Path) -> bool:
 
 
 class Seal(TrainerCallback):
-    """Saves a checkpoint at every best validation loss, and completes each checkpoint after Trainer has written it.
+    """Saves a checkpoint at every best validation, and completes each checkpoint after Trainer has written it.
 
-    output: the folder of the training; facts: returns what a resumed training needs in addition to Trainer's own state.
-    The link `best` points to the best checkpoint.
+    output: the folder of the training; facts: returns what a resumed training needs in addition to Trainer's own state;
+    best_by: what decides which is the best. The link `best` points to the best checkpoint.
     """
 
-    def __init__(self, output: PathLike, facts: Callable[[], Record]) -> None:
+    def __init__(self, output: PathLike, facts: Callable[[], Record], best_by: BestBy) -> None:
         """Seal the checkpoints in `output`, each with what `facts` returns when it is written."""
-        self.output, self.facts = Path(output), facts
+        self.output, self.facts, self.best_by = Path(output), facts, best_by
 
     def on_evaluate(
         self,
@@ -116,9 +118,9 @@ class Seal(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: object,
     ) -> None:
-        """Save if the validation loss is the lowest so far, also between the steps of `save_steps`."""
+        """Save if the validation is the best so far, also between the steps of `save_steps`."""
         # this callback runs before Trainer updates `best_metric`, which still holds the best of the earlier losses
-        if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
+        if self.best_by.better(metrics[self.best_by.name], state.best_metric):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:

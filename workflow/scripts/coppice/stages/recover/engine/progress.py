@@ -14,10 +14,12 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from coppice.core.aliases import Record
 
 from ..base import Diverged, Trained
+from .best_by import BestBy, Found
 
 logger = logging.getLogger("coppice.finetuning")
 
 Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal, as `signal.signal` returns it
+UNSHOWN = ("eval_loss", "eval_runtime", "eval_samples_per_second")  # of a validation, in its own column or nowhere
 HEAD = "     step      loss  validation  learning rate  tokens/s  samples/s  time left"
 
 
@@ -117,16 +119,18 @@ class TrainingLog(TrainerCallback):
         loss = f"{entry['loss']:.4f}" if "loss" in entry else ""
         validation = f"{entry['eval_loss']:.4f}" if "eval_loss" in entry else ""
         rate = f"{entry['learning_rate']:.2e}" if "learning_rate" in entry else ""
+        others = [name for name in entry if name.startswith("eval_") and name not in UNSHOWN]
+        metric = "".join(f"  {name.removeprefix('eval_')} {entry[name]:.4f}" for name in others)
         step = f"{entry.get('step', 0)}/{state.max_steps}"
         line = f"{step:>9}  {loss:>8}  {validation:>10}  {rate:>13}"
         # lines of the history have no time, and before its first step this process has no speed
         if not timed or self.began is None or state.global_step == self.began[1]:
-            return line.rstrip()
+            return f"{line.rstrip()}{metric}"
         started, first, tokens = self.began
         seconds, steps = time.monotonic() - started, state.global_step - first
         left = seconds / steps * (state.max_steps - state.global_step)
         speed = (state.num_input_tokens_seen - tokens) / seconds
-        return f"{line}  {speed:>8.0f}  {steps * self.batch_size / seconds:>9.1f}  {left:>7.0f} s"
+        return f"{line}  {speed:>8.0f}  {steps * self.batch_size / seconds:>9.1f}  {left:>7.0f} s{metric}"
 
 
 class Patience(EarlyStoppingCallback):
@@ -224,17 +228,18 @@ class StopOnSignal(TrainerCallback):
         logger.warning("%s received: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
 
-def warnings_of(first: float | None, best: float | None, best_step: int | None, steps: int) -> list[str]:
-    """Return warnings about the validation losses of a training, which every report repeats.
+def warnings_of(found: Found, steps: int, best_by: BestBy) -> list[str]:
+    """Return warnings about the validation of a training, which every report repeats.
 
-    first, best: the first and the lowest validation loss, None if none was measured; best_step: the step of the lowest;
-    steps: how many were trained.
+    found: the first and the best value; steps: how many were trained; best_by: what they are values of.
     """
+    first, best, best_step = found[:3]
     if first is None:
         return ["no validation loss was measured: the last state of the training is the one evaluated"]
     # if the only validation was after the last step, there is no later loss that could have been lower
-    if best >= first and best_step < steps:
-        return [f"the validation loss never fell below its first value (first {first:.4f}, best {best:.4f})"]
+    if not best_by.better(best, first) and best_step < steps:
+        moved = "rose above" if best_by.higher_is_better else "fell below"
+        return [f"the validation {best_by.key} never {moved} its first value (first {first:.4f}, best {best:.4f})"]
     return []
 
 

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerState
 
 from coppice import models
-from coppice.core import records
 from coppice.core.aliases import Record
 from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientError
 from coppice.models import random_states
@@ -30,7 +29,8 @@ from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
 from ..base import Diverged, Recovery
 from ..job import Job, Learner
-from . import checkpoints, duration, learning_rates, memory, processes, progress, sharding
+from . import checkpoints, duration, learning_rates, memory, outcome, processes, sharding
+from .best_by import Asking, BestBy
 from .loader import StepLoader, StepSampler, together
 from .progress import Corrections, Patience, StopAt, StopOnSignal, TrainingLog
 from .training_arguments import training_arguments
@@ -45,11 +45,14 @@ def build(
     reader: models.Reader,
     train: Sequence[Example],
     validation: Sequence[Example] | None,
+    asking: Asking | None = None,
 ) -> StepTrainer:
     """Return a StepTrainer for the model of `learner` (a Learner) on the examples `train` and `validation`.
 
-    With `job.request.stop_share` it stops after that fraction of the training.
+    With `job.request.stop_share` it stops after that fraction of the training. `asking` measures the metric that the
+    best checkpoint is chosen by, if that is not the loss.
     """
+    best_by = asking.best_by if asking else BestBy()
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
     engine = learner.kind.engine(learner.model, job.token_limit, settings.arrangement)
@@ -65,6 +68,7 @@ def build(
             "budget": engine.token_limit,  # the limit when the checkpoint is written: it may have been halved
             "evaluations_in_vain": patience.early_stopping_patience_counter if patience else 0,
         },
+        best_by,
     )
     stop = StopOnSignal()
     corrections = Corrections(learner.recovery.trained, learner.model, resume)
@@ -85,7 +89,7 @@ def build(
                 settings,
                 job.request.output,
                 job.request.seed,
-                validation is not None,
+                best_by if validation else None,
             ),
             train_dataset=train,
             eval_dataset=validation,
@@ -100,6 +104,7 @@ def build(
         ) from error
     trainer.remove_callback(PrinterCallback)  # TrainingLog logs instead
     trainer.log_file, trainer.stop, trainer.patience, trainer.sharded = log, stop, patience, learner.sharded
+    trainer.best_by, trainer.asking = best_by, asking
     trainer.rates = learner.recovery.trained.rates(learner.model, learner.kind, settings)
     trainer.start_alike()
     return trainer
@@ -112,7 +117,7 @@ class StepTrainer(Validation):
     log_file: TrainingLog
     stop: StopOnSignal
     patience: Patience | None = None
-    sharded: bool = False
+    best_by: BestBy
     rates: Mapping[float, Collection[nn.Parameter]] = MappingProxyType({})
 
     def __init__(
@@ -268,7 +273,7 @@ class StepTrainer(Validation):
         if resume and self._was_at_its_end(resume):
             self._take_state(resume)
             self.restore(self._best(resume))
-            return self._best(resume), self._facts()
+            return self._best(resume), outcome.facts_of(self)
         self.train(resume_from_checkpoint=str(resume) if resume else None)
         # a signal during the last step changes nothing, since the training is complete
         if self.stop.stopped and self.state.global_step < self.state.max_steps:
@@ -276,7 +281,7 @@ class StepTrainer(Validation):
         newest = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self._best(newest) != newest:
             self.restore(self._best(newest))
-        return self._best(newest), self._facts()
+        return self._best(newest), outcome.facts_of(self)
 
     def _stopped(self) -> Stopped:
         return Stopped(
@@ -321,31 +326,3 @@ class StepTrainer(Validation):
         # the history must include the last step, even if the best checkpoint is an earlier one
         if not self.state.log_history:
             self._take_state(max(Path(self.args.output_dir).glob("checkpoint-*"), key=checkpoints.step_of))
-
-    def _facts(self) -> Record:
-        seconds = self.log_file.seconds
-        losses = [(entry["eval_loss"], entry["step"]) for entry in self.state.log_history if "eval_loss" in entry]
-        best, step = min(losses) if losses else (None, None)
-        first = losses[0][0] if losses else None
-        return {
-            "steps": self.state.global_step,
-            "tokens_seen": self.state.num_input_tokens_seen,
-            "tokens_per_second": self.state.num_input_tokens_seen / seconds if seconds else None,
-            "seconds": seconds,
-            "train_loss": progress.mean_loss(self.state.log_history),
-            "validation_loss": best,
-            "best_step": step,
-            "first_validation_loss": first,
-            "arrangement": self.engine.arrangement,
-            "tokens_at_a_time": self.engine.token_limit,
-            "processes": self.args.world_size,
-            "sharded": self.sharded,
-            "peak_memory_bytes": records.peak_memory(),
-            "warnings": [
-                *self.engine.warnings,
-                *progress.warnings_of(first, best, step, self.state.global_step),
-                *progress.warnings_of_rate(
-                    self.args.warmup_steps, self.state.global_step, self.args.lr_scheduler_type.value
-                ),
-            ],
-        }

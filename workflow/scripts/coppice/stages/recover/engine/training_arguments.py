@@ -11,10 +11,11 @@ from coppice.core.errors import SettingsError
 
 from ..training_request import TrainingSettings
 from . import processes
+from .best_by import BestBy
 
 
 def training_arguments(
-    dtype: torch.dtype, settings: TrainingSettings, output: Path, seed: int, validates: bool
+    dtype: torch.dtype, settings: TrainingSettings, output: Path, seed: int, best_by: BestBy | None
 ) -> TrainingArguments:
     """Return the TrainingArguments of one training.
 
@@ -23,7 +24,7 @@ def training_arguments(
         settings: how to train, with the training length worked out.
         output: the folder of the checkpoints.
         seed: of the data order and of dropout.
-        validates: whether there are validation examples.
+        best_by: what decides which checkpoint is the best; None without validation examples.
 
     Raises:
         SettingsError: A step has fewer examples than there are processes.
@@ -49,10 +50,10 @@ def training_arguments(
         logging_steps=math.gcd(10, settings.eval_steps, settings.save_steps),
         # The filter replaces a NaN loss by the mean of the earlier ones, so that it would go unnoticed.
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if validates else "no",
+        eval_strategy="steps" if best_by else "no",
         eval_steps=settings.eval_steps,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False,
+        metric_for_best_model=best_by.name if best_by else None,
+        greater_is_better=bool(best_by and best_by.higher_is_better),
         save_strategy="steps",
         save_steps=settings.save_steps,
         remove_unused_columns=False,

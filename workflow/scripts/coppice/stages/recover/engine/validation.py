@@ -1,4 +1,4 @@
-"""Measure the loss of the validation examples: the part of the trainer that changes no weight."""
+"""Measure the validation examples: the part of the trainer that changes no weight."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import Trainer
 from coppice.models.kinds import Engine, Example, ModelKind
 
 from . import memory
+from .best_by import Asking
 from .loader import blocks
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Validation(Trainer):
     kind: ModelKind
     engine: Engine
     accelerator: Accelerator
+    asking: Asking | None = None  # measures a metric besides the loss
+    sharded: bool = False
 
     def evaluate(
         self,
@@ -33,14 +36,16 @@ class Validation(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Compute the mean loss per target token over the validation examples, independent of batches and padding."""
+        """Compute the mean loss per target over the validation examples, and the metric that checkpoints go by."""
         # in an order that puts examples together which share work
         examples = sorted(eval_dataset or self.eval_dataset, key=self.kind.sort_key)
         started = time.monotonic()
         loss = self._validation_loss(examples)
+        measured = self.asking.measure(self.model, self.sharded) if self.asking else {}
         seconds = time.monotonic() - started
         metrics = {
             f"{metric_key_prefix}_loss": loss,
+            **measured,
             f"{metric_key_prefix}_runtime": round(seconds, 4),
             f"{metric_key_prefix}_samples_per_second": round(len(examples) / seconds, 3),
         }
