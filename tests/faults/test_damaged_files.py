@@ -222,7 +222,7 @@ def test_rejects_text_in_another_encoding(tmp_path):
     [
         ({"instruction": 5, "output": "b"}, "instruction holds int64"),
         ({"prompt": "a", "completion": ["b"]}, "completion holds lists"),
-        ({"question": "a"}, "fine-tuning needs the columns"),
+        ({"question": "a"}, "its rows need the columns"),
     ],
 )
 def test_rejects_rows_that_cannot_be_trained_on(tmp_path, row, words):

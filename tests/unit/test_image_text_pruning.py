@@ -85,6 +85,23 @@ def test_a_checkpoint_is_taken_in_with_the_sizes_of_its_text_tower(name, tmp_pat
     assert facts["tokenizer"]["rows"] == tiny.TEXT["vocab_size"]
 
 
+def test_a_checkpoint_without_an_image_processor_or_whose_template_shows_no_picture_is_refused(tmp_path):
+    folder, needs = tiny.save("qwen3_vl", tmp_path / "dense"), intake.Needs(prompt="chat")
+    template = folder / "chat_template.jinja"
+    text = template.read_text()
+    for broken, reason in (
+        (text.replace("<|image_pad|>", ""), r"writes 0 times <\|image_pad\|> for one picture"),
+        ("{{ raise_exception('no lists') }}", r"takes no picture \(no lists\)"),
+    ):
+        template.write_text(broken)
+        with pytest.raises(SettingsError, match=rf"its chat template {reason}.*set models\.X\.prompt to none"):
+            intake.check(str(folder), needs)
+        intake.check(str(folder), intake.Needs(prompt="none"))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"image processor does not load.*Copy preprocessor_config\.json"):
+        intake.check(str(folder), needs)
+
+
 def test_a_config_that_does_not_fit_the_weights_of_the_text_tower_is_refused(tmp_path):
     import json
 

@@ -39,7 +39,14 @@ def dataset(tmp_path_factory):
 def trained(start, dataset, tmp_path_factory):
     """Return the folder of an adapter that `coppice finetune` trained and merged."""
     output = tmp_path_factory.mktemp("trained") / "adapter"
-    options = {"--r": 4, "--max-steps": 8, "--batch-size": 8, "--learning-rate": 0.01, "--cutoff-len": 160}
+    options = {
+        "--r": 4,
+        "--dropout": 0,
+        "--max-steps": 8,
+        "--batch-size": 8,
+        "--learning-rate": 0.01,
+        "--cutoff-len": 160,
+    }
     options |= {"--val-size": 8, "--eval-steps": 4, "--save-steps": 4, "--warmup-steps": 1, "--prompt": "chat"}
     words = ["finetune", "--model", start, "--data", dataset, "--output", output, "--merge"]
     words += [word for option in options.items() for word in option]
@@ -109,6 +116,36 @@ def test_answers_about_pictures_are_measured_with_samples_beside_tasks_of_text(t
         float(torch.tensor(rows["answer_nll"].sum() / tokens).exp()), rel=1e-5
     )
     assert {"wikitext2"} == set(record["perplexity"]) and record["merge_drift"]["max_logit_difference"] < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_and_a_killed_training_ends_with_the_same_adapter(
+    start, trained, dataset, tmp_path
+):
+    from safetensors.torch import load_file
+
+    entry = {"path": str(dataset), "format": "json", "splits": {"train": "train"}, "uses": ["training"]}
+    data.prepare("mine", entry, tmp_path / "rows", needs_selection=False)
+    settings = dict(records.read(trained / "finetuning_config.json")["provenance"]["settings"])
+    settings.pop("prompt")
+    settings |= {"data": {"dataset": "mine", "val_size": 8, "cutoff_len": 160}, "merge": False}
+    how = recover.TrainingSettings.model_validate(settings)
+
+    def train(output, **more):
+        identity, source = {"model": "M", "config": "c"}, models.Source(str(start))
+        sets = {"mine": str(tmp_path / "rows/dataset.json")}
+        request = recover.TrainingRequest(identity, source, sets, how, "chat", output, seed=42, **more)
+        recover.finetune(request)
+
+    def adapter(folder):
+        return load_file(folder / "adapter_model.safetensors")
+
+    train(tmp_path / "two", world=2)
+    train(tmp_path / "cut", stop_share=0.5)  # a checkpoint at half of the steps, and no result
+    train(tmp_path / "cut")
+    expected, two, resumed = adapter(trained), adapter(tmp_path / "two"), adapter(tmp_path / "cut")
+    assert all(resumed[key].equal(tensor) for key, tensor in expected.items())
+    assert all(torch.allclose(two[key], tensor, atol=1e-4) for key, tensor in expected.items())
 
 
 def test_generate_answers_a_question_about_pictures(start, trained, dataset, capsys):

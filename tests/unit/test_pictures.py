@@ -197,6 +197,25 @@ def test_a_column_called_image_that_holds_no_pictures_is_left_alone(tmp_path):
     assert data.load(record, "train")[0]["image"] == 391895
 
 
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_chats_about_pictures_are_prepared_for_training(tmp_path, column):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.png").write_bytes(encoded(NOISE))
+    keys = ("role", "content", "user", "assistant") if column == "messages" else ("from", "value", "human", "gpt")
+    turns = [{keys[0]: keys[2], keys[1]: "<image>What?"}, {keys[0]: keys[3], keys[1]: "A"}]
+    record = prepared(tmp_path, [{"image": "a.png", column: turns}])
+    assert data.load(record, "train")[0]["images"][0]["path"] == "a.png"
+
+
+@pytest.mark.parametrize("answers", [[], ["a", " "], None])
+def test_a_caption_that_is_empty_is_named_with_its_row(tmp_path, answers):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.png").write_bytes(encoded(NOISE))
+    rows = [{"image": "a.png", "captions": ["fine"]}, {"image": "a.png", "captions": answers}]
+    with pytest.raises(DataError, match=r"datasets\.mine: row 1 of its train rows .* empty captions\. Fill it in"):
+        prepared(tmp_path, rows)
+
+
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     "{% if p.type == 'image' %}[P]{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}|{% endfor %}"

@@ -66,6 +66,13 @@ def test_names_the_row_whose_caption_is_empty(empty):
         row_checks.check_columns("d", table, "train", ["training"], [])
 
 
+def test_names_the_row_that_has_nothing_to_compare_an_answer_with():
+    table = Dataset.from_list([{"prompt": "p", "completion": "a"}, {"prompt": "q", "completion": " "}])
+    with pytest.raises(DataError, match=r"datasets\.d: row 1 of its report rows \(from 0\) has an empty completion"):
+        row_checks.check_columns("d", table, "report", ["answers"], [])
+    row_checks.check_columns("d", table, "train", ["training", "answers"], [])
+
+
 def test_names_the_column_that_does_not_hold_text():
     table = Dataset.from_list([{"input": "p", "targets": [1, 2]}])
     with pytest.raises(DataError, match="column targets holds int64, but must hold text"):
@@ -73,6 +80,6 @@ def test_names_the_column_that_does_not_hold_text():
 
 
 def test_an_answer_ends_before_the_first_stop_text():
-    assert Decoding(stop=("\n", "#")).cut("a # b\nc") == "a "
+    assert Decoding(stop=("\n", "#")).cut("a # b\nc") == "a"
     assert Decoding(stop=("\n",)).cut("a") == "a"
-    assert Decoding().cut("a\n") == "a\n"
+    assert Decoding().cut("a b") == "a b"

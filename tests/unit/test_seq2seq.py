@@ -6,7 +6,7 @@ import torch
 from coppice import models
 from coppice.core.errors import CoppiceError, SettingsError
 from coppice.data import prompts
-from coppice.models import footprint, kinds, sparsity
+from coppice.models import footprint, kinds, sparsity, timing
 from coppice.models.kinds import Decoding
 from coppice.stages.recover import lora
 from coppice.study.settings.sections.finetune import Lora
@@ -232,3 +232,17 @@ def test_macs_are_those_of_one_token_of_the_source_and_one_of_the_target():
     model = tiny_seq2seq.build("flan-t5")
     linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     assert footprint.measure(model)["linear_macs"] == linears
+
+
+@pytest.mark.parametrize("name", ["flan-t5", "bart"])
+@torch.no_grad()
+def test_steps_that_are_timed_are_those_of_generation_with_caches(name):
+    model, ids = tiny_seq2seq.build(name), torch.tensor([[5, 6, 7, 2]])
+    output, written = model(**KIND.timed_inputs(model, ids, None), use_cache=True), [5]
+    for _ in range(3):
+        token = output.logits[:, -1:].argmax(-1)
+        written.append(int(token))
+        output = model(**KIND.timed_inputs(model, token, output), use_cache=True)
+        whole = model(input_ids=ids, decoder_input_ids=torch.tensor([written]), use_cache=False).logits
+        torch.testing.assert_close(output.logits[:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
+    assert len(timing.run(model, 2, 8, 3)[1]) == 3

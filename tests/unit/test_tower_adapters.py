@@ -5,14 +5,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_dual_training import captioned, prepared, train
+from test_finetuning import SETTINGS
 
 from coppice import models
 from coppice.core.errors import CoppiceError, SettingsError
 from coppice.stages.recover import lora, tower_adapters
 from coppice.stages.recover.engine import learning_rates
 from coppice.stages.recover.training_request import TrainingSettings
-from coppice.study.settings import lora_presets
-from coppice.study.settings.sections.finetune import Lora
+from coppice.study.settings import ablations, arms, lora_presets
+from coppice.study.settings.sections.ablation import Arm
+from coppice.study.settings.sections.finetune import Finetune, Lora
 from tests.unit import tiny_dual_encoders, tiny_image_text, tiny_seq2seq
 
 
@@ -212,3 +214,51 @@ def test_a_rank_that_peft_did_not_take_is_an_error(sources):
         found = get_peft_model(model, lora.lora_config(model, kind, settings_of({}), wrong))
     with pytest.raises(CoppiceError, match=r"got rank 2 and alpha 4.* instead of 6"):
         wrong.check(found)
+
+
+def test_arms_of_an_ablation_may_give_towers_of_their_own():
+    finetune = Finetune.model_validate(SETTINGS | {"lora": SETTINGS["lora"] | {"towers": {"text": "frozen"}}})
+    below = arms.flat(finetune)
+    entry = Arm.model_validate({"towers": {"vision": {"r": 32, "alpha": 64}, "text": "full"}})
+    arm = ablations._agreeing(entry.given(), "arms[0]")
+    assert arms.name_of(arm) == "towers-vision-r-32+alpha-64+text-full"
+    given = arms.section(finetune, arms.resolved(arms.merged(below, arm)))
+    found = TrainingSettings.model_validate(given).lora
+    assert found.towers["vision"].r == 32 and found.towers["text"] == "full"
+    usual = TrainingSettings.model_validate(arms.section(finetune, arms.resolved(arms.merged(below, {"r": 16}))))
+    assert usual.lora.towers == {"text": "frozen"}
+    with pytest.raises(SettingsError, match=r"arms\[0\]\.towers: is a setting of an adapter, but train is 'all'"):
+        ablations._agreeing(Arm.model_validate({"train": "all", "towers": {"text": "full"}}).given(), "arms[0]")
+
+
+GUIDE = {
+    "conservative": ({"r": 32, "alpha": 64, "bias": "none"}, {"q_proj", "k_proj", "v_proj", "out_proj"}),
+    "balanced": ({"r": 32, "alpha": 128, "bias": "lora_only"}, {"q_proj", "k_proj", "v_proj", "out_proj"}),
+    "aggressive": (
+        {"r": 64, "alpha": 128, "bias": "lora_only"},
+        {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
+    ),
+    "efficient": ({"r": 8, "alpha": 16, "bias": "none"}, {"q_proj", "v_proj"}),
+}
+
+
+@pytest.mark.parametrize("scheme", GUIDE)
+def test_the_schemes_name_the_layers_of_both_encoders_that_the_guide_names(sources, scheme):
+    expected, layers = GUIDE[scheme]
+    settings = arms.merged(arms.flat(Finetune.model_validate(SETTINGS)), {"scheme": scheme, "dropout": 0.1})
+    source = sources("clip")
+    given = Lora.model_validate({key: settings[key] for key in lora_presets.DEFAULTS})
+    assert {key: getattr(given, key) for key in expected} == expected and given.dropout == 0.1
+    model = lora._with_adapter(models.load(source), models.kind_of(source), given)
+    adapted_layers = [name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")]
+    assert {name.split(".")[-1] for name in adapted_layers} == layers
+    assert {name.split(".")[0] for name in adapted_layers} == {"text_model", "vision_model"}
+
+
+def test_the_preset_of_captioners_adapts_all_attentions_of_t5(sources):
+    given = Lora.model_validate(lora_presets.resolve(Lora(preset="captioner").model_dump()))
+    assert (given.r, given.alpha, given.dropout) == (16, 32, 0.1)
+    source = sources("flan-t5")
+    model = lora._with_adapter(models.load(source), models.kind_of(source), given)
+    names = [name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")]
+    assert {name.split(".")[-1] for name in names} == {"q", "v"} and any("EncDecAttention" in name for name in names)

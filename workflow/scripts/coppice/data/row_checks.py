@@ -65,19 +65,24 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
             raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
         if is_text:
             _check_is_text(name, table, column)
-    if "training" in uses and role == "train":
+    if ("training" if role == "train" else "answers") in uses:
         _check_row_kind(name, table, role)
 
 
 def _check_row_kind(name: str, table: Dataset, role: str) -> None:
-    """Raise DataError if rows that models learn from do not hold text, or if an answer of several is empty."""
+    """Raise DataError if rows that models learn from or answer do not hold text, or if an answer is empty.
+
+    Training leaves out rows of one answer without it, and counts them.
+    """
     kind = prompts.kind_of(table.column_names, name)
     *asked, answered = [[column for column in group if column in table.column_names] for group in prompts.KINDS[kind]]
-    several = len(prompts.KINDS[kind][-1]) > 1  # a row of this kind may have several answers, as a list
+    # a row of this kind may have several answers, as a list
+    several = len(prompts.KINDS[kind][-1]) > 1 and kind not in prompts.CHATS
     for column in itertools.chain(*asked, answered):
         if column not in NOT_TEXT:
             _check_is_text(name, table, column, lists=several and column in answered)
-    for place, row in enumerate(table.select_columns(answered) if several else ()):
+    compared = role != "train" and kind not in ("text", "image-label")  # an answer is compared with each of these rows
+    for place, row in enumerate(table.select_columns(answered) if several or compared else ()):
         listed = [answer for cell in row.values() if isinstance(cell, list) for answer in cell]
         if not prompts.references(row, kind) or not all((answer or "").strip() for answer in listed):
             raise DataError(

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
     from .kinds import Decoding, Engine, Example, Fallback, Inputs, LoadedModel, Scorer
     from .readers import Reader
     from .rows import Row
 
+CACHES = ("past_key_values", "cache_params")  # of attention, and of state-space models such as Mamba
 PROBES, PROBE_TOKENS = 4, 64  # random sequences of token ids, and their length, on which logits are compared
 LAYERS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc1", "fc2")}
 # A fused kernel of these models reads the weight of the layer itself, so that peft refuses an adapter on it
@@ -148,6 +150,11 @@ class CausalLM(ModelKind):
         ]
         found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
         return [text or "" for text in found]
+
+    def timed_inputs(self, model: LoadedModel, ids: torch.Tensor, before: ModelOutput | None) -> Inputs:
+        """Return the tokens, with the caches of the pass before or, for a prompt, with the last token's logits only."""
+        caches = {name: before[name] for name in CACHES if name in before} if before else {"logits_to_keep": 1}
+        return {"input_ids": ids} | caches
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return sequences of random tokens."""

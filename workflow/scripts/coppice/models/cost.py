@@ -26,7 +26,7 @@ def measure(model: LoadedModel, merged: bool, settings: timing.CostSettings) -> 
     """Return the cost of a loaded model.
 
     Args:
-        model: the causal LM.
+        model: a model that writes text.
         merged: whether an adapter was merged into it; only recorded.
         settings: the section `evaluate.cost`.
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coppice.core.errors import CheckpointError
+from coppice.core.errors import CheckpointError, DataError
 
-from .kinds import ModelKind
+from .kinds import ModelKind, Validator
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
     from .contrastive import Engine
-    from .kinds import Example, Inputs, LoadedModel
+    from .kinds import Decoding, Example, Inputs, LoadedModel
     from .readers import Reader
     from .rows import Picture, Row
     from .towers import Anatomy, Batch, Tower
@@ -42,6 +42,43 @@ PROBES = 4
 AT_ONCE = 64  # texts or pictures that are embedded together in an evaluation
 
 
+def _embedded_rows(
+    kind: ModelKind, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding
+) -> list[Any]:
+    """Return (embedding of the picture, embeddings of its captions) of each row."""
+    if not rows:
+        return []
+    pictures = kind.embeddings(model, reader, pictures=[picture_of(row) for row in rows])
+    texts = kind.embeddings(model, reader, texts=[caption for row in rows for caption in row.references])
+    captions = texts.split([len(row.references) for row in rows])
+    return list(zip(pictures.numpy(), (part.numpy() for part in captions), strict=True))
+
+
+def _mean_recall(outputs: Sequence[Any], rows: Sequence[Row]) -> float:
+    """Return recall@1 of all rows, averaged over both directions."""
+    import numpy
+
+    from coppice.stats import retrieval_metrics
+
+    pictures: dict[str, int] = {}
+    distinct: dict[str, int] = {}
+    shown, texts, owners, copies = [], [], [], []
+    for row, (picture, captions) in zip(rows, outputs, strict=True):
+        if pictures.setdefault(row.pictures[0].sha256, len(shown)) == len(shown):
+            shown.append(picture)
+        for caption, embedding in zip(row.references, captions, strict=True):
+            if distinct.setdefault(caption, len(texts)) == len(texts):
+                texts.append(embedding)
+            owners.append(pictures[row.pictures[0].sha256])
+            copies.append(distinct[caption])
+    found = retrieval_metrics.both_ways(numpy.stack(shown), numpy.stack(texts), owners, copies)
+    return sum(retrieval_metrics.recall(ranks, 1) for ranks, _ in found.values()) / len(found)
+
+
+# what the best checkpoint may be chosen by besides the loss, which depends on the number of pairs in a batch
+VALIDATORS = {"recall@1": Validator(True, _embedded_rows, _mean_recall)}
+
+
 class DualEncoder(ModelKind):
     """The kind of models with an encoder for texts and one for pictures."""
 
@@ -55,6 +92,7 @@ class DualEncoder(ModelKind):
     evaluators = ("retrieval", "classification", "merge")
     tower_names = pruned_towers = ("text", "vision")
     prompts = ("none",)
+    validators = VALIDATORS
     sees = True
     coupled = True
 
@@ -112,7 +150,7 @@ class DualEncoder(ModelKind):
             if not caption:
                 found.append([])
                 continue
-            (picture,) = row.pictures
+            picture = picture_of(row)
             pixels = Pixels(picture, reader.image_processor)
             inputs = {"input_ids": ids[caption], "pixels": pixels, "patches": patches(config)}
             found.append([inputs | {"keys": (_key(caption), _key(picture.sha256))}])
@@ -166,7 +204,7 @@ class DualEncoder(ModelKind):
         else:
             loaded = (torch.cat([Pixels(one, reader.image_processor)() for one in part]) for part in _parts(pictures))
             batches = (forward.pictures(part) for part in loaded)
-        with torch.inference_mode():
+        with torch.no_grad():
             return torch.cat([batch.cpu() for batch in batches])
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
@@ -213,6 +251,17 @@ def caption_of(row: Row) -> str:
         return row.references[0]
     label = row.content.get("label")
     return "" if label is None or not str(label).strip() else LABEL.format(label)
+
+
+def picture_of(row: Row) -> Picture:
+    """Return the picture of a row. Raise DataError if there is none, or more than one."""
+    if len(row.pictures) != 1:
+        shown = ", ".join(picture.path for picture in row.pictures) or "none"
+        raise DataError(
+            f"the row with the text '{caption_of(row)[:80]}' has {len(row.pictures)} pictures ({shown}), but a dual "
+            "encoder takes one. Make each picture a row of its own."
+        )
+    return row.pictures[0]
 
 
 def token_ids(

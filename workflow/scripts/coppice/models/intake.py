@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from coppice.core.errors import CheckpointError, SettingsError
 
-from . import kinds, pruned_shapes, tokenizing
+from . import kinds, pruned_shapes, readers, tokenizing
 from .library_errors import described
 from .loading import NO_LENGTH
 
@@ -84,6 +86,8 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
     length = _length(folder, config, needs.context_length)
     tokenizer = tokenizing.load_tokenizer(folder, needs.trust_remote_code, needs.eos_token)
     tokenizing.check_end(tokenizer, folder)
+    if kinds.of(config).sees:
+        _check_sight(folder, readers.seeing(folder, tokenizer), needs.prompt)
     if needs.bos and tokenizer.bos_token_id is None:
         raise SettingsError(
             f"{folder}: evaluate.perplexity begins every window with BOS, but the model's tokenizer has no BOS token. "
@@ -102,6 +106,23 @@ def check(folder: str | Path, needs: Needs) -> dict[str, Any]:
         logger.warning("%s: %s", folder, notice)
     named = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")}
     return {"context_length": length, "tokenizer": {"tokens": tokens, "rows": rows, **named}, "notices": notices}
+
+
+def _check_sight(folder: str | Path, reader: readers.Reader, prompt: str) -> None:
+    """Raise SettingsError if chats with pictures cannot be written for the model."""
+    if prompt != "chat" or reader.placeholder is None or not reader.tokenizer.chat_template:
+        return
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]
+    try:
+        found = reader.tokenizer.apply_chat_template(chat, tokenize=False).count(reader.placeholder.token)
+        reason = f"writes {found} times {reader.placeholder.token} for one picture"
+    except (jinja2.TemplateError, TypeError) as error:
+        found, reason = 0, f"takes no picture ({error})"
+    if found != 1:
+        raise SettingsError(
+            f"{folder}: its chat template {reason}. Put the chat template of the original model's processor there "
+            "(chat_template.jinja), or set models.X.prompt to none."
+        )
 
 
 def check_kind(folder: str | Path, wanted: str, name: str = "X") -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
 
     from .readers import Reader
     from .rows import Row
@@ -353,6 +354,13 @@ class ModelKind(ABC):
         Only kinds have it that are calibrated on the rows that they learn from, and not on running text.
         """
         raise NotImplementedError(f"{self.noun} is calibrated on text")
+
+    def timed_inputs(self, model: LoadedModel, ids: torch.Tensor, before: ModelOutput | None) -> Inputs:
+        """Return the inputs of a pass that reads prompts `ids` [B, T] or adds tokens [B, 1] after the pass `before`.
+
+        Only kinds that the evaluator `cost` applies to have it.
+        """
+        raise NotImplementedError(f"{self.noun} writes no text")
 
     # Checks by fixed inputs
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
     from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
@@ -49,7 +50,7 @@ class Seq2Seq(ModelKind):
         "cross-attention": CROSS,
         "mlp": ("DenseReluDense", "fc1", "fc2"),
     }
-    evaluators = ("answers", "merge")
+    evaluators = ("answers", "merge", "cost")
     validators = generating.VALIDATORS
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
@@ -154,6 +155,13 @@ class Seq2Seq(ModelKind):
         alike = itertools.groupby(sorted(examples, key=self.sort_key), key=self.sort_key)
         groups = (list(group) for _, group in alike)
         return [{key: torch.tensor([example[key] for example in group]) for key in keys} for group in groups]
+
+    def timed_inputs(self, model: LoadedModel, ids: torch.Tensor, before: ModelOutput | None) -> Inputs:
+        """Return sources with the first token of their targets, or the next tokens of targets."""
+        if before is None:
+            return {"input_ids": ids, "decoder_input_ids": ids[:, :1]}  # any token takes the same time
+        memory = (before.encoder_last_hidden_state,)
+        return {"encoder_outputs": memory, "decoder_input_ids": ids, "past_key_values": before.past_key_values}
 
     def probes(self, model: LoadedModel) -> list[Inputs]:
         """Return random tokens, for the encoder and for the decoder."""

@@ -1,4 +1,4 @@
-"""Time how long a causal language model takes to read a prompt and to write the tokens after it.
+"""Time how long a model takes to read a prompt and to write the tokens after it.
 
 One timing says little on a machine that other jobs use. `stages.evaluate.latency` repeats it in turns with the models
 that it is compared with.
@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from . import kinds
+
 if TYPE_CHECKING:
     import torch
 
     from .kinds import LoadedModel
 
-CACHES = ("past_key_values", "cache_params")  # of attention, and of state-space models such as Mamba
 REPETITIONS = 3  # after one to warm up; the median is returned
 SECONDS = 10.0  # no new repetition starts after this time
 
@@ -59,15 +60,16 @@ def run(model: LoadedModel, batch: int, prompt: int, new: int) -> tuple[float, l
     """Return the seconds for a prompt of random tokens, and for each of the `new` steps after it."""
     import torch
 
-    weights = model.get_input_embeddings().weight
+    kind, weights = kinds.of(model.config), model.get_input_embeddings().weight
     ids = torch.randint(weights.shape[0], (batch, prompt), generator=torch.Generator().manual_seed(0))
     ids = ids.to(weights.device)
     with torch.inference_mode():
-        prefill, output = _timed(ids, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        inputs = kind.timed_inputs(model, ids, None)
+        prefill, output = _timed(ids, lambda: model(**inputs, use_cache=True))
         steps = []
         for _ in range(new):
-            token, cache = output.logits[:, -1:].argmax(-1), {name: output[name] for name in CACHES if name in output}
-            seconds, output = _timed(ids, lambda t=token, c=cache: model(input_ids=t, use_cache=True, **c))
+            inputs = kind.timed_inputs(model, output.logits[:, -1:].argmax(-1), output)
+            seconds, output = _timed(ids, lambda inputs=inputs: model(**inputs, use_cache=True))
             steps.append(seconds)
     return prefill, steps
 

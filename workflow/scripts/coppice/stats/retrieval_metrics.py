@@ -1,8 +1,12 @@
 """Rank the right items of a retrieval, or of a classification, and count how often one is among the first few."""
 
+from collections.abc import Sequence
+
 import numpy
 
 DEPTHS = (1, 5, 10)  # recall is reported among this many items
+TO_TEXT, TO_IMAGE = "image_to_text", "text_to_image"
+QUERIES = 512  # that are ranked together
 
 
 def ranks(similarity: numpy.ndarray, right: numpy.ndarray) -> numpy.ndarray:
@@ -26,6 +30,34 @@ def ranks(similarity: numpy.ndarray, right: numpy.ndarray) -> numpy.ndarray:
         raise ValueError("a query has no right item")
     best = numpy.where(right, similarity, -numpy.inf).max(axis=1, keepdims=True)
     return 1 + ((similarity >= best) & ~right).sum(axis=1)
+
+
+def both_ways(
+    pictures: numpy.ndarray, texts: numpy.ndarray, owners: Sequence[int], copies: Sequence[int]
+) -> dict[str, tuple[numpy.ndarray, numpy.ndarray]]:
+    """Return, for each direction, the rank of each query and how many items are right for it.
+
+    A picture has found one of its captions if any of them is among the first, and each caption is a query of its own. A
+    caption that several pictures have is right for all of them.
+
+    Args:
+        pictures: their embeddings [pictures, width], of length 1.
+        texts: those of distinct texts [texts, width], so that copies of a text have exactly one similarity.
+        owners: the picture of each caption, [captions].
+        copies: the distinct text of each caption, [captions].
+    """
+    owners, copies = numpy.asarray(owners), numpy.asarray(copies)
+    described = numpy.zeros((len(pictures), len(texts)), dtype=bool)
+    described[owners, copies] = True
+    captions, found = texts[copies], {}
+    for direction, queries, items in ((TO_TEXT, pictures, captions), (TO_IMAGE, captions, pictures)):
+        parts = []
+        for start in range(0, len(queries), QUERIES):
+            part = slice(start, start + QUERIES)
+            right = described[part][:, copies] if direction == TO_TEXT else described[:, copies[part]].T
+            parts.append((ranks(queries[part] @ items.T, right), right.sum(axis=1)))
+        found[direction] = tuple(numpy.concatenate(each) for each in zip(*parts, strict=True))
+    return found
 
 
 def recall(ranks: numpy.ndarray, depth: int) -> float:

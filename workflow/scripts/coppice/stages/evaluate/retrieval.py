@@ -34,8 +34,7 @@ logger = logging.getLogger("coppice.evaluation")
 PROTOCOL = 1  # increase it if a change of method makes measured ranks obsolete
 ROWS = ("image-caption",)
 AT_ONCE = 64  # texts or pictures that are embedded together
-QUERIES = 512  # that are ranked together
-TO_TEXT, TO_IMAGE = "image_to_text", "text_to_image"
+DEPTHS = retrieval_metrics.DEPTHS
 
 
 @dataclass(frozen=True)
@@ -90,37 +89,29 @@ def measure(model: LoadedModel, reader: models.Reader, source: RowSource, limit:
     found = gallery(source, limit)
     pictures = embedded(model, reader, pictures=found.pictures)
     distinct = {caption: place for place, caption in enumerate(dict.fromkeys(found.captions))}
-    named = numpy.array([distinct[caption] for caption in found.captions])  # caption -> its distinct text
-    # a text is embedded once, so that its copies have exactly one similarity
-    texts = embedded(model, reader, texts=list(distinct))[named]
-    described = numpy.zeros((len(found.pictures), len(distinct)), dtype=bool)
-    described[found.owners, named] = True
-    directions = {
-        TO_TEXT: (pictures, texts, lambda part: described[part][:, named], [p.sha256 for p in found.pictures]),
-        TO_IMAGE: (texts, pictures, lambda part: described[:, named[part]].T, found.captions),
+    texts = embedded(model, reader, texts=list(distinct))
+    copies = [distinct[caption] for caption in found.captions]
+    owners = [found.pictures[place].sha256 for place in found.owners]
+    names = {
+        retrieval_metrics.TO_TEXT: [picture.sha256 for picture in found.pictures],
+        retrieval_metrics.TO_IMAGE: [
+            f"{caption} {owner}" for caption, owner in zip(found.captions, owners, strict=True)
+        ],
     }
     facts, samples = {}, []
-    for direction, (queries, items, right_of, names) in directions.items():
-        ranks, counts = [], []
-        for part in _slices(len(queries)):
-            right = right_of(part)
-            ranks.append(retrieval_metrics.ranks(queries[part] @ items.T, right))
-            counts.append(right.sum(axis=1))
-        chances = {str(d): retrieval_metrics.chance(numpy.concatenate(counts), len(items), d) for d in DEPTHS}
-        facts[direction] = {"candidates": len(items), "chance": chances}
-        for place, (name, rank) in enumerate(zip(names, numpy.concatenate(ranks), strict=True)):
-            owner = found.pictures[found.owners[place]].sha256 if direction == TO_IMAGE else ""
-            digest = hashlib.sha256(f"{name} {owner}".encode()).hexdigest()
+    for direction, (ranks, right) in retrieval_metrics.both_ways(pictures, texts, found.owners, copies).items():
+        items = len(pictures) if direction == retrieval_metrics.TO_IMAGE else len(found.captions)
+        chances = {str(depth): retrieval_metrics.chance(right, items, depth) for depth in DEPTHS}
+        facts[direction] = {"candidates": items, "chance": chances}
+        for place, (name, rank) in enumerate(zip(names[direction], ranks, strict=True)):
+            digest = hashlib.sha256(name.encode()).hexdigest()
             samples.append({"direction": direction, "doc_id": place, "doc_hash": digest, "rank": int(rank)})
     return facts, samples
 
 
-DEPTHS = retrieval_metrics.DEPTHS
-
-
 def results(facts: Record, samples: Sequence[Record]) -> tuple[dict[str, Record], dict[str, list[Record]]]:
     """Return (section -> {value, n, candidates, chance}, direction -> its samples), from what `measure` returns."""
-    by_direction = {name: [row for row in samples if row["direction"] == name] for name in (TO_TEXT, TO_IMAGE)}
+    by_direction = {name: [row for row in samples if row["direction"] == name] for name in facts}
     sections = {}
     for name, rows in by_direction.items():
         ranks = numpy.array([row["rank"] for row in rows])
@@ -153,6 +144,6 @@ def embedded(
     return found
 
 
-def _slices(count: int, size: int = QUERIES) -> Iterator[slice]:
+def _slices(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, start + size)

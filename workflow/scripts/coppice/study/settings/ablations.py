@@ -1,6 +1,7 @@
 """Resolve and check the section `ablations`: arms, budgets, stages and metrics, before anything is trained."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +78,7 @@ def _sections_of(key: str, start: Start, sections: Sections, workdir: str) -> Se
     if start.model is not None:
         return Sections(sections.finetune_of[start.model], sections.evaluate_of[start.model])
     folder = absolute(start.checkpoint or "", workdir)
-    if not Path(folder, "config.json").is_file():
+    if not os.path.isfile(Path(folder, "config.json")):  # not is_file, which raises OSError if a text is no path
         return sections
     kind = kinds.of(
         SimpleNamespace(
@@ -246,10 +247,13 @@ def _checked(arm: Record, key: str) -> Record:
 
 
 def _agreeing(found: Record, key: str) -> Record:
-    """Return the keys that an arm sets. Raises SettingsError if they conflict."""
+    """Return the keys that an arm sets, as plain values. Raises SettingsError if they conflict."""
+    if "towers" in found:
+        own = found["towers"].items()
+        found = found | {"towers": {name: one if isinstance(one, str) else one.model_dump() for name, one in own}}
     if found.get("preset") and found.get("scheme"):
         raise SettingsError(f"{key}: has both a preset and a scheme; remove one of them")
-    adapter = next((name for name in (*lora_presets.DEFAULTS, "preset", "scheme") if name in found), None)
+    adapter = next((name for name in (*arms.ADAPTER, "preset", "scheme") if name in found), None)
     if found.get("train") == arms.ALL_WEIGHTS and adapter:
         raise SettingsError(f"{key}.{adapter}: is a setting of an adapter, but train is 'all'; remove one of them")
     try:
@@ -276,7 +280,7 @@ def _check_arms(key: str, members: Mapping[str, StudyArm], below: Record, budget
     seen = {}
     for name, member in members.items():
         whole = arms.merged(below, member.changes)
-        adapter = next((one for one in member.changes if one in (*lora_presets.DEFAULTS, "preset", "scheme")), None)
+        adapter = next((one for one in member.changes if one in (*arms.ADAPTER, "preset", "scheme")), None)
         if whole["train"] == arms.ALL_WEIGHTS and adapter:
             raise SettingsError(
                 f"{key}: arm '{name}' sets {adapter}, but trains all weights; give it train: lora, or remove train "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRAINING = ("learning_rate", "schedule", "weight_decay", "batch_size", "warmup_steps")
 LASTING = ("epochs", "max_steps")
 NAMED = ("name", "preset", "scheme")
+ADAPTER = (*lora_presets.DEFAULTS, "towers")  # keys of an arm that are about its adapter
 ALL_WEIGHTS = "all"
 MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
@@ -44,7 +45,7 @@ def merged(below: Record, arm: Record) -> Record:
 def resolved(settings: Record) -> Record:
     """Return flat settings with `alpha` as a number. If all weights are trained, the adapter's keys are dropped."""
     if settings["train"] == ALL_WEIGHTS:
-        return {key: value for key, value in settings.items() if key not in lora_presets.DEFAULTS}
+        return {key: value for key, value in settings.items() if key not in ADAPTER}
     return settings | {"alpha": scale(settings["alpha"], settings["r"])}
 
 
@@ -66,7 +67,7 @@ def section(finetune: Finetune, settings: Record) -> Record:
     """Return the section `finetune` for one training. settings: flat, as `resolved` returns them."""
     adapter = {"preset": None} | {key: settings[key] for key in lora_presets.DEFAULTS if key in settings}
     whole = finetune.model_dump() | {key: settings[key] for key in TRAINING}
-    whole["lora"] = adapter | _towers(whole["lora"])
+    whole["lora"] = adapter | _towers(settings if "towers" in settings else whole["lora"])
     return whole | ({"train": ALL_WEIGHTS} if settings["train"] == ALL_WEIGHTS else {})
 
 
@@ -74,7 +75,7 @@ def shared(finetune: Record) -> Record:
     """Return the part of the section `finetune` that all arms share.
 
     Each arm has its own adapter and training settings, and the ablation's budget replaces epochs and steps. The
-    adapters of single towers are the same in all arms.
+    adapters of single towers are those of all arms that do not give others.
     """
     common = {key: value for key, value in finetune.items() if key not in (*TRAINING, *LASTING, "lora")}
     towers = _towers(finetune["lora"])
@@ -133,6 +134,8 @@ def _text(value: object) -> str:
     """Return a value as it appears in an arm's name."""
     if isinstance(value, list):
         return "+".join(map(_text, value))
+    if isinstance(value, dict):
+        return "+".join(f"{key}-{_text(one)}" for key, one in value.items() if one is not None)
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

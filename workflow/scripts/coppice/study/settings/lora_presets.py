@@ -7,6 +7,7 @@ PRESETS = {
     "standard": {"r": 16, "alpha": 32, "dropout": 0.05, "target_modules": "attention"},
     "full": {"r": 32, "alpha": 64, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
     "aggressive": {"r": 64, "alpha": 128, "dropout": 0.05, "target_modules": ["attention", "mlp"]},
+    "captioner": {"r": 16, "alpha": 32, "dropout": 0.1, "target_modules": ["q", "v"]},  # names of T5's layers
 }
 # Complete sets of values, biases included, that tuning guides recommend as starting points; ablation arms can name them
 SCHEMES = {

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .finetune import Bias, Init, Mixture, Preset, Schedule
+from .finetune import Bias, Init, Mixture, Preset, Schedule, Towers
 from .forms import ByKind, Inherited, Named, Number, Seed, Text, Unique
 from .models import Dtype, Prompt
 from .section import Partial, Section, described, section, setting
@@ -64,6 +64,9 @@ class Arm(Partial):
     use_rslora: Inherited[bool] = setting(None, "Whether to scale by alpha / sqrt(r) instead of alpha / r.")
     use_dora: Inherited[bool] = setting(None, "Whether to use weight-decomposed LoRA (DoRA).")
     init: Inherited[Init] = setting(None, "Initialization, with peft's names.")
+    towers: Inherited[Towers] = setting(
+        None, "What is trained of each tower, as in finetune.lora.towers, in place of the value there."
+    )
     learning_rate: Inherited[Number] = setting(None, "Peak learning rate.", gt=0)
     schedule: Inherited[Schedule] = setting(None, "Learning rate schedule after warm-up.")
     weight_decay: Inherited[Number] = setting(None, "AdamW's weight decay.", ge=0)
@@ -164,8 +167,8 @@ class Ablation(Section):
     start: Start = setting(..., "The checkpoint from which every arm starts.")
     arms: Inherited[Annotated[list[Annotated[str | Arm, ByKind()]], Field(min_length=1)]] = setting(
         None,
-        "The arms. Each is the name of a preset or scheme (light, standard, full, aggressive, conservative, "
-        "balanced, efficient), or a mapping of the keys it sets.",
+        "The arms. Each is the name of a preset or scheme (light, standard, full, aggressive, captioner, "
+        "conservative, balanced, efficient), or a mapping of the keys it sets.",
     )
     grid: Inherited[Values] = setting(
         None,

@@ -7,7 +7,7 @@ from pydantic import Field
 from .forms import ByKind, Named, Number, Seed, Text, Unique
 from .section import Section, is_unset, section, setting
 
-Preset = Literal["light", "standard", "full", "aggressive"]
+Preset = Literal["light", "standard", "full", "aggressive", "captioner"]
 Init = Literal["default", "gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "eva", "loftq", "orthogonal"]
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
@@ -68,6 +68,9 @@ class TowerLora(Section):
     )
 
 
+Towers = Named[Annotated[Literal["frozen", "full"] | TowerLora, ByKind()]]
+
+
 class Lora(Section):
     """The adapter.
 
@@ -78,7 +81,8 @@ class Lora(Section):
     preset: Preset | None = setting(
         None,
         "light (r 8, alpha 16, dropout 0.1, q_proj and v_proj), standard (16, 32, 0.05, attention), full (32, "
-        "64, 0.05, attention and MLP) or aggressive (64, 128, 0.05, attention and MLP).",
+        "64, 0.05, attention and MLP), aggressive (64, 128, 0.05, attention and MLP) or captioner (16, 32, 0.1, T5's q "
+        "and v).",
     )
     r: int | None = setting(None, "Rank, by default 8.", ge=1, le=65_536)
     alpha: Number | None = setting(
@@ -100,7 +104,7 @@ class Lora(Section):
         "Initialization, with peft's names; by default `default`. PiSSA and OLoRA adapters are saved as plain "
         "LoRA of twice the rank.",
     )
-    towers: Named[Annotated[Literal["frozen", "full"] | TowerLora, ByKind()]] = setting(
+    towers: Towers = setting(
         {},
         "What is trained of each tower, by its name: `frozen`, `full` (all its weights), or the keys of an adapter of "
         "its own. Towers: encoder, decoder (seq2seq); text, vision, projector (image-text); text, vision "
