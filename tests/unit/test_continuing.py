@@ -163,3 +163,19 @@ def test_a_question_that_is_too_long_leaves_room_for_the_answer():
     cut = [formatter.question({"prompt": "p" * 54, "completion": "x"}, "row")]
     decoding = Decoding(new_tokens=10)
     assert KIND.answers(model, reader, rows, decoding) == KIND.answers(model, reader, cut, decoding)
+
+
+def test_a_model_that_has_learned_rows_fills_them_in():
+    """What training puts before an answer is what the model is asked."""
+    model, reader = code_model()
+    rows = [{"prefix": f"a{n}(", "middle": f"{n}{n + 1}{n}", "suffix": ")\n", "kind": "line"} for n in range(3)]
+    formatter = prompts.Formatter("fim", "none", reader.tokenizer)
+    learned = [row for content in rows for row in formatter.rows(content, "row")]
+    examples = [one for own in KIND.examples(learned, reader, 64, False) for one in own]
+    engine, optimizer = KIND.engine(model, 1024), torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        for micro in engine.micro_batches(examples):
+            (engine.summed_loss(micro) / KIND.targets(examples)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert infilled(model, reader, rows, Decoding(new_tokens=10)) == [row["middle"] for row in rows]

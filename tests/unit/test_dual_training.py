@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 from coppice import data, models
 from coppice.core import records
-from coppice.core.errors import DataError
-from coppice.models import kinds
+from coppice.core.errors import DataError, SettingsError
+from coppice.data.row_sources import RowSource
+from coppice.models import contrastive, kinds
 from coppice.models.kinds import Decoding
 from coppice.models.rows import Row
 from coppice.stages import evaluate, recover
@@ -91,9 +92,17 @@ def test_two_processes_learn_what_one_learns(clip, pairs, tmp_path):
 
 
 def test_labels_are_learned_as_captions(clip, tmp_path):
+    """Rows of one label have one text, so that they are no negatives of each other."""
     rows = [{"image": f"{n}.png", "label": ["disk", "bar", "ring"][n % 3]} for n in range(COUNT)]
-    record = train(clip, prepared(tmp_path, "mine", rows), tmp_path / "out")
-    assert record["validation_loss"] < record["first_validation_loss"]
+    dataset = prepared(tmp_path, "mine", rows)
+    source = RowSource("mine", dataset, "train", "none", clip.reader(), KIND.row_kinds)
+    made = KIND.examples([source.to_learn(n)[0] for n in range(6)], clip.reader(), 77, False)
+    text = clip.reader().tokenizer.decode(made[1][0]["input_ids"], skip_special_tokens=True)
+    assert text.replace(" ", "").startswith("aphotoofabar")
+    keys = torch.tensor([own[0]["keys"] for own in made])
+    assert contrastive.belonging(keys).sum(1).tolist() == [1] * 6
+    record = train(clip, dataset, tmp_path / "out")
+    assert record["train_rows"] == 16 and record["skipped_rows"] == 0
 
 
 def evaluated(source, output, datasets, adapter=None, **sections):
@@ -207,3 +216,39 @@ def test_the_mean_recall_of_validation_rows_is_that_of_a_plain_count(clip):
     by_text = numpy.mean([right[i][scores[i].argmax()] for i in range(6)])
     by_picture = numpy.mean([right[:, j][scores[:, j].argmax()] for j in range(6)])
     assert validator.higher_is_better and validator.value(outputs, rows) == pytest.approx((by_text + by_picture) / 2)
+
+
+def test_the_best_checkpoint_may_be_that_of_the_best_recall(clip, pairs, tmp_path):
+    one = train(clip, pairs, tmp_path / "one", best_by="recall@1")
+    history = records.read(tmp_path / "one/training_state.json")["history"]
+    found = {entry["step"]: entry["eval_recall@1"] for entry in history if "eval_recall@1" in entry}
+    assert sorted(found) == [2, 4, 6] and one["best_step"] == min(found, key=lambda step: (-found[step], step))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": "1.png", "text": "a disk"}] * 9, r"need the columns image \| images and caption \| captions"),
+        (
+            [{"images": ["1.png", "2.png"], "caption": "two"}] * 9,
+            r"text 'two' has 2 pictures \(1\.png, 2\.png\), but a dual",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_are_named_before_training(clip, tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        train(clip, prepared(tmp_path, "mine", rows), tmp_path / "out")
+
+
+def test_a_whole_model_is_trained_with_its_scale(clip, pairs, tmp_path):
+    record = train(clip, pairs, tmp_path / "out", train="all", learning_rate=1e-3)
+    trained = load_file(tmp_path / "out/model/model.safetensors")
+    before = load_file(f"{clip.path}/model.safetensors")
+    assert record["validation_loss"] < record["first_validation_loss"]
+    assert not torch.equal(trained["logit_scale"], before["logit_scale"])
+
+
+def test_weights_are_not_shared_while_embeddings_are_exchanged(clip, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr("coppice.stages.recover.engine.sharding.wanted", lambda *_: True)
+    with pytest.raises(SettingsError, match=r"finetune\.sharding: the processes that train a dual encoder"):
+        train(clip, pairs, tmp_path / "out", sharding=True)

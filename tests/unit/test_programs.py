@@ -14,6 +14,7 @@ from coppice.core.errors import SettingsError
 from coppice.models.causal_lm import KIND
 from coppice.stages import evaluate
 from coppice.stages.evaluate import programs, sandbox
+from coppice.stats import metrics
 from coppice.study.settings import evaluation_checks
 from coppice.study.settings.sections.evaluate import Evaluate
 
@@ -184,6 +185,13 @@ def test_the_record_has_pass_at_k_and_the_samples_a_verdict_for_each_program(tin
     monkeypatch.setattr(sandbox, "run", lambda *_: pytest.fail("a program ran again"))
     again, _ = evaluated(tiny_checkpoint(), tmp_path, **settings)
     assert again["pass_at_1"] == record["pass_at_1"]
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_criterion_may_choose_by_pass_at_1_if_programs_run(run):
+    answers = {"datasets": ["code"], "metrics": ["exact_match"], "programs": {"run": run}}
+    keys = [metric.key for metric in metrics.asked_in(Evaluate.model_validate({"answers": answers}))]
+    assert ("pass_at_1.code" in keys) == run and "exact_match.code" in keys
 
 
 @pytest.mark.parametrize(

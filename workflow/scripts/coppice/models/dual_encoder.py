@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coppice.core.errors import CheckpointError
+from coppice.core.errors import CheckpointError, DataError
 
 from .kinds import ModelKind, Validator
 
@@ -48,7 +48,7 @@ def _embedded_rows(
     """Return (embedding of the picture, embeddings of its captions) of each row."""
     if not rows:
         return []
-    pictures = kind.embeddings(model, reader, pictures=[row.pictures[0] for row in rows])
+    pictures = kind.embeddings(model, reader, pictures=[picture_of(row) for row in rows])
     texts = kind.embeddings(model, reader, texts=[caption for row in rows for caption in row.references])
     captions = texts.split([len(row.references) for row in rows])
     return list(zip(pictures.numpy(), (part.numpy() for part in captions), strict=True))
@@ -150,7 +150,7 @@ class DualEncoder(ModelKind):
             if not caption:
                 found.append([])
                 continue
-            (picture,) = row.pictures
+            picture = picture_of(row)
             pixels = Pixels(picture, reader.image_processor)
             inputs = {"input_ids": ids[caption], "pixels": pixels, "patches": patches(config)}
             found.append([inputs | {"keys": (_key(caption), _key(picture.sha256))}])
@@ -251,6 +251,17 @@ def caption_of(row: Row) -> str:
         return row.references[0]
     label = row.content.get("label")
     return "" if label is None or not str(label).strip() else LABEL.format(label)
+
+
+def picture_of(row: Row) -> Picture:
+    """Return the picture of a row. Raise DataError if there is none, or more than one."""
+    if len(row.pictures) != 1:
+        shown = ", ".join(picture.path for picture in row.pictures) or "none"
+        raise DataError(
+            f"the row with the text '{caption_of(row)[:80]}' has {len(row.pictures)} pictures ({shown}), but a dual "
+            "encoder takes one. Make each picture a row of its own."
+        )
+    return row.pictures[0]
 
 
 def token_ids(

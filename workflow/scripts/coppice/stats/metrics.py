@@ -236,8 +236,9 @@ ANSWER_PERPLEXITY = Metric(
     setting=("answers", "datasets"),
     facts=("tokens", "n"),
 )
+PASS_AT_1 = replace(_of_answers("pass_at_1", "pass@1", "pass@1 %"), answers=True)
 ANSWERS = (
-    replace(_of_answers("pass_at_1", "pass@1", "pass@1 %"), answers=True, setting=None),
+    PASS_AT_1,
     replace(_of_answers("bleu4", "BLEU-4", "BLEU-4", "x100"), pairing=CORPUS, answers=True),
     replace(_of_answers("cider", "CIDEr", "CIDEr", "x100"), high=10),
     replace(_of_answers("chrf", "chrF", "chrF", "x100"), pairing=CORPUS),
@@ -346,7 +347,10 @@ def asked_in(evaluate: object) -> list[Metric]:
         section, key = entry.setting
         asked = getattr(evaluate, section)
         chosen = getattr(asked, "metrics", None)
-        if chosen is not None and entry.section not in (*chosen, ANSWER_PERPLEXITY.section):
+        if entry is PASS_AT_1:  # measured in any case, if programs may run
+            if not asked.programs.run:
+                continue
+        elif chosen is not None and entry.section not in (*chosen, ANSWER_PERPLEXITY.section):
             continue  # the perplexity of answers is always measured
         names = getattr(asked, key)
         found += [entry.on(*names)] * bool(names) if entry.mean_of else [entry.on(name) for name in names]

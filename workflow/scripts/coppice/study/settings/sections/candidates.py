@@ -41,8 +41,8 @@ class GridPoint(Section):
     ratio: Number = setting(..., "Share that is removed, between 0 and 1.", gt=0, lt=1)
     tower: str | None = setting(
         None,
-        "The tower of the model that is pruned: encoder or decoder (seq2seq), text or vision (image-text and "
-        "dual-encoder). Null means the first of them.",
+        "The tower of the model that is pruned: encoder or decoder (seq2seq), text or vision (dual-encoder), text "
+        "(image-text and causal-lm). Null means both towers of seq2seq and dual-encoder models, by the same share.",
     )
     importance: Importance | None = setting(
         None,
