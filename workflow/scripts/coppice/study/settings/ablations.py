@@ -1,6 +1,7 @@
 """Resolve and check the section `ablations`: arms, budgets, stages and metrics, before anything is trained."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +78,7 @@ def _sections_of(key: str, start: Start, sections: Sections, workdir: str) -> Se
     if start.model is not None:
         return Sections(sections.finetune_of[start.model], sections.evaluate_of[start.model])
     folder = absolute(start.checkpoint or "", workdir)
-    if not Path(folder, "config.json").is_file():
+    if not os.path.isfile(Path(folder, "config.json")):  # not is_file, which raises OSError if a text is no path
         return sections
     kind = kinds.of(
         SimpleNamespace(
