@@ -13,12 +13,14 @@ from .changes import Finished
 
 pytestmark = pytest.mark.guard
 
-# A study in which every key has an effect: a model from the hub and a miniature, each kind of criterion,
+# A study in which every key has an effect: a model from the hub and miniatures of three kinds, each kind of criterion,
 # a mixture, a custom protocol, each kind of ablation
 STUDY = """
 models:
   Hub: {base: org/model, revision: abc, family: llama, parameters: 1000000}
   Mini: {base: miniature/llama-instruct, variant: instruct, prompt: chat}
+  Seq: {base: miniature/t5, finetune: {data: {dataset: captions, validation: null}}}
+  Dual: {base: miniature/clip, finetune: {data: {dataset: pairs, validation: null}, lora: {towers: {text: {r: 4}}}}}
 candidates:
   prune:
     - {method: depth, ratio: 0.34}
@@ -30,10 +32,14 @@ select:
     best_acc: {metric: average_acc, mode: max}
     best_ppl: {metric: ppl.wikitext2, mode: min, where: {parameters: {max: 6.0e+9}}}
     knee: {pareto: knee, metrics: {average_acc: max, ppl.wikitext2: min}}
+    best_rows: {metric: [exact_match.captions, text_to_image_r1.pairs, piqa]}
 finetune:
   data: {dataset: {alpaca: 3, chats: 1}, validation: mine}
 data_root: data
 evaluate:
+  answers: {datasets: [captions], sample: true, programs: {samples: 4}}
+  retrieval: {datasets: [pairs]}
+  classification: {datasets: [classes]}
   perplexity: {protocol: [own, gptq-2048], protocols: {own: {seq_len: 128, stride: 64, join: " "}}}
   zero_shot: {tasks: [piqa, arc_easy, arc_challenge, hellaswag, openbookqa], metric: {piqa: acc}, chat_template: true}
 datasets:
@@ -45,6 +51,9 @@ datasets:
   arc_challenge: {path: miniature/arc_challenge}
   hellaswag: {path: miniature/hellaswag}
   openbookqa: {path: miniature/openbookqa}
+  captions: {path: miniature/captions}
+  pairs: {path: org/pairs}
+  classes: {path: miniature/picture-classes}
 ablations:
   listed:
     start: {model: Mini, config: best_acc}
@@ -62,11 +71,19 @@ ablations:
     grid: {learning_rate: [1.0e-4, 3.0e-4]}
     base: {warmup_steps: 10}
     budget: {max_steps: 60}
+  pictures:
+    start: {model: Dual, config: best_rows}
+    arms: [light, full]
+    budget: {max_steps: 200}
+  captions:
+    start: {model: Seq, config: best_rows}
+    arms: [light, full]
+    budget: {max_steps: 200}
   staged:
     start: {checkpoint: ./checkpoint, dtype: float32}
     staged: [{name: rank, vary: {r: [4, 16]}, with: {alpha: 2r}}, {name: alpha, vary: {alpha: [r, 2r]}}]
 """
-CHOSEN = {"best_acc": "depth-0.34", "best_ppl": "width-0.25-taylor", "knee": "mine"}
+CHOSEN = {"best_acc": "depth-0.34", "best_ppl": "width-0.25-taylor", "knee": "mine", "best_rows": "mine"}
 
 STAGE = {
     "fetch": "data",
@@ -210,6 +227,26 @@ VALUES = {
     "evaluate.zero_shot.num_fewshot": 2,
     "evaluate.zero_shot.chat_template": False,
     "evaluate.zero_shot.on_merged_tokens": "drop",
+    "evaluate.answers.datasets": ["captions", "pairs"],
+    "evaluate.answers.metrics": ["exact_match"],
+    "evaluate.answers.beams": 3,
+    "evaluate.answers.temperature": 0.5,
+    "evaluate.answers.top_p": 0.5,
+    "evaluate.answers.new_tokens": 5,
+    "evaluate.answers.limit": 5,
+    "evaluate.answers.batch_size": 3,
+    "evaluate.answers.stop": ["."],
+    "evaluate.answers.programs.run": True,
+    "evaluate.answers.programs.samples": 5,
+    "evaluate.answers.programs.k": [1, 2],
+    "evaluate.answers.programs.timeout": 20,
+    "evaluate.answers.programs.memory": 2048,
+    "evaluate.retrieval.datasets": ["pairs", "classes"],
+    "evaluate.retrieval.limit": 5,
+    "evaluate.classification.datasets": [],
+    "evaluate.classification.templates": ["{}"],
+    "evaluate.classification.classes": ["disk", "ring"],
+    "evaluate.classification.limit": 5,
     "evaluate.engine": "lm-eval",
     "evaluate.batch_size": 3,
     "evaluate.generation.prompts": ["Why?"],
@@ -240,6 +277,7 @@ VALUES |= {
 POINT = {
     "method": of_sparse(method="width", importance="taylor"),
     "ratio": of_point(ratio=0.4),
+    "tower": of_point(tower="text"),
     "importance": of_point(importance="activation"),
     "parts": of_point(parts=["attention"]),
     "ranking": of_point(ranking="global"),
@@ -266,6 +304,7 @@ MODEL = {
     "eos_token": ("Hub", "</s>"),
     "parameters": ("Hub", 2000000),
     "prune": ("Hub", of_point(ratio=0.4)),
+    "kind": ("Hub", "image-text"),
 }
 VALUES |= {f"models.<name>.{key}": {name: {key: value}} for key, (name, value) in MODEL.items()}
 VALUES |= {f"models.<name>.prune[].{key}": {"Hub": {"prune": value}} for key, value in POINT.items()}
@@ -284,6 +323,7 @@ DATASET = {
     "path": {"chats": {"path": "org/others"}},
     "name": {"chats": {"name": "another"}},
     "revision": {"chats": {"revision": "two"}},
+    "image_root": {"pairs": {"image_root": "data"}},
     "format": {"mine": {"format": "csv"}},
     "columns.<name>": {"chats": {"columns": {"messages": "told"}}},
     "splits.train": {"chats": {"splits": {"train": "all"}}},
@@ -323,6 +363,9 @@ ABLATION = {
     "choose_by.mode": {"listed": {"choose_by": {"mode": "max"}}},
     "metrics.tasks": {"listed": {"metrics": {"tasks": ["arc_easy"]}}},
     "metrics.perplexity": {"listed": {"metrics": {"perplexity": ["ptb"]}}},
+    "metrics.answers": {"captions": {"metrics": {"answers": []}}},
+    "metrics.retrieval": {"pictures": {"metrics": {"retrieval": []}}},
+    "metrics.classification": {"pictures": {"metrics": {"classification": []}}},
     "metrics.limit": {"listed": {"metrics": {"limit": 5}}},
     "reference": {"listed": {"reference": "mine"}},
     "racing": {"raced": {"racing": None}},
@@ -335,6 +378,27 @@ ABLATION["arms[].train"] = {"listed": {"arms": ["light", {"name": "mine", "train
 ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # `name` alone has no effect in `base`
 ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
 VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
+
+
+# Keys whose values only some kinds of model take, set for one of them
+TOWERS = {
+    "": {"vision": "frozen"},
+    ".r": {"text": {"r": 2}},
+    ".alpha": {"text": {"r": 4, "alpha": 2}},
+    ".learning_rate": {"text": {"r": 4, "learning_rate": 0.5}},
+    ".target_modules": {"text": {"r": 4, "target_modules": "mlp"}},
+}
+OF_A_MODEL = {
+    f"finetune.lora.towers.<name>{key}": {"Dual": {"finetune": {"lora": {"towers": towers}}}}
+    for key, towers in TOWERS.items()
+} | {
+    "candidates.prune[].tower": {"Seq": {"prune": of_point(tower="decoder")}},
+    "evaluate.answers.sample": {"Seq": {"evaluate": {"answers": {"sample": False, "programs": {"samples": 1}}}}},
+    "finetune.best_by": {"Seq": {"finetune": {"best_by": "bleu4"}}},
+}
+VALUES |= OF_A_MODEL
+# The keys of a model's own sections are those of the study; `test_mixed_kinds` changes some of them
+OWN_SECTIONS = tuple(f"models.<name>.{section}" for section in ("calibration", "finetune", "evaluate"))
 
 
 # words that `reruns` has in place of a list of stages
@@ -351,6 +415,8 @@ def stages(rules):
 
 def change(key):
     """Return the change of the configuration that a key's entry in `VALUES` describes."""
+    if key in OF_A_MODEL:
+        return {"models": OF_A_MODEL[key]}
     path = key.split("<name>")[0].split("[]")[0].strip(".").split(".")
     return nested(path, VALUES[key])
 
@@ -369,7 +435,7 @@ def prepared(folder):
         (folder / place / "mine.json").write_text("{}")
     (folder / "tasks").mkdir()
     (folder / "tasks/own.yaml").write_text("task: own_task")
-    rows = "".join(f"{model}\tdepth-0.34\t./checkpoint\t0.5\t9\n" for model in ("Hub", "Mini"))
+    rows = "".join(f"{model}\tdepth-0.34\t./checkpoint\t0.5\t9\n" for model in ("Hub", "Mini", "Seq", "Dual"))
     (folder / "table.tsv").write_text("model\tcandidate\tpath\tacc\tppl\n" + rows)
     return folder
 
@@ -381,7 +447,7 @@ def finished(new_checkout):
 
 def test_changes_every_key():
     leaves = {dotted(key.path) for key in keys.every_key() if not key.is_section}
-    assert leaves <= set(VALUES)
+    assert {leaf for leaf in leaves if not leaf.startswith(OWN_SECTIONS)} <= set(VALUES)
 
 
 def test_a_changed_setting_reruns_what_its_key_says(finished):
@@ -420,5 +486,5 @@ def test_settings_that_cannot_change_results_rerun_nothing(finished):
 
 
 def test_an_added_grid_point_reruns_no_other_point(finished):
-    assert finished.added(ADDED) == {"prune_candidate": 2, "score_candidate": 2}
+    assert finished.added(ADDED) == {"prune_candidate": 4, "score_candidate": 4}  # one of each model
     assert not {"fetch_config", "prune_candidate", "score_candidate"} & set(finished.reruns(ADDED))
