@@ -239,6 +239,12 @@ def generate(asked: Questions) -> list[Record]:
         bars.disable_progress_bar()
 
         place = models.Source(path=source, chat_date=_trained_on(asked.adapter), **asked.loading)
+        kind = models.kind_of(place)
+        if not {"generation", "answers"} & set(kind.evaluators):
+            raise SettingsError(
+                f"--model: {source} is {kind.noun}, which writes no text. For a merged checkpoint, train with "
+                "coppice finetune --merge."
+            )
         loaded = models.load(place, asked.adapter)
         reader = place.reader()
         if merges:
