@@ -21,6 +21,7 @@ from .tokenizing import begins_with_bos
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHARACTERS = 8  # of a token, at most, on average: of code it is 3 or 4. What lies further away is not tokenized.
 ANCHOR = "☺"  # no tokenizer joins it with what follows
 SPACES = ("▁", "Ġ")  # how tokenizers write the space that they put before a text
 # An added token of this form is a control token even if the tokenizer's files do not call it special (Qwen2.5-Coder's
@@ -128,34 +129,34 @@ class Encoder:
     Args:
         rows: the segments of each row.
         tokenizer: a fast tokenizer.
+        room: the most tokens of a row.
 
     Raises:
         DataError: A text becomes a control token all the same.
     """
 
-    def __init__(self, rows: Iterable[Sequence[Segment]], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, rows: Iterable[Sequence[Segment]], tokenizer: PreTrainedTokenizerBase, room: int) -> None:
         """Tokenize the texts."""
-        self.tokenizer, added = tokenizer, tokenizer.added_tokens_decoder
+        self.tokenizer, self.room, added = tokenizer, room, tokenizer.added_tokens_decoder
         names = {token.content for token in added.values() if token.special or CONTROL.fullmatch(token.content)}
         self.control = {place: token.content for place, token in added.items() if token.content in names}
-        self.spelled = re.compile(f"(?={'|'.join(map(re.escape, names)) or '(?!)'})")
+        # the first letter alone is consumed, so that names which overlap are found
+        firsts = {name[0]: [other[1:] for other in names if other[0] == name[0]] for name in names}
+        forms = (f"{re.escape(first)}(?={'|'.join(map(re.escape, rest))})" for first, rest in firsts.items())
+        self.spelled = re.compile("|".join(forms) or "(?!)")
         self.start = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
-        texts = {part for row in rows for one in row if not one.control for part in self._parts(one.text)}
+        texts = {part for row in rows for one in row if not one.control for part in self._parts(one)}
         self.found = self._tokenized(sorted(texts))
 
-    def ids(self, row: Sequence[Segment], room: int | None = None) -> list[list[int]] | None:
+    def ids(self, row: Sequence[Segment]) -> list[list[int]] | None:
         """Return the token ids of each segment, with the tokenizer's BOS before the first one.
 
-        Args:
-            row: its segments.
-            room: the most tokens. Segments lose tokens as they say: first those that may lose all, then prefix and
-                suffix, of which each keeps at least half of what is left for both, if it has that many.
-
-        Returns:
-            None if what must stay is longer than `room`.
+        If they are too many, segments lose tokens as they say: first those that may lose all, then prefix and suffix,
+        of which each keeps at least half of what is left for both, if it has that many. Return None if what must stay
+        is too long.
         """
         pieces = [self._ids(segment) for segment in row]
-        excess = sum(map(len, pieces)) + len(self.start) - room if room is not None else 0
+        excess = sum(map(len, pieces)) + len(self.start) - self.room
         for place, segment in enumerate(row):
             if segment.loses == "all" and excess > 0:
                 cut = min(excess, len(pieces[place]))
@@ -174,11 +175,14 @@ class Encoder:
     def _ids(self, segment: Segment) -> list[int]:
         if segment.control:
             return [self.tokenizer.convert_tokens_to_ids(segment.text)]
-        return [token for part in self._parts(segment.text) for token in self.found[part]]
+        return [token for part in self._parts(segment) for token in self.found[part]]
 
-    def _parts(self, text: str) -> list[str]:
+    def _parts(self, segment: Segment) -> list[str]:
         """Return a text in parts, cut after the first letter of each control token that it spells."""
-        cuts = [match.start() + 1 for match in self.spelled.finditer(text)]
+        text, most = segment.text, CHARACTERS * self.room
+        if segment.loses:
+            text = text[:most] if segment.loses == "end" else text[max(0, len(text) - most) :]
+        cuts = [match.end() for match in self.spelled.finditer(text)]
         return [text[start:stop] for start, stop in itertools.pairwise([0, *cuts, len(text)]) if stop > start]
 
     def _tokenized(self, texts: Sequence[str]) -> dict[str, list[int]]:

@@ -42,7 +42,7 @@ def examples(
         )
     if any(row.ends for row in rows):
         check_end(tokenizer, "the model")
-    tokens, encoder = _Tokens(tokenizer), infilling.Encoder([row.segments for row in rows if _fills(row)], tokenizer)
+    tokens, encoder = _Tokens(tokenizer), _encoder(rows, tokenizer, cutoff)
     for row in rows:
         if not _fills(row):
             tokens.add(row.segments, row.special_tokens)
@@ -50,7 +50,7 @@ def examples(
     found = []
     for row in rows:
         if _fills(row):
-            example = _infilled(row, encoder, cutoff, train_on_inputs)
+            example = _infilled(row, encoder, train_on_inputs)
             found.append([example] if example else [])
             continue
         ids, labels = tokens.example(row.segments, row.special_tokens, row.ends, train_on_inputs)
@@ -64,10 +64,10 @@ def question_ids(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, room: 
     room: the most tokens. A longer question loses its beginning, or what its segments say.
     """
     asked = {place: [one for one in row.segments if not one.learned] for place, row in enumerate(rows) if _fills(row)}
-    encoder, found = infilling.Encoder(asked.values(), tokenizer), []
+    encoder, found = infilling.Encoder(asked.values(), tokenizer, room), []
     for place, row in enumerate(rows):
         if place in asked:
-            found.append(list(itertools.chain(*(encoder.ids(asked[place], room) or []))))
+            found.append(list(itertools.chain(*(encoder.ids(asked[place]) or []))))
         else:
             ids = tokenizer(row.question, add_special_tokens=row.special_tokens, verbose=False)["input_ids"]
             ids = ids[:-1] if row.special_tokens and ids[-1:] == [tokenizer.eos_token_id] else ids
@@ -79,10 +79,15 @@ def _fills(row: Row) -> bool:
     return infilling.is_infilling(row.segments)
 
 
-def _infilled(row: Row, encoder: infilling.Encoder, cutoff: int, train_on_inputs: bool) -> Example | None:
+def _encoder(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, cutoff: int) -> infilling.Encoder:
+    filled = [row for row in rows if _fills(row)]
+    return infilling.Encoder([row.segments for row in filled], tokenizer, cutoff - any(row.ends for row in filled))
+
+
+def _infilled(row: Row, encoder: infilling.Encoder, train_on_inputs: bool) -> Example | None:
     """Return the example of a row with control tokens; None if the answer does not fit."""
     end = [encoder.tokenizer.eos_token_id] if row.ends else []
-    pieces = encoder.ids(row.segments, cutoff - len(end))
+    pieces = encoder.ids(row.segments)
     if pieces is None:
         return None
     on = [segment.learned or train_on_inputs for segment in row.segments]
