@@ -10,7 +10,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -q --dist loadfile --n
 # Nothing here needs the hub: the miniature study is generated on the spot.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env demo architectures test test-unit test-guard test-ci test-all test-faults test-slurm test-gpu slurm bench docs lint audit clean
+.PHONY: help env demo demo-kinds architectures test test-unit test-guard test-ci test-all test-faults test-slurm test-gpu slurm bench docs lint audit clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ slurm:  # installed where apt can; elsewhere its tests are skipped and say so
 
 test-gpu: env  ## what computes on a GPU against a CPU; skipped where there is none
 	COPPICE_TEST_GPU=1 $(BIN)/python -m pytest tests/unit/test_on_a_gpu.py -q -rs
+
+demo-kinds: env  ## run the miniature study of captioner, image-text model, dual encoder and code model (some eight minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --configfile config/kinds.yaml
 
 architectures: env  ## run tiny models of all architectures, and write what works to docs/reference/architectures.md
 	PYTHONPATH=workflow/scripts $(BIN)/python -m tests.architectures

@@ -74,6 +74,12 @@ def test_the_processor_goes_wherever_weights_go(trained, start, place):
         assert (trained / place / name).read_bytes() == (start / name).read_bytes()
 
 
+def test_the_model_card_loads_the_adapter_on_the_right_class(trained):
+    card = (trained / "README.md").read_text()
+    assert "model = AutoModelForImageTextToText.from_pretrained(" in card and "\n\n\n" not in card
+    assert "pipeline_tag: image-text-to-text" in card and 'AutoImageProcessor.from_pretrained("this folder"' in card
+
+
 def test_plain_peft_and_plain_transformers_load_what_was_trained(trained, start):
     from peft import PeftModel
     from transformers import AutoImageProcessor, AutoModelForImageTextToText

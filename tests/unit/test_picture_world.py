@@ -4,14 +4,19 @@ import ast
 import hashlib
 import random
 import re
+from pathlib import Path
 
 import pytest
+import yaml
+from snakemake.utils import update_config
 
 from coppice import data, miniature
 from coppice.miniature import code_world, kind_training, picture_world, prepare, scenes, tiny_models
 from coppice.models import kinds
+from coppice.study import settings
 from coppice.study.settings import registry
 
+CONFIG = Path(__file__).parents[2] / "config"
 SIZES = {"report": 40, "selection": 20, "train": 120}
 # Written down once more: the tests read the texts without the package's own tables
 COLORS = {
@@ -145,9 +150,10 @@ def test_functions_compute_what_their_docstrings_say(tmp_path):
 def test_rows_of_code_fit_together_into_files_of_one_role_each(code):
     paths = {}
     for role in data.ROLES:
-        for row in rows(code.parent, code.name, role):
+        paths[role] = {row["path"] for row in rows(code, "code-files", role)}
+        for row in rows(code, "code", role):
             ast.parse(row["prefix"] + row["middle"] + row["suffix"])
-            paths.setdefault(role, set()).add(row["path"])
+            assert row["path"] in paths[role]
     assert paths["train"].isdisjoint(paths["report"] | paths["selection"])
 
 
@@ -158,13 +164,28 @@ def test_the_lists_of_miniatures_agree():
     assert used <= set(registry.MINIATURE_DATASETS)
 
 
-@pytest.mark.parametrize("name", [name for name, one in registry.OTHER_MINIATURES.items() if one.kind in kinds.KINDS])
+def test_the_study_of_kinds_has_a_model_of_each_kind_and_a_criterion_for_each():
+    content, own = (yaml.safe_load((CONFIG / name).read_text()) for name in ("config.yaml", "kinds.yaml"))
+    update_config(content, own)
+    study = settings.load(content)
+    assert sorted(model.kind for model in study.models.values()) == sorted(kinds.KINDS)
+    leading = {name: study.criteria_of(name)["best_score"]["metric"] for name in study.models}
+    assert leading == {
+        "Captioner": "bleu4.captions",
+        "Viewer": "exact_match.picture-questions",
+        "Searcher": "text_to_image_r1.picture-pairs",
+        "Coder": "exact_match.code",
+    }
+    assert not study.notices and study.shares_candidate_jobs()
+
+
+@pytest.mark.parametrize("name", registry.OTHER_MINIATURES)
 def test_a_trained_miniature_loads_in_plain_transformers(name, world, code, tmp_path):
     import transformers
     from transformers import AutoImageProcessor, AutoTokenizer
 
     folders = {
-        dataset: code if dataset == "code" else world / dataset for dataset in miniature.KIND_MODELS[name].datasets
+        dataset: (code if dataset == "code" else world) / dataset for dataset in miniature.KIND_MODELS[name].datasets
     }
     sources = [folder / "dataset.json" for folder in folders.values()]
     facts = kind_training.train_kind(name, sources, tmp_path, seed=7, steps=2)

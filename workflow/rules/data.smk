@@ -215,7 +215,10 @@ rule build_miniature_pictures:
 
 rule build_miniature_code:
     output:
-        f"{RESOURCES}/miniature/code/dataset.json",
+        expand(
+            f"{RESOURCES}/miniature/{{dataset}}/dataset.json",
+            dataset=registry.CODE_DATASETS,
+        ),
     log:
         f"{LOGS}/data/build_miniature_code.log",
     benchmark:

@@ -7,4 +7,4 @@ from coppice.core import logs
 with logs.job(snakemake.log[0], snakemake.threads):
     from coppice.miniature import prepare
 
-    prepare.prepare_code(Path(snakemake.output[0]).parent, snakemake.params.seed)
+    prepare.prepare_code(Path(snakemake.output[0]).parent.parent, snakemake.params.seed)

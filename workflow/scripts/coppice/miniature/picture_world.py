@@ -78,6 +78,11 @@ def _text_rows(scene: Scene, images: list[Record], held_out: bool, rng: random.R
     return [{"prompt": f"caption: {scenes.detections(scene)}", "captions": _captions(scene, held_out)}]
 
 
+def _plain_rows(scene: Scene, images: list[Record], held_out: bool, rng: random.Random) -> list[Record]:
+    """Return all captions as one text."""
+    return [{"text": " ".join(f"{caption.capitalize()}." for caption in scenes.captions(scene))}]
+
+
 def _caption_rows(scene: Scene, images: list[Record], held_out: bool, rng: random.Random) -> list[Record]:
     return [{"images": images, "captions": _captions(scene, held_out)}]
 
@@ -102,6 +107,7 @@ def _class_rows(scene: Scene, images: list[Record], held_out: bool, rng: random.
 
 ROWS: dict[str, Callable[[Scene, list[Record], bool, random.Random], list[Record]]] = {
     "captions": _text_rows,
+    "picture-texts": _plain_rows,
     "picture-captions": _caption_rows,
     "picture-questions": _question_rows,
     "picture-pairs": _pair_rows,

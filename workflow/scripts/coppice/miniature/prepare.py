@@ -42,15 +42,25 @@ def prepare_pictures(folder: PathLike, seed: int) -> None:
 
 
 def prepare_code(folder: PathLike, seed: int) -> None:
-    """Build the data set `code` in `folder` from a generated source tree, as users build theirs from their own."""
+    """Build the data sets of code in `folder` from a generated source tree, as users build theirs from their own.
+
+    The rows of `code` are spans to fill in, and those of `code-files` the whole files that they come from, in the same
+    roles.
+    """
     clock, folder = records.Clock(), Path(folder)
-    target = splitting.Target(folder / "code.jsonl", code_world.RATIOS, seed, force=True)
+    target = splitting.Target(folder / "code" / "spans.jsonl", code_world.RATIOS, seed, force=True)
     # Elsewhere, because the builder skips what Git ignores, and a checkout may ignore the folder of the data
     with tempfile.TemporaryDirectory() as place:
         code_world.build_tree(Path(place, "miniature"), seed)
         builders.build_code_data(builders.CodeData([Path(place, "miniature")]), target)
-    tables = {role: _rows(target.file_of(role)) for role in target.shares}
-    data.write("code", tables, folder, data.Origin({"path": "miniature/code", "seed": seed}), clock)
+    spans = {role: _rows(target.file_of(role)) for role in target.shares}
+    for name, tables in (("code", spans), ("code-files", {role: _files(rows) for role, rows in spans.items()})):
+        data.write(name, tables, folder / name, data.Origin({"path": f"miniature/{name}", "seed": seed}), clock)
+
+
+def _files(spans: Iterable[Record]) -> list[Record]:
+    found = {row["path"]: row["prefix"] + row["middle"] + row["suffix"] for row in spans}
+    return [{"path": path, "text": text} for path, text in found.items()]
 
 
 def _rows(path: Path) -> list[Record]:

@@ -94,6 +94,7 @@ class DualEncoder(ModelKind):
     prompts = ("none",)
     validators = VALIDATORS
     sees = True
+    pipeline = "zero-shot-image-classification"
     coupled = True
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:

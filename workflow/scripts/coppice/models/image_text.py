@@ -50,6 +50,7 @@ class ImageText(CausalLM):
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
     validators = generating.VALIDATORS
     sees = True
+    pipeline = "image-text-to-text"
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:
         """Return whether the architecture is one of those whose pictures `sight` can read."""

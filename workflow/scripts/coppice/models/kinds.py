@@ -204,11 +204,12 @@ class ModelKind(ABC):
         evaluators: the evaluators (of `stages.evaluate`) that apply to it, in the order in which they run.
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
+        pipeline: the task by which the hub lists its models.
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
         prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
             variant of a model (base or instruct) decides which is the default; otherwise it is the first.
-        pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
+        pruned_towers: the towers that a grid point may name.
     """
 
     name: str
@@ -223,6 +224,7 @@ class ModelKind(ABC):
     frozen_towers: tuple[str, ...] = ()
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
+    pipeline: str = "text-generation"
     coupled: bool = False
     prompts: tuple[str, ...] = ("alpaca", "chat", "none")
     pruned_towers: tuple[str, ...] = ("text",)

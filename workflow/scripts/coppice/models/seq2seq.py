@@ -37,6 +37,7 @@ class Seq2Seq(ModelKind):
     """The kind of encoder-decoders, which read a source text and write a target text."""
 
     name = "seq2seq"
+    pipeline = "text2text-generation"
     noun = "a sequence-to-sequence model"
     prompts = ("none", "alpaca")
     tower_names = pruned_towers = ("encoder", "decoder")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jinja2
 
+from coppice import models
 from coppice.core.aliases import Record
 from coppice.core.records import atomic
 from coppice.models import sparsity
@@ -23,9 +24,13 @@ def write(request: TrainingRequest, settings: TrainingSettings, outcome: Record,
         weights: fingerprint of the checkpoint's weights.
     """
     card = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+    kind = models.kind_of(request.source)
     found = (outcome.get("sparsity") or {}).get("before")
     text = card.render(
         model=request.identity["model"],
+        auto=kind.auto_class().__name__,
+        pipeline=kind.pipeline,
+        sees=kind.sees,
         name=request.identity.get("candidate") or request.identity["config"],
         lora=settings.lora,
         settings=settings.recorded(request.prompt),

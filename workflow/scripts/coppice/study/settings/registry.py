@@ -87,8 +87,12 @@ DATASETS = {
     },
     "alpaca": {"path": "yahma/alpaca-cleaned", "splits": _TRAIN_ONLY},
 }
-PICTURE_DATASETS = ("captions", "picture-captions", "picture-questions", "picture-pairs", "picture-classes")
-MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS, *PICTURE_DATASETS, "code")
+PICTURE_DATASETS = (
+    *("captions", "picture-texts", "picture-captions", "picture-questions"),
+    *("picture-pairs", "picture-classes"),
+)
+CODE_DATASETS = ("code", "code-files")
+MINIATURE_DATASETS = ("wikitext2", "ptb", "alpaca", *TASKS, *PICTURE_DATASETS, *CODE_DATASETS)
 # Data sets of text whose rows are documents of their own
 DOCUMENTS = ("c4",)
 
