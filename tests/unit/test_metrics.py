@@ -54,6 +54,7 @@ def test_answers_lead_in_the_order_of_the_settings_and_pair_with_a_metric_of_the
     code = {"answer_ppl": {"d": {}}, "exact_match": {"d": {}}, "bleu4": {"d": {}}, "perplexity": {"t": {}}}
     assert [one.section for one in metrics.held_by(code)] == ["exact_match", "bleu4", "answer_ppl", "perplexity"]
     assert [one.key for one in metrics.axes(metrics.found_in(code))] == ["exact_match.d", "answer_ppl.d"]
+    assert next(iter(metrics.held_by(code | {"pass_at_1": {"d": {}}}))).section == "pass_at_1"
     dual = {"image_to_text_r1": {"d": {}}, "image_to_text_r5": {"d": {}}, "text_to_image_r1": {"d": {}}}
     assert [one.key for one in metrics.axes(metrics.found_in(dual))] == ["image_to_text_r1.d", "text_to_image_r1.d"]
 
@@ -64,6 +65,8 @@ def test_settings_name_the_metrics_that_an_evaluation_measures():
     nothing = {"perplexity": {"datasets": []}, "zero_shot": {"tasks": []}}
     asked = Evaluate(**nothing, answers={"datasets": ["d"], "metrics": ["anls", "bleu4"]})
     assert {one.key for one in metrics.asked_in(asked)} == {"bleu4.d", "anls.d", "answer_ppl.d"}
+    asked = Evaluate(**nothing, answers={"datasets": ["d"], "metrics": ["anls"], "programs": {"run": True}})
+    assert {one.key for one in metrics.asked_in(asked)} == {"pass_at_1.d", "anls.d", "answer_ppl.d"}
     asked = Evaluate(**nothing, retrieval={"datasets": ["p"]}, classification={"datasets": ["c"]})
     keys = [one.key for one in metrics.asked_in(asked)]
     assert keys[:3] == ["image_to_text_r1.p", "text_to_image_r1.p", "top1.c"] and len(keys) == 8

@@ -54,6 +54,17 @@ def test_a_study_of_models_that_share_their_metrics_is_one_group(tmp_path):
     assert whole.groups == [whole] and not whole.is_part
 
 
+def test_a_study_of_captioners_asks_what_applies_and_has_no_figure_of_tasks(tmp_path):
+    built = mixed(tmp_path, items=20, Cap="captioner", configs=("best_acc",)).build()
+    assert [answer.key for answer in answers.answers(read(built), measurements.gather(read(built)))] == [
+        "recovery",
+        "tradeoff",
+    ]
+    study_report.write_report(built.results, built.pairs, built.models, built.results / "report")
+    assert "Change in each task" not in page(built)
+    assert (built.results / "report/figures/task_changes.png").is_file()  # which the workflow expects
+
+
 def test_models_without_any_evaluation_come_last(study):
     whole = studies.read(study.results, [("New", "best_acc"), *study.pairs], {"New": {}, **study.models})
     assert [group.title for group in whole.groups] == [*GROUPS, "Not measured yet: New"]

@@ -121,7 +121,9 @@ def _tracing(commands: Commands) -> None:
         help="the results folder or the study's report (one line for each pair), a file or folder in it (a "
         "comparison report, an ablation's arm), or a model and a config",
     )
-    traced.add_argument("--metric", help="one number: a task, average_acc, ppl.<text>, recovered or validation_loss")
+    traced.add_argument(
+        "--metric", help="one number: a metric such as average_acc or bleu4.<data set>, recovered or validation_loss"
+    )
     traced.add_argument("--stage", choices=("dense", "pruned", "finetuned"), help="only the number of this stage")
     traced.add_argument("--seed", type=int, help="an additional seed of the training (finetune.seeds)")
     traced.add_argument(

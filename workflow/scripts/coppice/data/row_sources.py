@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from coppice.core.aliases import PathLike
 from coppice.models.rows import Row
 
-from . import datasets, pictures, prompts
+from . import datasets, prompts
 
 if TYPE_CHECKING:
     from coppice.models import Reader
@@ -39,6 +39,8 @@ class RowSource:
         Raises:
             DataError: the columns fit none of the kinds.
         """
+        from . import pictures  # imports Pillow, which planning a study does not need
+
         self.name, table = name, datasets.load(record, role)
         self.role = "" if role == "train" else f"{role} "
         self.rows, self.kind = table.to_list(), prompts.kind_of(table.column_names, name, kinds)

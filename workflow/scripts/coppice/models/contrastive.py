@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from . import estimates, packing, random_states
+from . import packing, random_states
 from .kinds import Example, Inputs, MicroBatch
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ class Engine:
     arrangement = "pairs"
 
     def __init__(self, model: LoadedModel, token_limit: int) -> None:
-        """Fit the limit to the device."""
-        self.forward, self.warnings, self.gathers = Encoders(model), [], False
-        on_cpu = self.forward.device.type == "cpu"
-        self.token_limit = min(token_limit, estimates.CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
+        """Take the limit as it is, on a CPU too: smaller micro-batches would need a second run of the encoders."""
+        self.forward, self.token_limit, self.warnings, self.gathers = Encoders(model), token_limit, [], False
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[Pairs]:
         """Yield the micro-batches of a step. If the engine gathers, all processes call this, even without examples."""

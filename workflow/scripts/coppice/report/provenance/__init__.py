@@ -37,7 +37,7 @@ def trace(
         console: a `rich` console.
         results: the results folder, used with a model and a config.
         resources: the folder of models and data; by default the one that the study's records name.
-        metric: show this metric only: a task, average_acc, ppl.<text>, recovered or validation_loss.
+        metric: show this metric only: the key of one, recovered or validation_loss.
         stage: show this stage only: dense, pruned or finetuned.
         seed: the seed of a repeated training.
         how: `verify` reads and hashes the files on disk again, `as_json` prints JSON.

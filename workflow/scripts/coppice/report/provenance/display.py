@@ -29,7 +29,7 @@ def values(chain: Chain, metric: str | None, stage: str | None = None) -> list[R
 
     Args:
         chain: a `Chain`.
-        metric: a task, average_acc, ppl.<text>, recovered or validation_loss; None for all but the single tasks.
+        metric: the key of one, recovered or validation_loss; None for all that reports show.
         stage: dense, pruned or finetuned; None for all.
     """
     rows = []

@@ -44,11 +44,13 @@ Comparison = dict[str, Any]  # of two configs: {configs, metric, lead, ahead, mo
 def answers(study: Study, measurements: Measurements) -> list[Answer]:
     """Return the five `Answer`s of a `Study` with its `Measurements`, in the order of the questions.
 
-    A part of a study that mixes models has only the answers to the questions that apply to it.
+    Studies of language models have all five. Others, and parts of a study that mixes models, have those that apply.
     """
     questions = (_start, _recovery, _tradeoff, group_answers.families, group_answers.variants)
     found = [answer(study, measurements) for answer in questions]
-    found = [answer for answer in found if answer.verdict != ABSENT or not study.is_part]
+    leading, _ = study.axes
+    if study.is_part or not leading.mean_of:
+        found = [answer for answer in found if answer.verdict != ABSENT]
     return [replace(answer, warnings=caveats.warnings(study, measurements, answer)) for answer in found]
 
 
