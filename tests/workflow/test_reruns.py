@@ -33,6 +33,7 @@ select:
     best_ppl: {metric: ppl.wikitext2, mode: min, where: {parameters: {max: 6.0e+9}}}
     knee: {pareto: knee, metrics: {average_acc: max, ppl.wikitext2: min}}
     best_rows: {metric: [exact_match.captions, text_to_image_r1.pairs, piqa]}
+    best_top: {metric: [top1.classes]}
 finetune:
   data: {dataset: {alpaca: 3, chats: 1}, validation: mine}
 data_root: data
@@ -83,7 +84,13 @@ ablations:
     start: {checkpoint: ./checkpoint, dtype: float32}
     staged: [{name: rank, vary: {r: [4, 16]}, with: {alpha: 2r}}, {name: alpha, vary: {alpha: [r, 2r]}}]
 """
-CHOSEN = {"best_acc": "depth-0.34", "best_ppl": "width-0.25-taylor", "knee": "mine", "best_rows": "mine"}
+CHOSEN = {
+    "best_acc": "depth-0.34",
+    "best_ppl": "width-0.25-taylor",
+    "knee": "mine",
+    "best_rows": "mine",
+    "best_top": "mine",
+}
 
 STAGE = {
     "fetch": "data",
@@ -227,7 +234,7 @@ VALUES = {
     "evaluate.zero_shot.num_fewshot": 2,
     "evaluate.zero_shot.chat_template": False,
     "evaluate.zero_shot.on_merged_tokens": "drop",
-    "evaluate.answers.datasets": ["captions", "pairs"],
+    "evaluate.answers.datasets": ["captions", "classes"],
     "evaluate.answers.metrics": ["exact_match"],
     "evaluate.answers.beams": 3,
     "evaluate.answers.temperature": 0.5,
@@ -308,10 +315,11 @@ MODEL = {
 }
 VALUES |= {f"models.<name>.{key}": {name: {key: value}} for key, (name, value) in MODEL.items()}
 VALUES |= {f"models.<name>.prune[].{key}": {"Hub": {"prune": value}} for key, value in POINT.items()}
+KNEE = {"average_acc": "max", "ppl.wikitext2": "min"}
 CONFIG = {
     "metric": {"best_acc": {"metric": "piqa"}},
     "mode": {"best_acc": {"mode": "min"}},
-    "pareto": {"best_acc": {"metric": None, "mode": None, "pareto": "knee"}},
+    "pareto": {"best_acc": {"metric": None, "mode": None, "pareto": "knee", "metrics": KNEE}},
     "metrics": {"knee": {"metrics": {"average_acc": None, "piqa": "max"}}},
     "metrics.<name>": {"knee": {"metrics": {"average_acc": "min"}}},
     "where": {"best_acc": {"where": {"parameters": {"max": 1.0e9}}}},
@@ -375,12 +383,6 @@ ABLATION = {
 ABLATION |= {f"base.{key}": {"rates": {"base": {key: value}}} for key, value in ARM.items()}
 ABLATION |= {f"arms[].{key}": {"listed": {"arms": of_arm(**{key: value})}} for key, value in ARM.items()}
 ABLATION["arms[].train"] = {"listed": {"arms": ["light", {"name": "mine", "train": "all", "learning_rate": 1.0e-5}]}}
-ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # `name` alone has no effect in `base`
-ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
-VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
-
-
-# Keys whose values only some kinds of model take, set for one of them
 TOWERS = {
     "": {"vision": "frozen"},
     ".r": {"text": {"r": 2}},
@@ -388,6 +390,15 @@ TOWERS = {
     ".learning_rate": {"text": {"r": 4, "learning_rate": 0.5}},
     ".target_modules": {"text": {"r": 4, "target_modules": "mlp"}},
 }
+for towers_key, towers in TOWERS.items():
+    ABLATION[f"base.towers.<name>{towers_key}"] = {"pictures": {"base": {"towers": towers}}}
+    ABLATION[f"arms[].towers.<name>{towers_key}"] = {"pictures": {"arms": ["light", {"towers": towers}]}}
+ABLATION["base.name"] = {"rates": {"base": {"name": "other", "r": 2}}}  # `name` alone has no effect in `base`
+ABLATION["base.learning_rate"] = {"listed": {"base": {"learning_rate": 5.0e-4}}}
+VALUES |= {f"ablations.<name>.{key}": value for key, value in ABLATION.items()}
+
+
+# Keys whose values only some kinds of model take, set for one of them
 OF_A_MODEL = {
     f"finetune.lora.towers.<name>{key}": {"Dual": {"finetune": {"lora": {"towers": towers}}}}
     for key, towers in TOWERS.items()
@@ -416,7 +427,8 @@ def stages(rules):
 def change(key):
     """Return the change of the configuration that a key's entry in `VALUES` describes."""
     if key in OF_A_MODEL:
-        return {"models": OF_A_MODEL[key]}
+        # with all models, in their order: Snakemake puts those that a change names before the others
+        return {"models": {name: OF_A_MODEL[key].get(name, {}) for name in yaml.safe_load(STUDY)["models"]}}
     path = key.split("<name>")[0].split("[]")[0].strip(".").split(".")
     return nested(path, VALUES[key])
 

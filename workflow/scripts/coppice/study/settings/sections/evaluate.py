@@ -143,7 +143,9 @@ class Programs(Section):
 class Answers(Section):
     """Rows that each model answers by generation, measured against their references (all kinds but dual-encoder)."""
 
-    datasets: Unique[str] = setting([], "Names of the data sets; their report part is used.")
+    datasets: Unique[str] = setting(
+        [], "Names of the data sets; their report part is used.", reruns=["evaluate", "ablation"]
+    )
     metrics: Annotated[Unique[AnswerMetric], Field(min_length=1)] | None = setting(
         None,
         "How answers are measured. Null decides by the rows: bleu4, chrf, cider and exact_match for captions; "
@@ -168,7 +170,11 @@ class Answers(Section):
 class Retrieval(Section):
     """Retrieval of images by captions and of captions by images (dual encoders)."""
 
-    datasets: Unique[str] = setting([], "Names of the data sets of images with captions; their report part is used.")
+    datasets: Unique[str] = setting(
+        [],
+        "Names of the data sets of images with captions; their report part is used.",
+        reruns=["evaluate", "ablation"],
+    )
     limit: int | None = setting(
         None, "Maximum number of images per data set, for a quick look. Null means all.", ge=1, le=1_000_000_000
     )
@@ -177,7 +183,9 @@ class Retrieval(Section):
 class Classification(Section):
     """Zero-shot classification of images by the names of their classes (dual encoders)."""
 
-    datasets: Unique[str] = setting([], "Names of the data sets of images with labels; their report part is used.")
+    datasets: Unique[str] = setting(
+        [], "Names of the data sets of images with labels; their report part is used.", reruns=["evaluate", "ablation"]
+    )
     templates: Annotated[Unique[Text], Field(min_length=1)] = setting(
         ["a photo of a {}."], "Texts in which {} becomes the name of a class. Their embeddings are averaged."
     )
