@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_finetuning import SETTINGS
 from transformers import AutoModel
 
-from coppice import data, models
+from coppice import cli, data, models
 from coppice.core import records
 from coppice.core.errors import DataError, SettingsError
 from coppice.data.row_sources import RowSource
@@ -252,3 +252,8 @@ def test_weights_are_not_shared_while_embeddings_are_exchanged(clip, pairs, tmp_
     monkeypatch.setattr("coppice.stages.recover.engine.sharding.wanted", lambda *_: True)
     with pytest.raises(SettingsError, match=r"finetune\.sharding: the processes that train a dual encoder"):
         train(clip, pairs, tmp_path / "out", sharding=True)
+
+
+def test_coppice_generate_names_a_model_that_writes_no_text(clip, capsys):
+    assert cli.main(["generate", "--model", clip.path, "--prompt", "hello"]) != 0
+    assert "is a dual encoder, which writes no text" in capsys.readouterr().err

@@ -159,6 +159,21 @@ def test_answers_in_batches_are_those_of_greedy_steps_on_single_rows(checkpoint,
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_text_that_is_timed_after_answers_about_pictures_is_read_as_before_them(checkpoint, record, name):
+    model, reader, rows, _ = loaded(checkpoint, record, name)
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def continued():
+        with torch.no_grad():
+            prompt = model(**KIND.timed_inputs(model, ids, None), use_cache=True)
+            return model(**KIND.timed_inputs(model, ids[:, :1], prompt), use_cache=True).logits
+
+    fresh = continued()
+    KIND.answers(model, reader, rows, Decoding(new_tokens=2, batch_size=3))
+    assert torch.equal(continued(), fresh)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_probe_has_a_picture_that_changes_the_logits_and_one_has_none(checkpoint, name):
     model = models.load(models.Source(str(checkpoint(name)), dtype="float32"))
     *text, seeing = KIND.probes(model)

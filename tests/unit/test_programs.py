@@ -16,7 +16,7 @@ from coppice.stages import evaluate
 from coppice.stages.evaluate import programs, sandbox
 from coppice.stats import metrics
 from coppice.study.settings import evaluation_checks
-from coppice.study.settings.sections.evaluate import Evaluate
+from coppice.study.settings.sections.evaluate import Evaluate, Programs
 
 LIMITS = sandbox.Limits(seconds=5, memory=512)
 PROMPT = 'import math\n\n\ndef double(x):\n    """Return twice x."""\n'
@@ -185,6 +185,12 @@ def test_the_record_has_pass_at_k_and_the_samples_a_verdict_for_each_program(tin
     monkeypatch.setattr(sandbox, "run", lambda *_: pytest.fail("a program ran again"))
     again, _ = evaluated(tiny_checkpoint(), tmp_path, **settings)
     assert again["pass_at_1"] == record["pass_at_1"]
+
+
+def test_limits_under_which_no_program_runs_are_an_error_and_no_score(monkeypatch):
+    monkeypatch.setattr(sandbox, "GUARD", sandbox.GUARD.with_name("nowhere.py"))
+    with pytest.raises(SettingsError, match="an empty program does not pass on this machine"):
+        programs.run([{"answers": [RIGHT]}], [ROW], Programs())
 
 
 @pytest.mark.parametrize("run", [True, False])

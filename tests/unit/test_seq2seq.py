@@ -204,6 +204,13 @@ def test_an_adapter_takes_the_layers_of_its_group(name, wanted, suffixes, count)
         assert all(".EncDecAttention." in key for key in found)
 
 
+def test_a_frozen_encoder_gets_no_adapter_and_the_cross_attention_belongs_to_the_decoder():
+    settings = resolved(["q", "v"]).model_copy(update={"towers": {"encoder": "frozen"}})
+    adapted = lora._with_adapter(tiny_seq2seq.build("flan-t5"), KIND, settings)
+    found = {key for key, _ in adapted.base_model.model.named_parameters() if "lora_A" in key}
+    assert all(key.startswith("decoder.") for key in found) and len(found) == 2 * 6
+
+
 def test_a_name_that_matches_nothing_is_refused():
     with pytest.raises(SettingsError, match=r"'q_proj' matches no linear layer of a T5ForConditionalGeneration"):
         chosen("flan-t5", ["q_proj"])

@@ -1,6 +1,7 @@
 """Prune encoders and decoders: importance against plain loops, cuts against masks, and checkpoints that load again."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -248,3 +249,31 @@ def test_calibration_takes_random_rows_in_batches_of_equal_lengths(tmp_path):
     assert sum(len(batch["input_ids"]) for batch in found) == 8
     assert [batch["input_ids"].shape[1] for batch in found] == sorted({batch["input_ids"].shape[1] for batch in found})
     assert all(one["labels"].equal(other["labels"]) for one, other in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("flan-t5", {"d_ff": 64}, "every block has .* Use the config.json that belongs"),
+        ("flan-t5", {"num_heads": 3}, r"more than config\.json's"),
+        ("bart", {"decoder_layers": 4}, r"a block model\.decoder\.layers\.3, but it has no fc1\.weight"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(name, changes, message, tmp_path):
+    folder = tiny_seq2seq.save(tmp_path, name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        models.load(models.Source(str(folder)))
+
+
+def test_an_odd_shaped_model_is_built_without_weights(tmp_path):
+    model = tiny_seq2seq.build("flan-t5")
+    prune.prune(model, {"method": "width", "tower": "encoder", "ratio": 0.5, "parts": ["mlp", "attention"]}, batches())
+    models.save(model, models.Reader(tiny_seq2seq.tokenizer()), tmp_path)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
+    skeleton = models.skeleton(models.Source(str(tmp_path)))
+    # the output layer is a tensor of its own, which only the weights show
+    assert {key: tuple(tensor.shape) for key, tensor in skeleton.named_parameters()} == {
+        key: shape for key, shape in shapes.items() if key != "lm_head.weight"
+    }

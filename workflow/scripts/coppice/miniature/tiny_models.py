@@ -163,7 +163,7 @@ KIND_MODELS = {
             "tie_word_embeddings": True,
         },
         datasets=("code",),
-        steps=250,
+        steps=320,
         batch_size=16,
         adamw_rate=1.6e-2,
     ),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
     from .kinds import Decoding, Engine, Example, Inputs, LoadedModel
     from .readers import Reader
@@ -150,6 +151,14 @@ class ImageText(CausalLM):
         ]
         found = continuing.continuations(model, reader.tokenizer, questions, decoding, context)
         return [text or "" for text in found]
+
+    def timed_inputs(self, model: LoadedModel, ids: torch.Tensor, before: ModelOutput | None) -> Inputs:
+        """Return the inputs of a pass over text; a prompt makes the model forget the pictures of earlier answers."""
+        for module in model.modules() if before is None else ():
+            if getattr(module, "rope_deltas", None) is not None:
+                # Qwen's models keep how far pictures shifted the positions, and would shift those of this text, too
+                module.rope_deltas = None
+        return super().timed_inputs(model, ids, before)
 
     # Checks by fixed inputs
 

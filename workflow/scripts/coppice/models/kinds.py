@@ -209,7 +209,7 @@ class ModelKind(ABC):
             `gathers` and `example_losses` (see `contrastive.Engine`).
         prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
             variant of a model (base or instruct) decides which is the default; otherwise it is the first.
-        pruned_towers: the towers that a grid point may name; the first is pruned if it names none.
+        pruned_towers: the towers that a grid point may name.
     """
 
     name: str

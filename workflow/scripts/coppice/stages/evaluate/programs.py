@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core import logs
 from coppice.core.aliases import Record
+from coppice.core.errors import SettingsError
 from coppice.study.settings.sections.evaluate import Programs
 
 from . import sandbox
@@ -37,6 +38,9 @@ def run(samples: Sequence[Record], contents: Sequence[Record], settings: Program
         samples: of `row_answers.measure`, with `answers`.
         contents: the columns of the rows: prompt, test and, if `test` defines check(candidate), entry_point.
         settings: the limits.
+
+    Raises:
+        SettingsError: not even an empty program runs under these limits here.
     """
     import torch
 
@@ -49,6 +53,11 @@ def run(samples: Sequence[Record], contents: Sequence[Record], settings: Program
         "A program written to attack may still break out: use a virtual machine for models that you do not trust.",
     )
     limits = sandbox.Limits(settings.timeout, settings.memory)
+    if (said := sandbox.run("", limits)) != sandbox.PASSED:
+        raise SettingsError(
+            f"evaluate.answers.programs: an empty program does not pass on this machine ({said}), so no program would. "
+            "Raise memory and timeout, or set run to false."
+        )
     every = [
         program(content, answer) for row, content in zip(samples, contents, strict=True) for answer in row["answers"]
     ]
