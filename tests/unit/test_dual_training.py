@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_finetuning import SETTINGS
 from transformers import AutoModel
 
-from coppice import data, models
+from coppice import cli, data, models
 from coppice.core import records
 from coppice.core.errors import DataError, SettingsError
 from coppice.data.row_sources import RowSource
@@ -75,11 +75,14 @@ def test_learns_pairs_in_micro_batches_as_in_one_batch(clip, pairs, tmp_path):
     assert small["validation_loss"] == pytest.approx(big["validation_loss"], rel=1e-4)
     expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("big", "small"))
     assert all(torch.allclose(expected[name], tensor, atol=1e-5) for name, tensor in found.items())
-    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(clip.path), tmp_path / "small").get_base_model()
+    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(clip.path), tmp_path / "small")
     ours = models.load(clip, tmp_path / "small")
     probe = KIND.probes(ours)[0]
     with torch.no_grad():
         assert torch.equal(KIND.outputs(plain.eval(), probe), KIND.outputs(ours, probe))
+        called = plain(**probe).logits_per_text
+        assert torch.equal(called, plain.get_base_model()(**probe).logits_per_text)
+        assert not torch.equal(called, AutoModel.from_pretrained(clip.path).eval()(**probe).logits_per_text)
     assert (tmp_path / "small/preprocessor_config.json").is_file()
 
 
@@ -252,3 +255,8 @@ def test_weights_are_not_shared_while_embeddings_are_exchanged(clip, pairs, tmp_
     monkeypatch.setattr("coppice.stages.recover.engine.sharding.wanted", lambda *_: True)
     with pytest.raises(SettingsError, match=r"finetune\.sharding: the processes that train a dual encoder"):
         train(clip, pairs, tmp_path / "out", sharding=True)
+
+
+def test_coppice_generate_names_a_model_that_writes_no_text(clip, capsys):
+    assert cli.main(["generate", "--model", clip.path, "--prompt", "hello"]) != 0
+    assert "is a dual encoder, which writes no text" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def trained(start, dataset, tmp_path_factory):
         "--learning-rate": 0.01,
         "--cutoff-len": 160,
     }
-    options |= {"--val-size": 8, "--eval-steps": 4, "--save-steps": 4, "--warmup-steps": 1, "--prompt": "chat"}
+    options |= {"--val-size": 8, "--eval-steps": 4, "--save-steps": 4, "--warmup-steps": 1}
     words = ["finetune", "--model", start, "--data", dataset, "--output", output, "--merge"]
     words += [word for option in options.items() for word in option]
     assert cli.main([str(word) for word in words]) == 0
@@ -57,6 +57,7 @@ def trained(start, dataset, tmp_path_factory):
 def test_training_lowers_the_loss_of_pictures_rows_and_imports_no_torchvision(trained):
     record = records.read(trained / "finetuning_config.json")
     assert record["arrangement"] == "sorted" and record["skipped_rows"] == 0
+    assert record["settings"]["prompt"] == "chat"  # the usual one of the kind
     assert record["validation_loss"] < record["first_validation_loss"]
     assert "torchvision" not in sys.modules
 
@@ -156,7 +157,7 @@ def test_two_processes_train_what_one_trains_and_a_killed_training_ends_with_the
 
 def test_generate_answers_a_question_about_pictures(start, trained, dataset, capsys):
     pictures = [str(dataset.parent / f"{place}.png") for place in range(2)]
-    words = ["generate", "--model", str(start), "--adapter", str(trained), "--form", "chat", "--new-tokens", "3"]
+    words = ["generate", "--model", str(start), "--adapter", str(trained), "--new-tokens", "3"]
     shown = [word for picture in pictures for word in ("--image", picture)]
     assert cli.main([*words, *shown, "--prompt", "w1 <image> w2 <image>"]) == 0
     first = capsys.readouterr().out
@@ -176,6 +177,11 @@ def test_generate_names_a_picture_that_it_cannot_use(start, tmp_path, content, r
     assert cli.main(["generate", "--model", str(start), "--image", str(file), "--prompt", "w1"]) == 1
     message = capsys.readouterr().err
     assert f"--image: {file} {reason}" in message and "Name another file" in message
+
+
+def test_a_prompt_format_that_the_kind_does_not_take_is_named(start, capsys):
+    assert cli.main(["generate", "--model", str(start), "--form", "alpaca", "--prompt", "w1"]) == 1
+    assert "--form: is alpaca, but an image-text model takes chat or none" in capsys.readouterr().err
 
 
 def test_a_model_of_text_reads_no_pictures(tiny_checkpoint, dataset, capsys):

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coppice.models import intake, kinds
 from coppice.stages.select import scoring
@@ -48,6 +50,45 @@ def test_a_model_has_the_values_of_the_study_where_it_sets_none():
     assert study.finetune_of("B").data.cutoff_len == 64 and study.finetune_of("B").learning_rate == 3e-4
     assert study.evaluate_of("B").zero_shot.limit == 5 and study.evaluate_of("B").zero_shot.tasks == ["piqa", "boolq"]
     assert study.finetune_of("A") is study.finetune and study.finetune.data.cutoff_len == 256
+
+
+RAW = st.fixed_dictionaries(
+    {},
+    optional={
+        "zero_shot": st.fixed_dictionaries(
+            {},
+            optional={
+                "tasks": st.lists(st.sampled_from(["piqa", "boolq", "mine"]), unique=True),
+                "limit": st.none() | st.integers(1, 9),
+                "metric": st.dictionaries(st.sampled_from(["piqa", "hellaswag", "mine"]), st.just("acc")),
+            },
+        ),
+        "perplexity": st.fixed_dictionaries(
+            {},
+            optional={
+                "datasets": st.lists(st.sampled_from(["a", "b"]), unique=True),
+                "protocols": st.dictionaries(
+                    st.sampled_from(["x", "y"]), st.fixed_dictionaries({"seq_len": st.integers(2, 9)})
+                ),
+            },
+        ),
+        "answers": st.fixed_dictionaries({}, optional={"datasets": st.just(["a"]), "beams": st.integers(1, 4)}),
+        "batch_size": st.integers(1, 9),
+    },
+)
+
+
+@given(RAW, RAW)
+def test_laying_a_section_over_another_is_reading_both_files_in_turn(below, own):
+    def joined(one, other):
+        return one | {
+            key: joined(one[key], value) if isinstance(value, dict) and key in one else value
+            for key, value in other.items()
+        }
+
+    found = own_sections.overlaid(Evaluate.model_validate(below), Evaluate.model_validate(own))
+    expected = Evaluate.model_validate(joined(below, own))
+    assert found == expected and found.model_dump(exclude_unset=True) == expected.model_dump(exclude_unset=True)
 
 
 def test_a_mixture_of_a_model_replaces_that_of_the_study():

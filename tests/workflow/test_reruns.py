@@ -250,7 +250,7 @@ VALUES = {
     "evaluate.answers.programs.memory": 2048,
     "evaluate.retrieval.datasets": ["pairs", "classes"],
     "evaluate.retrieval.limit": 5,
-    "evaluate.classification.datasets": [],
+    "evaluate.classification.datasets": ["classes", "captions"],
     "evaluate.classification.templates": ["{}"],
     "evaluate.classification.classes": ["disk", "ring"],
     "evaluate.classification.limit": 5,

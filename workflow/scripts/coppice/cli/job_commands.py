@@ -62,7 +62,7 @@ def _training_options(tuned: argparse.ArgumentParser) -> None:
         help="train an adapter, or all weights (default: %(default)s)",
     )
     tuned.add_argument(
-        "--prompt", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
+        "--prompt", choices=single_jobs.PROMPTS, help="prompt format (default: alpaca, or the usual one of the kind)"
     )
     tuned.add_argument("--seed", type=int, default=42, help="seed of the training (default: %(default)s)")
     tuned.add_argument(
@@ -106,7 +106,7 @@ def _question_options(tried: argparse.ArgumentParser) -> None:
         help="a picture that the questions are about; may be repeated. <image> in a question marks its place",
     )
     tried.add_argument(
-        "--form", choices=single_jobs.PROMPTS, default="alpaca", help="prompt format (default: %(default)s)"
+        "--form", choices=single_jobs.PROMPTS, help="prompt format (default: alpaca, or the usual one of the kind)"
     )
     tried.add_argument(
         "--new-tokens", type=int, default=128, help="largest number of tokens of an answer (default: %(default)s)"

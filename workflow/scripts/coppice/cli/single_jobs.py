@@ -87,7 +87,7 @@ class Training:
         output: folder of the result.
         given: key -> text, or list of texts, of the section `finetune`; None for a key that is not given.
         train: lora or all.
-        prompt: prompt format.
+        prompt: prompt format; None for the usual one of the kind of model.
         seed: of the training.
         loading: {dtype, quantize, trust_remote_code, device_map, context_length, eos_token}.
         gpus: number of GPUs to train on.
@@ -101,7 +101,7 @@ class Training:
     output: str
     given: Mapping[str, Given | None]
     train: str = "lora"
-    prompt: str = "alpaca"
+    prompt: str | None = None
     seed: int = 42
     loading: Record = field(default_factory=dict)
     gpus: int = 1
@@ -141,7 +141,7 @@ def finetune(job: Training) -> None:
             source=models.Source(path=source, chat_date=day, **loading),
             datasets=datasets,
             settings=recover.TrainingSettings.model_validate(section | {"data": section["data"] | named}),
-            prompt=job.prompt,
+            prompt=_prompt(source, job.prompt, "--prompt"),
             output=output,
             seed=job.seed,
             world=1 if loading["device_map"] else max(1, job.gpus),
@@ -162,6 +162,16 @@ def _folder(model: str) -> str:
         raise SettingsError(
             f"--model: there is no folder {model}, and the hub did not provide a model of that name: {error}"
         ) from error
+
+
+def _prompt(source: str, given: str | None, option: str) -> str:
+    """Return the prompt format of a model: the given one, else alpaca or what its kind takes."""
+    from coppice.models import kinds
+
+    kind = kinds.of_checkpoint(source)
+    if given and given not in kind.prompts:
+        raise SettingsError(f"{option}: is {given}, but {kind.noun} takes {' or '.join(kind.prompts)}")
+    return given or ("alpaca" if "alpaca" in kind.prompts else kind.prompts[0])
 
 
 def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> None:
@@ -212,7 +222,7 @@ class Questions:
         adapter: folder of the adapter, or None.
         questions: their texts.
         merge: whether to merge the adapter into the weights first.
-        prompt: prompt format.
+        prompt: prompt format; None for the usual one of the kind of model.
         new_tokens: largest number of tokens of an answer.
         output: folder to write the merged checkpoint to, or None.
         loading: as for `Training`.
@@ -224,7 +234,7 @@ class Questions:
     adapter: str | None
     questions: Sequence[str]
     merge: bool = False
-    prompt: str = "alpaca"
+    prompt: str | None = None
     new_tokens: int = 128
     output: str | None = None
     loading: Record = field(default_factory=dict)
@@ -247,6 +257,7 @@ def generate(asked: Questions) -> list[Record]:
     if output and not merges:
         raise SettingsError("--output: is the folder of the merged checkpoint; give --adapter and --merge too")
     source = _folder(asked.model)
+    form = _prompt(source, asked.prompt, "--form")
     if output:
         _check_free(output, filter(None, [source, asked.adapter]), checkpoint=True)
     logs.start_logging()
@@ -260,6 +271,12 @@ def generate(asked: Questions) -> list[Record]:
         bars.disable_progress_bar()
 
         place = models.Source(path=source, chat_date=_trained_on(asked.adapter), **asked.loading)
+        kind = models.kind_of(place)
+        if not {"generation", "answers"} & set(kind.evaluators):
+            raise SettingsError(
+                f"--model: {source} is {kind.noun}, which writes no text. For a merged checkpoint, train with "
+                "coppice finetune --merge."
+            )
         loaded = models.load(place, asked.adapter)
         reader = place.reader()
         if merges:
@@ -268,8 +285,8 @@ def generate(asked: Questions) -> list[Record]:
         if output:
             sparsity.check_name(output, before, sparsity.measure(loaded))
             models.save(loaded, reader, output)
-        if asked.images or "generation" not in models.kinds.of(loaded.config).evaluators:
+        if asked.images or "generation" not in kind.evaluators:
             return generation.answers_of_kind(
-                loaded, reader, asked.questions, asked.prompt, asked.new_tokens, files=asked.images
+                loaded, reader, asked.questions, form, asked.new_tokens, files=asked.images
             )
-        return generation.answers(loaded, reader.tokenizer, asked.questions, asked.prompt, asked.new_tokens)
+        return generation.answers(loaded, reader.tokenizer, asked.questions, form, asked.new_tokens)

@@ -193,7 +193,7 @@ class ModelKind(ABC):
         name: its key in `KINDS`.
         noun: how messages name a model of this kind, with its article.
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
-        task_type: peft's task type.
+        task_type: peft's task type; None if peft has none that calls the model as it is.
         prunable: the values of `model_type` in a configuration whose towers it knows.
         prunes_together: whether a grid point that names no tower prunes all of them, each by the point's share. If not,
             it prunes the first.
@@ -215,7 +215,7 @@ class ModelKind(ABC):
     name: str
     noun: str
     row_kinds: tuple[str, ...]
-    task_type: str
+    task_type: str | None
     prunable: tuple[str, ...]
     prunes_together: bool = False
     adapter_groups: Mapping[str, tuple[str, ...]]

@@ -62,11 +62,9 @@ def answers_of_kind(
         files: pictures that belong to every question, for a model that sees.
 
     Raises:
-        SettingsError: The model answers no questions or reads no pictures, or a file is no picture that can be used.
+        SettingsError: The model reads no pictures, or a file is no picture that can be used.
     """
     kind = kinds.of(model.config)
-    if "answers" not in kind.evaluators:
-        raise SettingsError(f"--model: {kind.noun} writes no answers. Name another model.")
     if files and not (kind.sees and reader.placeholder):
         raise SettingsError(f"--image: {kind.noun} does not answer questions about pictures. Remove the option.")
     shown = [_facts_of(file) for file in files]

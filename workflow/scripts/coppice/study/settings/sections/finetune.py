@@ -173,7 +173,7 @@ class Finetune(Section):
         None,
         "The metric by which the best checkpoint of a training is chosen. Null means the validation loss. A model "
         "whose kind generates answers can use one of those, such as bleu4 or exact_match; a dual encoder recall@1.",
-        reruns=["finetune"],
+        reruns=["finetune", "ablation"],
         exclude_if=is_unset,
     )
     warmup_steps: int = setting(
