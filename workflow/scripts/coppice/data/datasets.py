@@ -223,7 +223,8 @@ def _add_selection(name: str, tables: dict[str, Dataset], needed: bool) -> list[
     if not 0 < sum(selected) < len(report):
         raise DataError(
             f"datasets.{name}: its {len(report)} report rows cannot be divided, because there is no split for "
-            f"selection, and candidates are not chosen on what is reported. Set datasets.{name}.splits.selection, or add rows."
+            "selection, and candidates are not chosen on reported rows. Set "
+            f"datasets.{name}.splits.selection, or add rows."
         )
     tables["selection"] = report.select([i for i, is_selected in enumerate(selected) if is_selected])
     tables["report"] = report.select([i for i, is_selected in enumerate(selected) if not is_selected])
