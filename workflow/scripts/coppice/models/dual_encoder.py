@@ -90,6 +90,7 @@ class DualEncoder(ModelKind):
     prunes_together = True
     adapter_groups: Mapping[str, tuple[str, ...]] = {"attention": ("self_attn",), "mlp": ("mlp",)}
     evaluators = ("retrieval", "classification", "merge")
+    arrangements = ()
     tower_names = pruned_towers = ("text", "vision")
     prompts = ("none",)
     validators = VALIDATORS

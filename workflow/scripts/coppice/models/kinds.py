@@ -207,6 +207,8 @@ class ModelKind(ABC):
         pipeline: the task by which the hub lists its models.
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
+        arrangements: the values of `finetune.arrangement` that its engines know.
+        learns_inputs: whether `finetune.data.train_on_inputs` can be true.
         prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
             variant of a model (base or instruct) decides which is the default; otherwise it is the first.
         pruned_towers: the towers that a grid point may name.
@@ -226,6 +228,8 @@ class ModelKind(ABC):
     sees: bool = False
     pipeline: str = "text-generation"
     coupled: bool = False
+    arrangements: tuple[str, ...] = ("sorted",)
+    learns_inputs: bool = False
     prompts: tuple[str, ...] = ("alpaca", "chat", "none")
     pruned_towers: tuple[str, ...] = ("text",)
 
