@@ -24,15 +24,20 @@ if __name__ == "__main__":
         record, output = snakemake.input.candidate, Path(snakemake.output.record).parent
         earlier_layout.adopt("training", record, output)
         path = candidates.ensure(Path(record).parent)
-        source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
+        placement = snakemake.params.placement
+        source = models.Source(path=path, **snakemake.params.loading, **placement)
+        settings = dict(snakemake.params.settings)
+        loading = settings.pop("teacher_loading", None)
+        teacher = models.Source.of_record(snakemake.input.teacher, loading | placement) if loading else None
         request = recover.TrainingRequest(
             identity={"model": model, "candidate": candidate},
             source=source,
             datasets=snakemake.params.datasets,
-            settings=recover.TrainingSettings.model_validate(snakemake.params.settings | snakemake.params.execution),
+            settings=recover.TrainingSettings.model_validate(settings | snakemake.params.execution),
             prompt=snakemake.params.prompt,
             output=output,
             seed=snakemake.params.seed,
+            teacher=teacher,
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
         )
         recover.finetune(request)

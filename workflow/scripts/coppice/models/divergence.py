@@ -114,7 +114,9 @@ class _Loss(torch.autograd.Function):
             part = slice(start, start + rows)
             given = states[part] if weight is None else states[part].to(weight.dtype)
             ours = given if weight is None else torch.nn.functional.linear(given, weight, bias)
-            loss, slope = _terms(ours.float(), _logits(teacher.states[part], teacher.head), targets[part], mixture)
+            loss, slope = _terms(
+                ours.float(), _logits(teacher.states[part], teacher.head).to(ours.device), targets[part], mixture
+            )
             total += loss
             if of_states:
                 gradients[0][part] = slope if weight is None else slope.to(weight.dtype) @ weight

@@ -25,7 +25,7 @@ from .sections.evaluate import (
     Retrieval,
     ZeroShot,
 )
-from .sections.finetune import Finetune, Lora
+from .sections.finetune import Finetune, Lora, Objective
 from .sections.section import Section
 from .sources import check_held_out
 
@@ -189,10 +189,27 @@ def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, co
         _reject(key, finetune.best_by, f"{kind.noun} ({model}) is validated by", ["the loss (null)", *kind.validators])
     if finetune.best_by is not None and not (finetune.data.val_size or finetune.data.validation):
         raise SettingsError(f"{key}: needs rows held out from training; set finetune.data.val_size or .validation")
+    _check_objective(finetune, kind, model, config)
     for tower in finetune.lora.towers:
         if tower not in kind.tower_names:
             key = f"config key {key_of(config, model, 'finetune', 'lora', 'towers')}"
             _reject(key, tower, f"{kind.noun} ({model}) has the towers", kind.tower_names)
+
+
+def _check_objective(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
+    """Reject an objective that a model cannot be trained on, or that would do nothing."""
+    objective, key = finetune.objective, f"config key {key_of(config, model, 'finetune', 'objective')}"
+    if not objective.kl:
+        if idle := [name for name, value in objective if value != Objective.model_fields[name].default]:
+            raise SettingsError(f"{key}.{idle[0]}: has no effect while kl is 0; set {key.split()[-1]}.kl, or remove it")
+        return
+    if not kind.distills:
+        raise SettingsError(
+            f"{key}.kl: {kind.noun} ({model}) cannot be trained on a teacher's predictions; set it to 0"
+        )
+    teacher = objective.teacher
+    if teacher is not None and teacher not in config.models:
+        _reject(f"{key}.teacher", teacher, "the study has the models", config.models)
 
 
 def _reject(key: str, found: str, words: str, valid: Iterable[str]) -> None:
