@@ -191,12 +191,12 @@ def test_rejects_a_teacher_that_does_not_fit(student, teacher, tiny_checkpoint, 
 
 
 def test_another_teacher_does_not_continue_the_training(student, teacher, tiny_checkpoint, dataset, tmp_path):
-    train(student, teacher, dataset, tmp_path / "out", max_steps=2)
+    first = train(student, teacher, dataset, tmp_path / "out", max_steps=2)
     other = tiny_checkpoint("llama", intermediate_size=44)
-    train(student, other, dataset, tmp_path / "out", max_steps=2)
-    train(student, other, dataset, tmp_path / "fresh", max_steps=2)
-    first, second = adapter_of(tmp_path / "out"), adapter_of(tmp_path / "fresh")
-    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    second = train(student, other, dataset, tmp_path / "out", max_steps=2)
+    # a training that is finished would be restored with its facts
+    assert second["kl_to_teacher"]["before"] != first["kl_to_teacher"]["before"]
+    assert second["teacher"]["parameters"] > first["teacher"]["parameters"]
 
 
 def test_settings_without_a_teacher_are_recorded_as_before():
