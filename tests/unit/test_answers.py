@@ -1,6 +1,8 @@
 """The evaluator `answers`: what a model writes to rows, its metrics, and the likelihood of the references."""
 
+import json
 import math
+import shutil
 
 import pandas
 import pytest
@@ -115,3 +117,16 @@ def test_names_the_columns_that_rows_need(checkpoint, tmp_path):
     datasets = prepared(tmp_path, [{"prompt": "w5", "title": "w6"}])
     with pytest.raises(DataError, match=r"datasets\.captions: its rows need the columns input and target"):
         evaluated(checkpoint, datasets, tmp_path / "out")
+
+
+def test_a_checkpoints_own_way_to_generate_counts_and_is_recorded(checkpoint, tmp_path):
+    datasets, copy = prepared(tmp_path, CAPTIONS), tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    before, plain = evaluated(copy, datasets, tmp_path / "out")
+    found = json.loads((copy / "generation_config.json").read_text())
+    own = {"repetition_penalty": 5.0, "length_penalty": 1.0, "num_beams": 4}
+    (copy / "generation_config.json").write_text(json.dumps(found | own))
+    after, penalized = evaluated(copy, datasets, tmp_path / "out")
+    assert list(penalized["answer"]) != list(plain["answer"])
+    assert "checkpoint" not in before["bleu4"]["captions"]["decoding"]
+    assert after["bleu4"]["captions"]["decoding"]["checkpoint"] == {"repetition_penalty": 5.0}

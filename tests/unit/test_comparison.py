@@ -107,6 +107,11 @@ def test_the_report_does_not_truncate_wide_numbers_and_long_names(study, record)
     assert "…" not in text and "-123457" in text and "4.2e+09" in text
 
 
+def test_the_report_has_no_table_for_an_evaluation_without_texts(record):
+    assert "Perplexity (lower" in report_text.render(record)
+    assert "Perplexity (lower" not in report_text.render(record | {"perplexity": {}})
+
+
 def test_rejects_evaluations_on_different_items(study):
     path = study.folder("finetuned", "Llama", "best_acc") / "samples" / "piqa.parquet"
     frame = pandas.read_parquet(path)

@@ -133,7 +133,7 @@ def test_a_margin_is_computed_on_the_items_that_both_were_scored_on(tmp_path):
     assert margins.of(first, steady, "ppl.wikitext2")["resampled"] == {
         "unit": "windows",
         "count": 30,
-        "block": 6,
+        "block": None,
         "note": stored_samples.OLD,
     }
     low, high = _interval(first, erratic, "ppl.wikitext2")

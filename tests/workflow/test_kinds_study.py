@@ -50,8 +50,8 @@ def test_each_model_is_compared_by_its_own_criterion(study):
         )
         for model in ("Captioner", "Searcher")
     }
-    assert chosen["Captioner"]["metric"] == "bleu4.captions"
-    assert chosen["Searcher"]["metric"] == "text_to_image_r1.picture-pairs"
+    assert chosen["Captioner"]["criterion"]["metric"] == "bleu4.captions"
+    assert chosen["Searcher"]["criterion"]["metric"] == "text_to_image_r1.picture-pairs"
     for model in chosen:
         assert json.loads((study.folder / REPORT.format(model)).read_text())["model"] == model
 

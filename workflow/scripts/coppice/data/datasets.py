@@ -27,7 +27,7 @@ from coppice.core.aliases import Json, PathLike, Record
 from coppice.core.errors import DataError
 from coppice.study import local_files
 
-from . import hub, row_checks
+from . import hub, picture_rows, row_checks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,7 +81,10 @@ def prepare(
         if not tables:
             named = ", ".join(splits.values())
             raise DataError(f"datasets.{name}.splits: {entry['path']} has none of {named}. Correct the names.")
-        notes = [*intake.finish(), *_add_selection(tables, needs_selection)]
+        notes = intake.finish()
+        for role, table in tables.items():
+            row_checks.check_pictures(name, table, role, entry.get("uses") or ())
+        notes += _add_selection(tables, needs_selection)
         # selection rows that the source does not have come from train or, without it, from report
         roots = {role: intake.roots.get(role) or _first(intake.roots, ("train", "report")) for role in tables}
         if "text" not in (entry.get("uses") or ()):  # in running text, lines such as headings repeat legitimately
@@ -215,8 +218,8 @@ def _add_selection(tables: dict[str, Dataset], needed: bool) -> list[str]:
     if "report" not in tables:
         return []
     report = tables["report"]
-    # Equal rows have equal digests, so copies of a row never end up in both roles.
-    selected = [int(_row_digest(row), 16) % SELECTION_SHARE == 0 for row in report]
+    # Equal rows have equal digests, so copies of a row never end up in both roles, nor do rows with the same picture.
+    selected = [int(_digests(row)[0], 16) % SELECTION_SHARE == 0 for row in report]
     tables["selection"] = report.select([i for i, is_selected in enumerate(selected) if is_selected])
     tables["report"] = report.select([i for i, is_selected in enumerate(selected) if not is_selected])
     kept = len(tables["report"])
@@ -224,24 +227,30 @@ def _add_selection(tables: dict[str, Dataset], needed: bool) -> list[str]:
 
 
 def _keep_apart(name: str, tables: dict[str, Dataset]) -> list[str]:
-    """Remove the report rows from the selection rows; return notes for the record."""
+    """Remove the selection rows that are report rows or show their pictures; return notes for the record."""
     if not {"selection", "report"} <= tables.keys():
         return []
-    reported = {_row_digest(row) for row in tables["report"]}
-    kept = [place for place, row in enumerate(tables["selection"]) if _row_digest(row) not in reported]
+    reported = {digest for row in tables["report"] for digest in _digests(row)}
+    kept = [place for place, row in enumerate(tables["selection"]) if reported.isdisjoint(_digests(row))]
     twice = len(tables["selection"]) - len(kept)
+    what = "show pictures of report rows" if picture_rows.COLUMN in tables["report"].column_names else "are report rows"
     if not kept:
         raise DataError(
-            f"datasets.{name}: all selection rows are report rows too, so candidates would be chosen on what is "
+            f"datasets.{name}: all selection rows {what} too, so candidates would be chosen on what is "
             f"reported. Set datasets.{name}.splits.selection to another split or to null."
         )
     if twice:
         tables["selection"] = tables["selection"].select(kept)
-    return [f"selection: {twice} rows are left out that are report rows too"] if twice else []
+    return [f"selection: {twice} rows are left out that {what} too"] if twice else []
 
 
 def _first(found: Mapping[str, str], keys: Sequence[str]) -> str | None:
     return next((found[key] for key in keys if key in found), None)
+
+
+def _digests(row: Record) -> list[str]:
+    """Return the digests of what must not be both in selection and in report: a row's pictures or, without, the row."""
+    return picture_rows.digests(row) or [_row_digest(row)]
 
 
 def _row_digest(row: Record) -> str:

@@ -49,7 +49,9 @@ class Intake:
     _found: dict[tuple[Path, str], tuple[Record, bool] | str] = field(default_factory=dict)
 
     def take(self, table: Dataset, role: str, root: PathLike | None) -> Dataset:
-        """Return the rows of a role with their pictures in the column `images`; rows without pictures are unchanged.
+        """Return the rows of a role with their pictures in the column `images`, and the names of classes as labels.
+
+        Rows without pictures are unchanged.
 
         root: the folder of pictures that rows name; None for a data set of the hub, whose rows carry them.
         """
@@ -77,7 +79,7 @@ class Intake:
         values = [[found for found in cell if not isinstance(found, str)] for cell in cells]
         kind = {"path": "string", "sha256": "string", "width": "int32", "height": "int32"}
         feature = datasets.List({key: datasets.Value(dtype) for key, dtype in kind.items()})
-        return table.add_column(picture_rows.COLUMN, values, feature=feature)
+        return _with_names(table.add_column(picture_rows.COLUMN, values, feature=feature))
 
     def finish(self) -> list[str]:
         """Return notes for the record. Raise DataError, which names the pictures, if some cannot be used."""
@@ -125,6 +127,21 @@ class Intake:
         if isinstance(known, str):
             raise pictures.Unusable(known)
         return known
+
+
+def _with_names(table: Dataset) -> Dataset:
+    """Return the rows with the name of each class as `label`, if the source numbers the classes and lists their names.
+
+    A model would otherwise read the numbers.
+    """
+    import datasets
+
+    feature = table.features.get("label")
+    if not isinstance(feature, datasets.ClassLabel):
+        return table
+    # rows without a label have -1 or nothing
+    names = [None if number is None or number < 0 else feature.names[number] for number in table["label"]]
+    return table.remove_columns("label").add_column("label", names, feature=datasets.Value("string"))
 
 
 def root_of(entry: Record, files: Iterable[Path]) -> Path | None:

@@ -23,6 +23,12 @@ QUESTIONS = ("question", "prompt")
 CAPTION_PROMPT = "Describe the image."  # what a row {image, caption} asks
 
 
+def digests(row: Record) -> list[str]:
+    """Return the digests of a prepared row's pictures; none if it has no pictures."""
+    cell = row.get(COLUMN)
+    return [one["sha256"] for one in cell if isinstance(one, dict)] if isinstance(cell, list) else []
+
+
 def conversation(row: Record) -> list[Turn]:
     """Return the turns of a chat row, {role, content}, with pictures marked in their texts."""
     found = []

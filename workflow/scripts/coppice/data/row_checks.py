@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError
 
-from . import prompts
+from . import picture_rows, prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +27,13 @@ TRUTHS = ("label", lambda row: (0, 1))
 KEYS = ("answerKey", lambda row: row["choices"]["label"])
 
 
+# use of rows -> the kinds of rows that it can read
+ROWS_OF = {
+    "training": tuple(prompts.KINDS),
+    "answers": tuple(prompts.KINDS),
+    "retrieval": ("image-caption",),
+    "classification": ("image-label",),
+}
 # columns of training rows that hold no text
 NOT_TEXT = ("messages", "conversations", "image", "images", "label")
 
@@ -65,30 +72,65 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
             raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
         if is_text:
             _check_is_text(name, table, column)
-    if ("training" if role == "train" else "answers") in uses:
-        _check_row_kind(name, table, role)
+    for use in _of_role(uses, role):
+        _check_row_kind(name, table, role, ROWS_OF[use])
 
 
-def _check_row_kind(name: str, table: Dataset, role: str) -> None:
-    """Raise DataError if rows that models learn from or answer do not hold text, or if an answer is empty.
+def check_pictures(name: str, table: Dataset, role: str, uses: Collection[str]) -> None:
+    """Raise DataError if a row about a picture has none: a model would answer without seeing anything.
+
+    Chats need none: data sets mix those about pictures with others.
+    """
+    for use in _of_role(uses, role):
+        kind = prompts.kind_of(table.column_names, name, ROWS_OF[use])
+        if not kind.startswith("image-") or kind in prompts.CHATS:
+            continue
+        # a column called image that holds no pictures stays what it is
+        shown = [column for column in (picture_rows.COLUMN,) if column in table.column_names]
+        for place, row in enumerate(table.select_columns(shown) if shown else [{}]):
+            if not picture_rows.digests(row):
+                raise DataError(
+                    f"datasets.{name}: row {place} of its {role} rows (from 0) has no picture. Name one in its column "
+                    "image, or remove the row."
+                )
+
+
+def _of_role(uses: Collection[str], role: str) -> list[str]:
+    """Return the uses of a data set's rows as rows, and not as text or tasks, that read those of a role."""
+    return [use for use in ROWS_OF if use in uses and (use == "training") == (role == "train")]
+
+
+def _check_row_kind(name: str, table: Dataset, role: str, accepted: Sequence[str]) -> None:
+    """Raise DataError if rows that models learn from or are measured on do not hold text, or if an answer is empty.
 
     Training leaves out rows of one answer without it, and counts them.
+
+    Args:
+        name: of the data set.
+        table: its rows.
+        role: their role.
+        accepted: the kinds of rows that their use can read.
     """
-    kind = prompts.kind_of(table.column_names, name)
+    kind = prompts.kind_of(table.column_names, name, accepted)
     *asked, answered = [[column for column in group if column in table.column_names] for group in prompts.KINDS[kind]]
     # a row of this kind may have several answers, as a list
     several = len(prompts.KINDS[kind][-1]) > 1 and kind not in prompts.CHATS
     for column in itertools.chain(*asked, answered):
         if column not in NOT_TEXT:
             _check_is_text(name, table, column, lists=several and column in answered)
-    compared = role != "train" and kind not in ("text", "image-label")  # an answer is compared with each of these rows
+    compared = role != "train" and kind != "text"  # an answer is compared with each of these rows
     for place, row in enumerate(table.select_columns(answered) if several or compared else ()):
         listed = [answer for cell in row.values() if isinstance(cell, list) for answer in cell]
-        if not prompts.references(row, kind) or not all((answer or "").strip() for answer in listed):
+        found = _labels(row) if kind == "image-label" else prompts.references(row, kind)
+        if not found or not all((answer or "").strip() for answer in listed):
             raise DataError(
                 f"datasets.{name}: row {place} of its {role} rows (from 0) has an empty {' or '.join(answered)}. Fill "
                 "it in, or remove the row."
             )
+
+
+def _labels(row: Record) -> list[str]:
+    return [] if row["label"] is None or not str(row["label"]).strip() else [str(row["label"])]
 
 
 def check_answers(name: str, table: Dataset, role: str, required: Collection[str]) -> None:

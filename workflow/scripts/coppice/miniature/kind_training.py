@@ -165,7 +165,7 @@ class _Seer(_Trained):
                 [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
             )
             asked.append(prompt.replace(tiny_readers.IMAGE, tiny_readers.IMAGE * fill))
-            whole.append(asked[-1] + answer + tiny_readers.END)
+            whole.append(f"{asked[-1]}{answer}{tiny_readers.END}\n")  # as the template ends a turn
         inputs, prompts = _padded(reader, whole), reader.tokenizer(asked)["input_ids"]
         labels = _labels(inputs)
         for row, prompt in zip(labels, prompts, strict=True):

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coppice.core import logs
+from coppice.core.aliases import PathLike, Record
+from coppice.core.json_text import parsed
 
 from .kinds import Validator
 
@@ -19,6 +22,17 @@ if TYPE_CHECKING:
     from .kinds import Decoding, LoadedModel, ModelKind
     from .readers import Reader
     from .rows import Row
+
+# Keys of a checkpoint's generation_config.json that change which tokens it writes -> the value that changes nothing.
+# `Decoding.options` sets the other ones.
+OWN_SETTINGS = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "typical_p"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "min_p")),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale")),
+    **dict.fromkeys(("early_stopping", "renormalize_logits"), False),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), 0.0),
+}
 
 
 def in_batches(
@@ -48,6 +62,19 @@ def in_batches(
             for index, answer in zip(batch, generate(batch), strict=True):
                 answers[index] = decoding.cut(answer)
     return answers
+
+
+def settings_of(folder: PathLike) -> tuple[Record, Record]:
+    """Return (settings, token ids) of a checkpoint itself that decide what it writes, besides `Decoding`.
+
+    The settings are a repetition penalty, for instance, or a least length. Older checkpoints have them in config.json.
+    """
+    places = (Path(folder) / name for name in ("generation_config.json", "config.json"))
+    path = next(path for path in places if path.is_file())
+    found = parsed(path.read_text(encoding="utf-8"))
+    own = {key: found[key] for key, usual in OWN_SETTINGS.items() if found.get(key) not in (None, usual)}
+    ids = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+    return own, {key: found[key] for key in ids if found.get(key) is not None}
 
 
 def _answers(kind: ModelKind, model: LoadedModel, reader: Reader, rows: Sequence[Row], decoding: Decoding) -> list[str]:

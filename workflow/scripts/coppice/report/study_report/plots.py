@@ -6,6 +6,7 @@ Each function draws into a figure and returns None, or returns a sentence that s
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST_RANKS = 4  # of three pairs, one order in six agrees with another by chance
+TITLE = 26  # characters in a line of the title of one of three panels
 # Pale enough for the black numbers in the cells, whether the page is light or dark
 VERDICT_COLOURS = {"worse": "#f1a35f", "no clear change": "#e3e4e6", "better": "#7fb2d9"}
 Points = dict[str, tuple[float, float]]  # stage -> (x, y)
@@ -103,7 +105,7 @@ def recovered(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFram
         return "No pair has a recovered share yet."
     names = list(dict.fromkeys(pair.model for pair in pairs))
     configs = study.configs
-    figure.set_size_inches(WIDTH, 1.6 + len(names) * (0.12 + 0.17 * len(configs)))
+    figure.set_size_inches(WIDTH, 1.8 + len(names) * (0.12 + 0.17 * len(configs)))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         for place, config in enumerate(configs):
@@ -115,8 +117,8 @@ def recovered(figure: Figure, study: Study, frames: Mapping[str, pandas.DataFram
         # One pair with a tiny loss can have an enormous share; limits keep the others readable.
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -150), min(high, 250))
-        axes.set_title(metric.label)
-        axes.set_xlabel("recovered share (% of what pruning lost)")
+        axes.set_title(textwrap.fill(metric.label, TITLE))
+        axes.set_xlabel("% of what pruning lost")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.4, -0.6)  # the first model on top
     handles = [

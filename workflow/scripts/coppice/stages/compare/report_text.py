@@ -28,7 +28,8 @@ def render(record: Record) -> str:
     console.print(f"{record['model']} / {record['config']}: before and after fine-tuning")
     console.print("=" * (len(record["model"]) + len(record["config"]) + 33))
     console.print(_subject(record))
-    entries = metrics.in_detail(metrics.held_by(record))
+    # An image-text model, for instance, may have no texts for perplexity
+    entries = [entry for entry in metrics.in_detail(metrics.held_by(record)) if record[entry.section]]
     for group in _groups(entries):
         mean = next((one for one in entries if one.mean_of == group[0].section), None)
         if group[0].mean_of or (mean and not mean.part(record)):

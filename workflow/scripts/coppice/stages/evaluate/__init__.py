@@ -17,7 +17,7 @@ from coppice import data, models
 from coppice.core import fingerprints, records
 from coppice.core.aliases import Record
 from coppice.data.row_sources import RowSource
-from coppice.models import adapters, chat_clock, cost, sparsity
+from coppice.models import adapters, chat_clock, cost, generating, sparsity
 from coppice.models.kinds import Decoding
 from coppice.stats import metrics, stored_samples
 from coppice.study.settings.sections.evaluate import Evaluate
@@ -221,7 +221,9 @@ class _Evaluation:
         asked = self._row_facts(name) | {"limit": self.settings.answers.limit, "form": self.prompt}
         count = self.settings.answers.programs.samples
         asked |= {"count": count} if count > 1 else {}
-        return asked | {"decoding": row_answers.facts_of(decoding), "protocol": row_answers.PROTOCOL}
+        own, ids = generating.settings_of(self.subject.source.path)
+        how = row_answers.facts_of(decoding) | ({"checkpoint": own} if own else {})
+        return asked | {"decoding": how, "token_ids": ids, "protocol": row_answers.PROTOCOL}
 
     def _answer(self, name: str, decoding: Decoding) -> Computed:
         subject, wanted = self.subject, self.settings.answers

@@ -2,7 +2,7 @@
 
 A row's samples hold its answer, its references, and the negative log-likelihood of all references after the row's
 question (teacher forcing, by the engine that trains the kind of model). Metrics are computed from these, so another
-choice of metrics generates nothing anew.
+choice of metrics generates no answer again.
 """
 
 from __future__ import annotations

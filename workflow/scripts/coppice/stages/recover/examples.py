@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coppice.core.aliases import PathLike, Record
 from coppice.core.errors import DataError, SettingsError
+from coppice.data import picture_rows
 from coppice.data.row_sources import RowSource
 from coppice.models.kinds import Example, ModelKind
 from coppice.models.rows import Row
@@ -114,7 +115,7 @@ def _divided(
     sources = {name: RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds) for name in weights}
     chosen = _mixture(weights, {name: len(source.rows) for name, source in sources.items()}, seed)
     if not settings.validation:
-        return sources, *_split(chosen, settings.val_size, seed)
+        return sources, *_split(chosen, settings.val_size, seed, sources)
     name = settings.validation
     held = RowSource(name, datasets[name], "train", prompt, reader, kind.row_kinds)
     return sources | {name: held}, chosen, [(name, index) for index in range(len(held.rows))]
@@ -141,15 +142,26 @@ def _mixture(weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) 
     return chosen
 
 
-def _split(chosen: Sequence[Pair], val_size: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return (training rows, validation rows); `val_size` is a number of rows, or below 1 a fraction of them."""
+def _split(
+    chosen: Sequence[Pair], val_size: float, seed: int, sources: Mapping[str, RowSource]
+) -> tuple[list[Pair], list[Pair]]:
+    """Return (training rows, validation rows); rows that share their pictures are on one side.
+
+    val_size: a number of rows, or below 1 a fraction of them. The last picture may add a few.
+    """
     count = round(val_size * len(chosen)) if 0 < val_size < 1 else int(val_size)
-    if count >= len(chosen):
+    together: dict[Hashable, list[int]] = {}
+    for place, (name, index) in enumerate(chosen):
+        together.setdefault(tuple(picture_rows.digests(sources[name].rows[index])) or place, []).append(place)
+    groups, held = list(together.values()), set()
+    for number in random.Random(f"validation {seed}").sample(range(len(groups)), min(count, len(groups))):
+        held |= set(groups[number] if len(held) < count else ())
+    if len(held) >= len(chosen):
+        pictures = f", of {len(groups)} pictures," if len(groups) < len(chosen) else ""
         raise SettingsError(
             f"finetune.data.val_size: {count} rows are to be held out for validation, but the data set has only "
-            f"{len(chosen)}. Lower it."
+            f"{len(chosen)}{pictures} and none would be left to train on. Lower it."
         )
-    held = set(random.Random(f"validation {seed}").sample(range(len(chosen)), count))
     parts: tuple[list[Pair], list[Pair]] = ([], [])
     for place, pair in enumerate(chosen):
         parts[place in held].append(pair)
