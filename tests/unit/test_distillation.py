@@ -83,6 +83,8 @@ def test_records_the_loss_the_teacher_and_how_much_of_it_is_back(student, teache
     assert record["teacher"]["operations"] == 2 * size * record["tokens_seen"]
     assert record["teacher"]["weights"] == record["provenance"]["fingerprints"]["teacher"]
     assert record["settings"]["objective"] == HALF
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| learned from | a teacher (weights {record['teacher']['weights'][:12]}); KL to it " in card
 
 
 @pytest.mark.parametrize("how", ["lora", "all"])

@@ -9,13 +9,8 @@ if __name__ == "__main__":
 
     name, arm, seed = snakemake.wildcards[:3]
     params, inputs = snakemake.params, snakemake.input
-    with jobs.computing(
-        snakemake.log[0],
-        params.status,
-        " ".join(["ablation", *snakemake.wildcards]),
-        snakemake.threads,
-        snakemake.resources,
-    ):
+    title = " ".join(["ablation", *snakemake.wildcards])
+    with jobs.computing(snakemake.log[0], params.status, title, snakemake.threads, snakemake.resources):
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.ablation import arm as arms
         from coppice.stages.prune import candidates
