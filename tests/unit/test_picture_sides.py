@@ -117,3 +117,19 @@ def test_numbered_classes_are_read_by_their_names(tmp_path):
     data.prepare("mine", entry | {"splits": {"report": "report.parquet"}}, tmp_path / "out", False)
     found = data.load(tmp_path / "out/dataset.json", "report")["label"]
     assert list(found) == ["sea otter", "cat", "sea otter"]
+
+
+@pytest.mark.parametrize("role", ["train", "report"])
+def test_names_the_columns_that_a_kind_of_model_needs_when_rows_are_read(tmp_path, role):
+    (tmp_path / "mine").mkdir()
+    rows = [{"instruction": f"add 1 and {number}", "output": f"{number + 1}"} for number in range(20)]
+    use = "training" if role == "train" else "answers"
+    prepared(tmp_path, {role: rows}, [use, f"{use}:seq2seq"])
+    with pytest.raises(DataError, match=r"datasets\.mine: its rows need the columns image \| images and caption"):
+        prepared(tmp_path, {role: rows}, [f"{use}:dual-encoder"])
+
+
+def test_too_few_rows_to_choose_and_report_by_are_an_error_that_says_so(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match=r"its 1 report rows cannot be divided.*Set datasets\.mine\.splits\.selection"):
+        prepared(tmp_path, {"report": [{"input": "a", "target": "b"}]}, ["answers"])

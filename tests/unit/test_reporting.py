@@ -265,6 +265,7 @@ def test_reports_a_study_of_one_model_and_one_config(tmp_path):
     }
     page, _ = _render(study)
     assert "Solo" in page and "0 models" not in page
+    assert "<dt>selection</dt><dd>seed 42</dd>" in re.sub(r">\s+<", "><", page)
 
 
 @pytest.mark.slow

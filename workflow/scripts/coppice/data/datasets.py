@@ -84,7 +84,7 @@ def prepare(
         notes = intake.finish()
         for role, table in tables.items():
             row_checks.check_pictures(name, table, role, entry.get("uses") or ())
-        notes += _add_selection(tables, needs_selection)
+        notes += _add_selection(name, tables, needs_selection)
         # selection rows that the source does not have come from train or, without it, from report
         roots = {role: intake.roots.get(role) or _first(intake.roots, ("train", "report")) for role in tables}
         if "text" not in (entry.get("uses") or ()):  # in running text, lines such as headings repeat legitimately
@@ -205,7 +205,7 @@ def _rename(name: str, table: Dataset, columns: Mapping[str, str], required: Ite
     return table
 
 
-def _add_selection(tables: dict[str, Dataset], needed: bool) -> list[str]:
+def _add_selection(name: str, tables: dict[str, Dataset], needed: bool) -> list[str]:
     """Add a selection role to `tables` if needed, as the module docstring says; return notes for the record."""
     if "selection" in tables or not needed:
         return []
@@ -220,6 +220,12 @@ def _add_selection(tables: dict[str, Dataset], needed: bool) -> list[str]:
     report = tables["report"]
     # Equal rows have equal digests, so copies of a row never end up in both roles, nor do rows with the same picture.
     selected = [int(_digests(row)[0], 16) % SELECTION_SHARE == 0 for row in report]
+    if not 0 < sum(selected) < len(report):
+        raise DataError(
+            f"datasets.{name}: its {len(report)} report rows cannot be divided, because there is no split for "
+            "selection, and candidates are not chosen on reported rows. Set "
+            f"datasets.{name}.splits.selection, or add rows."
+        )
     tables["selection"] = report.select([i for i, is_selected in enumerate(selected) if is_selected])
     tables["report"] = report.select([i for i, is_selected in enumerate(selected) if not is_selected])
     kept = len(tables["report"])

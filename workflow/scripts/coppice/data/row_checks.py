@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from coppice.core.aliases import Record
 from coppice.core.errors import DataError
+from coppice.models import kinds
 
 from . import picture_rows, prompts
 
@@ -72,8 +73,8 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
             raise DataError(f"datasets.{name}: row {empty} of its {role} rows (from 0) has no {column}. Fill it in.")
         if is_text:
             _check_is_text(name, table, column)
-    for use in _of_role(uses, role):
-        _check_row_kind(name, table, role, ROWS_OF[use])
+    for accepted in _accepted(uses, role):
+        _check_row_kind(name, table, role, accepted)
 
 
 def check_pictures(name: str, table: Dataset, role: str, uses: Collection[str]) -> None:
@@ -81,8 +82,8 @@ def check_pictures(name: str, table: Dataset, role: str, uses: Collection[str]) 
 
     Chats need none: data sets mix those about pictures with others.
     """
-    for use in _of_role(uses, role):
-        kind = prompts.kind_of(table.column_names, name, ROWS_OF[use])
+    for accepted in _accepted(uses, role):
+        kind = prompts.kind_of(table.column_names, name, accepted)
         if not kind.startswith("image-") or kind in prompts.CHATS:
             continue
         # a column called image that holds no pictures stays what it is
@@ -95,9 +96,17 @@ def check_pictures(name: str, table: Dataset, role: str, uses: Collection[str]) 
                 )
 
 
-def _of_role(uses: Collection[str], role: str) -> list[str]:
-    """Return the uses of a data set's rows as rows, and not as text or tasks, that read those of a role."""
-    return [use for use in ROWS_OF if use in uses and (use == "training") == (role == "train")]
+def _accepted(uses: Collection[str], role: str) -> list[tuple[str, ...]]:
+    """Return the kinds of rows that can be read, for each use of a role's rows as rows, and not as text or tasks.
+
+    uses: purposes, maybe with a colon and the kind of model that reads the rows.
+    """
+    found = {}
+    for use in uses:
+        purpose, _, kind = use.partition(":")
+        if purpose in ROWS_OF and (purpose == "training") == (role == "train"):
+            found[kinds.named(kind).row_kinds if kind else ROWS_OF[purpose]] = None
+    return list(found)
 
 
 def _check_row_kind(name: str, table: Dataset, role: str, accepted: Sequence[str]) -> None:

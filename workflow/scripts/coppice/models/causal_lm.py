@@ -45,6 +45,8 @@ class CausalLM(ModelKind):
     prunable = ("llama", "qwen2", "qwen3", "mistral")
     adapter_groups = LAYERS
     evaluators = ("perplexity", "zero_shot", "answers", "generation", "merge", "cost")
+    arrangements = ("tree", "sorted")
+    learns_inputs = True
     validators = generating.VALIDATORS
 
     def fits(self, config: PretrainedConfig | SimpleNamespace) -> bool:

@@ -50,6 +50,7 @@ class ImageText(CausalLM):
     row_kinds = ("image-chat", "image-answer", "image-caption", *CausalLM.row_kinds)
     prunable = QWEN
     evaluators = ("perplexity", "zero_shot", "generation", "answers", "merge", "cost")
+    arrangements = ("sorted",)
     validators = generating.VALIDATORS
     sees = True
     pipeline = "image-text-to-text"

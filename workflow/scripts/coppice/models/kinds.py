@@ -193,7 +193,7 @@ class ModelKind(ABC):
         name: its key in `KINDS`.
         noun: how messages name a model of this kind, with its article.
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
-        task_type: peft's task type.
+        task_type: peft's task type; None if peft has none that calls the model as it is.
         prunable: the values of `model_type` in a configuration whose towers it knows.
         prunes_together: whether a grid point that names no tower prunes all of them, each by the point's share. If not,
             it prunes the first.
@@ -209,6 +209,8 @@ class ModelKind(ABC):
             which gives logits from their states (None: they return logits).
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
+        arrangements: the values of `finetune.arrangement` that its engines know.
+        learns_inputs: whether `finetune.data.train_on_inputs` can be true.
         prompts: the prompt formats that it can be trained and asked in. If alpaca and chat are among them, the
             variant of a model (base or instruct) decides which is the default; otherwise it is the first.
         pruned_towers: the towers that a grid point may name.
@@ -217,7 +219,7 @@ class ModelKind(ABC):
     name: str
     noun: str
     row_kinds: tuple[str, ...]
-    task_type: str
+    task_type: str | None
     prunable: tuple[str, ...]
     prunes_together: bool = False
     adapter_groups: Mapping[str, tuple[str, ...]]
@@ -229,6 +231,8 @@ class ModelKind(ABC):
     pipeline: str = "text-generation"
     distills: bool = False
     coupled: bool = False
+    arrangements: tuple[str, ...] = ("sorted",)
+    learns_inputs: bool = False
     prompts: tuple[str, ...] = ("alpaca", "chat", "none")
     pruned_towers: tuple[str, ...] = ("text",)
 

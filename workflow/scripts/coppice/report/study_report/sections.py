@@ -314,6 +314,8 @@ def _provenance(pair: Pair) -> list[tuple[str, str]]:
         if made:
             prints = {key: value for key, value in (made.get("fingerprints") or {}).items() if isinstance(value, str)}
             shown = ", ".join(f"{key} {value[:12]}" for key, value in prints.items())
-            where = f"{made.get('device')}, seed {made.get('seed')}, {made.get('started')}"
+            # a selection is made by arithmetic alone, so its record has neither a device nor a time
+            known = [made.get("device"), f"seed {made.get('seed')}", made.get("started")]
+            where = ", ".join(part for part in known if part)
             rows.append((name, f"{where}; {shown}" if shown else where))
     return [*rows, ("to list every record", f"coppice trace {pair.folders['finetuned']}")] if rows else rows

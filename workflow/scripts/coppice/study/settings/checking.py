@@ -134,7 +134,8 @@ class _Violation:
         if self.kind == "twice":
             return f"{key}: {_shown(self.context['item'])} is listed twice"
         if self.kind in ("too_short", "string_too_short"):
-            return f"{key}: must not be empty"
+            least = self.context["min_length"]
+            return f"{key}: must not be empty" if least == 1 else f"{key}: needs at least {least} entries"
         if self.kind == "string_pattern_mismatch":
             return f"{key}: found {found}; {self.description}"
         if self.kind in LIMITS:

@@ -28,7 +28,8 @@ class Use(NamedTuple):
         name: of the data set.
         role: the role of the rows that are read.
         key: the configuration key that needs it.
-        purpose: which columns it needs besides those of a task: text, training, answers, ...; "" for none.
+        purpose: which columns it needs besides those of a task: text, training, answers, ..., maybe with a colon and
+            the kind of model that reads the rows; "" for none.
     """
 
     name: str
@@ -55,14 +56,20 @@ def _uses(config: Config, models: Mapping[str, StudyModel], sections: Sections, 
     """Yield every use of a data set in the study, repeated if several models share it."""
     for model, finetune in sections.finetune_of.items():
         for name, key in names_in(finetune.data, key_of(config, model, "finetune", "data")).items():
-            yield Use(name, "train", key_of(config, model, "finetune", "data", key), "training")
+            key = key_of(config, model, "finetune", "data", key)
+            yield Use(name, "train", key, _of_kind("training", models[model].kind))
     yield from _uses_of_texts(config, sections, chosen)
     yield from _uses_of_ablations(config, sections)
     if config.candidates.table is None:
         yield from _uses_of_calibration(config, models, sections)
     if config.miniature.corpus != "world":
         yield Use(config.miniature.corpus, "train", "miniature.corpus", "text")
-    yield from _uses_of_rows(config, sections)
+    yield from _uses_of_rows(config, models, sections)
+
+
+def _of_kind(purpose: str, kind: str) -> str:
+    """Return a purpose with the kind of model whose rows it needs; causal-lm, which most studies have, goes unsaid."""
+    return purpose if kind == "causal-lm" else f"{purpose}:{kind}"
 
 
 def _uses_of_texts(config: Config, sections: Sections, chosen: Criteria) -> Iterator[Use]:
@@ -84,7 +91,7 @@ def _uses_of_ablations(config: Config, sections: Sections) -> Iterator[Use]:
                 yield Use(dataset, "train", f"ablations.{name}.data.{key}")
 
 
-def _uses_of_rows(config: Config, sections: Sections) -> Iterator[Use]:
+def _uses_of_rows(config: Config, models: Mapping[str, StudyModel], sections: Sections) -> Iterator[Use]:
     """Yield the uses of data sets whose rows are answered, retrieved or classified, one by one."""
     for model, evaluate in sections.evaluate_of.items():
         key = key_of(config, model, "evaluate", "zero_shot", "tasks")
@@ -93,7 +100,8 @@ def _uses_of_rows(config: Config, sections: Sections) -> Iterator[Use]:
                 yield Use(task, "report", key)
         for part in PAIRED:
             for name in getattr(evaluate, part).datasets:
-                yield Use(name, "report", key_of(config, model, "evaluate", part, "datasets"), part)
+                key = key_of(config, model, "evaluate", part, "datasets")
+                yield Use(name, "report", key, _of_kind(part, models[model].kind) if part == "answers" else part)
 
 
 def _uses_of_calibration(config: Config, models: Mapping[str, StudyModel], sections: Sections) -> Iterator[Use]:
@@ -101,7 +109,7 @@ def _uses_of_calibration(config: Config, models: Mapping[str, StudyModel], secti
         reads_text = "text" in kinds.named(models[model].kind).row_kinds
         key = key_of(config, model, "calibration", "dataset")
         key = key if key.startswith("models.") else f"candidates.{key}"
-        yield Use(calibration.dataset, "train", key, "text" if reads_text else "training")
+        yield Use(calibration.dataset, "train", key, "text" if reads_text else f"training:{models[model].kind}")
 
 
 def _uses_of_protocols(evaluate: Evaluate, key: str, scored: Iterable[Record]) -> Iterator[Use]:

@@ -25,7 +25,7 @@ from .sections.evaluate import (
     Retrieval,
     ZeroShot,
 )
-from .sections.finetune import Finetune, Lora, Objective
+from .sections.finetune import Finetune, Lora
 from .sections.section import Section
 from .sources import check_held_out
 
@@ -183,25 +183,41 @@ def _calibration(config: Config, model: str, kind: kinds.ModelKind, finetune: Fi
 
 
 def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
-    """Reject a metric or a tower that the kind of a model does not have."""
-    key = f"config key {key_of(config, model, 'finetune', 'best_by')}"
-    if finetune.best_by is not None and finetune.best_by not in kind.validators:
-        _reject(key, finetune.best_by, f"{kind.noun} ({model}) is validated by", ["the loss (null)", *kind.validators])
-    if finetune.best_by is not None and not (finetune.data.val_size or finetune.data.validation):
-        raise SettingsError(f"{key}: needs rows held out from training; set finetune.data.val_size or .validation")
+    """Reject a value that the kind of a model does not have, or with which it would learn nothing."""
+
+    def key(*path: str) -> str:
+        return f"config key {key_of(config, model, 'finetune', *path)}"
+
+    who, best_by, towers = f"{kind.noun} ({model})", finetune.best_by, finetune.lora.towers
+    if best_by is not None and best_by not in kind.validators:
+        _reject(key("best_by"), best_by, f"{who} is validated by", ["the loss (null)", *kind.validators])
+    if best_by is not None and not (finetune.data.val_size or finetune.data.validation):
+        raise SettingsError(
+            f"{key('best_by')}: needs rows held out from training; set finetune.data.val_size or .validation"
+        )
     _check_objective(finetune, kind, model, config)
-    for tower in finetune.lora.towers:
+    for tower in towers:
         if tower not in kind.tower_names:
-            key = f"config key {key_of(config, model, 'finetune', 'lora', 'towers')}"
-            _reject(key, tower, f"{kind.noun} ({model}) has the towers", kind.tower_names)
+            _reject(key("lora", "towers"), tower, f"{who} has the towers", kind.tower_names)
+    if all(towers.get(name, "frozen" if name in kind.frozen_towers else None) == "frozen" for name in kind.tower_names):
+        raise SettingsError(f"{key('lora', 'towers')}: all towers of {who} are frozen; give one an adapter")
+    if finetune.arrangement not in (None, *kind.arrangements):
+        _reject(key("arrangement"), finetune.arrangement, f"{who} is trained with", [*kind.arrangements, "null"])
+    if finetune.data.train_on_inputs and not kind.learns_inputs:
+        raise SettingsError(f"{key('data', 'train_on_inputs')}: {who} does not write its inputs; set it to false")
+    if kind.coupled and finetune.batch_size < 2:
+        raise SettingsError(
+            f"{key('batch_size')}: {who} learns by comparing the pairs of a step, so a step of one teaches nothing; "
+            "use at least 2, and better as many as fit"
+        )
 
 
 def _check_objective(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
     """Reject an objective that a model cannot be trained on, or that would do nothing."""
     objective, key = finetune.objective, f"config key {key_of(config, model, 'finetune', 'objective')}"
+    if idle := objective.idle():
+        raise SettingsError(f"{key}.{idle[0]}: has no effect while kl is 0; set {key.split()[-1]}.kl, or remove it")
     if not objective.kl:
-        if idle := [name for name, value in objective if value != Objective.model_fields[name].default]:
-            raise SettingsError(f"{key}.{idle[0]}: has no effect while kl is 0; set {key.split()[-1]}.kl, or remove it")
         return
     if not kind.distills:
         raise SettingsError(

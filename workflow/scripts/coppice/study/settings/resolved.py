@@ -40,7 +40,7 @@ class StudyModel(Model):
 
 
 class StudyDataset(Dataset):
-    """A data set of the study. `uses` says which columns it needs besides those of a task: text, training."""
+    """A data set of the study. `uses` says which columns it needs besides those of a task (`dataset_uses.Use`)."""
 
     source: Source
     uses: list[str] = Field([])

@@ -176,7 +176,7 @@ class Retrieval(Section):
         reruns=["evaluate", "ablation"],
     )
     limit: int | None = setting(
-        None, "Maximum number of images per data set, for a quick look. Null means all.", ge=1, le=1_000_000_000
+        None, "Maximum number of images per data set, for a quick look. Null means all.", ge=2, le=1_000_000_000
     )
 
 

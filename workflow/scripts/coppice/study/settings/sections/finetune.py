@@ -148,6 +148,11 @@ class Objective(Section):
         "candidate was pruned from.",
     )
 
+    def idle(self) -> list[str]:
+        """Return the keys with other values than the defaults that have no effect, because `kl` is 0."""
+        fields = type(self).model_fields
+        return [] if self.kl else [name for name, value in self if value != fields[name].default]
+
 
 def _without_teacher(objective: Objective) -> bool:
     return not objective.kl
