@@ -266,9 +266,10 @@ def evaluation(folder):
 
 def test_names_damaged_samples_and_their_record(tmp_path, kind):
     path = evaluation(tmp_path)
-    assert stored_samples.row_values([tmp_path, tmp_path], "piqa", "correct", "again")[0].sum() == 20
+    [(correct,), _] = stored_samples.row_values([tmp_path, tmp_path], "piqa", ["correct"], "again")
+    assert correct.sum() == 20
     damage(path, kind)
-    message = message_of(lambda: stored_samples.row_values([tmp_path, tmp_path], "piqa", "correct", "again"))
+    message = message_of(lambda: stored_samples.row_values([tmp_path, tmp_path], "piqa", ["correct"], "again"))
     assert "piqa.parquet" in message and "evaluation_results.json" in message
 
 

@@ -107,9 +107,15 @@ def calls(tree):
             yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
 
 
+# The process in which a model's programs run, if the user asks for that, after it has given up its rights
+RUNS_PROGRAMS = PACKAGE / "stages/evaluate/sandbox_guard.py"
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_runs_what_it_reads(path):
     for name, words in calls(ast.parse(path.read_text(encoding="utf-8"))):
+        if name == "exec" and path == RUNS_PROGRAMS:
+            continue
         assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"), name
         assert (
             words.get("shell") != "True"

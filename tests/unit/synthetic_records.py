@@ -187,6 +187,7 @@ class Synthetic:
             "source_path": f"results/candidates/{model}/{candidate}",
             "weights_fingerprint": _digest(model, config),
             "pruning": pruning,
+            "provenance": {"seed": 42, "versions": {"coppice": "0.1.0"}},
         }
         records.write(self.folder("selected", model, config) / "selection_info.json", record)
 

@@ -75,11 +75,14 @@ def test_learns_pairs_in_micro_batches_as_in_one_batch(clip, pairs, tmp_path):
     assert small["validation_loss"] == pytest.approx(big["validation_loss"], rel=1e-4)
     expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("big", "small"))
     assert all(torch.allclose(expected[name], tensor, atol=1e-5) for name, tensor in found.items())
-    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(clip.path), tmp_path / "small").get_base_model()
+    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(clip.path), tmp_path / "small")
     ours = models.load(clip, tmp_path / "small")
     probe = KIND.probes(ours)[0]
     with torch.no_grad():
         assert torch.equal(KIND.outputs(plain.eval(), probe), KIND.outputs(ours, probe))
+        called = plain(**probe).logits_per_text
+        assert torch.equal(called, plain.get_base_model()(**probe).logits_per_text)
+        assert not torch.equal(called, AutoModel.from_pretrained(clip.path).eval()(**probe).logits_per_text)
     assert (tmp_path / "small/preprocessor_config.json").is_file()
 
 

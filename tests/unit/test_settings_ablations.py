@@ -39,6 +39,16 @@ def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank():
     assert settings_of(one, "r-16.learning_rate-0.0003")["alpha"] == 32
 
 
+def test_the_adapters_of_towers_are_varied_like_other_keys():
+    towers = [{}, {"vision": {"r": 32, "alpha": 64}}, {"text": "frozen"}]
+    one = ablated({"staged": [{"name": "towers", "vary": {"towers": towers}}]})
+    names = ["towers.none", "towers.vision-r-32+alpha-64", "towers.text-frozen"]
+    assert list(one.arms)[:3] == names and one.stages[0].arms == names
+    assert settings_of(one, "towers.none")["towers"] == {}
+    assert settings_of(one, names[1])["towers"]["vision"]["r"] == 32
+    assert settings_of(one, names[2])["towers"] == {"text": "frozen"}
+
+
 def test_staged_true_gives_six_stages_and_a_comparison_on_unseen_data():
     one = ablated({"staged": True})
     assert [stage.name for stage in one.stages] == ["rank", "alpha", "dropout", "bias", "targets", "variants"]
@@ -99,6 +109,10 @@ def test_the_miniature_study_has_an_ablation_of_presets_and_a_staged_one():
         (
             START | {"staged": True, "metrics": {"tasks": [], "perplexity": []}},
             "name a task, a text or another data set",
+        ),
+        (
+            START | {"staged": [{"name": "a", "vary": {"towers": [{}, {"vision": {"rank": 8}}]}}]},
+            "staged[0].vary.towers.vision.rank is unknown",
         ),
         (START | {"staged": True, "racing": {}}, "a staged ablation cannot race"),
         (PRESETS | {"budget": {"max_steps": 50}}, "arm 'light' warms up for 100 steps"),

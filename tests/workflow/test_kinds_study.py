@@ -6,7 +6,7 @@ import pytest
 
 from tests.study.checkout import planned_jobs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.guard
 FILE = ("--configfile", "config/kinds.yaml")
 # Few steps: the models stay bad, but every stage runs
 QUICK = {

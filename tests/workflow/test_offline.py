@@ -10,9 +10,12 @@ import pytest
 from tests.study.checkout import ROOT, SECRETS, Checkout, can_isolate_network
 from tests.unit.fake_hub import serving
 
-# The small study does not run these scripts: its models are miniatures, and its ablation has one stage. Other tests
-# run them under the same watch.
-ELSEWHERE = {"fetch_config", "fetch_dataset", "fetch_model", "import_candidate", "choose_arm"}
+# The small study does not run these scripts: its models are causal miniatures, and its ablation has one stage. Other
+# tests run them under the same watch.
+ELSEWHERE = {
+    *("fetch_config", "fetch_dataset", "fetch_model", "import_candidate", "choose_arm"),
+    *("build_miniature_pictures", "build_miniature_kind", "build_miniature_code"),
+}
 
 
 def jobs_of(notes):

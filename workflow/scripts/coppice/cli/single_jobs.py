@@ -17,7 +17,7 @@ from coppice.study import chat_date
 from coppice.study.settings import arms, checking, keys, lora_presets, registry
 from coppice.study.settings.sections.finetune import Finetune
 
-DATA = "data"
+DATA, VALIDATION = "data", "validation"  # names of the data sets
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 LEFT_OUT = ("dataset", "seeds")  # the options --data and --seed replace these keys
 PROMPTS = ("alpaca", "chat", "none")
@@ -25,17 +25,19 @@ Given = str | list[str]  # the value of an option on the command line
 
 
 def options() -> Iterator[keys.Key]:
-    """Yield the key of every option of `coppice finetune`: of the section, of `data` and of `lora`."""
+    """Yield the key of every option of `coppice finetune`: of the section, of `data`, `lora` and `objective`."""
     for key in keys.every_key(Finetune):
-        if key.path[-1] not in LEFT_OUT and "<name>" not in key.path and not key.is_section:
+        if key.path[-1] not in LEFT_OUT and "<name>" not in key.path and not key.form.section:
             yield key
 
 
 def help_text(key: keys.Key) -> str:
     """Return the help text of an option: the key's description and the default."""
+    if key.path == ("objective", "teacher"):  # the command knows no other models of a study
+        return "With --kl: the model to learn from, a checkpoint folder or hub id with the same tokenizer."
     default = lora_presets.DEFAULTS.get(key.path[-1]) if key.path[0] == "lora" else key.default
     text = key.description
-    return text if default in (None, []) else f"{text} (default: {json.dumps(default)})".replace('"', "")
+    return text if default in (None, [], {}) else f"{text} (default: {json.dumps(default)})".replace('"', "")
 
 
 def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
@@ -43,11 +45,17 @@ def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
 
     Raises SettingsError for a wrong value, or for an adapter's option if all weights are trained.
     """
-    section, nested = {}, {DATA: {}, "lora": {}}
-    for *place, name in (key.path for key in options()):
+    section, nested = {}, {DATA: {}, "lora": {}, "objective": {}}
+    for key in options():
+        *place, name = key.path
         if given.get(name) is not None:
-            (nested[place[0]] if place else section)[name] = _single(given[name])
-    whole = checking.checked(Finetune, section | nested, ("finetune",)).model_dump()
+            (nested[place[0]] if place else section)[name] = _value(key, given[name])
+    checked = checking.checked(Finetune, section | nested, ("finetune",))
+    if idle := checked.objective.idle():
+        raise SettingsError(f"--{idle[0]}: has no effect without --kl; give --kl, or remove it")
+    if checked.objective.kl and checked.objective.teacher is None:
+        raise SettingsError("--kl: needs a model to learn from; give --teacher")
+    whole = checked.model_dump()
     if train == arms.ALL_WEIGHTS and any(value is not None for value in whole["lora"].values()):
         raise SettingsError("--train all: options of an adapter are given; remove them, or set --train lora")
     if train == arms.ALL_WEIGHTS and whole["merge"]:
@@ -56,8 +64,24 @@ def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
     return whole | ({"train": arms.ALL_WEIGHTS} if train == arms.ALL_WEIGHTS else {})
 
 
-def _single(value: Given) -> str | list[str]:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def _value(key: keys.Key, given: Given) -> object:
+    """Return an option's value: texts at commas and in arguments of their own are a list, YAML is a mapping."""
+    if "list" in key.form.kinds:
+        texts = [part for text in ([given] if isinstance(given, str) else given) for part in text.split(",") if part]
+        return texts[0] if len(texts) == 1 and "text" in key.form.kinds else texts
+    return _mapping(key.path[-1], given) if "mapping" in key.form.kinds else given
+
+
+def _mapping(name: str, text: str) -> Record:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"--{name}: '{text}' is not valid YAML ({error}); write '{{key: value}}'") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"--{name}: found '{text}', but a mapping is needed; write '{{key: value}}'")
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,13 +128,19 @@ def finetune(job: Training) -> None:
 
     output, section = Path(job.output), settings(job.given, job.train)
     source = _folder(job.model)
-    _check_free(output, [source], checkpoint=False)
-    entry = _entry(job.dataset) | ({"image_root": job.image_root} if job.image_root else {})
+    teacher = section.get("objective", {}).get("teacher")
+    teacher = teacher and _folder(teacher, "--teacher")
+    _check_free(output, filter(None, [source, teacher]), checkpoint=False)
+    entries = {DATA: _entry("--data", job.dataset)}
+    if section["data"]["validation"]:
+        entries[VALIDATION] = _entry("--validation", section["data"]["validation"])
     threads = job.threads or len(os.sched_getaffinity(0))
     loading = {"dtype": None, "quantize": None, "trust_remote_code": False, "device_map": None} | job.loading
-    record = _prepared(entry, output)
-    day = chat_date.of(job.chat_date, record.parent)
-    chat_date.keep(day, record.parent)
+    folder = output / ".data"
+    datasets = {name: _prepared(name, entry, folder, job.image_root) for name, entry in entries.items()}
+    day = chat_date.of(job.chat_date, folder)
+    chat_date.keep(day, folder)
+    named = {"dataset": DATA, "validation": VALIDATION if VALIDATION in datasets else None}
     with jobs.computing(str(output / "finetune.log"), None, "finetune", threads, {"gpu": job.gpus}):
         from coppice import models
         from coppice.stages import recover
@@ -118,18 +148,19 @@ def finetune(job: Training) -> None:
         request = recover.TrainingRequest(
             identity={"model": Path(source).name, "config": output.name},
             source=models.Source(path=source, chat_date=day, **loading),
-            datasets={DATA: str(record)},
-            settings=recover.TrainingSettings.model_validate(section | {"data": section["data"] | {"dataset": DATA}}),
+            datasets=datasets,
+            settings=recover.TrainingSettings.model_validate(section | {"data": section["data"] | named}),
             prompt=_prompt(source, job.prompt, "--prompt"),
             output=output,
             seed=job.seed,
+            teacher=models.Source(path=teacher, chat_date=day, **loading) if teacher else None,
             world=1 if loading["device_map"] else max(1, job.gpus),
         )
         recover.finetune(request)
 
 
-def _folder(model: str) -> str:
-    """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id."""
+def _folder(model: str, option: str = "--model") -> str:
+    """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id. option: that named it."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
@@ -139,18 +170,18 @@ def _folder(model: str) -> str:
         return snapshot_download(model)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(
-            f"--model: there is no folder {model}, and the hub did not provide a model of that name: {error}"
+            f"{option}: there is no folder {model}, and the hub did not provide a model of that name: {error}"
         ) from error
 
 
 def _prompt(source: str, given: str | None, option: str) -> str:
-    """Return the prompt format of a model: the given one, else alpaca or what its kind takes."""
+    """Return the prompt format of a model: the given one, else the first that its kind takes."""
     from coppice.models import kinds
 
     kind = kinds.of_checkpoint(source)
     if given and given not in kind.prompts:
         raise SettingsError(f"{option}: is {given}, but {kind.noun} takes {' or '.join(kind.prompts)}")
-    return given or ("alpaca" if "alpaca" in kind.prompts else kind.prompts[0])
+    return given or kind.prompts[0]
 
 
 def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> None:
@@ -164,32 +195,32 @@ def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> Non
         raise SettingsError(f"--output: {output} already holds a checkpoint; name another folder")
 
 
-def _entry(dataset: str) -> Record:
+def _entry(option: str, dataset: str) -> Record:
     """Return the data-set entry that `data.prepare` takes, for a local file, an official data set or a hub id."""
     path = Path(dataset).expanduser()
     plain = {"columns": {}, "splits": {"train": "train"}, "uses": ["training"]}
     if path.is_file():
         form = FORMATS.get(path.suffix)
         if form is None:
-            raise SettingsError(f"--data: {dataset} has an unsupported suffix; valid are {', '.join(FORMATS)}")
+            raise SettingsError(f"{option}: {dataset} has an unsupported suffix; valid are {', '.join(FORMATS)}")
         return plain | {"path": str(path.resolve()), "format": form}
     if dataset in registry.DATASETS:
         return plain | {key: value for key, value in registry.completed(dataset, {}).items() if key != "splits"}
     if dataset.startswith((".", "/", "~")) or path.is_dir() or path.suffix in FORMATS:
-        raise SettingsError(f"--data: there is no file {dataset}; name a file with a suffix of {', '.join(FORMATS)}")
+        raise SettingsError(f"{option}: there is no file {dataset}; name a file with a suffix of {', '.join(FORMATS)}")
     return plain | {"path": dataset}
 
 
-def _prepared(entry: Record, output: Path) -> Path:
-    """Prepare the data and return the path of dataset.json.
+def _prepared(name: str, entry: Record, folder: Path, image_root: str | None) -> str:
+    """Prepare a data set below `folder` and return the path of its dataset.json.
 
     The data are read again on every call, so that a resumed training notices if they changed.
     """
     from coppice import data
 
-    folder = output / ".data"
-    data.prepare(DATA, entry, folder, needs_selection=False)
-    return folder / "dataset.json"
+    pictures = {"image_root": image_root} if image_root else {}
+    data.prepare(name, entry | pictures, folder / name, needs_selection=False)
+    return str(folder / name / "dataset.json")
 
 
 @dataclass(frozen=True)
@@ -264,6 +295,8 @@ def generate(asked: Questions) -> list[Record]:
         if output:
             sparsity.check_name(output, before, sparsity.measure(loaded))
             models.save(loaded, reader, output)
-        if asked.images:
-            return generation.answers_about(loaded, reader, asked.questions, form, asked.new_tokens, files=asked.images)
+        if asked.images or "generation" not in kind.evaluators:
+            return generation.answers_of_kind(
+                loaded, reader, asked.questions, form, asked.new_tokens, files=asked.images
+            )
         return generation.answers(loaded, reader.tokenizer, asked.questions, form, asked.new_tokens)

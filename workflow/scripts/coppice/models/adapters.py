@@ -233,14 +233,14 @@ def _config(folder: Path) -> dict[str, Any]:
     return files.json_object(path, "Copy the adapter again.")
 
 
-def _check_config(folder: Path, task_type: str) -> None:
+def _check_config(folder: Path, task_type: str | None) -> None:
     """Reject an adapter of another method than LoRA, or one that was trained for another task."""
     found = _config(folder)
     if found.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{folder / CONFIG}: peft_type is {found.get('peft_type')!r}, but only LoRA adapters (LORA) can be loaded."
         )
-    if found.get("task_type") not in (None, task_type):
+    if task_type and found.get("task_type") not in (None, task_type):
         raise CheckpointError(
             f"{folder / CONFIG}: task_type is {found['task_type']!r}, so the adapter was trained for another task "
             f"than this kind of model ({task_type}). Put it on the model that it was trained on."

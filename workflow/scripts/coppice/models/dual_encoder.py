@@ -85,7 +85,7 @@ class DualEncoder(ModelKind):
     name = "dual-encoder"
     noun = "a dual encoder"
     row_kinds = ("image-caption", "image-label")
-    task_type = "FEATURE_EXTRACTION"
+    task_type = None  # peft's model for FEATURE_EXTRACTION passes `inputs_embeds`, which two towers do not take
     prunable = MODELS
     prunes_together = True
     adapter_groups: Mapping[str, tuple[str, ...]] = {"attention": ("self_attn",), "mlp": ("mlp",)}

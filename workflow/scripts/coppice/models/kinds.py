@@ -193,7 +193,7 @@ class ModelKind(ABC):
         name: its key in `KINDS`.
         noun: how messages name a model of this kind, with its article.
         row_kinds: the kinds of rows (keys of `data.prompts.KINDS`) that it can learn from.
-        task_type: peft's task type.
+        task_type: peft's task type; None if peft has none that calls the model as it is.
         prunable: the values of `model_type` in a configuration whose towers it knows.
         prunes_together: whether a grid point that names no tower prunes all of them, each by the point's share. If not,
             it prunes the first.
@@ -205,6 +205,8 @@ class ModelKind(ABC):
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
         pipeline: the task by which the hub lists its models.
+        distills: whether it can learn a teacher's predictions: the forward passes of its engines then have a `head`,
+            which gives logits from their states (None: they return logits).
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
         arrangements: the values of `finetune.arrangement` that its engines know.
@@ -217,7 +219,7 @@ class ModelKind(ABC):
     name: str
     noun: str
     row_kinds: tuple[str, ...]
-    task_type: str
+    task_type: str | None
     prunable: tuple[str, ...]
     prunes_together: bool = False
     adapter_groups: Mapping[str, tuple[str, ...]]
@@ -227,6 +229,7 @@ class ModelKind(ABC):
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
     pipeline: str = "text-generation"
+    distills: bool = False
     coupled: bool = False
     arrangements: tuple[str, ...] = ("sorted",)
     learns_inputs: bool = False

@@ -219,6 +219,10 @@ def _training(pair: Pair) -> list[tuple[str, str]]:
         rows.append(
             ("validation loss", f"{losses[0]:.4f} at the start, {losses[1]:.4f} at best (step {record['best_step']})")
         )
+    if kl := record.get("kl_to_teacher"):
+        rows.append(
+            ("KL to the teacher", f"{kl['before']:.4f} nats per target before training, {kl['after']:.4f} after")
+        )
     rows.append(("trainable parameters", f"{record['trainable_parameters']:,} of {record['all_parameters']:,}"))
     kept = record.get("sparsity")
     if kept and sparsity.is_sparse(kept["before"]):
@@ -310,6 +314,8 @@ def _provenance(pair: Pair) -> list[tuple[str, str]]:
         if made:
             prints = {key: value for key, value in (made.get("fingerprints") or {}).items() if isinstance(value, str)}
             shown = ", ".join(f"{key} {value[:12]}" for key, value in prints.items())
-            where = f"{made.get('device')}, seed {made.get('seed')}, {made.get('started')}"
+            # a selection is made by arithmetic alone, so its record has neither a device nor a time
+            known = [made.get("device"), f"seed {made.get('seed')}", made.get("started")]
+            where = ", ".join(part for part in known if part)
             rows.append((name, f"{where}; {shown}" if shown else where))
     return [*rows, ("to list every record", f"coppice trace {pair.folders['finetuned']}")] if rows else rows

@@ -42,39 +42,42 @@ def answers(
     return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]
 
 
-def answers_about(
+def answers_of_kind(
     model: LoadedModel,
     reader: models.Reader,
     questions: Sequence[str],
     prompt: str,
     new_tokens: int,
     *,
-    files: Sequence[PathLike],
+    files: Sequence[PathLike] = (),
 ) -> list[Record]:
-    """Return [{prompt, text}] with the greedy answer to each question about pictures.
+    """Return [{prompt, text}] with the greedy answer to each question, as the model's kind answers rows of data.
 
     Args:
-        model: a model that sees.
+        model: a model whose kind answers rows.
         reader: its tokenizer and image processor.
         questions: list of strings; `<image>` marks the places of the pictures.
         prompt: prompt format: alpaca, chat or none.
         new_tokens: largest number of tokens to generate per question.
-        files: the pictures, which belong to every question.
+        files: pictures that belong to every question, for a model that sees.
 
     Raises:
         SettingsError: The model reads no pictures, or a file is no picture that can be used.
     """
     kind = kinds.of(model.config)
-    if not kind.sees or reader.placeholder is None:
+    if files and not (kind.sees and reader.placeholder):
         raise SettingsError(f"--image: {kind.noun} does not answer questions about pictures. Remove the option.")
-    album = pictures.Album(Path.cwd(), reader.placeholder)
-    form = prompts.Formatter("image-answer", prompt, reader.tokenizer, album)
     shown = [_facts_of(file) for file in files]
-    rows = [
-        # a row without an answer gives no segments, so use a dummy one, which is no part of the question
-        form.question({picture_rows.COLUMN: shown, "question": question, "answer": "."}, f"--prompt {question!r}")
-        for question in questions
-    ]
+    # a row without an answer gives no segments, so use a dummy one, which is no part of the question
+    if files:
+        form, content, name = "image-answer", {picture_rows.COLUMN: shown, "answer": "."}, "question"
+    elif prompt == "none":
+        form, content, name = "completion", {"completion": "."}, "prompt"
+    else:
+        form, content, name = "instruction", {"input": "", "output": "."}, "instruction"
+    album = pictures.Album(Path.cwd(), reader.placeholder) if files else None
+    formatter = prompts.Formatter(form, prompt, reader.tokenizer, album)
+    rows = [formatter.question(content | {name: question}, f"--prompt {question!r}") for question in questions]
     found = kind.answers(model, reader, rows, Decoding(new_tokens=new_tokens))
     return [{"prompt": question, "text": text} for question, text in zip(questions, found, strict=True)]
 

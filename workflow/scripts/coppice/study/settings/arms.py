@@ -135,7 +135,7 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "+".join(map(_text, value))
     if isinstance(value, dict):
-        return "+".join(f"{key}-{_text(one)}" for key, one in value.items() if one is not None)
+        return "+".join(f"{key}-{_text(one)}" for key, one in value.items() if one is not None) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

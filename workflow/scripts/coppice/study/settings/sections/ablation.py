@@ -1,6 +1,6 @@
 """The entries of the section `ablations`. Keys that an arm leaves out have their values in `finetune`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,9 @@ from .select import Mode
 
 # The value of an arm's key; which kind the key takes is checked when the arm is made
 Value = Annotated[str | Number | bool | list, ByKind()]
-Values = Named[Annotated[list[Value], Field(min_length=1, description="The values of the key.")]]
+# A mapping is a value of `towers`
+Varied = Annotated[str | Number | bool | list | dict[str, Any], ByKind()]
+Values = Named[Annotated[list[Varied], Field(min_length=1, description="The values of the key.")]]
 
 
 class Start(Partial):
