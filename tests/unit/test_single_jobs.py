@@ -68,7 +68,7 @@ def test_generate_asks_an_encoder_decoder_as_transformers_does(name, tmp_path):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder, question = str(tiny_seq2seq.save(tmp_path / name, name)), "w7 w8 w20"
-    (answer,) = single_jobs.generate(single_jobs.Questions(folder, None, [question], prompt="none", new_tokens=6))
+    (answer,) = single_jobs.generate(single_jobs.Questions(folder, None, [question], new_tokens=6))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     written = AutoModelForSeq2SeqLM.from_pretrained(folder).generate(
         **tokenizer(question, return_tensors="pt", return_token_type_ids=False), max_new_tokens=6, num_beams=1

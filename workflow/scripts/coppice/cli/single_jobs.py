@@ -175,13 +175,13 @@ def _folder(model: str, option: str = "--model") -> str:
 
 
 def _prompt(source: str, given: str | None, option: str) -> str:
-    """Return the prompt format of a model: the given one, else alpaca or what its kind takes."""
+    """Return the prompt format of a model: the given one, else the first that its kind takes."""
     from coppice.models import kinds
 
     kind = kinds.of_checkpoint(source)
     if given and given not in kind.prompts:
         raise SettingsError(f"{option}: is {given}, but {kind.noun} takes {' or '.join(kind.prompts)}")
-    return given or ("alpaca" if "alpaca" in kind.prompts else kind.prompts[0])
+    return given or kind.prompts[0]
 
 
 def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> None:
