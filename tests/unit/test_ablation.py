@@ -401,6 +401,16 @@ def test_the_report_notes_the_warnings_of_an_arm(tmp_path):
         assert "not as a prefix tree: a reason" in (tmp_path / page).read_text()
 
 
+def test_the_report_says_how_the_towers_of_an_arm_differ(tmp_path):
+    vision = {"r": 32, "alpha": 64, "learning_rate": None, "target_modules": ["q_proj", "v_proj"]}
+    own = LORA | {"towers": {"vision": vision, "text": "frozen"}}
+    paths = {"a": synthetic(tmp_path, "a", 1.0, own), "b": synthetic(tmp_path, "b", 1.2, LORA)}
+    ablation = ArmComparison(budget=STEPS, choose_by=LOSS, reference="b", stages=[])
+    report.write("mine", ablation, "tiny", paths, [], None, tmp_path)
+    page = (tmp_path / "ablation_report.md").read_text()
+    assert "vision with r 32, alpha 64, target modules q_proj and v_proj, text frozen" in page
+
+
 def test_the_report_escapes_names_and_lists_arms_that_did_not_fit(tmp_path):
     names = {"<b>a</b>": 1.0, "b": 1.2}
     paths = {name: synthetic(tmp_path, f"arm{i}", loss) for i, (name, loss) in enumerate(names.items())}

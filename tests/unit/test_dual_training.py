@@ -233,14 +233,20 @@ def test_the_best_checkpoint_may_be_that_of_the_best_recall(clip, pairs, tmp_pat
     [
         ([{"image": "1.png", "text": "a disk"}] * 9, r"need the columns image \| images and caption \| captions"),
         (
-            [{"images": ["1.png", "2.png"], "caption": "two"}] * 9,
-            r"text 'two' has 2 pictures \(1\.png, 2\.png\), but a dual",
+            [{"images": [f"{n}.png", f"{n + 1}.png"], "caption": "two"} for n in range(9)],
+            r"text 'two' has 2 pictures \(\d\.png, \d\.png\), but a dual",
         ),
     ],
 )
 def test_rows_that_do_not_fit_are_named_before_training(clip, tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         train(clip, prepared(tmp_path, "mine", rows), tmp_path / "out")
+
+
+def test_one_pair_has_nothing_to_be_compared_with(clip, tmp_path):
+    dataset = prepared(tmp_path, "mine", [{"image": "1.png", "caption": "red"}])
+    with pytest.raises(DataError, match="dataset mine: one row is left to train on, but a dual encoder learns by"):
+        train(clip, dataset, tmp_path / "out", data=SETTINGS["data"] | {"val_size": 0})
 
 
 def test_a_whole_model_is_trained_with_its_scale(clip, pairs, tmp_path):

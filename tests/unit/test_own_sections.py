@@ -113,6 +113,16 @@ def test_a_protocol_of_a_model_stands_beside_those_of_the_study():
 @pytest.mark.parametrize(
     ("own", "words"),
     [
+        ({"finetune": {"objective": {"kl": 1, "teacher": "C"}}}, "models.B.finetune.objective.teacher: found 'C', but"),
+        (
+            {"finetune": {"objective": {"temperature": 2}}},
+            "models.B.finetune.objective.temperature: has no effect while kl is 0",
+        ),
+        ({"finetune": {"objective": {"kl": -1}}}, "models.B.finetune.objective.kl: "),
+        (
+            {"kind": "dual-encoder", "prompt": "none", "finetune": {"objective": {"kl": 1}}},
+            "models.B.finetune.objective.kl: a dual encoder (B) cannot be trained on a teacher's predictions",
+        ),
         ({"evaluate": {"zero_shot": {"tasks": ["pica"]}}}, "models.B.evaluate.zero_shot.tasks: lm-eval has no task"),
         (
             {"evaluate": {"perplexity": {"datasets": ["wiki"]}}},
@@ -289,3 +299,22 @@ def test_an_ablation_has_the_sections_of_the_model_it_starts_from():
 @pytest.mark.parametrize("name", kinds.KINDS)
 def test_every_evaluator_of_a_kind_can_be_switched_off(name):
     assert set(kinds.named(name).evaluators) - {"merge"} <= own_sections.OFF.keys()
+
+
+def test_the_teacher_is_the_dense_model_or_the_named_one_and_none_without_a_divergence():
+    study = load({"finetune": {"objective": {"kl": 0.5, "teacher": "A"}}})
+    assert study.teacher_of("A") is None and study.teacher_of("B") == "A"
+    study = load({"finetune": {"objective": {"ce": 0}}}, finetune={"objective": {"kl": 1, "divergence": "js"}})
+    assert study.teacher_of("A") == "A" and study.teacher_of("B") == "B"
+    objective = study.finetune_of("B").objective
+    assert (objective.ce, objective.kl, objective.divergence) == (0, 1, "js")
+
+
+def test_arms_that_start_from_the_dense_model_need_another_teacher():
+    taught = {"objective": {"kl": 1}}
+    ablation = {"start": {"model": "A"}, "arms": ["light", "full"], "budget": {"max_steps": 500}}
+    assert "ablations.x.start: finetune.objective needs another teacher" in message(
+        finetune=taught, ablations={"x": ablation}
+    )
+    chosen = ablation | {"start": {"model": "A", "config": "best_acc"}}
+    assert load(finetune=taught, ablations={"x": chosen}).teacher_of_arms("x") == "A"

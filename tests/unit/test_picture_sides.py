@@ -133,3 +133,26 @@ def test_too_few_rows_to_choose_and_report_by_are_an_error_that_says_so(tmp_path
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError, match=r"its 1 report rows cannot be divided.*Set datasets\.mine\.splits\.selection"):
         prepared(tmp_path, {"report": [{"input": "a", "target": "b"}]}, ["answers"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"question": "<image> and <image>?", "answer": "a"},
+            "row 1 .* marks 2 pictures with <image>, but",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "an <image>"}]},
+            "row 1 .*an answer contains <image>",
+        ),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "row 1 .* marks 0 pictures with <image>, but .* has 1"),
+    ],
+)
+def test_marks_are_counted_when_rows_are_read(tmp_path, row, message):
+    name = pictures(tmp_path / "mine", 1)[0]
+    good = {"question": "?", "answer": "a"}
+    if "messages" in row:
+        good = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}]}
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path, {"train": [{"image": name} | good, {"image": name} | row]}, ["training:image-text"])

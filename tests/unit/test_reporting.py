@@ -280,6 +280,12 @@ def test_compares_three_configs_two_by_two(tmp_path):
     assert page.count("chosen by") == 6
 
 
+def test_the_report_shows_how_much_of_the_teacher_is_back(study_copy, no_figures):
+    path = study_copy.folder("trained", "Llama", "best_acc") / "finetuning_config.json"
+    records.write(path, records.read(path) | {"kl_to_teacher": {"before": 1.3701, "after": 0.28}})
+    assert all("1.3701 nats per target before training, 0.2800 after" in one for one in _render(study_copy))
+
+
 def test_answers_carry_the_warnings_of_the_numbers_that_they_quote(study_copy, no_figures):
     path = study_copy.folder("finetuned", "Llama", "best_acc") / "comparison.json"
     records.write(path, records.read(path) | {"warnings": ["the validation loss never fell"]})

@@ -68,7 +68,7 @@ def test_generate_asks_an_encoder_decoder_as_transformers_does(name, tmp_path):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder, question = str(tiny_seq2seq.save(tmp_path / name, name)), "w7 w8 w20"
-    (answer,) = single_jobs.generate(single_jobs.Questions(folder, None, [question], prompt="none", new_tokens=6))
+    (answer,) = single_jobs.generate(single_jobs.Questions(folder, None, [question], new_tokens=6))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     written = AutoModelForSeq2SeqLM.from_pretrained(folder).generate(
         **tokenizer(question, return_tensors="pt", return_token_type_ids=False), max_new_tokens=6, num_beams=1
@@ -145,3 +145,11 @@ def test_the_help_shows_the_defaults(option, default, capsys, monkeypatch):
         cli.main(["finetune", "--help"])
     output = " ".join(capsys.readouterr().out.split()).partition("options:")[2]
     assert f"(default: {default})" in output.partition(f"--{option} ")[2].partition(" --")[0]
+
+
+def test_learning_from_a_teacher_needs_one():
+    objective = single_jobs.settings({"kl": "0.5", "ce": "0.5", "teacher": "./dense"})["objective"]
+    assert (objective["ce"], objective["kl"], objective["teacher"]) == (0.5, 0.5, "./dense")
+    for given, words in (({"kl": "1"}, "--kl: needs a model"), ({"temperature": "2"}, "--temperature: has no effect")):
+        with pytest.raises(SettingsError, match=words):
+            single_jobs.settings(given)

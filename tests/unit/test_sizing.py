@@ -238,3 +238,11 @@ def test_an_arm_of_all_weights_requests_memory_for_its_optimizer(study):
     assert 13 * parameters < everything.gpu - light.gpu < 16 * parameters  # 16 bytes a weight for 2
     assert everything.operations > light.operations and everything.disk > light.disk + 20 * parameters
     assert sizes.granted("finetune", light, attempt=2)["mem_mb"] > sizes.granted("finetune", light)["mem_mb"]
+
+
+def test_a_teacher_adds_its_weights_and_its_passes(study):
+    loaded = [study(8_030_261_248, finetune={"objective": {"kl": kl}, "max_steps": 10}) for kl in (0, 1)]
+    without, taught = (job_resources.Sizes(one).need("finetune", "Big", True) for one in loaded)
+    assert taught.gpu - without.gpu >= 0.99 * WHOLE
+    # LoRA takes four operations per parameter and token, and the teacher two
+    assert taught.operations == pytest.approx(1.5 * without.operations)

@@ -407,6 +407,18 @@ OF_A_MODEL = {
     "evaluate.answers.sample": {"Seq": {"evaluate": {"answers": {"sample": False, "programs": {"samples": 1}}}}},
     "finetune.best_by": {"Seq": {"finetune": {"best_by": "bleu4"}}},
 }
+OBJECTIVE = {
+    "ce": {"ce": 0},
+    "kl": {"kl": 0.5},
+    "temperature": {"temperature": 2},
+    "divergence": {"divergence": "reverse"},
+    "beta": {"divergence": "js", "beta": 0.1},
+    "teacher": {"teacher": "Seq"},
+}
+OF_A_MODEL |= {
+    f"finetune.objective.{key}": {"Seq": {"finetune": {"objective": {"kl": 1} | values}}}
+    for key, values in OBJECTIVE.items()
+}
 VALUES |= OF_A_MODEL
 # The keys of a model's own sections are those of the study; `test_mixed_kinds` changes some of them
 OWN_SECTIONS = tuple(f"models.<name>.{section}" for section in ("calibration", "finetune", "evaluate"))

@@ -40,9 +40,11 @@ def number_of_rungs(wildcards):
 def start_inputs(wildcards):
     """Return the records, or the user's files, that define the checkpoint an ablation starts from."""
     start = ablation_of(wildcards).start
+    taught = study.teacher_of_arms(wildcards.ablation)
+    teacher = {} if taught is None else {"teacher": files.model(taught)}
     if start.kind == "checkpoint":
-        return {"checkpoint": layout.files_below(start.path)}
-    dense = {"dense": files.model(start.model)}
+        return {"checkpoint": layout.files_below(start.path)} | teacher
+    dense = {"dense": files.model(start.model)} | teacher
     if start.config is None:
         return dense
     chosen = SELECTION.format(model=start.model, config=start.config)
@@ -78,18 +80,26 @@ def start_placement(wildcards):
 
 
 def start_facts(wildcards):
+    """Return the name, the folder and the prompt format of the checkpoint that an ablation starts from.
+
+    If its arms have a teacher, `teacher` says how that is loaded.
+    """
     start = ablation_of(wildcards).start
+    taught = study.teacher_of_arms(wildcards.ablation)
+    teacher = {} if taught is None else {"teacher": reading(taught)}
     if start.kind == "checkpoint":
         return {
             "name": Path(start.path).name,
             "path": start.path,
             "prompt": start.prompt,
+            **teacher,
         }
     name = " ".join(filter(None, (start.model, start.config)))
     return {
         "name": name,
         "path": None,
         "prompt": study.models[start.model].prompt,
+        **teacher,
     }
 
 

@@ -22,10 +22,28 @@ def training_rows(model):
     return files.datasets(study.training_datasets(model))
 
 
+def teacher_record(model):
+    """Return the record of the model that a model's candidates learn from, if there is one."""
+    teacher = study.teacher_of(model)
+    return [] if teacher is None else files.model(teacher)
+
+
+def training_settings(model):
+    """Return the settings of a model's trainings on which results depend, as a rule parameter."""
+    section = settings.rerun_policy.result_settings(
+        "finetune", study.finetune_of(model).model_dump()
+    )
+    teacher = study.teacher_of(model)
+    # only if there is a teacher, so that trainings without one keep their parameters
+    more = {} if teacher is None else {"teacher_loading": reading(teacher)}
+    return section | {"seeds": None} | more
+
+
 rule finetune_lora:
     input:
         candidate=ancient(CANDIDATE),
         datasets=of_model(training_rows),
+        teacher=of_model(teacher_record),
     output:
         adapter=f"{TRAINING}/adapter_model.safetensors",
         adapter_config=f"{TRAINING}/adapter_config.json",
@@ -49,12 +67,7 @@ rule finetune_lora:
         disk_mb=requested("finetune", "disk_mb"),
         runtime=requested("finetune", "runtime"),
     params:
-        settings=of_model(
-            lambda model: settings.rerun_policy.result_settings(
-                "finetune", study.finetune_of(model).model_dump()
-            )
-            | {"seeds": None}
-        ),
+        settings=of_model(training_settings),
         execution=execution("finetune"),
         datasets=of_model(
             lambda model: files.by_name(study.training_datasets(model))

@@ -9,13 +9,8 @@ if __name__ == "__main__":
 
     model, candidate, seeded = snakemake.wildcards
     title = f"finetune {model} {candidate} {seeded.strip('/')}"
-    with jobs.computing(
-        snakemake.log[0],
-        snakemake.params.status,
-        title,
-        snakemake.threads,
-        snakemake.resources,
-    ):
+    params = snakemake.params
+    with jobs.computing(snakemake.log[0], params.status, title, snakemake.threads, snakemake.resources):
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.stages import recover
         from coppice.stages.prune import candidates
@@ -24,15 +19,19 @@ if __name__ == "__main__":
         record, output = snakemake.input.candidate, Path(snakemake.output.record).parent
         earlier_layout.adopt("training", record, output)
         path = candidates.ensure(Path(record).parent)
-        source = models.Source(path=path, **snakemake.params.loading, **snakemake.params.placement)
+        source = models.Source(path=path, **params.loading, **params.placement)
+        settings = dict(params.settings)
+        taught = settings.pop("teacher_loading", None)
+        teacher = models.Source.of_record(snakemake.input.teacher, taught | params.placement) if taught else None
         request = recover.TrainingRequest(
             identity={"model": model, "candidate": candidate},
             source=source,
-            datasets=snakemake.params.datasets,
-            settings=recover.TrainingSettings.model_validate(snakemake.params.settings | snakemake.params.execution),
-            prompt=snakemake.params.prompt,
+            datasets=params.datasets,
+            settings=recover.TrainingSettings.model_validate(settings | params.execution),
+            prompt=params.prompt,
             output=output,
-            seed=snakemake.params.seed,
+            seed=params.seed,
+            teacher=teacher,
             world=1 if source.device_map else max(1, jobs.gpus_of(snakemake.resources)),
         )
         recover.finetune(request)

@@ -9,13 +9,8 @@ if __name__ == "__main__":
 
     name, arm, seed = snakemake.wildcards[:3]
     params, inputs = snakemake.params, snakemake.input
-    with jobs.computing(
-        snakemake.log[0],
-        params.status,
-        " ".join(["ablation", *snakemake.wildcards]),
-        snakemake.threads,
-        snakemake.resources,
-    ):
+    title = " ".join(["ablation", *snakemake.wildcards])
+    with jobs.computing(snakemake.log[0], params.status, title, snakemake.threads, snakemake.resources):
         jobs.stop_in_time(snakemake.resources)  # called before torch is imported, which may take minutes
         from coppice.ablation import arm as arms
         from coppice.stages.prune import candidates
@@ -24,9 +19,12 @@ if __name__ == "__main__":
         path = candidates.checkpoint(chosen) if chosen else params.start["path"]
         loading = params.loading | params.placement
         source = models.Source(path, **loading) if path else models.Source.of_record(dense, loading)
+        taught = params.start.get("teacher")
+        teacher = models.Source.of_record(inputs.teacher, taught | params.placement) if taught else None
+        candidate = candidates.record_of(chosen)
         request = arms.ArmRequest(
             identity={"ablation": name, "arm": arm},
-            start=arms.Start(params.start["name"], source, params.start["prompt"], dense, candidates.record_of(chosen)),
+            start=arms.Start(params.start["name"], source, params.start["prompt"], dense, candidate, teacher),
             plan=arms.ArmPlan.of(params.plan, params.execution),
             member=arms.StudyArm.model_validate(params.member),
             seed=int(seed),

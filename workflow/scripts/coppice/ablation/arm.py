@@ -62,6 +62,8 @@ class Start:
     """For a pruned checkpoint, the dense model's model.json; evaluations check the identity by it."""
     candidate: str | None = None
     """For a pruned checkpoint, the candidate's pruning.json; evaluations check the identity by it."""
+    teacher: models.Source | None = None
+    """The model that all arms learn from, if their objective has one."""
 
 
 class ArmPlan(Section):
@@ -156,16 +158,18 @@ def train(request: ArmRequest) -> None:
         records.write(output, content | {"share": request.share, "step": reached["step"], LOSS.key: reached[LOSS.key]})
         return
     measured = _evaluate(request, trained)
-    content |= _facts(request.folder, recover.recovery_of(how), predicted)
+    content |= _facts(request.folder, how, predicted)
     content |= {"measured": measured, "data": section["data"], "prompt": start.prompt}
     content["warnings"] = [*content["warnings"], *_warnings_of_evaluations(output.parent, measured)]
     prints = content.pop("fingerprints")
     records.write(output, content | {"provenance": clock.provenance(section, request.seed, **prints)})
 
 
-def _facts(output: Path, recovery: recover.Recovery, predicted: int) -> Record:
+def _facts(output: Path, how: recover.TrainingSettings, predicted: int) -> Record:
     """Return the facts in the training's records, the size on disk and the fingerprints."""
     record = records.read(output / "finetuning_config.json")
+    teacher = recover.Teacher(record["teacher"]["parameters"]) if "teacher" in record else None
+    recovery = recover.recovery_of(how, teacher)
     facts = {key: record.get(key) for key in COPIED} | {"predicted_parameters": predicted}
     weights = recovery.trained.folder(output).glob("*.safetensors")
     return facts | {
@@ -209,6 +213,7 @@ def _train(request: ArmRequest, how: recover.TrainingSettings, reused: Path | No
         prompt=start.prompt,
         output=output,
         seed=request.seed,
+        teacher=start.teacher,
         world=request.world,
         stop_share=request.share,
         example_losses=True,

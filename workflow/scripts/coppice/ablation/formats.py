@@ -82,7 +82,17 @@ def settings(arm: Arm) -> str:
         parts += [f"bias {own['bias']}"] if own["bias"] != "none" else []
         parts += [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if own[key]]
         parts += [f"init {own['init']}"] if own["init"] != "default" else []
+        parts += [_tower(name, one) for name, one in own.get("towers", {}).items()]
     return ", ".join([*parts, f"learning rate {own['learning_rate']:g}"])
+
+
+def _tower(name: str, own: str | Record) -> str:
+    """Return what differs in a tower: "vision frozen", or "vision with r 32, alpha 64"."""
+    if isinstance(own, str):
+        return f"{name} {own}"
+    given = {key.replace("_", " "): one for key, one in own.items() if one is not None}
+    texts = [f"{key} {' and '.join(one) if isinstance(one, list) else one}" for key, one in given.items()]
+    return f"{name} with {', '.join(texts)}"
 
 
 def overfitting(arm: Arm) -> str | None:

@@ -25,7 +25,7 @@ Given = str | list[str]  # the value of an option on the command line
 
 
 def options() -> Iterator[keys.Key]:
-    """Yield the key of every option of `coppice finetune`: of the section, of `data` and of `lora`."""
+    """Yield the key of every option of `coppice finetune`: of the section, of `data`, `lora` and `objective`."""
     for key in keys.every_key(Finetune):
         if key.path[-1] not in LEFT_OUT and "<name>" not in key.path and not key.form.section:
             yield key
@@ -33,6 +33,8 @@ def options() -> Iterator[keys.Key]:
 
 def help_text(key: keys.Key) -> str:
     """Return the help text of an option: the key's description and the default."""
+    if key.path == ("objective", "teacher"):  # the command knows no other models of a study
+        return "With --kl: the model to learn from, a checkpoint folder or hub id with the same tokenizer."
     default = lora_presets.DEFAULTS.get(key.path[-1]) if key.path[0] == "lora" else key.default
     text = key.description
     return text if default in (None, [], {}) else f"{text} (default: {json.dumps(default)})".replace('"', "")
@@ -43,12 +45,17 @@ def settings(given: Mapping[str, Given | None], train: str = "lora") -> Record:
 
     Raises SettingsError for a wrong value, or for an adapter's option if all weights are trained.
     """
-    section, nested = {}, {DATA: {}, "lora": {}}
+    section, nested = {}, {DATA: {}, "lora": {}, "objective": {}}
     for key in options():
         *place, name = key.path
         if given.get(name) is not None:
             (nested[place[0]] if place else section)[name] = _value(key, given[name])
-    whole = checking.checked(Finetune, section | nested, ("finetune",)).model_dump()
+    checked = checking.checked(Finetune, section | nested, ("finetune",))
+    if idle := checked.objective.idle():
+        raise SettingsError(f"--{idle[0]}: has no effect without --kl; give --kl, or remove it")
+    if checked.objective.kl and checked.objective.teacher is None:
+        raise SettingsError("--kl: needs a model to learn from; give --teacher")
+    whole = checked.model_dump()
     if train == arms.ALL_WEIGHTS and any(value is not None for value in whole["lora"].values()):
         raise SettingsError("--train all: options of an adapter are given; remove them, or set --train lora")
     if train == arms.ALL_WEIGHTS and whole["merge"]:
@@ -121,7 +128,9 @@ def finetune(job: Training) -> None:
 
     output, section = Path(job.output), settings(job.given, job.train)
     source = _folder(job.model)
-    _check_free(output, [source], checkpoint=False)
+    teacher = section.get("objective", {}).get("teacher")
+    teacher = teacher and _folder(teacher, "--teacher")
+    _check_free(output, filter(None, [source, teacher]), checkpoint=False)
     entries = {DATA: _entry("--data", job.dataset)}
     if section["data"]["validation"]:
         entries[VALIDATION] = _entry("--validation", section["data"]["validation"])
@@ -144,13 +153,14 @@ def finetune(job: Training) -> None:
             prompt=_prompt(source, job.prompt, "--prompt"),
             output=output,
             seed=job.seed,
+            teacher=models.Source(path=teacher, chat_date=day, **loading) if teacher else None,
             world=1 if loading["device_map"] else max(1, job.gpus),
         )
         recover.finetune(request)
 
 
-def _folder(model: str) -> str:
-    """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id."""
+def _folder(model: str, option: str = "--model") -> str:
+    """Return the checkpoint folder `model`, or the downloaded snapshot if it is a hub id. option: that named it."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
@@ -160,18 +170,18 @@ def _folder(model: str) -> str:
         return snapshot_download(model)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(
-            f"--model: there is no folder {model}, and the hub did not provide a model of that name: {error}"
+            f"{option}: there is no folder {model}, and the hub did not provide a model of that name: {error}"
         ) from error
 
 
 def _prompt(source: str, given: str | None, option: str) -> str:
-    """Return the prompt format of a model: the given one, else alpaca or what its kind takes."""
+    """Return the prompt format of a model: the given one, else the first that its kind takes."""
     from coppice.models import kinds
 
     kind = kinds.of_checkpoint(source)
     if given and given not in kind.prompts:
         raise SettingsError(f"{option}: is {given}, but {kind.noun} takes {' or '.join(kind.prompts)}")
-    return given or ("alpaca" if "alpaca" in kind.prompts else kind.prompts[0])
+    return given or kind.prompts[0]
 
 
 def _check_free(output: Path, used: Iterable[PathLike], checkpoint: bool) -> None:

@@ -100,7 +100,8 @@ class Formatter:
         """Raise SettingsError if the tokenizer lacks what the rows need: a chat template, or infilling tokens."""
         if prompt == "chat" and not tokenizer.chat_template:
             raise SettingsError(
-                "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to alpaca or none."
+                "models.X.prompt: is chat, but the model's tokenizer has no chat template. Set it to another "
+                "format (none fits every model), or add chat_template.jinja to the model's folder."
             )
         self.kind, self.prompt, self.tokenizer, self.album = kind, prompt, tokenizer, album
         self.chat = prompt == "chat" and kind not in ("fim", "text")

@@ -78,22 +78,32 @@ def check_columns(name: str, table: Dataset, role: str, uses: Collection[str], r
 
 
 def check_pictures(name: str, table: Dataset, role: str, uses: Collection[str]) -> None:
-    """Raise DataError if a row about a picture has none: a model would answer without seeing anything.
+    """Raise DataError if a row about a picture has none, or if its text marks another number of pictures.
 
-    Chats need none: data sets mix those about pictures with others.
+    Without a picture, a model would answer without seeing anything. Chats need none: data sets mix those about pictures
+    with others.
     """
     for accepted in _accepted(uses, role):
         kind = prompts.kind_of(table.column_names, name, accepted)
-        if not kind.startswith("image-") or kind in prompts.CHATS:
+        if not kind.startswith("image-"):
             continue
         # a column called image that holds no pictures stays what it is
-        shown = [column for column in (picture_rows.COLUMN,) if column in table.column_names]
-        for place, row in enumerate(table.select_columns(shown) if shown else [{}]):
-            if not picture_rows.digests(row):
-                raise DataError(
-                    f"datasets.{name}: row {place} of its {role} rows (from 0) has no picture. Name one in its column "
-                    "image, or remove the row."
-                )
+        for place, row in enumerate(table if picture_rows.COLUMN in table.column_names else [{}]):
+            where, pictures = f"datasets.{name}: row {place} of its {role} rows (from 0)", picture_rows.digests(row)
+            if not pictures and kind not in prompts.CHATS:
+                raise DataError(f"{where} has no picture. Name one in its column image, or remove the row.")
+            if kind in ("image-chat", "image-answer"):
+                picture_rows.marked(_asked(row, kind, where), len(pictures), where)
+
+
+def _asked(row: Record, kind: str, where: str) -> list[picture_rows.Turn]:
+    """Return the turns of a row about pictures; of a row that is no chat, its question."""
+    if kind not in prompts.CHATS:
+        return [{"role": "user", "content": picture_rows.question(row)}]
+    try:
+        return picture_rows.conversation(row)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{where}: its chat has the wrong form ({error!r}). Correct the row.") from error
 
 
 def _accepted(uses: Collection[str], role: str) -> list[tuple[str, ...]]:

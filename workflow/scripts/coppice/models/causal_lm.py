@@ -39,6 +39,7 @@ class CausalLM(ModelKind):
 
     name = "causal-lm"
     noun = "a causal language model"
+    distills = True
     row_kinds = ("chat", "instruction", "completion", "program", "fim", "text")
     task_type = "CAUSAL_LM"
     prunable = ("llama", "qwen2", "qwen3", "mistral")

@@ -77,11 +77,13 @@ class TrainingMemory:
         frozen: whether the model's weights stay frozen, as loaded, beside what is trained. If not, they are what is
             trained, in float32.
         kept_bytes: what each layer keeps per token for the backward pass, in addition to its own activations.
+        teacher: the sizes of a second model, which is run on the same tokens.
     """
 
     parameters: int
     frozen: bool
     kept_bytes: int = 0
+    teacher: "Shape | None" = None
 
 
 class LoraSettings(Protocol):
@@ -257,7 +259,9 @@ def finetune(
     tokens = tokens if machine.gpus else max(longest, min(tokens, CPU_TOKENS * machine.threads))
     whole = weight_bytes(shape, width, model["quantize"])
     sharded = machine.gpus > 1 and not model["device_map"] and shards(whole, model, settings)
-    held = _held(shape, whole, width, model, sharded, machine)
+    held, beside = _held(shape, whole, width, model, sharded, machine), 0
+    if trained.teacher:  # loaded like the model; its logits and their gradient make twice as many chunks again
+        beside = weight_bytes(trained.teacher, width, model["quantize"]) + 2 * _chunk(shape, tokens, width)
     if not trained.frozen:
         sharded, held, width = False, 0, 4
     layers = 1 if settings.gradient_checkpointing else shape.layers
@@ -266,7 +270,7 @@ def finetune(
     boundaries = tokens * shape.layers * shape.hidden * width if layers == 1 else 0
     # at the end the logits of one example are compared, with and without the adapter
     logits = max(_chunk(shape, tokens, width), 2 * longest * shape.vocabulary * width)
-    device = held + ADAPTER_BYTES * trained.parameters + kept + boundaries + logits + TRAINING
+    device = held + beside + ADAPTER_BYTES * trained.parameters + kept + boundaries + logits + TRAINING
     merged = whole if settings.merge else 0
     processes = 1 if model["device_map"] else machine.gpus
     # processes that share the weights load them one after another

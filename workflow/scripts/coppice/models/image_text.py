@@ -43,6 +43,7 @@ class ImageText(CausalLM):
 
     name = "image-text"
     noun = "an image-text model"
+    distills = False  # not tried with pictures
     prompts = ("chat", "none")
     tower_names = ("text", "vision", "projector")
     frozen_towers = ("vision", "projector")

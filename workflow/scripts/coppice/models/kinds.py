@@ -205,6 +205,8 @@ class ModelKind(ABC):
         validators: what `finetune.best_by` may name, beside the validation loss.
         sees: whether it reads pictures, so that its checkpoints have an image processor.
         pipeline: the task by which the hub lists its models.
+        distills: whether it can learn a teacher's predictions: the forward passes of its engines then have a `head`,
+            which gives logits from their states (None: they return logits).
         coupled: whether the loss of an example depends on the other examples of its step. Its engines then also have
             `gathers` and `example_losses` (see `contrastive.Engine`).
         arrangements: the values of `finetune.arrangement` that its engines know.
@@ -227,6 +229,7 @@ class ModelKind(ABC):
     validators: Mapping[str, Validator] = MappingProxyType({})
     sees: bool = False
     pipeline: str = "text-generation"
+    distills: bool = False
     coupled: bool = False
     arrangements: tuple[str, ...] = ("sorted",)
     learns_inputs: bool = False

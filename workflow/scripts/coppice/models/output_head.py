@@ -109,7 +109,8 @@ def summed_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int) -> int:
+    """Return how many rows of logits are in memory at a time in training."""
     return max(1, TRAINING_CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -118,7 +119,7 @@ def _checkpointed_loss(head: nn.Linear, hidden: torch.Tensor, targets: torch.Ten
 
     The backward pass computes the logits of each chunk again instead of keeping them.
     """
-    rows = _chunk_rows(head.weight.shape[0])
+    rows = chunk_rows(head.weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         # the reentrant variant gives the head no gradient if `hidden` needs none
@@ -143,7 +144,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        rows = _chunk_rows(weight.shape[0])
+        rows = chunk_rows(weight.shape[0])
         gradient = torch.empty_like(hidden)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), rows):

@@ -39,6 +39,7 @@ class Seq2Seq(ModelKind):
     name = "seq2seq"
     pipeline = "text2text-generation"
     noun = "a sequence-to-sequence model"
+    distills = True
     prompts = ("none", "alpaca")
     tower_names = pruned_towers = ("encoder", "decoder")
     row_kinds = ("pair", "caption", "instruction", "completion")

@@ -136,8 +136,7 @@ class Sizes:
             operations = tokens * estimates.pruning_operations(shape, points)
         elif stage == "finetune":
             settings = recover.TrainingSettings.of(finetune)
-            recovery = recover.recovery_of(settings)
-            memory = recovery.trained.memory(shape, settings)
+            recovery, memory = self._recovery(shape, settings, study.teacher_of(model))
             peak = estimates.finetune(shape, loaded, settings, self.machine("finetune", on_gpu), memory)
             disk = TRAINED_BYTES * memory.parameters
             disk += whole if settings.merge else 0
@@ -152,6 +151,17 @@ class Sizes:
             tokens = evaluated_tokens(study.evaluate_of(model)) * (len(points) if stage == "score" else 1)
             disk, operations = 0, 2 * tokens * shape.parameters
         return Need(peak.host, peak.gpu, int(disk) + SPARE_DISK, operations, int(read))
+
+    def _recovery(
+        self, shape: estimates.Shape, settings: recover.TrainingSettings, teacher: str | None
+    ) -> tuple[recover.Recovery, estimates.TrainingMemory]:
+        """Return how a model is trained and what that takes. teacher: name of the model that it learns from, if any."""
+        if teacher is None:
+            recovery = recover.recovery_of(settings)
+            return recovery, recovery.trained.memory(shape, settings)
+        large = self.shape(teacher) or estimates.shape_like(UNKNOWN)
+        recovery = recover.recovery_of(settings, recover.Teacher(large.parameters))
+        return recovery, replace(recovery.trained.memory(shape, settings), teacher=large)
 
     def fetched(self, model: str) -> int:
         """Return the bytes of a hub model on disk: two a parameter, the precision in which most are published."""
@@ -179,8 +189,7 @@ class Sizes:
         settings = arms.resolved(arms.merged(one.base, one.arms[name].changes))
         section = arms.section(one.finetune, settings)
         typed = recover.TrainingSettings.model_validate(section)
-        recovery = recover.recovery_of(typed)
-        memory = recovery.trained.memory(shape, typed)
+        recovery, memory = self._recovery(shape, typed, self.study.teacher_of_arms(ablation))
         trained = estimates.finetune(shape, loaded, typed, self.machine("finetune", on_gpu), memory)
         measured = estimates.evaluate(shape, loaded, self.machine("finetune", on_gpu))
         operations = _budgeted(one.budget, typed, recovery.operations(shape.parameters))

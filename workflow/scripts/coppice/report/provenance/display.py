@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 VERDICTS = {True: ("agrees", "green"), False: ("DIFFERS", "bold red"), None: ("unknown", "yellow")}
 # The settings that the text shows, by kind of record; --json shows all of them.
 SHOWN_SETTINGS = {
-    "training": ("data", "lora", "epochs", "max_steps", "learning_rate", "schedule", "batch_size", "prompt", "train"),
+    "training": (
+        "data",
+        "lora",
+        "epochs",
+        "max_steps",
+        "learning_rate",
+        "schedule",
+        "batch_size",
+        "prompt",
+        "train",
+        "objective",
+    ),
     "evaluation": ("purpose", "perplexity", "zero_shot", "engine"),
 }
 

@@ -219,6 +219,10 @@ def _training(pair: Pair) -> list[tuple[str, str]]:
         rows.append(
             ("validation loss", f"{losses[0]:.4f} at the start, {losses[1]:.4f} at best (step {record['best_step']})")
         )
+    if kl := record.get("kl_to_teacher"):
+        rows.append(
+            ("KL to the teacher", f"{kl['before']:.4f} nats per target before training, {kl['after']:.4f} after")
+        )
     rows.append(("trainable parameters", f"{record['trainable_parameters']:,} of {record['all_parameters']:,}"))
     kept = record.get("sparsity")
     if kept and sparsity.is_sparse(kept["before"]):

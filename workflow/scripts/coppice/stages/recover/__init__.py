@@ -8,6 +8,7 @@ from coppice import models
 from coppice.core.aliases import Record
 
 from .base import Diverged, DoesNotFit, Recovery
+from .distillation import Teacher
 from .full import MODEL
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE
 from .recoveries import recovery_of
@@ -20,6 +21,7 @@ __all__ = [
     "Diverged",
     "DoesNotFit",
     "Recovery",
+    "Teacher",
     "TrainingRequest",
     "TrainingSettings",
     "check_layers",

@@ -10,9 +10,10 @@ The data are a third choice, which `examples` makes. The method is a fourth: tod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from coppice import models
@@ -128,9 +129,15 @@ class Objective(ABC):
 
     Attributes:
         operations: per token of training, in addition to those of the trained model (those of a teacher).
+        reported: name in the record -> a further loss, measured on the validation rows before and after training.
     """
 
     operations: float = 0
+    reported: Mapping[str, Objective] = MappingProxyType({})
+
+    def obstacle(self, engine: Engine) -> str:
+        """Return why the objective cannot be computed with the engine of the model; "" if it can."""
+        return ""
 
     @abstractmethod
     def summed_loss(self, engine: Engine, micro: MicroBatch) -> torch.Tensor:

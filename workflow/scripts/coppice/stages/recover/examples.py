@@ -57,15 +57,20 @@ def prepare(
     weights = weights_of(settings.dataset)
     train, skipped = _encode(chosen, sources, reader, kind, settings)
     validation, skipped_validation = _encode(held_out, sources, reader, kind, settings)
-    names, cut = ", ".join(weights), settings.cutoff_len
+    names, cut, seen = ", ".join(weights), settings.cutoff_len, " and all of its pictures" if kind.sees else ""
     if not train:
         raise DataError(
-            f"dataset {names}: no training row has a response token within finetune.data.cutoff_len ({cut}). "
+            f"dataset {names}: no training row has a response token{seen} within finetune.data.cutoff_len ({cut}). "
             "Raise cutoff_len, or check the responses."
+        )
+    if kind.coupled and len(train) < 2:
+        raise DataError(
+            f"dataset {names}: one row is left to train on, but {kind.noun} learns by comparing rows. Add rows, "
+            "or lower finetune.data.val_size."
         )
     if held_out and not validation:
         raise DataError(
-            f"dataset {names}: no validation row has a response token within finetune.data.cutoff_len ({cut}). "
+            f"dataset {names}: no validation row has a response token{seen} within finetune.data.cutoff_len ({cut}). "
             "Raise cutoff_len, or check the responses."
         )
     if skipped or skipped_validation:

@@ -23,7 +23,7 @@ from coppice.models import chat_clock, sparsity
 from coppice.models.kinds import Example, ModelKind
 from coppice.study.settings import rerun_policy
 
-from . import examples, model_card, tower_adapters, zeros
+from . import distillation, examples, model_card, tower_adapters, zeros
 from .engine import best_by, checkpoints, duration, processes, sharding
 from .job import EXAMPLE_LOSSES_FILE, RUNG_LOSS_FILE, Job, Learner
 from .recoveries import recovery_of
@@ -50,11 +50,12 @@ def finetune(request: TrainingRequest) -> None:
     request.output.mkdir(parents=True, exist_ok=True)
     prints: Record = {"weights": fingerprints.weights(source.path), "tokenizer": fingerprints.tokenizer(source.path)}
     sets = request.datasets.items()
+    prints |= distillation.prints_of(request, prints["weights"])
     prints["datasets"] = {name: data.facts(record, "train")["fingerprint"] for name, record in sets}
     learned = settings.recorded(request.prompt)
     if recovery_of(settings).trained.adapter:
         learned.pop("keep_sparsity", None)  # an adapter is trained in the same way, whatever is merged later
-    key = _key(learned, prints, request.seed, source)
+    key = _key(learned, prints, request)
     _run(Job(request, settings, key, prints))
 
 
@@ -81,17 +82,24 @@ def _run(job: Job) -> None:
             logger.warning("%s: the processes start again with %d tokens at a time", error, limit)
 
 
-def _key(settings: Record, prints: Record, seed: int, source: models.Source) -> str:
+def _key(settings: Record, prints: Record, request: TrainingRequest) -> str:
     """Return a digest of everything that affects what is learned; settings that only affect the output are left out."""
+    source = request.source
     compared = {name: value for name, value in settings.items() if name not in UNCOMPARED}
     # the preset is resolved already: the same adapter has the same key, whether a preset named it or not
     compared["lora"] = {name: value for name, value in settings["lora"].items() if name != "preset"}
     if source.trust_remote_code:
         compared["code"] = fingerprints.code(source.path)  # the model's own code computes the numbers
     compared |= chat_clock.recorded(source)
-    loading = {name: getattr(source, name) for name in ("dtype", "quantize")}
+    loading = _precision(source)
+    if "teacher" in prints:  # another precision makes another teacher
+        loading["teacher"] = _precision(request.teacher)
     loading |= {"eos_token": source.eos_token} if source.eos_token is not None else {}
-    return records.digest([compared, prints, seed, loading])
+    return records.digest([compared, prints, request.seed, loading])
+
+
+def _precision(source: models.Source) -> Record:
+    return {name: getattr(source, name) for name in ("dtype", "quantize")}
 
 
 def _train(job: Job) -> None:
@@ -144,8 +152,7 @@ def _asking(job: Job, kind: ModelKind, reader: models.Reader, validation: Sequen
 
 def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[Example]) -> Learner:
     """Return the Learner: the model, made trainable. Raise CoppiceError if the parameter count is not as expected."""
-    source, recovery = job.request.source, recovery_of(job.settings)
-    trained = recovery.trained
+    source, trained, objective = job.request.source, recovery_of(job.settings).trained, job.settings.objective
     sharded = trained.adapter and sharding.wanted(job.settings.sharding, source, processes.count())
     if sharded and kind.coupled:
         raise SettingsError(
@@ -155,6 +162,10 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
     with sharding.one_after_another() if sharded else nullcontext():
         model = models.load(source, train=True, on="cpu" if sharded else None)
         models.check_vocabulary(model, reader.tokenizer, source.path)
+        teacher = None
+        if objective.kl:
+            teacher = distillation.load(job.request.teacher, kind, job.settings, job.token_limit)
+        recovery = recovery_of(job.settings, teacher)
         base, start = models.parameters(model), sparsity.measure(model)
         zeros.check(start, job.settings, trained.adapter)
         lengths, per_token = [kind.length(example) for example in train], recovery.operations(base)
@@ -171,6 +182,8 @@ def _learner(job: Job, kind: ModelKind, reader: models.Reader, train: Sequence[E
         )
     counts: Record = {"trainable_parameters": trainable, "all_parameters": total, "base_parameters": base}
     counts["trainable_percent"] = 100 * trainable / total
+    if teacher:
+        counts["teacher"] = {"weights": job.prints["teacher"], "parameters": teacher.parameters}
     if len(kind.tower_names) > 1:
         counts["trainable_by_tower"] = tower_adapters.trainable(model, kind)
     return Learner(model, kind, recovery, settings, sharded, counts, start)
@@ -192,8 +205,14 @@ def _trained(job: Job, trainer: StepTrainer, facts: Record) -> Record:
         logger.info("this training has finished already; restoring its result from %s", done[0].name)
         trainer.restore(done[0])
         return done[1]
+    before = trainer.reported_losses()
     best, more = trainer.run(job.resume)
     outcome = facts | more
+    if "teacher" in facts:
+        cost = {"operations": trainer.recovery.objective.operations * more["tokens_seen"]}
+        outcome["teacher"] = facts["teacher"] | cost
+    after = trainer.reported_losses() if before else {}
+    outcome |= {name: {"before": loss, "after": after[name]} for name, loss in before.items()}
     if processes.is_first():
         checkpoints.finish(job.request.output, job.key, best, outcome)
     return outcome

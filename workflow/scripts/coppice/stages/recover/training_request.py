@@ -45,6 +45,8 @@ class TrainingRequest:
     """The folder to write."""
     seed: int = 0
     """Seed of the data order, the initialization and dropout."""
+    teacher: models.Source | None = None
+    """The model to learn from, if `settings.objective` asks for one."""
     world: int = 1
     """The number of processes."""
     stop_share: float | None = None

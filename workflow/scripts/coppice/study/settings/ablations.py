@@ -113,6 +113,7 @@ def _ablation(
     budget = _budget(key, entry.budget.given())
     metrics = _metrics(key, entry.metrics, sections.evaluate, notices)
     _check_arms(key, members, below, budget)
+    _check_teacher(key, entry.start, finetune)
     if stages and not own_sections.names_in(metrics):
         raise SettingsError(
             f"{key}.metrics: a staged ablation ends with a comparison on data that no stage used, and none is given; "
@@ -149,6 +150,13 @@ def _start(key: str, start: Record, workdir: str) -> ModelStart | CheckpointStar
     if of_checkpoint:
         raise SettingsError(f"{key}.start.{of_checkpoint[0]}: needs a checkpoint; for a model, set it under models")
     return ModelStart(model=start["model"], config=start.get("config"))
+
+
+def _check_teacher(key: str, start: Start, finetune: Finetune) -> None:
+    """Reject arms that would learn from the checkpoint that they start from, or from none."""
+    if finetune.objective.kl and start.config is None and finetune.objective.teacher in (None, start.model):
+        message = "finetune.objective needs another teacher for a start that no config chose; name it there as teacher"
+        raise SettingsError(f"{key}.start: {message}")
 
 
 def _section(key: str, entry: Ablation, finetune: Finetune) -> Finetune:

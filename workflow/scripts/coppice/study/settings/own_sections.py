@@ -195,6 +195,7 @@ def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, co
         raise SettingsError(
             f"{key('best_by')}: needs rows held out from training; set finetune.data.val_size or .validation"
         )
+    _check_objective(finetune, kind, model, config)
     for tower in towers:
         if tower not in kind.tower_names:
             _reject(key("lora", "towers"), tower, f"{who} has the towers", kind.tower_names)
@@ -209,6 +210,22 @@ def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, co
             f"{key('batch_size')}: {who} learns by comparing the pairs of a step, so a step of one teaches nothing; "
             "use at least 2, and better as many as fit"
         )
+
+
+def _check_objective(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
+    """Reject an objective that a model cannot be trained on, or that would do nothing."""
+    objective, key = finetune.objective, f"config key {key_of(config, model, 'finetune', 'objective')}"
+    if idle := objective.idle():
+        raise SettingsError(f"{key}.{idle[0]}: has no effect while kl is 0; set {key.split()[-1]}.kl, or remove it")
+    if not objective.kl:
+        return
+    if not kind.distills:
+        raise SettingsError(
+            f"{key}.kl: {kind.noun} ({model}) cannot be trained on a teacher's predictions; set it to 0"
+        )
+    teacher = objective.teacher
+    if teacher is not None and teacher not in config.models:
+        _reject(f"{key}.teacher", teacher, "the study has the models", config.models)
 
 
 def _reject(key: str, found: str, words: str, valid: Iterable[str]) -> None:

@@ -59,6 +59,17 @@ class Study:
         """Return the section `finetune` of a model."""
         return self.sections.finetune_of[model]
 
+    def teacher_of(self, model: str) -> str | None:
+        """Return the name of the model that a model's candidates learn from; None if they learn from data alone."""
+        objective = self.finetune_of(model).objective
+        return (objective.teacher or model) if objective.kl else None
+
+    def teacher_of_arms(self, ablation: str) -> str | None:
+        """Return the name of the model that the arms of an ablation learn from, or None."""
+        one = self.ablations[ablation]
+        objective = one.finetune.objective
+        return (objective.teacher or one.start.model) if objective.kl else None
+
     def evaluate_of(self, model: str) -> Evaluate:
         """Return the section `evaluate` of a model, without the parts that do not apply to its kind."""
         return self.sections.evaluate_of[model]

@@ -27,7 +27,7 @@ from coppice.core.errors import CoppiceError, SettingsError, Stopped, TransientE
 from coppice.models import random_states
 from coppice.models.kinds import Engine, Example, MicroBatch, ModelKind
 
-from ..base import Diverged, Recovery
+from ..base import Diverged, Objective, Recovery
 from ..job import Job, Learner
 from . import checkpoints, duration, learning_rates, memory, outcome, processes, sharding
 from .best_by import Asking, BestBy
@@ -56,6 +56,8 @@ def build(
     settings, resume = learner.settings, job.resume
     before = checkpoints.facts_of(resume) if resume else {}
     engine = learner.kind.engine(learner.model, job.token_limit, settings.arrangement)
+    if obstacle := learner.recovery.objective.obstacle(engine):
+        raise SettingsError(obstacle)
     log = TrainingLog(job.request.output / "training_log.txt", settings.batch_size, before)
     patience = Patience(settings.early_stopping) if settings.early_stopping and validation else None
     if patience:
@@ -228,8 +230,15 @@ class StepTrainer(Validation):
             total += loss.detach().to(total.device)
         return total
 
-    def _loss(self, micro: MicroBatch) -> torch.Tensor:
-        return self.recovery.objective.summed_loss(self.engine, micro)
+    def _loss(self, micro: MicroBatch, objective: Objective | None = None) -> torch.Tensor:
+        return (objective or self.recovery.objective).summed_loss(self.engine, micro)
+
+    def reported_losses(self) -> dict[str, float]:
+        """Return the further losses that the objective reports, with the weights as they are now."""
+        if not self.eval_dataset:
+            return {}
+        rows = sorted(self.eval_dataset, key=self.kind.sort_key)
+        return {name: self._validation_loss(rows, one) for name, one in self.recovery.objective.reported.items()}
 
     def _micro_batches(self, examples: list[Example]) -> list[MicroBatch]:
         """Return the micro-batches of this process's part of the examples."""

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from coppice.models.kinds import Engine, Example, ModelKind
 
+from ..base import Objective
 from . import memory
 from .best_by import Asking
 from .loader import blocks
@@ -54,23 +55,24 @@ class Validation(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _validation_loss(self, examples: list[Example]) -> float:
+    def _validation_loss(self, examples: list[Example], objective: Objective | None = None) -> float:
+        """Return the mean loss per target; objective: another one than that of the training."""
         self.model.eval()
         # The sum of all losses divided by all targets: a mean of batch means would depend on how examples are batched.
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         for block in blocks(examples):
-            total += self._summed_loss(block)
+            total += self._summed_loss(block, objective)
         if self.args.world_size > 1:
             distributed.all_reduce(total)
         return total.item() / self.kind.targets(examples)
 
-    def _summed_loss(self, examples: list[Example]) -> torch.Tensor | float:
+    def _summed_loss(self, examples: list[Example], objective: Objective | None) -> torch.Tensor | float:
         while True:
             try:
                 total = 0.0
                 for micro in self._micro_batches(examples):
                     with self.accelerator.autocast():
-                        total += self._loss(micro).double().to(self.args.device)
+                        total += self._loss(micro, objective).double().to(self.args.device)
                 return total
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):

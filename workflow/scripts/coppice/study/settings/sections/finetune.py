@@ -114,11 +114,56 @@ class Lora(Section):
     )
 
 
+class Objective(Section):
+    """The loss that a training minimizes: a mixture of cross-entropy and the divergence from a teacher's predictions.
+
+    The divergence is taken over the whole vocabulary at the positions of the targets.
+    """
+
+    ce: Number = setting(1.0, "Weight of the cross-entropy.", ge=0, le=1_000_000)
+    kl: Number = setting(
+        0.0,
+        "Weight of the divergence between the teacher's and the student's predictions. Above 0, each training also "
+        "loads the teacher. Only for causal and sequence-to-sequence models.",
+        ge=0,
+        le=1_000_000,
+    )
+    temperature: Number = setting(
+        1.0,
+        "Divides the logits of both models in the divergence, which is multiplied by its square.",
+        gt=0,
+        le=1_000,
+    )
+    divergence: Literal["forward", "reverse", "js"] = setting(
+        "forward",
+        "forward is KL(teacher || student), reverse KL(student || teacher), and js the generalized Jensen-Shannon "
+        "divergence, which lies between the two.",
+    )
+    beta: Number = setting(
+        0.5, "Of js: near 0 it is like forward, near 1 like reverse, each up to a factor.", gt=0, lt=1
+    )
+    teacher: str | None = setting(
+        None,
+        "The model to learn from: a name of `models` with the same tokenizer. Null means the dense model that the "
+        "candidate was pruned from.",
+    )
+
+    def idle(self) -> list[str]:
+        """Return the keys with other values than the defaults that have no effect, because `kl` is 0."""
+        fields = type(self).model_fields
+        return [] if self.kl else [name for name, value in self if value != fields[name].default]
+
+
+def _without_teacher(objective: Objective) -> bool:
+    return not objective.kl
+
+
 class Finetune(Section):
     """How pruned models are fine-tuned with LoRA."""
 
     data: TrainingData = section(TrainingData)
     lora: Lora = section(Lora)
+    objective: Objective = section(Objective, reruns=["finetune", "ablation"], exclude_if=_without_teacher)
     epochs: Number = setting(
         2, "Passes over the training examples.", reruns=["finetune"], unit="epochs", le=100_000, gt=0
     )
