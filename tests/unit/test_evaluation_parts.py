@@ -116,13 +116,15 @@ def evaluated(checkpoint, datasets, adapter):
 def test_a_change_of_a_models_own_code_invalidates_its_parts_and_training(checkpoint, tmp_path):
     """Its weights and their fingerprint do not change: the numbers of the old code would be reused."""
     from coppice.stages.recover import training
+    from coppice.stages.recover.training_request import TrainingRequest, TrainingSettings
 
     folder, found = shutil.copytree(checkpoint, tmp_path / "model"), {False: [], True: []}
     for code in ("old", "new"):
         (folder / "modeling_mine.py").write_text(f"# {code}")
         for trusted, keys in found.items():
             source = models.Source(str(folder), trust_remote_code=trusted)
-            keys.append([evaluate._common(source, {}), training._key({"lora": {}}, {}, 0, source)])
+            request = TrainingRequest({}, source, {}, TrainingSettings(), "none", tmp_path / "out")
+            keys.append([evaluate._common(source, {}), training._key({"lora": {}}, {}, request)])
     (before, after), (plain, still) = found[True], found[False]
     assert plain == still and before[0] != after[0] and before[1] != after[1]
 

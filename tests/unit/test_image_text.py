@@ -27,14 +27,14 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
-    """Return the dataset.json of rows with no picture, one, or two, of several sizes."""
+    """Return the dataset.json of rows with one picture or two, of several sizes."""
     folder = tmp_path_factory.mktemp("rows")
     names = tiny.draw(folder, 6)
     rows = [
         {"images": names[:1], "question": "w1 w2", "answers": ["w3 w4 w5"]},
         {"images": names[1:3], "question": "<image> w1 <image> w7", "answers": ["w8"]},
         {"images": names[3:4], "question": "w6", "answers": ["w3 w4 w5 w9 w1", "w2"]},
-        {"images": [], "question": "w1 w2 w5 w6", "answers": ["w3 w4"]},
+        {"images": names[3:4], "question": "w1 w2 w5 w6", "answers": ["w3 w4"]},
         {"images": names[4:], "question": "w1 w1 w1", "answers": ["w11 w12 w13"]},
     ]
     (folder / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -19,8 +19,15 @@ STUDY = """
 models:
   Hub: {base: org/model, revision: abc, family: llama, parameters: 1000000}
   Mini: {base: miniature/llama-instruct, variant: instruct, prompt: chat}
-  Seq: {base: miniature/t5, finetune: {data: {dataset: captions, validation: null}}}
-  Dual: {base: miniature/clip, finetune: {data: {dataset: pairs, validation: null}, lora: {towers: {text: {r: 4}}}}}
+  Seq:
+    base: miniature/t5
+    finetune: {data: {dataset: captions, validation: null, train_on_inputs: false}, arrangement: null}
+  Dual:
+    base: miniature/clip
+    finetune:
+      data: {dataset: pairs, validation: null, train_on_inputs: false}
+      arrangement: null
+      lora: {towers: {text: {r: 4}}}
 candidates:
   prune:
     - {method: depth, ratio: 0.34}

@@ -134,7 +134,7 @@ class _Violation:
         if self.kind == "twice":
             return f"{key}: {_shown(self.context['item'])} is listed twice"
         if self.kind in ("too_short", "string_too_short"):
-            least = self.context["min_length"]
+            least = self.context.get("min_length", 1)  # a section that must hold something has no length
             return f"{key}: must not be empty" if least == 1 else f"{key}: needs at least {least} entries"
         if self.kind == "string_pattern_mismatch":
             return f"{key}: found {found}; {self.description}"
