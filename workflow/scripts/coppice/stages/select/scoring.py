@@ -37,7 +37,8 @@ def needs_rows_of(study: Study, dataset: str) -> bool:
     """Return True if candidate scoring or an ablation needs selection rows of `dataset`."""
     if dataset in study.ablated_by():
         return True
-    return any(dataset in datasets(study, model) for model in study.active_models() if _is_scored(study, model))
+    # of all models: if those that `only` leaves out did not count, `only` would read data sets again
+    return any(dataset in datasets(study, model) for model in study.models if _is_scored(study, model))
 
 
 def _is_scored(study: Study, model: str) -> bool:

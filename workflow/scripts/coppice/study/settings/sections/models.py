@@ -46,7 +46,7 @@ class Model(Section):
         "What the model is: causal-lm (text in, next token out), seq2seq (T5, BART), image-text (Qwen3-VL) or "
         "dual-encoder (CLIP). Null takes it from the `config.json` of a local folder. A model from the hub is then "
         "taken for causal-lm, and the job that fetches it fails if it is of another kind.",
-        reruns=["finetune", "evaluate", "ablation"],
+        reruns=["data", "finetune", "evaluate", "ablation"],
     )
     revision: str | None = setting(
         None, "Commit, tag or branch on the hub. Null means the newest commit at the first fetch."
