@@ -196,7 +196,7 @@ def test_classes_are_found_by_averaged_prompts(clip, tmp_path):
     listed = evaluated(clip, tmp_path / "out", {"mine": str(dataset)}, classification=asked)
     assert listed["top1"]["mine"]["candidates"] == 4 and listed["top1"]["mine"]["n"] == 6
     asked |= {"classes": ["disk", "ring"]}
-    with pytest.raises(DataError, match=r"row 1: its label 'bar' is none of the 2 classes.*Add it there"):
+    with pytest.raises(DataError, match=r"row 1: its label 'bar' is not one of the 2 classes.*Add it there"):
         evaluated(clip, tmp_path / "out", {"mine": str(dataset)}, classification=asked)
 
 

@@ -324,7 +324,9 @@ def study_overview():
     trained = len(study.pairs())
     product = f"{len(models)} models x {len(configs)} configs = {trained} fine-tunings"
     if trained < len(models) * len(configs):
-        product = f"{len(models)} models, {len(configs)} configs, {trained} fine-tunings"
+        product = (
+            f"{len(models)} models, {len(configs)} configs, {trained} fine-tunings"
+        )
     lines = [
         f"Coppice: {product}, {made} candidates to choose from; results in {RESULTS}/",
         f"  models: {', '.join(models)}; configs: {', '.join(configs)}",

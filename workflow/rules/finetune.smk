@@ -69,14 +69,14 @@ rule finetune_lora:
     params:
         settings=of_model(training_settings),
         execution=execution("finetune"),
-        datasets=of_model(
-            lambda model: files.by_name(study.training_datasets(model))
-        ),
+        datasets=of_model(lambda model: files.by_name(study.training_datasets(model))),
         prompt=of_model(prompt),
         weights=weights,
         loading=of_model(reading),
         placement=placement,
-        seed=inspected_once(lambda wildcards: study.seed_in(wildcards.model, wildcards.seeded)),
+        seed=inspected_once(
+            lambda wildcards: study.seed_in(wildcards.model, wildcards.seeded)
+        ),
         status=inspected_once(lambda wildcards: status("finetune", *wildcards)),
         protocol=2,
     script:

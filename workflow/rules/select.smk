@@ -45,9 +45,7 @@ rule score_candidate:
     params:
         settings=of_model(lambda model: scoring.settings(study, model)),
         execution=execution("evaluate"),
-        datasets=of_model(
-            lambda model: files.by_name(scoring.datasets(study, model))
-        ),
+        datasets=of_model(lambda model: files.by_name(scoring.datasets(study, model))),
         purpose=study.select.split,
         # Scoring asks no questions in the prompt's form, so only tasks in a chat template depend on the date
         loading=of_model(
@@ -88,7 +86,9 @@ checkpoint select_best:
     conda:
         "../../envs/coppice.yaml"
     params:
-        criterion=lambda wildcards: study.criteria_of(wildcards.model)[wildcards.config]
+        criterion=lambda wildcards: study.criteria_of(wildcards.model)[
+            wildcards.config
+        ]
         | {"split": study.select.split},
         folders=of_model(records_of),
         seed=study.seed,

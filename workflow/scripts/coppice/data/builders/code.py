@@ -61,7 +61,7 @@ class CodeData:
         for name in self.languages or ():
             if name not in code_filters.SUFFIXES:
                 close = nearest(name, code_filters.SUFFIXES)
-                raise SettingsError(f"languages: '{name}' is none of {', '.join(code_filters.SUFFIXES)}{close}")
+                raise SettingsError(f"languages: '{name}' is not one of {', '.join(code_filters.SUFFIXES)}{close}")
         if self.spans_per_file < 1 or self.context_characters < 0 or (self.max_rows is not None and self.max_rows < 1):
             raise SettingsError("spans_per_file and max_rows must be at least 1, and context_characters at least 0")
 

@@ -53,7 +53,7 @@ def measure(model: LoadedModel, reader: models.Reader, source: RowSource, settin
             occur, in alphabetical order.
 
     Raises:
-        DataError: a row's label is none of the classes, or there is only one class.
+        DataError: a row's label is not one of the classes, or there is only one class.
     """
     labels = labels_of(source)
     classes = settings.classes or sorted(set(labels))
@@ -67,7 +67,7 @@ def measure(model: LoadedModel, reader: models.Reader, source: RowSource, settin
     unknown = next((index for index, label in enumerate(labels) if label not in place), None)
     if unknown is not None:
         raise DataError(
-            f"dataset {source.name}, row {unknown}: its label '{labels[unknown]}' is none of the {len(classes)} "
+            f"dataset {source.name}, row {unknown}: its label '{labels[unknown]}' is not one of the {len(classes)} "
             "classes of evaluate.classification.classes. Add it there, or correct the row."
         )
     pictures = [source.to_learn(index)[0].pictures[0] for index in range(len(labels))]
