@@ -22,10 +22,10 @@ import torch
 
 from coppice.core.errors import CoppiceError
 
-from . import estimates, output_head
 from .kinds import Example, Fallback, Forward, MicroBatch
 from .prefix_tree import Row, TreeForward, batches, build
 from .text_examples import IGNORED
+from .token_engine import TokenEngine
 
 if TYPE_CHECKING:
     from .kinds import LoadedModel
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("coppice.finetuning")
 
 Member = TypeVar("Member")
-CPU_TOKENS = estimates.CPU_TOKENS  # larger micro-batches gain nothing on a CPU; measured with one thread
 
 
-class Engine:
+class Engine(TokenEngine):
     """Computes the summed loss of examples, micro-batch by micro-batch.
 
     Args:
@@ -50,10 +49,11 @@ class Engine:
         training = model.training
         model.eval()  # `TreeForward` compares two forward passes, which dropout would make different
         with torch.no_grad():
-            self.forward = TreeForward(model)
+            forward = TreeForward(model)
             # A wrong tree raises no error, it only changes the numbers.
-            obstacle = self.forward.fallback()
+            obstacle = forward.fallback()
         model.train(training)
+        super().__init__(forward, token_limit)
         if arrangement == "tree" and obstacle:
             raise CoppiceError(
                 f"finetune.arrangement: a prefix tree would change the numbers of {type(model).__name__}: "
@@ -64,26 +64,12 @@ class Engine:
         if obstacle and self.arrangement != arrangement:
             self.warnings.append(_fallback_warning(obstacle, self.arrangement))
             logger.warning("%s: %s", type(model).__name__, self.warnings[-1])
-        self.device = self.forward.device
-        on_cpu = self.device.type == "cpu"
-        self.token_limit = min(token_limit, CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """Yield micro-batches of examples {input_ids, labels}; each target token is in exactly one of them."""
         arrange = self._tree if self.arrangement == "tree" else self._padded
         for members, reach in self.forward.groups([len(example["input_ids"]) for example in examples]):
             yield from arrange([examples[index] for index in members], reach)
-
-    def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
-        """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
-        # A sum, not a mean: averaging each micro-batch would weight a target by how few others share its micro-batch.
-        # The trainer divides by the targets of the whole step.
-        states, head = micro.run(self.forward), self.forward.head
-        if head is None:  # the model changes its logits after the output layer, so `states` are the full logits
-            return output_head.summed_loss_of_logits(states, micro.targets.to(states.device))
-        # The module itself is passed on, not its weight: it may carry an adapter, a bias or quantized weights.
-        states = states.to(head.weight.device)
-        return output_head.summed_loss(head, states, micro.targets.to(states.device))
 
     def _tree(self, examples: Sequence[Example], reach: int) -> Iterator[MicroBatch]:
         # The last token of an example predicts nothing, and the label of the first one has nothing to predict it from:

@@ -15,9 +15,10 @@ import torch
 
 from coppice.core.errors import CoppiceError
 
-from . import estimates, output_head
+from . import output_head
 from .kinds import Example, Inputs, MicroBatch
 from .text_examples import IGNORED
+from .token_engine import TokenEngine
 
 if TYPE_CHECKING:
     from .kinds import LoadedModel
@@ -71,7 +72,7 @@ class Forward:
         ).last_hidden_state
 
 
-class Engine:
+class Engine(TokenEngine):
     """Computes the summed loss of examples {input_ids, labels}, micro-batch by micro-batch; see `kinds.Engine`.
 
     Args:
@@ -81,7 +82,6 @@ class Engine:
     """
 
     arrangement = "sorted"
-    warnings: Sequence[str] = ()
 
     def __init__(self, model: LoadedModel, token_limit: int, arrangement: str | None = None) -> None:
         """Find the output layer, and fit the limit to the device."""
@@ -90,9 +90,7 @@ class Engine:
                 "finetune.arrangement: a prefix tree is for models that read from left to right, and an encoder reads "
                 "in both directions. Set it to sorted or null."
             )
-        self.forward = Forward(model)
-        on_cpu = self.forward.device.type == "cpu"
-        self.token_limit = min(token_limit, estimates.CPU_TOKENS * torch.get_num_threads()) if on_cpu else token_limit
+        super().__init__(Forward(model), token_limit)
 
     def micro_batches(self, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """Yield micro-batches of examples; each target token is in exactly one of them."""
@@ -107,14 +105,6 @@ class Engine:
                 return outputs[wanted.to(outputs.device)]
 
             yield MicroBatch(states, labels[wanted], inputs["input_ids"].numel() + labels.numel())
-
-    def summed_loss(self, micro: MicroBatch) -> torch.Tensor:
-        """Return the summed negative log-likelihood of a micro-batch's targets, in nats: a float32 scalar."""
-        states, head = micro.run(self.forward), self.forward.head
-        if head is None:
-            return output_head.summed_loss_of_logits(states, micro.targets.to(states.device))
-        states = states.to(head.weight.device)
-        return output_head.summed_loss(head, states, micro.targets.to(states.device))
 
 
 def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
