@@ -1,7 +1,6 @@
 """Image-text models: examples with pictures, the engine against transformers' own loss, answers, and pruning."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -196,11 +195,3 @@ def test_a_picture_of_a_shape_that_the_processor_does_not_take_is_named(checkpoi
     thin = pictures.Picture("thin.png", "", 4, 4000, None)
     with pytest.raises(DataError, match=r"thin\.png: the image processor does not take its 4 x 4000 pixels"):
         sight.tokens_of(thin, reader)
-
-
-def test_reading_pictures_imports_no_torchvision(checkpoint, record):
-    model, reader, rows, examples = loaded(checkpoint, record, "qwen3_vl")
-    engine = KIND.engine(model, 100)
-    assert all(engine.summed_loss(micro) > 0 for micro in engine.micro_batches(examples))
-    KIND.answers(model, reader, rows, Decoding(new_tokens=1))
-    assert "torchvision" not in sys.modules

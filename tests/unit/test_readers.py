@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import sys
 
 import pytest
 
@@ -56,11 +55,20 @@ def test_a_template_that_only_the_processor_has_is_the_tokenizers_too(tmp_path, 
     assert readers.seeing(tmp_path, tokenizer).tokenizer.chat_template == "{{ messages }}"
 
 
-def test_the_image_processor_is_the_one_of_pillow(tmp_path, tiny_tokenizer):
+def test_the_image_processor_is_the_one_of_pillow_even_beside_torchvision(tmp_path, tiny_tokenizer, monkeypatch):
+    """The tests run without torchvision, where transformers would choose Pillow's by itself: it must be asked for."""
+    from transformers import AutoImageProcessor
+
+    asked, load = [], AutoImageProcessor.from_pretrained
+    monkeypatch.setattr(
+        AutoImageProcessor,
+        "from_pretrained",
+        lambda *words, **options: asked.append(options) or load(*words, **options),
+    )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     reader = readers.seeing(tmp_path, tiny_tokenizer)
-    assert type(reader.image_processor).__name__ == "Qwen2VLImageProcessorPil" and "torchvision" not in sys.modules
+    assert asked[0]["backend"] == "pil" and type(reader.image_processor).__name__ == "Qwen2VLImageProcessorPil"
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"image_processor_type": "Unheard"}'])
