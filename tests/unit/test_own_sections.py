@@ -133,6 +133,11 @@ def test_a_protocol_of_a_model_stands_beside_those_of_the_study():
         ({"evaluate": {"zero_shot": {"include_path": "."}}}, "models.B.evaluate.zero_shot.include_path: the folder of"),
         ({"evaluate": {"answers": {"beams": 0}}}, "models.B.evaluate.answers.beams: found 0, must be at least 1"),
         ({"finetune": {"data": {"dataset": "nots"}}}, "models.B.finetune.data.dataset: there is no data set 'nots'"),
+        ({"finetune": {"data": {"dataset": {}}}}, "models.B.finetune.data.dataset: names no data set"),
+        (
+            {"kind": "seq2seq", "prompt": "none", "finetune": {"data": {"dataset": {}}}},
+            "models.B.finetune.data.dataset: names no data set",
+        ),
         ({"finetune": {"data": {"val_size": 1.5}}}, "models.B.finetune.data.val_size: found 1.5"),
         ({"finetune": {"epoch": 1}}, "models.B.finetune.epoch is unknown; did you mean 'models.B.finetune.epochs'"),
         ({"finetune": {"best_by": "blue4"}}, "models.B.finetune.best_by: found 'blue4', but a causal language model"),
@@ -308,6 +313,11 @@ def test_the_teacher_is_the_dense_model_or_the_named_one_and_none_without_a_dive
     assert study.teacher_of("A") == "A" and study.teacher_of("B") == "B"
     objective = study.finetune_of("B").objective
     assert (objective.ce, objective.kl, objective.divergence) == (0, 1, "js")
+
+
+def test_names_the_ablation_whose_mixture_is_empty():
+    ablation = {"start": {"model": "A"}, "arms": ["light", "full"], "data": {"dataset": {}}}
+    assert "ablations.x.data.dataset: names no data set" in message(ablations={"x": ablation})
 
 
 def test_arms_that_start_from_the_dense_model_need_another_teacher():

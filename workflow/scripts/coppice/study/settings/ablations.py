@@ -20,7 +20,7 @@ from .sections import Config
 from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
 from .sections.evaluate import Evaluate
 from .sections.finetune import Finetune
-from .sources import absolute, check_held_out, check_name, check_paths, local_config
+from .sources import absolute, check_name, check_paths, check_rows, local_config
 
 STEPS: Final = "max_steps"
 TOKENS: Final = "tokens"
@@ -164,7 +164,7 @@ def _section(key: str, entry: Ablation, finetune: Finetune) -> Finetune:
     data = finetune.data.model_copy(update=entry.data.given())
     if not data.val_size and not data.validation:
         raise SettingsError(f"{key}.data.val_size: arms are compared by the validation loss; hold out some rows")
-    check_held_out(data, f"{key}.data")
+    check_rows(data, f"{key}.data")
     # Early stopping is off because all arms must spend the same budget, which also replaces max_steps
     own = {"early_stopping": None, "merge": False, "seeds": None, "max_steps": None}
     return finetune.model_copy(update={"data": data} | own)

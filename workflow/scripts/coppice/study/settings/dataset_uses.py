@@ -43,11 +43,9 @@ def completed(name: str, entry: Dataset) -> Dataset:
     return Dataset.model_validate(registry.completed(name, entry.model_dump(exclude_unset=True)))
 
 
-def names_in(chosen: TrainingData, section: str = "finetune.data") -> dict[str, str]:
-    """Return {data set: the key of the section that names it}; section: its own key, for messages."""
+def names_in(chosen: TrainingData) -> dict[str, str]:
+    """Return {data set: the key of the section that names it}."""
     trained = [chosen.dataset] if isinstance(chosen.dataset, str) else chosen.dataset
-    if not trained:
-        raise SettingsError(f"config key {section}.dataset: names no data set; name at least one")
     validation = {chosen.validation: "validation"} if chosen.validation else {}
     return dict.fromkeys(trained, "dataset") | validation
 
@@ -55,7 +53,7 @@ def names_in(chosen: TrainingData, section: str = "finetune.data") -> dict[str, 
 def _uses(config: Config, models: Mapping[str, StudyModel], sections: Sections, chosen: Criteria) -> Iterator[Use]:
     """Yield every use of a data set in the study, repeated if several models share it."""
     for model, finetune in sections.finetune_of.items():
-        for name, key in names_in(finetune.data, key_of(config, model, "finetune", "data")).items():
+        for name, key in names_in(finetune.data).items():
             key = key_of(config, model, "finetune", "data", key)
             yield Use(name, "train", key, _of_kind("training", models[model].kind))
     yield from _uses_of_texts(config, sections, chosen)

@@ -27,7 +27,7 @@ from .sections.evaluate import (
 )
 from .sections.finetune import Finetune, Lora
 from .sections.section import Section
-from .sources import check_held_out
+from .sources import check_rows
 
 # section of an evaluator -> its key that lists data sets
 DATA = {
@@ -148,7 +148,7 @@ def _completed(finetune: Finetune, section: str) -> Finetune:
     key, size = f"config key {section}", finetune.data.val_size
     if size >= 1 and size != int(size):
         raise SettingsError(f"{key}.data.val_size: found {size}; give a whole number of rows, or a share below 1")
-    check_held_out(finetune.data, f"{key}.data")
+    check_rows(finetune.data, f"{key}.data")
     if finetune.early_stopping and not (size or finetune.data.validation):
         raise SettingsError(
             f"{key}.early_stopping: needs a validation loss; set {section}.data.val_size or .validation"

@@ -293,9 +293,16 @@ def _check_roles(key: str, splits: Mapping[str, str | None]) -> None:
             )
 
 
-def check_held_out(data: TrainingData, key: str) -> None:
-    """Reject a validation data set that is also trained on. data: the section `finetune.data`."""
+def check_rows(data: TrainingData, key: str) -> None:
+    """Reject a mixture of nothing, and a validation data set that is also trained on.
+
+    Args:
+        data: the section `finetune.data`.
+        key: its key, as messages name it.
+    """
     trained = [data.dataset] if isinstance(data.dataset, str) else data.dataset
+    if not trained:
+        raise SettingsError(f"{key}.dataset: names no data set; name at least one")
     if data.validation in trained:
         raise SettingsError(
             f"{key}.validation: '{data.validation}' is also trained on; name another data set, or set {key}.val_size"
