@@ -269,6 +269,7 @@ def test_a_criterion_is_left_out_for_a_model_without_its_metric():
     ("select", "words"),
     [
         ({"x": {"metric": ["average_acc", "ppl.ptbb"]}}, "select.configs.x: there is no metric 'ppl.ptbb'"),
+        ({"x": {"metric": ["ppl.ptbb", "average_acc"]}}, "select.configs.x: there is no metric 'ppl.ptbb'"),
         (
             {"x": {"metric": ["average_acc", "ppl.wikitext2"], "mode": "max"}},
             "have different directions; leave mode out",

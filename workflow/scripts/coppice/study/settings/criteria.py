@@ -151,8 +151,8 @@ def _completed(one: Criterion, key: str, model: str, here: Measured) -> Record:
 def _chosen(wanted: str | list[str], mode: Mode | None, key: str, model: str, here: Measured) -> Record:
     """Return {metric, mode}: the first of the wanted metrics that the model has, else the first one."""
     several = [wanted] if isinstance(wanted, str) else wanted
-    for metric in several[1:]:
-        _check_metric(metric, key, here, is_one_of_several=True)
+    for metric in several:
+        _check_metric(metric, key, here, is_one_of_several=isinstance(wanted, list))
     directions = {metrics.named(metric).mode for metric in several}
     if mode and len(directions) > 1:
         raise SettingsError(
