@@ -115,6 +115,10 @@ def test_a_protocol_of_a_model_stands_beside_those_of_the_study():
     [
         ({"finetune": {"objective": {"kl": 1, "teacher": "C"}}}, "models.B.finetune.objective.teacher: found 'C', but"),
         (
+            {"kind": "seq2seq", "prompt": "none", "finetune": {"objective": {"kl": 1, "teacher": "A"}}},
+            "models.B.finetune.objective.teacher: A is a causal language model, but B is a sequence-to-sequence model",
+        ),
+        (
             {"finetune": {"objective": {"temperature": 2}}},
             "models.B.finetune.objective.temperature: has no effect while kl is 0",
         ),

@@ -155,8 +155,10 @@ def _start(key: str, start: Record, workdir: str) -> ModelStart | CheckpointStar
 def _check_teacher(key: str, start: Start, finetune: Finetune) -> None:
     """Reject arms that would learn from the checkpoint that they start from, or from none."""
     if finetune.objective.kl and start.config is None and finetune.objective.teacher in (None, start.model):
-        message = "finetune.objective needs another teacher for a start that no config chose; name it there as teacher"
-        raise SettingsError(f"{key}.start: {message}")
+        raise SettingsError(
+            f"{key}.start: finetune.objective needs another teacher, because no config chose this start; set "
+            "finetune.objective.teacher to another model of the study"
+        )
 
 
 def _section(key: str, entry: Ablation, finetune: Finetune) -> Finetune:

@@ -88,7 +88,7 @@ def resolve(config: Config, models: Mapping[str, StudyModel], workdir: str, noti
             _check_own(model.evaluate, kind, key)
             whole = overlaid(config.evaluate, model.evaluate)
             evaluation = evaluation_checks.checked(whole, f"{key}.evaluate", workdir, notices)
-        _check_training_of(training, kind, name, config)
+        _check_training_of(training, name, config, models)
         found.finetune_of[name] = training
         found.evaluate_of[name] = applicable(evaluation, kind)
         found.calibration_of[name] = _calibration(config, name, kind, training)
@@ -182,8 +182,9 @@ def _calibration(config: Config, model: str, kind: kinds.ModelKind, finetune: Fi
     return candidate_lists.calibration(section)
 
 
-def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
+def _check_training_of(finetune: Finetune, model: str, config: Config, models: Mapping[str, StudyModel]) -> None:
     """Reject a value that the kind of a model does not have, or with which it would learn nothing."""
+    kind = kinds.named(models[model].kind)
 
     def key(*path: str) -> str:
         return f"config key {key_of(config, model, 'finetune', *path)}"
@@ -195,7 +196,7 @@ def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, co
         raise SettingsError(
             f"{key('best_by')}: needs rows held out from training; set finetune.data.val_size or .validation"
         )
-    _check_objective(finetune, kind, model, config)
+    _check_objective(finetune, model, config, models)
     for tower in towers:
         if tower not in kind.tower_names:
             _reject(key("lora", "towers"), tower, f"{who} has the towers", kind.tower_names)
@@ -212,8 +213,9 @@ def _check_training_of(finetune: Finetune, kind: kinds.ModelKind, model: str, co
         )
 
 
-def _check_objective(finetune: Finetune, kind: kinds.ModelKind, model: str, config: Config) -> None:
+def _check_objective(finetune: Finetune, model: str, config: Config, models: Mapping[str, StudyModel]) -> None:
     """Reject an objective that a model cannot be trained on, or that would do nothing."""
+    kind = kinds.named(models[model].kind)
     objective, key = finetune.objective, f"config key {key_of(config, model, 'finetune', 'objective')}"
     if idle := objective.idle():
         raise SettingsError(f"{key}.{idle[0]}: has no effect while kl is 0; set {key.split()[-1]}.kl, or remove it")
@@ -224,8 +226,15 @@ def _check_objective(finetune: Finetune, kind: kinds.ModelKind, model: str, conf
             f"{key}.kl: {kind.noun} ({model}) cannot be trained on a teacher's predictions; set it to 0"
         )
     teacher = objective.teacher
-    if teacher is not None and teacher not in config.models:
-        _reject(f"{key}.teacher", teacher, "the study has the models", config.models)
+    if teacher is None:
+        return
+    if teacher not in models:
+        _reject(f"{key}.teacher", teacher, "the study has the models", models)
+    other = kinds.named(models[teacher].kind)
+    if other is not kind:
+        raise SettingsError(
+            f"{key}.teacher: {teacher} is {other.noun}, but {model} is {kind.noun}; name a model of the same kind"
+        )
 
 
 def _reject(key: str, found: str, words: str, valid: Iterable[str]) -> None:
