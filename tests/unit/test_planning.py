@@ -116,6 +116,10 @@ def test_plans_the_loads_of_the_jobs_that_time_models_in_turns():
     loading = 20 * 2 * job_resources.Sizes(study).shape("Llama").parameters / 1e9
     assert found["latency"].jobs == 1 and found["latency"].longest == pytest.approx((60 + loading) / 60, rel=0.05)
     assert found["latency"].runtime >= 2 * loading / 60
+    own = text["models"]["Llama"] | {"evaluate": {"perplexity": {"datasets": ["ptb"]}}}  # best_ppl is by wikitext2
+    fewer = job_resources.Sizes(settings.load(text | {"models": text["models"] | {"Llama": own}}))
+    ratio = fewer.need("latency", "Llama", True).read / job_resources.Sizes(study).need("latency", "Llama", True).read
+    assert ratio == pytest.approx(13 / 20)
     without = settings.load(text | {"evaluate": {"cost": {"enabled": False}}})
     assert next(stage for stage in plan.plan(without, 150).stages if stage.name == "latency").jobs == 0
 

@@ -17,7 +17,7 @@ LOADING = ("dtype", "quantize", "trust_remote_code", "device_map", "context_leng
 
 
 def add(commands: Commands, words: Sequence[str]) -> None:
-    """Add the subcommands; words: the command line, of which a subcommand that is not on it needs no options."""
+    """Add the subcommands, and their options if one of them is among `words`, those of the command line."""
     tuned = commands.add_parser(
         "finetune", help="run one training without the workflow; options have the names of the section finetune"
     )

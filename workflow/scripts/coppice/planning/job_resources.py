@@ -53,7 +53,7 @@ SHORT = 512  # a `cutoff_len` above this means long rows; half of it is then ass
 class Need:
     """What a job uses: peak bytes of the machine's memory and of each GPU's, bytes written to disk, operations.
 
-    read: bytes of weights that it loads after those that it loads first
+    read: bytes of weights that it loads beyond the first load.
     """
 
     host: int
@@ -143,7 +143,7 @@ class Sizes:
             operations = recovery.operations(shape.parameters) * trained_tokens(settings)
         elif stage == "latency":
             peak = estimates.evaluate(shape, loaded, self.machine("evaluate", on_gpu))
-            cost, turns = study.evaluate_of(model).cost, latency.ROUNDS * (1 + len(study.configs))
+            cost, turns = study.evaluate_of(model).cost, latency.ROUNDS * (1 + len(study.criteria_of(model)))
             tokens = turns * sum(cost.batch_sizes) * (cost.prompt_tokens + cost.new_tokens)
             disk, operations, read = 0, 2 * tokens * shape.parameters, (turns - 1) * whole
         else:

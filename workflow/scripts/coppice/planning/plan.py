@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from coppice.study.settings import Study
 
 GB = 10**9
-JOBS = {
-    name: name for name in ("prune", "score", "latency", "finetune")
-}  # the jobs of all other stages are evaluations
+JOBS = ("prune", "score", "latency", "finetune")  # the jobs of all other stages are evaluations
 
 
 @dataclass
@@ -130,7 +128,7 @@ def _add(
     stage: Stage, count: int, study: Study, sizes: job_resources.Sizes, model: str, tflops: float, on_gpu: bool
 ) -> None:
     """Add `count` jobs of a model to a stage."""
-    job = JOBS.get(stage.name, "evaluate")
+    job = stage.name if stage.name in JOBS else "evaluate"
     kind = job_resources.STAGE.get(job, job)
     candidates = [None] if study.shares_candidate_jobs() else list(study.candidates(model))
     for candidate in candidates if job in ("prune", "score") else [None]:
