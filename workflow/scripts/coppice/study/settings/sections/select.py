@@ -43,7 +43,9 @@ class Criterion(Section):
     )
     metrics: Named[Annotated[Mode, Field(description="Whether a higher or a lower value is better.")]] | None = setting(
         None,
-        "The two metrics of `pareto`, each with its mode. Null means average_acc (max) and the first perplexity (min).",
+        "The two metrics of `pareto`, each with its mode. Null means average_acc (max) and the first perplexity "
+        "(min), or the first two metrics of a model that is measured otherwise. Name both for models that answer rows, "
+        "unless evaluate.answers.metrics says how answers are measured.",
     )
     where: Named[Bounds] = setting(
         {},
