@@ -26,7 +26,8 @@ def study(tmp_path_factory):
     kinds = {"Llama": None, "Cap": "captioner", "Qwen": None, "View": "image-text", "Clip": "dual"}
     built = mixed(tmp_path_factory.mktemp("study"), items=60, **kinds).build()
     (built.results / "report/figures").mkdir(parents=True)
-    (built.results / "report/figures/tradeoff-9.svg").write_text("")
+    for name in ("tradeoff-9.svg", "my-own.svg"):
+        (built.results / "report/figures" / name).write_text("")
     study_report.write_report(built.results, built.pairs, built.models, built.results / "report")
     return built
 
@@ -100,7 +101,7 @@ def test_tables_have_the_metrics_of_their_group_with_unit_and_direction(study):
 
 
 def test_draws_a_figure_for_each_group_that_has_something_to_draw(study):
-    names = {path.stem for path in (study.results / "report/figures").glob("*.svg")}
+    names = {path.stem for path in (study.results / "report/figures").glob("*.svg")} - {"my-own"}
     assert {"tradeoff", "tradeoff-2", "tradeoff-3", "tradeoff-4", "task_changes", "training", "cost"} <= names
     assert "tradeoff-5" not in names and "task_changes-2" not in names and "cost-2" not in names
     assert set(study_report.FIGURES) <= names
@@ -111,8 +112,9 @@ def test_draws_a_figure_for_each_group_that_has_something_to_draw(study):
     assert len(ids) == len(set(ids))
 
 
-def test_removes_figures_of_groups_that_are_gone(study):
+def test_removes_figures_of_groups_that_are_gone_and_no_other_files(study):
     assert not (study.results / "report/figures/tradeoff-9.svg").exists()  # which was there before
+    assert (study.results / "report/figures/my-own.svg").exists()
 
 
 def test_tables_hold_the_numbers_of_every_kind(study):
@@ -166,6 +168,16 @@ def test_a_trace_finds_the_numbers_of_a_metric(study, tmp_path, model, metric):
     assert [float(value) for value in re.findall(rf" {re.escape(metric)} +([\d.e-]+)", shown)] == pytest.approx(
         [values[stage] for stage in ("dense", "pruned", "finetuned")], rel=1e-5
     )
+
+
+def test_a_trace_shows_how_answers_were_generated(tmp_path):
+    built = mixed(tmp_path / "results", items=20, Cap="captioner", configs=("best_acc",)).build()
+    path = built.folder("finetuned", "Cap", "best_acc") / "evaluation_results.json"
+    record = records.read(path)
+    record["provenance"]["settings"] = {"zero_shot": {"tasks": []}, "answers": {"datasets": ["captions"], "beams": 4}}
+    records.write(path, record)
+    shown = traced([str(path.parent / "comparison_report.txt")], tmp_path)
+    assert re.search(r"answers \(datasets captions,\s+beams 4\)", shown)
 
 
 def test_a_trace_finds_the_tables_of_a_mixed_study_in_agreement_with_the_records(study, tmp_path):

@@ -31,7 +31,7 @@ SHOWN_SETTINGS = {
         "train",
         "objective",
     ),
-    "evaluation": ("purpose", "perplexity", "zero_shot", "engine"),
+    "evaluation": ("purpose", "perplexity", "zero_shot", "answers", "retrieval", "classification", "engine"),
 }
 
 

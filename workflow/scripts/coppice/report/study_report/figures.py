@@ -54,7 +54,7 @@ def draw(study: Study, frames: Frames, folder: PathLike) -> list[Drawn]:
             drawn = [Drawn(name, *sections.caption(groups[0], name), svg)] if _applies(name, study) else []
         found += drawn
     files = {*FIGURES, *(one.file for one in found)}
-    for stale in (path for kind in ("svg", "png") for path in folder.glob(f"*-*.{kind}") if path.stem not in files):
+    for stale in (path for name in FIGURES for path in folder.glob(f"{name}-*") if path.stem not in files):
         stale.unlink()
     return found
 
