@@ -320,6 +320,26 @@ def test_the_teacher_is_the_dense_model_or_the_named_one_and_none_without_a_dive
     assert (objective.ce, objective.kl, objective.divergence) == (0, 1, "js")
 
 
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({"towers": {"audio": "full"}}, "towers: found 'audio', but a dual encoder (B) has the towers text, vision"),
+        ({"towers": {"text": "frozen", "vision": "frozen"}}, "towers: all towers of a dual encoder (B) are frozen"),
+        ({"batch_size": 1}, "batch_size: a dual encoder (B) learns by comparing the pairs of a step"),
+    ],
+)
+def test_rejects_an_arm_with_which_the_kind_of_model_would_learn_nothing(arm, words):
+    ablation = {"start": {"model": "B"}, "arms": [arm | {"name": "one"}, {"name": "other", "r": 4}]}
+    ablation["budget"] = {"tokens": 1000}
+    with pytest.raises(settings.SettingsError) as error:
+        settings.load(
+            DUAL
+            | {"evaluate": {"classification": {"datasets": ["pairs"]}}, "datasets": {"pairs": {"path": "org/pairs"}}}
+            | {"ablations": {"x": ablation}}
+        )
+    assert f"config key ablations.x: arm 'one': {words}" in str(error.value)
+
+
 def test_names_the_ablation_whose_mixture_is_empty():
     ablation = {"start": {"model": "A"}, "arms": ["light", "full"], "data": {"dataset": {}}}
     assert "ablations.x.data.dataset: names no data set" in message(ablations={"x": ablation})

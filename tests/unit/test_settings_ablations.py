@@ -41,7 +41,11 @@ def test_a_grid_is_every_combination_and_alpha_may_follow_the_rank():
 
 def test_the_adapters_of_towers_are_varied_like_other_keys():
     towers = [{}, {"vision": {"r": 32, "alpha": 64}}, {"text": "frozen"}]
-    one = ablated({"staged": [{"name": "towers", "vary": {"towers": towers}}]})
+    clip = {"base": "org/clip", "kind": "dual-encoder", "evaluate": {"classification": {"datasets": ["animals"]}}}
+    more = {"models": {"Clip": clip}, "datasets": {"animals": {"path": "org/animals"}}}
+    more |= {"select": {"configs": {"best": {"metric": ["top1.animals", "average_acc"]}}}}
+    entry = {"start": {"model": "Clip"}, "staged": [{"name": "towers", "vary": {"towers": towers}}]}
+    one = ablated(entry, **more)
     names = ["towers.none", "towers.vision-r-32+alpha-64", "towers.text-frozen"]
     assert list(one.arms)[:3] == names and one.stages[0].arms == names
     assert settings_of(one, "towers.none")["towers"] == {}

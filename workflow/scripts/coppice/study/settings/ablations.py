@@ -1,10 +1,7 @@
 """Resolve and check the section `ablations`: arms, budgets, stages and metrics, before anything is trained."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Final
 
 from coppice.core.aliases import Record
@@ -13,14 +10,14 @@ from coppice.models import kinds
 from coppice.stats.metrics import LOSS, asked_in, named
 
 from .. import layout
-from . import arms, checking, lora_presets, own_sections, registry, rerun_policy
+from . import arms, checking, lora_presets, own_sections, registry, rerun_policy, training_checks
 from .own_sections import Sections
 from .resolved import Budget, CheckpointStart, ModelStart, Race, StudyAblation, StudyArm, StudyStage, Unit
 from .sections import Config
 from .sections.ablation import Ablation, Arm, ArmMetrics, ChooseBy, Racing, Start, TuningStage
 from .sections.evaluate import Evaluate
 from .sections.finetune import Finetune
-from .sources import absolute, check_name, check_paths, check_rows, local_config
+from .sources import absolute, check_name, check_paths, check_rows, kind_at
 
 STEPS: Final = "max_steps"
 TOKENS: Final = "tokens"
@@ -45,6 +42,7 @@ USUAL_ORDER = [
 
 def resolve(
     config: Config,
+    of_models: Mapping[str, kinds.ModelKind],
     sections: Sections,
     criteria: Mapping[str, Mapping[str, Record]],
     workdir: str,
@@ -54,6 +52,7 @@ def resolve(
 
     Args:
         config: the configuration.
+        of_models: model -> its kind.
         sections: those of the study and of its models; an ablation has those of the model that it starts from.
         criteria: model -> its criteria.
         workdir: the folder that relative paths resolve against.
@@ -68,24 +67,20 @@ def resolve(
         check_name(name, "config key ablations")
         if not _in_study(key, entry.start, config, criteria, notices):
             continue
-        own = _sections_of(key, entry.start, sections, workdir)
+        start = entry.start
+        kind = of_models.get(start.model) or kind_at(start.checkpoint or "", f"ablations.{name}.start", workdir)
+        own = _sections_of(start, sections, kind)
         found[name] = _ablation(key, entry, config.seed, own, workdir, notices)
+        if kind is not None:
+            training_checks.check_arms(key, start, found[name], kind)
     return found
 
 
-def _sections_of(key: str, start: Start, sections: Sections, workdir: str) -> Sections:
+def _sections_of(start: Start, sections: Sections, kind: kinds.ModelKind | None) -> Sections:
     """Return the sections of the model that an ablation starts from; of a checkpoint, those that apply to its kind."""
     if start.model is not None:
         return Sections(sections.finetune_of[start.model], sections.evaluate_of[start.model])
-    folder = absolute(start.checkpoint or "", workdir)
-    if not os.path.isfile(Path(folder, "config.json")):  # not is_file, which raises OSError if a text is no path
-        return sections
-    kind = kinds.of(
-        SimpleNamespace(
-            **local_config(folder, start.checkpoint or "", f"{key.removeprefix('config key ')}.start.checkpoint")
-        )
-    )
-    return Sections(sections.finetune, own_sections.applicable(sections.evaluate, kind))
+    return sections if kind is None else Sections(sections.finetune, own_sections.applicable(sections.evaluate, kind))
 
 
 def _in_study(

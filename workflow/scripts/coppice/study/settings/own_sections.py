@@ -4,14 +4,14 @@ A model is evaluated only by what applies to its kind. A model that sets no key 
 study's own sections, the same objects, so that its jobs are those of a study without such keys.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from coppice.core.errors import SettingsError, nearest
+from coppice.core.errors import SettingsError
 from coppice.models import kinds
 
-from . import candidate_lists, evaluation_checks, lora_presets
+from . import candidate_lists, evaluation_checks, lora_presets, training_checks
 from .resolved import StudyModel
 from .sections import Config
 from .sections.candidates import Calibration
@@ -189,28 +189,22 @@ def _check_training_of(finetune: Finetune, model: str, config: Config, models: M
     def key(*path: str) -> str:
         return f"config key {key_of(config, model, 'finetune', *path)}"
 
-    who, best_by, towers = f"{kind.noun} ({model})", finetune.best_by, finetune.lora.towers
+    who, best_by = f"{kind.noun} ({model})", finetune.best_by
     if best_by is not None and best_by not in kind.validators:
-        _reject(key("best_by"), best_by, f"{who} is validated by", ["the loss (null)", *kind.validators])
+        training_checks.reject(key("best_by"), best_by, f"{who} is validated by", ["the loss (null)", *kind.validators])
     if best_by is not None and not (finetune.data.val_size or finetune.data.validation):
         raise SettingsError(
             f"{key('best_by')}: needs rows held out from training; set finetune.data.val_size or .validation"
         )
     _check_objective(finetune, model, config, models)
-    for tower in towers:
-        if tower not in kind.tower_names:
-            _reject(key("lora", "towers"), tower, f"{who} has the towers", kind.tower_names)
-    if all(towers.get(name, "frozen" if name in kind.frozen_towers else None) == "frozen" for name in kind.tower_names):
-        raise SettingsError(f"{key('lora', 'towers')}: all towers of {who} are frozen; give one an adapter")
+    training_checks.check_towers(finetune.lora.towers, kind, who, key("lora", "towers"))
+    training_checks.check_batch(finetune.batch_size, kind, who, key("batch_size"))
     if finetune.arrangement not in (None, *kind.arrangements):
-        _reject(key("arrangement"), finetune.arrangement, f"{who} is trained with", [*kind.arrangements, "null"])
+        training_checks.reject(
+            key("arrangement"), finetune.arrangement, f"{who} is trained with", [*kind.arrangements, "null"]
+        )
     if finetune.data.train_on_inputs and not kind.learns_inputs:
         raise SettingsError(f"{key('data', 'train_on_inputs')}: {who} does not write its inputs; set it to false")
-    if kind.coupled and finetune.batch_size < 2:
-        raise SettingsError(
-            f"{key('batch_size')}: {who} learns by comparing the pairs of a step, so a step of one teaches nothing; "
-            "use at least 2, and better as many as fit"
-        )
 
 
 def _check_objective(finetune: Finetune, model: str, config: Config, models: Mapping[str, StudyModel]) -> None:
@@ -229,14 +223,9 @@ def _check_objective(finetune: Finetune, model: str, config: Config, models: Map
     if teacher is None:
         return
     if teacher not in models:
-        _reject(f"{key}.teacher", teacher, "the study has the models", models)
+        training_checks.reject(f"{key}.teacher", teacher, "the study has the models", models)
     other = kinds.named(models[teacher].kind)
     if other is not kind:
         raise SettingsError(
             f"{key}.teacher: {teacher} is {other.noun}, but {model} is {kind.noun}; name a model of the same kind"
         )
-
-
-def _reject(key: str, found: str, words: str, valid: Iterable[str]) -> None:
-    valid = list(valid)
-    raise SettingsError(f"{key}: found '{found}', but {words} {', '.join(valid)}{nearest(found, valid)}")

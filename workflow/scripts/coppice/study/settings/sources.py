@@ -131,7 +131,7 @@ def resolve_model(name: str, entry: Model, workdir: str, notices: list[str]) -> 
         family, kind = miniature.family, miniature.kind
         _check_miniature(key, entry, miniature)
     elif source.kind == "local":
-        content = local_config(source.path, entry.base, f"{key}.base")
+        content = _local_config(source.path, entry.base, f"{key}.base")
         model_type = content.get("model_type")
         kind = _local_kind(content, key, entry)
         family = _family_of(model_type or "") or model_type
@@ -179,7 +179,21 @@ def _family_of(text: str) -> str | None:
     return next((family for family in registry.FAMILIES if family in text.lower()), None)
 
 
-def local_config(folder: str, base: str, key: str) -> Record:
+def kind_at(checkpoint: str, key: str, workdir: str) -> kinds.ModelKind | None:
+    """Return the kind of a checkpoint folder, or None if there is none.
+
+    Args:
+        checkpoint: the folder as the user gave it.
+        key: the section with the configuration key `checkpoint`, for messages.
+        workdir: the folder that relative paths resolve against.
+    """
+    folder = absolute(checkpoint, workdir)
+    if not os.path.isfile(Path(folder, "config.json")):  # not is_file, which raises OSError if a text is no path
+        return None
+    return kinds.of(SimpleNamespace(**_local_config(folder, checkpoint, f"{key}.checkpoint")))
+
+
+def _local_config(folder: str, base: str, key: str) -> Record:
     """Return the content of the checkpoint's config.json. Raises SettingsError if `folder` is not a checkpoint.
 
     Args:

@@ -208,11 +208,12 @@ def load(raw_config: Record, configfiles: Iterable[PathLike] = (), workdir: Path
     dataset_uses.check_known(config, models, sections)
     by_model = {name: criteria.measured(evaluate) for name, evaluate in sections.evaluate_of.items()}
     candidates, rows, columns = _candidates(config, models, by_model, workdir, notices)
-    evaluators = {name for model in models.values() for name in kinds.named(model.kind).evaluators}
+    of_models = {name: kinds.named(model.kind) for name, model in models.items()}
+    evaluators = {name for kind in of_models.values() for name in kind.evaluators}
     measured = criteria.Measured(by_model, columns, evaluators, config.datasets)
     chosen = criteria.resolve(config, measured, rows, notices)
     datasets = dataset_uses.resolve(config, models, sections, chosen, workdir, notices)
-    ablated = ablations.resolve(config, sections, chosen, workdir, notices)
+    ablated = ablations.resolve(config, of_models, sections, chosen, workdir, notices)
     study = Study(config, models, datasets, workdir, sections, notices, chosen, candidates, ablated)
     _check_candidates(study)
     _notice_split(study)
