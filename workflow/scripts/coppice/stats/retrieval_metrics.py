@@ -49,13 +49,17 @@ def both_ways(
     owners, copies = numpy.asarray(owners), numpy.asarray(copies)
     described = numpy.zeros((len(pictures), len(texts)), dtype=bool)
     described[owners, copies] = True
-    captions, found = texts[copies], {}
-    for direction, queries, items in ((TO_TEXT, pictures, captions), (TO_IMAGE, captions, pictures)):
+    found = {}
+    for direction, queries in ((TO_TEXT, pictures), (TO_IMAGE, texts[copies])):
         parts = []
         for start in range(0, len(queries), QUERIES):
             part = slice(start, start + QUERIES)
-            right = described[part][:, copies] if direction == TO_TEXT else described[:, copies[part]].T
-            parts.append((ranks(queries[part] @ items.T, right), right.sum(axis=1)))
+            if direction == TO_TEXT:
+                # one similarity for each distinct text: a product may round the columns of its copies differently
+                similar, right = (pictures[part] @ texts.T)[:, copies], described[part][:, copies]
+            else:
+                similar, right = queries[part] @ pictures.T, described[:, copies[part]].T
+            parts.append((ranks(similar, right), right.sum(axis=1)))
         found[direction] = tuple(numpy.concatenate(each) for each in zip(*parts, strict=True))
     return found
 
